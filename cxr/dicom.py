@@ -1,0 +1,348 @@
+"""Reading of DICOM radiographs: header, transfer syntaxes, pixels; refusals as FilmError.
+
+Decoders are pydicom, Pillow, pylibjpeg-openjpeg, pyjpegls and GDCM, all under permissive licences.
+Names and clear-text ids of a header never leave this module: ids are hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_color_lut, pixel_array
+from pydicom.uid import UID
+
+from cxr.codestream import MAX_PIXELS, check_jpeg, check_jpeg2000, check_size
+from cxr.errors import FilmError
+from cxr.greyscale import colour_to_grey, grey_from_stored, min_max_valid
+
+__all__ = ["FilmError", "StoredFilm", "hash_id", "looks_like_dicom", "read_dicom"]
+
+# RG and HC are digitised film, DR is written by some devices for DX, SC by some for OT.
+_FILM_MODALITIES = {"CR", "DX", "DR", "RG", "HC", "OT", "SC"}
+_FILM_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.1",  # CR, and by prefix .1.1.1, .1.1.1.1 DX
+    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture, and its multi-frame forms
+)
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+_NATIVE = {
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+}
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+# One decoder for each syntax: which one answers must not depend on what else is installed.
+_JPEG = {
+    "1.2.840.10008.1.2.4.50": "pillow",  # baseline
+    "1.2.840.10008.1.2.4.51": "gdcm",  # extended, 12 bits
+    "1.2.840.10008.1.2.4.57": "gdcm",  # lossless
+    "1.2.840.10008.1.2.4.70": "gdcm",  # lossless, selection value 1
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+}
+_JPEG2000 = {"1.2.840.10008.1.2.4.90": "pylibjpeg", "1.2.840.10008.1.2.4.91": "pylibjpeg"}
+_RLE = {"1.2.840.10008.1.2.5": "pydicom"}
+_HASH_KEY_VARIABLE = "LUNGFIRST_HASH_KEY"
+_DEFAULT_HASH_KEY = "lungfirst"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFilm:
+    """What a DICOM file gives; the fields are those of `cxr.film.Film`."""
+
+    pixels: np.ndarray = field(repr=False)  # (H, W) float32 in [0, 1], dense bone white
+    spacing_mm: tuple[float, float] | None
+    view: str
+    laterality: str
+    patient: str
+    study: str
+    bits: int
+    notes: tuple[str, ...]
+
+
+def read_dicom(data: bytes) -> StoredFilm:
+    """Decode the bytes of a DICOM file.
+
+    Raises:
+        FilmError: with its reason; any failure of a decoder becomes one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers of old films are full of small faults
+        try:
+            return _read(data)
+        except FilmError:
+            raise
+        except Exception as error:  # decoders raise all kinds
+            raise FilmError(
+                "bad_pixels", f"The DICOM file could not be decoded ({type(error).__name__})."
+            ) from error
+
+
+def looks_like_dicom(data: bytes) -> bool:
+    """Whether the first bytes (132 or more) are DICOM, with or without preamble and file meta."""
+    if data[128:132] == b"DICM" or data[:4] == b"DICM":
+        return True
+    if len(data) < 16:
+        return False
+    group, element, length = struct.unpack_from("<HHI", data)
+    if group not in (0x0002, 0x0008) or element > 0x0100:
+        return False
+    return data[4:6] in {b"UL", b"OB", b"CS", b"UI", b"DA", b"SH", b"LO"} or 0 < length <= 4096
+
+
+def hash_id(text: str, kind: str) -> str:
+    """Keyed BLAKE2b of an id as 16 hexadecimal digits; "" for an empty id.
+
+    Args:
+        text: the id in clear.
+        kind: "patient" or "study": the same text hashes differently in each.
+
+    The key is the environment variable LUNGFIRST_HASH_KEY. Without it a fixed, public key is used:
+    ids then agree between sites, but somebody who can guess an id can recognise it.
+    """
+    text = text.strip().strip("\0")
+    if not text:
+        return ""
+    secret = os.environ.get(_HASH_KEY_VARIABLE) or _DEFAULT_HASH_KEY
+    key = hashlib.blake2b(secret.encode(), digest_size=32).digest()  # a key has at most 64 bytes
+    person = kind.encode()[:16]
+    return hashlib.blake2b(text.encode(), digest_size=8, key=key, person=person).hexdigest()
+
+
+def _read(data: bytes) -> StoredFilm:
+    ds, notes = _parse(data)
+    notes += _check_kind(ds)
+    _check_present(ds, data)
+    notes += _check_pixel_header(ds)
+    stored = _decode(ds)
+    if stored.ndim == 3:
+        grey, more = min_max_valid(colour_to_grey(stored), None), ["colour turned to grey"]
+    else:
+        grey, more = grey_from_stored(ds, stored)
+    spacing_mm, about_spacing = _spacing(ds)
+    return StoredFilm(
+        pixels=np.ascontiguousarray(grey, dtype=np.float32),
+        spacing_mm=spacing_mm,
+        view=_view(ds),
+        laterality=_laterality(ds),
+        patient=hash_id(str(ds.get("PatientID") or ""), "patient"),
+        study=hash_id(str(ds.get("StudyInstanceUID") or ""), "study"),
+        bits=int(ds.BitsStored),
+        notes=tuple(notes + more + about_spacing),
+    )
+
+
+def _parse(data: bytes) -> tuple[Dataset, list[str]]:
+    notes = []
+    if data[:4] == b"DICM":
+        data = bytes(128) + data
+    has_preamble = data[128:132] == b"DICM"
+    if not has_preamble:
+        notes.append("file preamble missing")
+    if _DEFLATED in data[:1024]:
+        _check_deflated(data)
+    try:
+        ds = pydicom.dcmread(io.BytesIO(data), force=not has_preamble)
+    except InvalidDicomError as error:
+        raise FilmError("not_an_image", "The file is no DICOM file.") from error
+    except (EOFError, struct.error) as error:
+        raise FilmError("truncated", "The DICOM header breaks off.") from error
+    if not len(ds):
+        raise FilmError("truncated", "The DICOM file holds no data set.")
+    if "TransferSyntaxUID" not in ds.file_meta:
+        notes.append("file meta missing")
+        implicit, little = ds.original_encoding
+        code = "1.2.840.10008.1.2" + ("" if implicit else ".1" if little else ".2")
+        ds.file_meta.TransferSyntaxUID = UID(code)
+    return ds, notes
+
+
+def _check_deflated(data: bytes) -> None:
+    """A deflated data set of a kilobyte can ask for gigabytes: inflate it piece by piece first."""
+    if data[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+        raise FilmError("unsupported_syntax", "The deflated DICOM file has no file meta length.")
+    start = 144 + int.from_bytes(data[140:144], "little")
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    piece = inflater.decompress(data[start:], 1 << 24)
+    while piece:
+        size += len(piece)
+        if size > 2 * MAX_PIXELS + (1 << 24):
+            raise FilmError("bad_pixels", "The deflated DICOM file is larger than a film may be.")
+        piece = inflater.decompress(inflater.unconsumed_tail, 1 << 24)
+    if not inflater.eof:
+        raise FilmError("truncated", "The deflated DICOM data break off.")
+
+
+def _check_kind(ds: Dataset) -> list[str]:
+    """Refuse what is no single radiograph; returns notes."""
+    sop_class = str(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") or "")
+    if sop_class == _DIRECTORY_CLASS or "DirectoryRecordSequence" in ds:
+        raise FilmError("no_pixels", "The file is a DICOMDIR: a list of files, not a film.")
+    if "EncryptedAttributesSequence" in ds or "EncryptedContent" in ds:
+        raise FilmError("encrypted", "The DICOM file has encrypted attributes.")
+    modality = str(ds.get("Modality") or "").strip().upper()
+    by_class = any(sop_class == c or sop_class.startswith(f"{c}.") for c in _FILM_CLASSES)
+    if modality and modality not in _FILM_MODALITIES:
+        shown = modality if modality.isalnum() and len(modality) <= 8 else "unknown"
+        raise FilmError(
+            "wrong_modality", f"The modality is {shown}; films are CR, DX or a capture of one (OT)."
+        )
+    if sop_class.startswith("1.2.840.10008.5.1.4.1.1") and not by_class and modality in {"", "OT"}:
+        raise FilmError("wrong_modality", "The DICOM object is of a kind that holds no film.")
+    frames = ds.get("NumberOfFrames")
+    if frames is not None and int(frames or 1) > 1:
+        raise FilmError("multi_frame", f"The file holds {int(frames)} frames; a film has one.")
+    return [] if modality else ["modality missing: taken for a film"]
+
+
+def _check_present(ds: Dataset, data: bytes) -> None:
+    """Refuse a data set whose pixel data are absent or shorter than announced."""
+    if "PixelData" in ds:
+        raw = ds.get_item("PixelData")
+        length = raw.length if isinstance(raw, pydicom.dataelem.RawDataElement) else None
+        if length not in (None, 0xFFFFFFFF) and len(raw.value or b"") < length:
+            raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
+        if ds.PixelData:
+            return
+    elif not ds.file_meta.TransferSyntaxUID.is_deflated and _breaks_off(ds, data):
+        raise FilmError("truncated", "The DICOM file ends before its pixel data.")
+    raise FilmError("no_pixels", "The DICOM file holds no pixel data.")
+
+
+def _breaks_off(ds: Dataset, data: bytes) -> bool:
+    last = ds.get_item(max(ds.keys()))
+    if not isinstance(last, pydicom.dataelem.RawDataElement) or last.length == 0xFFFFFFFF:
+        return False
+    preamble = 128 if data[:4] == b"DICM" else 0
+    return last.value_tell + last.length != len(data) + preamble
+
+
+def _check_pixel_header(ds: Dataset) -> list[str]:
+    """Check the image pixel module, fill what may be assumed; returns notes."""
+    notes = []
+    allocated = _header_int(ds, "BitsAllocated")
+    defaults = {"BitsStored": allocated, "SamplesPerPixel": 1, "PixelRepresentation": 0}
+    for keyword, value in defaults.items():
+        if ds.get(keyword) in (None, ""):
+            setattr(ds, keyword, value)
+            notes.append(f"{keyword} missing: {value} assumed")
+    if not ds.get("PhotometricInterpretation"):
+        ds.PhotometricInterpretation = "MONOCHROME2" if ds.SamplesPerPixel == 1 else "RGB"
+        notes.append("photometric interpretation missing: white taken for dense")
+    stored, samples = _header_int(ds, "BitsStored"), _header_int(ds, "SamplesPerPixel")
+    if allocated not in (8, 16) or not 1 <= stored <= allocated:
+        raise FilmError(
+            "bad_pixels",
+            f"{stored} bits stored in {allocated} allocated; films have 1 to 16 in 8 or 16.",
+        )
+    if samples not in (1, 3) or _header_int(ds, "PixelRepresentation") not in (0, 1):
+        raise FilmError("bad_pixels", "Samples per pixel or pixel representation is not allowed.")
+    if samples == 3 and "PlanarConfiguration" not in ds:
+        ds.PlanarConfiguration = 0
+    ds.NumberOfFrames = 1
+    check_size((_header_int(ds, "Rows"), _header_int(ds, "Columns")), samples)
+    return notes
+
+
+def _header_int(ds: Dataset, keyword: str) -> int:
+    try:
+        return int(ds[keyword].value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FilmError("bad_pixels", f"The header's {keyword} is missing or no number.") from error
+
+
+def _decode(ds: Dataset) -> np.ndarray:
+    """Stored values as (H, W), or (H, W, 3) RGB of a colour capture."""
+    syntax = str(ds.file_meta.TransferSyntaxUID)
+    if syntax in _NATIVE:
+        stored = _decode_native(ds)
+    elif syntax in _JPEG or syntax in _JPEG2000 or syntax in _RLE:
+        plugin = (_JPEG | _JPEG2000 | _RLE)[syntax]
+        _check_stream(ds, syntax)
+        stored = pixel_array(ds, decoding_plugin=plugin)
+    else:
+        name = UID(syntax).name if UID(syntax).is_transfer_syntax else "of an unknown kind"
+        raise FilmError("unsupported_syntax", f"The transfer syntax is not read: {name}.")
+    if str(ds.PhotometricInterpretation).strip().upper() == "PALETTE COLOR":
+        stored = apply_color_lut(stored, ds)
+    if stored.shape[:2] != (ds.Rows, ds.Columns):
+        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
+    return stored
+
+
+def _decode_native(ds: Dataset) -> np.ndarray:
+    bytes_a_pixel = ds.BitsAllocated // 8 * ds.SamplesPerPixel
+    if str(ds.PhotometricInterpretation).strip().upper() == "YBR_FULL_422":
+        bytes_a_pixel = 2 * ds.BitsAllocated // 8
+    if len(ds.PixelData) < ds.Rows * ds.Columns * bytes_a_pixel:
+        raise FilmError("bad_pixels", "The pixel data are shorter than the header says.")
+    stored = pixel_array(ds)
+    shift = int(ds.get("HighBit") or ds.BitsStored - 1) + 1 - ds.BitsStored
+    if stored.ndim == 2 and 0 < shift <= ds.BitsAllocated - ds.BitsStored:
+        raw = np.frombuffer(ds.PixelData, dtype=stored.dtype, count=stored.size)
+        stored = (raw.reshape(stored.shape) >> shift).astype(stored.dtype)
+    return stored
+
+
+def _check_stream(ds: Dataset, syntax: str) -> None:
+    """Refuse a compressed stream that is cut, or whose own size is not the header's."""
+    stream = next(generate_frames(ds.PixelData, number_of_frames=1), b"")
+    if not stream:
+        raise FilmError("no_pixels", "The DICOM file holds an empty image.")
+    if syntax in _RLE:
+        return
+    header = check_jpeg(stream) if syntax in _JPEG else check_jpeg2000(stream)
+    if header.size_hw != (ds.Rows, ds.Columns) or header.samples != ds.SamplesPerPixel:
+        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
+    if header.bits > ds.BitsAllocated:
+        raise FilmError("bad_pixels", "The pixel data have more bits than the header allocates.")
+
+
+def _spacing(ds: Dataset) -> tuple[tuple[float, float] | None, list[str]]:
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        value = ds.get(keyword)
+        if value is None or value == "":
+            continue
+        try:
+            row_mm, column_mm = (float(v) for v in value)
+        except (TypeError, ValueError):
+            continue
+        if all(math.isfinite(v) and v > 0 for v in (row_mm, column_mm)):
+            at_detector = keyword == "ImagerPixelSpacing"
+            notes = ["spacing is the detector's, without magnification"] if at_detector else []
+            return (row_mm, column_mm), notes
+    return None, []
+
+
+def _view(ds: Dataset) -> str:
+    text = str(ds.get("ViewPosition") or "").strip().upper()
+    if not text and ds.get("ViewCodeSequence"):
+        text = str(ds.ViewCodeSequence[0].get("CodeMeaning") or "").upper()
+    letters = "".join(c for c in text if c.isalpha())
+    if letters in {"PA", "POSTEROANTERIOR"}:
+        return "PA"
+    if letters in {"AP", "ANTEROPOSTERIOR"}:
+        return "AP"
+    if letters in {"LL", "RL", "LAT", "LLAT", "RLAT"} or letters.endswith("LATERAL"):
+        return "LATERAL"
+    return "unknown"
+
+
+def _laterality(ds: Dataset) -> str:
+    for keyword in ("ImageLaterality", "Laterality"):
+        value = str(ds.get(keyword) or "").strip().upper()
+        if value in {"L", "R", "B", "U"}:
+            return value
+    return ""

@@ -1,0 +1,225 @@
+"""Films from files: `read_film` for one, `list_films` for folders.
+
+A film is what a DICOM radiograph, a PNG, a JPEG or a TIFF shows, as float32 in [0, 1] with dense
+bone white. PNG, JPEG and TIFF do not say whether dense is white; it is assumed of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cxr.dicom import looks_like_dicom, read_dicom
+from cxr.errors import FilmError
+from cxr.picture import is_picture, read_picture
+
+__all__ = ["Film", "FilmError", "FilmList", "list_films", "read_film"]
+
+FILM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+MAX_FILE_BYTES = 1 << 30
+
+_OTHER_PICTURES = {b"BM": "BMP", b"GIF8": "GIF", b"RIFF": "WebP", b"\0\0\0\x0cjP": "JPEG 2000"}
+_ENVELOPED = bytes.fromhex("06092a864886f70d010703")  # PKCS #7 envelopedData: secure DICOM files
+_CIPHER_STARTS = (b"-----BEGIN PGP", b"age-encryption.org", b"Salted__")
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """One film as read from a file.
+
+    Attributes:
+        pixels: (H, W) float32 in [0, 1], dense bone white.
+        path: as given.
+        sha256: of the file's bytes.
+        spacing_mm: (row, column) distance of pixel centres in mm, or None.
+        view: "PA", "AP", "LATERAL" or "unknown".
+        laterality: "L", "R", "B", "U" or "".
+        patient: hashed patient id, "" where unknown (see `cxr.dicom.hash_id`).
+        study: hashed study id, "" where unknown.
+        bits: grey depth of the stored values.
+        notes: what was assumed or left out.
+    """
+
+    pixels: np.ndarray = field(repr=False)
+    path: str
+    sha256: str
+    spacing_mm: tuple[float, float] | None = None
+    view: str = "unknown"
+    laterality: str = ""
+    patient: str = ""
+    study: str = ""
+    bits: int = 8
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FilmList:
+    """Films found, sorted, and how many other files were passed over for which reason."""
+
+    films: list[Path]
+    passed_over: dict[str, int]
+
+
+def read_film(path: str | Path) -> Film:
+    """Read one film; the file is read once, and hashed and decoded from memory.
+
+    Raises:
+        FilmError: for everything that is no readable film, with reason and path.
+    """
+    try:
+        data = _read_bytes(Path(path))
+        film = _decode(data)
+    except FilmError as error:
+        raise FilmError(error.reason, error.sentence, str(path)) from error
+    notes = film.notes + (("looks inverted: border brighter than centre",) * looks_inverted(film))
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(film, path=str(path), sha256=digest, notes=notes)
+
+
+def list_films(paths: Sequence[str | Path]) -> FilmList:
+    """Find films: named files as they are, folders searched through.
+
+    A named file is always listed, also when it is missing or no film, so that it gets its row.
+    In folders, files count by suffix, and files of any other suffix when their content is DICOM;
+    hidden files, archives, DICOMDIR and links that lead out of the folder are passed over.
+
+    Raises:
+        FileNotFoundError: for a folder that does not exist.
+    """
+    if isinstance(paths, (str, Path)):
+        paths = [paths]
+    passed: Counter[str] = Counter()
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            candidates = _walk(path, passed)
+        elif path.exists() or path.suffix.lower() in FILM_SUFFIXES:
+            candidates = iter([path])
+        else:
+            raise FileNotFoundError(
+                f"The 'paths' of list_films must be folders or files that exist. Got '{path}' "
+                "instead; check its spelling."
+            )
+        for candidate in candidates:
+            if found.setdefault(candidate.resolve(), candidate) is not candidate:
+                passed["duplicate"] += 1
+    return FilmList(sorted(found.values()), dict(sorted(passed.items())))
+
+
+def looks_inverted(film: Film) -> bool:
+    """Whether the film's border is clearly brighter than its centre; a hint, never acted on."""
+    pixels = film.pixels
+    height, width = pixels.shape
+    dy, dx = max(height // 25, 1), max(width // 25, 1)
+    border = np.concatenate(
+        [part.ravel() for part in (pixels[:dy], pixels[-dy:], pixels[:, :dx], pixels[:, -dx:])]
+    )
+    centre = pixels[height // 4 : -(height // 4), width // 4 : -(width // 4)]
+    return bool(np.median(border) > 0.6 and np.median(border) > np.median(centre) + 0.2)
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise FilmError("not_found", "There is no such file.")
+    if not path.is_file():
+        raise FilmError("not_an_image", "This is a folder or a device, not a file.")
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise FilmError("bad_pixels", "The file is larger than 1 GiB, too large for a film.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise FilmError("not_found", "The file cannot be opened; check its permissions.") from error
+    if not data:
+        raise FilmError("empty", "The file is empty.")
+    return data
+
+
+def _decode(data: bytes) -> Film:
+    if data[128:132] != b"DICM" and is_picture(data):  # a DICOM preamble may pose as a TIFF
+        pixels, bits, notes = read_picture(data)
+        return Film(pixels, "", "", bits=bits, notes=notes)
+    if looks_like_dicom(data):
+        stored = read_dicom(data)
+        return Film(
+            stored.pixels,
+            "",
+            "",
+            spacing_mm=stored.spacing_mm,
+            view=stored.view,
+            laterality=stored.laterality,
+            patient=stored.patient,
+            study=stored.study,
+            bits=stored.bits,
+            notes=stored.notes,
+        )
+    raise _refusal(data)
+
+
+def _refusal(data: bytes) -> FilmError:
+    """The error for bytes that are neither DICOM nor a picture that is read."""
+    if data[:4] == b"PK\x03\x04":
+        if len(data) > 6 and data[6] & 1:
+            return FilmError("encrypted", "The file is a ZIP archive with a password.")
+        return FilmError("not_an_image", "The file is a ZIP archive; unpack it first.")
+    enveloped = data[:1] == b"\x30" and _ENVELOPED in data[:64]
+    if enveloped or data.startswith(_CIPHER_STARTS):
+        return FilmError("encrypted", "The file is encrypted.")
+    for start, name in _OTHER_PICTURES.items():
+        if data.startswith(start):
+            return FilmError(
+                "unsupported_syntax",
+                f"The file is a {name} picture; save it as PNG, TIFF or JPEG, or better as DICOM.",
+            )
+    return FilmError("not_an_image", "The file is neither DICOM nor PNG, JPEG or TIFF.")
+
+
+def _walk(folder: Path, passed: Counter[str]) -> Iterator[Path]:
+    root = folder.resolve()
+
+    def count_unreadable(_: OSError) -> None:
+        passed["unreadable folder"] += 1
+
+    for place, folders, files in os.walk(folder, onerror=count_unreadable):
+        here = Path(place)
+        for name in list(folders):
+            if name.startswith("."):
+                passed["hidden"] += 1
+            elif (here / name).is_symlink():
+                passed["link to a folder"] += 1
+            else:
+                continue
+            folders.remove(name)
+        folders.sort()
+        for name in sorted(files):
+            reason = _reason_to_pass_over(here / name, root)
+            if reason:
+                passed[reason] += 1
+            else:
+                yield here / name
+
+
+def _reason_to_pass_over(path: Path, root: Path) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        return "link out of the folder"
+    if not path.is_file():
+        return "not a file"
+    if path.name.upper().startswith("DICOMDIR"):
+        return "dicomdir"
+    if path.suffix.lower() in FILM_SUFFIXES:
+        return ""
+    if path.suffix.lower() in ARCHIVE_SUFFIXES:
+        return "archive"
+    try:
+        with path.open("rb") as file:
+            return "" if looks_like_dicom(file.read(512)) else "no film"
+    except OSError:
+        return "unreadable file"
