@@ -1,0 +1,1 @@
+"""Stage two: classifies crops, screens out the definitely normal, audits and reports."""

@@ -1,0 +1,1 @@
+"""The networks of stage two as plain torch modules."""

@@ -1,0 +1,1 @@
+"""Shared ground of both stages: films, boxes, files. Imports nothing of ours."""

@@ -1,0 +1,172 @@
+"""One way to make a command: a documented dataclass becomes flags, a --config file and --help.
+
+Unknown keys and wrong types are errors (exit code 2), as jsonargparse has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from cxr.workdir import set_up_logging
+
+Config = TypeVar("Config")
+
+
+def build_parser(
+    config_class: type[Any],
+    prog: str,
+    example: str,
+    positionals: Sequence[str] = (),
+    bare: Mapping[str, str] | None = None,
+) -> ArgumentParser:
+    """A parser for `config_class`: its docstring is the description, its fields are the flags.
+
+    Fields named in `positionals` become positional arguments that take any number of values.
+    Fields (str | None) in `bare` are flags that may stand without a value, and then have that one.
+    """
+    bare = bare or {}
+    parser = ArgumentParser(
+        prog=prog,
+        description=_description(config_class),
+        epilog=f"example:  {example}",
+        default_env=False,
+        allow_abbrev=False,  # a mistyped flag is an error, not a guess
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file with any of the options below"
+    )
+    docs = _field_docs(config_class)
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    for name in positionals:
+        parser.add_argument(
+            name, nargs="*", type=str, default=[], metavar=name.upper(), help=docs.get(name, "")
+        )
+    for name, value in bare.items():
+        parser.add_argument(
+            f"--{name}", nargs="?", type=str, const=value, default=None, help=docs.get(name, "")
+        )
+    parser.add_class_arguments(
+        config_class, skip={*positionals, *bare}, as_group=False, fail_untyped=True
+    )
+    unknown = {*positionals, *bare} - set(fields)
+    assert not unknown, f"arguments that are no fields: {unknown}"
+    return parser
+
+
+def parse_config(
+    config_class: type[Config],
+    argv: Sequence[str] | None,
+    prog: str,
+    example: str,
+    positionals: Sequence[str] = (),
+    bare: Mapping[str, str] | None = None,
+) -> Config:
+    """Parse `argv` (None: the process's own) into a `config_class`; exits with 2 when it cannot.
+
+    A ValueError from the dataclass' own `__post_init__` is a wrong argument too.
+    """
+    set_up_logging()
+    parser = build_parser(config_class, prog, example, positionals, bare)
+    namespace = parser.parse_args(list(argv) if argv is not None else None)
+    return instantiate(parser, namespace, config_class, positionals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One word of a command that has several, such as `fit` of `python -m classify.screener`."""
+
+    config_class: type[Any]
+    example: str
+    positionals: Sequence[str] = ()
+
+
+def parse_command(
+    commands: Mapping[str, Command], argv: Sequence[str] | None, prog: str, about: str
+) -> Any:
+    """Parse `WORD …`: the word picks the Command, the rest is parsed into its dataclass.
+
+    Exits with 0 after --help, with 2 for a missing or unknown word.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = ArgumentParser(
+        prog=prog, description=about, allow_abbrev=False, default_env=False,
+        epilog="example:  " + "   or   ".join(c.example for c in commands.values()),
+    )  # fmt: skip
+    if words and words[0] in commands:
+        chosen = commands[words[0]]
+        return parse_config(chosen.config_class, words[1:], f"{prog} {words[0]}", chosen.example,
+                            chosen.positionals)  # fmt: skip
+    parser.add_argument("command", choices=sorted(commands), help="what to do; it has its own --help")
+    parser.parse_args(words)  # prints the help, or says which words there are
+    parser.error(f"the first word must be one of {', '.join(commands)}.")
+
+
+def instantiate(
+    parser: ArgumentParser, namespace: Namespace, config_class: type[Config],
+    positionals: Sequence[str] = (),
+) -> Config:  # fmt: skip
+    """The dataclass from parsed values; its ValueErrors become the parser's error."""
+    names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    try:
+        ready = parser.instantiate(namespace)
+        values = {name: ready[name] for name in names if name in ready}
+        for name in positionals:
+            values[name] = tuple(values.get(name) or ())
+        return config_class(**values)
+    except ValueError as error:
+        parser.error(str(error))
+        raise
+
+
+def to_plain(config: Any) -> Any:
+    """A dataclass (nested too) as plain dicts, lists and strings for JSON or YAML."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = dataclasses.fields(config)
+        return {f.name: to_plain(getattr(config, f.name)) for f in fields}
+    if isinstance(config, dict):
+        return {str(k): to_plain(v) for k, v in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_plain(v) for v in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
+    """A dataclass from plain values, checked as on the command line; raises ValueError.
+
+    The way back from a bundle's metadata: an unknown key or a wrong type is an error.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    try:
+        namespace = parser.parse_object(data)
+    except Exception as error:  # jsonargparse raises several kinds
+        raise ValueError(f"{config_class.__name__}: {error}") from error
+    return instantiate(parser, namespace, config_class)
+
+
+def write_config(path: Path, config: Any) -> None:
+    """The resolved configuration as YAML that `--config` takes again."""
+    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+
+
+def _description(config_class: type[Any]) -> str:
+    """The docstring of the dataclass without its list of fields (they document the flags)."""
+    from docstring_parser import parse
+
+    parsed = parse(inspect.getdoc(config_class) or "")
+    return " ".join(filter(None, [parsed.short_description, parsed.long_description]))
+
+
+def _field_docs(config_class: type[Any]) -> dict[str, str]:
+    """Field name → text under 'Args:' of the class docstring (for positionals)."""
+    from docstring_parser import parse
+
+    return {p.arg_name: p.description or "" for p in parse(inspect.getdoc(config_class) or "").params}

@@ -1,0 +1,145 @@
+"""COCO detection JSON: read, check with a line for each fault, write.
+
+Boxes are held as xyxy in the pixels of the film as listed; on disk they are COCO's xywh.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr.boxes import xywh_to_xyxy, xyxy_to_xywh
+from cxr.workdir import write_json
+
+
+@dataclass(frozen=True)
+class CocoFilm:
+    """One film with its boxes: (N, 4) xyxy in its own pixels; N = 0 is a film without a thorax."""
+
+    file_name: str
+    size_hw: tuple[int, int]
+    boxes_xyxy: np.ndarray
+    labels: tuple[int, ...]  # category index of each box, from 0 in the order of `classes`
+    extra: dict[str, Any] = field(default_factory=dict)  # label, patient_id, source, annotator …
+
+    @property
+    def patient_id(self) -> str:
+        """The patient, or the film's own name where no patient is given."""
+        return str(self.extra.get("patient_id") or self.file_name)
+
+
+@dataclass(frozen=True)
+class CocoSet:
+    """A whole annotation file."""
+
+    films: list[CocoFilm]
+    classes: tuple[str, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+_IMAGE_KEYS = ("id", "file_name", "width", "height")
+
+
+def find_faults(data: Any) -> list[str]:
+    """One line for each fault of a COCO detection object; an empty list when it is sound."""
+    if not isinstance(data, dict):
+        return ["the file must hold a JSON object with images, annotations and categories"]
+    faults = [f"{k} must be a list" for k in ("images", "annotations", "categories")
+              if not isinstance(data.get(k), list)]  # fmt: skip
+    if faults:
+        return faults
+    sizes: dict[Any, tuple[str, float, float]] = {}
+    names: set[str] = set()
+    for number, image in enumerate(data["images"]):
+        missing = [k for k in _IMAGE_KEYS if k not in image]
+        if missing:
+            faults.append(f"image {number}: {', '.join(missing)} missing")
+            continue
+        if image["id"] in sizes:
+            faults.append(f"image {image['file_name']}: id {image['id']} stands twice")
+        if image["file_name"] in names:
+            faults.append(f"image {image['file_name']}: listed twice")
+        names.add(image["file_name"])
+        sizes[image["id"]] = (image["file_name"], image["width"], image["height"])
+    known = {c.get("id") for c in data["categories"]}
+    for number, note in enumerate(data["annotations"]):
+        faults += _annotation_faults(number, note, sizes, known)
+    return faults
+
+
+def _annotation_faults(
+    number: int, note: dict[str, Any], sizes: dict[Any, tuple[str, float, float]], known: set[Any]
+) -> list[str]:
+    if note.get("image_id") not in sizes:
+        return [f"annotation {number}: image_id {note.get('image_id')!r} is no image of the file"]
+    name, width, height = sizes[note["image_id"]]
+    faults = []
+    if note.get("category_id") not in known:
+        faults.append(f"{name}: category_id {note.get('category_id')!r} is not in categories")
+    box = note.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not np.isfinite(box).all():
+        return [*faults, f"{name}: bbox must be four numbers x, y, width, height. Got {box!r}"]
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        faults.append(f"{name}: bbox must have a width and a height above 0. Got {box}")
+    elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+        faults.append(f"{name}: bbox {box} reaches out of the film of {width} × {height}")
+    return faults
+
+
+def read_coco(path: str | Path) -> CocoSet:
+    """Read and check; raises ValueError that lists the first faults."""
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON. {error}") from error
+    faults = find_faults(data)
+    if faults:
+        more = f"\n… and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(f"{path} has {len(faults)} faults:\n" + "\n".join(faults[:8]) + more)
+    order = {c["id"]: i for i, c in enumerate(data["categories"])}
+    notes: dict[Any, list[dict[str, Any]]] = {}
+    for note in data["annotations"]:
+        notes.setdefault(note["image_id"], []).append(note)
+    films = []
+    for image in data["images"]:
+        own = notes.get(image["id"], [])
+        films.append(
+            CocoFilm(
+                image["file_name"],
+                (int(image["height"]), int(image["width"])),
+                xywh_to_xyxy([n["bbox"] for n in own]),
+                tuple(order[n["category_id"]] for n in own),
+                {k: v for k, v in image.items() if k not in _IMAGE_KEYS},
+            )
+        )
+    return CocoSet(films, tuple(c["name"] for c in data["categories"]), data.get("info") or {})
+
+
+def to_coco(coco: CocoSet) -> dict[str, Any]:
+    """The set as a COCO object; ids count from 1."""
+    images, notes = [], []
+    for number, film in enumerate(coco.films, 1):
+        height, width = film.size_hw
+        images.append({"id": number, "file_name": film.file_name, "width": width,
+                       "height": height, **film.extra})  # fmt: skip
+        for box, label in zip(xyxy_to_xywh(film.boxes_xyxy), film.labels, strict=True):
+            x, y, w, h = (round(float(v), 3) for v in box)
+            notes.append({"id": len(notes) + 1, "image_id": number, "category_id": label + 1,
+                          "bbox": [x, y, w, h], "area": round(w * h, 3), "iscrowd": 0})  # fmt: skip
+    categories = [{"id": i, "name": name} for i, name in enumerate(coco.classes, 1)]
+    return {"info": coco.info, "categories": categories, "images": images, "annotations": notes}
+
+
+def write_coco(path: str | Path, coco: CocoSet) -> None:
+    """Write atomically; raises ValueError rather than write a file with faults."""
+    data = to_coco(coco)
+    faults = find_faults(data)
+    if faults:
+        raise ValueError(f"{path} would have {len(faults)} faults, the first: {faults[0]}")
+    write_json(path, data)

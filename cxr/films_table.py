@@ -1,0 +1,47 @@
+"""films.csv: one row a film with its patient, source, label and licence."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+# A model whose weights are published may be trained on films under these licences only.
+_PUBLISHABLE = ("CC BY 3.0", "CC BY 4.0", "CC BY", "CC BY-SA", "listed as authorized for everyone")
+
+
+@dataclass(frozen=True)
+class FilmRow:
+    """One film of the table. `image` and `mask` are relative to the table's folder."""
+
+    image: str
+    mask: str
+    source: str
+    patient_id: str
+    label: str
+    sublabel: str
+    licence: str
+    view: str = ""
+
+    @property
+    def publishable(self) -> bool:
+        """May a published model be trained on this film? By its licence as stated."""
+        return self.licence in _PUBLISHABLE or (
+            self.source == "nih" and self.licence.startswith("not restated by carrier repo; NIH")
+        )
+
+
+def read_films_table(path: str | Path) -> list[FilmRow]:
+    """Rows of a films.csv; raises ValueError when a column or a patient is missing."""
+    wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
+    with Path(path).open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in wanted if c not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path} must have the columns {', '.join(wanted)}. "
+                             f"Missing: {', '.join(missing)}.")  # fmt: skip
+        rows = [FilmRow(*(r[c] for c in wanted), view=r.get("view") or "") for r in reader]
+    nameless = [r.image for r in rows if not r.patient_id]
+    if nameless:
+        raise ValueError(f"{path} must name a patient_id for each film. Missing for {nameless[0]}.")
+    return rows

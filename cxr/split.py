@@ -1,0 +1,149 @@
+"""Splits and folds in which no patient stands on two sides, alike in labels and sources."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cxr.cli import parse_config
+from cxr.films_table import read_films_table
+from cxr.workdir import console, write_json
+
+# The parts of the shipped models. `calibration` is for operating points: nothing is fitted on it.
+DEFAULT_PARTS: Mapping[str, float] = {
+    "train": 0.64, "val": 0.10, "calibration": 0.11, "test": 0.15,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Split:
+    """Patient → part, with the seed that made it."""
+
+    seed: int
+    part_of: dict[str, str]
+
+    def select(self, patients: Sequence[str], part: str) -> list[int]:
+        """Indices of the films whose patient is in `part`; unknown patients are an error."""
+        missing = sorted({p for p in patients if p not in self.part_of})
+        if missing:
+            raise ValueError(
+                f"patients of Split.select must all be in the split. Got {len(missing)} unknown "
+                f"ones instead, such as {missing[0]!r}: make the split from all films."
+            )
+        return [i for i, p in enumerate(patients) if self.part_of[p] == part]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, {"schema": "lungfirst.split", "version": 1, "seed": self.seed,
+                          "part_of": self.part_of})  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> Split:
+        """Read what `save` wrote; raises ValueError for another file."""
+        data = json.loads(Path(path).read_text())
+        if data.get("schema") != "lungfirst.split":
+            raise ValueError(f"{path} must be a split saved by lungfirst (schema lungfirst.split).")
+        return cls(int(data["seed"]), dict(data["part_of"]))
+
+
+def make_split(
+    patients: Sequence[str],
+    strata: Sequence[Hashable],
+    parts: Mapping[str, float] = DEFAULT_PARTS,
+    seed: int = 0,
+) -> Split:
+    """Share the patients of N films among `parts` (name → share, summing to 1).
+
+    `strata` holds one key a film (label, or (source, label)). Patients are shuffled, those with
+    many films first, and each goes to the part that lacks most of the patient's strata: so the
+    parts agree in films for each stratum without ever splitting a patient.
+    """
+    if len(patients) != len(strata):
+        raise ValueError(f"patients and strata must be of one length. Got {len(patients)} and "
+                         f"{len(strata)} instead.")  # fmt: skip
+    if not np.isclose(sum(parts.values()), 1.0) or min(parts.values()) < 0:
+        raise ValueError(f"parts must be shares that sum to 1. Got {dict(parts)} instead.")
+    if any(not p for p in patients):
+        raise ValueError("patients must all be named: a film without a patient can leak. "
+                         "Give each unknown film an id of its own.")  # fmt: skip
+    films_of: dict[str, Counter[Hashable]] = defaultdict(Counter)
+    for patient, stratum in zip(patients, strata, strict=True):
+        films_of[patient][stratum] += 1
+    order = sorted(films_of)
+    np.random.default_rng(seed).shuffle(order)
+    order.sort(key=lambda p: -films_of[p].total())  # stable: keeps the shuffle among equals
+    wanted = {name: {s: share * n for s, n in Counter(strata).items()}
+              for name, share in parts.items()}  # fmt: skip
+    part_of = {}
+    for patient in order:
+        counts = films_of[patient]
+
+        def lack(part: str, counts: Counter[Hashable] = counts) -> float:
+            # relative to the part's size, so that a small part fills as evenly as a large one
+            need = sum(n * wanted[part][s] for s, n in counts.items())
+            return need / parts[part] if parts[part] > 0 else -np.inf
+
+        best = max(parts, key=lack)
+        part_of[patient] = best
+        for stratum, n in counts.items():
+            wanted[best][stratum] -= n
+    return Split(seed, {p: part_of[p] for p in sorted(part_of)})
+
+
+def make_folds(
+    patients: Sequence[str], strata: Sequence[Hashable], folds: int = 5, seed: int = 0
+) -> list[Split]:
+    """k splits with parts train, val and test: fold i is tested once, fold i + 1 validates."""
+    if folds < 3:
+        raise ValueError(f"folds must be at least 3 (train, val, test). Got {folds} instead.")
+    base = make_split(patients, strata, {str(i): 1 / folds for i in range(folds)}, seed)
+    role = {0: "test", 1: "val"}
+    return [
+        Split(seed, {p: role.get((int(f) - i) % folds, "train") for p, f in base.part_of.items()})
+        for i in range(folds)
+    ]
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Share the patients of a films.csv among train, val, calibration and test.
+
+    Args:
+        films: films.csv with the columns image, source, patient_id, label, sublabel.
+        out: where to write the split as JSON.
+        seed: of the shuffle.
+        parts: name and share of each part; the shares sum to 1.
+    """
+
+    films: str
+    out: str = "configs/split_seed0.json"
+    seed: int = 0
+    parts: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_PARTS))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m cxr.split --films ../shared/data/films.csv`"""
+    config = parse_config(
+        SplitConfig, argv, "python -m cxr.split", "python -m cxr.split --films DATA/films.csv"
+    )
+    rows = read_films_table(config.films)
+    # finding labels of nih are long combinations: there the plain label is the stratum
+    strata = [(r.source, r.label, "" if r.source == "nih" else r.sublabel) for r in rows]
+    patients = [r.patient_id for r in rows]
+    split = make_split(patients, strata, config.parts, config.seed)
+    split.save(config.out)
+    counts = Counter((split.part_of[r.patient_id], r.source) for r in rows)
+    for part in config.parts:
+        films = ", ".join(f"{s} {n}" for (p, s), n in sorted(counts.items()) if p == part)
+        console.print(f"{part}: {sum(p == part for p in split.part_of.values())} patients; {films}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

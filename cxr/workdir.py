@@ -1,0 +1,139 @@
+"""A run's folder: resolved configuration, seed, provenance, log; and atomic writing for everyone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.logging import RichHandler
+
+console = Console(stderr=True)
+log = logging.getLogger("lungfirst")
+
+_LIBRARIES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch",
+              "albumentations", "numpy", "pydicom", "scikit-learn")  # fmt: skip
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> Path:
+    """Write the whole file or leave the old one: a temporary file beside it, then a rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode() if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        os.replace(name, path)  # noqa: PTH105 - Path.replace is the same call, this says why
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """`data` as indented JSON, atomically; NaN is refused because JSON has none."""
+    return write_atomic(path, json.dumps(data, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes as hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, '-dirty' appended when it was changed, '' outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        ask = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that shape a result."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def provenance(weights: dict[str, str] | None = None) -> dict[str, Any]:
+    """When, with which code, libraries and weights (name → SHA-256) something was made."""
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git_commit": git_commit(),
+        "versions": library_versions(),
+        "weights": weights or {},
+    }
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import torch  # late: reading a film must not pay for torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - albumentations and torch workers start from it
+    torch.manual_seed(seed)
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Messages of this project to the terminal, once, through rich."""
+    if not any(isinstance(h, RichHandler) for h in log.handlers):
+        log.addHandler(RichHandler(console=console, show_path=False, show_time=False))
+    log.setLevel(level)
+    log.propagate = False
+
+
+class Workdir:
+    """One run's folder. `start` writes run.json with the resolved configuration and provenance."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def start(
+        self, config: dict[str, Any], seed: int | None = None, weights: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Save what is needed to do the run again; returns what was written."""
+        record = {"config": config, "seed": seed, **provenance(weights)}
+        write_json(self / "run.json", record)
+        if seed is not None:
+            seed_everything(seed)
+        handler = logging.FileHandler(self / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for old in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+            log.removeHandler(old)
+            old.close()
+        log.addHandler(handler)
+        return record
+
+    def update(self, **fields: Any) -> None:
+        """Add fields to run.json."""
+        path = self / "run.json"
+        record = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, {**record, **fields})

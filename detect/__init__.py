@@ -1,0 +1,1 @@
+"""Stage one: finds the thorax box on a film and crops the film to it."""

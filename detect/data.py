@@ -1,0 +1,103 @@
+"""Which films train and which validate the detector: annotations, licences, split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cxr.coco import CocoFilm, read_coco
+from cxr.films_table import read_films_table
+from cxr.split import Split, make_split
+from cxr.workdir import Workdir
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Films and boxes.
+
+    Args:
+        data: folder that the annotations' file names are relative to.
+        annotations: COCO JSON, relative to `data` or a path of its own.
+        split: a split saved by `python -m cxr.split`; empty: made anew from `parts` and the seed,
+            by patient and label, and saved in the run's folder.
+        parts: shares of a split made anew; train and val are used here.
+        sources: keep these sources only; empty keeps all.
+        per_label: keep so many films of each label, such as {normal: 200, pneumonia: 200}.
+        publishable_only: leave out films whose licence (films.csv) forbids publishing a model.
+        masks: take lung masks (films.csv) to box turned films exactly.
+        max_films: keep at most so many films of each part, for a quick look; 0 keeps all.
+    """
+
+    data: str = "../shared/data"
+    annotations: str = "thorax.json"
+    split: str = ""
+    parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.2})
+    sources: list[str] = field(default_factory=list)
+    per_label: dict[str, int] = field(default_factory=dict)
+    publishable_only: bool = False
+    masks: bool = False
+    max_films: int = 0
+
+
+def select_films(
+    config: DataConfig, seed: int, workdir: Workdir | None = None
+) -> tuple[list[CocoFilm], list[CocoFilm], dict[str, str]]:
+    """Training films, validation films, and film name → mask file where masks are asked for.
+
+    Raises ValueError or OSError when files are missing or do not fit together.
+    """
+    films = read_annotations(config.data, config.annotations)
+    masks: dict[str, str] = {}
+    if config.publishable_only or config.masks:
+        table = {row.image: row for row in read_films_table(Path(config.data) / "films.csv")}
+        if config.publishable_only:
+            films = [f for f in films if f.file_name in table and table[f.file_name].publishable]
+        if config.masks:
+            masks = {name: row.mask for name, row in table.items() if row.mask}
+    if config.sources:
+        films = [f for f in films if f.extra.get("source") in config.sources]
+    if config.per_label:
+        films = take_per_label(films, config.per_label, seed)
+    if not films:
+        raise ValueError("data must leave at least one film. Got none: see data.sources, "
+                         "data.per_label and data.publishable_only.")  # fmt: skip
+    patients = [f.patient_id for f in films]
+    if config.split:
+        split = Split.load(config.split)
+    else:
+        strata = [(f.extra.get("source"), f.extra.get("label")) for f in films]
+        split = make_split(patients, strata, config.parts, seed)
+        if workdir is not None:
+            split.save(workdir / "split.json")
+    train = [films[i] for i in split.select(patients, "train")]
+    val = [films[i] for i in split.select(patients, "val")]
+    if config.max_films:
+        train, val = train[: config.max_films], val[: config.max_films]
+    if not train or not val:
+        raise ValueError(f"the split must leave films to train and to validate. Got {len(train)} "
+                         f"and {len(val)} instead.")  # fmt: skip
+    return train, val, masks
+
+
+def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:
+    """The films of a COCO file that lies in `data` or has a path of its own."""
+    inside = Path(data) / annotations
+    path = inside if inside.exists() else Path(annotations)
+    if not path.exists():
+        raise ValueError(f"annotations must be a COCO file. Neither {inside} nor {path} exists.")
+    return read_coco(path).films
+
+
+def take_per_label(films: list[CocoFilm], per_label: dict[str, int], seed: int) -> list[CocoFilm]:
+    """So many films of each label, drawn with `seed`; raises ValueError when there are fewer."""
+    rng = np.random.default_rng(seed)
+    kept: list[CocoFilm] = []
+    for label, number in per_label.items():
+        own = [f for f in films if f.extra.get("label") == label]
+        if len(own) < number:
+            raise ValueError(f"data.per_label asks for {number} films of label {label!r}. "
+                             f"Got {len(own)}.")  # fmt: skip
+        kept += [own[i] for i in sorted(rng.permutation(len(own))[:number])]
+    return kept
