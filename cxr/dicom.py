@@ -1,6 +1,5 @@
-"""Reading of DICOM radiographs: header, transfer syntaxes, pixels; refusals as FilmError.
+"""Reading of DICOM radiographs: what the header must say, what is kept of it, what is refused.
 
-Decoders are pydicom, Pillow, pylibjpeg-openjpeg, pyjpegls and GDCM, all under permissive licences.
 Names and clear-text ids of a header never leave this module: ids are hashed.
 """
 
@@ -18,12 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
-from cxr.codestream import MAX_PIXELS, check_jpeg, check_jpeg2000, check_size
+from cxr.codestream import MAX_PIXELS, check_size
+from cxr.dicom_decode import decode_stored
 from cxr.errors import FilmError
 from cxr.greyscale import colour_to_grey, grey_from_stored, min_max_valid
 
@@ -36,24 +34,7 @@ _FILM_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.7",  # secondary capture, and its multi-frame forms
 )
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
-_NATIVE = {
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.2",
-}
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-# One decoder for each syntax: which one answers must not depend on what else is installed.
-_JPEG = {
-    "1.2.840.10008.1.2.4.50": "pillow",  # baseline
-    "1.2.840.10008.1.2.4.51": "gdcm",  # extended, 12 bits
-    "1.2.840.10008.1.2.4.57": "gdcm",  # lossless
-    "1.2.840.10008.1.2.4.70": "gdcm",  # lossless, selection value 1
-    "1.2.840.10008.1.2.4.80": "pyjpegls",
-    "1.2.840.10008.1.2.4.81": "pyjpegls",
-}
-_JPEG2000 = {"1.2.840.10008.1.2.4.90": "pylibjpeg", "1.2.840.10008.1.2.4.91": "pylibjpeg"}
-_RLE = {"1.2.840.10008.1.2.5": "pydicom"}
 _HASH_KEY_VARIABLE = "LUNGFIRST_HASH_KEY"
 _DEFAULT_HASH_KEY = "lungfirst"
 
@@ -126,7 +107,7 @@ def _read(data: bytes) -> StoredFilm:
     notes += _check_kind(ds)
     _check_present(ds, data)
     notes += _check_pixel_header(ds)
-    stored = _decode(ds)
+    stored = decode_stored(ds)
     if stored.ndim == 3:
         grey, more = min_max_valid(colour_to_grey(stored), None), ["colour turned to grey"]
     else:
@@ -261,53 +242,6 @@ def _header_int(ds: Dataset, keyword: str) -> int:
         return int(ds[keyword].value)
     except (KeyError, TypeError, ValueError) as error:
         raise FilmError("bad_pixels", f"The header's {keyword} is missing or no number.") from error
-
-
-def _decode(ds: Dataset) -> np.ndarray:
-    """Stored values as (H, W), or (H, W, 3) RGB of a colour capture."""
-    syntax = str(ds.file_meta.TransferSyntaxUID)
-    if syntax in _NATIVE:
-        stored = _decode_native(ds)
-    elif syntax in _JPEG or syntax in _JPEG2000 or syntax in _RLE:
-        plugin = (_JPEG | _JPEG2000 | _RLE)[syntax]
-        _check_stream(ds, syntax)
-        stored = pixel_array(ds, decoding_plugin=plugin)
-    else:
-        name = UID(syntax).name if UID(syntax).is_transfer_syntax else "of an unknown kind"
-        raise FilmError("unsupported_syntax", f"The transfer syntax is not read: {name}.")
-    if str(ds.PhotometricInterpretation).strip().upper() == "PALETTE COLOR":
-        stored = apply_color_lut(stored, ds)
-    if stored.shape[:2] != (ds.Rows, ds.Columns):
-        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
-    return stored
-
-
-def _decode_native(ds: Dataset) -> np.ndarray:
-    bytes_a_pixel = ds.BitsAllocated // 8 * ds.SamplesPerPixel
-    if str(ds.PhotometricInterpretation).strip().upper() == "YBR_FULL_422":
-        bytes_a_pixel = 2 * ds.BitsAllocated // 8
-    if len(ds.PixelData) < ds.Rows * ds.Columns * bytes_a_pixel:
-        raise FilmError("bad_pixels", "The pixel data are shorter than the header says.")
-    stored = pixel_array(ds)
-    shift = int(ds.get("HighBit") or ds.BitsStored - 1) + 1 - ds.BitsStored
-    if stored.ndim == 2 and 0 < shift <= ds.BitsAllocated - ds.BitsStored:
-        raw = np.frombuffer(ds.PixelData, dtype=stored.dtype, count=stored.size)
-        stored = (raw.reshape(stored.shape) >> shift).astype(stored.dtype)
-    return stored
-
-
-def _check_stream(ds: Dataset, syntax: str) -> None:
-    """Refuse a compressed stream that is cut, or whose own size is not the header's."""
-    stream = next(generate_frames(ds.PixelData, number_of_frames=1), b"")
-    if not stream:
-        raise FilmError("no_pixels", "The DICOM file holds an empty image.")
-    if syntax in _RLE:
-        return
-    header = check_jpeg(stream) if syntax in _JPEG else check_jpeg2000(stream)
-    if header.size_hw != (ds.Rows, ds.Columns) or header.samples != ds.SamplesPerPixel:
-        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
-    if header.bits > ds.BitsAllocated:
-        raise FilmError("bad_pixels", "The pixel data have more bits than the header allocates.")
 
 
 def _spacing(ds: Dataset) -> tuple[tuple[float, float] | None, list[str]]:

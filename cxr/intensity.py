@@ -89,6 +89,10 @@ def equalize(pixels: np.ndarray) -> np.ndarray:
 def clahe(pixels: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994), without rounding.
 
+    The tables have 256 bins and are read between bins, so that a 16-bit film keeps its steps.
+    OpenCV's own 16-bit CLAHE has 65,536 bins: a tile of a film holds fewer pixels than that, every
+    bin is clipped to one count, and the film comes out nearly as it went in.
+
     Args:
         pixels: (H, W) film.
         clip_limit: highest count of a bin, in multiples of the mean count, as in OpenCV.
@@ -100,8 +104,66 @@ def clahe(pixels: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.nda
             "The 'clip_limit' and 'tiles' parameters of clahe must be positive. "
             f"Got {clip_limit} and {tiles} instead; the paper's 2.0 and 8 are a good start."
         )
-    equaliser = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=(tiles, tiles))
-    return equaliser.apply(to_uint16(pixels)).astype(np.float32) / np.float32(65535)
+    height, width = pixels.shape
+    tile_h, tile_w = -(-height // tiles), -(-width // tiles)
+    bottom, right = tile_h * tiles - height, tile_w * tiles - width
+    whole = np.pad(pixels, ((0, bottom), (0, right)), mode="symmetric")
+    tables = _clahe_tables(whole.reshape(tiles, tile_h, tiles, tile_w), clip_limit)
+    mapped = np.empty_like(pixels)
+    rows, columns = (_blend(n, size, tiles) for n, size in ((height, tile_h), (width, tile_w)))
+    for row, above, below, weight_y in rows:
+        for column, left, right_tile, weight_x in columns:
+            level = pixels[row, column] * np.float32(_BINS - 1)
+            corners = (
+                (tables[above, left], (1 - weight_y)[:, None] * (1 - weight_x)),
+                (tables[above, right_tile], (1 - weight_y)[:, None] * weight_x),
+                (tables[below, left], weight_y[:, None] * (1 - weight_x)),
+                (tables[below, right_tile], weight_y[:, None] * weight_x),
+            )
+            mapped[row, column] = _interpolate(level, corners)
+    return np.clip(mapped, 0.0, 1.0)
+
+
+def _clahe_tables(tiled: np.ndarray, clip_limit: float) -> np.ndarray:
+    """(T, h, T, w) tiles to (T, T, 256) float32 tables of the clipped cumulative histogram."""
+    tiles, tile_h, _, tile_w = tiled.shape
+    bins = np.rint(tiled * np.float32(_BINS - 1)).astype(np.int64)
+    bins += (np.arange(tiles)[:, None] * tiles + np.arange(tiles))[:, None, :, None] * _BINS
+    counts = np.bincount(bins.ravel(), minlength=tiles * tiles * _BINS).astype(np.float64)
+    counts = counts.reshape(tiles, tiles, _BINS)
+    area = tile_h * tile_w
+    limit = max(clip_limit * area / _BINS, 1.0)
+    excess = np.clip(counts - limit, 0.0, None).sum(axis=-1, keepdims=True)
+    counts = np.minimum(counts, limit) + excess / _BINS
+    return (np.cumsum(counts, axis=-1) / area).astype(np.float32)
+
+
+def _blend(length: int, size: int, tiles: int) -> list[tuple[slice, int, int, np.ndarray]]:
+    """Stretches of a side between tile centres: slice, first tile, second tile, its weight."""
+    edges = [0, *(round((i + 0.5) * size) for i in range(tiles)), length]
+    stretches = []
+    for i in range(tiles + 1):
+        start, stop = edges[i], min(edges[i + 1], length)
+        if start < stop:
+            first, second = max(i - 1, 0), min(i, tiles - 1)
+            at = (np.arange(start, stop) + 0.5) / size - 0.5
+            weight = np.clip(at - first, 0.0, 1.0) if first < second else np.zeros(stop - start)
+            stretches.append((slice(start, stop), first, second, weight.astype(np.float32)))
+    return stretches
+
+
+def _interpolate(
+    level: np.ndarray, corners: tuple[tuple[np.ndarray, np.ndarray], ...]
+) -> np.ndarray:
+    """Blend of four tables, each read between its bins."""
+    low = level.astype(np.intp)
+    high = np.minimum(low + 1, _BINS - 1)
+    part = level - low
+    mapped = np.zeros_like(level)
+    for table, weight in corners:
+        below = table[low]
+        mapped += weight * (below + part * (table[high] - below))
+    return mapped
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

@@ -104,9 +104,9 @@ def _samples(image: Image.Image, data: bytes) -> tuple[np.ndarray, int, list[str
             notes.append("white-is-zero inverted")
         return array, 16, notes
     if _has_deep_colour(data, tags):
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-        if array is not None and array.dtype == np.uint16:
-            return array[..., ::-1], 16, notes
+        deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if deep is not None and deep.dtype == np.uint16:
+            return deep[..., ::-1], 16, notes
     if image.mode == "F":
         raise FilmError("bad_pixels", "The picture holds floating-point values, not 8 or 16 bits.")
     if image.mode in {"1", "L", "LA", "La"}:
