@@ -96,6 +96,11 @@ def _outside_patch(
     if not wide:
         return None
     strip = wide[int(rng.integers(len(wide)))]
+    long, short = max(strip.shape), min(strip.shape)
+    if long > 2 * short:  # plates are not that thin: take a piece of it
+        start = int(rng.integers(0, long - 2 * short + 1))
+        piece = slice(start, start + 2 * short)
+        strip = strip[piece] if strip.shape[0] == long else strip[:, piece]
     return np.ascontiguousarray(np.rot90(strip, int(rng.integers(4))))
 
 

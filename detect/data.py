@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ class DataConfig:
         parts: shares of a split made anew; train and val are used here.
         sources: keep these sources only; empty keeps all.
         per_label: keep so many films of each label, such as {normal: 200, pneumonia: 200}.
+        class_from: key of each image whose value is its boxes' class, such as label, for
+            detect-and-classify; empty: the annotation's own categories.
         publishable_only: leave out films whose licence (films.csv) forbids publishing a model.
         masks: take lung masks (films.csv) to box turned films exactly.
         max_films: keep at most so many films of each part, for a quick look; 0 keeps all.
@@ -36,14 +39,16 @@ class DataConfig:
     parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.2})
     sources: list[str] = field(default_factory=list)
     per_label: dict[str, int] = field(default_factory=dict)
+    class_from: str = ""
     publishable_only: bool = False
     masks: bool = False
     max_films: int = 0
 
 
 def select_films(
-    config: DataConfig, seed: int, workdir: Workdir | None = None
-) -> tuple[list[CocoFilm], list[CocoFilm], dict[str, str]]:
+    config: DataConfig, seed: int, workdir: Workdir | None = None,
+    classes: Sequence[str] = ("thorax",),
+) -> tuple[list[CocoFilm], list[CocoFilm], dict[str, str]]:  # fmt: skip
     """Training films, validation films, and film name → mask file where masks are asked for.
 
     Raises ValueError or OSError when files are missing or do not fit together.
@@ -58,6 +63,11 @@ def select_films(
             masks = {name: row.mask for name, row in table.items() if row.mask}
     if config.sources:
         films = [f for f in films if f.extra.get("source") in config.sources]
+    if config.class_from:
+        films = [_with_class(f, config.class_from, classes) for f in films]
+    elif any(label >= len(classes) for f in films for label in f.labels):
+        raise ValueError(f"model.classes must name each category of {config.annotations}. "
+                         f"Got {', '.join(classes)}: fewer than the file's.")  # fmt: skip
     if config.per_label:
         films = take_per_label(films, config.per_label, seed)
     if not films:
@@ -88,6 +98,15 @@ def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:
     if not path.exists():
         raise ValueError(f"annotations must be a COCO file. Neither {inside} nor {path} exists.")
     return read_coco(path).films
+
+
+def _with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
+    value = film.extra.get(key)
+    if film.labels and value not in classes:
+        raise ValueError(f"{film.file_name}: its {key} must be one of model.classes "
+                         f"({', '.join(classes)}). Got {value!r} instead.")  # fmt: skip
+    number = classes.index(value) if value in classes else 0
+    return replace(film, labels=(number,) * len(film.labels))
 
 
 def take_per_label(films: list[CocoFilm], per_label: dict[str, int], seed: int) -> list[CocoFilm]:

@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     workdir = Workdir(config.out)
     try:
-        train_films, val_films, masks = select_films(config.data, config.seed, workdir)
+        train_films, val_films, masks = select_films(
+            config.data, config.seed, workdir, config.model.classes
+        )
         model = build_detector(config.model)
         augment = build_augmentation(config.augment)
     except (ValueError, OSError, ImportError) as error:
