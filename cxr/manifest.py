@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from cxr.boxes import Frame
+from cxr.workdir import write_atomic
 
 SCHEMA, VERSION = "lungfirst.crops", 1
 STATUSES = ("ok", "fallback", "no_thorax", "unreadable")
@@ -88,6 +90,18 @@ class ManifestWriter:
         self._write({k: v for k, v in asdict(row).items() if v is not None})
         self.done[row.film] = row
 
+    def drop(self, films: Sequence[str]) -> None:
+        """Take out the rows of these films, atomically, so that they can be made anew."""
+        if not films:
+            return
+        gone = set(films)
+        self._file.close()
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines[1:] if json.loads(line)["film"] not in gone]
+        write_atomic(self.path, b"".join([lines[0], *kept]))
+        self.done = {film: row for film, row in self.done.items() if film not in gone}
+        self._file = self.path.open("a", encoding="utf-8")
+
     def _write(self, data: dict[str, Any]) -> None:
         self._file.write(json.dumps(data, allow_nan=False) + "\n")
         self._file.flush()
@@ -115,9 +129,9 @@ def check_same_settings(path: Path, old: dict[str, Any], new: dict[str, Any]) ->
     """Raise ValueError when a manifest was begun with other settings than it would be continued."""
     before, now = old.get("settings"), new.get("settings")
     if before != now:
-        differs = sorted(
-            k for k in {*(before or {}), *(now or {})} if (before or {}).get(k) != (now or {}).get(k)
-        )
+        old_values, new_values = before or {}, now or {}
+        names = {*old_values, *new_values}
+        differs = sorted(k for k in names if old_values.get(k) != new_values.get(k))
         raise ValueError(
             f"{path} was begun with other settings ({', '.join(differs)}). "
             "Give another --out, or --restart to make the crops anew."
@@ -143,10 +157,15 @@ def read_manifest(path: str | Path) -> tuple[dict[str, Any], list[CropRow]]:
                     _check_header(data)
                     header = data
                     continue
+                if not isinstance(data, dict):
+                    raise ValueError("a row must be a JSON object")
                 unknown = set(data) - names
                 if unknown:
                     raise ValueError(f"unknown keys {sorted(unknown)}")
-                row = CropRow(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+                values: dict[str, Any] = {
+                    k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+                }
+                row = CropRow(**values)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path} line {number}: {error}") from error
             if row.film in rows:

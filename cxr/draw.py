@@ -1,0 +1,228 @@
+"""Boxes, contours and saliency over a film, and sheets of many films.
+
+All functions are pure: uint8 RGB (H, W, 3) in, a new picture out. Boxes are xyxy in the pixels of
+the picture they are drawn on.
+"""
+
+from __future__ import annotations
+
+import base64
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cxr.boxes import as_boxes
+
+Colour = tuple[int, int, int]
+
+# Okabe and Ito's palette: told apart by colour-blind readers too, and bright on a dark film.
+GREEN: Colour = (0, 200, 140)
+ORANGE: Colour = (255, 150, 0)
+BLUE: Colour = (86, 180, 233)
+RED: Colour = (230, 70, 40)
+_GROUND: Colour = (24, 24, 24)
+_INK: Colour = (235, 235, 235)
+
+
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) float in [0, 1] (or uint8) to uint8 RGB; values outside are cut, NaN is black."""
+    if pixels.ndim != 2:
+        raise ValueError(f"pixels of to_rgb must be (H, W). Got shape {pixels.shape} instead.")
+    if pixels.dtype != np.uint8:
+        whole = np.nan_to_num(pixels.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        pixels = np.rint(np.clip(whole, 0.0, 1.0) * 255).astype(np.uint8)
+    return np.repeat(pixels[..., None], 3, axis=2)
+
+
+def draw_box(image: np.ndarray, xyxy: Any, colour: Colour = ORANGE, label: str = "") -> np.ndarray:
+    """The outline of one box, its line scaled to the picture; `label` inside its upper edge."""
+    _check_rgb(image)
+    out = image.copy()
+    box = as_boxes(xyxy)[0]
+    if not np.isfinite(box).all():
+        raise ValueError(f"xyxy of draw_box must be finite. Got {box.tolist()} instead.")
+    width = line_width(image)
+    # Far-off corners would overflow OpenCV's fixed-point numbers; beyond the edge all look alike.
+    limit = [image.shape[1] + width, image.shape[0] + width] * 2
+    x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, -width, limit)))
+    cv2.rectangle(out, (x0, y0), (x1 - 1, y1 - 1), colour, width, cv2.LINE_AA)
+    if label:
+        size = max(11, min(image.shape[:2]) // 28)
+        out = draw_text(out, label, (max(x0, 0) + width + 2, max(y0, 0) + width + 1), colour, size)
+    return out
+
+
+def draw_contour(image: np.ndarray, mask: np.ndarray, colour: Colour = BLUE) -> np.ndarray:
+    """The outline of a mask (H, W), everything above 0 inside."""
+    _check_rgb(image)
+    _check_same_size(image, mask, "mask")
+    out = image.copy()
+    shapes, _ = cv2.findContours(
+        (np.asarray(mask) > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+    )
+    cv2.drawContours(out, shapes, -1, colour, line_width(image), cv2.LINE_AA)
+    return out
+
+
+def overlay_saliency(image: np.ndarray, saliency: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """A saliency map (H, W) ≥ 0 over the film in inferno colours, scaled by its maximum.
+
+    The map's value is its opacity as well, so that the film stays visible where nothing is
+    salient. Inferno rises evenly in lightness: no edge is seen that the map does not have.
+    An all-zero map leaves the film as it is.
+    """
+    _check_rgb(image)
+    _check_same_size(image, saliency, "saliency")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must lie in [0, 1]. Got {opacity} instead.")
+    values = np.asarray(saliency, dtype=np.float64)
+    if not np.isfinite(values).all() or values.min(initial=0) < 0:
+        raise ValueError("saliency must be finite and at least 0. Clip or rectify it first.")
+    top = values.max(initial=0)
+    if top <= 0:
+        return image.copy()
+    share = (values / top).astype(np.float32)
+    bgr = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    alpha = (opacity * share)[..., None]
+    mixed = image * (1 - alpha) + bgr[..., ::-1] * alpha
+    return np.rint(mixed).astype(np.uint8)
+
+
+def fit(image: np.ndarray, side: int) -> np.ndarray:
+    """The picture resized so that its longer side is `side` px, its aspect ratio kept."""
+    if side < 1:
+        raise ValueError(f"side of fit must be at least 1 px. Got {side} instead.")
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=how)
+
+
+def sheet(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str] = (),
+    columns: int = 6,
+    tile: int = 256,
+    title: str = "",
+) -> np.ndarray:
+    """Many pictures as one, each fitted into a square of `tile` px with its caption below.
+
+    A caption may hold several lines; a line too long loses its middle, where file names are least
+    alike at the ends. Without pictures the sheet says so.
+    """
+    if captions and len(captions) != len(images):
+        raise ValueError(f"captions of sheet must be one for each image. Got {len(captions)} for "
+                         f"{len(images)} images instead.")  # fmt: skip
+    if columns < 1 or tile < 16:
+        raise ValueError(f"columns must be at least 1 and tile at least 16 px. Got {columns} and "
+                         f"{tile} instead.")  # fmt: skip
+    size, gap = max(10, tile // 19), 4
+    lines = max((c.count("\n") + 1 for c in captions), default=0)
+    cell_h, cell_w = tile + lines * (size + 3) + 2 * gap, tile + gap
+    columns = max(1, min(columns, len(images)))
+    rows = -(-max(1, len(images)) // columns)
+    head = 2 * size + gap if title else 0
+    width = max(columns * cell_w + gap, tile + 2 * gap)
+    out = np.full((head + rows * cell_h + gap, width, 3), _GROUND, np.uint8)
+    labels = [(title, (2 * gap, size // 2))] if title else []
+    for number, image in enumerate(images):
+        _check_rgb(image)
+        small = fit(image, tile)
+        x, y = gap + number % columns * cell_w, head + gap + number // columns * cell_h
+        dy, dx = (tile - small.shape[0]) // 2, (tile - small.shape[1]) // 2
+        out[y + dy : y + dy + small.shape[0], x + dx : x + dx + small.shape[1]] = small
+        for row, line in enumerate(captions[number].split("\n") if captions else ()):
+            labels.append((shorten(line, tile, size), (x, y + tile + 2 + row * (size + 3))))
+    if not images:
+        labels.append(("no films", (2 * gap, head + 2 * gap)))
+    return _draw_texts(out, labels, _INK, size)
+
+
+def draw_text(
+    image: np.ndarray, text: str, xy: tuple[int, int], colour: Colour = _INK, size: int = 14
+) -> np.ndarray:
+    """One line of text, its upper left corner at `xy`, with a dark rim to be read on any film."""
+    _check_rgb(image)
+    return _draw_texts(image, [(text, xy)], colour, size, rim=max(1, size // 9))
+
+
+def shorten(text: str, width: int, size: int) -> str:
+    """The text, or as much of its beginning and end as fits `width` px at that size."""
+    text = to_ascii(text)
+    if _font(size).getlength(text) <= width:
+        return text
+    for keep in range(len(text) - 1, 1, -1):
+        short = text[: (keep + 1) // 2] + "..." + text[len(text) - keep // 2 :]
+        if _font(size).getlength(short) <= width:
+            return short
+    return ""
+
+
+def to_ascii(text: str) -> str:
+    """Text that the font can draw: accents dropped, anything else unknown as '?'."""
+    plain = unicodedata.normalize("NFKD", text.translate({0x2265: ">=", 0x2264: "<=", 0xD7: "x"}))
+    kept = (c for c in plain if not unicodedata.combining(c))
+    return "".join(c if " " <= c <= "~" else "?" for c in kept)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 RGB or grey, or uint16 grey, as PNG."""
+    return _encode(image, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 6])
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 85) -> bytes:
+    """uint8 RGB or grey as JPEG."""
+    return _encode(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def to_data_uri(encoded: bytes) -> str:
+    """PNG or JPEG bytes as a data URI for an HTML page that needs no other file."""
+    kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+
+
+def line_width(image: np.ndarray) -> int:
+    """Pixels of a line that is seen at the picture's size: 2 at 512 px."""
+    return max(1, round(max(image.shape[:2]) / 256))
+
+
+def _encode(image: np.ndarray, kind: str, options: list[int]) -> bytes:
+    done, raw = cv2.imencode(kind, image[..., ::-1] if image.ndim == 3 else image, options)
+    if not done:
+        raise ValueError(f"image of shape {image.shape} and {image.dtype} is no {kind} picture.")
+    return raw.tobytes()
+
+
+def _draw_texts(
+    image: np.ndarray, texts: Sequence[tuple[str, tuple[int, int]]], colour: Colour, size: int,
+    rim: int = 0,
+) -> np.ndarray:  # fmt: skip
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    for text, xy in texts:
+        pen.text(xy, to_ascii(text), fill=colour, font=_font(size), stroke_width=rim,
+                 stroke_fill=(0, 0, 0))  # fmt: skip
+    return np.array(canvas)
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)  # ships inside Pillow: the same letters on every machine
+
+
+def _check_rgb(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 RGB (H, W, 3). Got {image.dtype} of shape "
+                         f"{image.shape} instead: call to_rgb first.")  # fmt: skip
+
+
+def _check_same_size(image: np.ndarray, plane: np.ndarray, name: str) -> None:
+    if np.shape(plane) != image.shape[:2]:
+        raise ValueError(f"{name} must be of the image's size {image.shape[:2]}. "
+                         f"Got shape {np.shape(plane)} instead.")  # fmt: skip

@@ -1,0 +1,137 @@
+"""Films read ahead of their use, in other processes, with memory bounded by the number in flight.
+
+A J2K film takes a second to decode, more than the network needs for its box, and its decoder
+holds Python's lock: so decoding is what has to be shared among processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+
+from cxr.film import Film, FilmError, read_film
+from cxr.workdir import sha256_file
+
+_WORTH_PROCESSES = 16  # films; below, starting the processes takes longer than they save
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A file that gave no film: reason code, sentence, and the file's SHA-256 ('' without one)."""
+
+    reason: str
+    sentence: str
+    sha256: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.sentence}"
+
+
+def read_or_say_why(path: str | Path) -> Film | Unread:
+    """`read_film`, with every failure as a value: one bad file must not end a long run."""
+    try:
+        return read_film(path)
+    except FilmError as error:
+        reason, sentence = error.reason, error.sentence
+    except Exception as error:
+        # Not the message: it may hold a header's text, and so a name.
+        reason, sentence = "unexpected", f"reading failed with {type(error).__name__}."
+    try:
+        return Unread(reason, sentence, sha256_file(path))
+    except OSError:
+        return Unread(reason, sentence)
+
+
+def default_jobs(films: int) -> int:
+    """Processes worth starting for so many films: 0 for a few, at most 4 and one a core."""
+    return 0 if films < _WORTH_PROCESSES else min(4, len(os.sched_getaffinity(0)))
+
+
+def read_ahead(
+    paths: Iterable[str | Path], jobs: int = 0, ahead: int | None = None
+) -> Iterator[tuple[Path, Film | Unread]]:
+    """Each path with its film, or why there is none, in the order given.
+
+    `jobs` processes read at most `ahead` films (default: two a process) before they are asked for;
+    with 0 jobs one thread does. A decoder that crashes loses only the film it crashed on.
+    """
+    if jobs < 0:
+        raise ValueError(f"jobs of read_ahead must be 0 or more. Got {jobs} instead.")
+    ahead = max(1, 2 * max(1, jobs) if ahead is None else ahead)
+    source = iter(paths)
+    waiting: deque[tuple[Path, Future[Film | Unread]]] = deque()
+    pool = _pool(jobs)
+    try:
+        while True:
+            while len(waiting) < ahead and (path := next(source, None)) is not None:
+                waiting.append((Path(path), _submit(pool, path)))
+            if not waiting:
+                return
+            current, future = waiting.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                # All films in flight are lost with the pool: which one did it shows one by one.
+                lost = [current, *(p for p, _ in waiting)]
+                waiting.clear()
+                pool.shutdown(wait=False, cancel_futures=True)
+                for path in lost:
+                    yield path, _read_alone(path)
+                pool = _pool(jobs)
+                continue
+            yield current, result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_alone(path: Path) -> Film | Unread:
+    pool = _pool(1)
+    try:
+        return _submit(pool, path).result()
+    except BrokenProcessPool:
+        sentence = "the decoder crashed on this file, or it needs more memory than there is."
+        return Unread("decoder_crashed", sentence, sha256_file(path) if path.is_file() else "")
+    finally:
+        pool.shutdown(wait=True)
+
+
+def _pool(jobs: int) -> Executor:
+    if not jobs:
+        return ThreadPoolExecutor(1)
+    # Not fork: the parent runs torch's threads, and a fork of them can stand still for ever.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
+
+
+def _submit(pool: Executor, path: str | Path) -> Future[Film | Unread]:
+    with _without_main():
+        return pool.submit(read_or_say_why, str(path))
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Spawned workers import the parent's __main__, and torch with it: seconds and 300 MB each for
+    nothing. An empty module in its place spares them that."""
+    real = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = real
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    cv2.setNumThreads(1)

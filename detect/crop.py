@@ -1,0 +1,299 @@
+"""Films → crops of the thorax at full resolution and bit depth, with a manifest.
+
+    python -m detect.crop FILMS --out runs/crops
+    python -m detect.crop ../shared/data/images --boxes ../shared/data/thorax.json --out runs/human
+
+A run that was stopped goes on where it was; a film that cannot be read, or shows no chest, gets a
+row with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+from cxr.boxes import Frame, area_xyxy, clip_xyxy, expand_xyxy, square_xyxy
+from cxr.cli import parse_config, to_plain
+from cxr.draw import encode_png
+from cxr.film import Film, list_films
+from cxr.intensity import to_uint8, to_uint16
+from cxr.manifest import STATUSES, CropRow, ManifestWriter
+from cxr.stream import Unread, default_jobs, read_ahead
+from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
+from detect.human_boxes import HumanBoxes
+from detect.predict import ThoraxBox, ThoraxDetector
+
+
+class Boxer(Protocol):
+    """What finds the thorax: a ThoraxDetector, or a stand-in with its `predict`."""
+
+    def predict(self, films: list[np.ndarray]) -> list[ThoraxBox]:
+        """One ThoraxBox a film of (H, W) float32 in [0, 1]."""
+        ...
+
+
+class Crop(NamedTuple):
+    """(h, w) float32 in [0, 1], the Frame back to the film, and the cut in the film's pixels."""
+
+    pixels: np.ndarray
+    frame: Frame
+    crop_xyxy: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How crops are cut and streamed; `out` is the folder that holds them and the manifest."""
+
+    out: Path
+    margin: float = 0.05
+    square: bool = False
+    jobs: int = 0
+    batch: int = 8
+
+
+def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = False) -> Crop:
+    """Cut the thorax out of a film at its full resolution.
+
+    Args:
+        film: with pixels (H, W).
+        box: in the film's pixels; with status `fallback` the whole film is taken, without margin.
+        margin: as a fraction of the box's sides, added on each side.
+        square: grow the shorter sides about the centre to a square; what lies beyond the film is 0.
+            Otherwise the crop ends at the film's edge.
+
+    Raises ValueError for a film without a thorax, and for a box that does not touch the film.
+    """
+    height, width = film.pixels.shape
+    if box.status == "fallback":
+        wanted = np.array([0.0, 0.0, width, height])
+    elif box.xyxy is None:
+        raise ValueError(f"box of crop_film must have a place. Got {box.status}: {box.reason}.")
+    else:
+        wanted = clip_xyxy(expand_xyxy(box.xyxy, margin), (height, width))[0]
+    if area_xyxy(wanted)[0] <= 0:
+        raise ValueError(f"box of crop_film must touch the film of {width} x {height} px. "
+                         f"Got {box.xyxy} instead.")  # fmt: skip
+    frame = Frame.cut(wanted)
+    if square:  # from whole pixels, or rounding makes it one pixel too long
+        side = max(frame.content_hw)
+        x0, y0 = (int(v) for v in np.floor(square_xyxy(frame.source_xyxy)[:2]))
+        frame = Frame.cut((x0, y0, x0 + side, y0 + side))
+    return Crop(frame.apply(film.pixels), frame, frame.source_xyxy)
+
+
+def crop_name(path: str | Path, sha256: str) -> str:
+    """A file name that two films never share and that says nothing of the patient."""
+    place = Path(path).resolve().as_posix()
+    return hashlib.sha256(f"{place}\0{sha256}".encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def iter_crops(
+    paths: Iterable[str | Path], detector: Boxer | HumanBoxes, settings: CropSettings
+) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
+    """Read, box and cut films in batches; each crop is on disk before its row is given.
+
+    Films come in the order of `paths`; Film is None for an unreadable one, Crop is None where
+    nothing was cut. At most a batch and `2 * jobs` films are held at a time.
+    """
+    with ThreadPoolExecutor(2) as writers:
+        batch: list[tuple[Path, Film | Unread]] = []
+        for item in read_ahead(paths, settings.jobs):
+            batch.append(item)
+            if len(batch) == settings.batch:
+                yield from _crop_batch(batch, detector, settings, writers)
+                batch = []
+        yield from _crop_batch(batch, detector, settings, writers)
+
+
+def _crop_batch(
+    batch: list[tuple[Path, Film | Unread]], detector: Boxer | HumanBoxes, settings: CropSettings,
+    writers: ThreadPoolExecutor,
+) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:  # fmt: skip
+    films = [film for _, film in batch if isinstance(film, Film)]
+    if isinstance(detector, HumanBoxes):
+        boxes = [detector.box_film(film) for film in films]
+    else:
+        boxes = detector.predict([film.pixels for film in films]) if films else []
+    box_of = dict(zip(map(id, films), boxes, strict=True))
+    crops = {
+        id(film): crop_film(film, box_of[id(film)], settings.margin, settings.square)
+        for film in films
+        if box_of[id(film)].status != "no_thorax"
+    }
+    # PNG takes as long as the box: both writers work on it without Python's lock
+    saved = {
+        id(film): writers.submit(save_crop, crops[id(film)], film, settings.out)
+        for film in films
+        if id(film) in crops
+    }
+    for path, film in batch:
+        if isinstance(film, Unread):
+            row = CropRow(path.as_posix(), film.sha256, "unreadable", str(film))
+            yield row, None, None
+            continue
+        name = saved[id(film)].result() if id(film) in saved else None
+        crop = crops.get(id(film))
+        yield to_row(path, film, box_of[id(film)], crop, name), film, crop
+
+
+def save_crop(crop: Crop, film: Film, folder: Path) -> str:
+    """Write the crop as PNG, 16 bits deep when the film has more than 8; returns its name."""
+    name = f"{crop_name(film.path, film.sha256)}.png"
+    stored = to_uint16(crop.pixels) if film.bits > 8 else to_uint8(crop.pixels)
+    write_atomic(folder / name, encode_png(stored))
+    return name
+
+
+def to_row(path: Path, film: Film, box: ThoraxBox, crop: Crop | None, name: str | None) -> CropRow:
+    """The manifest's row of a film that was read."""
+    height, width = film.pixels.shape
+    return CropRow(
+        film=path.as_posix(),
+        sha256=film.sha256,
+        status=box.status,
+        reason=box.reason or ("no thorax was found" if crop is None else ""),
+        patient=film.patient,
+        study=film.study,
+        size_hw=(height, width),
+        thorax_xyxy=box.xyxy,
+        score=float(box.score),
+        crop_xyxy=crop.crop_xyxy if crop else None,
+        frame=crop.frame.to_dict() if crop else None,
+        crop=name,
+    )
+
+
+def find_pending(
+    paths: Sequence[Path], done: Mapping[str, CropRow], folder: Path
+) -> tuple[list[Path], list[str]]:
+    """Films to be cropped, and those of them whose old row has to go.
+
+    A film is done when its bytes are those of its row and its crop is still there.
+    """
+    pending, stale = [], []
+    for path in paths:
+        row = done.get(path.as_posix())
+        if row is not None:
+            kept = row.crop is None or (folder / row.crop).is_file()
+            if kept and row.sha256 == (sha256_file(path) if path.is_file() else ""):
+                continue
+            stale.append(row.film)
+        pending.append(path)
+    return pending, stale
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Cut the thorax out of chest films: crops at full resolution, and manifest.jsonl.
+
+    Args:
+        films: files and folders of films (DICOM, PNG, JPEG, TIFF).
+        out: folder for the crops and their manifest; a stopped run goes on there.
+        weights: the detector's bundle; empty takes the one that comes with lungfirst.
+        device: auto, cpu, or cuda.
+        margin: added on each side of the thorax box, as a fraction of the box's side.
+        square: make the crops square; what lies beyond the film is black.
+        jobs: processes that read films; -1 takes up to four, and none for a few films.
+        batch: films the detector sees at a time.
+        restart: forget an earlier run in this folder and make all crops anew.
+        boxes: a COCO file with boxes to take in the detector's place.
+    """
+
+    films: tuple[str, ...] = ()
+    out: str = "runs/crops"
+    weights: str = ""
+    device: str = "auto"
+    margin: float = 0.05
+    square: bool = False
+    jobs: int = -1
+    batch: int = 8
+    restart: bool = False
+    boxes: str = ""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("margin", 0, 1), ("batch", 1, 1024), ("jobs", -1, 256)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(
+                    f"--{name} must lie between {low} and {high}. Got {value} instead."
+                )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
+    config = parse_config(
+        CropConfig, argv, prog="python -m detect.crop",
+        example="python -m detect.crop ../shared/data/dicom --out runs/crops",
+        positionals=("films",),
+    )  # fmt: skip
+    try:
+        if not config.films:
+            raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
+        found = list_films(config.films)
+        detector: ThoraxDetector | HumanBoxes = (
+            HumanBoxes(config.boxes) if config.boxes
+            else ThoraxDetector.load(config.weights or None, config.device)
+        )  # fmt: skip
+        rows = crop_films(found.films, detector, config)
+    except (OSError, ValueError) as error:
+        log.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.warning("stopped; the same command goes on from here")
+        return 130
+    console.print(_status_table(rows, found.passed_over))
+    console.print(f"crops and manifest: {config.out}", highlight=False)
+    return 0 if any(row.status != "unreadable" for row in rows) else 1
+
+
+def crop_films(
+    films: Sequence[Path], detector: Boxer | HumanBoxes, config: CropConfig
+) -> list[CropRow]:
+    """Crop what an earlier run has not, with a progress bar; returns the row of each film."""
+    weights = getattr(detector, "weights", {})
+    settings = {"margin": config.margin, "square": config.square, "boxes_from": weights}
+    workdir = Workdir(config.out)
+    path = workdir / "manifest.jsonl"
+    with ManifestWriter(
+        path, {**provenance(weights), "settings": settings}, config.restart
+    ) as book:
+        workdir.start(to_plain(config), weights=weights)
+        pending, stale = find_pending(films, book.done, workdir.path)
+        book.drop(stale)
+        if len(pending) < len(films):
+            log.info("%d of %d films are done already", len(films) - len(pending), len(films))
+        jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
+        cut = CropSettings(workdir.path, config.margin, config.square, jobs, config.batch)
+        with Progress(
+            *Progress.get_default_columns(), MofNCompleteColumn(), console=console
+        ) as bar:
+            task = bar.add_task("cropping", total=len(pending))
+            for row, _, _ in iter_crops(pending, detector, cut):
+                book.add(row)
+                bar.advance(task)
+                if row.reason:
+                    log.warning("%s: %s (%s)", row.film, row.status, row.reason)
+        return [book.done[film.as_posix()] for film in films]
+
+
+def _status_table(rows: Sequence[CropRow], passed_over: Mapping[str, int]) -> Table:
+    counts = Counter(row.status for row in rows)
+    table = Table("status", "films", title="crops")
+    for status in STATUSES:
+        table.add_row(status, str(counts[status]))
+    for reason, number in passed_over.items():
+        table.add_row(f"passed over: {reason}", str(number))
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

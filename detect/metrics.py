@@ -1,0 +1,296 @@
+"""How well boxes meet the truth: IoU, coverage, edges, misses, doubles, COCO AP, baselines.
+
+A miss counts as IoU 0 and coverage 0: a mean over found films only would reward a detector that
+gives up on the hard ones. AP50 alone says little here, because one constant box reaches 0.98 of
+films at IoU 0.5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr.boxes import area_xyxy, as_boxes, intersection_xyxy, iou_xyxy, union_xyxy
+
+NAN4 = (math.nan,) * 4
+SIDES = ("left", "top", "right", "bottom")
+
+
+@dataclass(frozen=True)
+class FilmScore:
+    """One film. NaN where there is nothing to measure: no truth, no mask, no spacing, no box."""
+
+    has_truth: bool
+    has_box: bool
+    doubled: bool = False
+    iou: float = math.nan
+    coverage: float = math.nan  # share of the truth box inside the predicted box
+    lung_coverage: float = math.nan  # share of the lung mask's area inside it
+    edges_px: tuple[float, ...] = NAN4  # left, top, right, bottom: predicted − truth
+    edges_mm: tuple[float, ...] = NAN4
+
+    @property
+    def missed(self) -> bool:
+        """There is a thorax, and no box."""
+        return self.has_truth and not self.has_box
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over films with its bootstrap interval by patient; NaN where it is unknown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """COCO's AP over IoU 0.50 to 0.95, at 0.50 and at 0.75; the first for each class as well."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_of_class: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Many films. Shares and means are over films with a thorax, misses counted as 0."""
+
+    films: int
+    patients: int
+    mean_iou: Interval
+    median_iou: float
+    share_iou_90: Interval
+    share_iou_75: Interval
+    coverage: Interval
+    share_covered: Interval  # films with coverage ≥ 0.99
+    lung_coverage: Interval
+    share_lungs_covered: Interval  # films with lung coverage ≥ 0.99
+    edge_px: Interval  # mean absolute edge error over found films
+    edge_mm: Interval
+    bias_px: tuple[float, ...]  # mean signed error: left, top, right, bottom
+    misses: int
+    doubles: int
+    negatives: int  # films without a thorax
+    false_boxes: int  # of these, films that got a box
+
+
+def mask_coverage(box_xyxy: Any, mask: np.ndarray) -> float:
+    """Share of a mask's area (H, W, above 0 is lung) inside the box; cut pixels count in part."""
+    inside = np.asarray(mask) > 0
+    total = np.count_nonzero(inside)
+    if not total:
+        return math.nan
+    x0, y0, x1, y1 = as_boxes(box_xyxy)[0]
+    along_y, along_x = (_overlap_1d(*ends, n) for ends, n in
+                        zip([(y0, y1), (x0, x1)], inside.shape, strict=True))  # fmt: skip
+    return float(along_y @ inside @ along_x) / total
+
+
+def _overlap_1d(low: float, high: float, n: int) -> np.ndarray:
+    """(n,) share of each pixel [i, i + 1) that lies in [low, high]."""
+    start = np.arange(n)
+    return np.clip(np.minimum(high, start + 1) - np.maximum(low, start), 0.0, 1.0)
+
+
+def score_film(
+    predicted_xyxy: Any | None,
+    truth_xyxy: Any,
+    mask: np.ndarray | None = None,
+    spacing_mm: tuple[float, float] | None = None,
+    doubled: bool = False,
+) -> FilmScore:
+    """Compare one predicted box (None: a miss) with the union of a film's true boxes (N, 4).
+
+    All in the film's pixels; `spacing_mm` is (row, column). N = 0 is a film without a thorax: it
+    has no IoU, and any box on it is a false one.
+    """
+    truth = as_boxes(truth_xyxy)
+    found = predicted_xyxy is not None
+    if not len(truth):
+        return FilmScore(False, found, doubled)
+    if not found:
+        lungs = 0.0 if mask is not None and np.any(mask) else math.nan
+        return FilmScore(True, False, doubled, iou=0.0, coverage=0.0, lung_coverage=lungs)
+    want, got = union_xyxy(truth), as_boxes(predicted_xyxy)[0]
+    edges = got - want
+    mm = [spacing_mm[1], spacing_mm[0]] * 2 if spacing_mm else [math.nan] * 4
+    return FilmScore(
+        True,
+        True,
+        doubled,
+        iou=float(iou_xyxy(got, want)[0, 0]),
+        coverage=float(intersection_xyxy(got, want)[0, 0] / area_xyxy(want)[0]),
+        lung_coverage=mask_coverage(got, mask) if mask is not None else math.nan,
+        edges_px=tuple(float(v) for v in edges),
+        edges_mm=tuple(float(v) for v in edges * mm),
+    )
+
+
+def bootstrap_mean(
+    values: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Interval:
+    """Mean of (N,) values with the percentile interval of resampled *patients*.
+
+    Films of one patient are alike, so films must not be drawn one by one (Efron and Tibshirani
+    1993, chapter 8). NaN values are left out with their films. Fewer than two patients give no
+    interval.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.shape != (len(patients),):
+        raise ValueError(f"values and patients must be of one length. Got {x.shape} and "
+                         f"{len(patients)} instead.")  # fmt: skip
+    known = ~np.isnan(x)
+    if not known.any():
+        return Interval(math.nan)
+    _, group = np.unique(np.asarray(patients)[known], return_inverse=True)
+    sums, counts = np.bincount(group, x[known]), np.bincount(group)
+    value, n = float(x[known].mean()), len(counts)
+    if n < 2:
+        return Interval(value)
+    rng = np.random.default_rng(seed)
+    means = np.empty(draws)
+    step = max(1, 4_000_000 // n)  # (step, n) drawn counts at a time: at most 32 MB
+    for start in range(0, draws, step):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start))
+        means[start : start + len(times)] = (times @ sums) / (times @ counts)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def summarise(
+    scores: Sequence[FilmScore], patients: Sequence[str], seed: int = 0, draws: int = 2000
+) -> Summary:
+    """One Summary of N films and their patients; NaN where no film can say anything."""
+    if len(scores) != len(patients):
+        raise ValueError(f"scores and patients must be of one length. Got {len(scores)} and "
+                         f"{len(patients)} instead.")  # fmt: skip
+    pairs = [(s, p) for s, p in zip(scores, patients, strict=True) if s.has_truth]
+    kept, owners = [s for s, _ in pairs], [p for _, p in pairs]
+    negatives = [s for s in scores if not s.has_truth]
+
+    def mean(values: np.ndarray) -> Interval:
+        return bootstrap_mean(values, owners, draws, seed)
+
+    def share(values: np.ndarray, least: float) -> Interval:
+        # 1e-9: a box that meets the truth at exactly 0.9 must not fail by rounding
+        return mean(np.where(np.isnan(values), np.nan, values >= least - 1e-9))
+
+    iou, coverage, lungs = (
+        np.array([getattr(s, name) for s in kept], dtype=np.float64)
+        for name in ("iou", "coverage", "lung_coverage")
+    )
+    px, mm = (np.array([getattr(s, name) for s in kept], dtype=np.float64).reshape(-1, 4)
+              for name in ("edges_px", "edges_mm"))  # fmt: skip
+    found = px[~np.isnan(px[:, 0])]
+    return Summary(
+        films=len(kept),
+        patients=len(set(owners)),
+        mean_iou=mean(iou),
+        median_iou=float(np.median(iou)) if kept else math.nan,
+        share_iou_90=share(iou, 0.9),
+        share_iou_75=share(iou, 0.75),
+        coverage=mean(coverage),
+        share_covered=share(coverage, 0.99),
+        lung_coverage=mean(lungs),
+        share_lungs_covered=share(lungs, 0.99),
+        edge_px=mean(np.abs(px).mean(axis=1)),
+        edge_mm=mean(np.abs(mm).mean(axis=1)),
+        bias_px=tuple(float(v) for v in found.mean(axis=0)) if len(found) else NAN4,
+        misses=sum(s.missed for s in kept),
+        doubles=sum(s.doubled for s in scores),
+        negatives=len(negatives),
+        false_boxes=sum(s.has_box for s in negatives),
+    )
+
+
+def average_precision(
+    truths: Sequence[tuple[Any, Any]],
+    predictions: Sequence[tuple[Any, Any, Any]],
+    classes: int = 1,
+) -> AveragePrecision:
+    """COCO AP by pycocotools; one (boxes, labels) and one (boxes, scores, labels) a film.
+
+    Boxes xyxy (N, 4), labels from 0 below `classes`; a film without boxes counts by its false
+    ones. NaN when no film has a true box.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    images = [{"id": i} for i in range(1, len(truths) + 1)]
+    notes: list[dict[str, Any]] = []
+    for film, (boxes, labels) in enumerate(truths, 1):
+        notes += _notes(film, boxes, labels, len(notes))
+    results: list[dict[str, Any]] = []
+    for film, (boxes, scores, labels) in enumerate(predictions, 1):
+        results += _notes(film, boxes, labels, len(results), scores)
+    if not notes:
+        return AveragePrecision(math.nan, math.nan, math.nan)
+    if not results:  # pycocotools fails on an empty list
+        return AveragePrecision(0.0, 0.0, 0.0, (0.0,) * classes)
+    sets = []
+    categories = [{"id": i} for i in range(1, classes + 1)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        for annotations in (notes, results):
+            sets.append(COCO())
+            sets[-1].dataset = {
+                "images": images, "annotations": annotations, "categories": categories,
+            }  # fmt: skip
+            sets[-1].createIndex()
+        judge = COCOeval(*sets, iouType="bbox")
+        judge.evaluate()
+        judge.accumulate()
+    precision = judge.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class)
+    by_class = [_mean_known(precision[:, :, k]) for k in range(classes)]
+    return AveragePrecision(
+        _mean_known(precision), _mean_known(precision[0]), _mean_known(precision[5]),
+        tuple(by_class),
+    )  # fmt: skip
+
+
+def _mean_known(precision: np.ndarray) -> float:
+    known = precision[precision > -1]  # −1: a class without a true box
+    return float(known.mean()) if known.size else math.nan
+
+
+def _notes(
+    film: int, boxes: Any, labels: Any, before: int, scores: Any = None
+) -> list[dict[str, Any]]:
+    """COCO annotations of one film; ids count from 1, because pycocotools takes 0 for 'none'."""
+    out = []
+    for number, (box, label) in enumerate(zip(as_boxes(boxes), labels, strict=True)):
+        x0, y0, x1, y1 = (float(v) for v in box)
+        w, h = x1 - x0, y1 - y0
+        note = {
+            "id": before + number + 1, "image_id": film, "category_id": int(label) + 1,
+            "bbox": [x0, y0, w, h], "area": w * h, "iscrowd": 0,
+        }  # fmt: skip
+        out.append(note if scores is None else {**note, "score": float(scores[number])})
+    return out
+
+
+def constant_box(boxes_xyxy: Sequence[Any], sizes_hw: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(4,) median box of *training* films as fractions of width and height; the first baseline."""
+    fractions = [
+        union_xyxy(boxes) / [w, h, w, h]
+        for boxes, (h, w) in zip(boxes_xyxy, sizes_hw, strict=True)
+        if len(as_boxes(boxes))
+    ]
+    if not fractions:
+        raise ValueError("boxes_xyxy of constant_box must hold a film with a box. Got none.")
+    return np.median(fractions, axis=0)
+
+
+def scale_box(fractions_xyxy: Any, size_hw: tuple[int, int]) -> np.ndarray:
+    """(4,) fractions of a film to pixels; (0, 0, 1, 1) is the whole film, the second baseline."""
+    height, width = size_hw
+    return as_boxes(fractions_xyxy)[0] * [width, height, width, height]
