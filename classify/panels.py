@@ -1,0 +1,60 @@
+"""Pictures of a training: curves over epochs, and what the decoder restored."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cxr.workdir import write_atomic
+
+
+def draw_curves(history: Sequence[dict[str, float]], path: Path, title: str) -> Path:
+    """Loss and validation AUC of each epoch; a dashed line where a new phase begins."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    losses, aucs = figure.subplots(1, 2)
+    epochs = np.arange(1, len(history) + 1)
+    for key, name in (("train_loss", "training"), ("val_loss", "validation")):
+        losses.plot(epochs, [r.get(key, np.nan) for r in history], label=name)
+    for key, name in (("val_auc", "macro AUC"), ("val_accuracy", "accuracy")):
+        aucs.plot(epochs, [r.get(key, np.nan) for r in history], label=f"{name} (validation)")
+    for axis, name in ((losses, "loss"), (aucs, "")):
+        for i in range(1, len(history)):
+            if history[i].get("phase") != history[i - 1].get("phase"):
+                axis.axvline(i + 0.5, color="grey", linestyle="--", linewidth=1)
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.legend(frameon=False)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    return _write(figure, path)
+
+
+def draw_panels(
+    images: np.ndarray, goals: np.ndarray, restored: np.ndarray, names: Sequence[str], path: Path
+) -> Path:
+    """Each film in a column: image, target region, restored; all (N, h, w) in [0, 1]."""
+    columns = len(images)
+    figure = Figure(figsize=(1.9 * columns + 0.6, 6.0), layout="constrained")
+    axes = figure.subplots(3, columns, squeeze=False)
+    rows = (("image", images), ("target region", goals), ("restored", restored))
+    for row, (label, pictures) in enumerate(rows):
+        for column in range(columns):
+            axis = axes[row, column]
+            axis.imshow(pictures[column], cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(names[column], fontsize=9)
+        axes[row, 0].set_ylabel(label)
+    return _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    FigureCanvasAgg(figure)  # drawn without pyplot: no global state, no window
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return write_atomic(path, buffer.getvalue())

@@ -1,0 +1,132 @@
+"""From a film's or crop's pixels to what a member sees: one function for training and prediction.
+
+The steps of SCXNN (Kim et al.): percentile clip, min-max, zero-pad to a square, CLAHE, resize. The
+settings belong to the weights, so they are stored in each member's bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from cxr.boxes import Frame
+from cxr.intensity import (
+    check_pixels,
+    clahe,
+    equalize,
+    min_max,
+    pad_square,
+    percentile_clip,
+    resize,
+)
+
+CONTRASTS = ("clahe", "hist-equalization", "none")
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How pixels become a member's input.
+
+    Args:
+        side: side of the square input in px.
+        clip: percentile clip before min-max; false takes the intensities as they are.
+        low_percentile: what lies below this percentile of the film becomes 0.
+        high_percentile: what lies above this percentile becomes 1.
+        contrast: clahe, hist-equalization or none (the arms of the paper's ablation).
+        clahe_clip: clip limit of CLAHE.
+        clahe_tiles: CLAHE works in this many tiles along each side.
+        work_side: films longer than this many px are shrunk before all else, so that contrast
+            steps see films of one scale whatever their resolution; 0 keeps full resolution.
+        mean: subtracted from the pixels, which lie in [0, 1], before the network.
+        std: divides them afterwards. The encoder's own values: 0.498 and 0.502 for Lite0.
+    """
+
+    side: int = 224
+    clip: bool = True
+    low_percentile: float = 0.5
+    high_percentile: float = 99.5
+    contrast: str = "none"
+    clahe_clip: float = 2.0
+    clahe_tiles: int = 8
+    work_side: int = 512
+    mean: tuple[float, float, float] = (0.498, 0.498, 0.498)
+    std: tuple[float, float, float] = (0.502, 0.502, 0.502)
+
+    def __post_init__(self) -> None:
+        if self.contrast not in CONTRASTS:
+            raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}. "
+                             f"Got {self.contrast!r} instead.")  # fmt: skip
+        if self.side < 32 or self.side % 32:
+            raise ValueError(f"side must be a multiple of 32 px (five halvings of the encoder). "
+                             f"Got {self.side} instead.")  # fmt: skip
+        if not 0 <= self.low_percentile < self.high_percentile <= 100:
+            raise ValueError(
+                "low_percentile must lie below high_percentile, both in [0, 100]. Got "
+                f"{self.low_percentile} and {self.high_percentile} instead."
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive. Got {self.std} instead.")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PreprocessConfig:
+        """From a bundle's metadata; keys that a newer version added are an error."""
+        names = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - names)
+        if unknown:
+            raise ValueError(f"preprocessing holds unknown keys {unknown}: the bundle was made by "
+                             "another version.")  # fmt: skip
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+
+def frame_of(size_hw: tuple[int, int], config: PreprocessConfig, side: int = 0) -> Frame:
+    """The Frame of `preprocess` for pixels of (height, width): maps a saliency map back."""
+    return Frame.letterbox(size_hw, side or config.side, centre=True)
+
+
+def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> np.ndarray:
+    """(H, W) float32 in [0, 1] to (side, side) float32 in [0, 1], aspect ratio kept, padded with 0.
+
+    `side` overrides the configuration's (the training cache is a little larger than the input).
+    Raises ValueError for pixels that are not a finite (H, W) array in [0, 1]: a wrong range would
+    give a wrong answer without a word.
+    """
+    check_pixels(pixels, "preprocess")
+    ready = _shrink(pixels, config.work_side)
+    if config.clip:
+        ready = percentile_clip(ready, config.low_percentile, config.high_percentile)
+        ready = min_max(ready)
+    target = side or config.side
+    if config.contrast == "none":
+        letterbox = frame_of((ready.shape[0], ready.shape[1]), config, target)
+        return np.clip(letterbox.apply(ready), 0.0, 1.0)
+    # contrast is taken on the padded square, as in the thesis, so the air beside counts as black
+    square = pad_square(ready)
+    if config.contrast == "clahe":
+        square = clahe(square, config.clahe_clip, config.clahe_tiles)
+    else:
+        square = equalize(square)
+    return resize(square, (target, target))
+
+
+def to_input(images: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
+    """(N, 1, side, side) in [0, 1] to the encoder's normalised (N, 3, side, side)."""
+    mean = torch.tensor(config.mean, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    std = torch.tensor(config.std, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    ready = (images.expand(-1, 3, -1, -1) - mean) / std
+    return ready.contiguous(memory_format=torch.channels_last)
+
+
+def _shrink(pixels: np.ndarray, work_side: int) -> np.ndarray:
+    """At most `work_side` px along the longer side."""
+    long_side = max(pixels.shape)
+    if not work_side or long_side <= work_side:
+        return pixels
+    height, width = (max(1, round(n * work_side / long_side)) for n in pixels.shape)
+    return resize(pixels, (height, width))

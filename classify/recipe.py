@@ -1,0 +1,121 @@
+"""All settings of an ensemble's training: one file makes it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from classify.augment import AugmentConfig
+from classify.models.multitask import MemberConfig
+from classify.preprocess import PreprocessConfig
+from classify.regions import RegionConfig
+from classify.schedule import OptimConfig
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of training.
+
+    Args:
+        name: hard (everything learns, CE + restore_weight × MSE) or weak (everything is frozen,
+            BatchNorm statistics too, but the last linear layer; CE).
+        films: all, with_region (those whose restoration goal is known), or without_region.
+        optim: optimiser, schedule and stop rule.
+    """
+
+    name: str = "hard"
+    films: str = "all"
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        if self.name not in ("hard", "weak"):
+            raise ValueError(f"phase name must be hard or weak. Got {self.name!r} instead.")
+        if self.films not in ("all", "with_region", "without_region"):
+            raise ValueError("films must be all, with_region or without_region. "
+                             f"Got {self.films!r} instead.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an ensemble: one member (normal / target / others) for each target disease.
+
+    Finished members are skipped and a killed one goes on from its last epoch, so the same command
+    is given again after a stop.
+
+    Args:
+        targets: the diseases, one member each, by their label or sublabel in films.csv.
+        data: folder with films.csv, its images and masks.
+        crops: folder of python -m detect.crop; empty trains on whole films.
+        out: folder for the members' bundles, metrics, curves and checkpoints.
+        split: file of cxr.split with the parts train, val, calibration and test.
+        sources: sources of films.csv to take; empty takes all.
+        publishable_only: take only films whose licence lets the weights be published.
+        max_films: take at most this many films (for a trial); 0 takes all.
+        max_epochs: end each phase after at most this many epochs (for a trial); 0 for its own.
+        evaluate: parts of the split that metrics.json reports when a member is finished.
+        preprocess: from pixels to input; stored in the bundles.
+        augment: strengths of the training pictures' changes.
+        region: what the decoder restores.
+        member: the network.
+        decode: train with the decoder; false leaves the restoration out.
+        restore_weight: weight of the restoration's MSE beside the cross-entropy.
+        balance_classes: weigh classes by the inverse of their number of training films.
+        phases: hard, then weak where wanted.
+        ship_decoder: put the decoder into the bundles, too.
+        batch: films a step.
+        workers: processes that make training pictures; 0 makes them in this one.
+        device: auto, cpu or gpu.
+        precision: of Lightning: 32-true, bf16-mixed or 16-mixed.
+        seed: of initial weights, order and augmentation.
+        draws: bootstrap draws of the intervals.
+    """
+
+    targets: tuple[str, ...] = ("bacterial", "viral")
+    data: str = "../shared/data"
+    crops: str = ""
+    out: str = "runs/classify"
+    split: str = "configs/split_seed0.json"
+    sources: tuple[str, ...] = ("kermany",)
+    publishable_only: bool = True
+    max_films: int = 0
+    max_epochs: int = 0
+    evaluate: tuple[str, ...] = ("val",)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    region: RegionConfig = field(default_factory=RegionConfig)
+    member: MemberConfig = field(default_factory=MemberConfig)
+    decode: bool = True
+    restore_weight: float = 0.8
+    balance_classes: bool = True
+    phases: tuple[PhaseConfig, ...] = (PhaseConfig(),)
+    ship_decoder: bool = False
+    batch: int = 4
+    workers: int = 0
+    device: str = "auto"
+    precision: str = "32-true"
+    seed: int = 0
+    draws: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"targets must name each disease once. Got {self.targets} instead.")
+        bad = [t for t in self.targets if not t.replace("_", "").replace("-", "").isalnum()]
+        if bad:
+            raise ValueError(f"targets name files: letters, digits, - and _ only. Got {bad[0]!r}.")
+        if not self.phases:
+            raise ValueError("phases must hold at least one phase.")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1. Got {self.batch} instead.")
+        for name in ("workers", "max_films", "max_epochs", "draws"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative. Got {getattr(self, name)} instead.")
+        if self.restore_weight < 0:
+            raise ValueError(f"restore_weight must not be negative. Got {self.restore_weight}.")
+
+    def phases_to_run(self) -> tuple[PhaseConfig, ...]:
+        """The phases, shortened to `max_epochs`."""
+        if not self.max_epochs:
+            return self.phases
+        return tuple(
+            replace(p, optim=replace(p.optim, epochs=min(p.optim.epochs, self.max_epochs)))
+            for p in self.phases
+        )

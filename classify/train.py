@@ -1,0 +1,137 @@
+"""Trains an ensemble of SCXNN members on crops or on whole films.
+
+python -m classify.train --config configs/classify/kermany_crops.yaml --crops runs/crops_data
+python -m classify.train --config configs/classify/kermany_films.yaml --max_films 60
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classify.augment import cache_side
+from classify.cases import Case, label_of, part_of, select_cases
+from classify.dataset import build_cache
+from classify.fit import MemberJob, fit_member
+from classify.recipe import TrainConfig
+from cxr.cli import parse_config, to_plain
+from cxr.films_table import read_films_table
+from cxr.split import Split
+from cxr.workdir import Workdir, log
+
+EXAMPLE = "python -m classify.train --config configs/classify/kermany_crops.yaml --max_films 60"
+# What may change between a stop and the next start of the same training.
+_FREE = ("out", "workers", "device", "evaluate", "draws", "targets", "data", "crops", "split")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every target's member that is not finished yet."""
+    config = parse_config(TrainConfig, argv, prog="python -m classify.train", example=EXAMPLE)
+    try:
+        train_ensemble(config)
+    except (ValueError, OSError, ImportError) as error:
+        log.error("%s", error)
+        return 2
+    return 0
+
+
+def train_ensemble(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Train all members into `config.out`; returns each member's metrics by target."""
+    workdir = Workdir(config.out)
+    workdir.start(to_plain(config), config.seed)
+    cases, parts = load_cases(config)
+    records: dict[str, dict[str, Any]] = {}
+    for order, target in enumerate(config.targets):
+        folder = workdir / target
+        finished = folder / "metrics.json"
+        check_same_recipe(folder, config)
+        if finished.exists() and (workdir / f"{target}.safetensors").exists():
+            log.info("%s is finished: skipped", target)
+            records[target] = json.loads(finished.read_text())
+            continue
+        records[target] = fit_member(_job(config, workdir, cases, parts, target, order))
+        auc = records[target]["figures"]["val"]["macro_auc"]
+        shown = [f"{auc[k]:.3f}" if auc[k] is not None else "?" for k in ("value", "low", "high")]
+        log.info("%s: validation macro AUC %s (%s to %s)", target, *shown)
+    workdir.update(finished=sorted(records))
+    return records
+
+
+def load_cases(config: TrainConfig) -> tuple[list[Case], dict[str, list[int]]]:
+    """The films of a configuration, and the indices of each part of the split."""
+    data = Path(config.data)
+    table = data / "films.csv"
+    if not table.is_file():
+        raise ValueError(f"data must be a folder with films.csv. {table} does not exist.")
+    if not Path(config.split).is_file():
+        raise ValueError(f"split must be a file of cxr.split. {config.split} does not exist.")
+    crops = Path(config.crops) if config.crops else None
+    cases, left_out = select_cases(
+        read_films_table(table), data, config.sources, config.publishable_only, crops
+    )
+    if config.max_films and config.max_films < len(cases):
+        chosen = np.random.default_rng(config.seed).permutation(len(cases))[: config.max_films]
+        cases = [cases[i] for i in sorted(chosen)]
+    split = Split.load(config.split)
+    names = sorted(set(split.part_of.values()))
+    parts = {name: part_of(cases, split, name) for name in names}
+    log.info("%d films (%s), left out: %s", len(cases),
+             ", ".join(f"{k} {len(v)}" for k, v in parts.items()),
+             ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none")  # fmt: skip
+    for part in dict.fromkeys(("train", "val", *config.evaluate)):
+        if not parts.get(part):
+            raise ValueError(f"the split must have films in its part {part!r}. Got none: "
+                             "check evaluate, sources and max_films.")  # fmt: skip
+    return cases, parts
+
+
+def _job(
+    config: TrainConfig, workdir: Workdir, cases: list[Case], parts: dict[str, list[int]],
+    target: str, order: int,
+) -> MemberJob:  # fmt: skip
+    labels = [label_of(case.row, target) for case in cases]
+    known = [k for k in labels if k is not None]
+    assert len(known) == len(cases), "select_cases leaves unknown truths out"
+    if not any(known[i] == 1 for i in parts["train"]):
+        raise ValueError(f"targets must stand in the label or sublabel of training films. "
+                         f"Got {target!r}, which stands nowhere.")  # fmt: skip
+    side = config.preprocess.side
+    wide_side = cache_side(side, config.augment, bool(config.crops))
+    cache = workdir / "cache"
+    exact = build_cache(cases, config.preprocess, config.region, cache, side, 0.0, target)
+    wide = exact
+    if wide_side != side:
+        jitter = config.augment.box_jitter
+        wide = build_cache(
+            cases, config.preprocess, config.region, cache, wide_side, jitter, target
+        )
+    return MemberJob(
+        target, order, workdir / target, workdir / f"{target}.safetensors", config, cases, known,
+        parts, wide, exact,
+    )  # fmt: skip
+
+
+def check_same_recipe(folder: Path, config: TrainConfig) -> None:
+    """Raise ValueError when a member was begun with other settings than it would go on with."""
+    plain = {k: v for k, v in to_plain(config).items() if k not in _FREE}
+    mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    path = folder / "recipe.json"
+    if not path.exists():
+        Workdir(folder)
+        path.write_text(json.dumps({"sha256": mark, "settings": plain}, indent=2))
+        return
+    old = json.loads(path.read_text())
+    if old["sha256"] != mark:
+        before = old["settings"]
+        differs = sorted(k for k in {*before, *plain} if before.get(k) != plain.get(k))
+        raise ValueError(f"{folder} was begun with other settings ({', '.join(differs)}). "
+                         "Give another --out, or remove that folder.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
