@@ -199,8 +199,8 @@ def _short_cells(line: Line) -> list[str]:
     parts += [_number(v) for v in (s.share_iou_75.value, s.coverage.value, p.ap, p.ap50, p.ap75)]
     short = [v.replace(" [", "\n").replace("]", "").replace(", ", "–") for v in parts]
     short = [re.sub(r"\b0\.", ".", v) for v in short]
-    edge = [f"{_number(s.edge_px.value, 1)} px"]
-    edge += [] if math.isnan(s.edge_mm.value) else [f"{s.edge_mm.value:.1f} mm"]
+    edge = [f"{_number(s.edge_px.value, 1)}px"]
+    edge += [] if math.isnan(s.edge_mm.value) else [f"{s.edge_mm.value:.1f}mm"]
     return [*short, "\n".join(edge), str(s.misses), str(s.doubles)]
 
 
@@ -228,16 +228,16 @@ def table_markdown(evaluation: Evaluation) -> str:
 
 def print_tables(evaluation: Evaluation) -> None:
     """A table a block, narrow enough for a terminal, and the lists; table.md holds all columns."""
-    head = ("box", "IoU", "median", "IoU≥.9", "≥.75", "cover", "AP", "AP50", "AP75", "edge",
-            "miss", "double")  # fmt: skip
+    head = ("box", "IoU", "med.", "IoU≥.9", "≥.75", "cov.", "AP", "AP50", "AP75", "edge",
+            "miss", "dbl")  # fmt: skip
     for block, lines in evaluation.blocks.items():
         own = lines["detector"].summary
         title = f"{block}: {own.films} films of {own.patients} patients, part {evaluation.part}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
         for name in head:
-            table.add_column(name, justify="left" if name == "box" else "right")
+            table.add_column(name, justify="left" if name == "box" else "right", no_wrap=True)
         for method, line in lines.items():
-            table.add_row(method, *_short_cells(line))
+            table.add_row(method.split()[0], *_short_cells(line))
         console.print(table)
     for title, names in (("misses", names_of_misses(evaluation)),
                          ("doubles", names_of_doubles(evaluation))):  # fmt: skip
