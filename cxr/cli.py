@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from cxr.workdir import set_up_logging
+from cxr.workdir import set_up_logging, write_atomic
 
 Config = TypeVar("Config")
 
@@ -75,8 +75,20 @@ def parse_config(
     """
     set_up_logging()
     parser = build_parser(config_class, prog, example, positionals, bare)
-    namespace = parser.parse_args(list(argv) if argv is not None else None)
+    words = list(sys.argv[1:] if argv is None else argv)
+    namespace = parser.parse_args(_complete_switches(parser, words))
     return instantiate(parser, namespace, config_class, positionals)
+
+
+def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """`--square films/` as `--square=true films/`: a switch is known to take no file's name."""
+    switches = {option for action in parser._actions if getattr(action, "_typehint", None) is bool
+                for option in action.option_strings}  # fmt: skip
+    following = [*words[1:], ""]
+    return [
+        f"{word}=true" if word in switches and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +166,7 @@ def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
 
 def write_config(path: Path, config: Any) -> None:
     """The resolved configuration as YAML that `--config` takes again."""
-    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+    write_atomic(path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
 
 
 def _description(config_class: type[Any]) -> str:
