@@ -17,6 +17,16 @@ MIN_SIDE_PX = 64
 
 _JPEG_SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # F7 is JPEG-LS
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_ADAM7 = (  # left, top, horizontal and vertical step of the seven passes
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 
 
 class StreamHeader(NamedTuple):
@@ -90,25 +100,60 @@ def check_jpeg2000(stream: bytes) -> StreamHeader:
 
 
 def check_png(stream: bytes) -> StreamHeader:
-    """Walk the chunks of a PNG, with their checksums, from IHDR to IEND."""
-    header: StreamHeader | None = None
+    """Walk the chunks of a PNG, with their checksums and sizes, from IHDR to IEND."""
+    header, head, packed = None, b"", []
     at = 8
     while True:
         if at + 12 > len(stream):
             raise FilmError("truncated", "The PNG breaks off before its end chunk.")
         length, kind = struct.unpack_from(">I4s", stream, at)
         body = stream[at + 8 : at + 8 + length]
-        if len(body) < length or at + 12 + length > len(stream):
+        if at + 12 + length > len(stream):
             raise FilmError("truncated", "The PNG breaks off inside a chunk.")
         (checksum,) = struct.unpack_from(">I", stream, at + 8 + length)
         if checksum != zlib.crc32(kind + body):
             raise FilmError("bad_pixels", "A checksum of the PNG is wrong: the file is damaged.")
         if kind == b"IHDR" and length == 13:
-            width, height, bits, colour = struct.unpack_from(">IIBB", body)
-            header = StreamHeader((height, width), bits, {2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 1))
-        if kind == b"IEND":
+            head = body
+            width, height, bits, colour = struct.unpack_from(">IIBB", head)
+            header = StreamHeader((height, width), bits, _PNG_CHANNELS.get(colour, 1))
+            check_size(header.size_hw)
+        elif kind == b"IDAT":
+            packed.append(body)
+        elif kind == b"IEND":
             break
         at += 12 + length
     if header is None:
         raise FilmError("bad_pixels", "The PNG has no header chunk.")
+    _check_png_rows(b"".join(packed), header, interlaced=head[12] == 1)
     return header
+
+
+def _check_png_rows(packed: bytes, header: StreamHeader, interlaced: bool) -> None:
+    """Refuse a PNG with fewer rows than announced: decoders leave the rest black."""
+    height, width = header.size_hw
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    expected = 0
+    for left, top, step_x, step_y in passes:
+        columns, rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
+        if columns > 0 and rows > 0:
+            expected += rows * (1 + -(-columns * header.bits * header.samples // 8))
+    try:
+        rows_bytes = len(zlib.decompressobj().decompress(packed, expected))
+    except zlib.error as error:
+        raise FilmError("bad_pixels", "The PNG's compressed rows are damaged.") from error
+    if rows_bytes < expected:
+        raise FilmError("truncated", "The PNG has fewer rows than its header says.")
+
+
+def check_tiff(stream: bytes) -> None:
+    """Raise FilmError where the first directory of a classic TIFF lies beyond the end."""
+    order = "<" if stream[:2] == b"II" else ">"
+    if len(stream) < 8 or stream[2:4] in (b"+\0", b"\0+"):  # BigTIFF: left to the decoder
+        return
+    (at,) = struct.unpack_from(f"{order}I", stream, 4)
+    if at + 2 <= len(stream):
+        (entries,) = struct.unpack_from(f"{order}H", stream, at)
+        at += 2 + 12 * entries + 2
+    if at + 2 > len(stream):
+        raise FilmError("truncated", "The TIFF ends before its directory.")

@@ -103,6 +103,8 @@ def hash_id(text: str, kind: str) -> str:
 
 
 def _read(data: bytes) -> StoredFilm:
+    if data[:4] == b"DICM":
+        data = bytes(128) + data
     ds, notes = _parse(data)
     notes += _check_kind(ds)
     _check_present(ds, data)
@@ -127,8 +129,6 @@ def _read(data: bytes) -> StoredFilm:
 
 def _parse(data: bytes) -> tuple[Dataset, list[str]]:
     notes = []
-    if data[:4] == b"DICM":
-        data = bytes(128) + data
     has_preamble = data[128:132] == b"DICM"
     if not has_preamble:
         notes.append("file preamble missing")
@@ -192,9 +192,12 @@ def _check_present(ds: Dataset, data: bytes) -> None:
     """Refuse a data set whose pixel data are absent or shorter than announced."""
     if "PixelData" in ds:
         raw = ds.get_item("PixelData")
-        length = raw.length if isinstance(raw, pydicom.dataelem.RawDataElement) else None
-        if length not in (None, 0xFFFFFFFF) and len(raw.value or b"") < length:
-            raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
+        inflated = ds.file_meta.TransferSyntaxUID.is_deflated
+        if not inflated and isinstance(raw, pydicom.dataelem.RawDataElement):
+            undefined = raw.length == 0xFFFFFFFF
+            length = len(raw.value or b"") + 8 if undefined else raw.length  # 8: end of sequence
+            if raw.value_tell + length > len(data):
+                raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
         if ds.PixelData:
             return
     elif not ds.file_meta.TransferSyntaxUID.is_deflated and _breaks_off(ds, data):
@@ -206,8 +209,7 @@ def _breaks_off(ds: Dataset, data: bytes) -> bool:
     last = ds.get_item(max(ds.keys()))
     if not isinstance(last, pydicom.dataelem.RawDataElement) or last.length == 0xFFFFFFFF:
         return False
-    preamble = 128 if data[:4] == b"DICM" else 0
-    return last.value_tell + last.length != len(data) + preamble
+    return last.value_tell + last.length != len(data)
 
 
 def _check_pixel_header(ds: Dataset) -> list[str]:

@@ -77,15 +77,16 @@ def _decode_native(ds: Dataset) -> np.ndarray:
     if not shift:
         return pixel_array(ds)
     big = ds.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2"
-    kind = f"{'>' if big else '<'}u{ds.BitsAllocated // 8}"
-    raw = np.frombuffer(ds.PixelData, kind, count=ds.Rows * ds.Columns)
-    return _signed(raw.reshape(ds.Rows, ds.Columns) >> shift, ds)
+    words = np.frombuffer(ds.PixelData, ">u2" if big else "<u2", count=ds.Rows * ds.Columns)
+    if int(words.max()) >> ds.BitsStored == 0:  # HighBit is wrong: the values lie at the bottom
+        shift = 0
+    return _signed(words.reshape(ds.Rows, ds.Columns) >> shift, ds)
 
 
 def _bits_below(ds: Dataset) -> int:
     """Unused bits below the value: films of before DICOM 2014 may sit at the top of their word."""
     high_bit = ds.get("HighBit")
-    if not isinstance(high_bit, int) or ds.SamplesPerPixel != 1:
+    if not isinstance(high_bit, int) or ds.SamplesPerPixel != 1 or ds.BitsAllocated != 16:
         return 0
     shift = high_bit + 1 - ds.BitsStored
     return shift if 0 < shift <= ds.BitsAllocated - ds.BitsStored else 0

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cxr.codestream import check_jpeg, check_png, check_size
+from cxr.codestream import check_jpeg, check_png, check_size, check_tiff
 from cxr.errors import FilmError
 from cxr.greyscale import colour_to_grey
 
@@ -61,9 +61,11 @@ def read_picture(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
 
 def _read(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
     if data.startswith(_PNG):
-        check_size(check_png(data).size_hw)
+        check_png(data)
     elif data.startswith(_JPEG):
         check_size(check_jpeg(data).size_hw)
+    else:
+        check_tiff(data)
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF", "MPO")) as image:
         check_size((image.height, image.width))
         if getattr(image, "n_frames", 1) > 1:
