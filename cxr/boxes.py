@@ -150,7 +150,7 @@ class Frame:
         x0, y0, x1, y1 = self.source_xyxy
         height, width = pixels.shape[:2]
         cx0, cy0, cx1, cy1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-        patch = pixels[cy0:cy1, cx0:cx1]
+        patch = pixels[cy0 : max(cy0, cy1), cx0 : max(cx0, cx1)]  # empty when all of it is outside
         if (cx0, cy0, cx1, cy1) != self.source_xyxy:
             inside = patch
             patch = np.zeros((y1 - y0, x1 - x0, *pixels.shape[2:]), pixels.dtype)
@@ -190,6 +190,9 @@ class Frame:
         x0, y0, x1, y1 = data["source_xyxy"]
         h, w = data["content_hw"]
         return cls(
-            (x0, y0, x1, y1), (h, w), (data["canvas_hw"][0], data["canvas_hw"][1]),
-            data["pad_x"], data["pad_y"],
+            (x0, y0, x1, y1),
+            (h, w),
+            (data["canvas_hw"][0], data["canvas_hw"][1]),
+            data["pad_x"],
+            data["pad_y"],
         )

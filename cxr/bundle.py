@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from cxr.workdir import sha256_file, write_atomic
 
-SCHEMA = "lungfirst.bundle"
+SCHEMA, VERSION = "lungfirst.bundle", 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def save_bundle(
     broken = [n for n, t in ready.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
         raise ValueError(f"tensors of a bundle must be finite. Got inf or nan in {broken[0]}.")
-    text = json.dumps({"schema": SCHEMA, "version": 1, "kind": kind, **meta}, allow_nan=False)
+    text = json.dumps({"schema": SCHEMA, "version": VERSION, "kind": kind, **meta}, allow_nan=False)
     return write_atomic(path, save_tensors(ready, metadata={"lungfirst": text}))
 
 
@@ -57,10 +57,15 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} must be a safetensors file. {error}") from error
-    meta = json.loads(text) if text else {}
-    if meta.get("schema") != SCHEMA or meta.get("kind") != kind:
-        raise ValueError(
-            f"{path} must be a lungfirst bundle of kind {kind!r}. Got {meta.get('kind')!r} instead."
-        )
+    try:
+        meta = json.loads(text) if text else {}
+    except ValueError:
+        meta = {}
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA or meta.get("kind") != kind:
+        got = meta.get("kind") if isinstance(meta, dict) else None
+        raise ValueError(f"{path} must be a lungfirst bundle of kind {kind!r}. Got {got!r} instead.")
+    if meta.get("version") != VERSION:
+        raise ValueError(f"{path} must be a bundle of version {VERSION}. "
+                         f"Got {meta.get('version')!r} instead: train or fetch it anew.")  # fmt: skip
     floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
     return Bundle(kind, floats, meta, sha256_file(path), str(path))

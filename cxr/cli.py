@@ -116,9 +116,12 @@ def parse_command(
         chosen = commands[words[0]]
         return parse_config(chosen.config_class, words[1:], f"{prog} {words[0]}", chosen.example,
                             chosen.positionals)  # fmt: skip
-    parser.add_argument("command", choices=sorted(commands), help="what to do; it has its own --help")
+    parser.add_argument(
+        "command", choices=sorted(commands), help="what to do; it has its own --help"
+    )
     parser.parse_args(words)  # prints the help, or says which words there are
     parser.error(f"the first word must be one of {', '.join(commands)}.")
+    raise SystemExit(2)
 
 
 def instantiate(
@@ -181,4 +184,5 @@ def _field_docs(config_class: type[Any]) -> dict[str, str]:
     """Field name → text under 'Args:' of the class docstring (for positionals)."""
     from docstring_parser import parse
 
-    return {p.arg_name: p.description or "" for p in parse(inspect.getdoc(config_class) or "").params}
+    params = parse(inspect.getdoc(config_class) or "").params
+    return {p.arg_name: p.description or "" for p in params}

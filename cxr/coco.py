@@ -6,6 +6,7 @@ Boxes are held as xyxy in the pixels of the film as listed; on disk they are COC
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,9 @@ def find_faults(data: Any) -> list[str]:
     sizes: dict[Any, tuple[str, float, float]] = {}
     names: set[str] = set()
     for number, image in enumerate(data["images"]):
-        missing = [k for k in _IMAGE_KEYS if k not in image]
-        if missing:
-            faults.append(f"image {number}: {', '.join(missing)} missing")
+        fault = _image_fault(image)
+        if fault:
+            faults.append(f"image {number}: {fault}")
             continue
         if image["id"] in sizes:
             faults.append(f"image {image['file_name']}: id {image['id']} stands twice")
@@ -65,23 +66,53 @@ def find_faults(data: Any) -> list[str]:
             faults.append(f"image {image['file_name']}: listed twice")
         names.add(image["file_name"])
         sizes[image["id"]] = (image["file_name"], image["width"], image["height"])
-    known = {c.get("id") for c in data["categories"]}
+    known: set[Any] = set()
+    for number, category in enumerate(data["categories"]):
+        if not isinstance(category, dict) or not {"id", "name"} <= set(category):
+            faults.append(f"category {number}: it must have an id and a name")
+        elif category["id"] in known:
+            faults.append(f"category {category['name']}: id {category['id']} stands twice")
+        else:
+            known.add(category["id"])
     for number, note in enumerate(data["annotations"]):
         faults += _annotation_faults(number, note, sizes, known)
     return faults
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _image_fault(image: Any) -> str:
+    if not isinstance(image, dict):
+        return "it must be a JSON object"
+    missing = [k for k in _IMAGE_KEYS if k not in image]
+    if missing:
+        return f"{', '.join(missing)} missing"
+    if not isinstance(image["file_name"], str) or not image["file_name"]:
+        return f"file_name must be a text. Got {image['file_name']!r}"
+    for side in ("width", "height"):
+        if not _is_number(image[side]) or image[side] < 1:
+            return f"{image['file_name']}: {side} must be 1 px or more. Got {image[side]!r}"
+    if not isinstance(image["id"], int | str):
+        return f"{image['file_name']}: id must be a number or a text. Got {image['id']!r}"
+    return ""
+
+
 def _annotation_faults(
-    number: int, note: dict[str, Any], sizes: dict[Any, tuple[str, float, float]], known: set[Any]
+    number: int, note: Any, sizes: dict[Any, tuple[str, float, float]], known: set[Any]
 ) -> list[str]:
-    if note.get("image_id") not in sizes:
+    if not isinstance(note, dict):
+        return [f"annotation {number}: it must be a JSON object"]
+    if not isinstance(note.get("image_id"), int | str) or note["image_id"] not in sizes:
         return [f"annotation {number}: image_id {note.get('image_id')!r} is no image of the file"]
     name, width, height = sizes[note["image_id"]]
     faults = []
-    if note.get("category_id") not in known:
-        faults.append(f"{name}: category_id {note.get('category_id')!r} is not in categories")
+    category = note.get("category_id")
+    if not isinstance(category, int | str) or category not in known:
+        faults.append(f"{name}: category_id {category!r} is not in categories")
     box = note.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not np.isfinite(box).all():
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return [*faults, f"{name}: bbox must be four numbers x, y, width, height. Got {box!r}"]
     x, y, w, h = box
     if w <= 0 or h <= 0:
@@ -95,8 +126,8 @@ def read_coco(path: str | Path) -> CocoSet:
     """Read and check; raises ValueError that lists the first faults."""
     path = Path(path)
     try:
-        data = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{path} must be JSON. {error}") from error
     faults = find_faults(data)
     if faults:

@@ -33,8 +33,8 @@ class Split:
         missing = sorted({p for p in patients if p not in self.part_of})
         if missing:
             raise ValueError(
-                f"patients of Split.select must all be in the split. Got {len(missing)} unknown "
-                f"ones instead, such as {missing[0]!r}: make the split from all films."
+                f"patients must all be in the split. Got {len(missing)} unknown ones instead, such "
+                f"as {missing[0]!r}: make the split from all films."
             )
         return [i for i, p in enumerate(patients) if self.part_of[p] == part]
 
@@ -46,8 +46,11 @@ class Split:
     @classmethod
     def load(cls, path: str | Path) -> Split:
         """Read what `save` wrote; raises ValueError for another file."""
-        data = json.loads(Path(path).read_text())
-        if data.get("schema") != "lungfirst.split":
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} must be a split saved by lungfirst. {error}") from error
+        if not isinstance(data, dict) or data.get("schema") != "lungfirst.split":
             raise ValueError(f"{path} must be a split saved by lungfirst (schema lungfirst.split).")
         return cls(int(data["seed"]), dict(data["part_of"]))
 
