@@ -63,9 +63,9 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
         meta = {}
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA or meta.get("kind") != kind:
         got = meta.get("kind") if isinstance(meta, dict) else None
-        raise ValueError(f"{path} must be a lungfirst bundle of kind {kind!r}. Got {got!r} instead.")
+        raise ValueError(f"{path} must be a lungfirst bundle of kind {kind!r}. Got {got!r}.")
     if meta.get("version") != VERSION:
-        raise ValueError(f"{path} must be a bundle of version {VERSION}. "
-                         f"Got {meta.get('version')!r} instead: train or fetch it anew.")  # fmt: skip
+        got = meta.get("version")
+        raise ValueError(f"{path} must be a bundle of version {VERSION}. Got {got!r}: train anew.")
     floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
     return Bundle(kind, floats, meta, sha256_file(path), str(path))

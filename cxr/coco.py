@@ -154,7 +154,8 @@ def read_coco(path: str | Path) -> CocoSet:
 
 def to_coco(coco: CocoSet) -> dict[str, Any]:
     """The set as a COCO object; ids count from 1."""
-    images, notes = [], []
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
     for number, film in enumerate(coco.films, 1):
         height, width = film.size_hw
         images.append({"id": number, "file_name": film.file_name, "width": width,

@@ -34,13 +34,13 @@ class FilmRow:
 def read_films_table(path: str | Path) -> list[FilmRow]:
     """Rows of a films.csv; raises ValueError when a column or a patient is missing."""
     wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [c for c in wanted if c not in (reader.fieldnames or [])]
         if missing:
             raise ValueError(f"{path} must have the columns {', '.join(wanted)}. "
                              f"Missing: {', '.join(missing)}.")  # fmt: skip
-        rows = [FilmRow(*(r[c] for c in wanted), view=r.get("view") or "") for r in reader]
+        rows = [FilmRow(**{c: r[c] for c in wanted}, view=r.get("view") or "") for r in reader]
     nameless = [r.image for r in rows if not r.patient_id]
     if nameless:
         raise ValueError(f"{path} must name a patient_id for each film. Missing for {nameless[0]}.")
