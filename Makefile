@@ -1,0 +1,34 @@
+# make demo   sets up, then boxes, crops, classifies and screens real sample films
+# make test   sets up, then runs all tests
+# make lint   ruff and mypy
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: demo test lint install clean
+
+install: $(VENV)/.installed
+
+# uv installs in parallel and from a cache; pip is enough to fetch uv itself
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lungfirst needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python tools/demo.py --out $(RUN)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

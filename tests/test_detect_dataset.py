@@ -1,0 +1,168 @@
+"""Films and boxes as the detector trains on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cxr.boxes import iou_xyxy
+from cxr.coco import CocoFilm, read_coco
+from detect.augment import PRESETS, build_augmentation, make_negative
+from detect.data import DataConfig, select_films
+from detect.dataset import ThoraxDataset, mask_box_xyxy, prepare_film, thorax_truth_xyxy
+
+
+@pytest.fixture
+def films(phantom_folder: Path) -> list[CocoFilm]:
+    return read_coco(phantom_folder / "thorax.json").films
+
+
+def test_the_target_is_the_box_in_letterbox_pixels(
+    films: list[CocoFilm], phantom_folder: Path
+) -> None:
+    image, target = ThoraxDataset(films[:1], phantom_folder, 320)[0]
+    assert image.shape == (3, 320, 320) and image.dtype == torch.float32
+    # films are 160 × 140 px, so the letterbox doubles them
+    np.testing.assert_allclose(target["boxes"].numpy(), films[0].boxes_xyxy * 2, atol=1e-4)
+    assert target["labels"].tolist() == [1]
+
+
+def test_a_film_without_a_thorax_has_boxes_of_shape_0_4(
+    films: list[CocoFilm], phantom_folder: Path
+) -> None:
+    empty = replace(films[0], boxes_xyxy=np.zeros((0, 4)), labels=())
+    for augment in (None, build_augmentation("strong")):
+        _, target = ThoraxDataset([empty], phantom_folder, 64, augment)[0]
+        assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+
+
+def test_an_unreadable_film_is_left_out(films: list[CocoFilm], phantom_folder: Path) -> None:
+    gone = replace(films[0], file_name="images/none.png")
+    assert len(ThoraxDataset([gone, films[1]], phantom_folder, 64)) == 1
+    with pytest.raises(ValueError, match="none readable"):
+        ThoraxDataset([gone], phantom_folder, 64)
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p != "none"])
+def test_augmented_boxes_stay_on_the_film(
+    preset: str, films: list[CocoFilm], phantom_folder: Path
+) -> None:
+    torch.manual_seed(0)
+    data = ThoraxDataset(films, phantom_folder, 96, build_augmentation(preset))
+    for index in range(len(data)):
+        boxes = data[index][1]["boxes"].numpy()
+        assert (boxes >= 0).all() and (boxes <= 96).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_augmentation_none_changes_nothing(films: list[CocoFilm], phantom_folder: Path) -> None:
+    assert build_augmentation("none") is None
+    data = ThoraxDataset(films[:1], phantom_folder, 64)
+    assert torch.equal(data[0][0], data[0][0])
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(ValueError, match="none, affine, rotate, strong"):
+        build_augmentation("wild")
+
+
+def test_with_masks_a_turned_box_is_exact(films: list[CocoFilm], phantom_folder: Path) -> None:
+    masks = {f.file_name: f.file_name.replace("images", "masks") for f in films}
+    torch.manual_seed(0)
+    data = ThoraxDataset(films, phantom_folder, 160, build_augmentation("rotate"), masks=masks)
+    image, boxes, labels, mask = data.items[0]
+    assert mask is not None
+    exact = mask_box_xyxy(mask)
+    assert exact is not None and iou_xyxy(exact, boxes)[0, 0] > 0.97
+
+
+def test_negatives_replace_that_share(films: list[CocoFilm], phantom_folder: Path) -> None:
+    torch.manual_seed(0)
+    augment = build_augmentation("rotate")
+    data = ThoraxDataset(films, phantom_folder, 64, augment, negatives=0.5)
+    empty = sum(len(data[i % len(data)][1]["boxes"]) == 0 for i in range(120))
+    assert 35 < empty < 85
+
+
+def test_negatives_are_seeded_pictures() -> None:
+    film = np.full((120, 100), 128, np.uint8)
+    box = np.array([30.0, 30, 70, 90])
+    for seed in range(20):
+        one = make_negative(film, box, np.random.default_rng(seed))
+        two = make_negative(film, box, np.random.default_rng(seed))
+        assert one.dtype == np.uint8 and one.ndim == 2 and min(one.shape) >= 24
+        np.testing.assert_array_equal(one, two)
+
+
+def test_mask_box_by_hand() -> None:
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:4, 1:7] = 255
+    assert mask_box_xyxy(mask).tolist() == [1, 2, 7, 4]  # type: ignore[union-attr]
+    assert mask_box_xyxy(np.zeros((3, 3))) is None
+
+
+def test_two_lungs_are_one_thorax() -> None:
+    film = CocoFilm("a.png", (10, 20), np.array([[1.0, 2, 8, 9], [11, 1, 19, 8]]), (0, 1))
+    assert thorax_truth_xyxy(film).tolist() == [1, 1, 19, 9]  # type: ignore[union-attr]
+
+
+def test_preparation_stretches_contrast_and_leaves_the_film_alone() -> None:
+    film = np.linspace(0.4, 0.6, 40 * 20, dtype=np.float32).reshape(40, 20)
+    before = film.copy()
+    canvas, frame = prepare_film(film, 40)
+    np.testing.assert_array_equal(film, before)
+    assert canvas.shape == (40, 40) and frame.content_hw == (40, 20)
+    assert canvas[:, :20].min() == 0 and canvas[:, :20].max() == 255
+    assert not canvas[:, 20:].any()  # padding is air
+
+
+def test_split_parts_never_share_a_patient(phantom_folder: Path) -> None:
+    train, val, _ = select_films(DataConfig(data=str(phantom_folder)), seed=3)
+    assert not {f.patient_id for f in train} & {f.patient_id for f in val}
+    assert len(train) + len(val) == 24
+
+
+def test_per_label_takes_that_many(phantom_folder: Path) -> None:
+    config = DataConfig(data=str(phantom_folder), per_label={"normal": 4, "pneumonia": 6})
+    train, val, _ = select_films(config, seed=0)
+    labels = [f.extra["label"] for f in train + val]
+    assert labels.count("normal") == 4 and labels.count("pneumonia") == 6
+    with pytest.raises(ValueError, match="Got 8"):
+        select_films(replace(config, per_label={"normal": 9}), seed=0)
+
+
+def test_detect_and_classify_takes_the_class_from_the_label(phantom_folder: Path) -> None:
+    config = DataConfig(data=str(phantom_folder), class_from="label")
+    train, _, _ = select_films(config, 0, classes=["normal", "pneumonia"])
+    assert {f.labels[0] for f in train if f.extra["label"] == "pneumonia"} == {1}
+    with pytest.raises(ValueError, match="must be one of model.classes"):
+        select_films(config, 0, classes=["normal", "covid"])
+
+
+def test_licences_that_forbid_publishing_are_left_out(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("thorax.json", "films.csv"):
+        (tmp_path / name).write_text(
+            (phantom_folder / name).read_text().replace("CC BY 4.0", "CC BY-NC-SA 4.0", 6)
+        )
+    train, val, _ = select_films(DataConfig(data=str(tmp_path), publishable_only=True), 0)
+    assert len(train) + len(val) == 18
+
+
+def test_missing_annotations_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing\.json"):
+        select_films(DataConfig(data=str(tmp_path), annotations="nothing.json"), 0)
+
+
+def test_real_boxes_agree_with_their_masks(shared_data: Path) -> None:
+    _, val, masks = select_films(DataConfig(data=str(shared_data), masks=True), 0)
+    for film in val[::40]:
+        mask = cv2.imread(str(shared_data / masks[film.file_name]), cv2.IMREAD_GRAYSCALE)
+        exact = mask_box_xyxy(mask > 127)
+        assert exact is not None and iou_xyxy(exact, film.boxes_xyxy)[0, 0] > 0.97
