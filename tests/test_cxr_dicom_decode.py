@@ -176,6 +176,9 @@ def test_an_empty_compressed_image_is_refused():
     assert refused(written(ds, BASELINE)) == "no_pixels"
 
 
-def test_a_stream_larger_than_its_header_is_refused_before_it_is_decoded():
+def test_a_stream_larger_than_its_header_is_refused_before_it_is_decoded(monkeypatch):
+    calls = []
+    monkeypatch.setattr("cxr.dicom_decode.pixel_array", lambda *a, **k: calls.append(a))
     large = jpeg(np.tile(ramp(8), (8, 8)))
     assert refused(compressed(film(ramp(8), 8), large, BASELINE)) == "bad_pixels"
+    assert calls == []
