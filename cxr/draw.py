@@ -50,7 +50,7 @@ def draw_box(image: np.ndarray, xyxy: Any, colour: Colour = ORANGE, label: str =
     # Far-off corners would overflow OpenCV's fixed-point numbers; beyond the edge all look alike.
     limit = [image.shape[1] + width, image.shape[0] + width] * 2
     x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, -width, limit)))
-    cv2.rectangle(out, (x0, y0), (x1 - 1, y1 - 1), colour, width, cv2.LINE_AA)
+    cv2.rectangle(out, (x0, y0), (x1 - 1, y1 - 1), colour, width)
     if label:
         size = max(11, min(image.shape[:2]) // 28)
         out = draw_text(out, label, (max(x0, 0) + width + 2, max(y0, 0) + width + 1), colour, size)
@@ -65,7 +65,7 @@ def draw_contour(image: np.ndarray, mask: np.ndarray, colour: Colour = BLUE) -> 
     shapes, _ = cv2.findContours(
         (np.asarray(mask) > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
     )
-    cv2.drawContours(out, shapes, -1, colour, line_width(image), cv2.LINE_AA)
+    cv2.drawContours(out, shapes, -1, colour, line_width(image))
     return out
 
 
