@@ -24,15 +24,20 @@ class History(Callback):
         self.folder = folder
         self.rows: list[dict[str, float]] = []
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # only here has Lightning restored the epoch of a checkpoint
         path = self.folder / "history.json"
         if trainer.ckpt_path and path.exists():
-            self.rows = [r for r in json.loads(path.read_text()) if r["epoch"] < trainer.current_epoch]
+            rows = json.loads(path.read_text())
+            self.rows = [r for r in rows if r["epoch"] <= trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         # validation has run by now, so both kinds of figures are there
         values = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch, **values})
+        if self.rows and self.rows[-1]["epoch"] == trainer.current_epoch:
+            self.rows[-1].update(values)  # resumed between an epoch's validation and its end
+        else:
+            self.rows.append({"epoch": trainer.current_epoch, **values})
         if trainer.is_global_zero:
             write_json(self.folder / "history.json", self.rows)
             plot_history(self.rows, ("loss", "val_iou"), self.folder / "curves.png")

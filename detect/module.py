@@ -60,7 +60,7 @@ class DetectorModule(LightningModule):
         losses: dict[str, Tensor] = self.model(images, targets)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
-            terms = ", ".join(f"{k} {float(v):.4g}" for k, v in losses.items())
+            terms = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())
             raise FloatingPointError(
                 f"the loss is not finite in step {self.global_step} ({terms}): lower "
                 "--optimiser.rate, or look at the boxes of this batch."
