@@ -1,0 +1,193 @@
+"""The page: complete, escaped, one file, streamed, resumable; and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from classify.report import (
+    FilmCard,
+    MemberBar,
+    ReportBook,
+    ReportSummary,
+    csp_hash,
+    make_picture,
+    make_saliency_picture,
+    printable,
+    write_report,
+)
+
+HOSTILE = '/in/<script>document.title="owned"</script>"><img src=x onerror=alert(1)>\u202egpj.mcd'
+SUMMARY = ReportSummary(
+    title="runs/test", made="2026-01-01 12:00", guarantee="not proven: 299 abnormal films needed.",
+    proven=False, threshold_id="abc@0.1", cropped=True, targets=("bacterial", "viral"),
+    cautions=("Learnt on children <b>only</b>.",), passed_over=(("hidden", 3),),
+)  # fmt: skip
+
+
+def card(film: str, decision: str = "read", score: float | None = 0.5, **more: object) -> FilmCard:
+    pixels = np.linspace(0, 1, 80 * 60, dtype=np.float32).reshape(80, 60)
+    shown = FilmCard(
+        film, "ok", "", decision, "", score,
+        (MemberBar("bacterial", 0.2, 0.7, 0.1), MemberBar("viral", 0.5, 0.25, 0.25)),
+        ("80 × 60 px",), make_picture(pixels, (10, 20, 50, 60), (5, 10, 55, 70)),
+        make_picture(pixels), make_saliency_picture(pixels), "bacterial",
+    )  # fmt: skip
+    return replace(shown, **more)  # type: ignore[arg-type]
+
+
+REFUSED = FilmCard("/in/leg.dcm", "no_thorax", "no thorax found <at all>", "not_read_by_model")
+
+
+def page_of(tmp_path: Path, *cards: FilmCard) -> str:
+    with ReportBook(tmp_path / "report.jsonl") as book:
+        for one in cards:
+            book.add(one)
+        return write_report(tmp_path / "report.html", SUMMARY, book).read_text()
+
+
+def test_the_headline_counts_every_decision(tmp_path: Path) -> None:
+    page = page_of(tmp_path, card("a"), card("b"), card("c", "definitely_normal", 0.01), REFUSED)
+    assert "4 films: 2 to be read, 1 cleared as definitely normal, 1 not judged." in page
+
+
+def test_names_reasons_and_cautions_are_escaped(tmp_path: Path) -> None:
+    page = page_of(tmp_path, card(HOSTILE), REFUSED)
+    assert "<img src=x" not in page and "<script>document" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "\u202e" not in page and "\\u202egpj.mcd" in page
+    assert "no thorax found &lt;at all&gt;" in page and "&lt;b&gt;only" in page
+
+
+def test_the_page_names_no_other_resource(tmp_path: Path) -> None:
+    page = page_of(tmp_path, card("a"))
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert links and all(link.startswith(("#", "data:image/")) for link in links)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_the_policy_allows_just_the_inline_style_and_script(tmp_path: Path) -> None:
+    page = page_of(tmp_path, card("a"))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page).group(1)  # type: ignore[union-attr]
+    for tag in ("style", "script"):
+        text = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S).group(1)  # type: ignore[union-attr]
+        assert f"{tag}-src &#39;{csp_hash(text)}&#39;".replace("&#39;", "'") in policy
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    assert " style=" not in page and " onclick=" not in page
+
+
+def test_films_to_be_read_come_first_by_tier_and_score(tmp_path: Path) -> None:
+    page_of(
+        tmp_path, card("low", score=0.2), card("clear", "definitely_normal", 0.01), REFUSED,
+        card("high", score=0.9), card("critical", score=0.3, tier="critical"),
+    )  # fmt: skip
+    book = ReportBook(tmp_path / "report.jsonl")
+    order = [c["film"] for c in book.cards()]
+    assert order == ["critical", "high", "low", "/in/leg.dcm", "clear"]
+
+
+def test_a_killed_run_keeps_its_films_and_drops_the_torn_line(tmp_path: Path) -> None:
+    page_of(tmp_path, card("a"), card("b"))
+    path = tmp_path / "report.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"film":"c","stat')
+    with ReportBook(path) as book:
+        assert len(book) == 2
+        book.add(card("c"))
+        assert [c["film"] for c in book.cards()] == ["a", "b", "c"]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_film_done_again_replaces_its_card(tmp_path: Path) -> None:
+    with ReportBook(tmp_path / "report.jsonl") as book:
+        book.add(card("a"))
+        book.add(card("a", "definitely_normal", 0.01))
+        assert len(book) == 1 and book.counts["read"] == 0
+        assert [c["decision"] for c in book.cards()] == ["definitely_normal"]
+
+
+def test_a_page_without_films_can_be_made(tmp_path: Path) -> None:
+    assert "0 films: 0 to be read" in page_of(tmp_path)
+
+
+def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    page_of(tmp_path, card("a"))
+    before = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "report.jsonl").open("ab").write(b'{"film":"b","decision":"read","tier":"",'
+                                                 b'"abnormal_score":null}\n')  # fmt: skip
+    with ReportBook(tmp_path / "report.jsonl") as book, pytest.raises(Exception, match="no attrib"):
+        write_report(tmp_path / "report.html", SUMMARY, book)
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.jsonl"}
+
+
+def test_boxes_are_scaled_with_their_thumbnail() -> None:
+    picture = make_picture(np.zeros((1000, 500), np.float32), (100, 200, 400, 900), side=200)
+    assert (picture.width, picture.height) == (100, 200)
+    assert picture.thorax == (20, 40, 80, 180) and picture.cut is None
+
+
+def test_a_small_film_is_not_enlarged() -> None:
+    picture = make_picture(np.zeros((80, 60), np.float32))
+    assert (picture.width, picture.height) == (60, 80)
+
+
+def decode(uri: str) -> np.ndarray:
+    raw = base64.b64decode(uri.split(",", 1)[1])
+    return cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def test_a_saliency_picture_is_seen_through_where_nothing_is_salient() -> None:
+    plane = np.zeros((40, 20), np.float32)
+    plane[30:, 15:] = 3.0
+    alpha = decode(make_saliency_picture(plane).uri)[..., 3]
+    assert alpha[0, 0] == 0 and alpha[35, 17] == round(0.7 * 255)
+    assert decode(make_saliency_picture(np.zeros((9, 9), np.float32)).uri)[..., 3].max() == 0
+
+
+def test_a_thousand_real_films_stay_below_60_mb(shared_data: Path, tmp_path: Path) -> None:
+    from cxr.film import read_film
+
+    sizes = []
+    for path in sorted((shared_data / "images/nih").glob("*"))[:8]:
+        pixels = read_film(path).pixels
+        shown = card(str(path), picture=make_picture(pixels), crop=make_picture(pixels[40:-40]))
+        sizes.append(len(json.dumps(shown.picture.uri) + json.dumps(shown.crop.uri)))  # type: ignore[union-attr]
+    assert np.mean(sizes) * 1000 < 50e6
+
+
+def test_printable_spells_out_what_deceives_and_keeps_the_rest() -> None:
+    assert printable("Röntgen 胸 1.png") == "Röntgen 胸 1.png"
+    assert printable("a\nb\u202ec\udcff") == "a\\nb\\u202ec\\udcff"
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def browse(page: Path, folder: Path) -> str:
+    """The page's document after its script has run, as Chromium prints it."""
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        f"--user-data-dir={folder}", "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_runs_our_script_and_nobody_elses(tmp_path: Path) -> None:
+    page_of(tmp_path, card(HOSTILE), *(card(f"/in/{n}.dcm") for n in range(30)), REFUSED)
+    page = tmp_path / "report.html"
+    foreign = page.read_text().replace("</main>", "<script>document.title='owned'</script></main>")
+    page.write_text(foreign)  # not allowed by the policy's hashes
+    shown = browse(page, tmp_path / "profile")
+    assert "<title>32 films: 31 to read, 0 definitely normal</title>" in shown
+    assert re.search(r'<div class="tools">', shown), "our own script did not run"
+    assert shown.count('<th><button type="button">') + shown.count('<button type="button">') >= 6
