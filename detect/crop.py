@@ -38,7 +38,6 @@ class Boxer(Protocol):
 
     def predict(self, films: list[np.ndarray]) -> list[ThoraxBox]:
         """One ThoraxBox a film of (H, W) float32 in [0, 1]."""
-        ...
 
 
 class Crop(NamedTuple):
@@ -223,9 +222,7 @@ class CropConfig:
         for name, low, high in (("margin", 0, 1), ("batch", 1, 1024), ("jobs", -1, 256)):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(
-                    f"--{name} must lie between {low} and {high}. Got {value} instead."
-                )
+                raise ValueError(f"--{name} must lie between {low} and {high}. Got {value}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -243,10 +240,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             HumanBoxes(config.boxes) if config.boxes
             else ThoraxDetector.load(config.weights or None, config.device)
         )  # fmt: skip
-        rows = crop_films(found.films, detector, config)
+        book = open_manifest(config, detector.weights)
     except (OSError, ValueError) as error:
         log.error("%s", error)
         return 2
+    try:
+        with book:
+            rows = crop_films(found.films, detector, config, book)
     except KeyboardInterrupt:
         log.warning("stopped; the same command goes on from here")
         return 130
@@ -255,34 +255,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if any(row.status != "unreadable" for row in rows) else 1
 
 
+def open_manifest(config: CropConfig, weights: Mapping[str, str]) -> ManifestWriter:
+    """The folder's manifest, new or continued; raises ValueError when begun with other settings."""
+    workdir = Workdir(config.out)
+    settings = {"margin": config.margin, "square": config.square, "boxes_from": dict(weights)}
+    header = {**provenance(dict(weights)), "settings": settings}
+    book = ManifestWriter(workdir / "manifest.jsonl", header, config.restart)
+    workdir.start(to_plain(config), weights=dict(weights))
+    return book
+
+
 def crop_films(
-    films: Sequence[Path], detector: Boxer | HumanBoxes, config: CropConfig
+    films: Sequence[Path], detector: Boxer | HumanBoxes, config: CropConfig, book: ManifestWriter
 ) -> list[CropRow]:
     """Crop what an earlier run has not, with a progress bar; returns the row of each film."""
-    weights = getattr(detector, "weights", {})
-    settings = {"margin": config.margin, "square": config.square, "boxes_from": weights}
-    workdir = Workdir(config.out)
-    path = workdir / "manifest.jsonl"
-    with ManifestWriter(
-        path, {**provenance(weights), "settings": settings}, config.restart
-    ) as book:
-        workdir.start(to_plain(config), weights=weights)
-        pending, stale = find_pending(films, book.done, workdir.path)
-        book.drop(stale)
-        if len(pending) < len(films):
-            log.info("%d of %d films are done already", len(films) - len(pending), len(films))
-        jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
-        cut = CropSettings(workdir.path, config.margin, config.square, jobs, config.batch)
-        with Progress(
-            *Progress.get_default_columns(), MofNCompleteColumn(), console=console
-        ) as bar:
-            task = bar.add_task("cropping", total=len(pending))
-            for row, _, _ in iter_crops(pending, detector, cut):
-                book.add(row)
-                bar.advance(task)
-                if row.reason:
-                    log.warning("%s: %s (%s)", row.film, row.status, row.reason)
-        return [book.done[film.as_posix()] for film in films]
+    folder = book.path.parent
+    pending, stale = find_pending(films, book.done, folder)
+    book.drop(stale)
+    if len(pending) < len(films):
+        log.info("%d of %d films are done already", len(films) - len(pending), len(films))
+    jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
+    settings = CropSettings(folder, config.margin, config.square, jobs, config.batch)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
+        task = bar.add_task("cropping", total=len(pending))
+        for row, _, _ in iter_crops(pending, detector, settings):
+            book.add(row)
+            bar.advance(task)
+            if row.reason:
+                log.warning("%s: %s (%s)", row.film, row.status, row.reason)
+    return [book.done[film.as_posix()] for film in films]
 
 
 def _status_table(rows: Sequence[CropRow], passed_over: Mapping[str, int]) -> Table:

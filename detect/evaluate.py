@@ -45,11 +45,9 @@ class Detector(Protocol):
 
     def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:
         """All boxes on each film (H, W) float32 in [0, 1]."""
-        ...
 
     def decide(self, found: Detections, size_hw: tuple[int, int]) -> ThoraxBox:
         """The one box of a film, or why there is none."""
-        ...
 
 
 @dataclass(frozen=True)
