@@ -122,7 +122,8 @@ def fit(
 ) -> list[dict[str, float]]:  # fmt: skip
     """Lightning's loop with resume; leaves the best weights in the module."""
     keep = ModelCheckpoint(workdir / "checkpoints", "best", monitor="val_iou", mode="max",
-                           save_last=True, enable_version_counter=False)  # fmt: skip
+                           save_last=True, save_on_train_epoch_end=True,
+                           enable_version_counter=False)  # fmt: skip
     history = History(workdir.path)
     callbacks: list[Callback] = [keep, history, LearningRateMonitor()]
     if config.patience:
