@@ -72,11 +72,11 @@ def read_ahead(
     ahead = max(1, 2 * max(1, jobs) if ahead is None else ahead)
     source = iter(paths)
     waiting: deque[tuple[Path, Future[Film | Unread]]] = deque()
-    pool = _pool(jobs)
+    readers = _Readers(jobs)
     try:
         while True:
             while len(waiting) < ahead and (path := next(source, None)) is not None:
-                waiting.append((Path(path), _submit(pool, path)))
+                waiting.append((Path(path), readers.submit(path)))
             if not waiting:
                 return
             current, future = waiting.popleft()
@@ -86,25 +86,37 @@ def read_ahead(
                 # All films in flight are lost with the pool: which one did it shows one by one.
                 lost = [current, *(p for p, _ in waiting)]
                 waiting.clear()
-                pool.shutdown(wait=False, cancel_futures=True)
-                for path in lost:
-                    yield path, _read_alone(path)
-                pool = _pool(jobs)
+                readers.restart()
+                for again in lost:
+                    yield again, readers.read_alone(again)
                 continue
             yield current, result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        readers.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_alone(path: Path) -> Film | Unread:
-    pool = _pool(1)
-    try:
-        return _submit(pool, path).result()
-    except BrokenProcessPool:
-        sentence = "the decoder crashed on this file, or it needs more memory than there is."
-        return Unread("decoder_crashed", sentence, sha256_file(path) if path.is_file() else "")
-    finally:
-        pool.shutdown(wait=True)
+class _Readers:
+    """The pool, and a new one in its place when a decoder has taken it down."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self.pool = _pool(jobs)
+
+    def restart(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool = _pool(self.jobs)
+
+    def submit(self, path: str | Path) -> Future[Film | Unread]:
+        with _without_main():
+            return self.pool.submit(read_or_say_why, str(path))
+
+    def read_alone(self, path: Path) -> Film | Unread:
+        try:
+            return self.submit(path).result()
+        except BrokenProcessPool:
+            self.restart()
+            sentence = "the decoder crashed on this file, or it needs more memory than there is."
+            return Unread("decoder_crashed", sentence, sha256_file(path) if path.is_file() else "")
 
 
 def _pool(jobs: int) -> Executor:
@@ -113,11 +125,6 @@ def _pool(jobs: int) -> Executor:
     # Not fork: the parent runs torch's threads, and a fork of them can stand still for ever.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
-
-
-def _submit(pool: Executor, path: str | Path) -> Future[Film | Unread]:
-    with _without_main():
-        return pool.submit(read_or_say_why, str(path))
 
 
 @contextmanager

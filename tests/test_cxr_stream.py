@@ -1,0 +1,131 @@
+"""cxr.stream: films read ahead, in order, whatever the files are."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import cxr.stream
+from cxr.film import Film
+from cxr.stream import Unread, default_jobs, read_ahead, read_or_say_why
+from cxr.workdir import sha256_file
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> list[Path]:
+    """Six readable films whose width tells them apart, the third broken."""
+    paths = []
+    for number in range(6):
+        path = tmp_path / f"film{number}.png"
+        ramp = np.tile(np.arange(70 + number, dtype=np.uint8), (80, 1))
+        cv2.imwrite(str(path), ramp)
+        paths.append(path)
+    paths[2].write_bytes(b"no film at all")
+    return paths
+
+
+def widths(stream) -> list[int | str]:
+    return [f.pixels.shape[1] if isinstance(f, Film) else f.reason for _, f in stream]
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_films_come_in_order_and_bad_ones_as_values(films: list[Path], jobs: int) -> None:
+    items = list(read_ahead(films, jobs))
+    assert [path for path, _ in items] == films
+    assert widths(items) == [70, 71, "not_an_image", 73, 74, 75]
+
+
+def test_unread_file_keeps_its_hash(films: list[Path]) -> None:
+    unread = read_or_say_why(films[2])
+    assert isinstance(unread, Unread)
+    assert unread.sha256 == sha256_file(films[2])
+    assert str(unread).startswith("not_an_image: ")
+
+
+def test_missing_file_has_no_hash(tmp_path: Path) -> None:
+    unread = read_or_say_why(tmp_path / "none.png")
+    assert unread == Unread("not_found", unread.sentence, "")
+
+
+def test_unexpected_error_gives_a_reason_without_its_text(
+    films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise KeyError("Doe^Jane")
+
+    monkeypatch.setattr(cxr.stream, "read_film", fail)
+    unread = read_or_say_why(films[0])
+    assert isinstance(unread, Unread) and unread.reason == "unexpected"
+    assert "KeyError" in str(unread) and "Doe" not in str(unread)
+
+
+def test_no_more_films_are_read_than_allowed_ahead(
+    films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, lock = [], threading.Lock()
+
+    def note(path: str) -> Unread:
+        with lock:
+            read.append(path)
+        return Unread("empty", "")
+
+    monkeypatch.setattr(cxr.stream, "read_or_say_why", note)
+    stream = read_ahead(films, ahead=2)
+    next(stream)
+    assert len(read) <= 2
+    next(stream)
+    assert len(read) <= 3
+    stream.close()
+
+
+def test_paths_are_taken_one_by_one(films: list[Path]) -> None:
+    taken = []
+
+    def source():
+        for path in films:
+            taken.append(path)
+            yield path
+
+    stream = read_ahead(source(), ahead=2)
+    next(stream)
+    assert len(taken) == 2
+    stream.close()
+
+
+def crash_on_film3(path: str) -> str:
+    """What a decoder that crashes does: the process is gone, with no exception."""
+    if path.endswith("film3.png"):
+        os._exit(11)
+    return read_or_say_why(path)
+
+
+def test_crash_of_a_decoder_costs_one_film(
+    films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cxr.stream, "read_or_say_why", crash_on_film3)
+    stream = read_ahead(films, jobs=1)
+    assert widths(stream) == [70, 71, "not_an_image", "decoder_crashed", 74, 75]
+
+
+def test_workers_do_not_import_torch(films: list[Path]) -> None:
+    from cxr.stream import _pool, _without_main
+
+    with _pool(1) as pool:
+        with _without_main():
+            future = pool.submit(eval, "'torch' in __import__('sys').modules")
+        assert future.result() is False
+
+
+def test_few_films_need_no_processes() -> None:
+    assert default_jobs(3) == 0
+    assert 1 <= default_jobs(1000) <= 4
+
+
+def test_negative_jobs_are_refused() -> None:
+    with pytest.raises(ValueError, match="jobs of read_ahead must be 0 or more"):
+        next(read_ahead([], jobs=-1))
