@@ -1,4 +1,4 @@
-"""A run's folder: resolved configuration, seed, provenance, log; and atomic writing for everyone."""
+"""A run's folder: resolved configuration, seed, provenance, log; and atomic writing for all."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def seed_everything(seed: int) -> None:
     import torch  # late: reading a film must not pay for torch
 
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - albumentations and torch workers start from it
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 

@@ -6,7 +6,7 @@ shipped detector was trained with.
 
 from __future__ import annotations
 
-import albumentations as A  # noqa: N812 - the library's own habit
+import albumentations as A
 import cv2
 import numpy as np
 
@@ -40,7 +40,9 @@ def build_augmentation(preset: str) -> A.Compose | None:
             A.CoarseDropout((1, 4), (0.03, 0.15), (0.03, 0.15), fill="random_uniform", p=0.25),
             A.InvertImg(p=0.04),  # films whose header lies about MONOCHROME1 exist
         ]
-    boxes = A.BboxParams("pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True)
+    boxes = A.BboxParams(
+        "pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True
+    )
     return A.Compose(steps, bbox_params=boxes)
 
 
@@ -108,7 +110,9 @@ def _shuffled(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The film in 4 × 4 tiles, laid anew and turned: the same grey values, no anatomy."""
     side = 64
     small = cv2.resize(film, (4 * side, 4 * side), interpolation=cv2.INTER_AREA)
-    tiles = [small[r : r + side, c : c + side] for r in range(0, 256, side) for c in range(0, 256, side)]
+    tiles = [
+        small[r : r + side, c : c + side] for r in range(0, 256, side) for c in range(0, 256, side)
+    ]
     order = rng.permutation(16)
     turned = [np.rot90(tiles[i], int(rng.integers(4))) for i in order]
     rows = [np.concatenate(turned[r * 4 : r * 4 + 4], axis=1) for r in range(4)]

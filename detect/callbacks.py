@@ -75,7 +75,8 @@ class ValidationPicture(Callback):
         for index in range(0, len(self.films), step)[:12]:
             image, target = self.films[index]
             with torch.inference_mode():
-                found: dict[str, Any] = module.model([image.to(module.device)])[0]
+                model: Any = module.model
+                found: dict[str, Any] = model([image.to(module.device)])[0]
             tile, caption = _tile(image, target, found)
             tiles.append(tile)
             captions.append(caption)

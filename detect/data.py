@@ -53,21 +53,7 @@ def select_films(
 
     Raises ValueError or OSError when files are missing or do not fit together.
     """
-    films = read_annotations(config.data, config.annotations)
-    masks: dict[str, str] = {}
-    if config.publishable_only or config.masks:
-        table = {row.image: row for row in read_films_table(Path(config.data) / "films.csv")}
-        if config.publishable_only:
-            films = [f for f in films if f.file_name in table and table[f.file_name].publishable]
-        if config.masks:
-            masks = {name: row.mask for name, row in table.items() if row.mask}
-    if config.sources:
-        films = [f for f in films if f.extra.get("source") in config.sources]
-    if config.class_from:
-        films = [_with_class(f, config.class_from, classes) for f in films]
-    elif any(label >= len(classes) for f in films for label in f.labels):
-        raise ValueError(f"model.classes must name each category of {config.annotations}. "
-                         f"Got {', '.join(classes)}: fewer than the file's.")  # fmt: skip
+    films, masks = _eligible_films(config, classes)
     if config.per_label:
         films = take_per_label(films, config.per_label, seed)
     if not films:
@@ -89,6 +75,28 @@ def select_films(
         raise ValueError(f"the split must leave films to train and to validate. Got {len(train)} "
                          f"and {len(val)} instead.")  # fmt: skip
     return train, val, masks
+
+
+def _eligible_films(
+    config: DataConfig, classes: Sequence[str]
+) -> tuple[list[CocoFilm], dict[str, str]]:
+    """Films of the wanted licences and sources with their classes, and the masks."""
+    films = read_annotations(config.data, config.annotations)
+    masks: dict[str, str] = {}
+    if config.publishable_only or config.masks:
+        table = {row.image: row for row in read_films_table(Path(config.data) / "films.csv")}
+        if config.publishable_only:
+            films = [f for f in films if f.file_name in table and table[f.file_name].publishable]
+        if config.masks:
+            masks = {name: row.mask for name, row in table.items() if row.mask}
+    if config.sources:
+        films = [f for f in films if f.extra.get("source") in config.sources]
+    if config.class_from:
+        films = [_with_class(f, config.class_from, classes) for f in films]
+    elif any(label >= len(classes) for f in films for label in f.labels):
+        raise ValueError(f"model.classes must name each category of {config.annotations}. "
+                         f"Got {', '.join(classes)}: fewer than the file's.")  # fmt: skip
+    return films, masks
 
 
 def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import albumentations as A  # noqa: N812
+import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ def _augmented(
         exact = mask_box_xyxy(np.asarray(out["mask"]))
         new_boxes = exact[None] if exact is not None else new_boxes
     sides = new_boxes[:, 2:] - new_boxes[:, :2]
-    keep = (sides >= 8).all(axis=1)  # a sliver left by a shift is no thorax
+    keep = [bool((side >= 8).all()) for side in sides]  # a sliver left by a shift is no thorax
     return (
         np.asarray(out["image"]),
         new_boxes[keep],

@@ -22,7 +22,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, boxes as box_ops
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import boxes as box_ops
 
 from detect.start_weights import TORCHVISION_BACKBONES, load_start_weights
 
@@ -84,10 +85,13 @@ class DetectorConfig:
             raise ValueError("model.backend must be torchvision or detectron2. "
                              f"Got {self.backend!r} instead.")  # fmt: skip
         if self.box_rule not in ("best", "union"):
-            raise ValueError(f"model.box_rule must be best or union. Got {self.box_rule!r} instead.")
+            raise ValueError(
+                f"model.box_rule must be best or union. Got {self.box_rule!r} instead."
+            )
         if self.side < 64 or self.side % 32:
             raise ValueError(f"model.side must be a multiple of 32, 64 or more. Got {self.side} "
-                             f"instead; the nearest is {max(64, round(self.side / 32) * 32)}.")  # fmt: skip
+                             "instead, and the nearest is "
+                             f"{max(64, round(self.side / 32) * 32)}.")  # fmt: skip
         if not self.classes:
             raise ValueError("model.classes must name at least one class, such as thorax.")
 
@@ -106,7 +110,8 @@ class TimmFPN(nn.Module):
                 " lists them."
             )
         self.body = timm.create_model(name, features_only=True, out_indices=(2, 3, 4))
-        channels = self.body.feature_info.channels()
+        info: Any = self.body.feature_info
+        channels = info.channels()
         self.fpn = FeaturePyramidNetwork(channels, out_channels)
         self.out_channels = out_channels
 
@@ -121,7 +126,10 @@ class CoarseRPN(RegionProposalNetwork):
     """Proposes from the coarsest level alone: there is one object, and it is large."""
 
     def forward(
-        self, images: Any, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+        self,
+        images: Any,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         last = next(reversed(features))
         return super().forward(images, {last: features[last]}, targets)
@@ -201,7 +209,9 @@ def _build_backbone(config: DetectorConfig) -> nn.Module:
     if name.startswith("mobilenet"):
         body = torchvision.models.mobilenet_v3_large(weights=None).features
         # last block of stride 8, 16 and 32; the 320 variant drops the finest, as torchvision's does
-        layers = {"6": 40, "12": 112, "16": 960} if name == "mobilenet_v3" else {"12": 112, "16": 960}
+        layers = (
+            {"6": 40, "12": 112, "16": 960} if name == "mobilenet_v3" else {"12": 112, "16": 960}
+        )
     else:
         body = torchvision.models.resnet50(weights=None)
         layers = {"layer2": 512, "layer3": 1024, "layer4": 2048}
@@ -225,7 +235,7 @@ class _NoExtraBlocks(torchvision.ops.feature_pyramid_network.ExtraFPNBlock):
         return results, names
 
 
-def _assemble(config: DetectorConfig, backbone: nn.Module) -> ThoraxRCNN:
+def _assemble(config: DetectorConfig, backbone: Any) -> ThoraxRCNN:
     levels = 2 if config.backbone == "mobilenet_v3_320" else 3
     sizes = tuple(int(f * config.side) for f in config.anchor_sizes)
     maps = 1 if config.coarse_rpn else levels

@@ -38,7 +38,9 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adam", "adamw"):
-            raise ValueError(f"optimiser.name must be sgd, adam or adamw. Got {self.name!r} instead.")
+            raise ValueError(
+                f"optimiser.name must be sgd, adam or adamw. Got {self.name!r} instead."
+            )
         if self.schedule not in ("cosine", "plateau", "constant"):
             raise ValueError("optimiser.schedule must be cosine, plateau or constant. "
                              f"Got {self.schedule!r} instead.")  # fmt: skip
@@ -66,7 +68,9 @@ class DetectorModule(LightningModule):
                 "--optimiser.rate, or look at the boxes of this batch."
             )
         size = len(images)
-        self.log("loss", total.detach(), on_step=False, on_epoch=True, batch_size=size, prog_bar=True)
+        self.log(
+            "loss", total.detach(), on_step=False, on_epoch=True, batch_size=size, prog_bar=True
+        )
         parts = {f"train/{k}": v.detach() for k, v in losses.items()}
         self.log_dict(parts, on_step=False, on_epoch=True, batch_size=size)
         return total

@@ -57,7 +57,7 @@ class ThoraxDetector:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.config, self.flips = config, flips
         self.operating_point = operating_point
         self.weights = weights or {}
@@ -185,6 +185,8 @@ def _fuse(
         weights = np.array([scores[i], mirrored[1][j]])
         mean = (boxes[i] * weights[0] + back[j] * weights[1]) / max(weights.sum(), 1e-9)
         out.append((mean, float(weights.mean()), labels[i]))
-    out += [(back[j], mirrored[1][j] / 2, mirrored[2][j]) for j in range(len(back)) if j not in used]
+    out += [
+        (back[j], mirrored[1][j] / 2, mirrored[2][j]) for j in range(len(back)) if j not in used
+    ]
     fused = np.array([o[0] for o in out]).reshape(-1, 4)
     return fused, np.array([o[1] for o in out]), np.array([o[2] for o in out], dtype=np.int64)

@@ -16,7 +16,7 @@ from cxr.bundle import load_bundle
 TORCHVISION_BACKBONES = ("mobilenet_v3_320", "mobilenet_v3", "resnet50", "resnet50_v2")
 
 
-def load_start_weights(model: nn.Module, backbone: str, weights: str) -> None:
+def load_start_weights(model: Any, backbone: str, weights: str) -> None:
     """Fill `model` (torchvision's detector layout) from coco, imagenet, none or a bundle FILE.
 
     Raises ValueError for anything else, ConnectionError where weights cannot be fetched.
@@ -34,7 +34,7 @@ def load_start_weights(model: nn.Module, backbone: str, weights: str) -> None:
                          f"Got {weights!r} instead.")  # fmt: skip
 
 
-def _imagenet_state(model: nn.Module, name: str) -> dict[str, Tensor]:
+def _imagenet_state(model: Any, name: str) -> dict[str, Tensor]:
     """Encoder tensors under the names of `backbone.body`."""
     if name in TORCHVISION_BACKBONES:
         builder = "mobilenet_v3_large" if name.startswith("mobilenet") else "resnet50"
@@ -55,7 +55,9 @@ def _imagenet_state(model: nn.Module, name: str) -> dict[str, Tensor]:
     wanted = model.backbone.body.state_dict()
     kept = {k: v for k, v in state.items() if k in wanted}
     if len(kept) < 0.9 * len(wanted):
-        raise ValueError(f"the ImageNet weights of {name} fit {len(kept)} of its {len(wanted)} tensors.")
+        raise ValueError(
+            f"the ImageNet weights of {name} fit {len(kept)} of its {len(wanted)} tensors."
+        )
     return kept
 
 

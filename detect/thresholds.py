@@ -39,7 +39,7 @@ def choose_thresholds(model: nn.Module, val: ThoraxDataset, batch: int = 8) -> d
         "reject_score": reject,
         "ok_score": ok,
         # half as much again outside what validation films show: a limb's box is far thinner
-        "aspect_range": [round(float(aspects.min() / 1.5), 3), round(float(aspects.max() * 1.5), 3)],
+        "aspect_range": [round(float(v), 3) for v in (aspects.min() / 1.5, aspects.max() * 1.5)],
         "min_area_share": round(float(shares.min() / 2), 3),
         "chosen_on": {
             "validation_films": len(chests), "films_without_thorax": len(others),

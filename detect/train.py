@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     thresholds = choose_thresholds(module.model, val)
     best = max((h for h in history if "val_iou" in h), key=lambda h: h["val_iou"], default={})
     write_bundle(config, workdir, module.model, thresholds, best, train, val)
-    console.print(f"best validation IoU {best.get('val_iou', 0):.4f}; wrote {workdir / 'thorax.safetensors'}")
+    console.print(
+        f"best validation IoU {best.get('val_iou', 0):.4f}; wrote {workdir / 'thorax.safetensors'}"
+    )
     return 0
 
 
@@ -133,7 +135,9 @@ def fit(
     if config.picture_every:
         callbacks.append(ValidationPicture(workdir / "val_boxes.png", val, config.picture_every))
     on_gpu = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
-    precision = config.precision if config.precision != "auto" else ("16-mixed" if on_gpu else "32")
+    precision: Any = (
+        config.precision if config.precision != "auto" else ("16-mixed" if on_gpu else "32")
+    )
     trainer = Trainer(
         accelerator=config.accelerator, devices=config.devices, strategy=config.strategy,
         precision=precision, max_epochs=config.epochs, callbacks=callbacks,

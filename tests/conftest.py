@@ -28,7 +28,9 @@ def shared_data() -> Path:
     """Real films with boxes and labels, which lie beside the project and never in it."""
     folder = ROOT.parent / "shared" / "data"
     if not (folder / "films.csv").exists():
-        pytest.skip(f"real films are missing: no {folder.relative_to(ROOT.parent)} beside the project")
+        pytest.skip(
+            f"real films are missing: no {folder.relative_to(ROOT.parent)} beside the project"
+        )
     return folder
 
 

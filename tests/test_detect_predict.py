@@ -35,7 +35,11 @@ class BrightestBox(nn.Module):
 
 def detector(score: float = 0.9, flips: bool = False, **config: object) -> ThoraxDetector:
     return ThoraxDetector(
-        BrightestBox(score), DetectorConfig(side=320, **config), POINT, flips, "cpu"  # type: ignore[arg-type]
+        BrightestBox(score),
+        DetectorConfig(side=320, **config),
+        POINT,
+        flips,
+        "cpu",  # type: ignore[arg-type]
     )
 
 
@@ -57,7 +61,10 @@ def test_boxes_come_back_in_film_pixels(size_hw: tuple[int, int], flips: bool) -
 
 
 def test_a_batch_keeps_its_order() -> None:
-    films = [film_with_lungs(200, 300, (40, 50, 140, 150)), film_with_lungs(300, 200, (60, 90, 160, 200))]
+    films = [
+        film_with_lungs(200, 300, (40, 50, 140, 150)),
+        film_with_lungs(300, 200, (60, 90, 160, 200)),
+    ]
     boxes = detector().predict(films)
     assert [round(b.xyxy[0]) for b in boxes if b.xyxy] == pytest.approx([40, 60], abs=2)
     assert detector().predict([]) == []
@@ -122,7 +129,9 @@ def test_a_box_that_only_one_flip_shows_keeps_half_its_score() -> None:
     assert _fuse(none, one, 100)[0].tolist() == [[50, 10, 90, 50]]
 
 
-def test_a_bundle_gives_the_same_boxes_again(tmp_path: Path, phantom: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_bundle_gives_the_same_boxes_again(
+    tmp_path: Path, phantom: tuple[np.ndarray, np.ndarray]
+) -> None:
     torch.manual_seed(0)
     config = DetectorConfig(backbone="mobilenet_v3_320", side=64, fpn_channels=16, head_channels=16)
     model = build_detector(config).eval()
@@ -133,7 +142,9 @@ def test_a_bundle_gives_the_same_boxes_again(tmp_path: Path, phantom: tuple[np.n
     loaded = ThoraxDetector.load(path, device="cpu", flips=False)
     direct = ThoraxDetector(model, config, POINT, False, "cpu")
     np.testing.assert_allclose(
-        loaded.detect([phantom[0]])[0].boxes_xyxy, direct.detect([phantom[0]])[0].boxes_xyxy, atol=1e-3
+        loaded.detect([phantom[0]])[0].boxes_xyxy,
+        direct.detect([phantom[0]])[0].boxes_xyxy,
+        atol=1e-3,
     )
     assert list(loaded.weights) == ["t.safetensors"]
 

@@ -35,7 +35,8 @@ def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_holds_what_a_reader_needs(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
     assert {"run.json", "run.log", "history.json", "curves.png", "val_boxes.png", "split.json",
-            "thresholds.json", "thorax.safetensors", "tensorboard", "checkpoints"} <= names  # fmt: skip
+            "thresholds.json", "thorax.safetensors", "tensorboard",
+            "checkpoints"} <= names  # fmt: skip
     record = json.loads((run / "run.json").read_text())
     assert record["config"]["model"]["side"] == 96 and record["versions"]["torch"]
     assert any((run / "tensorboard").iterdir())

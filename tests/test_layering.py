@@ -71,7 +71,9 @@ def test_files_stay_short(root: Path) -> None:
 
 def unsafe_loads(path: Path) -> list[str]:
     """Calls that would run code hidden in a file."""
-    calls = [ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    calls = [
+        ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)
+    ]
     banned = ("pickle.load", "joblib.load", "dill.load")
     return [
         text[:80]

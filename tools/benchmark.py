@@ -1,0 +1,195 @@
+"""python tools/benchmark.py: speed ratios against named peers, and memory, all in one run.
+
+Ratios are of medians over the same films, taken in turns on the same machine, because single times
+mean little on a machine that others share.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
+
+import cv2
+import numpy as np
+import torch
+from rich.table import Table
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+from cxr.cli import parse_config, to_plain
+from cxr.film import list_films, read_film
+from cxr.workdir import Workdir, console, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure detection, crop and members per film, and peak memory.
+
+    Args:
+        data: folder of films; synthetic ones are drawn where it does not exist.
+        films: how many films are timed.
+        memory: numbers of films for the peak memory of the whole way; empty leaves it out.
+        threads: of torch.
+        ensemble: folder of the members.
+        out: folder for benchmark.json.
+    """
+
+    data: str = "../shared/data/images/kermany"
+    films: int = 30
+    memory: list[int] = field(default_factory=lambda: [100, 1000])
+    threads: int = 2
+    ensemble: str = "weights/ensemble_crops"
+    out: str = "runs/benchmark"
+
+
+Timer = tuple[str, Callable[[int], Any]]
+
+
+def time_in_turns(timers: Sequence[Timer], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each timer for rounds 0 … n − 1, A B C A B C …, after one warm-up each."""
+    for _, call in timers:
+        call(0)
+    taken: dict[str, list[float]] = {name: [] for name, _ in timers}
+    for number in range(rounds):
+        for name, call in timers:
+            start = time.perf_counter()
+            call(number)
+            taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def detection_timers(films: list[Path]) -> list[Timer]:
+    """file → box by us (with and without flips) and by torchvision's stock detector."""
+    from detect.model import build_detector
+    from detect.predict import ThoraxDetector
+
+    plain = ThoraxDetector.load(device="cpu", flips=False)
+    flipped = ThoraxDetector.load(device="cpu", flips=True)
+    # the same network with the sizes meant for COCO's many small objects
+    coco = replace(
+        plain.config, coarse_rpn=False, rpn_pre_nms=1000, proposals_test=1000, head_channels=1024,
+        anchor_sizes=[0.1, 0.2, 0.4, 0.8, 1.0], refine=0,
+    )  # fmt: skip
+    many = ThoraxDetector(build_detector(coco), coco, plain.operating_point, False, "cpu")
+    # no network is needed: with random weights it does the same work (150 proposals a film)
+    stock = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
+
+    def run_stock(number: int) -> None:
+        pixels = read_film(films[number]).pixels
+        with torch.inference_mode():
+            stock([torch.from_numpy(pixels).expand(3, -1, -1)])
+
+    return [
+        ("torchvision fasterrcnn_mobilenet_v3_large_320_fpn", run_stock),
+        ("lungfirst", lambda n: plain.predict([read_film(films[n]).pixels])),
+        ("lungfirst with flips", lambda n: flipped.predict([read_film(films[n]).pixels])),
+        ("lungfirst's network, COCO's sizes", lambda n: many.predict([read_film(films[n]).pixels])),
+    ]
+
+
+def stage_timers(films: list[Path], ensemble_folder: str) -> list[Timer]:
+    """Reading, cutting at full resolution, and one pass of all members over a crop."""
+    from classify.ensemble import Ensemble
+    from detect.crop import crop_film
+    from detect.predict import ThoraxDetector
+
+    read = [read_film(path) for path in films]
+    boxes = ThoraxDetector.load(device="cpu").predict([film.pixels for film in read])
+    ensemble = Ensemble.load(ensemble_folder, "cpu")
+    crops = [
+        crop_film(f, b, 0.05, False).pixels for f, b in zip(read, boxes, strict=True) if b.xyxy
+    ]
+    return [
+        ("read a film", lambda n: read_film(films[n])),
+        ("cut a crop",
+         lambda n: crop_film(read[n], boxes[n], 0.05, False) if boxes[n].xyxy else None),
+        (f"{len(ensemble.targets)} members on a crop",
+         lambda n: ensemble.predict([crops[n % len(crops)]])),
+    ]  # fmt: skip
+
+
+def peak_memory_mib(number: int, ensemble: str) -> float:
+    """Peak resident memory of the whole way over so many films, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw_films(Path(folder) / "films", number)
+        program = (
+            "import resource, sys; from classify.run import main; code = main(sys.argv[1:]);"
+            "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stdout);"
+            "sys.exit(code)"
+        )
+        command = [sys.executable, "-c", program, f"{folder}/films", "--crops", "--ensemble",
+                   ensemble, "--out", f"{folder}/run", "--jobs", "0"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)  # noqa: S603
+        peaks = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
+        if not peaks:
+            raise RuntimeError(f"the run over {number} films failed:\n{done.stderr[-2000:]}")
+        return int(peaks[-1]) / 1024
+
+
+def draw_films(folder: Path, number: int) -> list[Path]:
+    """Schematic chests as 8-bit PNG of 512 × 448 px, each with other noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    base = np.full((512, 448), 140, np.float32)
+    for x in (130, 318):
+        cv2.ellipse(base, (x, 260), (70, 160), 0, 0, 360, 45.0, -1)
+    for y in range(110, 420, 44):
+        cv2.line(base, (30, y + 14), (418, y + 14), 110.0, 5)
+    cv2.rectangle(base, (206, 0), (242, 512), 215.0, -1)
+    paths = []
+    for index in range(number):
+        film = np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
+        paths.append(folder / f"film{index:05d}.png")
+        cv2.imwrite(str(paths[-1]), film)
+    return paths
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the table, write benchmark.json."""
+    config = parse_config(
+        BenchmarkConfig, argv, "python tools/benchmark.py",
+        "python tools/benchmark.py --films 10 --memory '[]'",
+    )  # fmt: skip
+    torch.set_num_threads(config.threads)
+    workdir = Workdir(config.out)
+    workdir.start(to_plain(config))
+    with tempfile.TemporaryDirectory() as drawn:
+        if Path(config.data).is_dir():
+            films = list_films([config.data]).films[: config.films]
+        else:
+            films = draw_films(Path(drawn), config.films)
+        groups = [detection_timers(films), stage_timers(films, config.ensemble)]
+        taken = [time_in_turns(group, len(films)) for group in groups]
+    rows = []
+    for group in taken:
+        first = statistics.median(next(iter(group.values())))
+        for name, seconds in group.items():
+            median = statistics.median(seconds)
+            rows.append({"what": name, "ms": round(median * 1e3, 2),
+                         "ratio": round(median / first, 3) if group is taken[0] else None,
+                         })  # fmt: skip
+    table = Table("per film", "median ms", "ratio to torchvision's stock detector")
+    for row in rows:
+        table.add_row(str(row["what"]), f"{row['ms']:.1f}", str(row["ratio"] or ""))
+    memory = {str(n): round(peak_memory_mib(n, config.ensemble)) for n in config.memory}
+    for number, mib in memory.items():
+        table.add_row(f"peak memory of the whole way, {number} films", f"{mib} MiB", "")
+    console.print(table)
+    write_json(
+        workdir / "benchmark.json", {"films": len(films), "rows": rows, "memory_mib": memory}
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
