@@ -25,8 +25,11 @@ class NonFiniteLossError(RuntimeError):
 def restoration_loss(restored: Tensor, goal: Tensor, known: Tensor) -> Tensor:
     """Mean squared error over the films whose goal is known; 0 when none is.
 
-    `restored` and `goal` are (N, 1, h, w), `known` is (N,) of 0 or 1.
+    `restored` is (N, 1, h', w'), `goal` (N, 1, h, w) is averaged down to its size, `known` is (N,)
+    of 0 or 1.
     """
+    if goal.shape != restored.shape:
+        goal = F.adaptive_avg_pool2d(goal, restored.shape[-2:])
     each = F.mse_loss(restored.float(), goal.float(), reduction="none").mean((1, 2, 3))
     return (each * known).sum() / known.sum().clamp(min=1)
 

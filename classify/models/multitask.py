@@ -46,7 +46,8 @@ class MemberConfig:
         neck_channels: a 1x1 convolution to this many channels between encoder and pooling; 0 for
             none. 1280 takes the ImageNet-trained one of EfficientNet-Lite along.
         dropout: before the last linear layer.
-        decoder_channels: widths of the five decoder blocks, coarse to fine.
+        decoder_channels: widths of the decoder blocks, coarse to fine. Five restore the film at the
+            input's resolution; four at half of it, for about half of the decoder's time.
         freeze_stages: the stem and this many stages stay at their initial weights, BatchNorm
             statistics included; 0 trains everything. Halves the time of training on a CPU.
         frozen_batchnorm: BatchNorm of the encoder keeps its initial statistics.
@@ -56,13 +57,16 @@ class MemberConfig:
     weights: str = "imagenet"
     neck_channels: int = 0
     dropout: float = 0.2
-    decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
+    decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
     freeze_stages: int = 0
     frozen_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout} instead.")
+        if not 1 <= len(self.decoder_channels) <= 5 or min(self.decoder_channels) < 1:
+            raise ValueError("decoder_channels must be one to five positive widths. "
+                             f"Got {self.decoder_channels} instead.")  # fmt: skip
         if self.freeze_stages and self.weights == "none":
             raise ValueError("freeze_stages must be 0 with weights: none (frozen noise learns "
                              f"nothing). Got {self.freeze_stages} instead.")  # fmt: skip
@@ -86,7 +90,9 @@ class SCXNN(nn.Module):
         self.fc = nn.Linear(width, classes)
         self.decoder: nn.Module | None = None
         if decode:
-            self.decoder = UnetDecoder(channels, config.decoder_channels, n_blocks=5)
+            self.decoder = UnetDecoder(
+                channels, config.decoder_channels, n_blocks=len(config.decoder_channels)
+            )
             self.restorer = nn.Conv2d(config.decoder_channels[-1], 1, 3, padding=1)
             nn.init.constant_(self.restorer.bias, -3.0)  # type: ignore[arg-type] # most is empty
         self._frozen: list[nn.Module] = []
@@ -97,7 +103,10 @@ class SCXNN(nn.Module):
         return self._head(self.encoder(x)[-1])
 
     def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3) logits and the restored diseased region (N, 1, h, w) in [0, 1]."""
+        """(N, 3) logits and the restored diseased region (N, 1, h', w') in [0, 1].
+
+        h' is h with five decoder blocks, h / 2 with four.
+        """
         if self.decoder is None:
             raise ValueError("this member has no decoder: it was built (or shipped) without one.")
         features = self.encoder(x)
