@@ -84,10 +84,9 @@ def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str
     """`--square films/` as `--square=true films/`: a switch is known to take no file's name."""
     switches = {option for action in parser._actions if getattr(action, "_typehint", None) is bool
                 for option in action.option_strings}  # fmt: skip
-    following = [*words[1:], ""]
     return [
-        f"{word}=true" if word in switches and after not in ("true", "false") else word
-        for word, after in zip(words, following, strict=True)
+        f"{word}=true" if word in switches and after not in (["true"], ["false"]) else word
+        for word, after in ((word, words[i + 1 : i + 2]) for i, word in enumerate(words))
     ]
 
 
