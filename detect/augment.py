@@ -137,5 +137,5 @@ def _limb(rng: np.random.Generator) -> np.ndarray:
         cv2.line(plate, start, end, float(rng.uniform(120, 180)), max(2, int(thick * 0.55)))
         if rng.random() < 0.6:  # the head of a bone
             cv2.circle(plate, end, thick, float(rng.uniform(150, 230)), -1)
-    plate = cv2.GaussianBlur(plate, (0, 0), float(rng.uniform(1, 4)))
-    return np.clip(plate + rng.normal(0, 4, plate.shape), 0, 255).astype(np.uint8)
+    blurred = cv2.GaussianBlur(plate, (0, 0), float(rng.uniform(1, 4)))
+    return np.clip(blurred + rng.normal(0, 4, plate.shape), 0, 255).astype(np.uint8)

@@ -13,8 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
+import numpy as np
+
 from classify import run
 from cxr.cli import parse_config
+from cxr.workdir import write_atomic
 
 SAMPLES = ("RG1_UNCI.dcm", "RG1_J2KI.dcm", "RG3_UNCI.dcm")
 
@@ -25,9 +28,11 @@ class DemoConfig:
 
     Args:
         out: the run's folder; report.html is the page.
+        picture: also draw the first film with its box, crop and saliency as this PNG.
     """
 
     out: str = "runs/demo"
+    picture: str = ""
 
 
 def sample_films() -> list[Path]:
@@ -43,6 +48,32 @@ def sample_films() -> list[Path]:
     return paths
 
 
+def draw_way(film_path: Path) -> np.ndarray:
+    """One film's way as an RGB picture: film, box, crop, Grad-CAM of the strongest member."""
+    from classify.ensemble import Ensemble
+    from classify.judge import strongest_member
+    from classify.saliency import grad_cam, saliency_layer, to_pixels
+    from cxr import draw
+    from cxr.film import read_film
+    from detect.crop import crop_film
+    from detect.predict import ThoraxDetector
+
+    film = read_film(film_path)
+    box = ThoraxDetector.load().predict([film.pixels])[0]
+    crop = crop_film(film, box)
+    ensemble = Ensemble.load("weights/ensemble_crops")
+    batch, frames = ensemble.prepare([crop.pixels])
+    target = ensemble.targets[strongest_member(ensemble.predict([crop.pixels])[0])]
+    member = ensemble.member(target)
+    maps = grad_cam(member, saliency_layer(member), batch, [1])
+    height, width = crop.pixels.shape
+    plane = to_pixels(maps, frames, [(height, width)])[0]
+    plain, cut = draw.to_rgb(film.pixels), draw.to_rgb(crop.pixels)
+    tiles = [plain, draw.draw_box(plain, box.xyxy or ()), cut, draw.overlay_saliency(cut, plane)]
+    names = ["film", f"thorax box, score {box.score:.2f}", "crop", f"Grad-CAM, member {target}"]
+    return draw.sheet([draw.fit(t, 320) for t in tiles], names, columns=4, tile=320)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the main job on the samples; 0 when it ran."""
     config = parse_config(DemoConfig, argv, "python tools/demo.py", "python tools/demo.py")
@@ -52,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     code = run.main([*map(str, films), "--crops", "--out", config.out, "--restart"])
+    if config.picture and code == 0:
+        from cxr import draw
+
+        write_atomic(config.picture, draw.encode_png(draw_way(films[0])))
     print(f"\nOpen {Path(config.out) / 'report.html'} in a browser.")
     return code
 

@@ -1,0 +1,195 @@
+"""python -m classify.evaluate RUN --crops runs/crops_data: members beside shortcuts, per source.
+
+RUN is a folder of classify.run (its predictions.csv). Every row is measured on the same films:
+those of the held-out part for sources that were trained on, all films of other sources.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from classify.cases import Case, select_cases
+from classify.metrics import Figure, bootstrap_weights, figure, softmax, weighted_auc
+from classify.predictions import read_predictions
+from classify.shortcuts import shortcut_features, shortcut_scores
+from cxr.cli import parse_config, to_plain
+from cxr.films_table import read_films_table
+from cxr.split import Split
+from cxr.workdir import Workdir, console, log, write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Compare an ensemble with linear models that hardly look, source by source.
+
+    Args:
+        run: folders of classify.run over films of `data`; each is a row of the table.
+        data: folder with films.csv and images.
+        crops: folder of detect.crop over the same films: the shortcuts need the thorax box.
+        split: the split that the members were trained with.
+        part: part of the split that is measured.
+        trained_on: sources that the members were trained on; of others all films are measured.
+        draws: bootstrap draws of patients for the intervals.
+        out: folder for evaluation.json and table.md.
+    """
+
+    run: tuple[str, ...] = ()
+    data: str = "../shared/data"
+    crops: str = "runs/crops_data"
+    split: str = "configs/split_seed0.json"
+    part: str = "test"
+    trained_on: tuple[str, ...] = ("kermany",)
+    draws: int = 2000
+    out: str = "runs/evaluate_classify"
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("RUN must name at least one folder of classify.run. Got none: "
+                             "python -m classify.run DATA/images/kermany --crops")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to the films of one source: which are asked, and which are positive."""
+
+    name: str
+    source: str
+    positive: str  # label or sublabel
+    negative: str
+
+    def truth(self, case: Case) -> bool | None:
+        """True, False, or None when the film is not asked."""
+        row = case.row
+        named = {row.label, row.sublabel}
+        if row.source != self.source or not named & {self.positive, self.negative}:
+            return None
+        return self.positive in named
+
+
+QUESTIONS = (
+    Question("normal / pneumonia, kermany", "kermany", "pneumonia", "normal"),
+    Question("bacterial / viral, kermany", "kermany", "bacterial", "viral"),
+    Question("normal / pneumonia, nih adults", "nih", "pneumonia", "normal"),
+)
+
+
+def ensemble_score(logits: np.ndarray, targets: Sequence[str], question: Question) -> np.ndarray:
+    """(N,) score of (N, M, 3) logits: one minus the mean probability of normal; for a target
+    against another the difference of their members' log-odds of target against others."""
+    if question.negative == "normal":
+        return 1.0 - softmax(logits)[..., 0].mean(axis=1)
+    lean = logits[..., 1] - logits[..., 2]
+    sign = {question.positive: 1.0, question.negative: -1.0}
+    return lean @ np.array([sign.get(t, 0.0) for t in targets])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write evaluation.json and table.md."""
+    config = parse_config(
+        EvaluateConfig, argv, "python -m classify.evaluate",
+        "python -m classify.evaluate runs/kermany_crops runs/kermany_films", ("run",),
+    )  # fmt: skip
+    try:
+        rows = evaluate(config)
+    except (ValueError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    workdir = Workdir(config.out)
+    workdir.start(to_plain(config))
+    write_json(workdir / "evaluation.json", rows)
+    write_atomic(workdir / "table.md", markdown(rows))
+    table = Table("question", "what looks", "AUC [95 %]", "films", "patients", highlight=False)
+    for row in rows:
+        table.add_row(row["question"], row["what"], row["auc"], str(row["films"]),
+                      str(row["patients"]))  # fmt: skip
+    console.print(table)
+    return 0
+
+
+def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """One row a question and a model; raises ValueError or OSError for files that do not fit."""
+    data = Path(config.data)
+    table = read_films_table(data / "films.csv")
+    sources = sorted({q.source for q in QUESTIONS})
+    cases, left_out = select_cases(table, data, sources, False, Path(config.crops))
+    if left_out:
+        log.info("left out: %s", ", ".join(f"{k} {v}" for k, v in left_out.items()))
+    split = Split.load(config.split)
+    boxed = [c for c in cases if c.crop_row is not None and c.crop_row.thorax_xyxy is not None]
+    features = shortcut_features(boxed, data)
+    runs = {Path(r).name: _logits_of(Path(r), boxed) for r in config.run}
+    rows: list[dict[str, Any]] = []
+    for question in QUESTIONS:
+        truth = [question.truth(case) for case in boxed]
+        parts = [split.part_of.get(case.patient, "") for case in boxed]
+        own = question.source in config.trained_on
+        test = [i for i, t in enumerate(truth) if t is not None
+                and (parts[i] == config.part or not own)]  # fmt: skip
+        test = [i for i in test if all(i in logits for _, logits in runs.values())]
+        if len({truth[i] for i in test}) < 2:
+            log.warning("%s: not asked, its films hold only one side", question.name)
+            continue
+        # a source never trained on is asked of the shortcuts learnt on the first one trained on
+        learnt = [QUESTIONS[0].truth(c) for c in boxed] if not own else truth
+        train = [i for i, t in enumerate(learnt) if t is not None and parts[i] == "train"]
+        scores = shortcut_scores(
+            features.take(train), np.array([bool(learnt[i]) for i in train]), features.take(test)
+        )
+        for name, (targets, logits) in runs.items():
+            stacked = np.stack([logits[i] for i in test])
+            scores[f"ensemble: {name}"] = ensemble_score(stacked, targets, question)
+        positive = np.array([bool(truth[i]) for i in test])
+        patients = [boxed[i].patient for i in test]
+        rows += _rows(question.name, scores, positive, patients, config.draws)
+    return rows
+
+
+def _logits_of(run: Path, cases: Sequence[Case]) -> tuple[tuple[str, ...], dict[int, np.ndarray]]:
+    """Targets, and case number → (M, 3) logits, of a run's predictions.csv."""
+    targets, predictions = read_predictions(run / "predictions.csv")
+    by_tail = {"/".join(Path(p.film).parts[-2:]): p.logits for p in predictions}
+    found = {i: by_tail.get("/".join(Path(c.row.image).parts[-2:])) for i, c in enumerate(cases)}
+    return targets, {i: logits for i, logits in found.items() if logits is not None}
+
+
+def _rows(
+    question: str,
+    scores: dict[str, np.ndarray],
+    positive: np.ndarray,
+    patients: list[str],
+    draws: int,
+) -> list[dict[str, Any]]:
+    weights = np.concatenate([np.ones((1, len(positive))), bootstrap_weights(patients, draws)])
+    rows = []
+    for name, values in scores.items():
+        aucs = weighted_auc(values, positive, weights)
+        found = figure(float(aucs[0]), aucs[1:], len(positive))
+        rows.append({"question": question, "what": name, "auc": _text(found), "value": found.value,
+                     "low": found.low, "high": found.high, "films": len(positive),
+                     "patients": len(set(patients))})  # fmt: skip
+    return rows
+
+
+def _text(found: Figure) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return "not defined"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table as Markdown, a block a question."""
+    lines = ["| question | what looks | AUC [95 %] | films | patients |", "|---|---|---|---|---|"]
+    lines += [f"| {r['question']} | {r['what']} | {r['auc']} | {r['films']} | {r['patients']} |"
+              for r in rows]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Linear models on almost nothing: how far labels can be told without looking at a lung.
+
+A network is only worth as much as it adds to these. Zech et al. 2018, DeGrave et al. 2021 and
+Maguolo & Nanni 2021 show how much of a published accuracy they explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from classify.cases import Case
+from cxr.boxes import Frame
+from cxr.film import read_film
+
+SIDE = 8
+NAMES = ("thumbnail of the film", "outside the thorax box", "four numbers of the box",
+         "thumbnail of the crop")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ShortcutFeatures:
+    """Features of N films by the name of the shortcut: each (N, F) float64."""
+
+    by_name: dict[str, np.ndarray]
+
+    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The features of some films."""
+        return {name: values[list(indices)] for name, values in self.by_name.items()}
+
+
+def shortcut_features(cases: Sequence[Case], data: Path) -> ShortcutFeatures:
+    """Read each film once and take the four shortcuts of NAMES; aspect ratio beside each but the
+    crop's. Cases need a crop (their thorax box). Raises FilmError, ValueError."""
+    rows: list[list[np.ndarray]] = []
+    for case in cases:
+        if case.crop_row is None or case.crop_row.thorax_xyxy is None:
+            raise ValueError(f"{case.row.image} has no thorax box: give crops of detect.crop.")
+        pixels = read_film(data / case.row.image).pixels
+        rows.append(_of_film(pixels, case.crop_row.thorax_xyxy))
+    columns = zip(*rows, strict=True)
+    return ShortcutFeatures({n: np.stack(c) for n, c in zip(NAMES, columns, strict=True)})
+
+
+def _of_film(pixels: np.ndarray, box_xyxy: Sequence[float]) -> list[np.ndarray]:
+    height, width = pixels.shape
+    aspect = np.array([height / width])
+    frame = Frame.cut(box_xyxy)
+    x0, y0, x1, y1 = (max(0, v) for v in frame.source_xyxy)
+    outside = pixels.copy()
+    outside[y0:y1, x0:x1] = 0
+    box = np.asarray(box_xyxy, dtype=np.float64) / [width, height, width, height]
+    return [
+        np.concatenate([_thumbnail(pixels), aspect]),
+        np.concatenate([_thumbnail(outside), aspect]),
+        np.concatenate([box, aspect]),
+        _thumbnail(frame.apply(pixels)),
+    ]
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float64).ravel()
+
+
+def shortcut_scores(
+    train: dict[str, np.ndarray],
+    positive: np.ndarray,
+    test: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """(N,) scores on the test films of a logistic regression for each shortcut.
+
+    `positive` (M,) bool is the truth of the training films. Raises ValueError for one class only.
+    """
+    if positive.all() or not positive.any():
+        raise ValueError("positive must hold both classes to fit a shortcut. Got only one.")
+    scores = {}
+    for name, features in train.items():
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        scores[name] = model.fit(features, positive).decision_function(test[name])
+    return scores

@@ -1,0 +1,103 @@
+"""The ensemble beside shortcuts, on the same films."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from classify.evaluate import Question, ensemble_score, main, markdown
+from classify.shortcuts import _of_film, shortcut_scores
+from cxr.boxes import Frame
+
+
+def test_abnormal_score_by_hand() -> None:
+    # softmax of (0, 0, 0) is a third each; of (ln 2, 0, 0) half normal
+    logits = np.array([[[0.0, 0, 0], [np.log(2), 0, 0]]])
+    score = ensemble_score(logits, ["bacterial", "viral"], Question("", "", "pneumonia", "normal"))
+    assert score == pytest.approx([1 - (1 / 3 + 1 / 2) / 2])
+
+
+def test_target_against_target_by_hand() -> None:
+    logits = np.array([[[9.0, 3, 1], [9.0, 2, 5]]])  # leans: bacterial 2, viral -3
+    question = Question("", "", "bacterial", "viral")
+    assert ensemble_score(logits, ["bacterial", "viral"], question) == pytest.approx([5.0])
+    assert ensemble_score(logits, ["viral", "bacterial"], question) == pytest.approx([-5.0])
+
+
+def test_outside_shows_nothing_of_the_thorax() -> None:
+    film = np.full((80, 160), 0.5, np.float32)
+    box = (40.0, 20.0, 120.0, 60.0)
+    changed = film.copy()
+    changed[20:60, 40:120] = 1.0
+    one, two = _of_film(film, box), _of_film(changed, box)
+    np.testing.assert_array_equal(one[1], two[1])  # outside
+    assert not np.allclose(one[3], two[3])  # crop
+    np.testing.assert_allclose(one[2], [0.25, 0.25, 0.75, 0.75, 0.5])  # box and aspect
+
+
+def test_a_shortcut_that_tells_all_is_found() -> None:
+    rng = np.random.default_rng(0)
+    positive = rng.random(60) > 0.5
+    features = {"box": positive[:, None] + rng.normal(0, 0.1, (60, 1))}
+    scores = shortcut_scores(features, positive, features)["box"]
+    assert scores[positive].min() > scores[~positive].max()
+    with pytest.raises(ValueError, match="both classes"):
+        shortcut_scores(features, np.ones(60, bool), features)
+
+
+@pytest.fixture
+def kermany_like(phantom_folder: Path, tmp_path: Path) -> Path:
+    """The synthetic films under the name of a source that is asked about, with crops and a run."""
+    from classify.predictions import PredictionRow, write_predictions
+    from cxr.coco import read_coco
+    from cxr.manifest import CropRow, ManifestWriter
+    from cxr.split import Split
+
+    table = (phantom_folder / "films.csv").read_text().replace("phantom", "kermany")
+    (tmp_path / "films.csv").write_text(table)
+    (tmp_path / "images").symlink_to(phantom_folder / "images")
+    films = read_coco(phantom_folder / "thorax.json").films
+    part_of, rows = {}, []
+    with ManifestWriter(tmp_path / "crops/manifest.jsonl", {"settings": {}}) as book:
+        for number, film in enumerate(films):
+            part_of[film.patient_id] = "train" if number % 12 < 6 else "test"
+            x0, y0, x1, y1 = film.boxes_xyxy[0]
+            frame = Frame.cut(film.boxes_xyxy[0])
+            pixels = cv2.imread(str(phantom_folder / film.file_name), cv2.IMREAD_GRAYSCALE)
+            cv2.imwrite(str(tmp_path / f"crops/{number}.png"), frame.apply(pixels))
+            book.add(
+                CropRow(film.file_name, "0" * 64, "ok", size_hw=film.size_hw, score=1.0,
+                        thorax_xyxy=(x0, y0, x1, y1), crop_xyxy=frame.source_xyxy,
+                        frame=frame.to_dict(), crop=f"{number}.png")
+            )  # fmt: skip
+            logits = np.zeros((2, 3), np.float32)
+            logits[:, 0] = 3.0 if film.extra["label"] == "normal" else -3.0
+            rows.append(PredictionRow(film.file_name, "ok", "", logits, 0.5, "read", "", "t"))
+    Split(0, part_of).save(tmp_path / "split.json")
+    write_predictions(tmp_path / "run/predictions.csv", ["bacterial", "viral"], rows)
+    return tmp_path
+
+
+def test_the_command_end_to_end(kermany_like: Path) -> None:
+    folder = kermany_like
+    args = [str(folder / "run"), "--data", str(folder), "--crops", str(folder / "crops"),
+            "--split", str(folder / "split.json"), "--out", str(folder / "out"),
+            "--draws", "50"]  # fmt: skip
+    assert main(args) == 0
+    text = (folder / "out/table.md").read_text()
+    assert "normal / pneumonia, kermany | ensemble: run | 1.000" in text
+    assert "four numbers of the box" in text and "nih" not in text
+
+
+def test_no_run_is_a_wrong_argument() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+
+
+def test_markdown_has_a_line_a_row() -> None:
+    row = {"question": "q", "what": "w", "auc": "0.5 [0.4, 0.6]", "films": 3, "patients": 2}
+    assert markdown([row]).splitlines()[2] == "| q | w | 0.5 [0.4, 0.6] | 3 | 2 |"
