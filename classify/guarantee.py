@@ -67,7 +67,7 @@ class OperatingPoint:
 
     def sentence(self) -> str:
         """The guarantee in plain words."""
-        sure = f"{self.confidence:.0%} confidence"
+        sure = f"{percent(self.confidence)} confidence"
         if self.proven:
             return (
                 f"proven: at least {percent(self.proven_sensitivity)} of patients with an abnormal "

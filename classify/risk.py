@@ -78,7 +78,7 @@ def found_targets(logits: np.ndarray, threshold: float | None = None) -> np.ndar
     """
     logits = np.asarray(logits)
     if threshold is None:
-        return logits.argmax(axis=-1) == _TARGET
+        return np.asarray(logits.argmax(axis=-1) == _TARGET)
     return probabilities(logits)[..., _TARGET] >= threshold
 
 
@@ -125,10 +125,11 @@ def risk_table(
         if not members:
             continue
         here = np.array([w == number for w in worst], dtype=bool)
-        rows.append(_row(tier, "", here, kept, found[:, members].any(axis=1)))
+        anyone = np.asarray(found[:, members].any(axis=1))
+        rows.append(_row(tier, "", here, kept, anyone))
         for i in members:
             has = np.array([targets[i] in film for film in diseases], dtype=bool)
-            rows.append(_row(tier, targets[i], has, kept, found[:, i]))
+            rows.append(_row(tier, targets[i], has, kept, np.asarray(found[:, i])))
     return rows
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
 from cxr.workdir import set_up_logging, write_atomic
 
@@ -47,7 +47,12 @@ def build_parser(
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     for name in positionals:
         parser.add_argument(
-            name, nargs="*", type=str, default=[], metavar=name.upper(), help=docs.get(name, "")
+            name,
+            nargs="*",
+            type=str,
+            default=SUPPRESS,
+            metavar=name.upper(),
+            help=docs.get(name, ""),
         )
     for name, value in bare.items():
         parser.add_argument(
@@ -77,7 +82,11 @@ def parse_config(
     parser = build_parser(config_class, prog, example, positionals, bare)
     words = list(sys.argv[1:] if argv is None else argv)
     namespace = parser.parse_args(_complete_switches(parser, words))
-    return instantiate(parser, namespace, config_class, positionals)
+    try:
+        return instantiate(parser, namespace, config_class, positionals)
+    except ValueError as error:
+        parser.error(str(error))
+        raise
 
 
 def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
@@ -127,17 +136,24 @@ def instantiate(
     parser: ArgumentParser, namespace: Namespace, config_class: type[Config],
     positionals: Sequence[str] = (),
 ) -> Config:  # fmt: skip
-    """The dataclass from parsed values; its ValueErrors become the parser's error."""
+    """The dataclass from parsed values; raises ValueError, the dataclass' own ones included."""
+    _check_nulls(parser, namespace)
     names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    try:
-        ready = parser.instantiate(namespace)
-        values = {name: ready[name] for name in names if name in ready}
-        for name in positionals:
-            values[name] = tuple(values.get(name) or ())
-        return config_class(**values)
-    except ValueError as error:
-        parser.error(str(error))
-        raise
+    ready = parser.instantiate(namespace)
+    values = {name: ready[name] for name in names if name in ready}
+    for name in positionals:
+        values[name] = tuple(values.get(name) or ())
+    return config_class(**values)
+
+
+def _check_nulls(parser: ArgumentParser, namespace: Namespace) -> None:
+    """jsonargparse lets null pass for a plain number, text or switch that has a default."""
+    for action in parser._actions:
+        kind = getattr(action, "_typehint", None)
+        if action.default in (None, SUPPRESS) or kind not in (int, float, str, bool):
+            continue
+        if action.dest in namespace and namespace[action.dest] is None:
+            raise ValueError(f"{action.dest} must be a value of type {kind.__name__}. Got null.")
 
 
 def to_plain(config: Any) -> Any:
@@ -160,10 +176,9 @@ def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config_class, as_group=False)
     try:
-        namespace = parser.parse_object(data)
+        return instantiate(parser, parser.parse_object(data), config_class)
     except Exception as error:  # jsonargparse raises several kinds
         raise ValueError(f"{config_class.__name__}: {error}") from error
-    return instantiate(parser, namespace, config_class)
 
 
 def write_config(path: Path, config: Any) -> None:

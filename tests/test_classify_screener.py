@@ -1,0 +1,239 @@
+"""The screener: fitted by patient, saved without pickle, honest about what it proves."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classify.guarantee import OperatingPoint
+from classify.screener import CLEARED, READ, Screener, main
+from classify.screening_films import read_screening_films
+from classify.screening_table import ScreeningTable, figures_by_source
+from cxr.split import Split
+
+TARGETS = ("bacterial", "viral")
+PARTS = ("train", "val", "calibration", "test")
+
+
+def make_data(folder: Path, films: int = 320, seed: int = 0) -> Path:
+    """Films of 160 patients, half abnormal: predictions.csv, films.csv and split.json."""
+    rng = np.random.default_rng(seed)
+    columns = [f"{t}.{c}" for t in TARGETS for c in ("normal", "target", "others")]
+    predictions, labels, part_of = [], [], {}
+    for n in range(films):
+        abnormal = n // 2 % 2 == 1
+        patient = f"p{n // 2:03d}"
+        part_of[patient] = PARTS[n // 4 % 4]
+        shift = 2.5 if abnormal else -2.5
+        logits = rng.normal([-shift / 2, shift / 2, shift / 4] * 2, 1.0)
+        predictions.append({
+            "film": f"/films/images/{n:03d}.png", "status": "ok", "reason": "",
+            **dict(zip(columns, logits, strict=True)), "abnormal_score": "", "decision": "read",
+            "tier": "", "threshold_id": "",
+        })  # fmt: skip
+        labels.append({
+            "image": f"images/{n:03d}.png", "mask": "", "source": "ab"[n // 16 % 2],
+            "patient_id": patient, "view": "AP", "label": "pneumonia" if abnormal else "normal",
+            "sublabel": "", "licence": "CC BY 4.0",
+        })  # fmt: skip
+    predictions[5].update(status="fallback", reason="uncertain box")
+    predictions[6].update(status="no_thorax", reason="a leg", **dict.fromkeys(columns, ""))
+    labels[9]["label"] = "unknown"
+    write_csv(folder / "predictions.csv", predictions)
+    write_csv(folder / "films.csv", labels)
+    Split(0, part_of).save(folder / "split.json")
+    return folder
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    flags = {"labels": "films.csv", "split": "split.json", "ensemble": "e"}
+    pairs = [part for flag, name in flags.items() for part in (f"--{flag}", str(folder / name))]
+    return [str(folder / "predictions.csv"), *pairs, *more]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a fitted screener in e/, with members' files beside it."""
+    folder = make_data(tmp_path_factory.mktemp("screener"))
+    (folder / "e").mkdir()
+    for target in TARGETS:
+        (folder / "e" / f"{target}.safetensors").write_bytes(target.encode())
+    assert main(["fit", *arguments(folder)]) == 0
+    return folder
+
+
+def test_films_without_a_box_or_a_truth_are_left_out_and_counted(fitted: Path) -> None:
+    films = read_screening_films([fitted / "predictions.csv"], fitted / "films.csv")
+    assert films.left_out == {"status fallback": 1, "status no_thorax": 1, "truth unknown": 1}
+    assert films.logits.shape == (317, 2, 3) and films.targets == TARGETS
+
+
+def test_a_film_given_by_two_runs_counts_once(fitted: Path) -> None:
+    films = read_screening_films([fitted / "predictions.csv"] * 2, fitted / "films.csv")
+    assert len(films.films) == 317 and films.left_out["film given twice"] == 317
+
+
+def test_it_is_fitted_on_val_and_proven_on_calibration_alone(fitted: Path) -> None:
+    record = json.loads((fitted / "e/screener.json").read_text())
+    part_of = Split.load(fitted / "split.json").part_of
+    films = read_screening_films([fitted / "predictions.csv"], fitted / "films.csv")
+    count = {p: sum(part_of[x] == p for x in films.patients) for p in PARTS}
+    assert sum(record["fit_films_by_source"].values()) == count["val"]
+    assert sum(record["calibration_films_by_source"].values()) == count["calibration"]
+
+
+def test_the_calibration_part_cannot_be_fitted_on(
+    fitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments(fitted, "--fit_parts", '["val","calibration"]')])
+    assert stop.value.code == 2
+    assert "must not be among fit_parts" in capsys.readouterr().err
+
+
+def test_too_few_calibration_films_are_not_proven(fitted: Path) -> None:
+    screener = Screener.load(fitted / "e")
+    assert not screener.point.proven
+    assert screener.guarantee.startswith("not proven: 299 abnormal films needed, 20 given")
+    assert screener.point.proven_sensitivity == pytest.approx(0.05 ** (1 / 20))
+
+
+def test_no_abnormal_calibration_film_is_cleared(fitted: Path) -> None:
+    films = read_screening_films([fitted / "predictions.csv"], fitted / "films.csv")
+    calibration = films.of_parts(fitted / "split.json", ["calibration"])
+    _, decisions, _ = Screener.load(fitted / "e").decide(calibration.logits)
+    cleared = np.array(decisions) == CLEARED
+    assert not (cleared & calibration.abnormal).any()
+    assert (cleared & ~calibration.abnormal).sum() > 0.8 * (~calibration.abnormal).sum()
+
+
+def test_a_saved_screener_decides_the_same(fitted: Path, tmp_path: Path) -> None:
+    first = Screener.load(fitted / "e")
+    logits = np.random.default_rng(1).normal(0, 3, (50, 2, 3))
+    scores, decisions, _ = first.decide(logits)
+    saved = first.save(tmp_path)
+    second = Screener.load(tmp_path)
+    assert np.array_equal(second.score(logits), scores)
+    assert second.decide(logits)[1] == decisions and set(decisions) == {CLEARED, READ}
+    assert second.threshold_id == saved.threshold_id
+
+
+def test_the_score_is_a_probability_that_grows_with_the_target(fitted: Path) -> None:
+    screener = Screener.load(fitted / "e")
+    calm, sick = [[1.2, -1.2, -0.6]] * 2, [[-1.2, 1.2, 0.6]] * 2
+    low, high = screener.score(np.array([calm, sick]))
+    assert 0 <= low < 0.2 and 0.8 < high <= 1
+
+
+def test_no_film_has_no_score(fitted: Path) -> None:
+    assert Screener.load(fitted / "e").decide(np.zeros((0, 2, 3)))[1] == []
+
+
+def test_logits_of_other_members_are_refused(fitted: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be \(N, 2, 3\)"):
+        Screener.load(fitted / "e").score(np.zeros((4, 3, 3)))
+
+
+def copy_of(fitted: Path, folder: Path) -> Path:
+    for path in (fitted / "e").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_screener_for_other_members_is_refused(fitted: Path, tmp_path: Path) -> None:
+    folder = copy_of(fitted, tmp_path)
+    (folder / "viral.safetensors").write_bytes(b"trained anew")
+    with pytest.raises(ValueError, match="not the member that the screener"):
+        Screener.load(folder)
+
+
+def test_a_changed_skops_file_is_refused(fitted: Path, tmp_path: Path) -> None:
+    folder = copy_of(fitted, tmp_path)
+    (folder / "screener.skops").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="not the file that"):
+        Screener.load(folder)
+
+
+def test_a_skops_file_with_a_foreign_type_is_refused(fitted: Path, tmp_path: Path) -> None:
+    import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    folder = copy_of(fitted, tmp_path)
+    digest = Screener.load(folder).sha256
+    skops.io.dump(OperatingPoint(0, 0, 0, True, 0, 0, 0, 0, 0), folder / "screener.skops")
+    from cxr.workdir import sha256_file
+
+    side = folder / "screener.json"
+    side.write_text(side.read_text().replace(digest, sha256_file(folder / "screener.skops")))
+    with pytest.raises(UntrustedTypesFoundException):
+        Screener.load(folder)
+
+
+def test_a_missing_screener_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"python -m classify\.screener fit"):
+        Screener.load(tmp_path)
+
+
+def test_evaluate_writes_figures_by_source(fitted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "test.json"
+    assert main(["evaluate", *arguments(fitted, "--out", str(out))]) == 0
+    report = json.loads(out.read_text())
+    by_source = report["by_source"]
+    assert set(by_source) == {"a", "b", "all"}
+    for row in ("abnormal_kept", "normal_cleared"):
+        whole = by_source["all"]["table"][row]
+        assert whole == sum(by_source[s]["table"][row] for s in "ab")
+    assert by_source["all"]["auroc"] > 0.9
+
+
+def test_too_few_patients_to_fit_on_end_with_1(
+    fitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments(fitted, "--folds", "100")]) == 1
+    assert "at least 100 abnormal patients" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_command_without_its_word_ends_with_2() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+
+
+def test_table_in_the_thesis_form_and_its_shares() -> None:
+    # the thesis' internal table: 1325 of 1329 abnormal kept, 109 of 162 normals cleared
+    sick = np.r_[np.ones(1329, bool), np.zeros(162, bool)]
+    cleared = np.r_[np.arange(1329) >= 1325, np.arange(162) < 109]
+    table = ScreeningTable.of(sick, cleared)
+    assert table == ScreeningTable(1325, 4, 53, 109)
+    figures = table.figures()
+    assert figures["sensitivity"]["value"] == pytest.approx(0.99699, abs=1e-5)
+    assert figures["sensitivity"]["low"] == pytest.approx(0.99232, abs=1e-4)
+    assert figures["specificity"]["value"] == pytest.approx(0.67284, abs=1e-5)
+    assert figures["npv"]["value"] == pytest.approx(109 / 113)
+    assert figures["share_cleared"]["value"] == pytest.approx(113 / 1491)
+
+
+def test_shares_without_films_are_none() -> None:
+    figures = ScreeningTable(3, 0, 0, 0).figures()
+    assert figures["specificity"]["value"] is None and figures["npv"]["value"] is None
+
+
+def test_a_patient_is_missed_by_any_cleared_abnormal_film(fitted: Path) -> None:
+    films = read_screening_films([fitted / "predictions.csv"], fitted / "films.csv", sources=["a"])
+    cleared = np.zeros(len(films.films), bool)
+    both = [i for i, s in enumerate(films.abnormal) if s][:2]  # two films of one patient
+    assert films.patients[both[0]] == films.patients[both[1]]
+    cleared[both[0]] = True
+    figures = figures_by_source(films, np.zeros(len(cleared)), cleared)["a"]
+    assert figures["missed_patients"] == 1 and figures["table"]["abnormal_cleared"] == 1
