@@ -1,0 +1,92 @@
+"""cxr.workdir: a run's folder, and writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cxr.workdir
+from cxr.workdir import Workdir, log, provenance, sha256_file, write_atomic, write_json
+
+
+def test_write_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    assert write_atomic(path, "first") == path
+    write_atomic(path, b"second")
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_atomic(tmp_path / "a.txt", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(cxr.workdir.os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_very_long_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 240 + ".json")
+    assert write_atomic(path, "1").read_text() == "1"
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"iou": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a", b"abc")
+    assert sha256_file(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_provenance_names_code_libraries_and_weights() -> None:
+    got = provenance({"a.safetensors": "ff"})
+    assert got["weights"] == {"a.safetensors": "ff"}
+    assert got["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"made", "command", "git_commit"} <= set(got)
+
+
+def test_start_saves_the_configuration_and_seeds(tmp_path: Path) -> None:
+    drawn = []
+    for _ in range(2):
+        Workdir(tmp_path / "run").start({"side": 320}, seed=5, weights={"a": "b"})
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["config"] == {"side": 320} and record["seed"] == 5
+    assert record["weights"] == {"a": "b"}
+
+
+def test_log_goes_to_the_run_that_was_started_last(tmp_path: Path) -> None:
+    log.setLevel(logging.INFO)
+    for name in ("first", "second"):
+        Workdir(tmp_path / name).start({})
+        log.info("hello from %s", name)
+    assert "hello from first" in (tmp_path / "first/run.log").read_text()
+    assert "second" not in (tmp_path / "first/run.log").read_text()
+    assert "hello from second" in (tmp_path / "second/run.log").read_text()
+
+
+def test_update_adds_fields_and_keeps_the_others(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    workdir.start({"side": 320})
+    workdir.update(films=7)
+    workdir.update(films=8, seconds=1.5)
+    record = json.loads((workdir / "run.json").read_text())
+    assert (record["config"], record["films"], record["seconds"]) == ({"side": 320}, 8, 1.5)
