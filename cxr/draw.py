@@ -52,7 +52,7 @@ def draw_box(image: np.ndarray, xyxy: Any, colour: Colour = ORANGE, label: str =
     x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, -width, limit)))
     cv2.rectangle(out, (x0, y0), (x1 - 1, y1 - 1), colour, width)
     if label:
-        size = max(11, min(image.shape[:2]) // 28)
+        size = max(12, max(image.shape[:2]) // 28)
         out = draw_text(out, label, (max(x0, 0) + width + 2, max(y0, 0) + width + 1), colour, size)
     return out
 

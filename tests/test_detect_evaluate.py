@@ -236,7 +236,7 @@ def test_shipped_detector_beats_the_baselines_on_real_films(
     shared_data: Path, root: Path, tmp_path: Path
 ) -> None:
     split = str(root / "configs/split_seed0.json")
-    argv = ["--data", str(shared_data), "--split", split, "--max_films", "24"]
+    argv = ["--data", str(shared_data), "--split", split, "--max_films", "12"]
     assert main([*argv, "--out", str(tmp_path)]) == 0
     block = json.loads((tmp_path / "metrics.json").read_text())["blocks"]["all"]
     iou = {method: line["summary"]["mean_iou"]["value"] for method, line in block.items()}
