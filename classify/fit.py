@@ -109,11 +109,12 @@ def _fit(
     job: MemberJob, module: MemberModule, phase: PhaseConfig, folder: Path, train: list[int]
 ) -> None:
     config, optim = job.config, phase.optim
-    saver = ModelCheckpoint(
-        folder, filename="best", monitor="val_auc", mode="max", save_last=True,
-        enable_version_counter=False,
-    )  # fmt: skip
-    callbacks: list[pl.Callback] = [saver, EpochLine(job.target)]
+    # At the end of an epoch, or a resume would repeat it; and two of them, as one with `save_last`
+    # writes no `last` in an epoch that brings no gain.
+    often: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(folder, "best", monitor="val_auc", mode="max", **often)
+    newest = ModelCheckpoint(folder, "last", **often)
+    callbacks: list[pl.Callback] = [best, newest, EpochLine(job.target)]
     if optim.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=optim.ema_decay))
     trainer = pl.Trainer(

@@ -44,7 +44,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "classes": list(self.classes)}
 
 
 def bootstrap_weights(patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Array:

@@ -29,7 +29,7 @@ def test_a_film_gives_three_logits_and_a_restoration_of_its_size(films: torch.Te
     logits, restored = build_member(TINY).restore(films)
     assert logits.shape == (2, 3)
     assert restored.shape == (2, 1, 64, 64)
-    assert 0 <= restored.min() and restored.max() <= 1
+    assert restored.min() >= 0 and restored.max() <= 1
 
 
 def test_four_blocks_restore_at_half_size(films: torch.Tensor) -> None:

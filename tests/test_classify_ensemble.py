@@ -1,0 +1,129 @@
+"""classify/ensemble.py: members loaded from a folder, films prepared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from classify.ensemble import Ensemble, pick_device
+from classify.models.multitask import MemberConfig, build_member
+from classify.preprocess import PreprocessConfig
+from cxr.bundle import save_bundle
+from cxr.cli import to_plain
+from cxr.workdir import sha256_file
+
+SETTINGS = PreprocessConfig(side=64)
+
+
+def write_member(folder: Path, name: str, order: int, **changes: object) -> None:
+    torch.manual_seed(order)
+    config = MemberConfig("tu-test_efficientnet", "none", 16, decoder_channels=(8, 8))
+    meta = {"target": name, "order": order, "network": to_plain(config), "decoder": False,
+            "preprocessing": SETTINGS.to_dict(), "trained_on": "crops"} | changes  # fmt: skip
+    tensors = build_member(config).shipped_tensors(decoder=False)
+    save_bundle(folder / f"{name}.safetensors", "member", tensors, **meta)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_member(tmp_path, "viral", 0)
+    write_member(tmp_path, "bacterial", 1)
+    return tmp_path
+
+
+@pytest.fixture
+def films() -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.random(size).astype(np.float32) for size in ((90, 70), (64, 64), (80, 200))]
+
+
+def test_members_stand_in_the_order_of_their_training(folder: Path) -> None:
+    ensemble = Ensemble.load(folder, "cpu")
+    assert ensemble.targets == ("viral", "bacterial")
+    assert ensemble.settings == SETTINGS
+    assert ensemble.trained_on == "crops"
+    assert ensemble.weights["viral"] == sha256_file(folder / "viral.safetensors")
+
+
+def test_films_of_any_size_get_three_logits_a_member(folder: Path, films: list) -> None:
+    logits = Ensemble.load(folder, "cpu").predict(films)
+    assert logits.shape == (3, 2, 3)
+    assert logits.dtype == np.float32
+    assert not np.allclose(logits[:, 0], logits[:, 1])
+
+
+def test_a_film_alone_gets_the_answer_it_gets_in_a_batch(folder: Path, films: list) -> None:
+    ensemble = Ensemble.load(folder, "cpu")
+    alone = np.concatenate([ensemble.predict([film]) for film in films])
+    assert np.allclose(alone, ensemble.predict(films), atol=1e-5)
+
+
+def test_no_film_gives_an_empty_answer(folder: Path) -> None:
+    assert Ensemble.load(folder, "cpu").predict([]).shape == (0, 2, 3)
+
+
+def test_member_on_prepared_films_is_what_predict_gives(folder: Path, films: list) -> None:
+    ensemble = Ensemble.load(folder, "cpu")
+    batch, frames = ensemble.prepare(films)
+    assert batch.shape == (3, 3, 64, 64)
+    assert frames[2].content_hw == (26, 64)
+    with torch.inference_mode():
+        logits = ensemble.member("bacterial")(batch).numpy()
+    assert np.allclose(logits, ensemble.predict(films)[:, 1], atol=1e-6)
+
+
+def test_films_are_preprocessed_once_for_all_members(
+    folder: Path, films: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import classify.ensemble
+
+    calls: list[int] = []
+    real = classify.ensemble.preprocess
+    monkeypatch.setattr(
+        classify.ensemble, "preprocess", lambda *a: calls.append(1) or real(*a)
+    )  # fmt: skip
+    Ensemble.load(folder, "cpu").predict(films)
+    assert len(calls) == len(films)
+
+
+def test_an_unknown_target_is_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"viral, bacterial.*gout"):
+        Ensemble.load(folder, "cpu").member("gout")
+
+
+def test_an_empty_folder_says_how_to_train(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"classify\.train"):
+        Ensemble.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"preprocessing": PreprocessConfig(side=96).to_dict()}, "agree in preprocessing"),
+        ({"trained_on": "films"}, "agree in trained_on"),
+        ({"target": "viral"}, "different targets"),
+    ],
+)
+def test_members_that_do_not_belong_together_are_refused(
+    folder: Path, changes: dict, says: str
+) -> None:
+    write_member(folder, "other", 2, **changes)
+    with pytest.raises(ValueError, match=says):
+        Ensemble.load(folder, "cpu")
+
+
+def test_weights_of_another_network_are_refused(folder: Path) -> None:
+    config = MemberConfig("tu-test_resnet", "none", decoder_channels=(8, 8))
+    write_member(folder, "other", 2, network=to_plain(config))
+    with pytest.raises(ValueError, match="its own network"):
+        Ensemble.load(folder, "cpu")
+
+
+def test_device_by_name() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("gpu").type == "cuda"
+    with pytest.raises(ValueError, match="device"):
+        pick_device("abacus")

@@ -1,0 +1,96 @@
+"""classify/predictions.py: written row by row, read back, continued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classify.predictions import (
+    PredictionRow,
+    PredictionWriter,
+    read_predictions,
+    write_predictions,
+)
+
+TARGETS = ("bacterial", "viral")
+LOGITS = np.array([[0.1, -2.5, 3.25], [1.0, 0.3, -1e-7]])
+
+
+def row(film: str = "a.png") -> PredictionRow:
+    return PredictionRow(film, "ok", "", LOGITS, 0.75, "read", "urgent", "t1")
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    refused = PredictionRow("b.dcm", "no_thorax", 'a leg, "left"\nnot a chest')
+    with PredictionWriter(tmp_path / "predictions.csv", TARGETS) as table:
+        table.add(row())
+        table.add(refused)
+    targets, (first, second) = read_predictions(tmp_path / "predictions.csv")
+    assert targets == TARGETS
+    assert np.array_equal(first.logits, LOGITS)
+    assert (first.abnormal_score, first.decision, first.tier) == (0.75, "read", "urgent")
+    assert second.logits is None and second.abnormal_score is None
+    assert second.reason == 'a leg, "left" not a chest'
+
+
+def test_the_header_is_that_of_the_contract(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.csv", ("viral",), [])
+    assert (tmp_path / "p.csv").read_text() == (
+        "film,status,reason,viral.normal,viral.target,viral.others,"
+        "abnormal_score,decision,tier,threshold_id\n"
+    )
+
+
+def test_a_killed_run_goes_on_without_its_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    with PredictionWriter(path, TARGETS) as table:
+        table.add(row("a.png"))
+    with path.open("a") as file:
+        file.write("b.png,ok,,0.1,0.")
+    with PredictionWriter(path, TARGETS) as table:
+        assert list(table.done) == ["a.png"]
+        table.add(row("b.png"))
+    assert [r.film for r in read_predictions(path)[1]] == ["a.png", "b.png"]
+
+
+def test_a_film_is_written_once(tmp_path: Path) -> None:
+    with PredictionWriter(tmp_path / "p.csv", TARGETS) as table:
+        table.add(row())
+        with pytest.raises(ValueError, match="already"):
+            table.add(row())
+
+
+def test_other_members_cannot_continue_a_file(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.csv", TARGETS, [row()])
+    with pytest.raises(ValueError, match="bacterial, viral"):
+        PredictionWriter(tmp_path / "p.csv", ("viral",))
+
+
+def test_logits_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(1, 3\)"):
+        write_predictions(tmp_path / "p.csv", ("viral",), [row()])
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("a.png,ok,,1,2,x,,,,", "line 2"),
+        ("a.png,ok,,1,2", "cells"),
+        ("a.png,ok,,1,2,nan,,,,", "fin"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+    path = write_predictions(tmp_path / "p.csv", ("viral",), [])
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=says):
+        read_predictions(path)
+
+
+def test_another_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("image,label\n")
+    with pytest.raises(ValueError, match="columns"):
+        read_predictions(tmp_path / "p.csv")
+    with pytest.raises(ValueError, match="does not exist"):
+        read_predictions(tmp_path / "q.csv")
