@@ -14,6 +14,9 @@ from detect.augment import make_negative
 from detect.dataset import ThoraxDataset, to_input
 
 
+SURE = 0.9
+
+
 def choose_thresholds(model: nn.Module, val: ThoraxDataset, batch: int = 8) -> dict[str, Any]:
     """`ok_score` and `reject_score`, and the range of boxes that is plausible.
 
@@ -38,9 +41,9 @@ def choose_thresholds(model: nn.Module, val: ThoraxDataset, batch: int = 8) -> d
     return {
         "reject_score": reject,
         "ok_score": ok,
-        # half as much again outside what validation films show: a limb's box is far thinner
+        # well outside what validation films show: a limb's box is far thinner
         "aspect_range": [round(float(v), 3) for v in (aspects.min() / 1.5, aspects.max() * 1.5)],
-        "min_area_share": round(float(shares.min() / 2), 3),
+        "min_area_share": round(float(shares.min() / 3), 3),
         "chosen_on": {
             "validation_films": len(chests), "films_without_thorax": len(others),
             "chests_refused": int((chests < reject).sum()),
@@ -56,7 +59,8 @@ def pick_scores(chests: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     `reject` lies midway between the two groups where they part; where they overlap it is the
     value that gets most films right, each group counting the same, and never above the 2nd
     percentile of the chests: a chest that is refused is worse than a limb that is looked at.
-    `ok` is the 2nd percentile of the chests, or `reject` if that is higher.
+    `ok` is the 2nd percentile of the chests, but at most SURE, because where every chest scores
+    above that the percentile parts nothing but rounding; or `reject` if that is higher.
     """
     low = float(np.percentile(chests, 2))
     if not len(others):
@@ -68,7 +72,7 @@ def pick_scores(chests: np.ndarray, others: np.ndarray) -> tuple[float, float]:
         candidates = candidates[candidates <= low]
         right = [(chests >= c).mean() + (others < c).mean() for c in candidates]
         reject = float(candidates[int(np.argmax(right))])
-    return round(reject, 4), round(max(low, reject), 4)
+    return round(reject, 4), round(max(min(low, SURE), reject), 4)
 
 
 def _best_scores(model: nn.Module, images: Sequence[torch.Tensor], batch: int) -> np.ndarray:

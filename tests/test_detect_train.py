@@ -114,6 +114,10 @@ def test_thresholds_part_chests_from_the_rest() -> None:
     assert reject == pytest.approx(0.5) and ok == pytest.approx(np.percentile(chests, 2), abs=1e-3)
 
 
+def test_where_every_chest_is_sure_the_bar_is_not_raised_to_rounding() -> None:
+    assert pick_scores(np.array([0.9991, 0.9995, 1.0]), np.array([0.2]))[1] == 0.9
+
+
 def test_where_groups_overlap_few_chests_are_refused() -> None:
     chests = np.concatenate([[0.05], np.linspace(0.7, 0.99, 99)])
     reject, _ = pick_scores(chests, np.array([0.1, 0.2, 0.3]))
