@@ -13,7 +13,6 @@ from cxr.boxes import Frame
 from detect.augment import make_negative
 from detect.dataset import ThoraxDataset, to_input
 
-
 SURE = 0.9
 
 
