@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.cli import parse_config
-from cxr.films_table import read_films_table
+from cxr.films_table import FilmRow, read_films_table
 from cxr.workdir import console, write_json
 
 # The parts of the shipped models. `calibration` is for operating points: nothing is fitted on it.
@@ -122,12 +122,15 @@ class SplitConfig:
         out: where to write the split as JSON.
         seed: of the shuffle.
         parts: name and share of each part; the shares sum to 1.
+        folds: make so many folds instead (train, val, test), written beside `out` as
+            NAME_fold0.json, NAME_fold1.json …; 0 makes one split.
     """
 
     films: str
     out: str = "configs/split_seed0.json"
     seed: int = 0
     parts: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_PARTS))
+    folds: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,13 +142,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     # finding labels of nih are long combinations: there the plain label is the stratum
     strata = [(r.source, r.label, "" if r.source == "nih" else r.sublabel) for r in rows]
     patients = [r.patient_id for r in rows]
+    if config.folds:
+        out = Path(config.out)
+        for number, fold in enumerate(make_folds(patients, strata, config.folds, config.seed)):
+            fold.save(out.with_name(f"{out.stem}_fold{number}{out.suffix}"))
+            _tell(fold, rows)
+        return 0
     split = make_split(patients, strata, config.parts, config.seed)
     split.save(config.out)
+    _tell(split, rows)
+    return 0
+
+
+def _tell(split: Split, rows: Sequence[FilmRow]) -> None:
+    """Patients and films of each part, by source."""
     counts = Counter((split.part_of[r.patient_id], r.source) for r in rows)
-    for part in config.parts:
+    for part in sorted(set(split.part_of.values())):
         films = ", ".join(f"{s} {n}" for (p, s), n in sorted(counts.items()) if p == part)
         console.print(f"{part}: {sum(p == part for p in split.part_of.values())} patients; {films}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class DetectorConfig:
     Args:
         backend: torchvision, or detectron2 (its R50-FPN; must be installed from its repository).
         backbone: mobilenet_v3_320, mobilenet_v3, resnet50, resnet50_v2, or the name of any timm
-            encoder with feature maps, such as tf_efficientnet_lite0.
+            encoder with feature maps, such as tf_efficientnet_lite0. detectron2 takes resnet18,
+            resnet34, resnet50, resnet101 and resnet50_msra.
         weights: coco (whole detector), imagenet (encoder), none, or a FILE of ours (.safetensors).
         box_rule: best (the best box is the thorax) or union (the best box of each class together,
             for classes such as left lung and right lung).

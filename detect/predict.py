@@ -17,7 +17,7 @@ from cxr.cli import from_plain
 from detect.dataset import prepare_film, to_input
 from detect.model import DetectorConfig, build_detector
 
-DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "thorax_lite0.safetensors"
+DEFAULT_WEIGHTS = Path("weights/thorax_lite0.safetensors")  # commands run from the project's folder
 
 
 @dataclass(frozen=True)

@@ -120,3 +120,13 @@ def test_shipped_split_holds_no_more_than_ids_and_parts(root: Path) -> None:
     data = json.loads((root / "configs/split_seed0.json").read_text())
     assert set(data) == {"schema", "version", "seed", "part_of"}
     assert set(data["part_of"].values()) == set(DEFAULT_PARTS)
+
+
+def test_folds_are_written_one_file_each(phantom_folder: Path, tmp_path: Path) -> None:
+    from cxr.split import main
+
+    args = ["--films", str(phantom_folder / "films.csv"), "--out", str(tmp_path / "s.json")]
+    assert main([*args, "--folds", "3"]) == 0
+    folds = [Split.load(tmp_path / f"s_fold{i}.json") for i in range(3)]
+    tested = [p for f in folds for p, part in f.part_of.items() if part == "test"]
+    assert sorted(tested) == sorted(folds[0].part_of)  # each patient is tested once
