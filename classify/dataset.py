@@ -80,7 +80,7 @@ def _decode_all(
         region_of.append(-1 if mask is None else len(regions))
         if mask is not None:
             mask = mask if cut is None else cut.apply(mask, nearest=True)
-            letterbox = Frame.letterbox(mask.shape, side, centre=True)  # type: ignore[arg-type]
+            letterbox = Frame.letterbox(mask.shape, side, centre=True)
             regions.append(letterbox.apply(mask, nearest=True))
     images.flush()
     np.save(folder / f"{name}.regions.npy", np.stack(regions) if regions

@@ -144,13 +144,11 @@ def _fit(
 
 
 def films_of_phase(job: MemberJob, phase: PhaseConfig) -> list[int]:
-    """Training films of a phase: all, or by whether the goal of the restoration is known."""
+    """Training films of a phase: all, or those whose restoration goal is known."""
     train = job.parts["train"]
     known = [job.labels[i] != TARGET or job.exact.region_of[i] >= 0 for i in train]
     if phase.films == "with_region":
         train = [i for i, k in zip(train, known, strict=True) if k]
-    elif phase.films == "without_region":
-        train = [i for i, k in zip(train, known, strict=True) if not k]
     if not train:
         raise ValueError(f"phase {phase.name} with films: {phase.films} must have films. Got none.")
     return train
@@ -250,7 +248,8 @@ class EpochLine(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Loss, AUC and time of the epoch just ended."""
-        row = pl_module.history[-1]  # type: ignore[index]
+        assert isinstance(pl_module, MemberModule)
+        row = pl_module.history[-1]
         log.info(
             "%s epoch %d of %s: loss %.3f, val loss %.3f (ce %.3f, mse %.4f), macro AUC %.3f, "
             "accuracy %.3f, rate %.2g, %.0f s",

@@ -29,7 +29,7 @@ def restoration_loss(restored: Tensor, goal: Tensor, known: Tensor) -> Tensor:
     of 0 or 1.
     """
     if goal.shape != restored.shape:
-        goal = F.adaptive_avg_pool2d(goal, restored.shape[-2:])
+        goal = F.adaptive_avg_pool2d(goal, (restored.shape[-2], restored.shape[-1]))
     each = F.mse_loss(restored.float(), goal.float(), reduction="none").mean((1, 2, 3))
     return (each * known).sum() / known.sum().clamp(min=1)
 
@@ -159,7 +159,7 @@ class MemberModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule: torch.optim.lr_scheduler.LRScheduler
         if optim.schedule == "onecycle":
-            rates = [g["lr"] for g in groups]
+            rates = [g["lr"] for g in optimizer.param_groups]
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1)
         else:
             warm = round(optim.warmup_epochs * steps / optim.epochs)

@@ -78,7 +78,10 @@ class PreprocessConfig:
         if unknown:
             raise ValueError(f"preprocessing holds unknown keys {unknown}: the bundle was made by "
                              "another version.")  # fmt: skip
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""

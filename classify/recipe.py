@@ -18,7 +18,8 @@ class PhaseConfig:
     Args:
         name: hard (everything learns, CE + restore_weight × MSE) or weak (everything is frozen,
             BatchNorm statistics too, but the last linear layer; CE).
-        films: all, with_region (those whose restoration goal is known), or without_region.
+        films: all, or with_region: those whose restoration goal is known, because the target is
+            absent or its region was drawn (the thesis' hard labels).
         optim: optimiser, schedule and stop rule.
     """
 
@@ -29,9 +30,8 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         if self.name not in ("hard", "weak"):
             raise ValueError(f"phase name must be hard or weak. Got {self.name!r} instead.")
-        if self.films not in ("all", "with_region", "without_region"):
-            raise ValueError("films must be all, with_region or without_region. "
-                             f"Got {self.films!r} instead.")  # fmt: skip
+        if self.films not in ("all", "with_region"):
+            raise ValueError(f"films must be all or with_region. Got {self.films!r} instead.")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +139,23 @@ def test_weights_from_a_file_by_any_of_their_names(
     member = build_member(replace(TINY, weights=str(path)))
     for name, value in source.encoder.state_dict().items():
         assert torch.equal(member.encoder.state_dict()[name], value)
+
+
+def test_the_thesis_network_takes_torchvisions_file_and_freezes_its_first_stage(
+    tmp_path: Path,
+) -> None:
+    plain = build_member(MemberConfig("densenet121", "none"))
+    assert plain.restore(torch.zeros(2, 3, 32, 32))[1].shape == (2, 1, 32, 32)
+    theirs = {re.sub(r"(denselayer\d+\.)(norm|conv)(\d)\.", r"\1\2.\3.", k): v
+              for k, v in plain.encoder.state_dict().items()}  # fmt: skip
+    assert "features.denseblock1.denselayer1.norm.1.weight" in theirs
+    torch.save(theirs, tmp_path / "densenet121.pth")
+    config = MemberConfig("densenet121", str(tmp_path / "densenet121.pth"), freeze_stages=1)
+    member = build_member(config, decode=False)
+    name = "features.denseblock3.denselayer5.conv2.weight"
+    assert torch.equal(member.encoder.state_dict()[name], plain.encoder.state_dict()[name])
+    frozen = {n.split(".")[1] for n, p in member.encoder.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv0", "norm0", "denseblock1", "transition1"}
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:

@@ -6,15 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from classify.augment import AugmentConfig
+from classify.cases import label_of
+from classify.dataset import PixelCache
+from classify.fit import MemberJob, films_of_phase
 from classify.models.multitask import MemberConfig
 from classify.module import MemberModule
 from classify.preprocess import PreprocessConfig
 from classify.recipe import PhaseConfig, TrainConfig
-from classify.schedule import OptimConfig
+from classify.schedule import OptimConfig, PlateauHalving
 from classify.train import load_cases, main, train_ensemble
 from cxr.bundle import load_bundle
 from cxr.cli import build_parser
@@ -105,6 +109,39 @@ def test_training_learns_a_bright_patch(config: TrainConfig, tmp_path: Path) -> 
     train_ensemble(easy)
     losses = [row["train_loss"] for row in history_of(tmp_path)]
     assert min(losses[-3:]) < 0.7 * losses[0]
+
+
+def test_the_thesis_schedule_ends_a_training_by_itself(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optim = OptimConfig(rate=1e-4, patience=1, floor_rate=1e-4, epochs=40)
+    thesis = replace(config, out=str(tmp_path), phases=(PhaseConfig("hard", "with_region", optim),))
+    losses = iter([1.0, 2.0, 2.0, 2.0])  # start, no gain: halved below the floor, no gain: the end
+    step = PlateauHalving.step
+    monkeypatch.setattr(PlateauHalving, "step", lambda self, _: step(self, next(losses)))
+    train_ensemble(thesis)
+    assert [row["rate"] for row in history_of(tmp_path)] == [1e-4, 1e-4, 5e-5]
+
+
+def test_onecycle_ends_at_a_lower_rate_and_stops_without_gain(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classify.module.macro_auc", lambda *_: 0.5)  # never a gain
+    optim = OptimConfig("sgd", 1e-3, schedule="onecycle", epochs=9, patience=2, clip_norm=1.0)
+    train_ensemble(replace(config, out=str(tmp_path), phases=(PhaseConfig("hard", "all", optim),)))
+    assert len(history_of(tmp_path)) == 3
+
+
+def test_phase_hard_may_keep_to_films_with_a_known_goal(config: TrainConfig) -> None:
+    cases, parts = load_cases(config)
+    labels = [label_of(case.row, "bacterial") for case in cases]
+    drawn = [n % 2 - 1 for n in range(len(cases))]  # every other film has no region
+    cache = PixelCache(np.zeros((24, 64, 64), np.uint8), np.zeros((1, 64, 64), np.uint8),
+                       np.array(drawn))  # fmt: skip
+    job = MemberJob("bacterial", 0, Path(), Path(), config, cases, labels, parts, cache, cache)
+    kept = films_of_phase(job, PhaseConfig("hard", "with_region"))
+    assert kept == [i for i in parts["train"] if labels[i] != 1 or drawn[i] >= 0]
+    assert len(kept) < len(films_of_phase(job, HARD))
 
 
 def test_max_films_and_parts_hold(config: TrainConfig) -> None:

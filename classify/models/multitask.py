@@ -83,7 +83,7 @@ class SCXNN(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = _build_encoder(config.encoder)
-        channels = list(self.encoder.out_channels)
+        channels: list[int] = list(self.encoder.out_channels)  # type: ignore[arg-type]
         width = config.neck_channels or channels[-1]
         self.neck = _neck(channels[-1], width) if config.neck_channels else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
@@ -166,7 +166,7 @@ def build_member(config: MemberConfig, decode: bool = True) -> SCXNN:
         _load_imagenet(model, config)
     elif config.weights != "none":
         _load_file(model.encoder, Path(config.weights), config.encoder)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last)
 
 
 def _build_encoder(name: str) -> nn.Module:
