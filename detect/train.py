@@ -123,11 +123,13 @@ def fit(
     train: ThoraxDataset, val: ThoraxDataset,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Lightning's loop with resume; leaves the best weights in the module."""
-    keep = ModelCheckpoint(workdir / "checkpoints", "best", monitor="val_iou", mode="max",
-                           save_last=True, save_on_train_epoch_end=True,
-                           enable_version_counter=False)  # fmt: skip
+    saving: dict[str, Any] = {"dirpath": workdir / "checkpoints", "save_on_train_epoch_end": True,
+                              "enable_version_counter": False}  # fmt: skip
+    keep = ModelCheckpoint(filename="best", monitor="val_iou", mode="max", **saving)
+    # one of its own: `save_last` writes nothing in an epoch that is not the best
+    latest = ModelCheckpoint(filename="last", **saving)
     history = History(workdir.path)
-    callbacks: list[Callback] = [keep, history, LearningRateMonitor()]
+    callbacks: list[Callback] = [keep, latest, history, LearningRateMonitor()]
     if config.patience:
         callbacks.append(EarlyStopping("val_iou", mode="max", patience=config.patience))
     if config.ema:

@@ -83,5 +83,5 @@ def test_what_is_no_safetensors_file_is_never_unpickled(tmp_path: Path, content:
 
 
 def test_missing_weights_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="Train them, or give another file"):
+    with pytest.raises(FileNotFoundError, match="train them, or give another file"):
         load_bundle(tmp_path / "none.safetensors", "thorax")
