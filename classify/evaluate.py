@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write evaluation.json and table.md."""
     config = parse_config(
         EvaluateConfig, argv, "python -m classify.evaluate",
-        "python -m classify.evaluate runs/kermany_crops runs/kermany_films", ("run",),
+        "python -m classify.evaluate runs/logits_crops runs/logits_films", ("run",),
     )  # fmt: skip
     try:
         rows = evaluate(config)

@@ -24,6 +24,7 @@ import torch
 from rich.table import Table
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
+from cxr.boxes import Frame
 from cxr.cli import parse_config, to_plain
 from cxr.film import list_films, read_film
 from cxr.workdir import Workdir, console, write_json
@@ -36,7 +37,7 @@ class BenchmarkConfig:
     """Measure detection, crop and members per film, and peak memory.
 
     Args:
-        data: folder of films; synthetic ones are drawn where it does not exist.
+        data: folder of films; the sample chest of pydicom-data where it does not exist.
         films: how many films are timed.
         memory: numbers of films for the peak memory of the whole way; empty leaves it out.
         threads: of torch.
@@ -118,10 +119,10 @@ def stage_timers(films: list[Path], ensemble_folder: str) -> list[Timer]:
     ]  # fmt: skip
 
 
-def peak_memory_mib(number: int, ensemble: str) -> float:
+def peak_memory_mib(films: Sequence[Path], number: int, ensemble: str) -> float:
     """Peak resident memory of the whole way over so many films, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        draw_films(Path(folder) / "films", number)
+        vary_films(films[:20], Path(folder) / "films", number)
         program = (
             "import resource, sys; from classify.run import main; code = main(sys.argv[1:]);"
             "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stdout);"
@@ -136,22 +137,27 @@ def peak_memory_mib(number: int, ensemble: str) -> float:
         return int(peaks[-1]) / 1024
 
 
-def draw_films(folder: Path, number: int) -> list[Path]:
-    """Schematic chests as 8-bit PNG of 512 × 448 px, each with other noise."""
+def vary_films(films: Sequence[Path], folder: Path, number: int) -> list[Path]:
+    """So many PNG files, long side 512 px, no two alike: real films by turns with other noise."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    base = np.full((512, 448), 140, np.float32)
-    for x in (130, 318):
-        cv2.ellipse(base, (x, 260), (70, 160), 0, 0, 360, 45.0, -1)
-    for y in range(110, 420, 44):
-        cv2.line(base, (30, y + 14), (418, y + 14), 110.0, 5)
-    cv2.rectangle(base, (206, 0), (242, 512), 215.0, -1)
+    base = [read_film(path).pixels for path in films]
+    base = [Frame.letterbox((p.shape[0], p.shape[1]), 512).apply(p) for p in base]
     paths = []
     for index in range(number):
-        film = np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
+        film = base[index % len(base)] * 255 + rng.normal(0, 2, base[0].shape)
         paths.append(folder / f"film{index:05d}.png")
-        cv2.imwrite(str(paths[-1]), film)
+        cv2.imwrite(str(paths[-1]), np.clip(film, 0, 255).astype(np.uint8))
     return paths
+
+
+def source_films(config: BenchmarkConfig) -> list[Path]:
+    """Films of the data folder, or the sample chest of pydicom-data where there is none."""
+    if Path(config.data).is_dir():
+        return list_films([config.data]).films[: config.films]
+    from demo import sample_films
+
+    return sample_films()[:1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,13 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(config.threads)
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
-    with tempfile.TemporaryDirectory() as drawn:
-        if Path(config.data).is_dir():
-            films = list_films([config.data]).films[: config.films]
-        else:
-            films = draw_films(Path(drawn), config.films)
-        groups = [detection_timers(films), stage_timers(films, config.ensemble)]
-        taken = [time_in_turns(group, len(films)) for group in groups]
+    films = source_films(config)
+    groups = [detection_timers(films), stage_timers(films, config.ensemble)]
+    taken = [time_in_turns(group, len(films)) for group in groups]
     rows = []
     for group in taken:
         first = statistics.median(next(iter(group.values())))
@@ -181,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = Table("per film", "median ms", "ratio to torchvision's stock detector")
     for row in rows:
         table.add_row(str(row["what"]), f"{row['ms']:.1f}", str(row["ratio"] or ""))
-    memory = {str(n): round(peak_memory_mib(n, config.ensemble)) for n in config.memory}
+    memory = {str(n): round(peak_memory_mib(films, n, config.ensemble)) for n in config.memory}
     for number, mib in memory.items():
         table.add_row(f"peak memory of the whole way, {number} films", f"{mib} MiB", "")
     console.print(table)

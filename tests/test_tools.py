@@ -1,0 +1,67 @@
+"""The tools end to end, and that every configuration file can be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+
+def test_the_demo_boxes_a_chest_and_refuses_a_leg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    pytest.importorskip(
+        "data_store", reason="the sample films are missing: pip install -e .[samples]"
+    )
+    import demo
+
+    monkeypatch.chdir(root)
+    out = tmp_path / "demo"
+    assert demo.main(["--out", str(out), "--picture", str(tmp_path / "way.png")]) == 0
+    with (out / "predictions.csv").open() as file:
+        rows = {Path(r["film"]).name: r for r in csv.DictReader(file)}
+    assert rows["RG1_UNCI.dcm"]["status"] == rows["RG1_J2KI.dcm"]["status"] == "ok"
+    assert rows["RG1_UNCI.dcm"]["decision"] == "read"  # it is full of masses
+    assert rows["RG3_UNCI.dcm"]["decision"] == "not_read_by_model"
+    assert "no thorax" in rows["RG3_UNCI.dcm"]["reason"]
+    assert "RG3_UNCI.dcm" in (out / "report.html").read_text()
+    assert (tmp_path / "way.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_benchmark_gives_ratios(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    import benchmark
+
+    monkeypatch.chdir(root)
+    args = ["--films", "1", "--memory", "[]", "--data", str(tmp_path / "none"), "--out",
+            str(tmp_path / "b")]  # fmt: skip
+    assert benchmark.main(args) == 0
+    record = json.loads((tmp_path / "b/benchmark.json").read_text())
+    rows = {row["what"]: row for row in record["rows"]}
+    assert rows["torchvision fasterrcnn_mobilenet_v3_large_320_fpn"]["ratio"] == 1.0
+    assert rows["lungfirst"]["ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [(p.parent.name, p.name) for p in sorted(Path("configs").glob("*/*.yaml"))],
+)
+def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
+    """Unknown keys and wrong types would be errors here, and not after hours of training."""
+    from classify.recipe import TrainConfig as EnsembleConfig
+    from classify.risk import read_tiers
+    from cxr.cli import parse_config
+    from detect.train import TrainConfig as DetectConfig
+
+    path = root / "configs" / stage / name
+    if name == "tiers.yaml":
+        assert read_tiers(path)
+        return
+    kind = DetectConfig if stage == "detect" else EnsembleConfig
+    assert parse_config(kind, ["--config", str(path)], "test", "test").out.startswith("runs/")
