@@ -209,6 +209,11 @@ def _build_backbone(config: DetectorConfig) -> nn.Module:
         return TimmFPN(name, channels)
     if name.startswith("mobilenet"):
         body = torchvision.models.mobilenet_v3_large(weights=None).features
+        for module in body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                # torchvision's 0.01 suits runs of many thousand steps: in a short one from scratch
+                # the running statistics trail behind the weights, and evaluation sees another net
+                module.momentum = 0.1
         # last block of stride 8, 16 and 32; the 320 variant drops the finest, as torchvision's does
         layers = (
             {"6": 40, "12": 112, "16": 960} if name == "mobilenet_v3" else {"12": 112, "16": 960}
