@@ -16,7 +16,7 @@ from typing import TextIO
 
 import numpy as np
 
-from cxr.workdir import write_atomic
+from cxr.workdir import drop_torn_line, write_atomic
 
 ANSWERS = ("normal", "target", "others")
 _BEFORE = ("film", "status", "reason")
@@ -48,7 +48,7 @@ class PredictionWriter:
         self.done: dict[str, PredictionRow] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self._drop_torn_line()
+            drop_torn_line(self.path)
         if self.path.exists() and self.path.stat().st_size:
             found, rows = read_predictions(self.path)
             if found != self.targets:
@@ -72,12 +72,6 @@ class PredictionWriter:
         self._file.write(_line(cells))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def _drop_torn_line(self) -> None:
-        raw = self.path.read_bytes()
-        if raw and not raw.endswith(b"\n"):
-            with self.path.open("r+b") as file:
-                file.truncate(raw.rfind(b"\n") + 1)
 
     def __enter__(self) -> PredictionWriter:
         return self

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from cxr.boxes import Frame
-from cxr.workdir import write_atomic
+from cxr.workdir import drop_torn_line, write_atomic
 
 SCHEMA, VERSION = "lungfirst.crops", 1
 STATUSES = ("ok", "fallback", "no_thorax", "unreadable")
@@ -74,7 +74,7 @@ class ManifestWriter:
         if restart:
             self.path.unlink(missing_ok=True)
         if self.path.exists() and self.path.stat().st_size:
-            self._drop_torn_line()
+            drop_torn_line(self.path)
         if self.path.exists() and self.path.stat().st_size:
             header, rows = read_manifest(self.path)
             check_same_settings(self.path, header, provenance)
@@ -106,12 +106,6 @@ class ManifestWriter:
         self._file.write(json.dumps(data, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def _drop_torn_line(self) -> None:
-        raw = self.path.read_bytes()
-        if not raw.endswith(b"\n"):
-            with self.path.open("r+b") as file:
-                file.truncate(raw.rfind(b"\n") + 1)
 
     def __enter__(self) -> ManifestWriter:
         return self

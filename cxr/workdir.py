@@ -46,6 +46,14 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
     return path
 
 
+def drop_torn_line(path: str | Path) -> None:
+    """Cut off a last line without its end, as a killed writer leaves it; its item is done again."""
+    raw = Path(path).read_bytes()
+    if raw and not raw.endswith(b"\n"):
+        with Path(path).open("r+b") as file:
+            file.truncate(raw.rfind(b"\n") + 1)
+
+
 def write_json(path: str | Path, data: Any) -> Path:
     """`data` as indented JSON, atomically; NaN is refused because JSON has none."""
     return write_atomic(path, json.dumps(data, indent=2, allow_nan=False, default=str) + "\n")
