@@ -1,0 +1,1 @@
+"""Labelling sessions behind tools/annotate.py."""
