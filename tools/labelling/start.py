@@ -1,0 +1,236 @@
+"""annotate.py start: make a session or go on with it, and open labelme at the next film."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+
+from cxr.workdir import provenance, sha256_file, write_json
+from detect.predict import ThoraxDetector
+from labelling.choose import Candidates, find_candidates, parse_sample, sample_films
+from labelling.labelme_program import HOW_TO_INSTALL, find_labelme, has_screen, run_labelme
+from labelling.prepare import add_films, draw_prelabels, prepare_films, renew_prelabels
+from labelling.session import (
+    DONE_STATES,
+    SCHEMA,
+    VERSION,
+    Session,
+    SessionFilm,
+    is_session,
+    write_films,
+)
+
+HINTS = """\
+In labelme:  D next film, A the one before; every change is saved by itself.
+  the box is right      tick «accepted» among the flags
+  the box is wrong      drag its corners (Ctrl+J edits), or Delete it and draw one with Ctrl+R
+  no box can be drawn   tick «unreadable» or «not frontal»
+Close the window at any time; the same command goes on at the next film without an answer."""
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Make a labelling session, or go on with it, and open labelme at the first film without a
+    human's box. Films are DICOM, PNG, JPEG or TIFF of any depth; boxes come back in their pixels.
+
+    Args:
+        films: folders, files, or a table (CSV with image, patient_id, label); may be left out to
+            go on with a session.
+        session: the session's folder; made if it is not there.
+        annotator: who draws; kept with each box.
+        sample: so many films of each label, such as normal=200,pneumonia=200, from as many
+            patients as there are. Needs a table.
+        table: CSV with image, patient_id and label for films given as folders.
+        source: keep the table's films of this source only.
+        prelabel: a detector's weights, such as weights/thorax_lite0.safetensors: its box is drawn
+            beforehand, and counts only when a human moves or accepts it.
+        order: films to ask first. Default: uncertain with a pre-label, else path.
+        classes: the label of the box, or several with commas between, such as normal,pneumonia.
+        open: open labelme; with false the session is only prepared.
+        film: open labelme at the film of this number instead.
+        seed: of the sample and of the random order.
+    """
+
+    films: tuple[str, ...] = ()
+    session: str = ""
+    annotator: str = ""
+    sample: str = ""
+    table: str = ""
+    source: str = ""
+    prelabel: str = ""
+    order: Literal["uncertain", "random", "path"] | None = None
+    classes: str = ""
+    open: bool = True
+    film: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.session:
+            raise ValueError("session must be the folder of the session, such as "
+                             "--session sessions/first. Got none.")  # fmt: skip
+        parse_sample(self.sample)
+        if self.order == "uncertain" and not self.prelabel and not is_session(self.session):
+            raise ValueError("order uncertain needs a detector to be uncertain: add --prelabel "
+                             "weights/thorax_lite0.safetensors.")  # fmt: skip
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes as a tuple."""
+        return tuple(dict.fromkeys(c.strip() for c in self.classes.split(",") if c.strip()))
+
+
+def run(config: StartConfig) -> int:
+    """Prepare what is missing, open labelme, tell how far it is; 0 when that went well."""
+    path = Path(config.session)
+    try:
+        detector = ThoraxDetector.load(config.prelabel) if config.prelabel else None
+        new = not is_session(path)
+        if new:
+            create_session(config)
+        session = Session.open(path)
+        with session.locked():
+            _check_same(session, config)
+            session = add_missing(session, config, detector)
+            lost = session.restore_lost()
+            session.note_changes()
+            if detector and not new and _other_weights(session, config):
+                renew_prelabels(session, detector)
+                write_json(path / "session.json", {**session.meta, **_prelabel_meta(config)})
+            _report(session, [f.film for f in lost])
+            return _open_labelme(session, config) if config.open else 0
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def create_session(config: StartConfig) -> None:
+    """Write session.json and an empty list of films; raises ValueError without films or name."""
+    if not config.films:
+        raise ValueError(f"films must be given to make the session '{config.session}'. Got none.")
+    if not config.annotator.strip():
+        raise ValueError("annotator must be the name of who draws, such as --annotator mk. "
+                         "Got none.")  # fmt: skip
+    path = Path(config.session)
+    if path.exists() and any(path.iterdir()):
+        raise ValueError(f"session must be a new folder or a session. Got '{path}' instead, "
+                         "which holds other files.")  # fmt: skip
+    root = find_candidates(config.films, config.table, config.source).root
+    path.mkdir(parents=True, exist_ok=True)
+    made = provenance()
+    name = json.dumps([config.annotator, str(root), made["made"], os.urandom(8).hex()])
+    meta = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "session_id": hashlib.sha256(name.encode()).hexdigest()[:16],
+        "annotator": config.annotator.strip(),
+        "classes": list(config.class_names or ("thorax",)),
+        "root": os.path.relpath(root, path),
+        "order": config.order or ("uncertain" if config.prelabel else "path"),
+        "seed": config.seed,
+        **_prelabel_meta(config),
+        **made,
+    }
+    write_films(path, [])
+    write_json(path / "session.json", meta)
+
+
+def add_missing(session: Session, config: StartConfig, detector: ThoraxDetector | None) -> Session:
+    """Prepare the films that the session does not hold yet; returns it opened anew."""
+    if config.films:
+        found = find_candidates(config.films, config.table, config.source)
+        _tell_passed_over(found)
+        chosen = sample_films(found.films, parse_sample(config.sample), config.seed)
+        known = {_absolute(session.film_path(f)) for f in session.films}
+        new = [c for c in chosen if _absolute(c.path) not in known]
+        if new:
+            rows = prepare_films(session.path, new, _absolute(session.root), detector)
+            order = str(config.order or session.meta["order"])
+            add_films(session.path, session.films, rows, order, int(session.meta["seed"]))
+    shutil.rmtree(session.path / "prepared", ignore_errors=True)
+    (session.path / "prepared.jsonl").unlink(missing_ok=True)
+    session = Session.open(session.path)
+    if not session.films:
+        raise ValueError(f"films must be given: '{session.path}' holds none yet.")
+    draw_prelabels(session)
+    return session
+
+
+def next_film(session: Session) -> SessionFilm | None:
+    """The first film in the order of asking that no human has answered; None when all are."""
+    return next((f for f, a in session.answers() if f.view and not a.done), None)
+
+
+def _open_labelme(session: Session, config: StartConfig) -> int:
+    film = next_film(session)
+    if config.film:
+        film = next((f for f in session.films if f.number == config.film), None)
+        if film is None or not film.view:
+            raise ValueError(f"film must be the number of a readable film of the session, 1 to "
+                             f"{len(session.films)}. Got {config.film} instead.")  # fmt: skip
+    if film is None:
+        print("Every film has its answer. `annotate.py check` and `annotate.py merge` come next.")
+        return 0
+    if not find_labelme() or not has_screen():
+        why = "there is no screen to open labelme on" if find_labelme() else HOW_TO_INSTALL
+        print(f"The session is prepared, but {why}.", file=sys.stderr)
+        return 1
+    print(HINTS)
+    code = run_labelme(session, film)
+    _report(Session.open(session.path), [])
+    return code
+
+
+def _check_same(session: Session, config: StartConfig) -> None:
+    """A session keeps its annotator and its classes: the boxes in it were drawn under them."""
+    given = {"annotator": config.annotator.strip(), "classes": config.class_names}
+    for name, value in given.items():
+        own = getattr(session, name)
+        if value and value != own:
+            shown = ", ".join(own) if isinstance(own, tuple) else own
+            raise ValueError(f"{name} of '{session.path}' is {shown} and stays so; make another "
+                             "session for other ones.")  # fmt: skip
+
+
+def _other_weights(session: Session, config: StartConfig) -> bool:
+    return bool(session.meta.get("prelabel") != _prelabel_meta(config)["prelabel"])
+
+
+def _prelabel_meta(config: StartConfig) -> dict[str, dict[str, str]]:
+    if not config.prelabel:
+        return {"prelabel": {}}
+    return {"prelabel": {Path(config.prelabel).name: sha256_file(config.prelabel)}}
+
+
+def _tell_passed_over(found: Candidates) -> None:
+    for reason, number in found.passed_over.items():
+        print(f"{number} files passed over: {reason}", file=sys.stderr)
+
+
+def _report(session: Session, restored: list[str]) -> None:
+    counts = Counter(a.state for _, a in session.answers())
+    done = sum(counts[s] for s in DONE_STATES)
+    console = Console()
+    asked = len(session.films) - counts["unreadable"]
+    console.print(f"{done} of {asked} films done, {asked - done} to do · {session.annotator} · "
+                  + escape(str(session.path)), highlight=False)  # fmt: skip
+    for name in restored:
+        console.print(f"restored from the history: {escape(name)}", highlight=False)
+    unreadable = [f for f in session.films if not f.view]
+    for film in unreadable[:10]:
+        console.print(f"left out: {escape(film.film)}: {escape(film.reason)}", highlight=False)
+    if len(unreadable) > 10:
+        console.print(f"left out: {len(unreadable) - 10} more; see `annotate.py status`")
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
