@@ -82,6 +82,22 @@ def square_xyxy(box_xyxy: Any) -> FloatArray:
     return np.array([cx - half, cy - half, cx + half, cy + half])
 
 
+def scale_xyxy(boxes_xyxy: Any, size_hw: tuple[int, int], new_hw: tuple[int, int]) -> FloatArray:
+    """(N, 4) boxes of a film of `size_hw` on its copy of `new_hw`.
+
+    Raises ValueError when the aspect ratios differ by more than 1 %: a copy that was cut or
+    stretched has its thorax elsewhere.
+    """
+    (height, width), (new_height, new_width) = size_hw, new_hw
+    sx, sy = new_width / width, new_height / height
+    if abs(sx / sy - 1) > 0.01:
+        raise ValueError(
+            f"new_hw of scale_xyxy must keep the aspect ratio within 1 %. Got {new_width} × "
+            f"{new_height} px for {width} × {height} px instead."
+        )
+    return as_boxes(boxes_xyxy) * [sx, sy, sx, sy]
+
+
 def flip_x_xyxy(boxes_xyxy: Any, width: float) -> FloatArray:
     """(N, 4) boxes mirrored left to right on a film of that width."""
     boxes = as_boxes(boxes_xyxy)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cxr.boxes import xywh_to_xyxy, xyxy_to_xywh
+from cxr.boxes import scale_xyxy, xywh_to_xyxy, xyxy_to_xywh
 from cxr.workdir import write_json
 
 
@@ -31,6 +31,23 @@ class CocoFilm:
     def patient_id(self) -> str:
         """The patient, or the film's own name where no patient is given."""
         return str(self.extra.get("patient_id") or self.file_name)
+
+    def resized(self, size_hw: tuple[int, int]) -> CocoFilm:
+        """The entry of the film's copy at another size, its boxes scaled.
+
+        Raises ValueError when the aspect ratios differ by more than 1 %.
+        """
+        if size_hw == self.size_hw:
+            return self
+        try:
+            boxes = scale_xyxy(self.boxes_xyxy, self.size_hw, size_hw)
+        except ValueError as error:
+            (h, w), (height, width) = size_hw, self.size_hw
+            raise ValueError(
+                f"{self.file_name} must have the size of its annotation, {width} × {height} px, or "
+                f"be a scaled copy of it. Got {w} × {h} px instead."
+            ) from error
+        return replace(self, size_hw=size_hw, boxes_xyxy=boxes)
 
 
 @dataclass(frozen=True)
@@ -122,8 +139,11 @@ def _annotation_faults(
     return faults
 
 
-def read_coco(path: str | Path) -> CocoSet:
-    """Read and check; raises ValueError that lists the first faults."""
+def read_coco_json(path: str | Path) -> dict[str, Any]:
+    """The file's own object, with every key it has; raises ValueError that lists the first faults.
+
+    For commands that change a part of a file and must leave the rest as it is.
+    """
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -133,6 +153,12 @@ def read_coco(path: str | Path) -> CocoSet:
     if faults:
         more = f"\n… and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise ValueError(f"{path} has {len(faults)} faults:\n" + "\n".join(faults[:8]) + more)
+    return dict(data)
+
+
+def read_coco(path: str | Path) -> CocoSet:
+    """Read and check; raises ValueError that lists the first faults."""
+    data = read_coco_json(path)
     order = {c["id"]: i for i, c in enumerate(data["categories"])}
     notes: dict[Any, list[dict[str, Any]]] = {}
     for note in data["annotations"]:
@@ -170,7 +196,11 @@ def to_coco(coco: CocoSet) -> dict[str, Any]:
 
 def write_coco(path: str | Path, coco: CocoSet) -> None:
     """Write atomically; raises ValueError rather than write a file with faults."""
-    data = to_coco(coco)
+    write_coco_json(path, to_coco(coco))
+
+
+def write_coco_json(path: str | Path, data: dict[str, Any]) -> None:
+    """`write_coco` for an object as `read_coco_json` gives it."""
     faults = find_faults(data)
     if faults:
         raise ValueError(f"{path} would have {len(faults)} faults, the first: {faults[0]}")

@@ -16,6 +16,7 @@ from cxr.boxes import (
     flip_x_xyxy,
     intersection_xyxy,
     iou_xyxy,
+    scale_xyxy,
     square_xyxy,
     union_xyxy,
     xywh_to_xyxy,
@@ -70,6 +71,14 @@ def test_square_keeps_the_centre() -> None:
 def test_flip_twice_is_the_box() -> None:
     assert flip_x_xyxy([[10, 0, 30, 60]], 100).tolist() == [[70, 0, 90, 60]]
     assert flip_x_xyxy(flip_x_xyxy([[10, 0, 30, 60]], 100), 100).tolist() == [[10, 0, 30, 60]]
+
+
+def test_scaling_takes_each_side_by_its_own_factor() -> None:
+    # 400 × 200 px to 1003 × 500 px: 2.5075 along x, 2.5 along y
+    box = scale_xyxy([100, 50, 300, 150], (200, 400), (500, 1003))
+    np.testing.assert_allclose(box, [[250.75, 125, 752.25, 375]])
+    with pytest.raises(ValueError, match="aspect ratio within 1 %"):
+        scale_xyxy([0, 0, 1, 1], (200, 400), (400, 200))
 
 
 def test_functions_leave_their_argument() -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr.coco import CocoFilm, CocoSet, find_faults, read_coco, write_coco
+from cxr.coco import (
+    CocoFilm,
+    CocoSet,
+    find_faults,
+    read_coco,
+    read_coco_json,
+    write_coco,
+    write_coco_json,
+)
 
 SOUND = {
     "info": {"description": "boxes"},
@@ -138,3 +146,27 @@ def test_real_boxes_are_sound(shared_data: Path) -> None:
     coco = read_coco(shared_data / "thorax.json")
     assert coco.classes == ("thorax",)
     assert all(len(film.boxes_xyxy) == 1 for film in coco.films)
+
+
+def test_scaled_copy_has_scaled_boxes() -> None:
+    film = CocoFilm("a.png", (200, 400), np.array([[10.0, 20, 40, 60]]), (0,))
+    half = film.resized((100, 201))  # 0.5 % off: a resize rounds its sides
+    assert half.size_hw == (100, 201)
+    np.testing.assert_allclose(half.boxes_xyxy, [[5.025, 10, 20.1, 30]])
+    assert film.resized((200, 400)) is film
+
+
+@pytest.mark.parametrize("size_hw", [(100, 203), (100, 100), (200, 100)])
+def test_copy_of_another_aspect_is_no_scaled_copy(size_hw: tuple[int, int]) -> None:
+    film = CocoFilm("a.png", (100, 200), np.zeros((0, 4)), ())
+    with pytest.raises(ValueError, match=r"a\.png must have .* 200 × 100 px, .* scaled copy"):
+        film.resized(size_hw)
+
+
+def test_the_files_own_object_keeps_every_key(tmp_path: Path) -> None:
+    data = {**SOUND, "licenses": [{"id": 1}]}
+    data["annotations"] = [{**SOUND["annotations"][0], "segmentation": [[1, 2, 3, 4]]}]
+    write_coco_json(tmp_path / "a.json", data)
+    assert read_coco_json(tmp_path / "a.json") == data
+    with pytest.raises(ValueError, match="would have 1 faults"):
+        write_coco_json(tmp_path / "a.json", {**data, "categories": None})
