@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from cxr.coco import CocoFilm, read_coco
 from cxr.films_table import read_films_table
 from cxr.split import Split, make_split
-from cxr.workdir import Workdir
+from cxr.workdir import Workdir, log, sha256_file
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class DataConfig:
     """Films and boxes.
 
     Args:
-        data: folder that the annotations' file names are relative to.
+        data: folder that the annotations' file names are relative to; a film that does not lie
+            there is looked for by its base name in the folders below.
         annotations: COCO JSON, relative to `data` or a path of its own.
         split: a split saved by `python -m cxr.split`; empty: made anew from `parts` and the seed,
             by patient and label, and saved in the run's folder.
@@ -100,12 +103,67 @@ def _eligible_films(
 
 
 def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:
-    """The films of a COCO file that lies in `data` or has a path of its own."""
+    """The films of a COCO file that lies in `data` or has a path of its own, found in `data`.
+
+    Raises ValueError for a file that is missing or faulty, and for films `find_films` cannot tell.
+    """
     inside = Path(data) / annotations
     path = inside if inside.exists() else Path(annotations)
     if not path.exists():
         raise ValueError(f"annotations must be a COCO file. Neither {inside} nor {path} exists.")
-    return read_coco(path).films
+    return find_films(read_coco(path).films, data)
+
+
+def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
+    """The films with the names they have under `data`, where their own do not exist.
+
+    A public set lies in other folders on each disk, so a film is looked for by its base name. The
+    same bytes in two places are one film; a film that is nowhere keeps its name.
+
+    Raises:
+        ValueError: for a base name that two different files or two missing films have.
+    """
+    data = Path(data)
+    present = {f.file_name for f in films if (data / f.file_name).exists()}
+    missing = defaultdict(list)
+    for film in films:
+        if film.file_name not in present:
+            missing[Path(film.file_name).name].append(film.file_name)
+    if not missing:
+        return films
+    found = {}
+    for base, files in _walk_for(set(missing), data).items():
+        others = [f for f in files if f not in present]  # a present file is its own film's
+        if others:
+            found[missing[base][0]] = _only_file(others, missing[base], data)
+    log.info("%d of %d films found in %s by their base names", len(found), len(films), data)
+    return [replace(f, file_name=found.get(f.file_name, f.file_name)) for f in films]
+
+
+def _only_file(files: list[str], names: list[str], data: Path) -> str:
+    """The one file for the one film that `names` holds; raises ValueError where it is not one."""
+    if len(names) > 1:
+        raise ValueError(f"each film in {data} must be one of the annotations. {files[0]} may be "
+                         f"{names[0]} or {names[1]}.")  # fmt: skip
+    other = next((f for f in files[1:] if not _same_bytes(data / f, data / files[0])), None)
+    if other is not None:
+        raise ValueError(f"{names[0]} must be one film in {data}. Got {files[0]} and {other}, "
+                         "which differ: give the folder of one of them as data.")  # fmt: skip
+    return files[0]
+
+
+def _walk_for(bases: set[str], data: Path) -> dict[str, list[str]]:
+    """Base name → files below `data`, relative to it; hidden folders are passed over."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for folder, folders, names in os.walk(data):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in bases.intersection(names):
+            places[name].append((Path(folder) / name).relative_to(data).as_posix())
+    return places
+
+
+def _same_bytes(a: Path, b: Path) -> bool:
+    return a.stat().st_size == b.stat().st_size and sha256_file(a) == sha256_file(b)
 
 
 def _with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:

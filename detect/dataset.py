@@ -51,7 +51,11 @@ class ThoraxDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     Films are read once, at a long side of `cache` × `side`, and augmented from there. A film
     without a box has boxes of shape (0, 4). With `negatives` that share of the pictures is
     replaced by ones without a thorax. With `masks` (film name → mask file) an augmented box is
-    the exact box of the turned lungs. Films that cannot be read are left out, with a warning.
+    the exact box of the turned lungs. Films that cannot be read are left out, with a warning; a
+    film that is a scaled copy of the one its annotation lists has its boxes scaled.
+
+    Raises:
+        ValueError: when no film can be read, or one has another aspect ratio than its annotation.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class ThoraxDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             log.warning("%s left out: %s", film.file_name, error.sentence)
             return None
         side = min(int(self.side * self._cache), max(pixels.shape))
+        boxes = film.resized((pixels.shape[0], pixels.shape[1])).boxes_xyxy
         canvas, frame = prepare_film(pixels, side)
         h, w = frame.content_hw
         mask = None
@@ -93,7 +98,7 @@ class ThoraxDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             raw = cv2.imread(str(self._root / self._masks[film.file_name]), cv2.IMREAD_GRAYSCALE)
             if raw is not None:
                 mask = frame.apply(raw, nearest=True)[:h, :w]
-        return canvas[:h, :w].copy(), frame.to_model_xyxy(film.boxes_xyxy), film.labels, mask
+        return canvas[:h, :w].copy(), frame.to_model_xyxy(boxes), film.labels, mask
 
     def __len__(self) -> int:
         return len(self.items)

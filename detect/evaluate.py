@@ -58,7 +58,8 @@ class EvaluateConfig:
         weights: the detector's bundle; empty takes the one that comes with lungfirst.
         device: auto, cpu, or cuda.
         flips: average the boxes of a film and its mirror image; empty does as the bundle says.
-        data: folder of the films; a films.csv there names lung masks.
+        data: folder of the films, which are looked for by their base names where they do not lie
+            as annotated; a films.csv there names lung masks.
         annotations: COCO file with the true boxes, in `data` or a path of its own.
         split: split of the patients, as `python -m cxr.split` saves it.
         part: part of the split to measure on, or all; the constant box comes from part train.
@@ -179,10 +180,9 @@ def measure_films(
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task("boxing", total=len(films))
         for start in range(0, len(films), config.batch):
-            truths = films[start : start + config.batch]
-            read = [_check_size(next(stream)[1], truth) for truth in truths]
-            found = iter(detector.detect([f.pixels for f in read if isinstance(f, Film)]))
-            for truth, film in zip(truths, read, strict=True):
+            batch = [_fit(t, next(stream)[1]) for t in films[start : start + config.batch]]
+            found = iter(detector.detect([f.pixels for _, f in batch if isinstance(f, Film)]))
+            for truth, film in batch:
                 if isinstance(film, Unread):
                     yield _unread_result(truth, film)
                 else:
@@ -230,11 +230,18 @@ def _unread_result(truth: CocoFilm, why: Unread) -> FilmResult:
     return FilmResult(truth, "unreadable", str(why), None, None, scores, {})
 
 
-def _check_size(film: Film | Unread, truth: CocoFilm) -> Film | Unread:
-    if isinstance(film, Unread) or film.pixels.shape == truth.size_hw:
-        return film
-    (h, w), (height, width) = film.pixels.shape, truth.size_hw
-    return Unread("size_differs", f"the film has {w} x {h} px, its annotation {width} x {height}.")
+def _fit(truth: CocoFilm, film: Film | Unread) -> tuple[CocoFilm, Film | Unread]:
+    """The truth in the film's own pixels, also where the film is a scaled copy; the film is Unread
+    where it is none."""
+    if isinstance(film, Unread):
+        return truth, film
+    h, w = film.pixels.shape
+    try:
+        return truth.resized((h, w)), film
+    except ValueError:
+        height, width = truth.size_hw
+        sentence = f"the film has {w} x {h} px, its annotation {width} x {height}."
+        return truth, Unread("size_differs", sentence)
 
 
 def find_masks(data: Path) -> dict[str, Path]:

@@ -104,8 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     workdir.start(to_plain(config), config.seed)
     root, side = config.data.data, config.model.side
-    train = ThoraxDataset(train_films, root, side, augment, config.negatives, masks)
-    val = ThoraxDataset(val_films, root, side)
+    try:
+        train = ThoraxDataset(train_films, root, side, augment, config.negatives, masks)
+        val = ThoraxDataset(val_films, root, side)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
     log.info("%d films to train, %d to validate", len(train), len(val))
     module = DetectorModule(model.to(memory_format=torch.channels_last), config.optimiser)
     history = fit(config, workdir, module, train, val)

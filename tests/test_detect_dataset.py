@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from cxr.boxes import iou_xyxy
-from cxr.coco import CocoFilm, read_coco
+from cxr.coco import CocoFilm, read_coco, write_coco
 from detect.augment import PRESETS, build_augmentation, make_negative
-from detect.data import DataConfig, select_films
+from detect.data import DataConfig, find_films, read_annotations, select_films
 from detect.dataset import ThoraxDataset, mask_box_xyxy, prepare_film, thorax_truth_xyxy
 
 
@@ -46,6 +46,25 @@ def test_an_unreadable_film_is_left_out(films: list[CocoFilm], phantom_folder: P
     assert len(ThoraxDataset([gone, films[1]], phantom_folder, 64)) == 1
     with pytest.raises(ValueError, match="none readable"):
         ThoraxDataset([gone], phantom_folder, 64)
+
+
+def test_a_scaled_copy_of_a_film_has_its_boxes_scaled(
+    films: list[CocoFilm], phantom_folder: Path, tmp_path: Path
+) -> None:
+    pixels = cv2.imread(str(phantom_folder / films[0].file_name), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(tmp_path / "half.png"), cv2.resize(pixels, (70, 80)))
+    half = replace(films[0], file_name="half.png")
+    _, target = ThoraxDataset([half], tmp_path, 160)[0]
+    # 160 × 140 px are listed, so the letterbox of the copy is the listed film at scale 1
+    np.testing.assert_allclose(target["boxes"].numpy(), films[0].boxes_xyxy, atol=1e-4)
+
+
+def test_a_film_of_another_aspect_than_its_annotation_is_refused(
+    films: list[CocoFilm], phantom_folder: Path
+) -> None:
+    turned = replace(films[0], size_hw=(140, 160))
+    with pytest.raises(ValueError, match=r"film00\.png must have .* 160 × 140 px, or be a scaled"):
+        ThoraxDataset([turned], phantom_folder, 64)
 
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p != "none"])
@@ -156,6 +175,47 @@ def test_licences_that_forbid_publishing_are_left_out(phantom_folder: Path, tmp_
 def test_missing_annotations_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing\.json"):
         select_films(DataConfig(data=str(tmp_path), annotations="nothing.json"), 0)
+
+
+@pytest.fixture
+def public_set(phantom_folder: Path, tmp_path: Path) -> Path:
+    """Films in other folders than annotated, one of them twice; boxes.json with base names."""
+    coco = read_coco(phantom_folder / "thorax.json")
+    base = [replace(f, file_name=Path(f.file_name).name) for f in coco.films]
+    write_coco(tmp_path / "boxes.json", replace(coco, films=base))
+    for number, film in enumerate(base):
+        for part in ("test", "train") if number == 3 else ("train",):
+            file = tmp_path / "chest_xray" / part / film.extra["label"] / film.file_name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes((phantom_folder / "images" / film.file_name).read_bytes())
+    return tmp_path
+
+
+def test_films_are_found_by_base_name_in_any_folder(public_set: Path) -> None:
+    data = public_set / "chest_xray"
+    config = DataConfig(data=str(data), annotations=str(public_set / "boxes.json"))
+    train, val, _ = select_films(config, seed=0)
+    names = {f.file_name for f in train + val}
+    assert {"train/normal/film00.png", "train/pneumonia/film01.png"} < names and len(names) == 24
+    assert all((data / name).exists() for name in names)
+    assert "test/normal/film03.png" in names  # the same bytes twice are one film
+
+
+def test_two_films_of_one_base_name_are_named(public_set: Path) -> None:
+    data = public_set / "chest_xray"
+    (data / "test/normal/film03.png").write_bytes(b"another film")
+    with pytest.raises(ValueError, match=r"film03\.png must be one film .*test/normal/film03\.png "
+                       r"and train/normal/film03\.png, which differ"):  # fmt: skip
+        read_annotations(data, str(public_set / "boxes.json"))
+
+
+def test_a_film_that_is_nowhere_keeps_its_name_and_takes_no_others(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/1.png").write_bytes(b"b's own")
+    films = [CocoFilm(n, (9, 9), np.zeros((0, 4)), ()) for n in ("a/1.png", "b/1.png", "2.png")]
+    assert [f.file_name for f in find_films(films, tmp_path)] == ["a/1.png", "b/1.png", "2.png"]
+    with pytest.raises(ValueError, match=r"b/1\.png may be a/1\.png or c/1\.png"):
+        find_films([films[0], replace(films[0], file_name="c/1.png")], tmp_path)
 
 
 def test_real_boxes_agree_with_their_masks(shared_data: Path) -> None:

@@ -140,6 +140,23 @@ def test_unreadable_and_wrongly_sized_films_are_misses(data: Path) -> None:
     assert detector.batches == [2]
 
 
+def test_scaled_copies_in_other_folders_are_measured_in_their_own_pixels(data: Path) -> None:
+    ramp = np.tile(np.arange(160, dtype=np.uint8), (200, 1))
+    (data / "copies/p0").mkdir(parents=True)
+    for number in range(4):
+        cv2.imwrite(str(data / f"copies/p0/{number}.png"), ramp)
+    doubles = [[v * 2 for v in box] if box else None for box in TRUE]
+    detector = Oracle(doubles)
+    config = EvaluateConfig(
+        data=str(data / "copies"), annotations=str(data / "thorax.json"), part="all"
+    )
+    films, constant = select_films(config)
+    evaluation = evaluate(detector, films, constant, config)
+    assert evaluation.blocks["all"]["detector"].summary.mean_iou.value == 1
+    assert evaluation.results[0].film.file_name == "p0/0.png"
+    assert evaluation.results[0].film.size_hw == (200, 160)
+
+
 def test_lung_coverage_comes_from_the_masks_of_films_csv(phantom_folder: Path) -> None:
     coco = read_coco(phantom_folder / "thorax.json")
     halves = []

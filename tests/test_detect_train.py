@@ -122,3 +122,14 @@ def test_where_groups_overlap_few_chests_are_refused() -> None:
     chests = np.concatenate([[0.05], np.linspace(0.7, 0.99, 99)])
     reject, _ = pick_scores(chests, np.array([0.1, 0.2, 0.3]))
     assert 0.3 < reject <= np.percentile(chests, 2)
+
+
+def test_a_film_of_another_aspect_than_annotated_ends_the_run(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    text = (phantom_folder / "thorax.json").read_text().replace('"height": 160', '"height": 180')
+    (tmp_path / "boxes.json").write_text(text)
+    args = ["--data.data", str(phantom_folder), "--data.annotations", str(tmp_path / "boxes.json")]
+    assert main([*SMALL, *args, "--out", str(tmp_path / "run")]) == 2
+    said = (tmp_path / "run/run.log").read_text()
+    assert "140 × 180 px, or be a scaled copy of it. Got 140 × 160 px" in said
