@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,7 @@ from cxr.workdir import log, write_atomic
 from labelling.session import FLAGS, PRELABELLED, Session, SessionFilm
 
 POLL_SECONDS = 1.0
+COLOURS = ([0, 220, 255], [255, 170, 0], [120, 255, 120])
 HOW_TO_INSTALL = "labelme is missing: pip install -e .[annotate]"
 
 
@@ -44,6 +46,8 @@ def write_settings(session: Session) -> Path:
         "sort_labels": False,
         "flags": list(FLAGS),
         "label_flags": {".*": [PRELABELLED]},
+        "shape_color": "manual",  # labelme's own first colour is a dark red, lost on a dark film
+        "label_colors": dict(zip(session.classes, cycle(COLOURS), strict=False)),
     }
     text = "# written by annotate.py start\n" + yaml.safe_dump(settings, sort_keys=False)
     return write_atomic(session.path / "labelme.yaml", text)
@@ -76,9 +80,11 @@ def run_labelme(session: Session, film: SessionFilm) -> int:
         finally:
             watch.note()
     session.note_changes()
-    if process.returncode > 0:
-        log.warning("labelme ended with code %d; its messages are in %s",
-                    process.returncode, session.path / "labelme.log")  # fmt: skip
+    if process.returncode != 0:
+        messages = session.path / "labelme.log"
+        last = messages.read_text(errors="replace").strip().splitlines()[-3:]
+        log.warning("labelme ended with code %d. The last of %s:\n%s",
+                    process.returncode, messages, "\n".join(last))  # fmt: skip
     return int(process.returncode)
 
 

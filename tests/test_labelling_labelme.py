@@ -1,0 +1,119 @@
+"""Real labelme on a virtual screen: the whole way of a box, from a 12-bit DICOM to COCO."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import annotate
+import numpy as np
+import pytest
+from dicom_films import film, written
+from labelme_screen import Screen, annotate_start, missing_programs, open_screen, wait_until
+
+from cxr.coco import read_coco
+from labelling.session import Session
+
+PLATE = (200, 400, 950, 1500)  # x0, y0, x1, y1 of a bright plate on a film of 1100 × 1800 px
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"
+)
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """Three 12-bit DICOM films of 1100 × 1800 px, the first of them answered."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    x0, y0, x1, y1 = PLATE
+    for number in range(3):
+        stored = np.full((1800, 1100), 300, np.uint16)
+        stored[y0:y1, x0:x1] = 3000 + number
+        path = folder / f"film{number}.dcm"
+        path.write_bytes(written(film(stored, bits=12, PatientID=f"P{number}")))
+    start = ["start", str(folder), "--session", str(tmp_path / "s"), "--annotator", "mk"]
+    assert annotate.main([*start, "--open=false"]) == 0
+    opened = Session.open(tmp_path / "s")
+    opened.set_answer(opened.films[0], xyxy=PLATE)
+    return opened
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Iterator[Screen]:
+    folder = Path(os.environ.get("LABELME_PICTURES") or tmp_path / "screen")
+    folder.mkdir(exist_ok=True)
+    with open_screen(folder) as opened:
+        yield opened
+
+
+def plate_on(picture: np.ndarray) -> tuple[int, int, int, int]:
+    """Where the bright plate lies on the screen: the white block that touches black."""
+    grey = picture[110:970, 100:1130].min(axis=2)  # the canvas, without bars and docks
+    black_columns = np.flatnonzero((grey < 40).mean(0) > 0.9)
+    inside = grey[:, black_columns[0] : black_columns[-1]] > 250
+    ys = np.flatnonzero(inside.mean(1) > 0.3)
+    xs = np.flatnonzero(inside[ys[0] : ys[-1]].mean(0) > 0.9)
+    left = 100 + int(black_columns[0])
+    return left + int(xs[0]), 110 + int(ys[0]), left + int(xs[-1]) + 1, 110 + int(ys[-1]) + 1
+
+
+def draw_plate(screen: Screen, window: str, name: str) -> None:
+    """Trace the plate with a rectangle."""
+    screen.fill(window)
+    x0, y0, x1, y1 = plate_on(screen.picture(f"{name}_before"))
+    screen.key("ctrl+r")
+    screen.click(x0, y0)
+    screen.click(x1, y1)
+    screen.xdotool("type", "--delay", "80", "thorax")
+    screen.key("Return")
+    screen.picture(f"{name}_drawn")
+
+
+def test_a_box_drawn_in_labelme_arrives_in_coco(
+    session: Session, screen: Screen, root: Path, tmp_path: Path
+) -> None:
+    with annotate_start(screen, root, session.path) as started:
+        window = screen.wait_for_window("0002_film1.jpg")  # the first one without a box
+        draw_plate(screen, window, "second")
+        wait_until(lambda: len(Session.open(session.path).history()) == 2, "the box was not noted")
+        started.send_signal(signal.SIGKILL)  # the session ends in the middle
+    with annotate_start(screen, root, session.path) as started:
+        window = screen.wait_for_window("0003_film2.jpg")  # and goes on where it stopped
+        draw_plate(screen, window, "third")
+        wait_until(lambda: len(Session.open(session.path).history()) == 3, "the box was not noted")
+        screen.key("ctrl+q")
+        wait_until(lambda: started.poll() is not None, "labelme did not close")
+    target = tmp_path / "thorax.json"
+    assert annotate.main(["merge", str(session.path), "--into", str(target)]) == 0
+    films = {f.file_name: f for f in read_coco(target).films}
+    assert sorted(films) == ["film0.dcm", "film1.dcm", "film2.dcm"]
+    for name in ("film1.dcm", "film2.dcm"):
+        assert films[name].size_hw == (1800, 1100)
+        # one pixel of the screen is two of the film; a click lands within two of the screen's
+        assert films[name].boxes_xyxy[0] == pytest.approx(PLATE, abs=6)
+
+
+def test_a_prelabel_is_accepted_by_a_tick(session: Session, screen: Screen, root: Path) -> None:
+    rows = [f.to_dict() for f in session.films]
+    for row in rows[1:]:
+        row["prelabel_xyxy"] = list(PLATE)
+    (session.path / "films.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with annotate_start(screen, root, session.path):
+        window = screen.wait_for_window("0002_film1.jpg")
+        screen.fill(window)
+        screen.picture("prelabel")
+        screen.click(1155, 127)  # the first box among the flags: accepted
+        screen.key("d")
+        screen.wait_for_window("0003_film2.jpg")
+        wait_until(lambda: len(Session.open(session.path).history()) == 2, "it was not noted")
+        screen.picture("accepted")
+        screen.key("ctrl+q")
+    after = Session.open(session.path)
+    second, third = after.films[1:]
+    assert after.answer(second).state == "accepted"
+    assert after.answer(second).box.xyxy == pytest.approx(PLATE, abs=0.01)
+    assert after.answer(third).state == "todo"  # seen, but not accepted
