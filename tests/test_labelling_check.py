@@ -1,0 +1,412 @@
+"""labelling.check: each fault is found, with its film and its fix, and hides no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from labelling_sessions import make_session
+
+from cxr.workdir import sha256_file
+from labelling.box_rules import Fault, find_box_faults
+from labelling.check import CheckConfig, find_file_faults, find_session_faults, run
+from labelling.session import Session
+
+FILM = np.zeros((200, 100), np.float32)  # a view of 128 × 64 px: scale 0.64
+SIZE_HW = (200, 100)
+BOX = (10.0, 20.0, 90.0, 180.0)
+NAMES = ("a.png", "b.png", "c.png")
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """Three pre-labelled films, the first accepted, and a fourth without a pre-label."""
+    films = [(name, FILM) for name in (*NAMES, "d.png")]
+    session = make_session(tmp_path / "s", films, dict.fromkeys(NAMES, BOX))
+    session.set_answer(session.films[0], flags=["accepted"])
+    return session
+
+
+def edit(session: Session, number: int, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a film's label file as labelme would."""
+    path = session.label_path(session.films[number - 1])
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def redraw(session: Session, number: int, **values: Any) -> None:
+    """Change the first shape of a film."""
+    edit(session, number, lambda data: data["shapes"][0].update(values))
+
+
+def said(faults: list[Fault]) -> list[str]:
+    return [f"{fault.film}: {fault.what}" for fault in faults]
+
+
+def find(session: Session, **options: Any) -> list[str]:
+    return said(find_session_faults(Session.open(session.path), **options))
+
+
+def test_a_sound_session_has_no_faults(session: Session) -> None:
+    assert find(session) == []
+
+
+def test_a_line_has_number_name_and_fix(session: Session) -> None:
+    edit(session, 1, lambda data: data["shapes"].append(data["shapes"][0]))
+    (fault,) = find_session_faults(session)
+    assert str(fault) == (
+        "0001 a.png: two boxes. Delete the one that is wrong in labelme: "
+        f"python tools/annotate.py start --session {session.path} --film 1"
+    )
+
+
+def test_a_second_box_beside_the_pre_drawn_one_is_a_fault(session: Session) -> None:
+    own = {"label": "thorax", "points": [[5, 5], [60, 120]], "shape_type": "rectangle"}
+    edit(session, 2, lambda data: data["shapes"].append(own))
+    assert find(session) == ["0002 b.png: two boxes, one of them pre-drawn"]
+
+
+def test_accepted_without_a_box(session: Session) -> None:
+    edit(session, 2, lambda data: data.update(shapes=[], flags={"accepted": True}))
+    assert find(session) == ["0002 b.png: no box, though accepted is ticked"]
+
+
+def test_saved_without_a_box(session: Session) -> None:
+    edit(session, 2, lambda data: data.update(shapes=[]))
+    assert find(session) == ["0002 b.png: no box, though it was saved"]
+
+
+@pytest.mark.parametrize("flag", ["unreadable", "not frontal", "doubtful"])
+def test_a_film_skipped_or_sent_back_needs_no_box(session: Session, flag: str) -> None:
+    edit(session, 2, lambda data: data.update(shapes=[], flags={flag: True}))
+    assert find(session) == []
+
+
+def test_films_to_do_are_faults_when_all_must_be_done(session: Session) -> None:
+    session.set_answer(session.films[2], flags=["doubtful"])
+    assert find(session, complete=True) == [
+        "0002 b.png: no answer yet", "0003 c.png: still ticked as doubtful",
+        "0004 d.png: no answer yet",
+    ]  # fmt: skip
+
+
+def test_a_box_outside_its_film(session: Session) -> None:
+    redraw(session, 1, points=[[-6.4, 12.8], [57.6, 134.4]])  # view pixels: 10 px out on both sides
+    assert find(session) == [
+        "0001 a.png: the box reaches out of the film by 10.0 px at the left and 10.0 px at the "
+        "bottom"
+    ]
+
+
+def test_half_a_pixel_outside_is_rounding(session: Session) -> None:
+    redraw(session, 1, points=[[-0.32, 12.8], [57.6, 115.2]])  # 0.5 film pixels
+    assert find(session) == []
+
+
+def test_a_box_too_small(session: Session) -> None:
+    redraw(session, 1, points=[[0, 0], [32, 51.1]])  # 50 × 79.8 of 100 × 200 px: 19.96 %
+    assert find(session) == [
+        "0001 a.png: the box covers 19.9 % of the film, a thorax at least 20 %"
+    ]
+
+
+def test_a_box_too_large(session: Session) -> None:
+    redraw(session, 1, points=[[0, 0], [64, 128]])
+    assert find(session) == ["0001 a.png: the box covers the whole film, a thorax at most 99 %"]
+
+
+@pytest.mark.parametrize(
+    ("xyxy", "faults"),
+    [
+        ((0, 0, 50, 80), 0),  # 20 %
+        ((0, 0, 49.9, 80), 1),
+        ((0, 0, 100, 198), 0),  # 99 %
+        ((0, 0, 100, 198.1), 1),
+        ((90, 20, 10, 180), 1),  # crossed, and nothing else is said of it
+        ((10, 20, 10, 180), 1),
+        ((float("nan"), 20, 90, 180), 1),
+        ((-200, -200, -100, -100), 2),  # outside, and nothing of it on the film
+    ],
+)
+def test_the_limits_of_a_box(xyxy: tuple[float, ...], faults: int) -> None:
+    assert len(find_box_faults(xyxy, SIZE_HW)) == faults
+
+
+def test_a_wrong_label(session: Session) -> None:
+    redraw(session, 1, label="throax")
+    assert find(session) == ["0001 a.png: the box is labelled 'throax', not thorax"]
+
+
+def test_a_wrong_shape(session: Session) -> None:
+    points = [[6, 6], [60, 6], [60, 120], [6, 120]]
+    redraw(session, 1, shape_type="oriented_rectangle", points=points)
+    assert find(session) == [
+        "0001 a.png: the box is of the shape oriented rectangle, not a rectangle"
+    ]
+
+
+def test_a_box_without_width(session: Session) -> None:
+    redraw(session, 1, points=[[6, 6], [6, 120]])
+    assert find(session) == ["0001 a.png: the box has no width or height, or its edges are crossed"]
+
+
+def test_a_rectangle_drawn_from_another_corner_is_sound(session: Session) -> None:
+    redraw(session, 1, points=[[57.6, 115.2], [6.4, 12.8]])
+    assert find(session) == []
+
+
+def test_the_wrong_one_of_two_boxes_is_named(session: Session) -> None:
+    small = {"label": "", "points": [[5, 5], [9, 9]], "shape_type": "rectangle", "flags": {}}
+    edit(session, 1, lambda data: data["shapes"].append(small))
+    assert find(session) == [
+        "0001 a.png: two boxes",
+        "0001 a.png: box 2 of 2 has no label, not thorax",
+        "0001 a.png: box 2 of 2 covers 0.1 % of the film, a thorax at least 20 %",
+    ]
+
+
+def test_a_film_that_is_gone_and_one_that_changed(session: Session) -> None:
+    session.film_path(session.films[0]).unlink()
+    session.film_path(session.films[1]).write_bytes(b"another film")
+    assert find(session) == [
+        "0001 a.png: the film is missing",
+        "0002 b.png: the film has changed since the session was made",
+    ]
+    assert find(session, hashes=False) == []
+
+
+def test_a_folder_that_is_gone_is_one_line(session: Session) -> None:
+    session.root.rename(session.root.with_name("elsewhere"))
+    assert find(session) == [f"{session.root}: the folder of the films is missing"]
+
+
+def test_the_label_file_of_another_film(session: Session) -> None:
+    path = session.label_path(session.films[1])
+    path.write_text(session.label_path(session.films[2]).read_text())
+    (fault,) = find_session_faults(session)
+    assert fault.film == "0002 b.png"
+    assert fault.what.startswith(f"its label file {path.name} belongs to another film")
+    assert fault.fix.startswith(f"Move {path} elsewhere and draw the box again")
+
+
+def test_a_torn_label_file_of_a_done_film_can_be_put_back(session: Session) -> None:
+    session.label_path(session.films[0]).write_text('{"shapes": [')
+    (fault,) = find_session_faults(session)
+    assert "is of no use: not JSON, or cut off" in fault.what
+    assert fault.fix.startswith("Its last answer is kept, and put back by: python tools/annotate")
+    assert session.restore_lost() == [session.films[0]]
+    assert find(session) == []
+
+
+def test_a_lost_label_file_of_a_done_film(session: Session) -> None:
+    session.label_path(session.films[0]).unlink()
+    assert find(session) == ["0001 a.png: its label file 0001_film.json is gone"]
+
+
+def test_a_label_file_of_no_film(session: Session) -> None:
+    (session.path / "views" / "holiday.json").write_text("{}")
+    assert find(session) == [
+        "views/holiday.json: this label file belongs to no film of the session"
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"\xff\xfe", b'{"shapes": [7]}', b'{"shapes": [{"points": [[1]]}]}', b"[" * 100_000,
+     b'{"shapes": [{"points": [[1, 1e999], [3, 4]]}]}', b'{"shapes": [], "flags": []}'],
+)  # fmt: skip
+def test_a_malformed_label_file_hides_no_other_fault(session: Session, content: bytes) -> None:
+    session.label_path(session.films[0]).write_bytes(content)
+    redraw(session, 2, label="lung", points=[[6, 6], [57, 115]])
+    session.film_path(session.films[0]).unlink()
+    found = find(session)
+    assert found[0] == "0001 a.png: the film is missing"
+    assert found[-1] == "0002 b.png: the box is labelled 'lung', not thorax"
+
+
+def test_a_folder_in_the_place_of_a_label_file_hides_no_other_fault(session: Session) -> None:
+    session.label_path(session.films[3]).mkdir()
+    redraw(session, 1, label="lung")
+    assert [line[:10] for line in find(session)] == ["0001 a.png", "0004 d.png"]
+
+
+def test_a_fault_is_one_line_whatever_it_holds() -> None:
+    text = str(Fault("0001 a\n.png", "w" * 1000, "Mend it"))
+    assert "\n" not in text
+    assert len(text) < 300
+
+
+# COCO files
+
+
+def write_file(path: Path, *boxes: tuple[int, list[Any]], **more: Any) -> Path:
+    """A COCO file of a.png, b.png and c.png (ids 1 to 3) with boxes (image id, xywh)."""
+    images = [{"id": i, "file_name": name, "width": 100, "height": 200}
+              for i, name in enumerate(NAMES, start=1)]  # fmt: skip
+    notes = [{"id": i, "image_id": image, "category_id": 1, "bbox": box}
+             for i, (image, box) in enumerate(boxes, start=1)]  # fmt: skip
+    data = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thorax"}]}
+    path.write_text(json.dumps({**data, **more}))
+    return path
+
+
+GOOD = [10, 20, 80, 160]
+
+
+def test_a_sound_file_has_no_faults(tmp_path: Path) -> None:
+    assert find_file_faults(write_file(tmp_path / "t.json", (1, GOOD), (2, GOOD))) == []
+
+
+def test_a_film_of_a_file_needs_no_box_unless_all_must_have_one(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "t.json", (1, GOOD), (2, GOOD))
+    assert said(find_file_faults(path, complete=True)) == ["0003 c.png: no box"]
+
+
+def test_the_rules_of_the_box_hold_for_a_file(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "t.json", (1, GOOD), (1, GOOD), (2, [-0.7, 20, 80, 160]),
+                      (3, [10, 20, 8, 16]))  # fmt: skip
+    faults = find_file_faults(path, classes=("hand",))
+    label = "is labelled 'thorax', not hand"
+    assert said(faults) == [
+        "0001 a.png: two boxes",
+        f"0001 a.png: box 1 of 2 {label}",
+        f"0001 a.png: box 2 of 2 {label}",
+        f"0002 b.png: the box {label}",
+        "0002 b.png: the box reaches out of the film by 0.7 px at the left",
+        f"0003 c.png: the box {label}",
+        "0003 c.png: the box covers 0.6 % of the film, a thorax at least 20 %",
+    ]
+    assert faults[0].fix == f"Delete all but the right one in {path}"
+
+
+def test_crossed_edges_of_a_file(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "t.json", (2, [90, 20, -80, 160]))
+    (fault,) = find_file_faults(path)
+    assert fault.film == "0002 b.png"
+    assert "width and a height above 0" in fault.what
+    assert fault.fix.startswith("Its edges are crossed")
+
+
+def test_far_outside_is_said_once(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "t.json", (1, [10, 60, 80, 160]))
+    assert said(find_file_faults(path)) == [
+        "0001 a.png: the box reaches out of the film by 20.0 px at the bottom"
+    ]
+
+
+def test_malformed_entries_hide_no_other_fault(tmp_path: Path) -> None:
+    path = write_file(
+        tmp_path / "t.json", (1, [10, 20, "wide", 160]), (2, [0, 0, 10**400, 5]), (77, GOOD),
+        (3, [10, 20, 8, 16]),
+        categories=[{"id": [2], "name": "odd"}, None, {"id": 1, "name": "thorax"}],
+    )  # fmt: skip
+    films = [fault.film for fault in find_file_faults(path)]
+    assert films == [
+        str(path), "category 1", "annotation 3", "0001 a.png", "0002 b.png", "0003 c.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": []}', "[" * 100_000])
+def test_a_file_that_is_no_coco_file_is_a_fault(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(content)
+    assert {fault.film for fault in find_file_faults(path)} == {str(path)}
+
+
+def test_a_colon_in_a_name_is_part_of_it(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "a: b.png", "width": 100, "height": 200}
+    path = write_file(tmp_path / "t.json", (1, [90, 20, -80, 160]), images=[image])
+    assert [fault.film for fault in find_file_faults(path)] == ["0001 a: b.png"]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (400, 400), np.uint8)
+
+
+def put_films(folder: Path, **sizes_hw: tuple[int, int]) -> Path:
+    """PNG films such as a=(200, 100) in a new folder."""
+    folder.mkdir()
+    for name, size_hw in sizes_hw.items():
+        cv2.imwrite(str(folder / f"{name}.png"), PIXELS[: size_hw[0], : size_hw[1]])
+    return folder
+
+
+def test_a_film_missing_and_one_of_another_size(tmp_path: Path) -> None:
+    films = put_films(tmp_path / "films", a=SIZE_HW, c=(100, 200))
+    path = write_file(tmp_path / "t.json", (1, GOOD))
+    assert said(find_file_faults(path, films)) == [
+        "0002 b.png: the film is missing",
+        "0003 c.png: the film is 200 × 100 px, the file says 100 × 200",
+    ]
+
+
+def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "t.json", (1, GOOD))
+    for folder in (put_films(tmp_path / "empty"), tmp_path / "none"):
+        assert said(find_file_faults(path, folder)) == [
+            f"{folder}: none of the 3 films is in this folder"
+        ]
+
+
+def test_a_film_is_known_by_its_hash(tmp_path: Path) -> None:
+    films = put_films(tmp_path / "films", a=SIZE_HW, b=(400, 200), c=(400, 200))
+    images = [
+        {"id": i, "file_name": name, "width": 200, "height": 400, "sha256": digest}
+        for i, (name, digest) in enumerate(
+            # a smaller copy that was boxed itself, a changed film, one whose hash is unknown
+            [("a.png", sha256_file(films / "a.png")), ("b.png", "0" * 64), ("c.png", "")], start=1)
+    ]  # fmt: skip
+    path = write_file(tmp_path / "t.json", (1, [20, 40, 160, 320]), images=images)
+    assert said(find_file_faults(path, films)) == [
+        "0002 b.png: the film has changed since it was boxed"
+    ]
+    assert find_file_faults(path, films, hashes=False) == []
+
+
+# The command
+
+
+def test_no_faults_is_one_line(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    session.set_answer(session.films[1], flags=["not frontal"])
+    session.set_answer(session.films[2], flags=["doubtful"])
+    assert run(CheckConfig((str(session.path),))) == 0
+    assert capsys.readouterr().out == (
+        "no faults in 4 films, 1 box; 2 still to do (1 of them doubtful), 1 skipped\n"
+    )
+
+
+def test_faults_are_a_line_each(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    redraw(session, 1, label="[red]lung")
+    session.film_path(session.films[3]).unlink()
+    assert run(CheckConfig((str(session.path),))) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:10] for line in lines[:2]] == ["0001 a.png", "0004 d.png"]
+    assert "'[red]lung'" in lines[0]
+    assert lines[2:] == ["2 faults in 4 films, 1 box; 3 still to do"]
+
+
+def test_a_file_and_a_session_together(
+    session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_file(tmp_path / "t.json", (1, GOOD), (2, [90, 20, -80, 160]))
+    assert run(CheckConfig((str(path), str(session.path)))) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[1] == f"{path}: 1 fault in 3 films, 2 boxes; 1 without a box"
+    assert out[2] == f"{session.path}: no faults in 4 films, 1 box; 3 still to do"
+
+
+def test_what_is_neither_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(CheckConfig((str(tmp_path),))) == 1
+    assert "which is neither" in capsys.readouterr().err
+
+
+def test_arguments_that_do_not_fit(session: Session) -> None:
+    with pytest.raises(ValueError, match="Got none"):
+        CheckConfig()
+    with pytest.raises(ValueError, match="--films must stand beside a COCO file"):
+        CheckConfig((str(session.path),), films="films")
