@@ -1,0 +1,252 @@
+"""annotate.py start without labelme: choosing, preparing, pre-labels, order, going on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import annotate
+import cv2
+import numpy as np
+import pytest
+from dicom_films import film, written
+
+from detect.predict import Detections, ThoraxBox
+from labelling import start
+from labelling.choose import Candidate, parse_sample, sample_films
+from labelling.prepare import find_prelabels, make_view, prelabel_class, renew_prelabels
+from labelling.session import Session
+
+
+class FixedDetector:
+    """Sees a box that depends on the film's mean grey; the darker, the less sure."""
+
+    def __init__(self, box: tuple[float, float, float, float] = (10, 20, 90, 80)) -> None:
+        self.box = box
+        self.seen = 0
+
+    def detect(self, films: list[np.ndarray]) -> list[Detections]:
+        self.seen += len(films)
+        return [
+            Detections(np.array([self.box]), np.array([float(f.mean())]), np.zeros(1, int))
+            for f in films
+        ]
+
+    def decide(self, found: Detections, size_hw: tuple[int, int]) -> ThoraxBox:
+        score = float(found.scores[0])
+        if score < 0.2:
+            return ThoraxBox(None, score, "no_thorax", "no thorax")
+        return ThoraxBox(tuple(found.boxes_xyxy[0]), score, "ok")
+
+
+def write_films(folder: Path, greys: dict[str, int]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, grey in greys.items():
+        pixels = np.full((100, 120), grey, np.uint8)
+        pixels[:50, :60] += 5  # not flat: a flat film is refused as empty
+        cv2.imwrite(str(folder / name), pixels)
+    return folder
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> FixedDetector:
+    fixed = FixedDetector()
+    monkeypatch.setattr(start.ThoraxDetector, "load", lambda path: fixed)
+    return fixed
+
+
+def prepare(tmp_path: Path, *more: str) -> Session:
+    words = ["start", str(tmp_path / "films"), "--session", str(tmp_path / "s"), "--open=false"]
+    assert annotate.main([*words, "--annotator", "mk", *more]) == 0
+    return Session.open(tmp_path / "s")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"any")
+    return str(path)
+
+
+def test_a_view_keeps_the_films_shape_and_leads_back(phantom: tuple) -> None:
+    pixels = phantom[0]
+    big = cv2.resize(pixels, (2100, 2400))
+    view, frame = make_view(big)
+    assert view.shape == (1600, 1400)
+    assert view.dtype == np.uint8
+    there = frame.to_model_xyxy([210, 240, 1050, 1200])[0]
+    assert there == pytest.approx([140, 160, 700, 800])
+    assert frame.to_original_xyxy(there)[0] == pytest.approx([210, 240, 1050, 1200])
+
+
+def test_a_small_film_is_not_blown_up(phantom: tuple) -> None:
+    assert make_view(phantom[0])[0].shape == phantom[0].shape
+
+
+def test_a_12_bit_dicom_fills_the_views_greys(tmp_path: Path) -> None:
+    stored = np.tile(np.linspace(900, 1100, 120).astype(np.uint16), (160, 1))
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films/a.dcm").write_bytes(written(film(stored, bits=12, PatientID="4711")))
+    session = prepare(tmp_path)
+    view = cv2.imread(str(session.view_path(session.films[0])), cv2.IMREAD_GRAYSCALE)
+    assert int(view.max()) - int(view.min()) > 200
+    assert session.films[0].size_hw == (160, 120)
+    assert "4711" not in (session.path / "films.jsonl").read_text()  # hashed
+
+
+def test_the_prelabel_is_the_mean_of_both_looks() -> None:
+    # on a film of 120 px the mirror image's box 10–90 lies at 30–110: IoU 60 / 100
+    found = find_prelabels(FixedDetector(), [np.full((100, 120), 0.9, np.float32)])[0]  # type: ignore[arg-type]
+    assert found.xyxy == pytest.approx((20, 20, 100, 80))
+    assert found.disagreement == pytest.approx(0.4)
+    assert found.uncertainty == pytest.approx(0.1 + 0.4, abs=1e-3)
+
+
+def test_the_most_doubtful_film_is_asked_first(
+    tmp_path: Path, detector: FixedDetector, weights: str
+) -> None:
+    write_films(tmp_path / "films", {"bright.png": 240, "dark.png": 20, "grey.png": 120})
+    session = prepare(tmp_path, "--prelabel", weights)
+    assert [f.film for f in session.films] == ["dark.png", "grey.png", "bright.png"]
+    assert session.films[0].prelabel_xyxy is None  # no thorax seen: nothing is drawn
+    assert not session.label_path(session.films[0]).exists()
+    assert session.answer(session.films[1]).boxes[0].prelabelled
+
+
+def test_started_again_nothing_is_prepared_twice(
+    tmp_path: Path, detector: FixedDetector, weights: str
+) -> None:
+    write_films(tmp_path / "films", {"a.png": 200, "b.png": 210})
+    prepare(tmp_path, "--prelabel", weights)
+    seen = detector.seen
+    assert len(prepare(tmp_path, "--prelabel", weights).films) == 2
+    assert detector.seen == seen
+
+
+def test_new_films_come_after_the_old_ones(tmp_path: Path) -> None:
+    write_films(tmp_path / "films", {"b.png": 200})
+    prepare(tmp_path)
+    write_films(tmp_path / "films", {"a.png": 210})
+    assert [(f.number, f.film) for f in prepare(tmp_path).films] == [(1, "b.png"), (2, "a.png")]
+
+
+def test_a_human_box_outlives_another_detector(
+    tmp_path: Path, detector: FixedDetector, weights: str
+) -> None:
+    write_films(tmp_path / "films", {"a.png": 200, "b.png": 210})
+    session = prepare(tmp_path, "--prelabel", weights)
+    session.set_answer(session.films[0], xyxy=(5, 5, 115, 95))
+    Path(weights).write_bytes(b"other weights")
+    detector.box = (0, 0, 120, 100)
+    after = prepare(tmp_path, "--prelabel", weights)
+    assert after.answer(after.films[0]).box.xyxy == pytest.approx((5, 5, 115, 95), abs=0.01)
+    assert after.films[1].prelabel_xyxy == (0, 0, 120, 100)
+
+
+def test_a_deleted_prelabel_is_not_drawn_again(
+    tmp_path: Path, detector: FixedDetector, weights: str
+) -> None:
+    write_films(tmp_path / "films", {"a.png": 200})
+    session = prepare(tmp_path, "--prelabel", weights)
+    session.write_shapes(session.films[0], [])  # as labelme leaves it after Delete
+    assert renew_prelabels(session, FixedDetector((0, 0, 9, 9))) == 0  # type: ignore[arg-type]
+
+
+def test_a_killed_preparation_goes_on(
+    tmp_path: Path, detector: FixedDetector, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_films(tmp_path / "films", {f"{n}.png": 100 + n for n in range(8)})
+    real = detector.detect
+    monkeypatch.setattr(detector, "detect", lambda f: 1 / 0 if detector.seen >= 8 else real(f))
+    words = ["start", str(tmp_path / "films"), "--session", str(tmp_path / "s"), "--open=false"]
+    with pytest.raises(ZeroDivisionError):
+        annotate.main([*words, "--annotator", "mk", "--prelabel", weights])
+    monkeypatch.setattr(detector, "detect", real)
+    assert len(prepare(tmp_path, "--prelabel", weights).films) == 8
+    assert detector.seen == 16  # each film and its mirror image, once
+
+
+def test_a_bad_film_keeps_its_row_and_its_reason(tmp_path: Path) -> None:
+    write_films(tmp_path / "films", {"a.png": 200})
+    (tmp_path / "films/bad.dcm").write_bytes(b"no film")
+    session = prepare(tmp_path)
+    bad = session.films[-1]
+    assert (bad.film, session.answer(bad).state) == ("bad.dcm", "unreadable")
+    assert bad.reason
+
+
+def test_the_same_film_twice_is_asked_once(tmp_path: Path) -> None:
+    write_films(tmp_path / "films", {"a.png": 200, "b.png": 200})
+    twin = prepare(tmp_path).films[-1]
+    assert twin.reason == "the same film as a.png"
+
+
+def test_a_session_keeps_its_annotator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_films(tmp_path / "films", {"a.png": 200})
+    prepare(tmp_path)
+    code = annotate.main(["start", "--session", str(tmp_path / "s"), "--annotator", "other"])
+    assert code == 1
+    assert "is mk and stays so" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_files_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_films(tmp_path / "films", {"a.png": 200})
+    code = annotate.main(
+        ["start", str(tmp_path), "--session", str(tmp_path / "films"), "--annotator", "mk"]
+    )
+    assert code == 1
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_a_sample_takes_each_patient_before_a_second_film() -> None:
+    films = [Candidate(Path(f"{p}{n}.png"), p, "normal") for p in "abc" for n in range(5)]
+    patients = [c.patient_id for c in sample_films(films, {"normal": 4}, seed=1)]
+    assert sorted(set(patients)) == ["a", "b", "c"]
+    assert sample_films(films, {"normal": 4}, 1) == sample_films(films[::-1], {"normal": 4}, 1)
+
+
+def test_too_large_a_sample_names_the_labels() -> None:
+    films = [Candidate(Path("a.png"), "a", "normal", "no finding")]
+    with pytest.raises(ValueError, match="asks for 2 films of 'viral', there are 0"):
+        sample_films(films, {"viral": 2}, 0)
+
+
+@pytest.mark.parametrize("text", ["normal", "normal=", "normal=x", "=3", "normal=0"])
+def test_a_sample_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"normal=200,pneumonia=200"):
+        parse_sample(text)
+
+
+def test_a_table_gives_labels_and_original_sizes(tmp_path: Path) -> None:
+    folder = write_films(tmp_path / "films", {"a.png": 200, "b.png": 210})
+    table = tmp_path / "table.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "patient_id", "label", "orig_width", "orig_height"])
+        writer.writerow(["films/a.png", "p1", "normal", "1200", "1000"])
+        writer.writerow(["films/b.png", "p2", "pneumonia", "", ""])
+    words = ["start", str(table), "--session", str(tmp_path / "s"), "--annotator", "mk"]
+    assert annotate.main([*words, "--sample", "normal=1", "--open=false"]) == 0
+    (only,) = Session.open(tmp_path / "s").films
+    assert (only.film, only.label, only.original_hw) == ("films/a.png", "normal", (1000, 1200))
+    assert folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "expected"),
+    [(("thorax",), "normal", "thorax"), (("normal", "pneumonia"), "pneumonia", "pneumonia"),
+     (("normal", "pneumonia"), "covid", "")],
+)  # fmt: skip
+def test_a_prelabels_class(tmp_path: Path, classes: tuple, label: str, expected: str) -> None:
+    from labelling.session import SessionFilm
+
+    assert prelabel_class(classes, SessionFilm(1, "a", label=label)) == expected
+
+
+def test_the_log_of_a_session_names_what_made_it(tmp_path: Path) -> None:
+    write_films(tmp_path / "films", {"a.png": 200})
+    meta = json.loads((prepare(tmp_path).path / "session.json").read_text())
+    assert (meta["annotator"], meta["classes"], len(meta["session_id"])) == ("mk", ["thorax"], 16)
