@@ -87,7 +87,11 @@ def _eligible_films(
     films = read_annotations(config.data, config.annotations)
     masks: dict[str, str] = {}
     if config.publishable_only or config.masks:
-        table = {row.image: row for row in read_films_table(Path(config.data) / "films.csv")}
+        path = Path(config.data) / "films.csv"
+        if not path.exists():
+            raise ValueError(f"data.publishable_only and data.masks need {path}, which does not "
+                             "exist. Set both to false for films without it.")  # fmt: skip
+        table = {row.image: row for row in read_films_table(path)}
         if config.publishable_only:
             films = [f for f in films if f.file_name in table and table[f.file_name].publishable]
         if config.masks:

@@ -201,6 +201,14 @@ def test_films_are_found_by_base_name_in_any_folder(public_set: Path) -> None:
     assert "test/normal/film03.png" in names  # the same bytes twice are one film
 
 
+def test_without_a_films_csv_the_options_that_need_it_are_named(public_set: Path) -> None:
+    config = DataConfig(
+        data=str(public_set / "chest_xray"), annotations=str(public_set / "boxes.json"), masks=True
+    )
+    with pytest.raises(ValueError, match=r"publishable_only and data\.masks need .*films\.csv"):
+        select_films(config, seed=0)
+
+
 def test_two_films_of_one_base_name_are_named(public_set: Path) -> None:
     data = public_set / "chest_xray"
     (data / "test/normal/film03.png").write_bytes(b"another film")
