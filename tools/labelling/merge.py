@@ -1,0 +1,294 @@
+"""python tools/annotate.py merge SESSION… --into annotations/thorax.json
+
+Boxes that humans drew, corrected or accepted, from sessions into one COCO file that says of each
+box whose it is. All of it is written or nothing, and merging again changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock, Timeout
+
+from cxr.boxes import as_boxes, clip_xyxy, scale_xyxy, xyxy_to_xywh
+from cxr.coco import write_coco_json
+from cxr.film import FILM_SUFFIXES
+from cxr.workdir import write_atomic
+from labelling.merge_rules import POLICIES, Contributor
+from labelling.merge_target import ListedFilm, Target
+from labelling.session import SKIP_FLAGS, Answer, LabelledBox, Session, SessionFilm
+
+LOCK_WAIT_S = 30.0  # a merge takes a second or two
+ACTIONS = ("accepted", "corrected", "drawn")
+SIZES, NAMES = ("film", "original"), ("path", "base")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Merge the boxes of labelling sessions into one COCO file.
+
+    Films that are not done, or ticked as unreadable or not frontal, are left out. The old file is
+    kept as a backup with .bak at its end.
+
+    Args:
+        session: folders of the sessions, the first first.
+        into: COCO file to merge into; made if there is none.
+        policy: of several boxes for one film take: refuse (write nothing and list them), newest,
+            mean (of all edges), or first (the file's before the sessions').
+        size: pixels of the boxes: film (the film as labelled) or original (its size in the public
+            set, from orig_width and orig_height of films.csv).
+        names: file_name of each film: path (below the session's films) or base (its last part, as
+            in the public set, whatever folders it lies in).
+        suffix: put this in the place of each film's suffix, such as .jpeg; empty keeps it.
+    """
+
+    session: tuple[str, ...] = ()
+    into: str = "annotations/thorax.json"
+    policy: str = "refuse"
+    size: str = "film"
+    names: str = "path"
+    suffix: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.session:
+            raise ValueError("session must name at least one session's folder. Got none.")
+        for name, known in (("policy", POLICIES), ("size", SIZES), ("names", NAMES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name} must be one of {', '.join(known)}. "
+                                 f"Got {getattr(self, name)!r} instead.")  # fmt: skip
+        if not self.into or Path(self.into).is_dir():
+            raise ValueError(f"--into must be a file. Got {self.into!r} instead.")
+        if self.suffix and not re.fullmatch(r"\.\w+", self.suffix):
+            raise ValueError("--suffix must be a dot and letters, such as .jpeg. "
+                             f"Got {self.suffix!r} instead.")  # fmt: skip
+
+
+class RefusedError(Exception):
+    """Why nothing was written, a line for each reason."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = list(lines)
+
+
+@dataclass
+class Tally:
+    """What became of the sessions' films."""
+
+    merged: int = 0
+    unchanged: int = 0
+    actions: Counter[str] = field(default_factory=Counter)  # of the boxes of merged films
+    left_out: Counter[str] = field(default_factory=Counter)  # todo, unreadable, not frontal …
+    withdrawn: list[str] = field(default_factory=list)  # merged before, todo or skipped since
+    copies: list[str] = field(default_factory=list)  # names of one film that came under several
+
+
+def run(config: MergeConfig) -> int:
+    """Merge and tell what was done: 0 when the file is as it should be, 1 when nothing was written
+    because of conflicts or faults."""
+    path = Path(config.into)
+    path = path.resolve() if path.is_symlink() else path  # not to put a file in the link's place
+    try:
+        folders = {Path(folder).resolve(): folder for folder in config.session}
+        sessions = [Session.open(folder) for folder in folders.values()]
+        with alone_with(path):
+            target = Target(path, _common_classes(sessions))
+            tally = fill(target, sessions, config)
+            backup = write(target) if tally.merged else None
+    except RefusedError as refusal:
+        for line in refusal.lines:
+            print(line, file=sys.stderr)
+        print(f"nothing was written to {path}: {len(refusal.lines)} reasons above", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    tell(target, tally, backup)
+    return 0
+
+
+def _common_classes(sessions: Sequence[Session]) -> tuple[str, ...]:
+    first = sessions[0]
+    for other in sessions[1:]:
+        if set(other.classes) != set(first.classes):
+            raise ValueError(
+                f"sessions merged together must have the same classes. Got "
+                f"{', '.join(first.classes)} in {first.path} and {', '.join(other.classes)} in "
+                f"{other.path}: merge each into a file of its own."
+            )
+    return first.classes
+
+
+def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Tally:
+    """Put all boxes that count into `target`; raises RefusedError with every reason there is."""
+    tally, reasons = Tally(), []
+    for session in sessions:
+        for film, answer in session.answers():
+            try:
+                box = find_box(answer, session.classes)
+                if box is not None:
+                    target.add(list_film(session, film, answer, box, config))
+                    continue
+            except ValueError as error:
+                reasons.append(f"{session.path}: {film.film}: {error}")
+                continue
+            tally.left_out[_why_left_out(answer)] += 1
+            held = target.stored_for(listed_name(film.film, config), film.sha256)
+            if any(c.session == session.session_id for c in held):
+                tally.withdrawn.append(film.film)
+    if config.policy == "refuse":
+        reasons += target.find_conflicts()
+    for place in target.touched:
+        try:
+            changed = target.put(place, config.policy)
+        except ValueError as error:
+            reasons.append(f"{place.file_name}: {error}")
+            continue
+        tally.merged += changed
+        tally.unchanged += not changed
+        tally.copies += [" = ".join(place.names)] * (len(place.names) > 1)
+        boxes = {c.key: c.action for c in place.new if changed}  # one under two names counts once
+        tally.actions.update(boxes.values())
+    if reasons:
+        raise RefusedError(reasons)
+    return tally
+
+
+def find_box(answer: Answer, classes: Sequence[str]) -> LabelledBox | None:
+    """The one box of a film that is done; None for a film that is not, or is skipped.
+
+    Raises ValueError for an answer that must be put right first.
+    """
+    fix = "; see `annotate.py check`"
+    if answer.state == "unreadable":
+        return None
+    if answer.fault:
+        raise ValueError(answer.fault + fix)
+    if answer.state not in ACTIONS:
+        return None
+    human = [b for b in answer.boxes if not b.prelabelled]
+    if len(human) != 1 or answer.box is None:
+        raise ValueError(f"it must have one rectangle. Got {len(human)} shapes{fix}")
+    if answer.box.label not in classes:
+        raise ValueError(f"its box must be labelled {' or '.join(classes)}. "
+                         f"Got {answer.box.label!r}{fix}")  # fmt: skip
+    return answer.box
+
+
+def list_film(
+    session: Session, film: SessionFilm, answer: Answer, box: LabelledBox, config: MergeConfig
+) -> ListedFilm:
+    """The film with its box as the merged file lists it; raises ValueError where it cannot."""
+    inside = clip_xyxy(box.xyxy, film.size_hw)
+    if abs(inside - as_boxes(box.xyxy)).max() > 1:
+        raise ValueError("its box reaches out of the film; see `annotate.py check`")
+    size_hw = film.size_hw
+    if config.size == "original":
+        if film.original_hw is None:
+            raise ValueError("its original size is unknown, for its films.csv has no orig_width "
+                             "and orig_height; take --size film")  # fmt: skip
+        size_hw = film.original_hw
+        inside = scale_xyxy(inside, film.size_hw, size_hw)
+    # rounded here and nowhere else: what is computed from it is then the same in each merge
+    x, y, w, h = (round(float(v), 3) for v in xyxy_to_xywh(inside)[0])
+    facts = {k: getattr(film, k) for k in ("label", "sublabel", "patient_id", "source")}
+    contributor = Contributor(
+        session.annotator, answer.changed, film.prelabel_xyxy is not None, answer.state,
+        session.session_id, (x, y, w, h), box.label,
+    )  # fmt: skip
+    name = listed_name(film.film, config)
+    return ListedFilm(name, size_hw, film.sha256, facts, film.film, contributor)
+
+
+def listed_name(film: str, config: MergeConfig) -> str:
+    """A film's `file_name` in the merged file. A DICOM named by its UID has no suffix to replace,
+    whatever follows its last dot."""
+    path = PurePosixPath(film)
+    if config.names == "base":
+        path = PurePosixPath(path.name)
+    if config.suffix:
+        stem = path.stem if path.suffix.lower() in FILM_SUFFIXES else path.name
+        path = path.with_name(stem + config.suffix)
+    return path.as_posix()
+
+
+def _why_left_out(answer: Answer) -> str:
+    if answer.state == "unreadable":
+        return "file unreadable"
+    return next((f for f in SKIP_FLAGS if answer.state == "skipped" and f in answer.flags), "todo")
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Hold the lock of one file; raises ValueError when another merge keeps it.
+
+    The lock lies with the temporary files: it must outlive the merge, as a lock that is deleted
+    lets two in (github.com/tox-dev/filelock/issues/574), and would litter the annotations.
+    """
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"lungfirst-merge-{digest}.lock", mode=0o666)
+    try:
+        lock.acquire(timeout=LOCK_WAIT_S)
+    except Timeout as error:
+        raise ValueError(
+            f"{path} is being written by another merge; run this again when that is done."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write(target: Target) -> Path | None:
+    """Write the file, its old content first as a backup; returns where that lies.
+
+    A kill at any moment leaves the old file or the new one whole. Call it under `alone_with`.
+    """
+    path = target.path
+    remove_leftovers(path)
+    backup = path.with_name(f"{path.name}.bak") if path.exists() else None
+    if backup is not None:
+        write_atomic(backup, path.read_bytes())
+    write_coco_json(path, target.data)
+    return backup
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed merge left of its writing: temporary files of cxr.workdir beside it."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}(\.bak)?\.[a-z0-9_]{{8}}")
+    for other in path.parent.glob(f".{path.name}.*") if path.parent.is_dir() else ():
+        if pattern.fullmatch(other.name):
+            other.unlink(missing_ok=True)
+
+
+def tell(target: Target, tally: Tally, backup: Path | None) -> None:
+    """Print what was done."""
+    by_action = ", ".join(f"{tally.actions[a]} {a}" for a in ACTIONS if tally.actions[a])
+    merged = f"{tally.merged} merged" + (f" ({by_action})" if by_action else "")
+    skipped = ", ".join(f"{tally.left_out[why]} {why}" for why in (*SKIP_FLAGS, "file unreadable")
+                        if tally.left_out[why])  # fmt: skip
+    number = sum(tally.left_out.values()) - tally.left_out["todo"]
+    print(f"films: {merged}, {tally.unchanged} unchanged, {number} skipped"
+          + (f" ({skipped})" if skipped else "") + f", {tally.left_out['todo']} todo")  # fmt: skip
+    if tally.copies:
+        print(f"one film under several names, listed once: {_some(tally.copies)}")
+    if tally.withdrawn:
+        print(f"merged before, todo or skipped now, their boxes stay: {_some(tally.withdrawn)}")
+    if not tally.merged:
+        print(f"nothing to change in {target.path}")
+        return
+    print(f"{target.path} lists {len(target.data['images'])} films"
+          + (f"; its old content lies in {backup}" if backup else ""))  # fmt: skip
+
+
+def _some(names: Sequence[str], at_most: int = 12) -> str:
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
