@@ -1,0 +1,237 @@
+"""YOLO: labels/<film>.txt with a line `class cx cy w h` for each box, classes.txt and data.yaml.
+
+The four numbers are fractions of the film's width and height; a film without a box has an empty
+file. Trainers look for the labels of images/a/film.png in labels/a/film.txt: a film's label file
+lies at its relative path below labels/, where a leading folder images/ stands for itself. The label
+file does not name its film, so two films that differ only in their suffix cannot both go out.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cxr.coco import CocoFilm, CocoSet
+from cxr.workdir import write_atomic
+from labelling.film_finder import FilmFinder, LabelError
+from labelling.label_sets import (
+    FilmLabels,
+    ReadRules,
+    Unusable,
+    check_bytes,
+    check_free,
+    list_label_files,
+    plan_files,
+    read_files,
+    stem_of,
+)
+
+LABELS, CLASSES, DATA = "labels", "classes.txt", "data.yaml"
+_HEAD = """\
+# Films lie, or are linked, in images/ beside labels/. They are not shared among training and
+# validation here: do so by patient before training. An empty path means this file's folder.
+"""
+
+
+def write(
+    coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
+) -> list[Path]:
+    """Write labels/, classes.txt and data.yaml.
+
+    Raises:
+        ValueError: for a film that leads out of `out`, for two that would share a label file.
+        FileExistsError: when a file is there and may not be replaced.
+    """
+    if any("\n" in name or name != name.strip() for name in coco.classes):
+        raise ValueError(f"classes must be one line each. Got {list(coco.classes)} instead.")
+    check_free([out / CLASSES, out / DATA], overwrite)
+    paths = plan_files(coco.films, out, lambda name: f"{LABELS}/{label_key(name)}.txt", overwrite)
+    for path, film in zip(paths, coco.films, strict=True):
+        write_atomic(path, _to_lines(film))
+    names = dict(enumerate(coco.classes))
+    data = {"path": None, "train": "images", "val": "images", "names": names}
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    write_atomic(out / CLASSES, "".join(f"{name}\n" for name in coco.classes))
+    write_atomic(out / DATA, _HEAD + text)
+    return paths
+
+
+def read(
+    path: Path, films: Path | None = None, rules: ReadRules | None = None
+) -> tuple[CocoSet, list[Unusable]]:
+    """Read one label file, a folder of them, or a data set's folder with labels/ in it.
+
+    Films are found by relative path, else by stem; their sizes are read from them.
+
+    Raises:
+        ValueError: without films, without the classes' names.
+    """
+    rules = rules or ReadRules()
+    if films is None and rules.known is None:
+        raise ValueError("films must be the films' folder: YOLO's fractions need their sizes. "
+                         "Got none instead.")  # fmt: skip
+    stems = _Stems(FilmFinder(films, rules.known))
+    base, files = list_label_files(path, ".txt", LABELS)
+    classes, own = _find_classes(base, rules)
+    if own == base / CLASSES or not stems.has(CLASSES.removesuffix(".txt")):
+        files = [file for file in files if file != base / CLASSES]
+    files = [f for f in files if not f.name.startswith("README.") or stems.has(_key_of(f, base))]
+    # labels that lie as their film does go first: no stem may take its film from them
+    files.sort(key=lambda file: not stems.has(_key_of(file, base)))
+
+    def read_one(file: Path) -> FilmLabels:
+        film = stems.find(_key_of(file, base))
+        return _read_film(file, film, stems.finder.check_size(film, None), classes, rules.hull)
+
+    return read_files(files, base, rules, read_one, classes)
+
+
+def label_key(film: str) -> str:
+    """The film's path below labels/, without the suffix."""
+    return unicodedata.normalize("NFC", stem_of(film).removeprefix("images/"))
+
+
+def _key_of(file: Path, base: Path) -> str:
+    name = file.relative_to(base).as_posix().removesuffix(file.suffix)
+    return unicodedata.normalize("NFC", name)
+
+
+def _drop_folder(key: str, folder: str) -> str:
+    """The key without its last folder of that name: train/labels/a is the film train/images/a."""
+    parts = key.split("/")
+    at = max((i for i, part in enumerate(parts[:-1]) if part == folder), default=None)
+    return key if at is None else "/".join(parts[:at] + parts[at + 1 :])
+
+
+class _Stems:
+    """The films by the label file that is theirs."""
+
+    def __init__(self, finder: FilmFinder) -> None:
+        self.finder = finder
+        self._by_key: dict[str, list[str]] = defaultdict(list)
+        self._by_dropped: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for film in sorted(finder.names):
+            key = label_key(film)
+            self._by_key[key].append(film)
+            self._by_dropped[_drop_folder(key, "images")].append(film)
+            self._by_stem[key.rpartition("/")[2]].append(film)
+
+    def has(self, key: str) -> bool:
+        return bool(self._in_place(key))
+
+    def find(self, key: str) -> str:
+        """Raises LabelError when no film fits, or several do."""
+        same = self._by_stem.get(key.rpartition("/")[2], [])
+        ends = [f for f in same if f"/{label_key(f)}".endswith(f"/{key}")]
+        films = self._in_place(key) or ends or same
+        if not films:
+            raise LabelError("no film of this name lies in the films' folder")
+        if len(films) > 1:
+            raise LabelError(f"its film may be {films[0]} or {films[1]}")
+        return films[0]
+
+    def _in_place(self, key: str) -> list[str]:
+        """The films whose label file lies at this path."""
+        dropped = _drop_folder(key, LABELS)
+        return (
+            self._by_key.get(key)
+            or self._by_key.get(dropped)
+            or self._by_dropped.get(dropped)
+            or []
+        )
+
+
+def _to_lines(film: CocoFilm) -> str:
+    height, width = film.size_hw
+    lines = []
+    for box, label in zip(film.boxes_xyxy, film.labels, strict=True):
+        x0, y0, x1, y1 = (float(v) for v in box)
+        numbers = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height,
+                   (x1 - x0) / width, (y1 - y0) / height)  # fmt: skip
+        lines.append(" ".join([str(label), *(f"{v:.8f}" for v in numbers)]) + "\n")
+    return "".join(lines)
+
+
+def _find_classes(base: Path, rules: ReadRules) -> tuple[tuple[str, ...], Path | None]:
+    """The classes' names in the order of their numbers, and the file they stand in."""
+    for folder in (base, base.parent):
+        data, listed = folder / DATA, folder / CLASSES
+        if data.is_file():
+            return _read_names(data), data
+        if listed.is_file() and not (folder == base and (base.parent / CLASSES).is_file()):
+            names = listed.read_text(encoding="utf-8-sig").splitlines()
+            return tuple(n.strip() for n in names if n.strip()), listed
+    if rules.classes:
+        return rules.classes, None
+    raise ValueError(
+        f"classes must be named in {DATA} or {CLASSES} beside the labels, or by --classes. Got "
+        f"none of them in '{base}' instead."
+    )
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    """`names` of a data.yaml: a list, or a table from number to name."""
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' must be YAML. {error}") from error
+    names = data.get("names") if isinstance(data, dict) else None
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"names of '{path}' must be a list, or numbered from 0.")
+    if not all(isinstance(name, str | int | float) for name in names):
+        raise ValueError(f"names of '{path}' must be texts.")
+    return tuple(str(name) for name in names)
+
+
+def _read_film(
+    file: Path, film: str, size_hw: tuple[int, int], classes: Sequence[str], hull: bool
+) -> FilmLabels:
+    check_bytes(file)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise LabelError(f"not text: {error}") from error
+    labels, boxes = [], []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            label, box = _read_line(f"line {number}", line.split(), size_hw, hull)
+            if not 0 <= label < len(classes):
+                raise LabelError(f"line {number}: class {label} is none of 0 to {len(classes) - 1}")
+            labels.append(classes[label])
+            boxes.append(box)
+    return FilmLabels(film, size_hw, tuple(labels), boxes)
+
+
+def _read_line(
+    where: str, words: list[str], size_hw: tuple[int, int], hull: bool
+) -> tuple[int, tuple[float, float, float, float]]:
+    """The class and the box, xyxy in film pixels."""
+    polygon = len(words) >= 7 and len(words) % 2 == 1
+    if len(words) != 5 and not polygon:
+        raise LabelError(f"{where} must be class cx cy w h. Got {len(words)} words")
+    try:
+        label, numbers = int(words[0]), [float(word) for word in words[1:]]
+    except ValueError as error:
+        raise LabelError(f"{where} must be numbers, the class a whole one") from error
+    if not all(map(math.isfinite, numbers)):
+        raise LabelError(f"{where} must be finite numbers")
+    if max(map(abs, numbers)) > 2:  # the box itself is checked in pixels
+        raise LabelError(f"{where} must be fractions of the film's size, not pixels")
+    height, width = size_hw
+    if polygon:
+        if not hull:
+            raise LabelError(f"{where} is a polygon, no box; --hull takes its hull")
+        xs, ys = numbers[0::2], numbers[1::2]
+        return label, (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
+    cx, cy, w, h = numbers
+    return label, ((cx - w / 2) * width, (cy - h / 2) * height,
+                   (cx + w / 2) * width, (cy + h / 2) * height)  # fmt: skip
