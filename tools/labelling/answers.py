@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cxr.boxes import Frame
 from labelling.labelme_file import LabelFile, Shape
 
@@ -121,7 +123,7 @@ def to_box(film: SessionFilm, shape: Shape, film_flags: frozenset[str]) -> Label
     untouched = False
     if PRELABELLED in shape.flags and film.prelabel_xyxy and "accepted" not in film_flags:
         drawn = film.frame.to_model_xyxy(film.prelabel_xyxy)[0]
-        untouched = max(abs(a - b) for a, b in zip(hull, drawn, strict=True)) <= TOUCHED_PX
+        untouched = bool(np.abs(np.subtract(hull, drawn)).max() <= TOUCHED_PX)
     box = tuple(float(v) for v in film.frame.to_original_xyxy(hull)[0])
     return LabelledBox(shape.label, box, untouched, shape.shape_type, shape.crossed)  # type: ignore[arg-type]
 

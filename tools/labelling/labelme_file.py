@@ -57,7 +57,9 @@ def read_label_file(path: str | Path) -> LabelFile:
     """Read one; raises ValueError that says what is wrong, or FileNotFoundError."""
     try:
         data = json.loads(Path(path).read_bytes().decode("utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"not JSON, or cut off: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("shapes"), list):
         raise ValueError("not a label file of labelme: it has no list of shapes")
