@@ -1,84 +1,34 @@
-"""Sessions merged into one COCO file: whose box counts, and what a kill or a conflict leaves."""
+"""Sessions merged into one COCO file: which boxes go in, whose counts, in which pixels."""
+
+# ruff: noqa: F811 - an argument named as an imported fixture is that fixture
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from labelling_sessions import make_session
+from labelling_merging import (  # noqa: F401 - fixtures too
+    BOX_A,
+    BOX_B,
+    DATE_A,
+    DATE_B,
+    MEAN,
+    do_merge,
+    draw,
+    into,
+    locks,
+    only_note,
+    session_of,
+)
 
 from cxr.cli import build_parser
 from cxr.coco import find_faults, read_coco
-from labelling import merge
 from labelling.merge import MergeConfig, listed_name, run
 from labelling.merge_rules import Contributor, choose, combine
 from labelling.session import Session
-
-BOX_A, BOX_B = (20.0, 30.0, 80.0, 110.0), (24.0, 34.0, 90.0, 100.0)
-MEAN = [22.0, 32.0, 63.0, 73.0]  # edges 22, 32, 85, 105
-DATE_A, DATE_B = "2025-03-01T10:00:00+00:00", "2025-03-02T09:00:00+00:00"
-
-
-def film(number: int) -> np.ndarray:
-    """(160, 120) film; each number has other pixels, and so another file."""
-    return np.full((160, 120), 0.1 + 0.01 * number, np.float32)
-
-
-@pytest.fixture(autouse=True)
-def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks of this test's files, which merge leaves with the temporary files."""
-    (tmp_path / "locks").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "locks"))  # for the processes that are killed
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "locks"))
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    return tmp_path / "annotations/thorax.json"
-
-
-@pytest.fixture
-def session_of(tmp_path: Path) -> Callable[..., Session]:
-    """A session of one annotator on films of these names, whose boxes are answered."""
-
-    def build(
-        annotator: str, boxes: dict[str, tuple[float, ...] | None], date: str = DATE_A, **options
-    ) -> Session:
-        films = [(name, film(int("".join(filter(str.isdigit, name))))) for name in boxes]
-        session = make_session(tmp_path / annotator, films, annotator=annotator, **options)
-        for entry in session.films:
-            if boxes[entry.film]:
-                draw(session, entry.number, boxes[entry.film], date)
-        return session
-
-    return build
-
-
-def draw(session: Session, number: int, box: tuple[float, ...] | None, date: str) -> None:
-    """Answer for a film at a given time."""
-    entry = session.films[number - 1]
-    session.set_answer(entry, xyxy=box)
-    history = session.path / "history.jsonl"
-    lines = [json.loads(line) for line in history.read_text().splitlines()]
-    lines[-1]["time"] = date
-    history.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def do_merge(into: Path, *sessions: Session, **options: str) -> int:
-    return run(MergeConfig(tuple(str(s.path) for s in sessions), str(into), **options))
-
-
-def only_note(into: Path) -> dict:
-    (note,) = json.loads(into.read_text())["annotations"]
-    return note
 
 
 def test_a_merged_box_says_whose_it_is(into: Path, session_of: Callable[..., Session]) -> None:
@@ -187,22 +137,6 @@ def test_another_policy_is_computed_from_what_is_stored(
     assert only_note(into)["bbox"] == [20, 30, 60, 80]
 
 
-def test_refused_conflicts_are_named_and_leave_every_byte(
-    into: Path, session_of: Callable[..., Session], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert do_merge(into, session_of("anna", {"1.png": BOX_A})) == 0
-    before = into.read_bytes()
-    ben = session_of("ben", {"1.png": BOX_B, "2.png": BOX_B}, DATE_B)
-    assert do_merge(into, ben) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == (
-        "1.png: anna's box of 2025-03-01 10:00 (thorax 20.0, 30.0, 80.0, 110.0) stands, ben's box "
-        "of 2025-03-02 09:00 (thorax 24.0, 34.0, 90.0, 100.0) is new: --policy newest|mean|first"
-    )
-    assert len(said) == 2 and "nothing was written" in said[1]
-    assert into.read_bytes() == before and len(list(into.parent.iterdir())) == 1
-
-
 def test_two_sessions_with_the_same_box_are_two_all_the_same(
     into: Path, session_of: Callable[..., Session]
 ) -> None:
@@ -265,107 +199,6 @@ def test_a_box_sent_back_later_stays_and_is_named(
     anna.set_answer(anna.films[0], flags=["doubtful"])
     assert do_merge(into, anna) == 0
     assert "merged before, todo or skipped now, their boxes stay: 1.png" in capsys.readouterr().out
-
-
-HAND_MADE = {
-    "info": {"description": "by hand", "version": 3}, "licenses": [{"id": 1, "name": "CC BY"}],
-    "categories": [{"id": 7, "name": "thorax", "supercategory": "chest"}],
-    "images": [
-        {"id": 40, "file_name": "1.png", "width": 120, "height": 160, "annotator": "old hand"},
-        {"id": 12, "file_name": "leg.png", "width": 50, "height": 60, "note": "no thorax"},
-    ],
-    "annotations": [{"id": 90, "image_id": 40, "category_id": 7, "bbox": [20, 30, 60, 80],
-                     "segmentation": [[1, 2, 3, 4, 5, 6]]}],
-}  # fmt: skip
-
-
-@pytest.fixture
-def hand_made(into: Path) -> Path:
-    into.parent.mkdir()
-    into.write_text(json.dumps(HAND_MADE))
-    return into
-
-
-def test_what_is_not_touched_stays_and_the_backup_is_the_old_file(
-    hand_made: Path, session_of: Callable[..., Session], capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = hand_made.read_bytes()
-    assert do_merge(hand_made, session_of("anna", {"3.png": BOX_B, "2.png": BOX_B})) == 0
-    data = json.loads(hand_made.read_text())
-    assert data["images"][:2] == HAND_MADE["images"]
-    assert data["annotations"][:1] == HAND_MADE["annotations"]
-    assert all(data[k] == HAND_MADE[k] for k in ("info", "licenses", "categories"))
-    assert [(i["id"], i["file_name"]) for i in data["images"][2:]] == [(41, "2.png"), (42, "3.png")]
-    assert [(n["id"], n["image_id"], n["category_id"]) for n in data["annotations"][1:]] == [
-        (91, 41, 7), (92, 42, 7),
-    ]  # fmt: skip
-    assert hand_made.with_name("thorax.json.bak").read_bytes() == before
-    assert "thorax.json.bak" in capsys.readouterr().out
-
-
-def test_a_box_without_provenance_is_a_contributor_from_before(
-    hand_made: Path, session_of: Callable[..., Session], capsys: pytest.CaptureFixture[str]
-) -> None:
-    anna = session_of("anna", {"1.png": BOX_B})
-    assert do_merge(hand_made, anna) == 1
-    assert "1.png: a box of unknown origin (thorax 20.0, 30.0" in capsys.readouterr().err
-    assert do_merge(hand_made, anna, policy="mean") == 0
-    note = only_note(hand_made)
-    assert note["bbox"] == MEAN and note["id"] == 90 and note["segmentation"]
-    assert note["provenance"][0] == {
-        "annotator": "old hand", "date": "", "prelabelled": False, "action": "before",
-        "session": "before", "bbox": [20, 30, 60, 80],
-    }  # fmt: skip
-    for policy, left in (("newest", 24), ("first", 20)):
-        assert do_merge(hand_made, anna, policy=policy) == 0
-        assert only_note(hand_made)["bbox"][0] == left
-
-
-def test_a_box_without_provenance_that_agrees_is_no_conflict(
-    hand_made: Path, session_of: Callable[..., Session]
-) -> None:
-    before = hand_made.read_bytes()
-    assert do_merge(hand_made, session_of("anna", {"1.png": (20.5, 30, 80, 109.5)})) == 0
-    assert hand_made.read_bytes() == before
-
-
-def test_a_box_changed_by_hand_after_merging_is_not_overwritten(
-    into: Path, session_of: Callable[..., Session], capsys: pytest.CaptureFixture[str]
-) -> None:
-    anna = session_of("anna", {"1.png": BOX_A})
-    assert do_merge(into, anna) == 0
-    text = into.read_text().replace("20.0,", "28.0,", 1)
-    into.write_text(text)
-    assert do_merge(into, anna, policy="newest") == 1
-    assert "was changed by hand since" in capsys.readouterr().err
-    assert into.read_text() == text
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"categories": [{"id": 7, "name": "lung"}]}, "must have the session's classes"),
-        ({"annotations": []}, "lists it with no box, as a film without a thorax"),
-        ({"annotations": HAND_MADE["annotations"] * 2}, "lists it with 2 boxes"),
-        ({"images": [{**HAND_MADE["images"][0], "width": 240, "height": 320}]}, "one --size"),
-        ({"images": [{**HAND_MADE["images"][0], "sha256": "0" * 64}]}, "two different films"),
-        ({"annotations": [{**HAND_MADE["annotations"][0], "provenance": [{"bbox": 3}]}]},
-         "each entry of provenance must have"),
-        ({"images": 3}, "images must be a list"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused_by_every_policy(
-    into: Path, session_of: Callable[..., Session], capsys: pytest.CaptureFixture[str],
-    change: dict, says: str,
-) -> None:  # fmt: skip
-    into.parent.mkdir()
-    into.write_text(json.dumps({**HAND_MADE, **change}))
-    before = into.read_bytes()
-    anna = session_of("anna", {"1.png": BOX_A})
-    for policy in ("refuse", "newest", "mean", "first"):
-        assert do_merge(into, anna, policy=policy) == 1
-        assert says in capsys.readouterr().err
-    assert into.read_bytes() == before and len(list(into.parent.iterdir())) == 1
 
 
 def test_classes_are_kept_and_have_no_mean(
@@ -458,62 +291,3 @@ def test_a_mean_is_computed_from_all_boxes_once() -> None:
     all_of_them = combine([one], [*new, *new], "mean")
     assert len(all_of_them) == 4  # a's two sessions, b and c
     assert choose(all_of_them[1:], "mean").bbox == (3, 2, 10, 21)
-
-
-DRIVER = """
-import os, sys, time
-from pathlib import Path
-real = os.replace
-def replace(a, b):
-    if Path(b).name == sys.argv[1]:
-        print("writing", flush=True)
-        time.sleep(60)
-    real(a, b)
-os.replace = replace
-from labelling.merge import MergeConfig, run
-sys.exit(run(MergeConfig((sys.argv[2],), sys.argv[3])))
-"""
-
-
-@pytest.mark.parametrize("at", ["thorax.json.bak", "thorax.json"])
-def test_a_kill_while_writing_leaves_the_old_file_whole(
-    root: Path, hand_made: Path, session_of: Callable[..., Session], at: str
-) -> None:
-    before = hand_made.read_bytes()
-    anna = session_of("anna", {"2.png": BOX_B})
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, at, str(anna.path), str(hand_made)],
-        stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tools'}"},
-    )  # fmt: skip
-    with process:
-        assert process.stdout is not None and process.stdout.readline() == "writing\n"
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert hand_made.read_bytes() == before
-    assert any(p.name.startswith(f".{at}.") for p in hand_made.parent.iterdir())  # it was writing
-    assert do_merge(hand_made, anna) == 0  # neither the lock nor what lies about stops the next
-    assert {p.name for p in hand_made.parent.iterdir()} == {"thorax.json", "thorax.json.bak"}
-    assert hand_made.with_name("thorax.json.bak").read_bytes() == before
-    assert len(read_coco(hand_made).films) == 3
-
-
-def test_two_merges_do_not_interleave(
-    hand_made: Path, session_of: Callable[..., Session], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(merge, "LOCK_WAIT_S", 0.1)
-    before = hand_made.read_bytes()
-    anna = session_of("anna", {"2.png": BOX_B})
-    with merge.alone_with(hand_made):
-        assert do_merge(hand_made, anna) == 1
-    assert "another merge" in capsys.readouterr().err
-    assert hand_made.read_bytes() == before
-    assert do_merge(hand_made, anna) == 0
-
-
-def test_a_link_is_written_through(hand_made: Path, session_of: Callable[..., Session]) -> None:
-    link = hand_made.with_name("link.json")
-    link.symlink_to(hand_made)
-    assert do_merge(link, session_of("anna", {"2.png": BOX_B})) == 0
-    assert link.is_symlink() and len(read_coco(hand_made).films) == 3
