@@ -16,6 +16,7 @@ import pytest
 from labelling_merging import (  # noqa: F401 - fixtures too
     BOX_A,
     BOX_B,
+    DATE_B,
     HAND_MADE,
     MEAN,
     do_merge,
