@@ -52,6 +52,7 @@ class LungField:
         self.side = side
         self.weights = weights or {}  # file name → SHA-256
         self.meta = meta or {}
+        self.threshold = float(self.meta.get("operating_point", {}).get("threshold", 0.5))
 
     @classmethod
     def load(cls, path: str | Path | None = None, device: str = "auto") -> LungField:
@@ -158,14 +159,22 @@ def _as_mask(mask: np.ndarray, function: str) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command with its three words."""
     # late: an audit that segments pays for neither trainer nor tables
+    from detect.lungfield_evaluate import FieldEvaluateConfig, evaluate
+    from detect.lungfield_predict import FieldPredictConfig, predict
     from detect.lungfield_train import FieldTrainConfig, train
 
     run = "python -m detect.lungfield"
     commands = {
         "train": Command(FieldTrainConfig, f"{run} train --config configs/detect/lungfield.yaml"),
+        "evaluate": Command(FieldEvaluateConfig, f"{run} evaluate --part test --out runs/test"),
+        "predict": Command(
+            FieldPredictConfig, f"{run} predict ../shared/data/dicom --out runs/fields", ("films",)
+        ),
     }
     config = parse_command(commands, argv, run, "Segment the lung field of chest films.")
-    return train(config)
+    if isinstance(config, FieldTrainConfig):
+        return train(config)
+    return evaluate(config) if isinstance(config, FieldEvaluateConfig) else predict(config)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ class FieldNet(nn.Module):
 
     def __init__(self, config: FieldNetConfig) -> None:
         super().__init__()
-        self.encoder: Any = _cut_encoder(config)
-        widths, channels = config.decoder_channels, list(self.encoder.out_channels)
-        self.decoder = UnetDecoder(channels, widths, n_blocks=len(widths))
+        self.encoder = _cut_encoder(config)
+        widths = config.decoder_channels
+        self.decoder = UnetDecoder(list(self.encoder.out_channels), widths, n_blocks=len(widths))
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
         self._frozen: list[nn.Module] = []
 
@@ -104,7 +104,7 @@ def build_field_net(config: FieldNetConfig) -> FieldNet:
     return net.to(memory_format=torch.channels_last)
 
 
-def _cut_encoder(config: FieldNetConfig) -> nn.Module:
+def _cut_encoder(config: FieldNetConfig) -> Any:
     try:
         encoder = smp.encoders.get_encoder(
             config.encoder, in_channels=3, depth=config.depth, weights=None
