@@ -62,7 +62,8 @@ class FieldNet(nn.Module):
         super().__init__()
         self.encoder = _cut_encoder(config)
         widths = config.decoder_channels
-        self.decoder = UnetDecoder(list(self.encoder.out_channels), widths, n_blocks=len(widths))
+        channels: list[int] = list(self.encoder.out_channels)
+        self.decoder = UnetDecoder(channels, widths, n_blocks=len(widths))
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
         self._frozen: list[nn.Module] = []
 

@@ -1,0 +1,465 @@
+"""labelling.review: what stands on a sheet, and what each action does to which film."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from labelling_sessions import make_session
+
+from cxr import draw
+from labelling.review import ReviewConfig, choose_films, run
+from labelling.review_orders import parse_numbers, parse_orders
+from labelling.review_sheet import SheetLook, draw_tile, join_numbers, write_caption
+from labelling.session import Session, to_shape
+
+FILM = np.full((200, 100), 0.3, np.float32)  # 100 wide, 200 high; views are 64 × 128
+BOX = (10.0, 40.0, 90.0, 180.0)
+NAMES = ("a.png", "b.png", "c.png", "d.png", "e.png")
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """Five films; the first four with the same pre-label, e.png without a box."""
+    films = [(name, FILM) for name in NAMES]
+    return make_session(tmp_path / "s", films, dict.fromkeys(NAMES[:4], BOX))
+
+
+def review(session: Session, **options: Any) -> int:
+    options.setdefault("tile", 120)
+    return run(ReviewConfig((str(session.path),), **options))
+
+
+def states(session: Session) -> list[str]:
+    return [answer.state for _, answer in Session.open(session.path).answers()]
+
+
+def box_of(session: Session, number: int) -> list[float] | None:
+    box = Session.open(session.path).answer(session.films[number - 1]).box
+    return [round(v, 2) for v in box.xyxy] if box else None
+
+
+def history(session: Session) -> bytes:
+    path = session.path / "history.jsonl"
+    return path.read_bytes() if path.exists() else b""
+
+
+def test_numbers_are_read_as_spans() -> None:
+    assert parse_numbers("accept", "1-24, 30") == ((1, 24), (30, 30))
+    assert parse_numbers("accept", " ") == ()
+
+
+@pytest.mark.parametrize("text", ["x", "1-", "-3", "1,,2", "1-2-3", "1.5", "²"])
+def test_what_is_no_number_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match=r"accept must be films' numbers such as 1-24,30"):
+        parse_numbers("accept", text)
+
+
+def test_a_span_starts_with_its_lower_number() -> None:
+    with pytest.raises(ValueError, match=r"lower number first. Got 9-3"):
+        parse_numbers("accept", "9-3")
+
+
+def test_edges_are_read_for_several_films() -> None:
+    orders = parse_orders(set_="7:left=0.10,bottom=0.93; 9,11:top=.05")
+    assert orders.set_ == (
+        (((7, 7),), {"left": 0.1, "bottom": 0.93}),
+        (((9, 9), (11, 11)), {"top": 0.05}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"set": "7:bottom=93"}, "bottom as a fraction of the film's width or height, 0 to 1"),
+        ({"set": "7:bottom=nan"}, "as a fraction"),
+        ({"set": "7:low=0.9"}, "set must name left, top, right, bottom or label. Got 'low=0.9'"),
+        ({"set": "7:top=0.1,top=0.2"}, "each edge once. Got top twice"),
+        ({"set": "7"}, "set must look like"),
+        ({"skip": "7"}, "skip must look like"),
+        ({"skip": "7=ugly"}, "skip must give one of: unreadable, not frontal. Got 'ugly'"),
+        ({"flag": "7=doubtful"}, "flag must give one of: apices cut off. Got 'doubtful'"),
+        ({"but": "3"}, "but takes films out of accept"),
+        ({"session": ()}, "session must name one session folder. Got none"),
+        ({"session": ("a", "b")}, "Got a, b instead"),
+        ({"per_sheet": 0}, "per_sheet must lie in 1 to 200. Got 0"),
+        ({"tile": 20}, "tile must lie in 120 to 2000"),
+    ],
+)
+def test_wrong_arguments_are_named(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReviewConfig(**{"session": ("s",), **words})
+
+
+def test_numbers_are_joined_as_they_are_typed() -> None:
+    assert join_numbers([7, 1, 2, 3]) == "1-3,7"
+    assert join_numbers([]) == ""
+
+
+def test_sheets_hold_so_many_films_each(session: Session, capsys: pytest.CaptureFixture) -> None:
+    assert review(session, per_sheet=2, columns=2) == 0
+    names = sorted(p.name for p in (session.path / "review").glob("*.png"))
+    assert names == ["sheet_001.png", "sheet_002.png", "sheet_003.png"]
+    assert cv2.imread(str(session.path / "review" / "sheet_001.png")).shape[1] == 2 * 124 + 4
+    out = capsys.readouterr().out
+    assert "5 films on 3 sheets" in out
+    assert "--accept 1-2 --but 2" in out
+
+
+def test_the_record_holds_the_boxes_in_film_pixels(session: Session) -> None:
+    review(session)
+    record = json.loads((session.path / "review" / "sheets.json").read_text())
+    assert record["drawn"]["1"]["boxes"][0]["xyxy"] == pytest.approx(BOX, abs=0.01)
+    assert record["drawn"]["5"] == {"sheet": "sheet_001.png", "boxes": [], "doubtful": False}
+
+
+def test_old_sheets_go_away_and_other_files_stay(session: Session) -> None:
+    folder = session.path / "review"
+    review(session, per_sheet=1)
+    (folder / "sheet_009.png").write_bytes(b"mine")
+    (folder / "note.txt").write_text("mine")
+    review(session)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["note.txt", "sheet_001.png", "sheet_009.png", "sheets.json"]
+
+
+def test_no_other_file_is_deleted_by_an_edited_record(session: Session) -> None:
+    review(session)
+    path = session.path / "review" / "sheets.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "sheets": ["../session.json", 3]}))
+    review(session)
+    assert (session.path / "session.json").exists()
+
+
+def test_each_kind_of_sheet_shows_its_films(session: Session) -> None:
+    review(session)
+    review(session, accept="1", doubtful="2", skip="3=unreadable")
+    answers = Session.open(session.path).answers()
+    shown = {
+        kind: [film.number for film, _ in choose_films(answers, kind)]
+        for kind in ("todo", "doubtful", "done", "all")
+    }
+    assert shown == {"todo": [4, 5], "doubtful": [2], "done": [1, 3], "all": [1, 2, 3, 4, 5]}
+
+
+def test_a_box_stands_on_the_tile_where_it_lies_on_the_film(session: Session) -> None:
+    film = session.films[0]
+    tile, seen = draw_tile(session, film, session.answer(film), SheetLook(tile=315))
+    margin = 315 // 15  # 21: the picture is 147 × 294 px
+    assert seen
+    assert tile.shape == (294 + 21, 147 + 21, 3)
+    orange = (tile == draw.ORANGE).all(-1)
+    rows, columns = np.flatnonzero(orange.sum(1) > 80), np.flatnonzero(orange.sum(0) > 80)
+    # 0.1 and 0.9 of 147, 0.2 and 0.9 of 294; the line is two pixels wide, outwards
+    assert (columns[0], columns[-1]) == pytest.approx((margin + 14.7, margin + 132.3), abs=2)
+    assert (rows[0], rows[-1]) == pytest.approx((margin + 58.8, margin + 264.6), abs=2)
+
+
+def test_a_human_box_is_blue(session: Session) -> None:
+    film = session.films[0]
+    session.set_answer(film, xyxy=(10, 40, 90, 170))
+    tile, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=300))
+    assert (tile == draw.BLUE).all(-1).sum() > 400
+    assert not (tile == draw.ORANGE).all(-1).any()
+
+
+def test_rulers_tick_at_tenths_of_the_film(session: Session) -> None:
+    film = session.films[4]
+    tile, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=315))
+    ticks = np.flatnonzero((tile[21 - 2, 21:] == 190).all(-1))
+    assert list(ticks) == [round(147 * t / 10) for t in range(1, 10)]
+
+
+def test_the_grid_is_drawn_when_asked_for(session: Session) -> None:
+    film = session.films[4]
+    plain, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=315))
+    grid, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=315, grid=True))
+    row = 21 + 147  # the middle
+    assert grid[row, 30].mean() > plain[row, 30].mean() + 20
+
+
+def test_the_caption_gives_edges_score_and_name(session: Session) -> None:
+    film = session.films[0]
+    lines = write_caption(film, session.answer(film)).split("\n")
+    assert lines == ["L .10  T .20  R .90  B .90", "score 0.90  uncertain 0.10", "a.png"]
+
+
+def test_the_caption_of_a_done_film_gives_its_state(session: Session) -> None:
+    film = session.films[0]
+    answer = session.set_answer(film, flags={"accepted", "apices cut off"})
+    assert write_caption(film, answer).split("\n")[1] == "accepted, apices cut off"
+
+
+def test_a_film_without_its_view_cannot_be_accepted(session: Session, capsys: Any) -> None:
+    session.view_path(session.films[0]).unlink()
+    review(session)
+    assert review(session, accept="1") == 1
+    assert "film 1 (a.png) stands on no drawn sheet" in capsys.readouterr().err
+
+
+def test_accept_takes_all_but_the_named(session: Session, capsys: Any) -> None:
+    review(session)
+    assert review(session, accept="1-4", but="3") == 0
+    assert states(session) == ["accepted", "accepted", "todo", "accepted", "todo"]
+    out = capsys.readouterr().out
+    assert "3 accepted" in out
+    assert "3 of 5 films done, 2 to do." in out
+    assert f"Next:  python tools/annotate.py review {session.path}" in out
+
+
+def test_answers_of_a_review_say_so_in_the_history(session: Session) -> None:
+    review(session)
+    review(session, accept="1")
+    assert Session.open(session.path).answer(session.films[0]).via == "review"
+
+
+def test_nothing_is_accepted_before_a_sheet_is_drawn(session: Session, capsys: Any) -> None:
+    assert review(session, accept="1") == 1
+    assert "stands on no drawn sheet; run review again" in capsys.readouterr().err
+
+
+def test_a_sheet_of_another_session_counts_for_nothing(session: Session, tmp_path: Path) -> None:
+    films = [(name, FILM) for name in NAMES]
+    other = make_session(tmp_path / "o", films, dict.fromkeys(NAMES, BOX), annotator="b")
+    assert review(other, out=str(tmp_path / "sheets")) == 0
+    assert review(session, accept="1", out=str(tmp_path / "sheets")) == 1
+    assert review(other, accept="1", out=str(tmp_path / "sheets")) == 0
+
+
+def test_a_box_that_changed_since_is_refused(session: Session, capsys: Any) -> None:
+    review(session)
+    film = session.films[1]
+    moved = to_shape(film, (12, 40, 90, 180), "thorax", prelabelled=True)
+    session.write_shapes(film, [moved], {"doubtful"})  # a human's move, not yet an answer
+    before = history(session)
+    assert review(session, accept="1-4") == 1
+    error = capsys.readouterr().err
+    assert "film 2 (b.png) has changed since the sheet was drawn; run review again" in error
+    assert states(session)[0] == "todo"  # all or nothing
+    assert history(session) == before
+
+
+def test_a_film_sent_to_labelme_since_is_refused(session: Session, capsys: Any) -> None:
+    review(session)
+    review(session, doubtful="2")
+    assert review(session, accept="1-4") == 1
+    assert "film 2 (b.png) was marked doubtful since" in capsys.readouterr().err
+
+
+def test_a_doubtful_film_can_be_accepted_from_its_own_sheet(session: Session) -> None:
+    review(session)
+    review(session, doubtful="2")
+    review(session, show="doubtful")
+    assert review(session, accept="2") == 0
+    answer = Session.open(session.path).answer(session.films[1])
+    assert (answer.state, answer.flags) == ("accepted", {"accepted"})
+
+
+def test_a_film_without_a_box_is_refused_by_name(session: Session, capsys: Any) -> None:
+    review(session)
+    assert review(session, accept="1-5") == 1
+    assert "film 5 (e.png) has no box" in capsys.readouterr().err
+    assert states(session) == ["todo"] * 5
+
+
+def test_a_film_with_two_boxes_is_refused(session: Session, capsys: Any) -> None:
+    film = session.films[0]
+    shapes = [to_shape(film, BOX, "thorax"), to_shape(film, (0, 0, 50, 50), "thorax")]
+    session.write_shapes(film, shapes, {"doubtful"})
+    review(session, show="all")
+    assert review(session, accept="1") == 1
+    assert "film 1 (a.png) has 2 boxes; leave one of them, in labelme" in capsys.readouterr().err
+
+
+def test_a_human_box_stays_as_it_is(session: Session, capsys: Any) -> None:
+    review(session)
+    session.set_answer(session.films[1], xyxy=(5, 40, 90, 180), via="import")
+    assert review(session, accept="1-4") == 0
+    assert box_of(session, 2) == [5, 40, 90, 180]
+    assert Session.open(session.path).answer(session.films[1]).via == "import"
+    assert "with a human's box already: 2" in capsys.readouterr().out
+
+
+def test_a_skipped_film_stays_skipped(session: Session, capsys: Any) -> None:
+    review(session)
+    review(session, skip="2=not frontal")
+    assert review(session, accept="1-4") == 0
+    assert states(session)[:4] == ["accepted", "skipped", "accepted", "accepted"]
+    assert "skipped already: 2" in capsys.readouterr().out
+
+
+def test_accepting_twice_changes_nothing(session: Session) -> None:
+    review(session)
+    review(session, accept="1-4")
+    before = history(session)
+    assert review(session, accept="1-4") == 0
+    assert history(session) == before
+
+
+@pytest.mark.parametrize("numbers", ["6", "0", "3-99999999999"])
+def test_unknown_numbers_are_errors(session: Session, numbers: str, capsys: Any) -> None:
+    review(session)
+    assert review(session, accept=f"1,{numbers}") == 1
+    error = capsys.readouterr().err
+    assert f"accept {numbers}: the session's films are numbered 1 to 5" in error
+    assert states(session) == ["todo"] * 5
+
+
+def test_set_moves_the_named_edges_only(session: Session) -> None:
+    review(session)
+    assert review(session, set="1:bottom=0.95; 2:left=0,right=1") == 0
+    assert box_of(session, 1) == pytest.approx([10, 40, 90, 190], abs=0.01)
+    assert box_of(session, 2) == pytest.approx([0, 40, 100, 180], abs=0.01)
+    assert states(session)[:2] == ["corrected", "corrected"]
+
+
+def test_set_draws_a_box_from_four_edges(session: Session) -> None:
+    assert review(session, set="5:left=.1,top=.2,right=.9,bottom=.8") == 0
+    assert box_of(session, 5) == pytest.approx([10, 40, 90, 160], abs=0.01)
+    assert states(session)[4] == "drawn"
+
+
+def test_set_needs_four_edges_where_there_is_no_box(session: Session, capsys: Any) -> None:
+    review(session)
+    assert review(session, set="5:left=.1,top=.2,right=.9") == 1
+    assert "film 5 (e.png) has no box: give all four edges (bottom missing)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_edges_that_set_keeps_must_have_been_seen(session: Session, capsys: Any) -> None:
+    assert review(session, set="1:bottom=0.95") == 1
+    assert "stands on no drawn sheet" in capsys.readouterr().err
+    assert review(session, set="1:left=.1,top=.2,right=.9,bottom=.95") == 0
+    assert review(session, set="1:top=.1") == 0  # the human's own box by now
+    assert box_of(session, 1) == pytest.approx([10, 20, 90, 190], abs=0.01)
+
+
+def test_set_refuses_crossed_edges(session: Session, capsys: Any) -> None:
+    review(session)
+    assert review(session, set="1:top=0.95") == 1
+    assert "top edge at 0.95, not before its bottom one at 0.90" in capsys.readouterr().err
+
+
+def test_a_box_that_was_set_needs_no_accept(session: Session, capsys: Any) -> None:
+    review(session)
+    assert review(session, set="1:bottom=0.95", accept="1-2") == 0
+    assert states(session)[:2] == ["corrected", "accepted"]
+    assert "1 set, 1 accepted" in capsys.readouterr().out
+
+
+def test_set_ends_a_doubt(session: Session) -> None:
+    review(session)
+    review(session, doubtful="1")
+    review(session, set="1:bottom=0.95")
+    assert states(session)[0] == "corrected"
+
+
+def test_set_gives_a_label(tmp_path: Path) -> None:
+    classes = ("normal", "pneumonia")
+    own = make_session(tmp_path / "two", [("a.png", FILM)], {"a.png": BOX}, classes=classes)
+    review(own)
+    assert review(own, set="1:label=pneumonia") == 0
+    box = Session.open(own.path).answer(own.films[0]).box
+    assert box is not None
+    assert box.label == "pneumonia"
+
+
+def test_set_refuses_an_unknown_label(session: Session, capsys: Any) -> None:
+    review(session)
+    assert review(session, set="1:label=hand") == 1
+    assert "must get a label of thorax. Got 'hand'" in capsys.readouterr().err
+
+
+def test_a_new_box_of_two_classes_needs_a_label(tmp_path: Path, capsys: Any) -> None:
+    own = make_session(tmp_path / "two", [("a.png", FILM)], classes=("normal", "pneumonia"))
+    edges = "1:left=.1,top=.2,right=.9,bottom=.8"
+    assert review(own, set=edges) == 1
+    assert "no box whose label could be kept: add label=" in capsys.readouterr().err
+    assert review(own, set=f"{edges},label=normal") == 0
+
+
+def test_skip_and_flag_keep_the_other_flags(session: Session) -> None:
+    review(session)
+    assert review(session, flag="1,2=apices cut off", skip="1=not frontal", accept="2") == 0
+    flags = [answer.flags for _, answer in Session.open(session.path).answers()][:2]
+    assert flags == [{"not frontal", "apices cut off"}, {"accepted", "apices cut off"}]
+
+
+def test_doubtful_sends_an_accepted_film_back(session: Session) -> None:
+    review(session)
+    review(session, accept="1")
+    review(session, doubtful="1")
+    answer = Session.open(session.path).answer(session.films[0])
+    assert (answer.state, answer.flags) == ("todo", {"doubtful"})
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ({"accept": "1-4", "doubtful": "3"}, "film 3 stands in doubtful and in accept: take it"),
+        ({"accept": "1-4", "skip": "3=unreadable"}, "film 3 stands in skip and in accept"),
+        ({"set": "3:top=0", "skip": "3=unreadable"}, "film 3 stands in set and in skip"),
+        ({"doubtful": "3", "skip": "3=unreadable"}, "film 3 stands in skip and in doubtful"),
+        ({"skip": "3=unreadable; 3=not frontal"}, "skip names film 3 twice"),
+        ({"accept": "1-2", "but": "3"}, "but takes out film 3, which accept does not name"),
+    ],
+)
+def test_contradictions_stop_everything(
+    session: Session, actions: dict[str, str], message: str, capsys: Any
+) -> None:
+    review(session)
+    assert review(session, **actions) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Nothing was written." in error
+    assert states(session) == ["todo"] * 5
+
+
+def test_a_torn_label_file_is_shown_and_refused(session: Session, capsys: Any) -> None:
+    session.label_path(session.films[0]).write_text("{")
+    assert review(session) == 0
+    assert review(session, accept="1") == 1
+    assert "film 1 (a.png) has a label file that cannot be used" in capsys.readouterr().err
+
+
+def test_actions_wait_until_labelme_is_closed(session: Session, capsys: Any) -> None:
+    review(session)
+    with session.locked():
+        assert review(session, accept="1") == 1
+    assert "close that first" in capsys.readouterr().err
+
+
+def test_a_mangled_record_is_no_record(session: Session) -> None:
+    review(session)
+    path = session.path / "review" / "sheets.json"
+    record = json.loads(path.read_text())
+    for broken in ("[", "[]", json.dumps({**record, "drawn": {"1": {"boxes": 3}}})):
+        path.write_text(broken)
+        assert review(session, accept="1") == 1
+        assert review(session) == 0
+
+
+def test_the_end_points_to_labelme_and_then_to_check(session: Session, capsys: Any) -> None:
+    review(session)
+    review(session, accept="1-4", doubtful="5")
+    out = capsys.readouterr().out
+    assert "4 of 5 films done, 0 to do, and 1 doubtful." in out
+    assert f"start --session {session.path}" in out
+    review(session, skip="5=not frontal")
+    assert f"check {session.path}" in capsys.readouterr().out
+
+
+def test_no_films_to_show_is_said(session: Session, capsys: Any) -> None:
+    assert review(session, show="done") == 0
+    assert "No films to show (done)." in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_session_is_named(tmp_path: Path, capsys: Any) -> None:
+    assert run(ReviewConfig((str(tmp_path),))) == 1
+    assert "session.json" in capsys.readouterr().err
