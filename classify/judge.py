@@ -13,7 +13,7 @@ from classify.inputs import Item
 from classify.predictions import PredictionRow
 from classify.report import FilmCard, MemberBar, make_picture, make_saliency_picture
 from classify.risk import film_tiers, probabilities
-from classify.saliency import grad_cam, saliency_layer, to_pixels
+from classify.saliency import logits_and_saliency, saliency_maps, to_pixels
 from classify.screener import NOT_READ, READ, Screener
 from cxr.boxes import Frame
 
@@ -73,10 +73,12 @@ class Judge:
         if shown:
             pixels = [item.pixels for item in shown if item.pixels is not None]
             batch, frames = self.members.prepare(pixels)
-            logits = np.asarray(self.members.predict_prepared(batch), dtype=np.float64)
             maps: list[np.ndarray | None] = [None] * len(shown)
             if self.saliency:
-                maps = self._maps(batch, frames, [p.shape for p in pixels], logits)
+                logits, planes = self._look(batch)
+                maps = self._maps(batch, frames, [p.shape for p in pixels], logits, planes)
+            else:
+                logits = np.asarray(self.members.predict_prepared(batch), dtype=np.float64)
             judged = self._judge_shown(shown, logits, maps)
             results = dict(zip(map(id, shown), judged, strict=True))
         return [results[id(i)] if id(i) in results else _refused(i) for i in items]
@@ -116,9 +118,19 @@ class Judge:
             out.append((row, card))
         return out
 
+    def _look(self, batch: torch.Tensor) -> tuple[np.ndarray, list[np.ndarray | None]]:
+        """Logits (N, M, 3) and each member's Grad-CAM from one forward pass, where its head allows
+        that; None for a member whose maps take a backward pass."""
+        looks = [
+            logits_and_saliency(self.members.member(target), batch, _TARGET)
+            for target in self.members.targets
+        ]
+        logits = np.stack([logits for logits, _ in looks], axis=1).astype(np.float64)
+        return logits, [planes for _, planes in looks]
+
     def _maps(
         self, batch: torch.Tensor, frames: Sequence[Frame], sizes_hw: Sequence[Any],
-        logits: np.ndarray,
+        logits: np.ndarray, planes: Sequence[np.ndarray | None],
     ) -> list[np.ndarray | None]:  # fmt: skip
         """Grad-CAM of each film's strongest member, in the pixels that the members saw."""
         films_of: dict[int, list[int]] = defaultdict(list)
@@ -126,8 +138,13 @@ class Judge:
             films_of[strongest_member(logits[n])].append(n)
         out: list[np.ndarray | None] = [None] * len(batch)
         for member, films in films_of.items():
-            net = self.members.member(self.members.targets[member])
-            maps = grad_cam(net, saliency_layer(net), batch[films], [_TARGET] * len(films))
+            ready = planes[member]
+            if ready is None:
+                net = self.members.member(self.members.targets[member])
+                wanted = [_TARGET] * len(films)
+                maps = saliency_maps(net, batch[films], wanted, closed_form=False)
+            else:
+                maps = ready[films]
             back = to_pixels(maps, [frames[n] for n in films], [sizes_hw[n] for n in films])
             for n, plane in zip(films, back, strict=True):
                 out[n] = plane

@@ -1,106 +1,128 @@
 """Where a member looked: saliency maps of one logit, laid back on the film.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on pytorch-grad-cam's hooks and weights. The
-library scales each map to [0, 1], which hides how strong it was and shifts its energy; here maps
-keep their unit, so that maps of several members can be compared and their energy audited.
-"""
+    maps = saliency_maps(member, batch, [1] * len(batch), "layercam")  # (N, h, w), in its own unit
+    planes = to_pixels(maps, frames, sizes_hw)  # each film's or crop's own pixels
+
+pytorch-grad-cam scales each map to [0, 1], which hides how strong it was and shifts its energy;
+here maps keep their unit: those of several members can be compared and their energy audited.
+"""  # fmt: skip
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from classify.saliency_closed import CLOSED_FORMS, logits_and_maps, may_be_closed
+from classify.saliency_fusion import backbone_maps, fused_maps, has_backbones
+from classify.saliency_hooks import (
+    check_classes,
+    check_layers,
+    left_as_found,
+    on_device_of,
+    saliency_layer,
+)
+from classify.saliency_methods import eigen_maps, library_maps
+from classify.saliency_score import SCORE_BATCH, TOP_K, rank_correlation, score_maps
 from cxr.boxes import Frame
 
+__all__ = [
+    "METHODS",
+    "backbone_maps",
+    "fused_maps",
+    "grad_cam",
+    "left_as_found",
+    "logits_and_maps",
+    "logits_and_saliency",
+    "rank_correlation",
+    "saliency_layer",
+    "saliency_maps",
+    "to_pixels",
+]
 
-class SaliencyMethod(Protocol):
-    """A way of making maps: a model, a batch and a class for each film, to (N, h, w) ≥ 0."""
-
-    def __call__(
-        self, model: nn.Module, layer: nn.Module, batch: torch.Tensor, classes: Sequence[int]
-    ) -> np.ndarray: ...
+METHODS: tuple[str, ...] = (
+    "grad_cam", "grad_cam_pp", "hirescam", "layercam", "eigen_cam", "score_cam", "cam",
+)  # fmt: skip
 
 
-@contextmanager
-def left_as_found(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode without parameter gradients; afterwards just as it was.
+def saliency_maps(
+    model: nn.Module,
+    batch: torch.Tensor,
+    classes: Sequence[int],
+    method: str = "grad_cam",
+    layer: nn.Module | None = None,
+    closed_form: bool | Literal["auto"] = "auto",
+    top_k: int | None = TOP_K,
+    score_batch: int = SCORE_BATCH,
+) -> np.ndarray:
+    """Maps of one logit a film: (N, h, w) float32 ≥ 0 at the layer's own resolution, unscaled.
 
-    Training flags of every module, `requires_grad` and `.grad` of every parameter and all forward
-    hooks are put back, also after an error.
+    Args:
+        model: gives (N, K) logits for `batch`; left as it was found, also after an error.
+        batch: (N, 3, height, width), prepared for the model.
+        classes: N indices of logits.
+        method: one of METHODS. eigen_cam explains no class in particular.
+        layer: a module of the model whose output is (N, C, h, w); the model's own `saliency_layer`
+            where it is None. A net with several backbones gives its `fused_maps` then.
+        closed_form: auto takes the closed form (no backward pass) where the head is global mean
+            pooling and linear layers, and pytorch-grad-cam's formulas elsewhere; True insists on
+            the one, False on the other. score_cam has one form only.
+        top_k, score_batch: of score_cam, see `score_maps`.
+
+    Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
     """
-    modules = list(model.modules())
-    training = [m.training for m in modules]
-    hooks = [m._forward_hooks.copy() for m in modules]
-    parameters = list(model.parameters())
-    wanted = [(p.requires_grad, p.grad) for p in parameters]
-    try:
-        for module in modules:
-            module.training = False
-        for parameter in parameters:
-            parameter.requires_grad_(False)  # only the activations' gradients are needed
-        yield model
-    finally:
-        for module, flag, kept in zip(modules, training, hooks, strict=True):
-            module.training = flag
-            for handle in set(module._forward_hooks) - set(kept):
-                del module._forward_hooks[handle]
-        for parameter, (flag, gradient) in zip(parameters, wanted, strict=True):
-            parameter.requires_grad_(flag)
-            parameter.grad = gradient
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}. Got {method!r} instead.")
+    if closed_form not in ("auto", True, False):
+        raise ValueError(f"closed_form must be auto, True or False. Got {closed_form!r} instead.")
+    check_classes(classes, len(batch))
+    if layer is None and has_backbones(model):
+        if closed_form is True:
+            raise ValueError("closed_form must be auto or False for a net with several backbones. "
+                             "Got True instead.")  # fmt: skip
+        return fused_maps(model, batch, classes, method, top_k, score_batch)
+    layer = saliency_layer(model) if layer is None else layer
+    check_layers(model, [layer])
+    if not len(batch):
+        return np.zeros((0, 1, 1), np.float32)
+    batch = on_device_of(model, batch)
+    if method == "score_cam":
+        return score_maps(model, layer, batch, classes, top_k, score_batch)
+    if method == "eigen_cam" and closed_form is not False:
+        return eigen_maps(model, layer, batch, classes)
+    if method in CLOSED_FORMS and (
+        closed_form is True or (closed_form == "auto" and may_be_closed(layer))
+    ):
+        found = logits_and_maps(model, batch, layer)
+        if found.head is not None or closed_form is True:
+            return found.saliency(classes, method)
+    return library_maps(model, [layer], batch, classes, method)[0]
 
 
-class _UnscaledGradCAM(GradCAM):
-    """The library's Grad-CAM without its scaling of each map to [0, 1]."""
-
-    def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):  # type: ignore[no-untyped-def]
-        activations = self.activations_and_grads.activations[0].numpy()
-        gradients = self.activations_and_grads.gradients
-        if not gradients:
-            raise ValueError("layer of Grad-CAM must lie on the way to the logits. No gradient "
-                             "reached it: give the layer whose output the head pools.")  # fmt: skip
-        return self.get_cam_image(input_tensor, self.target_layers[0], targets, activations,
-                                  gradients[0].numpy(), eigen_smooth)  # fmt: skip
-
-    def aggregate_multi_layers(self, cam_per_target_layer):  # type: ignore[no-untyped-def]
-        return np.maximum(cam_per_target_layer, 0.0)
+def logits_and_saliency(
+    model: nn.Module, batch: torch.Tensor, wanted: int, method: str = "grad_cam"
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits (N, K) float32 and each film's map (N, h, w) of the logit `wanted`, from one forward
+    pass. The maps are None where the method has no closed form on this model: `saliency_maps` makes
+    them with closed_form=False then. Arguments and errors as for `saliency_maps`."""
+    if has_backbones(model) or method not in CLOSED_FORMS:
+        with left_as_found(model), torch.inference_mode():
+            return model(on_device_of(model, batch)).float().cpu().numpy(), None
+    found = logits_and_maps(model, batch)
+    planes = None if found.head is None else found.saliency([wanted] * len(batch), method)
+    return found.logits.float().cpu().numpy(), planes
 
 
 def grad_cam(
     model: nn.Module, layer: nn.Module, batch: torch.Tensor, classes: Sequence[int]
 ) -> np.ndarray:
-    """Grad-CAM of one logit a film: (N, h, w) float32 ≥ 0 at the layer's own resolution.
-
-    Args:
-        model: gives (N, K) logits for `batch`; left as it was found.
-        layer: a module of the model whose output is (N, C, h, w).
-        batch: (N, 3, side, side), prepared for the model.
-        classes: N indices of logits.
-    """
-    if len(classes) != len(batch):
-        raise ValueError(f"classes must name one logit a film. Got {len(classes)} for "
-                         f"{len(batch)} films instead.")  # fmt: skip
-    if not any(m is layer for m in model.modules()):
-        raise ValueError("layer must be a module of the model. Got one of another model instead.")
-    if not len(batch):
-        return np.zeros((0, 1, 1), np.float32)
-    wanted = [ClassifierOutputTarget(int(c)) for c in classes]
-    with left_as_found(model), torch.inference_mode(False), torch.enable_grad():
-        # Not used as a context manager: the library's __exit__ swallows IndexError.
-        cam = _UnscaledGradCAM(model, [layer])
-        try:
-            # the input carries the gradient, since the parameters carry none
-            maps = cam(input_tensor=batch.clone().detach().requires_grad_(), targets=wanted)
-        finally:
-            cam.activations_and_grads.release()
-    return np.ascontiguousarray(maps, dtype=np.float32)
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) of one logit a film by a backward pass:
+    `saliency_maps` with closed_form=False."""
+    return saliency_maps(model, batch, classes, "grad_cam", layer, closed_form=False)
 
 
 def to_pixels(
@@ -117,12 +139,3 @@ def to_pixels(
         canvas = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
         out.append(np.maximum(frame.restore(canvas, size_hw), 0.0).astype(np.float32, copy=False))
     return out
-
-
-def saliency_layer(model: nn.Module) -> nn.Module:
-    """The layer that the model itself names for its maps; raises ValueError where it names none."""
-    layer = getattr(model, "saliency_layer", None)
-    if not isinstance(layer, nn.Module):
-        raise ValueError(f"{type(model).__name__} must name its `saliency_layer`, the module whose "
-                         "output (N, C, h, w) is pooled. It names none.")  # fmt: skip
-    return layer
