@@ -165,6 +165,9 @@ class _Planner:
             return change
         _only_box(answer, ": set its edges, skip it, or leave it out with but")
         self._check_seen(change.film, answer)
+        if _DOUBTFUL in answer.flags and not self.drawn[change.film.number]["doubtful"]:
+            raise ValueError("was marked doubtful since the sheet was drawn; leave it out with "
+                             "but, or run review again with --show doubtful")  # fmt: skip
         return _mark(change, "accepted", _ACCEPTED, {_DOUBTFUL})
 
     def _check_seen(self, film: SessionFilm, answer: Answer) -> None:
@@ -180,9 +183,6 @@ class _Planner:
         )
         if not same:
             raise ValueError("has changed since the sheet was drawn; run review again")
-        if _DOUBTFUL in answer.flags and not seen["doubtful"]:
-            raise ValueError("was marked doubtful since the sheet was drawn; leave it out with "
-                             "but, or run review again with --show doubtful")  # fmt: skip
 
     def finish(self) -> Plan:
         if self.faults:
