@@ -14,7 +14,8 @@ from detect.predict import ThoraxBox
 class HumanBoxes:
     """Boxes of a COCO file in the detector's place.
 
-    A film is the entry whose `file_name` ends its path; its size must be the entry's.
+    A film is the entry whose `file_name` ends its path. A scaled copy of the film that was boxed
+    gets its boxes scaled; a film of another shape gets none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -28,8 +29,11 @@ class HumanBoxes:
             return _no_thorax("the boxes' file does not list this film")
         if not len(entry.boxes_xyxy):
             return _no_thorax("the boxes' file has no box for this film")
-        if entry.size_hw != film.pixels.shape:
-            sizes = [f"{w} x {h} px" for h, w in (film.pixels.shape, entry.size_hw)]
+        size_hw = (film.pixels.shape[0], film.pixels.shape[1])
+        try:
+            entry = entry.resized(size_hw)
+        except ValueError:
+            sizes = [f"{w} x {h} px" for h, w in (size_hw, entry.size_hw)]
             return _no_thorax(f"the film has {sizes[0]}, in the boxes' file it has {sizes[1]}")
         x0, y0, x1, y1 = (
             float(v) for v in clip_xyxy(union_xyxy(entry.boxes_xyxy), entry.size_hw)[0]

@@ -276,12 +276,12 @@ def test_wrong_flags_exit_with_2(films: Path, flag: str) -> None:
 
 @pytest.fixture
 def by_hand(films: Path) -> Path:
-    """Boxes for a/film.png (two lungs), none for b/film.png, a wrong size for odd/film.png."""
+    """Boxes for a/film.png (two lungs), none for b/film.png, a wrong shape for odd/film.png."""
     lungs = np.array([[20.0, 10, 50, 80], [70, 15, 110, 90]])
     entries = [
         CocoFilm("a/film.png", (100, 120), lungs, (0, 0)),
         CocoFilm("b/film.png", (100, 120), np.zeros((0, 4)), ()),
-        CocoFilm("odd/film.png", (50, 120), np.array([[1.0, 1, 20, 20]]), (0,)),
+        CocoFilm("odd/film.png", (50, 110), np.array([[1.0, 1, 20, 20]]), (0,)),
     ]
     write_coco(films / "boxes.json", CocoSet(entries, ("thorax",)))
     return films / "boxes.json"
@@ -296,10 +296,17 @@ def test_boxes_by_hand_take_the_detectors_place(by_hand: Path, fake: None) -> No
     assert (good.status, good.score, good.thorax_xyxy) == ("ok", 1.0, (20, 10, 110, 90))
     assert "no box" in rows["films/b/film.png"].reason
     assert (
-        "240 x 100 px, in the boxes' file it has 120 x 50 px" in rows["films/odd/film.png"].reason
+        "240 x 100 px, in the boxes' file it has 110 x 50 px" in rows["films/odd/film.png"].reason
     )
     assert "does not list" in rows["films/legs/film.png"].reason
     assert [rows[f"films/{n}/film.png"].status for n in ("b", "odd", "legs")] == ["no_thorax"] * 3
+
+
+def test_boxes_of_a_film_fit_its_scaled_copy(films: Path, fake: None) -> None:
+    entry = CocoFilm("a/film.png", (200, 240), np.array([[40.0, 20, 220, 180]]), (0,))
+    write_coco(films / "large.json", CocoSet([entry], ("thorax",)))
+    box = HumanBoxes(films / "large.json").box_film(read_film("films/a/film.png"))
+    assert (box.status, box.xyxy) == ("ok", (20, 10, 110, 90))
 
 
 def test_boxes_by_hand_tell_folders_apart(by_hand: Path) -> None:

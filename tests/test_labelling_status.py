@@ -99,7 +99,9 @@ def test_a_film_sent_back_is_work_but_not_finished() -> None:
     assert (pace.finished, pace.working_s) == (3, 80)
 
 
-@pytest.mark.parametrize("times", [(), (0,), (0, 20), (0, 0, 0), (0, 1000, 2000)])
+@pytest.mark.parametrize(
+    "times", [(), (0,), (0, 20), (0, 0, 0), (0, 1000, 2000), (0, 0, 0, 3, 3, 3, 7, 7)]
+)
 def test_too_few_films_give_no_rate(times: tuple[float, ...]) -> None:
     pace = measure_pace(events(*times))
     assert pace.films_per_hour is None
@@ -258,11 +260,11 @@ def test_what_is_shown_fits_a_terminal(tmp_path: Path) -> None:
 def test_the_pace_is_shown_or_why_not(tmp_path: Path) -> None:
     session = make(tmp_path / "s")
     assert "Films an hour: too few films to tell." in render(session)
-    lines = events(0, 20, 40)
+    lines = events(0, 20, 40, 60)
     (session.path / "history.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
     text = render(session)
     assert "Films an hour: 180" in text
-    assert "To the end: about 1 min." in text  # 4 to do, 20 s each
+    assert "To the end: about 1 min." in text  # 20 s each
 
 
 def test_a_name_in_brackets_is_shown_whole(tmp_path: Path) -> None:

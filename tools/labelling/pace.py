@@ -13,6 +13,7 @@ from labelling.session import DONE_STATES
 PAUSE_S = 300.0  # a longer gap between two answers is a break, not work
 BURST_S = 1.0  # answers this close were given at one stroke, as on a sheet of `review`
 _ENOUGH = 3  # films; below, a rate would be a guess
+_ENOUGH_S = 60.0  # working time; in less, two sheets accepted in a row are "50,000 films an hour"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def measure_pace(history: Iterable[Mapping[str, Any]]) -> Pace:
     working_s = working_seconds(times)
     openings = _find_openings(times)
     timed = sum(seconds not in openings for seconds in first_done.values())
-    known = len(first_done) >= _ENOUGH and timed > 0 and working_s > 0
+    known = len(first_done) >= _ENOUGH and timed > 0 and working_s >= _ENOUGH_S
     rate = timed / working_s * 3600 if known else None
     return Pace(len(first_done), working_s, rate)
 
