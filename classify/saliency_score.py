@@ -71,6 +71,8 @@ def rank_correlation(
     layer = saliency_layer(model) if layer is None else layer
     check_layers(model, [layer])
     check_classes(classes, len(batch))
+    if not len(batch):
+        return np.zeros(0)
     batch = on_device_of(model, batch)
     with left_as_found(model), torch.inference_mode():
         maps = _look(model, layer, batch, classes)

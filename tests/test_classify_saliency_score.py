@@ -92,6 +92,10 @@ def test_rank_correlation_of_a_flat_map_is_unknown() -> None:
     assert np.isnan(rank_correlation(HandNet(), torch.ones(1, 2, 2, 2), [0], 1)).all()
 
 
+def test_rank_correlation_of_no_film_is_empty() -> None:
+    assert rank_correlation(linear_net(), films()[:0], [], 2).shape == (0,)
+
+
 def test_rank_correlation_leaves_the_model_as_found() -> None:
     net = linear_net().train()
     before = state_of(net)

@@ -40,12 +40,13 @@ def test_the_benchmark_gives_ratios(
 
     monkeypatch.chdir(root)
     args = ["--films", "1", "--memory", "[]", "--data", str(tmp_path / "none"), "--out",
-            str(tmp_path / "b")]  # fmt: skip
+            str(tmp_path / "b"), "--saliency_batch", "2", "--score_films", "0"]  # fmt: skip
     assert benchmark.main(args) == 0
     record = json.loads((tmp_path / "b/benchmark.json").read_text())
     rows = {row["what"]: row for row in record["rows"]}
     assert rows["torchvision fasterrcnn_mobilenet_v3_large_320_fpn"]["ratio"] == 1.0
     assert rows["lungfirst"]["ms"] > 0
+    assert rows["lungfirst, Grad-CAM of 2 films, closed form"]["ms"] > 0
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,13 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     from classify.recipe import TrainConfig as EnsembleConfig
     from classify.risk import read_tiers
     from cxr.cli import parse_config
+    from detect.lungfield_train import FieldTrainConfig
     from detect.train import TrainConfig as DetectConfig
 
     path = root / "configs" / stage / name
     if name == "tiers.yaml":
         assert read_tiers(path)
         return
-    kind = DetectConfig if stage == "detect" else EnsembleConfig
+    kinds = {"detect": DetectConfig, "classify": EnsembleConfig}
+    kind = FieldTrainConfig if name == "lungfield.yaml" else kinds[stage]
     assert parse_config(kind, ["--config", str(path)], "test", "test").out.startswith("runs/")

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure detection, crop and members per film, and peak memory.
+    """Measure detection, crop, members and saliency per film, and peak memory.
 
     Args:
         data: folder of films; the sample chest of pydicom-data where it does not exist.
@@ -42,6 +42,9 @@ class BenchmarkConfig:
         memory: numbers of films for the peak memory of the whole way; empty leaves it out.
         threads: of torch.
         ensemble: folder of the members.
+        saliency_batch: films in a batch for the saliency rows; 0 leaves these rows out.
+        score_films: films for Score-CAM, which takes over a thousand forward passes each; 0 leaves
+            it out.
         out: folder for benchmark.json.
     """
 
@@ -50,6 +53,8 @@ class BenchmarkConfig:
     memory: list[int] = field(default_factory=lambda: [100, 1000])
     threads: int = 2
     ensemble: str = "weights/ensemble_crops"
+    saliency_batch: int = 16
+    score_films: int = 2
     out: str = "runs/benchmark"
 
 
@@ -98,8 +103,8 @@ def detection_timers(films: list[Path]) -> list[Timer]:
     ]
 
 
-def stage_timers(films: list[Path], ensemble_folder: str) -> list[Timer]:
-    """Reading, cutting at full resolution, and one pass of all members over a crop."""
+def stage_timers(films: list[Path], ensemble_folder: str) -> tuple[list[Timer], list[np.ndarray]]:
+    """Reading, cutting at full resolution, and one pass of all members over a crop; the crops."""
     from classify.ensemble import Ensemble
     from detect.crop import crop_film
     from detect.predict import ThoraxDetector
@@ -116,7 +121,38 @@ def stage_timers(films: list[Path], ensemble_folder: str) -> list[Timer]:
          lambda n: crop_film(read[n], boxes[n], 0.05, False) if boxes[n].xyxy else None),
         (f"{len(ensemble.targets)} members on a crop",
          lambda n: ensemble.predict([crops[n % len(crops)]])),
-    ]  # fmt: skip
+    ], crops  # fmt: skip
+
+
+def saliency_rows(
+    crops: list[np.ndarray], config: BenchmarkConfig
+) -> tuple[list[list[dict[str, Any]]], list[float]]:
+    """Rows for Grad-CAM and for Score-CAM, and Score-CAM's rank correlations."""
+    import benchmark_saliency as saliency
+
+    member, batch = saliency.prepare_crops(crops, config.ensemble, config.saliency_batch)
+    # each round of Grad-CAM does several batches: a third of the films is enough
+    kinds = [(saliency.gradient_timers(member, batch), max(1, config.films // 3))]
+    if config.score_films:
+        kinds.append((saliency.score_timers(member, batch), config.score_films))
+    groups = []
+    for timers, rounds in kinds:
+        films = {name: number for name, _, number in timers}
+        taken = time_in_turns([(name, call) for name, call, _ in timers], rounds)
+        groups.append(
+            rows_of({name: [s / films[name] for s in seconds] for name, seconds in taken.items()})
+        )
+    return groups, saliency.rank_correlations(member, batch, config.score_films)
+
+
+def rows_of(taken: dict[str, list[float]], ratios: bool = True) -> list[dict[str, Any]]:
+    """Name, median milliseconds and ratio to the first, of the seconds per film of a group."""
+    first = statistics.median(next(iter(taken.values())))
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return [
+        {"what": name, "ms": round(m * 1e3, 2), "ratio": round(m / first, 3) if ratios else None}
+        for name, m in medians.items()
+    ]
 
 
 def peak_memory_mib(films: Sequence[Path], number: int, ensemble: str) -> float:
@@ -170,26 +206,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
     films = source_films(config)
-    groups = [detection_timers(films), stage_timers(films, config.ensemble)]
-    taken = [time_in_turns(group, len(films)) for group in groups]
-    rows = []
-    for group in taken:
-        first = statistics.median(next(iter(group.values())))
-        for name, seconds in group.items():
-            median = statistics.median(seconds)
-            rows.append({"what": name, "ms": round(median * 1e3, 2),
-                         "ratio": round(median / first, 3) if group is taken[0] else None,
-                         })  # fmt: skip
-    table = Table("per film", "median ms", "ratio to torchvision's stock detector")
-    for row in rows:
-        table.add_row(str(row["what"]), f"{row['ms']:.1f}", str(row["ratio"] or ""))
+    stages, crops = stage_timers(films, config.ensemble)
+    groups = [
+        rows_of(time_in_turns(detection_timers(films), len(films))),
+        rows_of(time_in_turns(stages, len(films)), ratios=False),
+    ]
+    correlations: list[float] = []
+    if config.saliency_batch:
+        more, correlations = saliency_rows(crops, config)
+        groups += more
+    table = Table("per film", "median ms", "ratio to the first of its kind")
+    for group in groups:
+        table.add_section()
+        for row in group:
+            table.add_row(str(row["what"]), f"{row['ms']:.1f}", str(row["ratio"] or ""))
+    table.add_section()
+    if correlations:
+        table.add_row("Score-CAM: rank correlation of its channels' map with all channels' map",
+                      ", ".join(f"{r:.3f}" for r in correlations), "")  # fmt: skip
     memory = {str(n): round(peak_memory_mib(films, n, config.ensemble)) for n in config.memory}
     for number, mib in memory.items():
         table.add_row(f"peak memory of the whole way, {number} films", f"{mib} MiB", "")
     console.print(table)
-    write_json(
-        workdir / "benchmark.json", {"films": len(films), "rows": rows, "memory_mib": memory}
-    )
+    record = {"films": len(films), "rows": [row for group in groups for row in group],
+              "score_cam_rank_correlation": correlations, "memory_mib": memory}  # fmt: skip
+    write_json(workdir / "benchmark.json", record)
     return 0
 
 
