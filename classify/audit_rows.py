@@ -1,0 +1,196 @@
+"""audit.csv: a row a film and member with what the member answered and where it looked.
+
+A film without a map (refused, unreadable, without a lung field in view) has its row and its reason
+too. Rows are flushed as they are added, so a killed audit goes on from there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from classify.audit_metrics import METRICS
+from cxr.workdir import drop_torn_line, write_atomic
+
+UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
+HITS = ("pointing_hit", "finding_hit")
+_TEXTS = ("film", "status", "reason", "source", "label", "sublabel", "patient", "member", "method",
+          "lung_by")  # fmt: skip
+_NUMBERS = ("p_normal", "p_target", "p_others", "field_disagreement", *METRICS)
+AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", "cut_edges", "flags", "flag_reasons")
+_BETWEEN = " | "  # parts of a cell; no flag, edge or reason holds it
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One film under one member; `member` is "" in the only row of a film that no member saw.
+
+    Attributes:
+        film: name as in predictions.csv.
+        status: ok, or fallback (the box is uncertain), or why no member saw the film.
+        reason: sentence for a status that is not ok, or for metrics that are missing.
+        source, label, sublabel: from films.csv; "" where unknown.
+        patient: id that is safe to group by; the film's own name where nothing is known.
+        member: target of the network; the logit explained is its TARGET.
+        method: one of classify.saliency.METHODS.
+        lung_by: who drew the lung field, "human" or "lungfield".
+        truth: 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown.
+        probabilities: of NORMAL, TARGET, OTHERS.
+        field_disagreement: 1 − IoU of the lung field's box and the thorax box.
+        metrics: of classify.audit_metrics.METRICS; None where not defined.
+        empty: the map is 0 everywhere.
+        cut_edges: film edges into which the lung field runs.
+        flags, flag_reasons: of classify.audit_flags, one reason a flag.
+    """
+
+    film: str
+    status: str = "ok"
+    reason: str = ""
+    source: str = ""
+    label: str = ""
+    sublabel: str = ""
+    patient: str = ""
+    member: str = ""
+    method: str = ""
+    lung_by: str = ""
+    truth: int = UNKNOWN
+    probabilities: tuple[float, float, float] | None = None
+    field_disagreement: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    empty: bool = False
+    cut_edges: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    flag_reasons: tuple[str, ...] = ()
+
+    def value(self, name: str) -> float | None:
+        """A metric as a number (hits are 0 or 1), p_target, or field_disagreement."""
+        if name == "field_disagreement":
+            return self.field_disagreement
+        if name in ("p_normal", "p_target", "p_others"):
+            place = ("p_normal", "p_target", "p_others").index(name)
+            return None if self.probabilities is None else self.probabilities[place]
+        found = self.metrics.get(name)
+        return None if found is None else float(found)
+
+    @property
+    def right(self) -> bool | None:
+        """Is the largest probability the truth's? None where either is unknown."""
+        if self.probabilities is None or self.truth == UNKNOWN:
+            return None
+        return self.probabilities.index(max(self.probabilities)) == self.truth
+
+
+class AuditWriter:
+    """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film.
+
+    A film is added with all its rows at once, and a last film cut off by a kill is dropped: its
+    rows say how many members it has. Raises ValueError for a file that is no audit.csv.
+    """
+
+    def __init__(self, path: str | Path, members: int) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.done: dict[str, list[AuditRow]] = {}
+        if self.path.exists():
+            drop_torn_line(self.path)
+        if self.path.exists() and self.path.stat().st_size:
+            for row in read_audit(self.path):
+                self.done.setdefault(row.film, []).append(row)
+        torn = [film for film, rows in self.done.items()
+                if rows[0].member and len(rows) < members]  # fmt: skip
+        for film in torn:
+            del self.done[film]
+        if torn:
+            write_audit(self.path, [row for rows in self.done.values() for row in rows])
+        self._file: TextIO = self.path.open("a", newline="", encoding="utf-8")
+        if self._file.tell() == 0:
+            self._file.write(_line(AUDIT_COLUMNS))
+            self._file.flush()
+
+    def add(self, rows: Sequence[AuditRow]) -> None:
+        """Write all rows of one film; raises ValueError when it has some already."""
+        film = rows[0].film
+        if film in self.done:
+            raise ValueError(f"{film} stands in {self.path} already.")
+        self._file.write("".join(_line(_cells(row)) for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done[film] = list(rows)
+
+    def __enter__(self) -> AuditWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def write_audit(path: str | Path, rows: Sequence[AuditRow]) -> Path:
+    """All rows at once, atomically."""
+    return write_atomic(path, _line(AUDIT_COLUMNS) + "".join(_line(_cells(r)) for r in rows))
+
+
+def read_audit(path: str | Path) -> list[AuditRow]:
+    """Rows of an audit.csv; raises ValueError naming the line that is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} must be an audit.csv. It does not exist: make one with "
+                         "python -m classify.audit RUN")  # fmt: skip
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = tuple(next(reader, []))
+        if header != AUDIT_COLUMNS:
+            wrong = sorted(set(AUDIT_COLUMNS) ^ set(header))
+            raise ValueError(f"{path} must have the columns of an audit.csv. Missing or unknown: "
+                             f"{', '.join(wrong) or 'none, but in another order'}.")  # fmt: skip
+        for cells in reader:
+            try:
+                rows.append(_row(dict(zip(AUDIT_COLUMNS, cells, strict=True))))
+            except ValueError as error:
+                raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+    return rows
+
+
+def _cells(row: AuditRow) -> list[str]:
+    values = [row.value(name) for name in _NUMBERS]
+    return [
+        *(str(getattr(row, name)) for name in _TEXTS), str(row.truth),
+        *("" if v is None else f"{v:.0f}" if name in HITS else f"{v:.6g}"
+          for name, v in zip(_NUMBERS, values, strict=True)),
+        "1" if row.empty else "", *(_BETWEEN.join(parts) for parts in
+                                    (row.cut_edges, row.flags, row.flag_reasons)),
+    ]  # fmt: skip
+
+
+def _row(cells: dict[str, str]) -> AuditRow:
+    numbers = {name: float(cells[name]) if cells[name] else None for name in _NUMBERS}
+    shares = [numbers[name] for name in ("p_normal", "p_target", "p_others")]
+    known = [s for s in shares if s is not None]
+    parts = {name: tuple(cells[name].split(_BETWEEN)) if cells[name] else ()
+             for name in ("cut_edges", "flags", "flag_reasons")}  # fmt: skip
+    return AuditRow(
+        **{name: cells[name] for name in _TEXTS}, truth=int(cells["truth"]),  # type: ignore[arg-type]
+        probabilities=(known[0], known[1], known[2]) if len(known) == 3 else None,
+        field_disagreement=numbers["field_disagreement"],
+        metrics={n: bool(numbers[n]) if n in HITS and numbers[n] is not None else numbers[n]
+                 for n in METRICS},
+        empty=cells["empty"] == "1", **parts,
+    )  # fmt: skip
+
+
+def _line(cells: Sequence[str]) -> str:
+    # one line a row, always: a line break inside a reason would look like a torn row
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow([" ".join(c.splitlines()) for c in cells])
+    return buffer.getvalue()
