@@ -1,0 +1,162 @@
+"""What the audit page calls things, and one short sentence for each: no figure without words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's name, its sentence, its unit, and what chance or a blind map would give."""
+
+    name: str
+    means: str
+    unit: str = "share"  # "share" is shown in per cent, "ratio" as ×, "score" as it is
+    chance: float | None = None
+    chance_by: str = ""  # the metric that holds each row's own chance level
+    better: str = ""  # "higher", "lower" or "" where neither is
+
+
+LIFT = (
+    "How many times more attention falls on lung than its area would get by chance; "
+    "1 is chance."
+)  # fmt: skip
+_ALL = {
+    "lift": Metric("Lift", LIFT, "ratio", 1.0, "gaussian_lift", "higher"),
+    "inside_share": Metric(
+        "Attention on lung",
+        "The share of all attention that falls on lung; chance gives it the lung's share of the "
+        "area, so this figure alone proves nothing.",
+        chance_by="area_share", better="higher",
+    ),
+    "area_share": Metric("Lung area", "The share of what the network saw that is lung."),
+    "pointing_hit": Metric(
+        "Pointing game",
+        "The share of films on which the single brightest point of the map lies on lung.",
+        chance_by="area_share", better="higher",
+    ),
+    "border_share": Metric(
+        "Attention on the border",
+        "The share of attention on the outermost band of what the network saw, where there is "
+        "rarely anything to diagnose.",
+        better="lower",
+    ),
+    "outside_box_share": Metric(
+        "Attention outside the thorax box",
+        "The share of attention that falls outside the box round the thorax.", better="lower",
+    ),
+    "text_share": Metric(
+        "Attention on writing",
+        "The share of attention on letters and marks burnt into the film.", better="lower",
+    ),
+    "finding_share": Metric(
+        "Attention on the finding",
+        "The share of attention inside the box a radiologist drew round the finding; chance gives "
+        "it the box's share of the area.",
+        chance_by="finding_area_share", better="higher",
+    ),
+    "finding_lift": Metric(
+        "Lift on the finding",
+        "How many times more attention falls inside the radiologist's box than its area would get "
+        "by chance; 1 is chance.",
+        "ratio", 1.0, better="higher",
+    ),
+    "finding_hit": Metric(
+        "Pointing at the finding",
+        "The share of films on which the brightest point of the map lies in the radiologist's box.",
+        chance_by="finding_area_share", better="higher",
+    ),
+    "finding_area_share": Metric(
+        "Area of the finding", "The share of what the network saw that the finding's box covers."
+    ),
+    "gaussian_lift": Metric(
+        "Lift of a centred blob",
+        "The lift of a map that looks at the middle of every film and at nothing in particular.",
+        "ratio", 1.0,
+    ),
+    "random_lift": Metric("Lift of a random map", "The lift of random specks.", "ratio", 1.0),
+    "empty": Metric("Empty maps", "The share of films whose map is zero everywhere."),
+    "accuracy": Metric("Accuracy", "The share of films named rightly.", better="higher"),
+    "balanced_accuracy": Metric(
+        "Balanced accuracy", "The mean share named rightly over the labels, each label counted "
+        "alike.", better="higher",
+    ),
+    "auc": Metric(
+        "AUC",
+        "How often a film with the disease scores above one without; 0.5 is guessing.",
+        "score", 0.5, better="higher",
+    ),
+}  # fmt: skip
+_ALIASES = {
+    "inside": "inside_share", "area": "area_share", "border": "border_share",
+    "outside_box": "outside_box_share", "text": "text_share", "pointing": "pointing_hit",
+    "finding": "finding_share", "auroc": "auc", "macro_auc": "auc",
+}  # fmt: skip
+ORDER = tuple(_ALL)
+
+FLAGS = {
+    "looks outside": "Far less attention on lung than on the films the network was trained on.",
+    "border": "Unusually much attention on the outermost band of the picture.",
+    "text": "Unusually much attention on letters or marks burnt into the film.",
+    "map empty": "The map is zero everywhere: nothing on the film speaks for the target.",
+    "field and box disagree": "Lung field and thorax box do not lie over each other: one of the "
+    "two is wrong, so the figures of this film mean little.",
+}
+DECISIONS = {"read": ("●", "read"), "definitely_normal": ("○", "definitely normal"),
+             "not_read_by_model": ("–", "not judged")}  # fmt: skip
+CONTROLS = {
+    "as is": "film as it is", "outside only": "lungs blacked out",
+    "lungs only": "all but lungs blacked out",
+}  # fmt: skip
+
+
+def metric_key(name: str) -> str:
+    """The name a metric goes by here: "mean lift" and "inside" become "lift", "inside_share"."""
+    key = str(name).strip().lower().replace(" ", "_").replace("-", "_").removeprefix("mean_")
+    return _ALIASES.get(key, key)
+
+
+def metric(name: str) -> Metric:
+    """Words for a metric; one that is not known keeps its own name and gets no sentence."""
+    known = _ALL.get(metric_key(name))
+    return known or Metric(str(name).replace("_", " "), "", "score")
+
+
+def order_of(name: str) -> tuple[int, str]:
+    """For sorting: known metrics in the page's order, others behind them by name."""
+    key = metric_key(name)
+    return (ORDER.index(key) if key in ORDER else len(ORDER)), key
+
+
+def in_unit(value: float | None, unit: str, signed: bool = False) -> str:
+    """A figure as it is read: "46 %", "1.24 ×", "0.912"; "–" where it is undefined."""
+    if value is None:
+        return "–"
+    if unit == "share":
+        digits = 0 if abs(value) >= 0.0995 else 1 if abs(value) >= 0.00995 or value == 0 else 2
+        return f"{100 * value:{'+' if signed else ''}.{digits}f} %".replace("-", "−")
+    digits = 2 if unit == "ratio" else 3
+    text = f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return f"{text} ×" if unit == "ratio" else text
+
+
+def interval(value: float | None, low: float | None, high: float | None, unit: str,
+             signed: bool = False) -> str:  # fmt: skip
+    """A figure with its interval: "1.24 × [1.20, 1.28]"."""
+    if value is None:
+        return "undefined"
+    if low is None or high is None:
+        return in_unit(value, unit, signed)
+    small = max(abs(low), abs(high)) < 0.02
+    factor, digits = (100, 1 + small) if unit == "share" else (1, 2 if unit == "ratio" else 3)
+    ends = (f"{factor * v:{'+' if signed else ''}.{digits}f}" for v in (low, high))
+    middle = f"{factor * value:{'+' if signed else ''}.{digits}f}"
+    sign = {"share": " %", "ratio": " ×"}.get(unit, "")
+    return f"{middle}{sign} [{', '.join(ends)}]".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """A test's p as printed: never 0, because no test shows that."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

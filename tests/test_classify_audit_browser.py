@@ -1,0 +1,438 @@
+"""The audit page in headless Chromium: filters, sliders, keys, anchors, schemes, print, speed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audit_films import MEMBERS, film, films, summary
+
+from classify.audit_page import film_anchor, picture_uri, write_audit_page, write_pdf
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.skipif(DRIVER is None, reason="chromedriver is not installed"),
+]
+
+IMAGE = "in/<img src=x onerror=alert(1)>\"'&.png"
+SCRIPT = "in/</script><script>document.title='owned';alert(2)</script>.png"
+REFUSED = "in/leg.dcm"
+FLAGS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--window-size=1280,900",
+]  # fmt: skip
+WATCH = """window.faults = [];
+addEventListener("error", e => faults.push(String(e.message)));
+addEventListener("securitypolicyviolation", e => faults.push("policy: " + e.violatedDirective));
+for (const name of ["alert", "confirm", "prompt"]) window[name] = () => faults.push(name);"""
+
+
+class Browser:
+    """One Chromium, looked at through the page's own script."""
+
+    def __init__(self, driver: Any, page: Path) -> None:
+        self.driver, self.page = driver, page
+
+    def open(self, anchor: str = "") -> None:
+        self.driver.get("about:blank")  # or only the anchor would change
+        self.driver.get(self.page.as_uri() + anchor)
+
+    def js(self, script: str, *values: Any) -> Any:
+        return self.driver.execute_script(script, *values)
+
+    def wait(self, script: str, seconds: float = 10) -> None:
+        end = time.monotonic() + seconds
+        while not self.js("return " + script):
+            assert time.monotonic() < end, f"never true: {script}"
+            time.sleep(0.02)
+
+    def choose(self, name: str, value: str) -> None:
+        self.js("const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+                "s.dispatchEvent(new Event('change'))", name, value)  # fmt: skip
+
+    def search(self, words: str) -> None:
+        self.js("find.value = arguments[0]; find.dispatchEvent(new Event('input'))", words)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def names(self) -> list[str]:
+        return self.js("return [...document.querySelectorAll('#cards h3')].map(h => h.textContent)")
+
+    def status(self) -> str:
+        return self.js("return document.getElementById('status').textContent")
+
+    def here(self) -> str:
+        """The film whose card has the focus."""
+        return self.js("return document.activeElement.closest('.card')?.id ?? ''")
+
+    def shown(self) -> str:
+        """The film that is open, large."""
+        return self.js("return dialog.open ? document.getElementById('film-name').textContent : ''")
+
+    def scheme(self, name: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": name}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    from selenium.webdriver.chrome.service import Service
+
+    folder = tmp_path_factory.mktemp("audit")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
+        yield Browser(driver, audit(folder / "report.html"))
+    finally:
+        driver.quit()
+
+
+def audit(path: Path) -> Path:
+    """63 films on three pages: hostile names, a whole film without a crop, a refused one."""
+    more = [
+        film(101, film=IMAGE, source="<b>nih</b>", reasons=[SCRIPT]), film(102, film=SCRIPT),
+        film(103, film=REFUSED, members=[], flags=[], status="no_thorax", label="other",
+             decision="not_read_by_model", reason="no thorax found", crop=None, box=None, field=[]),
+        film(104, film="in/whole.png", crop=None, seen=[0, 0, 1, 1]),
+    ]  # fmt: skip
+    return write_audit_page(path, summary(), [*films(59), *more])
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Browser]:
+    """The page freshly opened; afterwards nobody may have complained."""
+    chromium.driver.get_log("browser")
+    chromium.open()
+    yield chromium
+    assert chromium.js("return window.faults") == []
+    assert chromium.driver.get_log("browser") == []
+
+
+def worst_first(films: list[dict[str, Any]]) -> list[str]:
+    """The order the gallery should have, worked out anew."""
+
+    def rank(one: dict[str, Any]) -> tuple[int, float]:
+        lifts = [m["lift"] for m in one["members"] if m["lift"] is not None]
+        return -len(one["flags"]), min(lifts)
+
+    return [f["film"].rsplit("/", 1)[-1] for f in sorted(films, key=rank)]
+
+
+def test_the_gallery_shows_24_films_worst_first(page: Browser) -> None:
+    page.search("films/")  # the 59 that are no special cases
+    assert page.names() == worst_first(list(films(59)))[:24]
+    assert page.status() == "59 of 63 films, page 1 of 3"
+
+
+def test_a_flag_a_label_and_a_source_can_be_chosen_together(page: Browser) -> None:
+    page.choose("by-flags", "just border")
+    wanted = {f["film"].rsplit("/", 1)[-1] for f in films(59) if "border" in f["flags"]}
+    assert set(page.names()) == wanted and len(wanted) > 4
+    page.choose("by-source", "just nih")
+    page.choose("by-label", "just bacterial")
+    place = ("nih", "bacterial")
+    both = {f["film"].rsplit("/", 1)[-1] for f in films(59)
+            if "border" in f["flags"] and (f["source"], f["label"]) == place}  # fmt: skip
+    assert set(page.names()) == both and both
+    page.js("document.getElementById('clear').click()")
+    assert page.status() == "63 films, page 1 of 3"
+
+
+def test_films_without_a_flag_can_be_chosen(page: Browser) -> None:
+    page.choose("by-flags", "no flag")
+    none = sum(not f["flags"] for f in films(59)) + 4
+    assert page.status().startswith(f"{none} of 63 films")
+
+
+def test_search_finds_every_word_in_names_patients_and_reasons(page: Browser) -> None:
+    page.search("FILM0041")
+    assert page.names() == ["film0041.png"]
+    page.search("leg thorax")
+    assert page.names() == ["leg.dcm"]
+    page.search("nowhere to be found")
+    assert page.names() == [] and page.status() == "0 of 63 films, page 1 of 1"
+    assert page.js("return !document.getElementById('nothing').hidden")
+
+
+def test_films_can_be_sorted_by_lift_by_share_and_by_name(page: Browser) -> None:
+    page.search("films/")
+    page.choose("sort", "name")
+    assert page.names()[:2] == ["film0000.png", "film0001.png"]
+    page.choose("sort", "border")
+    most = max(films(59), key=lambda f: max(m["border"] for m in f["members"]))
+    assert most["film"].endswith(page.names()[0])
+    page.search("")
+    page.choose("sort", "lift")
+    for _ in range(2):
+        page.js("document.querySelector('[data-go=\"1\"]').click()")
+    assert page.names()[-1] == "leg.dcm"  # nothing was measured on it
+
+
+def test_the_slider_changes_the_opacity_of_every_map(page: Browser) -> None:
+    opacity = "getComputedStyle(document.querySelectorAll('#cards .map')[3]).opacity"
+    assert page.js(f"return {opacity}") == "0.7"
+    page.js("document.getElementById('opacity').focus()")
+    page.press("\ue012", "\ue012")  # left arrow twice
+    assert page.js(f"return {opacity}") == "0.6"
+    assert page.js("return document.getElementById('opacity-now').textContent") == "60 %"
+
+
+def test_a_films_own_slider_leaves_the_others_alone(page: Browser) -> None:
+    page.js("document.querySelector('#cards a').click()")
+    page.wait("dialog.open")
+    page.js("const s = document.getElementById('own-opacity'); s.value = 20;"
+            "s.dispatchEvent(new Event('input'))")  # fmt: skip
+    look = "return getComputedStyle(document.querySelector(arguments[0])).opacity"
+    assert page.js(look, "#film-pictures .map") == "0.2"
+    assert page.js(look, "#cards .map") == "0.7"
+
+
+def test_box_and_outline_can_be_switched_off_everywhere(page: Browser) -> None:
+    hidden = "return getComputedStyle(document.querySelector('#cards .' + arguments[0])).display"
+    for name in ("box", "field", "seen"):
+        assert page.js(hidden, name) == "inline"
+        page.js("document.querySelector(`[data-show=${arguments[0]}]`).click()", name)
+        assert page.js(hidden, name) == "none"
+        boxes = "return [...document.querySelectorAll(`[data-show=${arguments[0]}]`)]"
+        assert page.js(boxes + ".map(b => b.checked)", name) == [False, False]
+
+
+def test_a_map_is_coloured_where_it_is_bright_and_clear_where_it_is_not(page: Browser) -> None:
+    assert page.js("return document.querySelector('#cards .map').getAttribute('filter')")
+    place = page.js("""const m = document.querySelector('#cards .map');
+        m.scrollIntoView({block: 'center'}); const r = m.getBoundingClientRect();
+        return {x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height, scale: 1}""")
+    pictures = []
+    for value in (0, 100):
+        page.js("const s = document.getElementById('opacity'); s.value = arguments[0];"
+                "s.dispatchEvent(new Event('input'))", value)  # fmt: skip
+        pictures.append(shot(page, place))
+    without, with_map = (p.astype(float) for p in pictures)
+    changed = abs(with_map - without).max(axis=2)
+    assert changed.max() > 100, "the map is not seen"
+    assert (changed < 12).mean() > 0.2, "the map hides the film where nothing is salient"
+    y, x = divmod(changed.argmax(), changed.shape[1])
+    blue, green, red = with_map[y, x]
+    assert red > blue and green > blue, "inferno's bright end is yellow"
+
+
+def shot(page: Browser, clip: dict[str, float] | None = None) -> Any:
+    """The page, or a part of it, as pixels (H, W, 3) BGR."""
+    import base64
+
+    import cv2
+    import numpy as np
+
+    ask = {"format": "png", "captureBeyondViewport": clip is not None}
+    answer = page.driver.execute_cdp_cmd(
+        "Page.captureScreenshot", ask | ({"clip": clip} if clip else {})
+    )
+    return cv2.imdecode(np.frombuffer(base64.b64decode(answer["data"]), np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_arrows_go_from_card_to_card_and_on_to_the_next_page(page: Browser) -> None:
+    order = page.js("return films.map(f => f.id)")
+    page.js("document.querySelector('#cards a').focus()")
+    page.press("\ue014")  # right
+    assert page.here() == order[1]
+    across = page.js("return getComputedStyle(cards).gridTemplateColumns.split(' ').length")
+    page.press("\ue015")  # down
+    assert across > 1 and page.here() == order[1 + across]
+    page.press("\ue010", "\ue014")  # to the end, then right
+    assert page.here() == order[24] and "page 2 of 3" in page.status()
+    page.press("\ue012")  # left: back on the page before
+    assert page.here() == order[23] and "page 1 of 3" in page.status()
+
+
+def test_pages_turn_with_buttons_and_arrows_and_stop_at_the_ends(page: Browser) -> None:
+    page.js("document.querySelector('[data-go=\"1\"]').focus()")
+    page.press("\ue014", "\ue014", "\ue014")
+    assert "page 3 of 3" in page.status() and len(page.names()) == 63 - 48
+    assert page.js("return document.querySelector('[data-go=\"1\"]').disabled")
+
+
+def test_slash_goes_to_the_search_and_stays_out_of_it(page: Browser) -> None:
+    page.js("document.querySelector('#cards a').focus()")
+    page.press("/")
+    assert page.js("return document.activeElement.id") == "find"
+    page.press("a", "/")
+    assert page.js("return find.value") == "a/"
+
+
+def test_enter_opens_a_film_arrows_go_on_and_escape_closes(page: Browser) -> None:
+    names = page.names()
+    page.js("document.querySelector('#cards a').focus()")
+    page.press("\ue007")
+    page.wait("dialog.open")
+    assert page.shown() == names[0]
+    page.press("\ue014")
+    assert page.shown() == names[1]
+    page.press("\ue00c")
+    page.wait("!dialog.open")
+    assert page.here() == page.js("return films[1].id")
+    assert page.js("return location.hash") == ""
+
+
+def test_another_members_map_can_be_chosen(page: Browser) -> None:
+    maps = "return document.querySelector(arguments[0] + ' .map').getAttribute('href')"
+    of = "return whole(films[0].id).members.find(m => m.name === arguments[0]).map"
+    page.choose("member", MEMBERS[1])
+    assert page.js(maps, "#cards") == page.js(of, MEMBERS[1])
+    page.js("document.querySelector('#cards a').click()")
+    page.wait("dialog.open")
+    assert page.js(maps, "#film-pictures") == page.js(of, MEMBERS[1])
+    page.js("document.querySelector(`#film-members [value=${arguments[0]}]`).click()", MEMBERS[0])
+    assert page.js(maps, "#film-pictures") == page.js(of, MEMBERS[0])
+
+
+def test_an_anchor_opens_its_film_on_another_page_and_when_it_is_filtered_out(
+    page: Browser,
+) -> None:
+    page.open("#" + film_anchor(REFUSED))  # the last of all
+    page.wait("dialog.open")
+    assert page.shown() == "leg.dcm" and "page 3 of 3" in page.status()
+    page.press("\ue00c")
+    page.search("film0041")
+    page.js("location.hash = arguments[0]", film_anchor(IMAGE))
+    page.wait("dialog.open")
+    assert page.shown().startswith("<img src=x") and page.names() == ["film0041.png"]
+
+
+def test_hostile_names_are_words_and_nothing_else(page: Browser) -> None:
+    for name in (IMAGE, SCRIPT):
+        page.js("location.hash = arguments[0]", film_anchor(name))
+        page.wait("dialog.open")
+        assert name in page.js("return document.getElementById('detail').textContent")
+        page.press("\ue00c")
+        page.wait("!dialog.open")
+    page.choose("by-source", "just <b>nih</b>")
+    assert page.names() == [IMAGE.rsplit("/", 1)[-1]]
+    assert page.js("return document.title").endswith("inside the lungs?")
+    assert page.js("return document.querySelectorAll('img, b:not(dialog b)').length") == 0
+
+
+def test_a_foreign_script_does_not_run(chromium: Browser, tmp_path: Path) -> None:
+    text = chromium.page.read_text().replace(
+        "</main>", "<script>document.title = 'owned'</script><img src=x onerror=alert(3)></main>"
+    )
+    (tmp_path / "foreign.html").write_text(text)
+    chromium.driver.get((tmp_path / "foreign.html").as_uri())
+    assert "owned" not in chromium.js("return document.title")
+    faults = chromium.js("return window.faults")
+    assert faults and all(fault.startswith("policy: ") for fault in faults)
+
+
+def test_both_schemes_are_shown(page: Browser) -> None:
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    light = {}
+    for name in ("light", "dark"):
+        page.scheme(name)
+        light[name] = sum(map(int, re.findall(r"\d+", page.js(ground))))
+        assert page.js("return matchMedia('(prefers-color-scheme: dark)').matches") is (
+            name == "dark"
+        )
+    page.scheme("light")
+    assert light["light"] > 700 and light["dark"] < 100
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_window(page: Browser, width: int) -> None:
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        assert page.js("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_everything_that_takes_the_focus_has_a_name(page: Browser) -> None:
+    nameless = page.js("""
+        const named = e => e.textContent.trim() || e.labels?.[0]?.textContent.trim() ||
+          e.getAttribute("aria-label") || e.getAttribute("aria-labelledby");
+        return [...document.querySelectorAll("a, button, input, select, [tabindex]")]
+          .filter(e => !named(e)).map(e => e.outerHTML.slice(0, 80))""")
+    assert nameless == []
+    assert (
+        page.js("return document.querySelectorAll('svg[role=img]:not([aria-label])').length") == 0
+    )
+
+
+def test_without_a_script_the_worst_films_are_there(page: Browser) -> None:
+    page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page.open()
+        find = page.driver.find_elements
+        shown = [e for e in find("css selector", "#worst .card") if e.is_displayed()]
+        assert len(shown) == 24 and not find("id", "tools")[0].is_displayed()
+        assert all(e.get_attribute("id").startswith("film-") for e in shown)
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        page.open()
+
+
+def test_print_shows_the_worst_films_and_no_controls(page: Browser) -> None:
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        look = "return getComputedStyle(document.querySelector(arguments[0])).display"
+        assert page.js(look, "#worst") == "block"
+        assert [page.js(look, s) for s in ("#films", "nav", "details")] == ["none"] * 3
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_the_page_prints_as_pdf_without_its_path(chromium: Browser, tmp_path: Path) -> None:
+    pdf = tmp_path / "made" / "report.pdf"
+    assert write_pdf(chromium.page, pdf) is True
+    raw = pdf.read_bytes()
+    pages = len(re.findall(rb"/Type\s*/Page\b", raw))
+    assert raw.startswith(b"%PDF") and pages >= 4
+    assert str(chromium.page.parent).encode() not in raw
+    assert [p.name for p in pdf.parent.iterdir()] == ["report.pdf"]
+
+
+@pytest.fixture(scope="module")
+def thousand(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 films whose pictures are as hard to compress as real ones."""
+    import numpy as np
+    from audit_films import phantom
+
+    rng = np.random.default_rng(0)
+    noisy = [
+        picture_uri(np.clip(phantom(n % 6)[0] + rng.normal(0, 0.03, (480, 400)), 0, 1))
+        for n in range(40)
+    ]
+    made = (film(n, picture=noisy[n % 40], crop=noisy[(n + 1) % 40]) for n in range(1000))
+    path = tmp_path_factory.mktemp("thousand") / "report.html"
+    return write_audit_page(path, summary(), made)
+
+
+def test_a_thousand_films_stay_below_60_mb_and_open_soon(
+    chromium: Browser, thousand: Path, record_property: Callable[[str, object], None]
+) -> None:
+    megabytes = thousand.stat().st_size / 1e6
+    chromium.driver.get(thousand.as_uri())
+    chromium.wait("document.querySelectorAll('#cards .card').length === 24", 20)
+    seconds = int(chromium.js("return document.documentElement.dataset.ready")) / 1000
+    record_property("megabytes", megabytes)
+    record_property("seconds to a gallery that can be used", seconds)
+    sys.stdout.write(f"1,000 films: {megabytes:.1f} MB, usable after {seconds:.2f} s\n")
+    assert chromium.status() == "1,000 films, page 1 of 42"
+    assert 20 < megabytes < 60 and seconds < 20
+    assert chromium.js("return parsed.size") == 24, "only what is shown may be parsed"

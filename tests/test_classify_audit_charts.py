@@ -1,0 +1,135 @@
+"""Charts and words of the audit page: places and figures worked out by hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from classify.audit_charts import Row, cascade, curves, forest, histogram, nice_ticks
+from classify.audit_sections import answer_chart, flatten, sections
+from classify.audit_words import in_unit, interval, metric, metric_key, p_value
+
+HOSTILE = '</text><script>alert(1)</script>&"'
+
+
+def test_figures_are_read_with_their_unit() -> None:
+    assert in_unit(0.4567, "share") == "46 %" and in_unit(0.034, "share") == "3.4 %"
+    assert in_unit(0.0044, "share") == "0.44 %" and in_unit(0.0, "share") == "0.0 %"
+    assert in_unit(1.237, "ratio") == "1.24 ×" and in_unit(None, "ratio") == "–"
+
+
+def test_an_interval_is_read_with_its_ends() -> None:
+    assert interval(1.2, 1.1, 1.3, "ratio") == "1.20 × [1.10, 1.30]"
+    assert interval(0.5, 0.4, 0.6, "share") == "50.0 % [40.0, 60.0]"
+    assert interval(-0.05, -0.1, 0.01, "score", signed=True) == "−0.050 [−0.100, +0.010]"
+    assert interval(None, None, None, "ratio") == "undefined"
+
+
+def test_p_is_never_zero() -> None:
+    assert (p_value(0.0), p_value(0.0314), p_value(None)) == ("< 0.001", "0.031", "–")
+
+
+def test_a_metric_is_known_under_its_other_names_and_an_unknown_one_keeps_its_own() -> None:
+    assert metric_key("mean lift") == "lift" and metric_key("inside") == "inside_share"
+    assert metric("border").name == "Attention on the border" and metric("lift").chance == 1
+    assert metric("some_other").name == "some other"
+
+
+def test_ticks_are_round_numbers_inside_the_range() -> None:
+    assert nice_ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert nice_ticks(0.97, 1.31, 4) == [1.0, 1.1, 1.2, 1.3]
+    assert nice_ticks(2, 2) == [2]
+
+
+def test_a_value_stands_between_the_ends_of_its_interval() -> None:
+    svg = forest([Row("a", 1.0, 0.5, 1.5, "1.0")], "about", "score")
+    ends = re.search(r'class="bar s-a" d="M([\d.]+) [\d.]+H([\d.]+)"', svg)
+    middle = re.search(r'<circle class="dot s-a" cx="([\d.]+)"', svg)
+    assert ends and middle
+    low, high = map(float, ends.groups())
+    assert float(middle.group(1)) == pytest.approx((low + high) / 2, abs=0.1)
+
+
+def test_a_row_without_a_value_is_written_but_not_drawn() -> None:
+    svg = forest([Row("a", None, None, None, "undefined")], "about", "score")
+    assert "undefined" in svg and "<circle" not in svg
+
+
+def test_bars_are_as_high_as_their_counts() -> None:
+    svg = histogram([0, 1, 2], {"films": [10, 5]}, [], "about", "score")
+    tops = [float(v) for v in re.findall(r'class="fill s-a" d="M[\d.]+ 142V([\d.]+)H', svg)]
+    assert tops == [12, 77]  # 130 px and 65 px above the base at 142
+
+
+def test_counts_that_do_not_fit_their_bins_are_refused() -> None:
+    with pytest.raises(ValueError, match="one for each bin"):
+        histogram([0, 1, 2], {"films": [1]}, [], "about", "score")
+
+
+def test_baselines_are_named_on_the_chart() -> None:
+    svg = histogram([0, 2], {"films": [3]}, [(1.0, "random map"), (1.1, "blob")], "x", "ratio")
+    assert "random map: 1.00 ×" in svg and "blob: 1.10 ×" in svg
+    assert len(re.findall('class="ref', svg)) == 2
+
+
+def test_lines_differ_by_marker_and_dash_and_miss_what_is_undefined() -> None:
+    svg = curves([10, 50], {"one": [1, 0], "two": [1, None]}, "x", "y", "about")
+    assert svg.count("<circle") == 3 and svg.count("<rect") == 2  # one more each in the legend
+    assert 'class="line s-b"' in cascade(["a"], {"one": [1], "two": [0.5]}, "about")
+
+
+def test_hostile_names_stay_text_in_every_chart() -> None:
+    made = (
+        forest([Row(HOSTILE, 1, 0, 2, HOSTILE, group=HOSTILE)], HOSTILE, "score", (1, HOSTILE)),
+        histogram([0, 1], {HOSTILE: [1]}, [(0.5, HOSTILE)], HOSTILE, "score"),
+        cascade([HOSTILE], {HOSTILE: [1]}, HOSTILE),
+        curves([1], {HOSTILE: [1]}, HOSTILE, HOSTILE, HOSTILE),
+    )
+    for svg in made:
+        assert "<script" not in svg and svg.count("</text>") == svg.count("<text ")
+
+
+def test_all_sources_come_first_and_a_members_rows_stand_under_their_source() -> None:
+    metrics = [
+        {"member": m, "source": s, "name": "lift", "value": 1, "low": 1, "high": 1, "n": 3}
+        for m in ("a", "b") for s in ("nih", "all")
+    ]  # fmt: skip
+    (section,) = sections({"metrics": metrics})
+    assert [r[:2] for r in section.charts[0].table.rows] == [
+        ("all sources", "a"), ("all sources", "b"), ("nih", "a"), ("nih", "b"),
+    ]  # fmt: skip
+
+
+def test_chance_is_drawn_beside_what_it_is_chance_for() -> None:
+    metrics = [
+        {"member": "a", "source": "", "name": name, "value": value, "low": None, "high": None}
+        for name, value in (("inside_share", 0.7), ("area_share", 0.6))
+    ]
+    (section,) = sections({"metrics": metrics})
+    assert [c.title for c in section.charts] == ["Attention on lung"]
+    assert 'class="chance"' in section.charts[0].svg
+    assert section.charts[0].table.rows == [("all sources", "a", "70 %", "60 %", "–")]
+
+
+def test_a_difference_of_shares_is_in_points_and_says_which_side_is_better() -> None:
+    row = {"source": "", "metric": "border_share", "film": 0.2, "crop": 0.15, "difference": -0.05,
+           "low": -0.08, "high": -0.02, "p": 0.0004, "n": 1200}  # fmt: skip
+    (section,) = sections({"compare": [row]})
+    assert section.table is not None
+    assert section.table.rows == [
+        ("Attention on the border", "all sources", "20 %", "15 %", "−5.0 points [−8.0, −2.0]",
+         "< 0.001", "1,200")
+    ]  # fmt: skip
+    assert "left of 0 the crop is better" in section.charts[0].means
+
+
+def test_a_summary_without_figures_has_no_sections_and_no_answer_chart() -> None:
+    assert sections({}) == [] and answer_chart({}) is None
+    assert sections({"controls": {"road": []}, "compare": None}) == []
+
+
+def test_nested_settings_become_named_rows() -> None:
+    assert flatten({"a": {"b": 1.23456, "c": [1, 2]}, "d": None}) == [
+        ("a · b", "1.235"), ("a · c", "1, 2"), ("d", "–"),
+    ]  # fmt: skip
