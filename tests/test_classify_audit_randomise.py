@@ -1,0 +1,218 @@
+"""Stages from head to stem, networks bit for bit as they were, maps that lose their likeness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from classify.audit_randomise import (
+    Stage,
+    another_film,
+    randomisation_curve,
+    randomise,
+    stages_of,
+)
+from classify.models.multitask import SCXNN, MemberConfig
+from classify.saliency import grad_cam
+
+
+class TinyNet(nn.Module):
+    """Stem, body, neck and head with BatchNorm in the body; the neck's output is pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.neck = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU())
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(6, 3)
+        with torch.no_grad():  # as if trained: two of the channels speak for class 1
+            self.fc.weight[1] = torch.tensor([1.0, 1.0, -0.2, -0.2, -0.2, -0.2])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.dropout(self.neck(self.body(self.stem(x))).mean((2, 3))))
+
+
+def maps_of(
+    model: nn.Module, batch: torch.Tensor, classes: Sequence[int], method: str
+) -> np.ndarray:
+    assert method == "grad_cam" and isinstance(model, TinyNet)
+    return grad_cam(model, model.neck, batch, classes)
+
+
+@pytest.fixture
+def batch() -> torch.Tensor:
+    return torch.randn(6, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def net(batch: torch.Tensor) -> TinyNet:
+    """As after training: BatchNorm knows its films."""
+    model = TinyNet().train()
+    model(batch)
+    model.fc.weight.requires_grad_(False)
+    return model.eval()
+
+
+def state_of(model: nn.Module) -> list[object]:
+    tensors = [(k, t.numpy().tobytes()) for k, t in model.state_dict().items()]
+    flags = [m.training for m in model.modules()]
+    momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return [*tensors, *flags, *momenta, *(p.requires_grad for p in model.parameters())]
+
+
+def test_stages_of_any_network_go_from_head_to_stem(net: TinyNet) -> None:
+    assert stages_of(net) == [
+        Stage("fc", ("fc",)),
+        Stage("neck", ("neck.0",)),
+        Stage("body", ("body.0", "body.1")),
+        Stage("stem", ("stem",)),
+    ]
+
+
+def test_stages_of_a_member_follow_its_encoder() -> None:
+    config = MemberConfig("tu-tf_efficientnet_lite0", "none", neck_channels=16)
+    model = SCXNN(config, decode=True)
+    stages = stages_of(model)
+    assert [s.name for s in stages] == [
+        "fc", "neck", *(f"stage {i}" for i in range(7, 0, -1)), "stem",
+    ]  # fmt: skip
+    assert stages[-1].modules == ("encoder.model.conv_stem", "encoder.model.bn1")
+    # every tensor but the decoder's, and none twice
+    named = [m for s in stages for m in s.modules]
+    owners = {n.rpartition(".")[0] for n in model.shipped_tensors(decoder=False)}
+    assert len(named) == len(set(named)) and set(named) == owners
+
+
+def test_stages_of_an_encoder_of_no_known_family_are_its_children() -> None:
+    model = nn.Module()
+    model.encoder = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    model.fc = nn.Linear(4, 3)
+    assert [s.name for s in stages_of(model)] == ["fc", "encoder.0.2", "encoder.0.0"]
+
+
+def test_backbones_side_by_side_are_stages_of_their_own() -> None:
+    model = nn.Module()
+    model.backbones = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3)])
+    model.head = nn.Linear(9, 2)
+    assert [s.name for s in stages_of(model)] == ["head", "backbones.1", "backbones.0"]
+
+
+@pytest.mark.parametrize("how", ["reset", "normal"])
+def test_the_network_is_as_it_was_bit_for_bit(net: TinyNet, batch: torch.Tensor, how: str) -> None:
+    before, logits = state_of(net), net(batch)
+    with randomise(net, stages_of(net), 0, how, batch) as random:
+        assert random is net and not torch.allclose(net(batch), logits)
+    assert state_of(net) == before and torch.equal(net(batch), logits)
+
+
+def test_the_network_is_as_it_was_after_an_error(net: TinyNet) -> None:
+    net.body.train()
+    before = state_of(net)
+    with pytest.raises(KeyError), randomise(net, stages_of(net)):
+        raise KeyError
+    with pytest.raises(RuntimeError), randomise(net, stages_of(net), batch=torch.zeros(2, 5, 8, 8)):
+        pass  # five channels: the pass for the statistics fails
+    assert state_of(net) == before
+
+
+def test_only_the_given_stages_become_random(net: TinyNet) -> None:
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with randomise(net, stages_of(net)[:2]):
+        changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"fc.weight", "fc.bias", "neck.0.weight", "neck.0.bias"}
+
+
+def test_a_stage_more_keeps_the_random_weights_before_it(net: TinyNet) -> None:
+    stages = stages_of(net)
+    with randomise(net, stages[:1], seed=3):
+        head = net.fc.weight.clone()
+    with randomise(net, stages, seed=3):
+        assert torch.equal(net.fc.weight, head)
+    with randomise(net, stages, seed=4):
+        assert not torch.equal(net.fc.weight, head)
+
+
+def test_the_global_random_numbers_are_not_touched(net: TinyNet, batch: torch.Tensor) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    with randomise(net, stages_of(net), batch=batch):
+        assert torch.equal(torch.rand(1), expected)
+
+
+def test_statistics_of_batchnorm_fit_the_random_weights(net: TinyNet, batch: torch.Tensor) -> None:
+    with randomise(net, stages_of(net)), torch.no_grad():
+        assert (net.body[1].running_mean == 0).all() and (net.body[1].running_var == 1).all()
+    with randomise(net, stages_of(net), batch=batch), torch.no_grad():
+        seen = net.body[0](net.stem(batch))
+        torch.testing.assert_close(net.body[1].running_mean, seen.mean((0, 2, 3)))
+        out = net.body[1](seen)
+        torch.testing.assert_close(out.var((0, 2, 3)), torch.ones(8), atol=0.02, rtol=0)
+
+
+def test_normal_keeps_mean_and_spread() -> None:
+    model = nn.Sequential(nn.Linear(200, 200))
+    weight = model[0].weight.detach().clone()
+    with randomise(model, stages_of(model), how="normal"), torch.no_grad():
+        assert model[0].weight.std().item() == pytest.approx(weight.std().item(), rel=0.02)
+        assert abs(np.corrcoef(model[0].weight.ravel(), weight.ravel())[0, 1]) < 0.02
+
+
+def test_maps_of_a_network_that_uses_its_weights_lose_their_likeness(
+    net: TinyNet, batch: torch.Tensor
+) -> None:
+    before = state_of(net)
+    curve = randomisation_curve(net, batch, [1] * 6, "grad_cam", maps_of, batch_size=4)
+    assert [c.stage for c in curve] == ["fc", "neck", "body", "stem"]
+    assert all(c.pairs + c.empty == 30 for c in curve)  # 6 films × 5 seeds
+    assert all(c.rank_correlation is not None and c.rank_correlation < 0.5 for c in curve)
+    assert all(c.ssim is not None and c.ssim < 0.7 for c in curve)
+    assert state_of(net) == before
+    assert set(curve[0].to_dict()) == {"stage", "rank_correlation", "ssim", "pairs", "empty"}
+
+
+def test_maps_that_ignore_the_weights_are_found_out(net: TinyNet, batch: torch.Tensor) -> None:
+    def of_the_film_alone(
+        _model: nn.Module, films: torch.Tensor, _classes: Sequence[int], _method: str
+    ) -> np.ndarray:
+        return films.abs().mean(1).numpy()
+
+    curve = randomisation_curve(net, batch, [1] * 6, "edges", of_the_film_alone, seeds=(0,))
+    assert all(c.rank_correlation == pytest.approx(1.0) for c in curve)
+    assert all(c.ssim == pytest.approx(1.0) for c in curve)
+
+
+def test_empty_maps_are_counted_and_not_averaged(net: TinyNet, batch: torch.Tensor) -> None:
+    def empty_when_random(
+        model: nn.Module, films: torch.Tensor, _classes: Sequence[int], _method: str
+    ) -> np.ndarray:
+        assert isinstance(model, TinyNet)
+        return films.abs().mean(1).numpy() * float(torch.equal(model.fc.weight, trained))
+
+    trained = net.fc.weight.clone()
+    curve = randomisation_curve(net, batch, [1] * 6, "", empty_when_random, seeds=(0, 1))
+    assert {(c.rank_correlation, c.ssim, c.pairs, c.empty) for c in curve} == {(None, None, 0, 12)}
+
+
+def test_another_film_is_the_likeness_of_neighbours() -> None:
+    plane = np.random.default_rng(0).random((7, 7))
+    found = another_film(np.stack([plane, plane * 2, plane[::-1]]))
+    assert found.pairs == 3 and found.rank_correlation is not None
+    assert found.rank_correlation < 1.0
+
+
+def test_errors_name_the_argument(net: TinyNet, batch: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="how must be one of"), randomise(net, [], how="zero"):
+        pass
+    with pytest.raises(ValueError, match="stages_of"), randomise(net, [Stage("x", ("nowhere",))]):
+        pass
+    with pytest.raises(ValueError, match="must have parameters"):
+        stages_of(nn.ReLU())
+    with pytest.raises(ValueError, match="at least one film"):
+        randomisation_curve(net, batch[:0], [], "grad_cam", maps_of)
