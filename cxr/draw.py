@@ -101,7 +101,9 @@ def fit(image: np.ndarray, side: int) -> np.ndarray:
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(image, size, interpolation=how)
+    small = cv2.resize(image, size, interpolation=how)
+    # OpenCV's area mean of ones is 1.0000001: values stay in the picture's own range
+    return np.clip(small, image.min(), image.max()) if small.dtype.kind == "f" else small
 
 
 def sheet(

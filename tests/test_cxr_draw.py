@@ -101,6 +101,13 @@ def test_fit_keeps_the_aspect_ratio() -> None:
     assert fit(np.zeros((1, 1000, 3), np.uint8), 100).shape == (1, 100, 3)
 
 
+def test_fit_keeps_the_range() -> None:
+    """OpenCV's area mean rounds 1.0 up to 1.0000001, which later steps refuse."""
+    white = np.ones((366, 403), np.float32)
+    assert cv2.resize(white, (320, 290), interpolation=cv2.INTER_AREA).max() > 1
+    assert fit(white, 320).max() == 1
+
+
 def test_sheet_holds_every_picture_in_reading_order() -> None:
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     images = [np.full((32, 32, 3), c, np.uint8) for c in colours]
