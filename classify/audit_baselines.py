@@ -21,12 +21,13 @@ _REACH = 3  # cells: where a Gaussian of σ = 1 cell ends
 def baseline_lifts(
     lung: np.ndarray, film: str = "", cam_hw: tuple[int, int] = (7, 7), draws: int = 256,
     seed: int = 0,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float | None]:  # fmt: skip
     """gaussian_lift, random_lift and random_sd of a lung field (h, w) bool over the seen area.
 
     A map scaled up and summed over a mask is the small map times the mask scaled down by the
-    transposed weights, so the random maps are never drawn at full size. Raises ValueError for an
-    empty lung field, no draw, or a resolution below 2 × 2.
+    transposed weights, so the random maps are never drawn at full size. The two of the random maps
+    are None where none of the few drawn has any energy. Raises ValueError for an empty lung field,
+    no draw, or a resolution below 2 × 2.
     """
     height, width = lung.shape
     area = np.count_nonzero(lung) / lung.size
@@ -46,8 +47,8 @@ def baseline_lifts(
     lifts = (maps @ inside)[drawn] / energy[drawn] / area
     return {
         "gaussian_lift": float(gaussian / area),
-        "random_lift": float(lifts.mean()),
-        "random_sd": float(lifts.std()),
+        "random_lift": float(lifts.mean()) if len(lifts) else None,
+        "random_sd": float(lifts.std()) if len(lifts) else None,
     }
 
 

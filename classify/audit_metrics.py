@@ -140,7 +140,7 @@ def measure(
     peak = _peak(seen)
     reach = _TOLERANCE * max(whole.shape)
     if area > 0:
-        out["inside_share"] = _energy(seen, lung) / total
+        out["inside_share"] = _share(_energy(seen, lung) / total)
         out["lift"] = out["inside_share"] / area
         out["pointing_hit"] = _is_near(lung, peak, reach)
         out.update(baseline_lifts(lung, film, cam_hw, draws, seed))
@@ -151,7 +151,7 @@ def measure(
         box = _window(regions.box_xyxy, whole.shape, "box_xyxy")
         out["outside_box_share"] = _share(1 - _sum(whole[_overlap(box, regions.seen)]) / total)
     if regions.text is not None and (text := regions.text[regions.seen]).any():
-        out["text_share"] = _energy(seen, text) / total
+        out["text_share"] = _share(_energy(seen, text) / total)
         out["text_area_share"] = float(np.count_nonzero(text) / text.size)
     if len(as_boxes(regions.finding_boxes_xyxy)):
         found, why = _finding(seen, total, regions, peak, reach)
@@ -164,8 +164,8 @@ def _checked_energy(whole: np.ndarray, seen: np.ndarray) -> float:
     total, everywhere = _sum(seen), _sum(whole)
     if not np.isfinite(everywhere):
         count = int((~np.isfinite(whole)).sum())
-        raise ValueError(f"saliency must be finite. Got NaN or infinity in {count} of "
-                         f"{whole.size} pixels instead.")  # fmt: skip
+        raise ValueError(f"saliency must be finite, and its sum too. Got NaN or infinity in "
+                         f"{count} of {whole.size} pixels instead.")  # fmt: skip
     lowest = cv2.minMaxLoc(whole)[0]
     if lowest < 0:
         raise ValueError(f"saliency must be at least 0. Got {lowest:.6g} instead: cut it at 0, as "
@@ -198,7 +198,7 @@ def _finding(
     area = float(np.count_nonzero(region) / region.size)
     if area == 0:
         return {}, "the finding lies outside what the member saw"
-    share = _energy(seen, region) / total
+    share = _share(_energy(seen, region) / total)
     return {"finding_share": share, "finding_area_share": area, "finding_lift": share / area,
             "finding_hit": _is_near(region, peak, reach)}, ""  # fmt: skip
 
@@ -225,7 +225,11 @@ def _is_near(region: np.ndarray, peak: tuple[int, int], reach: float) -> bool:
 
 def _window(box_xyxy: Any, size_hw: Any, name: str) -> tuple[slice, slice]:
     """Rows and columns of a box, on whole pixels as Frame rounds them, cut to the film."""
-    x0, y0, x1, y1 = as_boxes(box_xyxy)[0]
+    numbers = np.asarray(box_xyxy, dtype=np.float64).ravel()
+    if len(numbers) != 4:
+        raise ValueError(f"{name} must be one box x0, y0, x1, y1. Got {len(numbers)} numbers "
+                         "instead.")  # fmt: skip
+    x0, y0, x1, y1 = numbers
     if not (np.isfinite([x0, y0, x1, y1]).all() and x1 > x0 and y1 > y0):
         raise ValueError(f"{name} must be finite with x0 < x1 and y0 < y1. "
                          f"Got {[float(v) for v in (x0, y0, x1, y1)]} instead.")  # fmt: skip
@@ -255,4 +259,4 @@ def _sum(values: np.ndarray) -> float:
 
 
 def _share(value: float) -> float:
-    return float(min(1.0, max(0.0, value)))  # rounding may leave -1e-17
+    return float(min(1.0, max(0.0, value)))  # rounding may leave -1e-17, or 1 + 2e-16

@@ -1,14 +1,17 @@
 """audit.csv: a row a film and member with what the member answered and where it looked.
 
-A film without a map (refused, unreadable, without a lung field in view) has its row and its reason
-too. Rows are flushed as they are added, so a killed audit goes on from there.
+A film without a map (refused, unreadable) has its row and its reason too. Rows are flushed as they
+are added, so a killed audit goes on from there. Numbers are written in full: what is read back is
+what was written.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +27,8 @@ _TEXTS = ("film", "status", "reason", "source", "label", "sublabel", "patient", 
           "lung_by")  # fmt: skip
 _NUMBERS = ("p_normal", "p_target", "p_others", "field_disagreement", *METRICS)
 AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", "cut_edges", "flags", "flag_reasons")
-_BETWEEN = " | "  # parts of a cell; no flag, edge or reason holds it
+_BETWEEN = " | "  # parts of a cell; no flag, edge or reason may hold it
+_ODD = "surrogateescape"  # names that are no UTF-8, as the file system gives them
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,15 @@ class AuditRow:
     flag_reasons: tuple[str, ...] = ()
 
     def value(self, name: str) -> float | None:
-        """A metric as a number (hits are 0 or 1), p_target, or field_disagreement."""
+        """A metric as a number (hits are 0 or 1), p_target, or field_disagreement; None where it is
+        not defined. Raises ValueError for a name that is none of these."""
         if name == "field_disagreement":
             return self.field_disagreement
         if name in ("p_normal", "p_target", "p_others"):
             place = ("p_normal", "p_target", "p_others").index(name)
             return None if self.probabilities is None else self.probabilities[place]
+        if name not in METRICS:
+            raise ValueError(f"name must be one of {', '.join(_NUMBERS)}. Got {name!r} instead.")
         found = self.metrics.get(name)
         return None if found is None else float(found)
 
@@ -89,12 +96,13 @@ class AuditRow:
 class AuditWriter:
     """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film.
 
-    A film is added with all its rows at once, and a last film cut off by a kill is dropped: its
-    rows say how many members it has. Raises ValueError for a file that is no audit.csv.
+    A film is added with all its rows at once, so a film with fewer rows than `members` was cut off
+    by a kill: it is dropped, and may be added again. Raises ValueError for a file that is no
+    audit.csv, or has a film with more members.
     """
 
     def __init__(self, path: str | Path, members: int) -> None:
-        self.path = Path(path)
+        self.path, self.members = Path(path), members
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, list[AuditRow]] = {}
         if self.path.exists():
@@ -102,19 +110,36 @@ class AuditWriter:
         if self.path.exists() and self.path.stat().st_size:
             for row in read_audit(self.path):
                 self.done.setdefault(row.film, []).append(row)
+        more = [film for film, rows in self.done.items() if len(rows) > max(1, members)]
+        if more:
+            raise ValueError(f"{self.path} was begun with other members: {more[0]} has "
+                             f"{len(self.done[more[0]])} rows, and there are {members} members. "
+                             "Give another folder, or remove the file.")  # fmt: skip
         torn = [film for film, rows in self.done.items()
                 if rows[0].member and len(rows) < members]  # fmt: skip
         for film in torn:
             del self.done[film]
         if torn:
             write_audit(self.path, [row for rows in self.done.values() for row in rows])
-        self._file: TextIO = self.path.open("a", newline="", encoding="utf-8")
+        self._file: TextIO = self.path.open("a", newline="", encoding="utf-8", errors=_ODD)
         if self._file.tell() == 0:
             self._file.write(_line(AUDIT_COLUMNS))
             self._file.flush()
 
     def add(self, rows: Sequence[AuditRow]) -> None:
-        """Write all rows of one film; raises ValueError when it has some already."""
+        """Write all rows of one film: one a member, or the only one of a film that none saw.
+
+        Raises ValueError for other rows, and when the film has some already.
+        """
+        found = [row.member for row in rows]
+        if found != [""] and (
+            "" in found
+            or len({*found}) != len(found)
+            or len(found) != self.members
+            or len({row.film for row in rows}) != 1
+        ):
+            raise ValueError(f"rows must be those of one film under {self.members} members. Got "
+                             f"{[(row.film, row.member) for row in rows]} instead.")  # fmt: skip
         film = rows[0].film
         if film in self.done:
             raise ValueError(f"{film} stands in {self.path} already.")
@@ -137,7 +162,8 @@ class AuditWriter:
 
 def write_audit(path: str | Path, rows: Sequence[AuditRow]) -> Path:
     """All rows at once, atomically."""
-    return write_atomic(path, _line(AUDIT_COLUMNS) + "".join(_line(_cells(r)) for r in rows))
+    text = _line(AUDIT_COLUMNS) + "".join(_line(_cells(r)) for r in rows)
+    return write_atomic(path, text.encode("utf-8", _ODD))
 
 
 def read_audit(path: str | Path) -> list[AuditRow]:
@@ -146,8 +172,8 @@ def read_audit(path: str | Path) -> list[AuditRow]:
     if not path.is_file():
         raise ValueError(f"{path} must be an audit.csv. It does not exist: make one with "
                          "python -m classify.audit RUN")  # fmt: skip
-    rows = []
-    with path.open(newline="", encoding="utf-8") as file:
+    rows: dict[tuple[str, str], AuditRow] = {}
+    with path.open(newline="", encoding="utf-8", errors=_ODD) as file:
         reader = csv.reader(file)
         header = tuple(next(reader, []))
         if header != AUDIT_COLUMNS:
@@ -156,41 +182,62 @@ def read_audit(path: str | Path) -> list[AuditRow]:
                              f"{', '.join(wrong) or 'none, but in another order'}.")  # fmt: skip
         for cells in reader:
             try:
-                rows.append(_row(dict(zip(AUDIT_COLUMNS, cells, strict=True))))
+                row = _row(cells)
+                if (row.film, row.member) in rows:
+                    raise ValueError(f"{row.film} stands there twice under {row.member!r}.")
             except ValueError as error:
                 raise ValueError(f"{path} line {reader.line_num}: {error}") from error
-    return rows
+            rows[row.film, row.member] = row
+    return list(rows.values())
 
 
 def _cells(row: AuditRow) -> list[str]:
-    values = [row.value(name) for name in _NUMBERS]
+    values = {name: row.value(name) for name in _NUMBERS}
+    _check_finite(values)
+    lists = (row.cut_edges, row.flags, row.flag_reasons)
+    wrong = [part for parts in lists for part in parts if not part or _BETWEEN in part]
+    if wrong:
+        raise ValueError(f"cut_edges, flags and flag_reasons of {row.film} must hold words without "
+                         f"{_BETWEEN!r}, which stands between them. Got {wrong[0]!r}.")  # fmt: skip
     return [
         *(str(getattr(row, name)) for name in _TEXTS), str(row.truth),
-        *("" if v is None else f"{v:.0f}" if name in HITS else f"{v:.6g}"
-          for name, v in zip(_NUMBERS, values, strict=True)),
-        "1" if row.empty else "", *(_BETWEEN.join(parts) for parts in
-                                    (row.cut_edges, row.flags, row.flag_reasons)),
+        *("" if v is None else f"{v:.0f}" if name in HITS else repr(float(v))
+          for name, v in values.items()),
+        "1" if row.empty else "", *(_BETWEEN.join(parts) for parts in lists),
     ]  # fmt: skip
 
 
-def _row(cells: dict[str, str]) -> AuditRow:
+def _row(texts: Sequence[str]) -> AuditRow:
+    if len(texts) != len(AUDIT_COLUMNS):
+        raise ValueError(f"a row must have {len(AUDIT_COLUMNS)} cells. Got {len(texts)} instead.")
+    cells = dict(zip(AUDIT_COLUMNS, texts, strict=True))
     numbers = {name: float(cells[name]) if cells[name] else None for name in _NUMBERS}
+    _check_finite(numbers)
     shares = [numbers[name] for name in ("p_normal", "p_target", "p_others")]
     known = [s for s in shares if s is not None]
     parts = {name: tuple(cells[name].split(_BETWEEN)) if cells[name] else ()
              for name in ("cut_edges", "flags", "flag_reasons")}  # fmt: skip
+    plain: dict[str, Any] = {**{name: cells[name] for name in _TEXTS}, **parts}
     return AuditRow(
-        **{name: cells[name] for name in _TEXTS}, truth=int(cells["truth"]),  # type: ignore[arg-type]
+        truth=int(cells["truth"]),
         probabilities=(known[0], known[1], known[2]) if len(known) == 3 else None,
         field_disagreement=numbers["field_disagreement"],
         metrics={n: bool(numbers[n]) if n in HITS and numbers[n] is not None else numbers[n]
                  for n in METRICS},
-        empty=cells["empty"] == "1", **parts,
+        empty=cells["empty"] == "1", **plain,
     )  # fmt: skip
 
 
+def _check_finite(numbers: Mapping[str, float | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, or missing. Got {value} instead.")
+
+
 def _line(cells: Sequence[str]) -> str:
-    # one line a row, always: a line break inside a reason would look like a torn row
+    # one line a row, always: a line break inside a reason would look like a torn row. Only what
+    # ends a line of a file: str.splitlines breaks at more, and would change the films' names
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([" ".join(c.splitlines()) for c in cells])
+    clean = [re.sub(r"[\r\n]+", " ", cell) for cell in cells]
+    csv.writer(buffer, lineterminator="\n").writerow(clean)
     return buffer.getvalue()
