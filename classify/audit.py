@@ -1,0 +1,300 @@
+"""Did the model look inside the lungs? python -m classify.audit RUN writes audit.csv, audit.json,
+report.html, and report.pdf where Chromium is present.
+
+    python -m classify.audit runs/logits_crops --data ../shared/data --part train --fit
+    python -m classify.audit runs/logits_crops --data ../shared/data --part test --controls all
+
+An audit that was stopped goes on where it was: films that are done keep their rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.progress import MofNCompleteColumn, Progress
+
+from classify.audit_book import PageBook
+from classify.audit_config import THRESHOLDS, AuditConfig
+from classify.audit_flags import Thresholds, fit_thresholds, read_thresholds
+from classify.audit_look import FieldCheck, Looker, refused
+from classify.audit_page import write_audit_page, write_pdf
+from classify.audit_rows import AuditRow, AuditWriter, read_audit
+from classify.audit_sight import Run, Seen, Sight, iter_sights, read_run
+from classify.audit_summary import (
+    answer,
+    cautions,
+    control_rows,
+    distributions,
+    figure_rows,
+    figure_table,
+    pooled,
+    threshold_table,
+)
+from classify.audit_trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
+from classify.audit_truth import Truths
+from classify.ensemble import Ensemble
+from classify.screener import Screener
+from cxr.cli import parse_config, to_plain
+from cxr.split import Split
+from cxr.stream import default_jobs
+from cxr.workdir import Workdir, console, log, write_atomic, write_json
+from detect.lungfield import LungField, cut_edges, disagreement
+from detect.predict import ThoraxDetector
+
+NAMES = {"grad_cam": "Grad-CAM", "grad_cam_pp": "Grad-CAM++", "hirescam": "HiResCAM",
+         "layercam": "LayerCAM", "eigen_cam": "Eigen-CAM", "score_cam": "Score-CAM",
+         "cam": "CAM"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """Everything that an audit works with, loaded once."""
+
+    config: AuditConfig
+    run: Run
+    films: list[Seen]
+    truths: Truths
+    members: Ensemble
+    screener: Screener | None
+    field: LungField
+    detector: ThoraxDetector | None
+    thresholds: Thresholds | None
+
+    def sights(self, films: Sequence[Seen]) -> Iterator[list[Sight]]:
+        """The films in batches, read, boxed and segmented."""
+        shown = [f for f in films if f.prediction.logits is not None]
+        jobs = default_jobs(len(shown)) if self.config.jobs < 0 else self.config.jobs
+        return iter_sights(shown, self.truths, self.field, self.detector, jobs, self.config.batch)
+
+    def settings(self) -> dict[str, Any]:
+        """What an audit that goes on must share with its beginning."""
+        plain = to_plain(self.config)
+        names = ("method", "data", "split", "part", "trained_on", "human_masks", "fit", "crops")
+        return {
+            **{name: plain[name] for name in names}, "seed": self.config.seed,
+            "members": self.members.weights, "field": self.field.weights,
+            "detector": self.detector.weights if self.detector else {},
+            "thresholds": to_plain(self.thresholds) if self.thresholds else None,
+        }  # fmt: skip
+
+
+def load(config: AuditConfig) -> Auditor:
+    """Raises OSError or ValueError for what does not fit."""
+    run = read_run(config.run_path, config.crops or None)
+    truths = Truths.load(config.data, config.human_masks) if config.data else Truths()
+    films = run.films
+    if config.part:
+        films = truths.select(films, Split.load(config.split), config.part, config.trained_on)
+    if not films:
+        raise ValueError(f"no film of {config.run_path} is left to audit"
+                         + (f" in part {config.part}." if config.part else "."))  # fmt: skip
+    folder = Path(config.ensemble or run.ensemble)
+    members = Ensemble.load(folder, config.device)
+    if members.targets != run.targets:
+        raise ValueError(f"--ensemble must be the members of {config.run_path}: "
+                         f"{', '.join(run.targets)}. {folder} has "
+                         f"{', '.join(members.targets)}.")  # fmt: skip
+    unboxed = any(f.boxed is None and f.prediction.logits is not None for f in films)
+    detector = ThoraxDetector.load(config.detector or None, config.device) if unboxed else None
+    return Auditor(
+        config, run, films, truths, members,
+        Screener.load(folder) if (folder / "screener.json").exists() else None,
+        LungField.load(config.field or None, config.device), detector,
+        None if config.fit
+        else read_thresholds(_threshold_path(config, run), bool(config.thresholds), config.method),
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. 0 also when films were refused, 1 when none could be judged, 2 for wrong
+    arguments or files that are not what they should be, 130 when it was stopped."""
+    config = parse_config(
+        AuditConfig, argv, prog="python -m classify.audit",
+        example="python -m classify.audit runs/logits_crops --data ../shared/data --part test "
+        "--controls all", positionals=("run",), bare={"controls": "all"},
+    )  # fmt: skip
+    with ExitStack() as stack:
+        try:
+            auditor = load(config)
+            workdir = Workdir(config.out_path)
+            _check_resumable(workdir, auditor)
+            writer = stack.enter_context(AuditWriter(workdir / "audit.csv", len(auditor.members)))
+            book = stack.enter_context(PageBook(workdir / "films.jsonl"))
+            weights = {**auditor.members.weights, **auditor.field.weights}
+            workdir.start(to_plain(config), seed=config.seed, weights=weights)
+            workdir.update(settings=json.loads(json.dumps(auditor.settings())))
+            if not look_at_all(auditor, writer, book):
+                return 130
+            rows = [row for film in auditor.films for row in writer.done[film.name]]
+            _fit(auditor, rows)
+            trials = do_trials(auditor, workdir)
+            compared = _compare(config, rows)
+        except (OSError, ValueError) as error:
+            log.error("%s", error)
+            return 2
+        except KeyboardInterrupt:
+            log.warning("stopped. The same command goes on from here.")
+            return 130
+        summary = summarise(auditor, rows, trials, compared)
+        write_json(workdir / "audit.json", summary)
+        page = write_audit_page(workdir / "report.html", summary, book.records())
+        if config.pdf:
+            write_pdf(page, workdir / "report.pdf")
+        console.print(figure_table(summary["metrics"]))
+        console.print(
+            f"{summary['answer']['sentence']}\npage: {page}", highlight=False, markup=False
+        )
+    return 0 if any(row.member for row in rows) else 1
+
+
+def look_at_all(auditor: Auditor, writer: AuditWriter, book: PageBook) -> bool:
+    """Rows and records of the films that have none yet; False when Ctrl-C came before the end."""
+    pending = [film for film in auditor.films if film.name not in writer.done]
+    if len(pending) < len(auditor.films):
+        log.info("%d of %d films are done already", len(auditor.films) - len(pending),
+                 len(auditor.films))  # fmt: skip
+    looker = Looker(auditor.members, auditor.config.method, auditor.thresholds,
+                    auditor.config.seed)  # fmt: skip
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("looking", total=len(pending))
+        try:
+            for film in pending:
+                if film.prediction.logits is None:
+                    _keep(refused(Sight(film, auditor.truths.of(film.name))), writer, book)
+                    bar.advance(task)
+            for group in auditor.sights(pending):
+                for found in looker.look(group, [_check_field(s) for s in group]):
+                    _keep(found, writer, book)
+                    bar.advance(task)
+        except KeyboardInterrupt:
+            log.warning("stopped. The same command goes on from here.")
+            return False
+    return True
+
+
+def _keep(
+    found: tuple[list[AuditRow], dict[str, Any]], writer: AuditWriter, book: PageBook
+) -> None:
+    book.add(found[1])  # first: a film whose rows stand has its record
+    writer.add(found[0])
+
+
+def _check_field(sight: Sight) -> FieldCheck:
+    if sight.lung is None:
+        return FieldCheck(None, ())
+    quarrel = None if sight.box_xyxy is None else disagreement(sight.lung, sight.box_xyxy)
+    return FieldCheck(quarrel, cut_edges(sight.lung))
+
+
+def do_trials(auditor: Auditor, workdir: Workdir) -> dict[str, Any]:
+    """The controls asked for; those that controls.json holds already are not done again."""
+    path = workdir / "controls.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    config, members = auditor.config, auditor.members
+    wanted = [name for name in config.wanted_controls if name not in done]
+    sample = _draw(auditor) if {"randomised", "road"} & {*wanted} else None
+    for name in wanted:
+        log.info("control: %s", name)
+        if name == "masked":
+            rows, blind = masked_rows(members, lambda: auditor.sights(auditor.films),
+                                      auditor.screener, config.seed, config.draws)  # fmt: skip
+            done |= {"masked": rows, "blind": blind}
+        elif sample is not None and name == "randomised":
+            done[name] = randomised_rows(members, sample, config.method)
+        elif sample is not None:
+            done["road"], done["areas"] = road_rows(
+                members, sample, config.method, config.seed, config.draws
+            )
+        write_json(path, done)
+    return done
+
+
+def _draw(auditor: Auditor) -> Sample:
+    """The films of the controls that need not all of them."""
+    config = auditor.config
+    shown = {f.name: f for f in auditor.films if f.prediction.logits is not None}
+    chosen = [shown[n] for n in draw_sample(list(shown), config.control_films, config.seed)]
+    return Sample.take(auditor.members, lambda: auditor.sights(chosen))
+
+
+def summarise(
+    auditor: Auditor, rows: Sequence[AuditRow], trials: dict[str, Any], compared: Sequence[Any]
+) -> dict[str, Any]:
+    """What audit.json holds and the page shows."""
+    config, run = auditor.config, auditor.run
+    return {
+        "title": config.out_path.as_posix(),
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "question": "Did the networks look inside the lungs?",
+        "answer": answer(rows, config.draws, config.seed),
+        "method": NAMES[config.method],
+        "members": list(auditor.members.targets),
+        "metrics": [*figure_rows(rows, config.draws, config.seed), *trials.get("areas", [])],
+        "distributions": distributions(rows),
+        "controls": control_rows(trials),
+        "compare": [pooled(row.to_dict()) for row in compared],
+        "thresholds": threshold_table(auditor.thresholds),
+        "cautions": cautions(rows, run.cropped, auditor.thresholds, trials.get("blind", 0)),
+        "settings": {
+            "run": config.run_path.as_posix(), "films": len({row.film for row in rows}),
+            "patients": len({row.patient for row in rows}),
+            "shown": "crops" if run.cropped else "whole films", "part": config.part or "all",
+            "sources trained on": ", ".join(config.trained_on) if config.part else "not said",
+            "films of randomised and road": config.control_films or "all", "seed": config.seed,
+            "bootstrap draws": config.draws, "members": auditor.members.weights,
+            "lung field": auditor.field.weights,
+        },
+    }  # fmt: skip
+
+
+def _compare(config: AuditConfig, rows: Sequence[AuditRow]) -> list[Any]:
+    if not config.against:
+        return []
+    from classify.audit_compare import compare, compare_markdown
+
+    found = compare(read_audit(Path(config.against) / "audit.csv"), rows, config.seed, config.draws)
+    write_atomic(config.out_path / "compare.md", compare_markdown(found))
+    return found
+
+
+def _fit(auditor: Auditor, rows: Sequence[AuditRow]) -> None:
+    if not auditor.config.fit:
+        return
+    path = _threshold_path(auditor.config, auditor.run)
+    found = fit_thresholds(rows, auditor.config.tail, auditor.members.weights)
+    found.save(path)
+    console.print(f"thresholds from {found.films} films: {path}", highlight=False, markup=False)
+
+
+def _threshold_path(config: AuditConfig, run: Run) -> Path:
+    return Path(config.thresholds or Path(config.ensemble or run.ensemble) / THRESHOLDS)
+
+
+def _check_resumable(workdir: Workdir, auditor: Auditor) -> None:
+    """Drop an earlier audit with --restart; raises ValueError when it had other settings."""
+    record, rows = workdir / "run.json", workdir / "audit.csv"
+    if auditor.config.restart:
+        for name in ("audit.csv", "films.jsonl", "controls.json", "audit.json", "compare.md",
+                     "report.html", "report.pdf", "run.json"):  # fmt: skip
+            (workdir / name).unlink(missing_ok=True)
+    if not rows.exists():
+        (workdir / "films.jsonl").unlink(missing_ok=True)
+        (workdir / "controls.json").unlink(missing_ok=True)
+        return
+    old = json.loads(record.read_text()).get("settings", {}) if record.exists() else {}
+    new = json.loads(json.dumps(auditor.settings()))
+    differs = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    if differs:
+        raise ValueError(f"{workdir.path} holds an audit with other settings "
+                         f"({', '.join(differs)}). Give another --out, or --restart.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,210 @@
+"""What an audit found, in figures with intervals by patient and in one sentence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from classify.audit_flags import Thresholds
+from classify.audit_paired import mean_figure
+from classify.audit_rows import AuditRow
+from classify.metrics import Figure
+
+Row = dict[str, Any]
+ALL = ""  # the source of figures over all films
+MEANS = (
+    "lift", "gaussian_lift", "random_lift", "inside_share", "area_share", "pointing_hit",
+    "border_share", "border_area_share", "outside_box_share", "text_share", "text_area_share",
+    "finding_share", "finding_area_share", "finding_lift", "finding_hit",
+)  # fmt: skip
+_BINS = {"lift": np.linspace(0, 2, 41), "border_share": np.linspace(0, 0.8, 41)}
+
+
+def lift_z(row: AuditRow) -> float | None:
+    """The lift's distance from that of random maps as coarse, in their standard deviations."""
+    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
+    return None if lift is None or mean is None or not spread else (lift - mean) / spread
+
+
+def figure_rows(rows: Sequence[AuditRow], draws: int, seed: int) -> list[Row]:
+    """Mean of each metric for each member, over all films and source by source."""
+    columns: dict[str, Callable[[AuditRow], float | None]] = {
+        **{name: lambda row, name=name: row.value(name) for name in MEANS},  # type: ignore[misc]
+        "lift_z": lift_z,
+        "below_chance": lambda row: None if row.value("lift") is None else row.metrics["lift"] < 1,
+        "flagged": lambda row: bool(row.flags),
+        "empty": lambda row: row.empty,
+    }
+    out = []
+    for member, source, chosen in _groups(rows):
+        patients = [row.patient for row in chosen]
+        for name, value_of in columns.items():
+            values = [v if (v := value_of(row)) is not None else np.nan for row in chosen]
+            found = mean_figure(values, patients, draws, seed)
+            if found.n:
+                out.append({"member": member, "source": source, "name": name, **_plain(found)})
+    return out
+
+
+def distributions(rows: Sequence[AuditRow]) -> list[Row]:
+    """Histograms of lift and border share for each member, with what blind maps would give."""
+    out = []
+    for member, source, chosen in _groups(rows):
+        if source != ALL:
+            continue
+        for metric, edges in _BINS.items():
+            values = [v for row in chosen if (v := row.value(metric)) is not None]
+            if not values:
+                continue
+            counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+            chance = {"lift": {"random": "random_lift", "gaussian": "gaussian_lift"},
+                      "border_share": {"even": "border_area_share"}}[metric]  # fmt: skip
+            out.append({
+                "member": member, "metric": metric, "bins": edges.tolist(),
+                "counts": {"films": counts.tolist()},
+                "baseline": {k: _mean(row.value(v) for row in chosen) for k, v in chance.items()},
+            })  # fmt: skip
+    return out
+
+
+def answer(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
+    """The question's answer: mean lift over films (the mean of its members) and what it means."""
+    films: dict[str, list[AuditRow]] = defaultdict(list)
+    for row in rows:
+        if row.value("lift") is not None:
+            films[row.film].append(row)
+    if not films:
+        return {"sentence": "No film has a map and a lung field, so nothing can be said.",
+                "value": None, "low": None, "high": None}  # fmt: skip
+    patients = [group[0].patient for group in films.values()]
+
+    def over_films(name: str) -> Figure:
+        values = [_mean(row.value(name) for row in group) for group in films.values()]
+        return mean_figure(np.array(values, float), patients, draws, seed)
+
+    lift, blob = over_films("lift"), over_films("gaussian_lift")
+    inside, area = over_films("inside_share"), over_films("area_share")
+    assert lift.value is not None and inside.value is not None
+    assert area.value is not None and blob.value is not None
+    interval = "" if lift.low is None else f" (95 % interval {lift.low:.2f} to {lift.high:.2f})"
+    return {
+        "sentence": f"{_verdict(lift, blob)}: lung gets {lift.value:.2f} times the attention that "
+        f"its area would get by chance{interval}. {inside.value:.0%} of the attention falls on "
+        f"lung, which is {area.value:.0%} of what the network sees; a blob in the middle of the "
+        f"picture, blind to the film, would reach {blob.value:.2f}.",
+        "value": lift.value, "low": lift.low, "high": lift.high,
+    }  # fmt: skip
+
+
+def _verdict(lift: Figure, blob: Figure) -> str:
+    """In words. The interval of the lift decides, and the blob that looks at nothing."""
+    assert lift.value is not None and blob.value is not None
+    low = lift.value if lift.low is None else lift.low
+    high = lift.value if lift.high is None else lift.high
+    if high < 1:
+        return "No"
+    if low <= 1:
+        return "No more than chance"
+    if low > blob.value:
+        return "Yes, more than chance and more than a blind blob in the middle"
+    if high < blob.value:
+        return "More than chance, but less than a blind blob in the middle"
+    return "More than chance, but no more than a blind blob in the middle"
+
+
+def cautions(
+    rows: Sequence[AuditRow], cropped: bool, thresholds: Thresholds | None, blind: int = 0
+) -> list[str]:
+    """What a reader must know before believing the figures."""
+    drawn = {row.film: row.lung_by for row in rows if row.member}
+    human = sum(by == "human" for by in drawn.values())
+    said = [
+        f"Lungs were drawn by people on {human} of {len(drawn)} films and by the lung-field "
+        "network on the others.",
+        "A map shows where a score comes from as far as the method can tell, not why. The controls "
+        "say how far to trust it.",
+    ]
+    if cropped:
+        said.append("The members saw crops: lung covers more of a crop than of a film, so shares "
+                    "are higher than on whole films by cropping alone. Compare lifts.")  # fmt: skip
+    if thresholds is None:
+        said.append("No thresholds are stored for these members, so only empty maps are flagged: "
+                    "run python -m classify.audit RUN --data DATA --part train --fit")  # fmt: skip
+    if blind:
+        said.append(f"{blind} films without a lung field are left out of the masking control.")
+    sources = {row.source for row in rows if row.member}
+    if len(sources) > 1:
+        said.append("Sources differ in nearly everything: trust the rows of one source more than "
+                    "those of all films together.")  # fmt: skip
+    return said
+
+
+def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:
+    """As the page lists them."""
+    if thresholds is None:
+        return {}
+    words = {"lift": "lift below", "border_share": "border above", "text_share": "text above"}
+    table: dict[str, Any] = {
+        member: {words[k]: round(v, 3) for k, v in bounds.items() if v is not None}
+        for member, bounds in thresholds.by_member.items()
+    }
+    if thresholds.field_disagreement is not None:
+        table["every member"] = {
+            "lung field against thorax box (1 - IoU) above": round(thresholds.field_disagreement, 3)
+        }
+    table["taken from"] = {"films": thresholds.films, "patients": thresholds.patients,
+                           "share beyond each": thresholds.tail}  # fmt: skip
+    return table
+
+
+def control_rows(trials: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Rows of the controls under the names that the page knows."""
+    return {
+        "masked": [pooled(row) for row in trials.get("masked", [])],
+        "randomisation": list(trials.get("randomised", [])), "road": list(trials.get("road", [])),
+    }  # fmt: skip
+
+
+def pooled(row: Mapping[str, Any]) -> Row:
+    """The row with its source as the page has it: all sources together are ""."""
+    return {**row, "source": ALL if row["source"] == "all" else row["source"]}
+
+
+def figure_table(metrics: Sequence[Row]) -> Table:
+    """The main figures for the terminal."""
+    table = Table("member", "films of", "lift [95 %]", "blind blob", "on lung", "at the border",
+                  "flagged", highlight=False)  # fmt: skip
+    found = {(r["member"], r["source"], r["name"]): r for r in metrics}
+    nothing = {"value": None, "low": None, "high": None}
+    for member, source in dict.fromkeys((m, s) for m, s, _ in found):
+        cells = []
+        for name in ("lift", "gaussian_lift", "inside_share", "border_share", "flagged"):
+            row = found.get((member, source, name), nothing)
+            value = "" if row["value"] is None else f"{row['value']:.3f}"
+            interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+            cells.append(value + (interval if name == "lift" else ""))
+        table.add_row(member, source or "all", *cells)
+    return table
+
+
+def _groups(rows: Sequence[AuditRow]) -> list[tuple[str, str, list[AuditRow]]]:
+    """Rows by member and source; all sources together first."""
+    seen = [row for row in rows if row.member]
+    members = list(dict.fromkeys(row.member for row in seen))
+    sources = sorted({row.source for row in seen} - {""})
+    wanted = [ALL, *(sources if len(sources) > 1 else [])]
+    return [(m, s, [r for r in seen if r.member == m and s in (ALL, r.source)])
+            for m in members for s in wanted]  # fmt: skip
+
+
+def _mean(values: Any) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _plain(found: Figure) -> Row:
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}

@@ -1,0 +1,191 @@
+"""The audit's controls on a run's films: lungs blacked out, weights made random, pixels taken away.
+
+Each trial gives the rows that the page and audit.json show. What they mean stands in
+classify.audit_masking, classify.audit_randomise and classify.audit_road.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from classify.audit_controls import Asked, Screens, control_table
+from classify.audit_look import member_maps
+from classify.audit_masking import MaskedFilm, control_logits
+from classify.audit_randomise import another_film, randomisation_curve
+from classify.audit_road import road_films
+from classify.audit_rows import UNKNOWN
+from classify.audit_sight import Sight
+from classify.audit_truth import Truth
+from classify.cases import Case
+from classify.ensemble import Ensemble
+from classify.evaluate import QUESTIONS, Question, ensemble_score
+from classify.models.multitask import TARGET
+from classify.saliency import saliency_maps
+from cxr.boxes import Frame
+
+SEEDS = (0, 1, 2)  # of the random weights
+AREAS = {"road_area": ("lerf", "morf"), "road_over_random": ("random", "morf")}
+Row = dict[str, Any]
+Batches = Callable[[], Iterable[list[Sight]]]  # every call goes through the films anew
+
+
+def masked_rows(
+    members: Ensemble, batches: Batches, screener: Screens | None, seed: int, draws: int
+) -> tuple[list[Row], int]:
+    """Rows of `control_table`, by source and all together, and how many films had no lungs."""
+    kept: list[Sight] = []
+    blind = 0
+
+    def films() -> Iterator[MaskedFilm]:
+        nonlocal blind
+        for group in batches():
+            for sight in group:
+                if sight.pixels is None or sight.lung is None or not sight.lung.any():
+                    blind += 1
+                    continue
+                # without pixels: memory must not grow with the number of films
+                kept.append(_without_pixels(sight))
+                yield MaskedFilm(sight.pixels, sight.lung, sight.crop)
+
+    found = control_logits(members, films())
+    labels = np.array([[s.truth.label_for(t) for t in members.targets] for s in kept])
+    rows = control_table(
+        found, labels, [_patient(s) for s in kept], members.targets, seed, draws,
+        [s.truth.row.source if s.truth.row else "" for s in kept],
+        list(_questions(kept, members.targets)), screener,
+    )  # fmt: skip
+    return [row.to_dict() for row in rows], blind
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Films prepared for the members, (N, 3, side, side), and what is known of them."""
+
+    batch: torch.Tensor
+    frames: list[Frame]
+    films: list[str]
+    patients: list[str]
+    truths: list[Truth]
+
+    @classmethod
+    def take(cls, members: Ensemble, batches: Batches) -> Sample:
+        """All films that the members saw; of each, whatever its size, 0.6 MB are kept."""
+        parts: list[torch.Tensor] = []
+        frames: list[Frame] = []
+        shown: list[Sight] = []
+        for group in batches():
+            seen = [s for s in group if s.pixels is not None]
+            if seen:
+                batch, found = members.prepare([s.pixels for s in seen if s.pixels is not None])
+                parts.append(batch)
+                frames += found
+                shown += [_without_pixels(s) for s in seen]
+        if not parts:
+            raise ValueError("the controls need at least one film that the members saw. Got none.")
+        return cls(torch.cat(parts), frames, [s.seen.name for s in shown],
+                   [_patient(s) for s in shown], [s.truth for s in shown])  # fmt: skip
+
+
+def randomised_rows(members: Ensemble, sample: Sample, method: str) -> list[Row]:
+    """A row a member and stage, the head first; `another film` is the floor the maps fall to."""
+    rows: list[Row] = []
+    classes = [TARGET] * len(sample.batch)
+    for target in members.targets:
+        member = members.member(target)
+        curve = randomisation_curve(
+            member, sample.batch, classes, method, saliency_maps, seeds=SEEDS
+        )
+        trained = saliency_maps(member, sample.batch, classes, method)
+        rows += [{"member": target, **p.to_dict()} for p in (*curve, another_film(trained))]
+    return rows
+
+
+def road_rows(
+    members: Ensemble, sample: Sample, method: str, seed: int, draws: int
+) -> tuple[list[Row], list[Row]]:
+    """A row a member and percentile of pixels taken away; and each member's faithfulness, the area
+    between the curves, with its interval.
+
+    A probability near 0 cannot fall, so a member is asked of the films that show its target; where
+    no film's truth is known, of those that it says do.
+    """
+    points: list[Row] = []
+    areas: list[Row] = []
+    for target in members.targets:
+        member = members.member(target)
+        truth = np.array([t.label_for(target) for t in sample.truths])
+        logits, planes = member_maps(member, sample.batch, method)
+        positive = truth == TARGET if (truth != UNKNOWN).any() else logits.argmax(1) == TARGET
+        chosen = np.flatnonzero(positive).tolist()
+        if not chosen:
+            continue
+        side = (sample.batch.shape[3], sample.batch.shape[2])
+        found = road_films(
+            member, sample.batch[chosen],
+            np.stack([cv2.resize(planes[i], side, interpolation=cv2.INTER_LINEAR) for i in chosen]),
+            [TARGET] * len(chosen), seed=seed, films=[sample.films[i] for i in chosen],
+            within=np.stack([_content(sample.frames[i]) for i in chosen]),
+            cam_hw=(planes.shape[1], planes.shape[2]),
+        )  # fmt: skip
+        points += [{"member": target, **p.to_dict()} for p in found.points()]
+        patients = [sample.patients[i] for i in chosen]
+        for name, ends in AREAS.items():
+            area = found.area(patients, *ends, draws=draws, seed=seed)
+            areas.append({"member": target, "source": "", "name": name, "value": area.value,
+                          "low": area.low, "high": area.high, "n": area.n})  # fmt: skip
+    return points, areas
+
+
+def _content(frame: Frame) -> np.ndarray:
+    """(side, side) bool: where the member's input is the film and not padding."""
+    inside = np.zeros(frame.canvas_hw, bool)
+    height, width = frame.content_hw
+    inside[frame.pad_y : frame.pad_y + height, frame.pad_x : frame.pad_x + width] = True
+    return inside
+
+
+def draw_sample(names: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` of the films, drawn by a hash of the name: the same films in every order and however
+    many others stand beside them; 0 takes all."""
+
+    def rank(name: str) -> str:
+        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
+
+    if not count or count >= len(names):
+        return list(names)
+    chosen = set(sorted(names, key=rank)[:count])
+    return [name for name in names if name in chosen]
+
+
+def _questions(sights: Sequence[Sight], targets: Sequence[str]) -> Iterator[Asked]:
+    """The project's questions that these films hold both answers to."""
+    for question in QUESTIONS:
+        if not {question.positive, question.negative} <= {*targets, "normal", "pneumonia"}:
+            continue
+        truth = np.full(len(sights), np.nan)
+        for n, sight in enumerate(sights):
+            row = sight.truth.row
+            said = question.truth(Case(row, sight.seen.path)) if row else None
+            truth[n] = np.nan if said is None else said
+        if len(np.unique(truth[~np.isnan(truth)])) == 2:
+            yield Asked(question.name, truth, partial(_score, targets=targets, question=question))
+
+
+def _score(logits: np.ndarray, targets: Sequence[str], question: Question) -> np.ndarray:
+    return ensemble_score(logits, targets, question)
+
+
+def _patient(sight: Sight) -> str:
+    return sight.truth.row.patient_id if sight.truth.row else sight.seen.name
+
+
+def _without_pixels(sight: Sight) -> Sight:
+    return Sight(sight.seen, sight.truth)
