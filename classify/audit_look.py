@@ -25,6 +25,7 @@ from classify.saliency import logits_and_saliency, saliency_maps, to_pixels
 from cxr.boxes import Frame
 
 Record = dict[str, Any]
+Look = tuple[np.ndarray, np.ndarray, tuple[int, int]]  # logits, map over what was seen, its cells
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,24 @@ class Looker:
         maps = self._maps(shown) if shown else []
         by_id = {id(s): m for s, m in zip(shown, maps, strict=True)}
         return [
-            self._judge(s, check, by_id[id(s)]) if id(s) in by_id else refused(s)
+            self._judge_or_say_why(s, check, by_id[id(s)]) if id(s) in by_id else refused(s)
             for s, check in zip(sights, checks, strict=True)
         ]
 
-    def _maps(self, sights: Sequence[Sight]) -> list[list[tuple[np.ndarray, Any, Any]]]:
+    def _judge_or_say_why(
+        self, sight: Sight, check: FieldCheck, looks: Sequence[Look]
+    ) -> tuple[list[AuditRow], Record]:
+        try:
+            return self._judge(sight, check, looks)
+        except ValueError as error:  # say a film too small to hold text: it must not end the audit
+            return refused(replace(sight, reason=f"it cannot be measured: {error}"))
+
+    def _maps(self, sights: Sequence[Sight]) -> list[list[Look]]:
         """For each film and member: logits (3,), the map over what was seen, its resolution."""
         pixels = [s.pixels for s in sights if s.pixels is not None]
         batch, frames = self.members.prepare(pixels)
         sizes = [(p.shape[0], p.shape[1]) for p in pixels]
-        out: list[list[tuple[np.ndarray, Any, Any]]] = [[] for _ in sights]
+        out: list[list[Look]] = [[] for _ in sights]
         for target in self.members.targets:
             logits, planes = member_maps(self.members.member(target), batch, self.method)
             back = to_pixels(planes, frames, sizes)
@@ -70,7 +79,7 @@ class Looker:
         return out
 
     def _judge(
-        self, sight: Sight, check: FieldCheck, looks: Sequence[tuple[np.ndarray, Any, Any]]
+        self, sight: Sight, check: FieldCheck, looks: Sequence[Look]
     ) -> tuple[list[AuditRow], Record]:
         assert sight.film is not None and sight.lung is not None
         regions = Regions(

@@ -163,29 +163,38 @@ def iter_sights(
 def _to_sights(
     group: Sequence[tuple[Seen, Any]], truths: Truths, field: Segments, detector: FindsBoxes | None
 ) -> Iterator[Sight]:
-    ready = [(seen, truths.of(seen.name), film) for seen, film in group]
     whys = [_refusal(seen, film) for seen, film in group]
-    good = [r for r, why in zip(ready, whys, strict=True) if not why]
-    masks = [truth.read_lungs(film.pixels.shape) for _, truth, film in good]
-    missing = [n for n, mask in enumerate(masks) if mask is None]
-    found = field.segment([good[n][2].pixels for n in missing]) if missing else []
-    lungs = {n: plane > LUNG for n, plane in zip(missing, found, strict=True)}
-    unboxed = [n for n, (seen, _, _) in enumerate(good) if seen.boxed is None]
-    pixels = [good[n][2].pixels for n in unboxed]
-    fresh = detector.predict(pixels) if detector is not None and unboxed else []
-    boxes = dict(zip(unboxed, fresh, strict=False))
-    number = 0
-    for (seen, truth, film), why in zip(ready, whys, strict=True):
+    good = [(seen, truths.of(seen.name), film)
+            for (seen, film), why in zip(group, whys, strict=True) if not why]  # fmt: skip
+    found = iter(zip(good, _lungs(good, field), _boxes(good, detector), strict=True))
+    for (seen, _), why in zip(group, whys, strict=True):
         if why:
-            yield Sight(seen, truth, reason=why)
+            yield Sight(seen, truths.of(seen.name), reason=why)
             continue
-        mask, box = masks[number], boxes.get(number)
+        (seen, truth, film), (lung, lung_by), box = next(found)
         shown = film.pixels if seen.crop is None else seen.crop.apply(film.pixels)
-        yield Sight(
-            seen, truth, film, "", shown, seen.crop, lungs[number] if mask is None else mask,
-            "lungfield" if mask is None else "human", _sure_box(seen, box),
-        )  # fmt: skip
-        number += 1
+        yield Sight(seen, truth, film, "", shown, seen.crop, lung, lung_by, box)
+
+
+def _lungs(
+    good: Sequence[tuple[Seen, Truth, Film]], field: Segments
+) -> list[tuple[np.ndarray, str]]:  # fmt: skip
+    """Each film's lung field and who drew it; the network sees only films without a human mask."""
+    drawn = [truth.read_lungs((f.pixels.shape[0], f.pixels.shape[1])) for _, truth, f in good]
+    rest = [film.pixels for (_, _, film), mask in zip(good, drawn, strict=True) if mask is None]
+    planes = iter(field.segment(rest) if rest else [])
+    return [(next(planes) > LUNG, "lungfield") if mask is None else (mask, "human")
+            for mask in drawn]  # fmt: skip
+
+
+def _boxes(
+    good: Sequence[tuple[Seen, Truth, Film]], detector: FindsBoxes | None
+) -> list[tuple[float, float, float, float] | None]:
+    """Each film's thorax box where the detector is sure of it; only unboxed films are boxed."""
+    rest = [film.pixels for seen, _, film in good if seen.boxed is None]
+    fresh = iter(detector.predict(rest) if detector is not None and rest else [])
+    found: list[Any] = [next(fresh, None) if s.boxed is None else s.boxed for s, _, _ in good]
+    return [_sure_box(box) for box in found]
 
 
 def _refusal(seen: Seen, film: Any) -> str:
@@ -197,9 +206,8 @@ def _refusal(seen: Seen, film: Any) -> str:
     return ""
 
 
-def _sure_box(seen: Seen, fresh: Any) -> tuple[float, float, float, float] | None:
-    """The thorax box where the detector is sure of it."""
-    found = seen.boxed if seen.boxed is not None else fresh
+def _sure_box(found: Any) -> tuple[float, float, float, float] | None:
+    """The box of a manifest's row or of the detector."""
     xyxy = getattr(found, "thorax_xyxy", None) or getattr(found, "xyxy", None)
     if found is None or found.status != "ok" or xyxy is None:
         return None
