@@ -194,8 +194,9 @@ def road_films(
                 model, inputs, [int(classes[i]) for i in chunk]
             )
             used = [i for i in chunk if not _is_flat(maps[i], within[i])]
-            ordered = [_Film(batch[i].detach().cpu().numpy(), maps[i], within[i], names[i], seed, cam_hw,
-                             noise) for i in used]  # fmt: skip
+            images = inputs.detach().cpu().numpy()
+            ordered = [_Film(images[i - start], maps[i], within[i], names[i], seed, cam_hw, noise)
+                       for i in used]  # fmt: skip
             for name, k, inputs in _perturbed(ordered, percentiles):
                 left[name][k, used] = _probabilities(model, inputs, [int(classes[i]) for i in used])
     return RoadFilms(percentiles, before, left)
