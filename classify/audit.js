@@ -50,6 +50,7 @@ function drawing(film, crop, map) {
   if (map && map.map) view.append(picture(map.map, seen, {class: "map", filter: "url(#inferno)"}));
   if (film.field) view.append(shape("path", {class: "field", d: film.field}));
   if (film.box) view.append(shape("rect", {class: "box", ...place(film.box)}));
+  for (const at of film.findings) view.append(shape("rect", {class: "finding", ...place(at)}));
   if (film.crop && !crop) view.append(shape("rect", {class: "seen", ...place(seen)}));
   return view;
 }
@@ -199,7 +200,7 @@ function facts(film) {
   const rows = [["Label", film.label], ["Source", film.source], ["Patient", film.patient],
     ["Status", film.status === "ok" ? "" : film.status.replaceAll("_", " ")],
     ["Why", film.reason], ["Lung field", film.field ? "drawn by " + (film.lung_by === "human" ?
-      "a person" : film.lung_by || "the lung-field network") : "none found"]];
+      "a person" : "the lung-field network") : "none found"]];
   const out = make("dl", {class: "facts"});
   for (const [name, value] of rows) {
     if (value) out.append(make("dt", {}, name), make("dd", {}, value));

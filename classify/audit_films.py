@@ -39,6 +39,7 @@ def film_record(film: Mapping[str, Any]) -> Record:
         "reasons": [printable(str(r)) for r in film.get("reasons") or ()],
         "view": view, "box": _rectangle(film.get("box"), view, name),
         "seen": _rectangle(film.get("seen") or (0, 0, 1, 1), view, name),
+        "findings": [_rectangle(xyxy, view, name) for xyxy in film.get("findings") or ()],
         "field": _path(film.get("field") or (), view),
         "picture": _uri(film.get("picture"), name), "crop": _uri(film.get("crop"), name),
         "members": members,
@@ -65,7 +66,7 @@ def film_entry(record: Record) -> Record:
                                   "status", "reason", "flags", "reasons")},
         "lift": min(worst["lift"], default=None),
         **{k: max(worst[k], default=None) for k in ("border", "text", "outside_box")},
-        "members": [m["name"] for m in record["members"]],
+        "members": [m["name"] for m in record["members"]], "findings": len(record["findings"]),
     }  # fmt: skip
 
 

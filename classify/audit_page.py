@@ -112,6 +112,7 @@ def _shown(
         "members": clean.get("members") or [], "films": len(index),
         "flagged": sum(bool(entry["flags"]) for entry in index), "flags": flags,
         "flag_words": {**{f: FLAGS[f] for f in FLAGS}, **{f: "" for f in flags if f not in FLAGS}},
+        "findings": any(entry["findings"] for entry in index),
         "decisions": DECISIONS, "worst": worst, "index": to_json(index),
         "words": to_json({"decisions": DECISIONS, "flags": FLAGS}),
         "style": _asset("audit.css"), "script": script,

@@ -11,7 +11,7 @@ class Metric:
 
     name: str
     means: str
-    unit: str = "share"  # "share" is shown in per cent, "ratio" as ×, "score" as it is
+    unit: str = "share"  # "share" in per cent, "ratio" as ×, "sd" and "score" as they are
     chance: float | None = None
     chance_by: str = ""  # the metric that holds each row's own chance level
     better: str = ""  # "higher", "lower" or "" where neither is
@@ -29,6 +29,22 @@ _ALL = {
         "area, so this figure alone proves nothing.",
         chance_by="area_share", better="higher",
     ),
+    "lift_z": Metric(
+        "Lift against luck",
+        "How far the lift lies above that of random maps as coarse as the network's, in their "
+        "standard deviations; 0 is chance, and beyond 2 luck is an unlikely explanation on a film.",
+        "sd", 0.0, better="higher",
+    ),
+    "lift_over_gaussian": Metric(
+        "Lift beyond a blind blob",
+        "The lift less that of a blob in the middle of every film, which looks at nothing.",
+        "ratio", 0.0, better="higher",
+    ),
+    "below_chance": Metric(
+        "Films below chance",
+        "The share of films on which lung gets less attention than its area would get by chance.",
+        better="lower",
+    ),
     "area_share": Metric("Lung area", "The share of what the network saw that is lung."),
     "pointing_hit": Metric(
         "Pointing game",
@@ -39,7 +55,7 @@ _ALL = {
         "Attention on the border",
         "The share of attention on the outermost band of what the network saw, where there is "
         "rarely anything to diagnose.",
-        better="lower",
+        chance_by="border_area_share", better="lower",
     ),
     "outside_box_share": Metric(
         "Attention outside the thorax box",
@@ -47,7 +63,8 @@ _ALL = {
     ),
     "text_share": Metric(
         "Attention on writing",
-        "The share of attention on letters and marks burnt into the film.", better="lower",
+        "The share of attention on letters and marks burnt into the film.",
+        chance_by="text_area_share", better="lower",
     ),
     "finding_share": Metric(
         "Attention on the finding",
@@ -74,7 +91,15 @@ _ALL = {
         "The lift of a map that looks at the middle of every film and at nothing in particular.",
         "ratio", 1.0,
     ),
-    "random_lift": Metric("Lift of a random map", "The lift of random specks.", "ratio", 1.0),
+    "random_lift": Metric(
+        "Lift of a random map", "The lift of random maps as coarse as the network's.", "ratio", 1.0
+    ),
+    "random_sd": Metric(
+        "Spread of random maps", "The standard deviation of their lifts.", "ratio"
+    ),
+    "border_area_share": Metric("Border area", "The border's share of what the network saw."),
+    "text_area_share": Metric("Area of writing", "Its share of what the network saw."),
+    "flagged": Metric("Flagged films", "The share of films that carry at least one flag."),
     "empty": Metric("Empty maps", "The share of films whose map is zero everywhere."),
     "accuracy": Metric("Accuracy", "The share of films named rightly.", better="higher"),
     "balanced_accuracy": Metric(
@@ -93,6 +118,7 @@ _ALIASES = {
     "finding": "finding_share", "auroc": "auc", "macro_auc": "auc",
 }  # fmt: skip
 ORDER = tuple(_ALL)
+_DIGITS = {"ratio": 2, "sd": 2}
 
 FLAGS = {
     "looks outside": "Far less attention on lung than on the films the network was trained on.",
@@ -104,10 +130,13 @@ FLAGS = {
 }
 DECISIONS = {"read": ("●", "read"), "definitely_normal": ("○", "definitely normal"),
              "not_read_by_model": ("–", "not judged")}  # fmt: skip
-CONTROLS = {
-    "as is": "film as it is", "outside only": "lungs blacked out",
-    "lungs only": "all but lungs blacked out",
+AS_IS = "as is"
+_CONTROLS = {
+    AS_IS: "as it is", "outside only": "lungs blacked out",
+    "lungs only": "only lungs shown", "shape only": "silhouette alone",
 }  # fmt: skip
+# blind maps that a distribution is held against
+BLIND = {"random": "random maps", "gaussian": "centred blob", "even": "even spread"}
 
 
 def metric_key(name: str) -> str:
@@ -120,6 +149,14 @@ def metric(name: str) -> Metric:
     """Words for a metric; one that is not known keeps its own name and gets no sentence."""
     known = _ALL.get(metric_key(name))
     return known or Metric(str(name).replace("_", " "), "", "score")
+
+
+def control_name(control: str) -> str:
+    """What a masking control does: "outside_only" blacks the lungs out, "outside only, mean" paints
+    them in the mean of what stays."""
+    name, _, fill = str(control).replace("_", " ").partition(", ")
+    words = _CONTROLS.get(name, name)
+    return f"{words.replace('blacked out', 'painted over')}, {fill} grey" if fill else words
 
 
 def order_of(name: str) -> tuple[int, str]:
@@ -135,7 +172,7 @@ def in_unit(value: float | None, unit: str, signed: bool = False) -> str:
     if unit == "share":
         digits = 0 if abs(value) >= 0.0995 else 1 if abs(value) >= 0.00995 or value == 0 else 2
         return f"{100 * value:{'+' if signed else ''}.{digits}f} %".replace("-", "−")
-    digits = 2 if unit == "ratio" else 3
+    digits = _DIGITS.get(unit, 3)
     text = f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
     return f"{text} ×" if unit == "ratio" else text
 
@@ -148,7 +185,7 @@ def interval(value: float | None, low: float | None, high: float | None, unit: s
     if low is None or high is None:
         return in_unit(value, unit, signed)
     small = max(abs(low), abs(high)) < 0.02
-    factor, digits = (100, 1 + small) if unit == "share" else (1, 2 if unit == "ratio" else 3)
+    factor, digits = (100, 1 + small) if unit == "share" else (1, _DIGITS.get(unit, 3))
     ends = (f"{factor * v:{'+' if signed else ''}.{digits}f}" for v in (low, high))
     middle = f"{factor * value:{'+' if signed else ''}.{digits}f}"
     sign = {"share": " %", "ratio": " ×"}.get(unit, "")

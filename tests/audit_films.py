@@ -88,6 +88,7 @@ def film(number: int, **changes: Any) -> dict[str, Any]:
         "label": LABELS[number % 3 if number % 4 else 0], "patient": f"p{number // 2:04d}",
         "decision": "read" if number % 3 else "definitely_normal", "status": "ok", "reason": "",
         "flags": flags, "reasons": [f"{f}: 0.41 is below the threshold 0.82" for f in flags],
+        "findings": [[0.3, 0.4, 0.45, 0.6]] if SOURCES[number % 3] == "nih" else [],
         "lung_by": "human" if number % 2 else "lungfield", "members": members,
         **pictures(number % 6), **changes,
     }  # fmt: skip
@@ -104,18 +105,20 @@ def summary() -> dict[str, Any]:
     metrics, spread = [], []
     means = {"lift": 1.24, "gaussian_lift": 1.12, "random_lift": 1.0, "inside_share": 0.71,
              "area_share": 0.58, "pointing_hit": 0.83, "border_share": 0.114,
-             "outside_box_share": 0.052, "text_share": 0.004, "finding_lift": 1.9,
-             "finding_hit": 0.34, "finding_area_share": 0.12}  # fmt: skip
+             "border_area_share": 0.19, "outside_box_share": 0.052, "text_share": 0.004,
+             "text_area_share": 0.003, "finding_share": 0.2, "finding_area_share": 0.12,
+             "finding_lift": 1.9, "finding_hit": 0.34, "lift_z": 1.3, "below_chance": 0.21,
+             "flagged": 0.17, "empty": 0.002, "random_sd": 0.2}  # fmt: skip
     for name, mean in means.items():
         for member in MEMBERS:
-            for source in ("", *SOURCES):
+            for source in ("nih",) if name.startswith("finding") else ("", *SOURCES):
                 value = mean * rng.uniform(0.93, 1.07)
                 half = 0.03 * mean if source == "" else 0.06 * mean
                 metrics.append({"member": member, "source": source, "name": name, "value": value,
                                 "low": value - half, "high": value + half, "n": 1000})  # fmt: skip
     for metric, low, high, base in (
         ("lift", 0.2, 2.0, {"random": 1.0, "gaussian": 1.12}),
-        ("border_share", 0, 0.5, {"random": 0.19, "gaussian": 0.05}),
+        ("border_share", 0, 0.5, {"even": 0.19}),
     ):
         for member in MEMBERS:
             edges = np.linspace(low, high, 25)
@@ -126,28 +129,40 @@ def summary() -> dict[str, Any]:
                            "baseline": base})  # fmt: skip
     masked = [
         {"control": c, "member": m, "source": s, "auc": a, "low": a - 0.02, "high": a + 0.015,
-         "changed": 0.0 if c == "as is" else 0.31, "n": 420}
-        for m in MEMBERS for s in ("", "kermany")
-        for c, a in (("as is", 0.962), ("outside only", 0.871), ("lungs only", 0.903))
+         "n": 420, "difference": a - 0.962, "difference_low": a - 0.982,
+         "difference_high": a - 0.947, "changed": None if m == "asked" else x,
+         "changed_low": x, "changed_high": x + 0.04, "changed_n": 420}
+        for m in (*MEMBERS, "normal or pneumonia", "screener") for s in ("kermany", "nih", "all")
+        for c, a, x in (("as is", 0.962, 0.0), ("outside only", 0.871, 0.31),
+                        ("lungs only", 0.903, 0.22), ("shape only", 0.81, 0.4))
     ]  # fmt: skip
-    stages = ("as trained", "classifier", "features.norm5", "features.denseblock4",
-              "features.denseblock3", "features.denseblock2", "features.conv0")  # fmt: skip
+    stages = ("fc", "neck", *(f"stage {n}" for n in range(7, 0, -1)), "stem")
     curve = [
-        {"member": m, "stage": s, "rank_correlation": 1 / (1 + 0.9 * n), "ssim": 1 / (1 + 0.2 * n)}
+        {"member": m, "stage": s, "rank_correlation": 0.1 + 0.8 / (1 + n), "pairs": 299 - n,
+         "ssim": 0.3 + 0.5 / (1 + 0.4 * n), "empty": 1 + n}
         for m in MEMBERS for n, s in enumerate(stages)
     ]  # fmt: skip
-    road = [
-        {"member": m, "percentile": p, "morf": -0.006 * p, "lerf": -0.002 * p,
-         "random": -0.004 * p}
-        for m in MEMBERS for p in (10, 20, 40, 60, 80)
+    curve += [
+        {"member": m, "stage": "another film", "rank_correlation": 0.22, "ssim": 0.41, "pairs": 100,
+         "empty": 0} for m in MEMBERS
     ]  # fmt: skip
+    road = [
+        {"member": m, "percentile": p, "morf": 0.8 - 0.008 * p, "lerf": 0.8 - 0.002 * p,
+         "random": 0.8 - 0.004 * p, "before": 0.8, "n": 100, "flat": 2}
+        for m in MEMBERS for p in (20, 40, 60, 80)
+    ]  # fmt: skip
+    swap, boot = "permutation: the arms swapped patient by patient", "paired bootstrap of patients"
     compare = [
-        {"source": s, "metric": k, "film": f, "crop": f + d, "difference": d, "low": d - w,
-         "high": d + w, "p": p, "n": 420}
-        for s in ("", *SOURCES)
+        {"source": s, "member": m, "metric": k, "film": f, "crop": f + d, "difference": d,
+         "low": d - w, "high": d + w, "p": p, "p_holm": min(1, 9 * p),
+         "test": boot if k == "auc" else swap, "n": 420, "patients": 310}
+        for m in MEMBERS for s in ("all", *SOURCES)
         for k, f, d, w, p in (
             ("accuracy", 0.912, 0.004, 0.016, 0.62), ("auc", 0.951, 0.008, 0.007, 0.031),
-            ("lift", 1.13, 0.11, 0.04, 0.0002), ("border_share", 0.171, -0.057, 0.02, 0.0004))
+            ("lift", 1.13, 0.11, 0.04, 0.0002), ("lift_z", 0.9, 0.3, 0.2, 0.004),
+            ("inside_share", 0.5, 0.2, 0.03, 0.0002), ("border_share", 0.171, -0.057, 0.02, 0.0004),
+            ("outside_box_share", 0.11, -0.06, 0.02, 0.0004),
+            ("pointing_hit", 0.78, 0.05, 0.06, 0.21), ("finding_lift", 1.7, 0.2, 0.5, 0.44))
     ]  # fmt: skip
     return {
         "title": "runs/audit_crops", "made": "2026-01-01 12:00", "method": "Grad-CAM",

@@ -1,128 +1,30 @@
-"""The audit page in headless Chromium: filters, sliders, keys, anchors, schemes, print, speed."""
+"""The audit page's gallery in headless Chromium: filters, sliders, keys, anchors, hostile names."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_films import MEMBERS, film, films, summary
+from audit_browser import IMAGE, NEEDS_CHROMIUM, REFUSED, SCRIPT, Browser, opened, started
+from audit_films import MEMBERS, films
 
-from classify.audit_page import film_anchor, picture_uri, write_audit_page, write_pdf
+from classify.audit_page import film_anchor
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    pytest.mark.skipif(DRIVER is None, reason="chromedriver is not installed"),
-]
-
-IMAGE = "in/<img src=x onerror=alert(1)>\"'&.png"
-SCRIPT = "in/</script><script>document.title='owned';alert(2)</script>.png"
-REFUSED = "in/leg.dcm"
-FLAGS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--window-size=1280,900",
-]  # fmt: skip
-WATCH = """window.faults = [];
-addEventListener("error", e => faults.push(String(e.message)));
-addEventListener("securitypolicyviolation", e => faults.push("policy: " + e.violatedDirective));
-for (const name of ["alert", "confirm", "prompt"]) window[name] = () => faults.push(name);"""
-
-
-class Browser:
-    """One Chromium, looked at through the page's own script."""
-
-    def __init__(self, driver: Any, page: Path) -> None:
-        self.driver, self.page = driver, page
-
-    def open(self, anchor: str = "") -> None:
-        self.driver.get("about:blank")  # or only the anchor would change
-        self.driver.get(self.page.as_uri() + anchor)
-
-    def js(self, script: str, *values: Any) -> Any:
-        return self.driver.execute_script(script, *values)
-
-    def wait(self, script: str, seconds: float = 10) -> None:
-        end = time.monotonic() + seconds
-        while not self.js("return " + script):
-            assert time.monotonic() < end, f"never true: {script}"
-            time.sleep(0.02)
-
-    def choose(self, name: str, value: str) -> None:
-        self.js("const s = document.getElementById(arguments[0]); s.value = arguments[1];"
-                "s.dispatchEvent(new Event('change'))", name, value)  # fmt: skip
-
-    def search(self, words: str) -> None:
-        self.js("find.value = arguments[0]; find.dispatchEvent(new Event('input'))", words)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
-
-    def names(self) -> list[str]:
-        return self.js("return [...document.querySelectorAll('#cards h3')].map(h => h.textContent)")
-
-    def status(self) -> str:
-        return self.js("return document.getElementById('status').textContent")
-
-    def here(self) -> str:
-        """The film whose card has the focus."""
-        return self.js("return document.activeElement.closest('.card')?.id ?? ''")
-
-    def shown(self) -> str:
-        """The film that is open, large."""
-        return self.js("return dialog.open ? document.getElementById('film-name').textContent : ''")
-
-    def scheme(self, name: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": name}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    from selenium.webdriver.chrome.service import Service
-
-    folder = tmp_path_factory.mktemp("audit")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
-        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
-        yield Browser(driver, audit(folder / "report.html"))
-    finally:
-        driver.quit()
-
-
-def audit(path: Path) -> Path:
-    """63 films on three pages: hostile names, a whole film without a crop, a refused one."""
-    more = [
-        film(101, film=IMAGE, source="<b>nih</b>", reasons=[SCRIPT]), film(102, film=SCRIPT),
-        film(103, film=REFUSED, members=[], flags=[], status="no_thorax", label="other",
-             decision="not_read_by_model", reason="no thorax found", crop=None, box=None, field=[]),
-        film(104, film="in/whole.png", crop=None, seen=[0, 0, 1, 1]),
-    ]  # fmt: skip
-    return write_audit_page(path, summary(), [*films(59), *more])
+    with started(tmp_path_factory.mktemp("audit")) as browser:
+        yield browser
 
 
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Browser]:
-    """The page freshly opened; afterwards nobody may have complained."""
-    chromium.driver.get_log("browser")
-    chromium.open()
-    yield chromium
-    assert chromium.js("return window.faults") == []
-    assert chromium.driver.get_log("browser") == []
+    with opened(chromium) as browser:
+        yield browser
 
 
 def worst_first(films: list[dict[str, Any]]) -> list[str]:
@@ -216,6 +118,8 @@ def test_box_and_outline_can_be_switched_off_everywhere(page: Browser) -> None:
 
 def test_a_map_is_coloured_where_it_is_bright_and_clear_where_it_is_not(page: Browser) -> None:
     assert page.js("return document.querySelector('#cards .map').getAttribute('filter')")
+    # cards off screen are laid out when they come near, which would move the page between pictures
+    page.js("for (const c of cards.children) c.style.contentVisibility = 'visible'")
     place = page.js("""const m = document.querySelector('#cards .map');
         m.scrollIntoView({block: 'center'}); const r = m.getBoundingClientRect();
         return {x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height, scale: 1}""")
@@ -223,7 +127,7 @@ def test_a_map_is_coloured_where_it_is_bright_and_clear_where_it_is_not(page: Br
     for value in (0, 100):
         page.js("const s = document.getElementById('opacity'); s.value = arguments[0];"
                 "s.dispatchEvent(new Event('input'))", value)  # fmt: skip
-        pictures.append(shot(page, place))
+        pictures.append(page.shot(place))
     without, with_map = (p.astype(float) for p in pictures)
     changed = abs(with_map - without).max(axis=2)
     assert changed.max() > 100, "the map is not seen"
@@ -231,20 +135,6 @@ def test_a_map_is_coloured_where_it_is_bright_and_clear_where_it_is_not(page: Br
     y, x = divmod(changed.argmax(), changed.shape[1])
     blue, green, red = with_map[y, x]
     assert red > blue and green > blue, "inferno's bright end is yellow"
-
-
-def shot(page: Browser, clip: dict[str, float] | None = None) -> Any:
-    """The page, or a part of it, as pixels (H, W, 3) BGR."""
-    import base64
-
-    import cv2
-    import numpy as np
-
-    ask = {"format": "png", "captureBeyondViewport": clip is not None}
-    answer = page.driver.execute_cdp_cmd(
-        "Page.captureScreenshot", ask | ({"clip": clip} if clip else {})
-    )
-    return cv2.imdecode(np.frombuffer(base64.b64decode(answer["data"]), np.uint8), cv2.IMREAD_COLOR)
 
 
 def test_arrows_go_from_card_to_card_and_on_to_the_next_page(page: Browser) -> None:
@@ -337,102 +227,3 @@ def test_a_foreign_script_does_not_run(chromium: Browser, tmp_path: Path) -> Non
     assert "owned" not in chromium.js("return document.title")
     faults = chromium.js("return window.faults")
     assert faults and all(fault.startswith("policy: ") for fault in faults)
-
-
-def test_both_schemes_are_shown(page: Browser) -> None:
-    ground = "return getComputedStyle(document.body).backgroundColor"
-    light = {}
-    for name in ("light", "dark"):
-        page.scheme(name)
-        light[name] = sum(map(int, re.findall(r"\d+", page.js(ground))))
-        assert page.js("return matchMedia('(prefers-color-scheme: dark)').matches") is (
-            name == "dark"
-        )
-    page.scheme("light")
-    assert light["light"] > 700 and light["dark"] < 100
-
-
-@pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_wider_than_the_window(page: Browser, width: int) -> None:
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    try:
-        assert page.js("return document.documentElement.scrollWidth") <= width
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def test_everything_that_takes_the_focus_has_a_name(page: Browser) -> None:
-    nameless = page.js("""
-        const named = e => e.textContent.trim() || e.labels?.[0]?.textContent.trim() ||
-          e.getAttribute("aria-label") || e.getAttribute("aria-labelledby");
-        return [...document.querySelectorAll("a, button, input, select, [tabindex]")]
-          .filter(e => !named(e)).map(e => e.outerHTML.slice(0, 80))""")
-    assert nameless == []
-    assert (
-        page.js("return document.querySelectorAll('svg[role=img]:not([aria-label])').length") == 0
-    )
-
-
-def test_without_a_script_the_worst_films_are_there(page: Browser) -> None:
-    page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        page.open()
-        find = page.driver.find_elements
-        shown = [e for e in find("css selector", "#worst .card") if e.is_displayed()]
-        assert len(shown) == 24 and not find("id", "tools")[0].is_displayed()
-        assert all(e.get_attribute("id").startswith("film-") for e in shown)
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-        page.open()
-
-
-def test_print_shows_the_worst_films_and_no_controls(page: Browser) -> None:
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    try:
-        look = "return getComputedStyle(document.querySelector(arguments[0])).display"
-        assert page.js(look, "#worst") == "block"
-        assert [page.js(look, s) for s in ("#films", "nav", "details")] == ["none"] * 3
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-
-
-def test_the_page_prints_as_pdf_without_its_path(chromium: Browser, tmp_path: Path) -> None:
-    pdf = tmp_path / "made" / "report.pdf"
-    assert write_pdf(chromium.page, pdf) is True
-    raw = pdf.read_bytes()
-    pages = len(re.findall(rb"/Type\s*/Page\b", raw))
-    assert raw.startswith(b"%PDF") and pages >= 4
-    assert str(chromium.page.parent).encode() not in raw
-    assert [p.name for p in pdf.parent.iterdir()] == ["report.pdf"]
-
-
-@pytest.fixture(scope="module")
-def thousand(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,000 films whose pictures are as hard to compress as real ones."""
-    import numpy as np
-    from audit_films import phantom
-
-    rng = np.random.default_rng(0)
-    noisy = [
-        picture_uri(np.clip(phantom(n % 6)[0] + rng.normal(0, 0.03, (480, 400)), 0, 1))
-        for n in range(40)
-    ]
-    made = (film(n, picture=noisy[n % 40], crop=noisy[(n + 1) % 40]) for n in range(1000))
-    path = tmp_path_factory.mktemp("thousand") / "report.html"
-    return write_audit_page(path, summary(), made)
-
-
-def test_a_thousand_films_stay_below_60_mb_and_open_soon(
-    chromium: Browser, thousand: Path, record_property: Callable[[str, object], None]
-) -> None:
-    megabytes = thousand.stat().st_size / 1e6
-    chromium.driver.get(thousand.as_uri())
-    chromium.wait("document.querySelectorAll('#cards .card').length === 24", 20)
-    seconds = int(chromium.js("return document.documentElement.dataset.ready")) / 1000
-    record_property("megabytes", megabytes)
-    record_property("seconds to a gallery that can be used", seconds)
-    sys.stdout.write(f"1,000 films: {megabytes:.1f} MB, usable after {seconds:.2f} s\n")
-    assert chromium.status() == "1,000 films, page 1 of 42"
-    assert 20 < megabytes < 60 and seconds < 20
-    assert chromium.js("return parsed.size") == 24, "only what is shown may be parsed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -58,8 +59,8 @@ def test_a_row_without_a_value_is_written_but_not_drawn() -> None:
 
 def test_bars_are_as_high_as_their_counts() -> None:
     svg = histogram([0, 1, 2], {"films": [10, 5]}, [], "about", "score")
-    tops = [float(v) for v in re.findall(r'class="fill s-a" d="M[\d.]+ 142V([\d.]+)H', svg)]
-    assert tops == [12, 77]  # 130 px and 65 px above the base at 142
+    tops = [float(v) for v in re.findall(r'class="fill s-a" d="M[\d.]+ 156V([\d.]+)H', svg)]
+    assert tops == [26, 91]  # 130 px and 65 px above the base at 156
 
 
 def test_counts_that_do_not_fit_their_bins_are_refused() -> None:
@@ -112,7 +113,7 @@ def test_chance_is_drawn_beside_what_it_is_chance_for() -> None:
     assert section.charts[0].table.rows == [("all sources", "a", "70 %", "60 %", "–")]
 
 
-def test_a_difference_of_shares_is_in_points_and_says_which_side_is_better() -> None:
+def test_a_difference_of_shares_is_in_points_and_a_trap_of_cropping_is_named() -> None:
     row = {"source": "", "metric": "border_share", "film": 0.2, "crop": 0.15, "difference": -0.05,
            "low": -0.08, "high": -0.02, "p": 0.0004, "n": 1200}  # fmt: skip
     (section,) = sections({"compare": [row]})
@@ -121,7 +122,134 @@ def test_a_difference_of_shares_is_in_points_and_says_which_side_is_better() -> 
         ("Attention on the border", "all sources", "20 %", "15 %", "−5.0 points [−8.0, −2.0]",
          "< 0.001", "1,200")
     ]  # fmt: skip
-    assert "left of 0 the crop is better" in section.charts[0].means
+    assert "what each network saw" in section.charts[0].means
+
+
+def compared(key: str, **more: Any) -> dict[str, Any]:
+    return {"source": "nih", "metric": key, "film": 0.5, "crop": 0.6, "difference": 0.1,
+            "low": 0.05, "high": 0.15, "p": 0.01, "n": 9} | more  # fmt: skip
+
+
+def test_accuracy_auc_lift_and_border_come_first_and_the_rest_is_folded() -> None:
+    keys = ("pointing_hit", "border_share", "lift", "auc", "lift_z", "accuracy")
+    (section,) = sections({"compare": [compared(key) for key in keys]})
+    assert [c.title.split(":")[0] for c in section.charts] == [
+        "Accuracy", "AUC", "Lift", "Attention on the border",
+    ]  # fmt: skip
+    assert section.fold is not None and section.fold.table is not None
+    assert [name for name, _ in section.fold.table.groups] == ["Lift against luck", "Pointing game"]
+    assert section.fold.title == "More differences: lift against luck and pointing game"
+
+
+def test_member_corrected_p_and_films_left_out_have_columns_where_they_are_given() -> None:
+    rows = [compared("lift", member=m, p_holm=0.09, patients=7, left_out={"map empty": 2}, test=t)
+            for m, t in (("viral", "swapped"), ("bacterial", "swapped"))]  # fmt: skip
+    rows += [compared("auc", member="viral", test="bootstrap")]
+    (section,) = sections({"compare": rows})
+    assert section.table is not None
+    assert section.table.head[2:] == (
+        "Member", "Whole film", "Crop", "Crop − film [95 % interval]", "p", "p, corrected",
+        "Films", "Patients", "Left out",
+    )  # fmt: skip
+    assert section.table.rows[1][2:] == (
+        "viral",
+        "0.50 ×",
+        "0.60 ×",
+        "+0.10 × [+0.05, +0.15]",
+        "0.010",
+        "0.090",
+        "9",
+        "7",
+        "2",
+    )
+    assert len({len(row) for row in section.table.rows}) == 1
+    (note,) = section.notes
+    assert "Holm" in note and "Test: swapped. Test of AUC: bootstrap." in note
+
+
+def test_a_difference_that_is_not_defined_is_left_out() -> None:
+    rows = [compared("lift"), compared("auc", difference=None, low=None, high=None)]
+    (section,) = sections({"compare": rows})
+    assert [c.title for c in section.charts] == ["Lift: crop − whole film"]
+
+
+def test_controls_by_masking_are_told_in_words_with_what_changed() -> None:
+    more = {"member": "viral", "source": "all", "n": 9, "low": 0.8, "high": 0.9}
+    rows = [
+        {"control": "as is", "auc": 0.9, "changed": 0.0, "difference": 0.0, **more},
+        {"control": "outside only, mean", "auc": 0.85, "changed": 0.31, "changed_low": 0.2,
+         "changed_high": 0.4, "difference": -0.05, "difference_low": -0.1,
+         "difference_high": 0.01, **more},
+    ]  # fmt: skip
+    (section,) = sections({"controls": {"masked": rows}})
+    table = section.charts[0].table
+    assert table is not None and table.grouped
+    assert table.groups == [("all sources", [
+        ("as it is", "0.900 [0.800, 0.900]", "–", "–", "9"),
+        ("lungs painted over, mean grey", "0.850 [0.800, 0.900]", "−0.050 [−0.100, +0.010]",
+         "31.0 % [20.0, 40.0]", "9"),
+    ])]  # fmt: skip
+
+
+def test_maps_of_two_other_films_are_the_floor_and_no_stage() -> None:
+    rows = [
+        {"member": "viral", "stage": s, "rank_correlation": r, "ssim": 0.5, "pairs": 9, "empty": e}
+        for s, r, e in (("fc", 0.8, 0), ("stem", 0.1, 3), ("another film", 0.2, 0))
+    ]
+    (section,) = sections({"controls": {"randomisation": rows}})
+    (chart,) = section.charts
+    assert chart.svg.count('class="floor') == 2 * 2  # two series, in the wide and the narrow chart
+    assert ">as trained<" in chart.svg and ">another film<" not in chart.svg
+    assert "3 of 21 pairs of maps are left out" in chart.means
+    assert chart.table is not None
+    assert chart.table.rows[-1] == ("two other films", "0.200", "0.500", "9", "0")
+
+
+def test_road_begins_with_the_film_as_it_is() -> None:
+    rows = [{"member": "viral", "percentile": p, "morf": 0.5, "lerf": 0.7, "random": None,
+             "before": 0.8, "n": 4} for p in (40, 20)]  # fmt: skip
+    (section,) = sections({"controls": {"road": rows}})
+    table = section.charts[0].table
+    assert table is not None
+    assert table.head == ("Taken away", "most attended first", "least attended first", "Films")
+    assert table.rows[:2] == [("0 %", "0.800", "0.800", "4"), ("20 %", "0.500", "0.700", "4")]
+
+
+def test_road_without_films_has_no_chart() -> None:
+    row = {"member": "viral", "percentile": 20, "morf": None, "lerf": None, "random": None,
+           "before": None, "n": 0, "flat": 3}  # fmt: skip
+    assert sections({"controls": {"road": [row]}}) == []
+
+
+def test_a_source_without_a_figure_is_named_and_minor_figures_are_folded() -> None:
+    rows = [
+        {"member": "viral", "source": s, "name": n, "value": v}
+        for s, n, v in (
+            ("nih", "lift", 1.2), ("kermany", "lift", 1.1), ("nih", "flagged", 0.1),
+            ("nih", "finding_lift", 1.9), ("kermany", "finding_lift", None),
+        )
+    ]  # fmt: skip
+    (section,) = sections({"metrics": rows})
+    assert [c.title for c in section.charts] == ["Lift", "Lift on the finding"]
+    assert section.charts[1].means.endswith("No figure for kermany.")
+    assert section.fold is not None and section.fold.title == "More figures: flagged films"
+
+
+def test_a_narrow_chart_has_its_words_above_the_bars() -> None:
+    rows = [Row("a", 1.0, 0.5, 1.5, "1.0", group="nih")]
+    wide, narrow = (forest(rows, "about", "score", (1, "chance"), width=w) for w in (540, 330))
+    height = r'class="dot s-a" cx="[\d.]+" cy="([\d.]+)"'
+    words = r'<text class="" x="12" y="([\d.]+)">a<'
+    for svg, gap in ((wide, (-6, 0)), (narrow, (8, 16))):
+        (dot,), (text,) = re.findall(height, svg), re.findall(words, svg)
+        assert gap[0] < float(dot) - float(text) < gap[1]
+    assert 'class="chart narrow"' in narrow and 'class="chart"' in wide
+
+
+def test_a_legend_that_is_too_long_goes_on_below() -> None:
+    series = {name: [1.0, 0.5] for name in ("most attended first", "least attended first")}
+    svg = curves([10, 50], series, "x", "y", "about", width=330)
+    assert len(set(re.findall(r'y="([\d.]+)">(?:most|least) attended', svg))) == 2
 
 
 def test_a_summary_without_figures_has_no_sections_and_no_answer_chart() -> None:

@@ -123,6 +123,13 @@ def test_outlines_are_in_thousandths_of_the_longer_side(tmp_path: Path) -> None:
     assert shown["field"] == "M0 0L500 0L500 500Z"
 
 
+def test_a_radiologists_boxes_are_drawn_and_named_where_there_are_any(tmp_path: Path) -> None:
+    page = page_of(tmp_path, film(1, film="x", size=[100, 100], findings=[[0, 0, 0.5, 0.25]]))
+    assert data_of(page)["data-" + film_anchor("x")]["findings"] == [[0, 0, 500, 250]]
+    assert '<rect class="finding" x="0.0"' in page and 'data-show="finding"' in page
+    assert 'data-show="finding"' not in page_of(tmp_path, film(1, findings=[]))
+
+
 def test_undefined_figures_become_null(tmp_path: Path) -> None:
     member = {"name": "m", "lift": float("nan"), "inside": np.float32(0.5), "text": "", "map": ""}
     shown = data_of(page_of(tmp_path, film(0, film="x", members=[member])))
