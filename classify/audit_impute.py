@@ -7,8 +7,8 @@ can give the class away.
 
 `pytorch_grad_cam.metrics.road.NoisyLinearImputer` factorises that system. Here conjugate gradients
 solve the same system, preconditioned by the sum of coarser and coarser scales (Bramble, Pasciak
-and Xu 1990): about ten times as fast at 224 px, and within 1e-3 of the library's pixels, a tenth of
-the noise.
+and Xu 1990): eight to ten times as fast at 224 px, and within 1e-3 of the library's pixels, a
+tenth of the noise.
 """
 
 from __future__ import annotations

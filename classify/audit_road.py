@@ -220,7 +220,7 @@ class _Film:
         self, image: np.ndarray, plane: np.ndarray, within: np.ndarray, name: str, seed: int,
         cam_hw: tuple[int, int], noise: float,
     ) -> None:  # fmt: skip
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         self.image = image.astype(np.float32)
         pixels = np.flatnonzero(within)
