@@ -40,6 +40,16 @@ _ALL = {
         "The lift less that of a blob in the middle of every film, which looks at nothing.",
         "ratio", 0.0, better="higher",
     ),
+    "road_area": Metric(
+        "Faithfulness (ROAD)",
+        "How much faster the probability falls when the brightest parts of the map are taken away "
+        "than when the darkest are; above 0 the answer hangs on what the map shows.",
+        "score", 0.0, better="higher",
+    ),
+    "road_over_random": Metric(
+        "Faithfulness beyond luck",
+        "The same against parts taken away at random.", "score", 0.0, better="higher",
+    ),
     "below_chance": Metric(
         "Films below chance",
         "The share of films on which lung gets less attention than its area would get by chance.",
