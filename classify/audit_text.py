@@ -10,10 +10,10 @@ measured. Judged by eye on 144 films that did not choose them (48 each of kerman
 nih): 456 of 473 marks are text (0.96; the others are electrodes, clips and a catheter), and text is
 found on 118 of the 130 films that carry any (0.91: 42 of 43, 37 of 41, 39 of 46). One bound, on
 how full a letter with holes may be, was loosened after those films had been seen; before it they
-were 116. A second look at 40 films drawn anew (16, 12, 12) agrees: text is found on 31 of the 34 that
-carry any (14 of 14, 7 of 9, 10 of 11), and 45 of 47 marked areas are text. Missed are lead letters
-over bright shoulders, letters of little contrast, dark letters, outlined arrowheads, and letters
-with a stroke along the film's very edge.
+were 116. 40 films drawn anew (16, 12, 12) agree: text is found on 31 of the 34 that carry
+any (14 of 14, 7 of 9, 10 of 11), and 45 of 47 marked areas are text. Missed are lead letters over
+bright shoulders, letters of little contrast, dark letters, outlined arrowheads, and letters with a
+stroke along the film's very edge.
 """
 
 from __future__ import annotations
