@@ -9,9 +9,8 @@ An audit that was stopped goes on where it was: films that are done keep their r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,10 +19,12 @@ from typing import Any
 from rich.progress import MofNCompleteColumn, Progress
 
 from classify.audit_book import PageBook
-from classify.audit_config import THRESHOLDS, AuditConfig
+from classify.audit_compare import compare, compare_markdown
+from classify.audit_config import NAMES, THRESHOLDS, AuditConfig
 from classify.audit_flags import Thresholds, fit_thresholds, read_thresholds
 from classify.audit_look import FieldCheck, Looker, refused
 from classify.audit_page import write_audit_page, write_pdf
+from classify.audit_resume import ControlBook, check_resumable
 from classify.audit_rows import AuditRow, AuditWriter, read_audit
 from classify.audit_sight import Run, Seen, Sight, iter_sights, read_run
 from classify.audit_summary import (
@@ -47,10 +48,6 @@ from cxr.workdir import Workdir, console, log, write_atomic, write_json
 from detect.lungfield import LungField, cut_edges, disagreement
 from detect.predict import ThoraxDetector
 
-NAMES = {"grad_cam": "Grad-CAM", "grad_cam_pp": "Grad-CAM++", "hirescam": "HiResCAM",
-         "layercam": "LayerCAM", "eigen_cam": "Eigen-CAM", "score_cam": "Score-CAM",
-         "cam": "CAM"}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Auditor:
@@ -66,18 +63,20 @@ class Auditor:
     detector: ThoraxDetector | None
     thresholds: Thresholds | None
 
-    def sights(self, films: Sequence[Seen]) -> Iterator[list[Sight]]:
-        """The films in batches, read, boxed and segmented."""
+    def sights(self, films: Sequence[Seen], boxes: bool = True) -> Iterator[list[Sight]]:
+        """The films in batches, read, segmented and, with `boxes`, boxed where they are not."""
         shown = [f for f in films if f.prediction.logits is not None]
         jobs = default_jobs(len(shown)) if self.config.jobs < 0 else self.config.jobs
-        return iter_sights(shown, self.truths, self.field, self.detector, jobs, self.config.batch)
+        detector = self.detector if boxes else None
+        return iter_sights(shown, self.truths, self.field, detector, jobs, self.config.batch)
 
     def settings(self) -> dict[str, Any]:
         """What an audit that goes on must share with its beginning."""
         plain = to_plain(self.config)
         names = ("method", "data", "split", "part", "trained_on", "human_masks", "fit", "crops")
         return {
-            **{name: plain[name] for name in names}, "seed": self.config.seed,
+            **{name: plain[name] for name in names},
+            "run": self.config.run_path.as_posix(), "seed": self.config.seed,
             "members": self.members.weights, "field": self.field.weights,
             "detector": self.detector.weights if self.detector else {},
             "thresholds": to_plain(self.thresholds) if self.thresholds else None,
@@ -100,6 +99,14 @@ def load(config: AuditConfig) -> Auditor:
         raise ValueError(f"--ensemble must be the members of {config.run_path}: "
                          f"{', '.join(run.targets)}. {folder} has "
                          f"{', '.join(members.targets)}.")  # fmt: skip
+    changed = [t for t, sha in members.weights.items() if run.members.get(t, sha) != sha]
+    if changed:
+        raise ValueError(f"{config.run_path} was made by other members than {folder} holds "
+                         f"({', '.join(changed)}): make the run again, or give "
+                         "--ensemble.")  # fmt: skip
+    if config.against and not (run.cropped and (Path(config.against) / "audit.csv").is_file()):
+        raise ValueError("--against must be the audit of a run on whole films, and RUN one on "
+                         f"crops. Got {config.against} for {config.run_path}.")  # fmt: skip
     unboxed = any(f.boxed is None and f.prediction.logits is not None for f in films)
     detector = ThoraxDetector.load(config.detector or None, config.device) if unboxed else None
     return Auditor(
@@ -107,7 +114,8 @@ def load(config: AuditConfig) -> Auditor:
         Screener.load(folder) if (folder / "screener.json").exists() else None,
         LungField.load(config.field or None, config.device), detector,
         None if config.fit
-        else read_thresholds(_threshold_path(config, run), bool(config.thresholds), config.method),
+        else read_thresholds(_threshold_path(config, run), bool(config.thresholds), config.method,
+                             members.weights),
     )  # fmt: skip
 
 
@@ -119,71 +127,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         example="python -m classify.audit runs/logits_crops --data ../shared/data --part test "
         "--controls all", positionals=("run",), bare={"controls": "all"},
     )  # fmt: skip
-    with ExitStack() as stack:
-        try:
-            auditor = load(config)
-            workdir = Workdir(config.out_path)
-            _check_resumable(workdir, auditor)
-            writer = stack.enter_context(AuditWriter(workdir / "audit.csv", len(auditor.members)))
-            book = stack.enter_context(PageBook(workdir / "films.jsonl"))
-            weights = {**auditor.members.weights, **auditor.field.weights}
-            workdir.start(to_plain(config), seed=config.seed, weights=weights)
-            workdir.update(settings=json.loads(json.dumps(auditor.settings())))
-            if not look_at_all(auditor, writer, book):
-                return 130
-            rows = [row for film in auditor.films for row in writer.done[film.name]]
-            _fit(auditor, rows)
-            trials = do_trials(auditor, workdir)
-            compared = _compare(config, rows)
-        except (OSError, ValueError) as error:
-            log.error("%s", error)
-            return 2
-        except KeyboardInterrupt:
-            log.warning("stopped. The same command goes on from here.")
-            return 130
-        summary = summarise(auditor, rows, trials, compared)
+    try:
+        return audit(load(config))
+    except (OSError, ValueError) as error:
+        log.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.warning("stopped. The same command goes on from here.")
+        return 130
+
+
+def audit(auditor: Auditor) -> int:
+    """Look, control, write. 0, or 1 when no film could be judged; raises OSError or ValueError."""
+    config = auditor.config
+    workdir = Workdir(config.out_path)
+    check_resumable(workdir, auditor.settings(), config.restart)
+    with (
+        AuditWriter(workdir / "audit.csv", len(auditor.members)) as writer,
+        PageBook(workdir / "films.jsonl") as book,
+    ):
+        weights = {**auditor.members.weights, **auditor.field.weights}
+        workdir.start(to_plain(config), seed=config.seed, weights=weights)
+        workdir.update(settings=auditor.settings())
+        look_at_all(auditor, writer, book)
+        rows = [row for film in auditor.films for row in writer.done[film.name]]
+        judged = any(row.member for row in rows)
+        thresholds = _fit(auditor, rows) if config.fit else auditor.thresholds
+        trials = do_trials(auditor, workdir) if judged else {}
+        summary = summarise(auditor, rows, thresholds, trials, _compare(config, rows))
         write_json(workdir / "audit.json", summary)
-        page = write_audit_page(workdir / "report.html", summary, book.records())
-        if config.pdf:
-            write_pdf(page, workdir / "report.pdf")
-        console.print(figure_table(summary["metrics"]))
-        console.print(
-            f"{summary['answer']['sentence']}\npage: {page}", highlight=False, markup=False
-        )
-    return 0 if any(row.member for row in rows) else 1
+        records = book.records({film.name for film in auditor.films})
+        page = write_audit_page(workdir / "report.html", summary, records)
+    if config.pdf:
+        write_pdf(page, workdir / "report.pdf")
+    console.print(figure_table(summary["metrics"]))
+    console.print(f"{summary['answer']['sentence']}\npage: {page}", highlight=False, markup=False)
+    return 0 if judged else 1
 
 
-def look_at_all(auditor: Auditor, writer: AuditWriter, book: PageBook) -> bool:
-    """Rows and records of the films that have none yet; False when Ctrl-C came before the end."""
-    pending = [film for film in auditor.films if film.name not in writer.done]
+def look_at_all(auditor: Auditor, writer: AuditWriter, book: PageBook) -> None:
+    """Rows and records of the films that have none yet."""
+    pending = [f for f in auditor.films if f.name not in writer.done or f.name not in book]
     if len(pending) < len(auditor.films):
         log.info("%d of %d films are done already", len(auditor.films) - len(pending),
                  len(auditor.films))  # fmt: skip
     looker = Looker(auditor.members, auditor.config.method, auditor.thresholds,
                     auditor.config.seed)  # fmt: skip
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with (
+        Progress(*columns, console=console, transient=True) as bar,
+        closing(auditor.sights(pending)) as groups,  # type: ignore[type-var]
+    ):
         task = bar.add_task("looking", total=len(pending))
-        try:
-            for film in pending:
-                if film.prediction.logits is None:
-                    _keep(refused(Sight(film, auditor.truths.of(film.name))), writer, book)
-                    bar.advance(task)
-            for group in auditor.sights(pending):
-                for found in looker.look(group, [_check_field(s) for s in group]):
-                    _keep(found, writer, book)
-                    bar.advance(task)
-        except KeyboardInterrupt:
-            log.warning("stopped. The same command goes on from here.")
-            return False
-    return True
+        for film in pending:
+            if film.prediction.logits is None:
+                _keep(refused(Sight(film, auditor.truths.of(film.name))), writer, book)
+                bar.advance(task)
+        for group in groups:
+            for found in looker.look(group, [_check_field(s) for s in group]):
+                _keep(found, writer, book)
+                bar.advance(task)
 
 
 def _keep(
     found: tuple[list[AuditRow], dict[str, Any]], writer: AuditWriter, book: PageBook
 ) -> None:
-    book.add(found[1])  # first: a film whose rows stand has its record
-    writer.add(found[0])
+    rows, record = found
+    book.add(record)  # first: a film whose rows stand has its record
+    if rows[0].film not in writer.done:  # else its record alone was lost
+        writer.add(rows)
 
 
 def _check_field(sight: Sight) -> FieldCheck:
@@ -194,26 +206,24 @@ def _check_field(sight: Sight) -> FieldCheck:
 
 
 def do_trials(auditor: Auditor, workdir: Workdir) -> dict[str, Any]:
-    """The controls asked for; those that controls.json holds already are not done again."""
-    path = workdir / "controls.json"
-    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    """The controls asked for, and those that were done earlier on the same films."""
     config, members = auditor.config, auditor.members
-    wanted = [name for name in config.wanted_controls if name not in done]
+    options = {"draws": config.draws, "control_films": config.control_films}
+    book = ControlBook(workdir / "controls.json", [f.name for f in auditor.films], options)
+    wanted = book.missing(config.wanted_controls)
     sample = _draw(auditor) if {"randomised", "road"} & {*wanted} else None
     for name in wanted:
         log.info("control: %s", name)
         if name == "masked":
-            rows, blind = masked_rows(members, lambda: auditor.sights(auditor.films),
+            rows, blind = masked_rows(members, lambda: auditor.sights(auditor.films, boxes=False),
                                       auditor.screener, config.seed, config.draws)  # fmt: skip
-            done |= {"masked": rows, "blind": blind}
+            book.add(name, masked=rows, blind=blind)
         elif sample is not None and name == "randomised":
-            done[name] = randomised_rows(members, sample, config.method)
+            book.add(name, randomised=randomised_rows(members, sample, config.method))
         elif sample is not None:
-            done["road"], done["areas"] = road_rows(
-                members, sample, config.method, config.seed, config.draws
-            )
-        write_json(path, done)
-    return done
+            points, areas = road_rows(members, sample, config.method, config.seed, config.draws)
+            book.add(name, road=points, areas=areas)
+    return book.found
 
 
 def _draw(auditor: Auditor) -> Sample:
@@ -221,12 +231,13 @@ def _draw(auditor: Auditor) -> Sample:
     config = auditor.config
     shown = {f.name: f for f in auditor.films if f.prediction.logits is not None}
     chosen = [shown[n] for n in draw_sample(list(shown), config.control_films, config.seed)]
-    return Sample.take(auditor.members, lambda: auditor.sights(chosen))
+    return Sample.take(auditor.members, lambda: auditor.sights(chosen, boxes=False))
 
 
 def summarise(
-    auditor: Auditor, rows: Sequence[AuditRow], trials: dict[str, Any], compared: Sequence[Any]
-) -> dict[str, Any]:
+    auditor: Auditor, rows: Sequence[AuditRow], thresholds: Thresholds | None,
+    trials: dict[str, Any], compared: Sequence[Any],
+) -> dict[str, Any]:  # fmt: skip
     """What audit.json holds and the page shows."""
     config, run = auditor.config, auditor.run
     return {
@@ -240,8 +251,8 @@ def summarise(
         "distributions": distributions(rows),
         "controls": control_rows(trials),
         "compare": [pooled(row.to_dict()) for row in compared],
-        "thresholds": threshold_table(auditor.thresholds),
-        "cautions": cautions(rows, run.cropped, auditor.thresholds, trials.get("blind", 0)),
+        "thresholds": threshold_table(thresholds),
+        "cautions": cautions(rows, run.cropped, thresholds, trials.get("blind", 0), config.fit),
         "settings": {
             "run": config.run_path.as_posix(), "films": len({row.film for row in rows}),
             "patients": len({row.patient for row in rows}),
@@ -257,43 +268,23 @@ def summarise(
 def _compare(config: AuditConfig, rows: Sequence[AuditRow]) -> list[Any]:
     if not config.against:
         return []
-    from classify.audit_compare import compare, compare_markdown
-
     found = compare(read_audit(Path(config.against) / "audit.csv"), rows, config.seed, config.draws)
+    if not found:
+        log.warning("--against: %s and this audit share no film that both judged", config.against)
     write_atomic(config.out_path / "compare.md", compare_markdown(found))
     return found
 
 
-def _fit(auditor: Auditor, rows: Sequence[AuditRow]) -> None:
-    if not auditor.config.fit:
-        return
+def _fit(auditor: Auditor, rows: Sequence[AuditRow]) -> Thresholds:
     path = _threshold_path(auditor.config, auditor.run)
     found = fit_thresholds(rows, auditor.config.tail, auditor.members.weights)
     found.save(path)
     console.print(f"thresholds from {found.films} films: {path}", highlight=False, markup=False)
+    return found
 
 
 def _threshold_path(config: AuditConfig, run: Run) -> Path:
     return Path(config.thresholds or Path(config.ensemble or run.ensemble) / THRESHOLDS)
-
-
-def _check_resumable(workdir: Workdir, auditor: Auditor) -> None:
-    """Drop an earlier audit with --restart; raises ValueError when it had other settings."""
-    record, rows = workdir / "run.json", workdir / "audit.csv"
-    if auditor.config.restart:
-        for name in ("audit.csv", "films.jsonl", "controls.json", "audit.json", "compare.md",
-                     "report.html", "report.pdf", "run.json"):  # fmt: skip
-            (workdir / name).unlink(missing_ok=True)
-    if not rows.exists():
-        (workdir / "films.jsonl").unlink(missing_ok=True)
-        (workdir / "controls.json").unlink(missing_ok=True)
-        return
-    old = json.loads(record.read_text()).get("settings", {}) if record.exists() else {}
-    new = json.loads(json.dumps(auditor.settings()))
-    differs = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-    if differs:
-        raise ValueError(f"{workdir.path} holds an audit with other settings "
-                         f"({', '.join(differs)}). Give another --out, or --restart.")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +14,8 @@ from cxr.workdir import drop_torn_line
 class PageBook:
     """Records by film on disk; memory holds where each begins. A film added again is replaced.
 
-    A file that exists is continued; a last line cut off by a kill is dropped.
+    A file that exists is continued; a last line cut off by a kill is dropped. Raises ValueError
+    for a file of another kind.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -25,8 +26,8 @@ class PageBook:
             drop_torn_line(self.path)
             place = 0
             with self.path.open("rb") as file:
-                for line in file:
-                    self._places[json.loads(line)["film"]] = place
+                for number, line in enumerate(file, start=1):
+                    self._places[_film_of(line, number, self.path)] = place
                     place += len(line)
         self._file = self.path.open("ab")
 
@@ -36,12 +37,16 @@ class PageBook:
         self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The films in the order in which they came first."""
+    def records(self, films: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The films, or those of them that are named, in the order in which they came first."""
         with self.path.open("rb") as file:
-            for place in self._places.values():
-                file.seek(place)
-                yield json.loads(file.readline())
+            for film, place in self._places.items():
+                if films is None or film in films:
+                    file.seek(place)
+                    yield json.loads(file.readline())
+
+    def __contains__(self, film: str) -> bool:
+        return film in self._places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -56,3 +61,11 @@ class PageBook:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def _film_of(line: bytes, number: int, path: Path) -> str:
+    try:
+        return str(json.loads(line)["film"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} line {number} must be the record of a film: remove the file, or "
+                         "give --restart.") from error  # fmt: skip

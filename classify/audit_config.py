@@ -8,6 +8,9 @@ from pathlib import Path
 from classify.saliency import METHODS
 
 CONTROLS = ("masked", "randomised", "road")
+NAMES = {"grad_cam": "Grad-CAM", "grad_cam_pp": "Grad-CAM++", "hirescam": "HiResCAM",
+         "layercam": "LayerCAM", "eigen_cam": "Eigen-CAM", "score_cam": "Score-CAM",
+         "cam": "CAM"}  # fmt: skip
 THRESHOLDS = "audit.json"  # beside the members
 
 

@@ -55,6 +55,10 @@ class Thresholds:
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
         """Raises ValueError for what are no thresholds, OSError for a file that is not there."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} must hold thresholds of an audit. There is no such "
+                                    "file: store them with python -m classify.audit RUN "
+                                    "--fit")  # fmt: skip
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -65,8 +69,13 @@ class Thresholds:
         if data.get("version") != VERSION:
             raise ValueError(f"{path} must be of version {VERSION}. Got {data.get('version')!r}.")
         try:
-            return cls(**{k: v for k, v in data.items() if k not in ("schema", "version")})
-        except TypeError as error:
+            found = cls(**{k: v for k, v in data.items() if k not in ("schema", "version")})
+            bounds = [v for own in found.by_member.values() for v in own.values() if v is not None]
+            bounds += [found.tail, found.field_disagreement or 0.0]
+            if not all(isinstance(v, int | float) for v in bounds):
+                raise TypeError("bounds must be numbers")
+            return found
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"{path} must hold all parts of the thresholds: {error}") from error
 
 
@@ -99,15 +108,23 @@ def fit_thresholds(
     )  # fmt: skip
 
 
-def read_thresholds(path: Path, asked_for: bool, method: str) -> Thresholds | None:
-    """Thresholds that fit the method; None, with a warning, for those of another method, and where
-    there is no file that was asked for. Raises OSError or ValueError."""
+def read_thresholds(
+    path: Path, asked_for: bool, method: str, members: Mapping[str, str] | None = None
+) -> Thresholds | None:
+    """Thresholds that fit the method and the members (name → SHA-256); None, with a warning, for
+    those of others, and None where there is no file and none was asked for. Raises OSError or
+    ValueError."""
     if not path.exists() and not asked_for:
         return None
     found = Thresholds.load(path)
     if found.method != method:
         log.warning("%s was taken from maps of %s and says nothing of %s: only empty maps are "
                     "flagged", path, found.method, method)  # fmt: skip
+        return None
+    others = [k for k, v in (members or {}).items() if found.members.get(k, v) != v]
+    if others:
+        log.warning("%s was taken from another training of %s: only empty maps are flagged. Store "
+                    "it anew with --fit", path, ", ".join(others))  # fmt: skip
         return None
     return found
 
@@ -130,8 +147,9 @@ def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, .
             continue
         if value < bound if metric in LOWER else value > bound:
             side = "below" if metric in LOWER else "above"
+            share = f"{100 * thresholds.tail:g} % of training films"
             found.append((flag, f"{row.member}: {_WORDS[metric]} {value:.3g} is {side} {bound:.3g},"
-                                f" as on {thresholds.tail:.0%} of the training films"))  # fmt: skip
+                                f" as on {share}"))  # fmt: skip
     value, bound = row.field_disagreement, thresholds.field_disagreement
     if value is not None and bound is not None and value > bound:
         found.append((DISAGREE, f"lung field and thorax box overlap by {1 - value:.2f} (IoU), "

@@ -135,11 +135,10 @@ def refused(sight: Sight) -> tuple[list[AuditRow], Record]:
 
 def _common(sight: Sight) -> AuditRow:
     known, name = sight.truth.row, sight.seen.name
-    patient = known.patient_id if known else (sight.film.patient if sight.film else "")
     return AuditRow(
         film=name, status=sight.seen.prediction.status, reason=sight.seen.prediction.reason,
         source=known.source if known else "", label=known.label if known else "",
-        sublabel=known.sublabel if known else "", patient=patient or name,
+        sublabel=known.sublabel if known else "", patient=sight.patient,
     )  # fmt: skip
 
 
@@ -179,6 +178,7 @@ def _record(sight: Sight, rows: Sequence[AuditRow], faces: Sequence[Record]) -> 
         "flags": list(dict.fromkeys(f for row in rows for f in row.flags)),
         "reasons": list(dict.fromkeys(r for row in rows for r in row.flag_reasons)),
         "box": None if sight.box_xyxy is None else fractions(sight.box_xyxy),
+        "findings": [fractions(xyxy) for xyxy in sight.truth.findings_on(sight.size_hw).tolist()],
         "seen": fractions(sight.seen_xyxy), "field": to_polygons(sight.lung),
         "lung_by": sight.lung_by, "size": [height, width],
         "picture": picture_uri(sight.film.pixels),

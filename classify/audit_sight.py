@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,14 +93,26 @@ class Sight:
         height, width = self.size_hw
         return 0.0, 0.0, float(width), float(height)
 
+    @property
+    def patient(self) -> str:
+        """Id to group films by: the table's, the hashed one of the file, or the film's name."""
+        known = self.truth.row.patient_id if self.truth.row else ""
+        return known or (self.film.patient if self.film else "") or self.seen.name
+
+    def without_pixels(self) -> Sight:
+        """What is known of the film, small enough to be kept for every film of a run."""
+        film = None if self.film is None else replace(self.film, pixels=np.zeros((0, 0)))
+        return replace(self, film=film, pixels=None, lung=None)
+
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of classify.run: its films and how it was made."""
+    """A folder of classify.run: its films, how it was made, and the SHA-256 of its members."""
 
     films: list[Seen]
     targets: tuple[str, ...]
     config: Mapping[str, Any]
+    members: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cropped(self) -> bool:
@@ -126,14 +138,18 @@ def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
     if not record.is_file():
         raise ValueError(f"RUN must be a folder of classify.run. {folder} holds no run.json: make "
                          "one with python -m classify.run FILMS --crops")  # fmt: skip
-    config = json.loads(record.read_text(encoding="utf-8"))["config"]
+    made, config = _read_record(record)
     targets, predictions = read_predictions(folder / "predictions.csv")
     cropped = config.get("crops") is not None
     place = crops or (_crops_of(config, folder) if cropped else None)
     boxed = {name_of(r.film): r for r in read_manifest(place)[1]} if place else {}
     paths = {name: Path(row.film) for name, row in boxed.items()}
-    if not cropped and config.get("films"):
-        paths |= {name_of(p): p for p in list_films(config["films"]).films}
+    if not cropped:  # names spell out odd characters, so they do not lead back to the files
+        there = [p for p in config.get("films") or () if Path(p).exists()]
+        paths |= {name_of(p): p for p in list_films(there).films}
+    if crops and predictions and not boxed.keys() & {row.film for row in predictions}:
+        raise ValueError(f"--crops must hold the films of {folder} under the same paths. {crops} "
+                         f"holds none of them, such as {predictions[0].film}.")  # fmt: skip
     films = []
     for row in predictions:
         crop_row = boxed.get(row.film)
@@ -142,7 +158,17 @@ def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
                              "is not among them: give the right --crops.")  # fmt: skip
         frame = crop_row.to_frame() if cropped and crop_row and crop_row.readable else None
         films.append(Seen(row, paths.get(row.film, Path(row.film)), frame, crop_row))
-    return Run(films, targets, config)
+    return Run(films, targets, config, made.get("settings", {}).get("members", {}))
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run.json and the configuration in it."""
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        return made, dict(made["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be the run.json of classify.run. It cannot be read "
+                         f"({type(error).__name__}): make the run again.") from error  # fmt: skip
 
 
 def iter_sights(

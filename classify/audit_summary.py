@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,8 @@ def figure_rows(rows: Sequence[AuditRow], draws: int, seed: int) -> list[Row]:
     for member, source, chosen in _groups(rows):
         patients = [row.patient for row in chosen]
         for name, value_of in columns.items():
-            values = [v if (v := value_of(row)) is not None else np.nan for row in chosen]
-            found = mean_figure(values, patients, draws, seed)
+            values = [value_of(row) for row in chosen]
+            found = _mean_figure(values, patients, draws, seed)
             if found.n:
                 out.append({"member": member, "source": source, "name": name, **_plain(found)})
     return out
@@ -84,7 +85,7 @@ def answer(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
 
     def over_films(name: str) -> Figure:
         values = [_mean(row.value(name) for row in group) for group in films.values()]
-        return mean_figure(np.array(values, float), patients, draws, seed)
+        return _mean_figure(values, patients, draws, seed)
 
     lift, blob = over_films("lift"), over_films("gaussian_lift")
     inside, area = over_films("inside_share"), over_films("area_share")
@@ -103,8 +104,9 @@ def answer(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
 def _verdict(lift: Figure, blob: Figure) -> str:
     """In words. The interval of the lift decides, and the blob that looks at nothing."""
     assert lift.value is not None and blob.value is not None
-    low = lift.value if lift.low is None else lift.low
-    high = lift.value if lift.high is None else lift.high
+    low, high = lift.low, lift.high
+    if low is None or high is None:
+        return "Too few patients to tell"
     if high < 1:
         return "No"
     if low <= 1:
@@ -117,9 +119,11 @@ def _verdict(lift: Figure, blob: Figure) -> str:
 
 
 def cautions(
-    rows: Sequence[AuditRow], cropped: bool, thresholds: Thresholds | None, blind: int = 0
-) -> list[str]:
-    """What a reader must know before believing the figures."""
+    rows: Sequence[AuditRow], cropped: bool, thresholds: Thresholds | None, blind: int = 0,
+    fitted: bool = False,
+) -> list[str]:  # fmt: skip
+    """What a reader must know before believing the figures; `fitted`: the thresholds are these
+    films' own."""
     drawn = {row.film: row.lung_by for row in rows if row.member}
     human = sum(by == "human" for by in drawn.values())
     said = [
@@ -134,6 +138,9 @@ def cautions(
     if thresholds is None:
         said.append("No thresholds are stored for these members, so only empty maps are flagged: "
                     "run python -m classify.audit RUN --data DATA --part train --fit")  # fmt: skip
+    elif fitted:
+        said.append("The thresholds were taken from these very films, so only empty maps are "
+                    "flagged here.")  # fmt: skip
     if blind:
         said.append(f"{blind} films without a lung field are left out of the masking control.")
     sources = {row.source for row in rows if row.member}
@@ -204,6 +211,16 @@ def _groups(rows: Sequence[AuditRow]) -> list[tuple[str, str, list[AuditRow]]]:
 def _mean(values: Any) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
+
+
+def _mean_figure(
+    values: Sequence[float | None], patients: Sequence[str], draws: int, seed: int
+) -> Figure:
+    """Mean with its interval; None where one patient, drawn again and again, would show none."""
+    known = np.array([np.nan if v is None else v for v in values], float)
+    found = mean_figure(known, patients, draws, seed)
+    several = len({p for p, v in zip(patients, known, strict=True) if not np.isnan(v)}) > 1
+    return found if several else replace(found, low=None, high=None)
 
 
 def _plain(found: Figure) -> Row:

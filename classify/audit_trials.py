@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
+from classify.audit_compare import NO_SOURCE
 from classify.audit_controls import Asked, Screens, control_table
 from classify.audit_look import member_maps
 from classify.audit_masking import MaskedFilm, control_logits
@@ -30,8 +32,10 @@ from classify.evaluate import QUESTIONS, Question, ensemble_score
 from classify.models.multitask import TARGET
 from classify.saliency import saliency_maps
 from cxr.boxes import Frame
+from cxr.workdir import log
 
 SEEDS = (0, 1, 2)  # of the random weights
+_AT_A_TIME = 16  # films
 AREAS = {"road_area": ("lerf", "morf"), "road_over_random": ("random", "morf")}
 Row = dict[str, Any]
 Batches = Callable[[], Iterable[list[Sight]]]  # every call goes through the films anew
@@ -48,19 +52,26 @@ def masked_rows(
         nonlocal blind
         for group in batches():
             for sight in group:
-                if sight.pixels is None or sight.lung is None or not sight.lung.any():
+                if sight.pixels is None or sight.lung is None:
+                    continue  # refused: its row says why
+                if not sight.lung.any():
                     blind += 1
                     continue
-                # without pixels: memory must not grow with the number of films
-                kept.append(_without_pixels(sight))
+                kept.append(sight.without_pixels())
                 yield MaskedFilm(sight.pixels, sight.lung, sight.crop)
 
-    found = control_logits(members, films())
+    stream = films()
+    first = next(stream, None)
+    if first is None:
+        log.warning("masked: no film has a lung field that could be blacked out")
+        return [], blind
+    found = control_logits(members, chain([first], stream))
     labels = np.array([[s.truth.label_for(t) for t in members.targets] for s in kept])
+    sources = [s.truth.row.source if s.truth.row else NO_SOURCE for s in kept]
     rows = control_table(
-        found, labels, [_patient(s) for s in kept], members.targets, seed, draws,
-        [s.truth.row.source if s.truth.row else "" for s in kept],
-        list(_questions(kept, members.targets)), screener,
+        found, labels, [s.patient for s in kept], members.targets, seed, draws,
+        sources if {*sources} != {NO_SOURCE} else None, list(_questions(kept, members.targets)),
+        screener,
     )  # fmt: skip
     return [row.to_dict() for row in rows], blind
 
@@ -87,11 +98,18 @@ class Sample:
                 batch, found = members.prepare([s.pixels for s in seen if s.pixels is not None])
                 parts.append(batch)
                 frames += found
-                shown += [_without_pixels(s) for s in seen]
+                shown += [s.without_pixels() for s in seen]
         if not parts:
             raise ValueError("the controls need at least one film that the members saw. Got none.")
         return cls(torch.cat(parts), frames, [s.seen.name for s in shown],
-                   [_patient(s) for s in shown], [s.truth for s in shown])  # fmt: skip
+                   [s.patient for s in shown], [s.truth for s in shown])  # fmt: skip
+
+    def look(self, member: torch.nn.Module, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, 3) and maps (N, h, w) of TARGET, some films at a time: the activations of all
+        of them, kept for a backward pass, would fill the memory."""
+        found = [member_maps(member, part, method) for part in self.batch.split(_AT_A_TIME)]
+        logits, planes = zip(*found, strict=True)
+        return np.concatenate(logits), np.concatenate(planes)
 
 
 def randomised_rows(members: Ensemble, sample: Sample, method: str) -> list[Row]:
@@ -103,7 +121,7 @@ def randomised_rows(members: Ensemble, sample: Sample, method: str) -> list[Row]
         curve = randomisation_curve(
             member, sample.batch, classes, method, saliency_maps, seeds=SEEDS
         )
-        trained = saliency_maps(member, sample.batch, classes, method)
+        trained = sample.look(member, method)[1]
         rows += [{"member": target, **p.to_dict()} for p in (*curve, another_film(trained))]
     return rows
 
@@ -122,7 +140,7 @@ def road_rows(
     for target in members.targets:
         member = members.member(target)
         truth = np.array([t.label_for(target) for t in sample.truths])
-        logits, planes = member_maps(member, sample.batch, method)
+        logits, planes = sample.look(member, method)
         positive = truth == TARGET if (truth != UNKNOWN).any() else logits.argmax(1) == TARGET
         chosen = np.flatnonzero(positive).tolist()
         if not chosen:
@@ -181,11 +199,3 @@ def _questions(sights: Sequence[Sight], targets: Sequence[str]) -> Iterator[Aske
 
 def _score(logits: np.ndarray, targets: Sequence[str], question: Question) -> np.ndarray:
     return ensemble_score(logits, targets, question)
-
-
-def _patient(sight: Sight) -> str:
-    return sight.truth.row.patient_id if sight.truth.row else sight.seen.name
-
-
-def _without_pixels(sight: Sight) -> Sight:
-    return Sight(sight.seen, sight.truth)

@@ -14,6 +14,7 @@ import numpy as np
 
 from classify.audit_rows import UNKNOWN
 from classify.cases import label_of
+from classify.inputs import name_of
 from cxr.boxes import as_boxes, clip_xyxy
 from cxr.films_table import FilmRow, read_films_table
 from cxr.split import Split
@@ -50,7 +51,8 @@ class Truth:
         cannot be read, is empty, or has another shape than the film."""
         if self.mask is None or not self.mask.is_file():
             return None
-        found = cv2.imdecode(np.fromfile(self.mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+        raw = np.fromfile(self.mask, np.uint8)
+        found = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None  # it raises for none
         if found is None or not (found > 127).any():
             log.warning("%s cannot be read or is empty: the network's lung field is taken",
                         self.mask)  # fmt: skip
@@ -70,8 +72,8 @@ class Truth:
         The boxes are in the pixels of the table's picture, which the film must have.
         """
         boxes = clip_xyxy(as_boxes(self.findings_xyxy), size_hw)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        return np.asarray(boxes[(sides >= 1).all(1)])
+        whole = np.rint(boxes)  # as the metrics round them: a box must hold a pixel
+        return np.asarray(boxes[(whole[:, 2:] > whole[:, :2]).all(1)])
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Truths:
             raise ValueError(f"--data must be a folder with films.csv. {folder} holds none.")
         findings = _read_findings(folder / FINDINGS)
         return cls({
-            _tail(row.image): Truth(
+            _tail(name_of(row.image)): Truth(
                 row, folder / row.mask if row.mask and human_masks else None,
                 tuple(findings.get(row.image, ())),
             )
@@ -106,8 +108,13 @@ class Truths:
         """The films of one part of the split, in their order.
 
         `part` cuts the sources that the members were trained on. Every film of other sources is
-        held out, so all are taken, but for `train`, which is what the members have seen.
+        held out, so all are taken, but for `train`, which is what the members have seen. Raises
+        ValueError for a part that the split does not have.
         """
+        parts = sorted(set(split.part_of.values()))
+        if part not in parts:
+            raise ValueError(f"--part must be a part of the split: {', '.join(parts)}. "
+                             f"Got {part!r} instead.")  # fmt: skip
         chosen = []
         for film in films:
             row = self.of(film.name).row
