@@ -1,0 +1,294 @@
+"""From a run's films to what the members saw: crops, changed films, masks, boxes, odd names."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from audit_world import (
+    FakeDetector,
+    FakeField,
+    add_film,
+    add_mask,
+    lungs_of,
+    make_world,
+    write_table,
+)
+
+from classify import run
+from classify.audit_sight import Run, Sight, iter_sights, read_run
+from classify.audit_truth import Truths
+from cxr.film import read_film
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    return make_world(monkeypatch, tmp_path)
+
+
+def make_run(out: str, *more: str) -> None:
+    arguments = ["data/images", "--out", out, "--saliency", "false", "--jobs", "0", *more]
+    assert run.main(arguments) == 0
+
+
+def sights_of(
+    found: Run, truths: Truths | None = None, field: FakeField | None = None,
+    detector: FakeDetector | None = None, batch: int = 8,
+) -> dict[str, Sight]:  # fmt: skip
+    """Sights by the file's name."""
+    films = [f for f in found.films if f.prediction.logits is not None]
+    groups = iter_sights(films, truths or Truths(), field or FakeField(), detector, 0, batch)
+    return {Path(s.seen.path).name: s for group in groups for s in group}
+
+
+def test_crops_made_in_the_run_are_found(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops")
+    found = read_run("r")
+    assert found.cropped and found.targets == ("bacterial", "viral")
+    (film,) = found.films
+    assert film.boxed is not None and film.crop is not None
+    assert film.crop.source_xyxy == film.boxed.crop_xyxy
+    assert found.ensemble == Path("weights/ensemble_crops")
+    assert found.members == world.ensemble.weights
+
+
+def test_crops_elsewhere_are_found(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops", "c")
+    assert read_run("r").films[0].crop is not None
+
+
+def test_crops_made_before_the_run_are_found(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops", "runs/crops")
+    assert run.main(["--crops", "--out", "s", "--saliency", "false"]) == 0
+    assert read_run("s").films[0].crop is not None
+
+
+def test_a_run_that_was_moved_finds_its_own_crops(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops")
+    shutil.move("r", "moved")
+    assert read_run("moved").films[0].crop is not None
+
+
+def test_other_crops_than_those_of_the_run_are_refused(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops", "c")
+    add_film("nih/b.png")
+    make_run("r", "--crops", "c")
+    manifest = Path("c/manifest.jsonl")
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"nih/b.png is not among them: give the right --crops"):
+        read_run("r")
+
+
+def test_whole_films_have_no_crop_and_no_box(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    found = read_run("r")
+    assert not found.cropped and found.ensemble == Path("weights/ensemble_films")
+    assert found.films[0].crop is None and found.films[0].boxed is None
+
+
+def test_whole_films_take_their_boxes_from_crops_that_are_given(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    make_run("s", "--crops", "c")
+    (film,) = read_run("r", "c").films
+    assert film.crop is None and film.boxed is not None
+    sight = sights_of(read_run("r", "c"))["a.png"]
+    assert sight.box_xyxy == (20.0, 24.0, 80.0, 96.0)
+
+
+def test_crops_of_none_of_the_films_are_refused(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    shutil.copytree("data/images", "copy")
+    assert run.main(["copy", "--crops", "c", "--out", "s", "--saliency", "false"]) == 0
+    with pytest.raises(ValueError, match=r"c holds none of them, such as data/images/nih/a.png"):
+        read_run("r", "c")
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match="make"):
+        read_run(tmp_path)
+
+
+def test_refused_films_keep_their_place_without_a_crop(world: SimpleNamespace) -> None:
+    add_film("nih/leg.png", size=(100, 200))
+    add_film("nih/a.png")
+    make_run("r", "--crops")
+    films = {Path(f.path).name: f for f in read_run("r").films}
+    assert films["leg.png"].crop is None and films["leg.png"].prediction.status == "no_thorax"
+    assert films["a.png"].crop is not None
+
+
+def test_a_film_that_changed_since_is_refused(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops")
+    add_film("nih/a.png", level=0.6)
+    sight = sights_of(read_run("r"))["a.png"]
+    assert sight.film is None and sight.reason == "the film has changed since the run was made"
+
+
+def test_a_film_that_became_unreadable_is_refused(world: SimpleNamespace) -> None:
+    Path(add_film("nih/a.png"))
+    add_film("nih/b.png")
+    make_run("r")
+    Path("data/images/nih/a.png").write_bytes(b"torn")
+    found = sights_of(read_run("r"))
+    assert found["a.png"].film is None and found["a.png"].reason.startswith("not_an_image")
+    assert found["b.png"].film is not None
+
+
+def test_films_of_a_folder_that_is_gone_are_refused_one_by_one(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    shutil.rmtree("data")
+    assert sights_of(read_run("r"))["a.png"].reason.startswith("not_found")
+
+
+def test_what_was_seen_is_the_crop_in_its_place_on_the_film(world: SimpleNamespace) -> None:
+    path = add_film("nih/a.png")
+    make_run("r", "--crops")
+    sight = sights_of(read_run("r"))["a.png"]
+    x0, y0, x1, y1 = (int(v) for v in sight.seen_xyxy)
+    assert sight.pixels is not None and sight.size_hw == (120, 100)
+    np.testing.assert_array_equal(sight.pixels, read_film(path).pixels[y0:y1, x0:x1])
+
+
+def test_of_a_whole_film_all_was_seen(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    sight = sights_of(read_run("r"))["a.png"]
+    assert sight.seen_xyxy == (0, 0, 100, 120)
+    assert sight.pixels is not None and sight.pixels.shape == (120, 100)
+
+
+def test_a_human_mask_takes_the_networks_place(world: SimpleNamespace) -> None:
+    for name in ("a", "b", "c"):
+        add_film(f"nih/{name}.png")
+    mask = np.zeros((120, 100), bool)
+    mask[10:50, 10:40] = True
+    write_table([{"image": "images/nih/b.png", "mask": add_mask("b.png", mask)}])
+    make_run("r")
+    field = FakeField()
+    found = sights_of(read_run("r"), Truths.load("data"), field)
+    assert {n: s.lung_by for n, s in found.items()} == {
+        "a.png": "lungfield", "b.png": "human", "c.png": "lungfield",
+    }  # fmt: skip
+    assert len(field.seen) == 2  # the network sees only the rest
+    np.testing.assert_array_equal(found["b.png"].lung, mask)
+    np.testing.assert_array_equal(found["c.png"].lung, lungs_of(120, 100))
+
+
+def test_the_lung_field_is_that_of_the_film_and_not_of_the_crop(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops")
+    field = FakeField()
+    sights_of(read_run("r"), field=field)
+    assert field.seen == [(120, 100)]
+
+
+def test_an_uncertain_box_is_none(world: SimpleNamespace) -> None:
+    add_film("nih/tall.png", size=(200, 100))
+    make_run("r", "--crops")
+    sight = sights_of(read_run("r"))["tall.png"]
+    assert sight.seen.prediction.status == "fallback" and sight.box_xyxy is None
+    assert sight.pixels is not None
+
+
+def test_the_detector_boxes_whole_films_and_is_not_sure_of_each(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    add_film("nih/leg.png", size=(100, 200))
+    add_film("nih/tall.png", size=(200, 100))
+    make_run("r")
+    detector = FakeDetector()
+    found = sights_of(read_run("r"), detector=detector)
+    assert detector.seen == 3
+    assert found["a.png"].box_xyxy == (20.0, 24.0, 80.0, 96.0)
+    assert found["leg.png"].box_xyxy is None and found["tall.png"].box_xyxy is None
+
+
+def test_without_a_detector_whole_films_have_no_box(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    assert sights_of(read_run("r"))["a.png"].box_xyxy is None
+
+
+def test_boxes_of_the_run_are_not_sought_again(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops")
+    detector = FakeDetector()
+    assert sights_of(read_run("r"), detector=detector)["a.png"].box_xyxy is not None
+    assert detector.seen == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--crops",)])
+def test_odd_file_names_lead_back_to_their_films(world: SimpleNamespace, more: tuple) -> None:
+    names = ["a\nb.png", "<i>[red]x.png", "=1+1.png", "ü\u202e.png"]
+    for name in names:
+        add_film(f"nih/{name}", seed=len(name))
+    bad_bytes = b"bad\xff.png".decode(errors="surrogateescape")
+    shutil.copy(Path("data/images/nih") / names[0], Path("data/images/nih") / bad_bytes)
+    make_run("r", *more)
+    found = sights_of(read_run("r"))
+    assert sorted(found) == sorted([*names, bad_bytes])
+    assert all(s.film is not None for s in found.values())
+
+
+def test_films_keep_their_order_over_batches(world: SimpleNamespace) -> None:
+    for n in range(5):
+        add_film(f"nih/{n}.png", size=(120 + n, 100))
+    make_run("r")
+    Path("data/images/nih/2.png").unlink()
+    films = read_run("r").films
+    groups = list(iter_sights(films, Truths(), FakeField(), None, 0, 2))
+    assert [len(g) for g in groups] == [2, 2, 1]
+    sights = [s for g in groups for s in g]
+    assert [s.seen.name for s in sights] == [f.name for f in films]
+    assert [s.film and s.size_hw[0] for s in sights] == [120, 121, None, 123, 124]
+
+
+def test_a_patient_is_known_by_table_then_file_then_film(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    add_film("nih/b.png")
+    write_table([{"image": "images/nih/a.png", "patient_id": "p1"}])
+    make_run("r")
+    found = sights_of(read_run("r"), Truths.load("data"))
+    assert found["a.png"].patient == "p1"
+    assert found["b.png"].patient == "data/images/nih/b.png"
+
+
+def test_without_pixels_the_patient_stays(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    sight = sights_of(read_run("r"))["a.png"]
+    assert sight.film is not None
+    known = replace(sight, film=replace(sight.film, patient="hashed"))
+    small = known.without_pixels()
+    assert small.patient == known.patient == "hashed"
+    assert small.pixels is None and small.lung is None
+    assert small.film is not None and small.film.pixels.size == 0
+
+
+def test_films_of_sixteen_bits_are_read_as_the_members_saw_them(world: SimpleNamespace) -> None:
+    path = Path("data/images/nih/deep.png")
+    path.parent.mkdir(parents=True)
+    ramp = np.linspace(0, 65535, 120 * 100).reshape(120, 100).astype(np.uint16)
+    cv2.imwrite(str(path), ramp)
+    make_run("r", "--crops")
+    sight = sights_of(read_run("r"))["deep.png"]
+    assert sight.pixels is not None
+    crop = read_film(next(Path("r/crops").glob("*.png"))).pixels
+    np.testing.assert_allclose(sight.pixels, crop, atol=1 / 65535)
