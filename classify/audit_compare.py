@@ -44,7 +44,7 @@ from classify.audit_paired import (
     weighted_mean,
     with_draws,
 )
-from classify.audit_rows import UNKNOWN, AuditRow
+from classify.audit_rows import UNKNOWN, AuditRow, lift_z
 from classify.metrics import figure, weighted_auc
 from classify.models.multitask import TARGET
 
@@ -106,20 +106,13 @@ def _right(row: AuditRow) -> float | None:
     return None if row.right is None else float(row.right)
 
 
-def _lift_z(row: AuditRow) -> float | None:
-    lift, mean, spread = (row.value(n) for n in ("lift", "random_lift", "random_sd"))
-    if lift is None or mean is None or not spread:
-        return None
-    return (lift - mean) / spread
-
-
 def _over_gaussian(row: AuditRow) -> float | None:
     lift, blob = row.value("lift"), row.value("gaussian_lift")
     return None if lift is None or blob is None else lift - blob
 
 
 MAP_METRICS: dict[str, Value] = {
-    "lift": _number("lift"), "lift_z": _lift_z, "lift_over_gaussian": _over_gaussian,
+    "lift": _number("lift"), "lift_z": lift_z, "lift_over_gaussian": _over_gaussian,
     **{name: _number(name) for name in (
         "inside_share", "border_share", "outside_box_share", "pointing_hit", "finding_lift")},
 }  # fmt: skip

@@ -22,6 +22,7 @@ OUTSIDE, BORDER, TEXT, EMPTY = "looks outside", "border", "text", "map empty"
 DISAGREE = "field and box disagree"
 FLAGS = (OUTSIDE, BORDER, TEXT, EMPTY, DISAGREE)
 LOWER, UPPER = {"lift": OUTSIDE}, {"border_share": BORDER, "text_share": TEXT}
+_LEAST = {"text_share": 0.01}  # where training films hardly look, a trace is no reason to flag
 _FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail
 _WORDS = {"lift": "lift", "border_share": "share of energy in the border band",
           "text_share": "share of energy on burnt-in text"}  # fmt: skip
@@ -95,8 +96,7 @@ def fit_thresholds(
     names = list(dict.fromkeys(row.member for row in rows))
     by_member = {
         name: {
-            metric: _quantile([row.value(metric) for row in rows if row.member == name],
-                              tail if metric in LOWER else 1 - tail)
+            metric: _bound(metric, [r.value(metric) for r in rows if r.member == name], tail)
             for metric in (*LOWER, *UPPER)
         }
         for name in names
@@ -159,6 +159,11 @@ def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, .
 
 def _pairs(found: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], ...]:
     return tuple(flag for flag, _ in found), tuple(reason for _, reason in found)
+
+
+def _bound(metric: str, values: Sequence[float | None], tail: float) -> float | None:
+    found = _quantile(values, tail if metric in LOWER else 1 - tail)
+    return found if found is None else max(found, _LEAST.get(metric, 0.0))
 
 
 def _quantile(values: Sequence[float | None], share: float) -> float | None:

@@ -86,11 +86,23 @@ class AuditRow:
         return None if found is None else float(found)
 
     @property
-    def right(self) -> bool | None:
-        """Is the largest probability the truth's? None where either is unknown."""
-        if self.probabilities is None or self.truth == UNKNOWN:
+    def answer(self) -> int | None:
+        """0, 1 or 2: the largest probability; None for a film that no member saw."""
+        if self.probabilities is None:
             return None
-        return self.probabilities.index(max(self.probabilities)) == self.truth
+        return self.probabilities.index(max(self.probabilities))
+
+    @property
+    def right(self) -> bool | None:
+        """Is the answer the truth? None where either is unknown."""
+        unknown = self.answer is None or self.truth == UNKNOWN
+        return None if unknown else self.answer == self.truth
+
+
+def lift_z(row: AuditRow) -> float | None:
+    """The lift's distance from that of random maps as coarse, in their standard deviations."""
+    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
+    return None if lift is None or mean is None or not spread else (lift - mean) / spread
 
 
 class AuditWriter:

@@ -28,7 +28,15 @@ from classify.audit_parts import (
 )
 from classify.audit_words import BLIND, in_unit, interval, metric, metric_key, order_of
 
-_MAIN = ("lift", "inside_share", "pointing_hit", "border_share", "finding_lift", "finding_hit")
+_MAIN = (
+    "lift",
+    "lift_answered",
+    "inside_share",
+    "pointing_hit",
+    "border_share",
+    "finding_lift",
+    "finding_hit",
+)
 _NOT_DRAWN = ("gaussian_lift", "random_lift", "random_sd", "area_share", "finding_area_share",
               "border_area_share", "text_area_share")  # fmt: skip
 

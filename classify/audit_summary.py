@@ -12,8 +12,9 @@ from rich.table import Table
 
 from classify.audit_flags import Thresholds
 from classify.audit_paired import mean_figure
-from classify.audit_rows import AuditRow
+from classify.audit_rows import AuditRow, lift_z
 from classify.metrics import Figure
+from classify.models.multitask import TARGET
 
 Row = dict[str, Any]
 ALL = ""  # the source of figures over all films
@@ -25,17 +26,12 @@ MEANS = (
 _BINS = {"lift": np.linspace(0, 2, 41), "border_share": np.linspace(0, 0.8, 41)}
 
 
-def lift_z(row: AuditRow) -> float | None:
-    """The lift's distance from that of random maps as coarse, in their standard deviations."""
-    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
-    return None if lift is None or mean is None or not spread else (lift - mean) / spread
-
-
 def figure_rows(rows: Sequence[AuditRow], draws: int, seed: int) -> list[Row]:
     """Mean of each metric for each member, over all films and source by source."""
     columns: dict[str, Callable[[AuditRow], float | None]] = {
         **{name: lambda row, name=name: row.value(name) for name in MEANS},  # type: ignore[misc]
         "lift_z": lift_z,
+        "lift_answered": lambda row: row.value("lift") if row.answer == TARGET else None,
         "below_chance": lambda row: None if row.value("lift") is None else row.metrics["lift"] < 1,
         "flagged": lambda row: bool(row.flags),
         "empty": lambda row: row.empty,

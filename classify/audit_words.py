@@ -40,6 +40,12 @@ _ALL = {
         "The lift less that of a blob in the middle of every film, which looks at nothing.",
         "ratio", 0.0, better="higher",
     ),
+    "lift_answered": Metric(
+        "Lift where the answer is yes",
+        "The lift on films on which the network says that its disease is there. On the others the "
+        "map shows what speaks for a disease that it does not find.",
+        "ratio", 1.0, "gaussian_lift", "higher",
+    ),
     "road_area": Metric(
         "Faithfulness (ROAD)",
         "How much faster the probability falls when the brightest parts of the map are taken away "
