@@ -166,8 +166,13 @@ def test_a_finding_is_measured_where_it_was_seen() -> None:
     assert found["finding_share"] == pytest.approx(1.0)
 
 
-def test_a_finding_outside_the_crop_has_a_reason() -> None:
-    found = of(MAP * mask((0, 0, 2, 4)), seen_xyxy=(0, 0, 2, 4), finding_boxes_xyxy=[(3, 1, 5, 3)])
+@pytest.mark.parametrize(
+    ("seen", "finding"), [((0, 0, 2, 4), (3, 1, 5, 3)), ((3, 2, 6, 4), (0, 0, 1, 1))]
+)
+def test_a_finding_outside_the_crop_has_a_reason(
+    seen: tuple[int, int, int, int], finding: tuple[int, int, int, int]
+) -> None:
+    found = of(MAP * mask(seen), seen_xyxy=seen, finding_boxes_xyxy=[finding])
     assert all(found[name] is None for name in METRICS if name.startswith("finding"))
     assert found["reason"] == "the finding lies outside what the member saw"
     assert found["lift"] is not None
@@ -305,10 +310,15 @@ def test_energy_outside_what_was_seen_is_refused() -> None:
         of(seen_xyxy=(0, 0, 4, 4))
 
 
-def test_a_thousandth_outside_is_rounding() -> None:
+@pytest.mark.parametrize(("stray", "is_rounding"), [(0.007, True), (0.009, False)])
+def test_a_thousandth_outside_is_rounding(stray: float, is_rounding: bool) -> None:
     saliency = MAP * mask((0, 0, 4, 4))
-    saliency[0, 5] = 0.007  # of 8.007
-    assert of(saliency, seen_xyxy=(0, 0, 4, 4))["inside_share"] == pytest.approx(1.0)
+    saliency[0, 5] = stray  # beside 8 units
+    if is_rounding:
+        assert of(saliency, seen_xyxy=(0, 0, 4, 4))["inside_share"] == pytest.approx(1.0)
+        return
+    with pytest.raises(ValueError, match=r"Got 0\.112 % of its energy"):
+        of(saliency, seen_xyxy=(0, 0, 4, 4))
 
 
 @pytest.mark.parametrize(
