@@ -1,0 +1,244 @@
+"""Controls on a run's films: sample, lungs blacked out, weights made random, pixels taken away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from audit_world import LungNet, lungs_of, tiny_ensemble, tiny_net
+from torch import nn
+
+from classify import audit_trials
+from classify.audit_sight import Seen, Sight
+from classify.audit_trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
+from classify.audit_truth import Truth
+from classify.predictions import PredictionRow
+from cxr.boxes import Frame
+from cxr.film import Film
+from cxr.films_table import FilmRow
+
+SIZE = (96, 96)
+
+
+class PatchNet(nn.Module):
+    """Says target where a bright patch is; its map shows just the bright pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neck = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())
+        self.fc = nn.Linear(1, 3, bias=False)
+        with torch.no_grad():
+            self.neck[0].weight.fill_(1 / 3)
+            self.neck[0].bias.fill_(-0.3)
+            self.fc.weight.copy_(torch.tensor([[-9.0], [60.0], [0.0]]))
+
+    @property
+    def saliency_layer(self) -> nn.Module:
+        return self.neck
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.neck(x).mean((2, 3)))
+
+
+def sight(
+    name: str, pixels: np.ndarray, label: str = "normal", sublabel: str = "",
+    source: str | None = "kermany", lung: np.ndarray | None = None, crop: Frame | None = None,
+) -> Sight:  # fmt: skip
+    row = source and FilmRow(name, "", source, f"p {name}", label, sublabel, "CC BY 4.0")
+    seen = Seen(PredictionRow(name, "ok", "", np.zeros((2, 3))), Path(name), crop)
+    lung = lungs_of(*pixels.shape) if lung is None else lung
+    return Sight(seen, Truth(row or None), Film(pixels, name, "0" * 64), "",
+                 crop.apply(pixels) if crop else pixels, crop, lung, "lungfield")  # fmt: skip
+
+
+def lung_films(count: int = 12, source: str | None = "kermany") -> list[Sight]:
+    """Every other film has pneumonia: brighter lungs. All else is the same noise for both."""
+    rng = np.random.default_rng(0)
+    out = []
+    for n in range(count):
+        pixels = rng.uniform(0.4, 0.6, SIZE).astype(np.float32)
+        pixels[lungs_of(*SIZE)] = 0.2 + 0.5 * (n % 2) + 0.01 * n
+        label, sublabel = ("pneumonia", "bacterial") if n % 2 else ("normal", "")
+        out.append(sight(f"{n}.png", pixels, label, sublabel, source))
+    return out
+
+
+def patch_films(count: int = 6) -> list[Sight]:
+    """Dark films with a bright patch, each elsewhere, all of them bacterial."""
+    out = []
+    for n in range(count):
+        pixels = np.full(SIZE, 0.1, np.float32)
+        pixels[10 + 8 * n : 30 + 8 * n, 20 + 4 * n : 45 + 4 * n] = 0.95
+        out.append(sight(f"{n}.png", pixels, "pneumonia", "bacterial"))
+    return out
+
+
+def aucs(rows: Sequence[dict], member: str = "bacterial", source: str = "kermany") -> dict:
+    return {r["control"]: r["auc"] for r in rows if (r["member"], r["source"]) == (member, source)}
+
+
+def masked(sights: Sequence[Sight], **more: object) -> tuple[list[dict], int]:
+    members = tiny_ensemble(LungNet(), LungNet(5.0))
+    groups = [list(sights[:5]), list(sights[5:])]
+    return masked_rows(members, lambda: groups, more.get("screener"), 0, 50)  # type: ignore[arg-type]
+
+
+NAMES = [f"images/{n}.png" for n in range(50)]
+
+
+def test_a_sample_does_not_depend_on_the_order() -> None:
+    assert set(draw_sample(NAMES, 10, 0)) == set(draw_sample(NAMES[::-1], 10, 0))
+
+
+def test_a_sample_keeps_the_order_of_the_films() -> None:
+    found = draw_sample(NAMES[::-1], 10, 0)
+    assert len(found) == 10 and found == [n for n in NAMES[::-1] if n in found]
+
+
+def test_a_sample_of_fewer_films_is_part_of_one_of_more() -> None:
+    assert set(draw_sample(NAMES, 5, 0)) < set(draw_sample(NAMES, 10, 0))
+
+
+def test_a_film_more_moves_at_most_one_other_out() -> None:
+    one, more = draw_sample(NAMES, 10, 0), draw_sample([*NAMES, "new.png"], 10, 0)
+    assert len(set(one) - set(more)) <= 1
+
+
+def test_another_seed_draws_another_sample() -> None:
+    assert draw_sample(NAMES, 10, 0) != draw_sample(NAMES, 10, 1)
+
+
+@pytest.mark.parametrize("count", [0, 50, 99])
+def test_all_films_are_taken_when_so_many_are_wanted(count: int) -> None:
+    assert draw_sample(NAMES, count, 0) == NAMES
+
+
+def test_a_member_that_looks_at_lungs_alone_loses_its_auc_without_them() -> None:
+    rows, blind = masked(lung_films())
+    found = aucs(rows)
+    assert blind == 0 and found["as is"] == 1.0 and found["lungs only"] == 1.0
+    assert found["outside only"] == pytest.approx(0.5) == found["shape only"]
+
+
+def test_a_question_to_both_members_is_asked_where_films_hold_both_answers() -> None:
+    rows, _ = masked(lung_films())
+    assert aucs(rows, "normal / pneumonia, kermany")["as is"] == 1.0
+    assert not aucs(rows, "bacterial / viral, kermany")  # no viral film
+    assert not aucs(rows, "normal / pneumonia, nih adults", "nih")
+
+
+def test_lungs_of_the_film_are_hidden_on_its_crop() -> None:
+    crop = Frame.cut((0, 0, 96, 96))
+    whole = masked(lung_films())[0]
+    cut = masked([sight(s.seen.name, s.film.pixels, s.truth.row.label, s.truth.row.sublabel,  # type: ignore[union-attr]
+                        crop=crop) for s in lung_films()])[0]  # fmt: skip
+    assert aucs(cut) == aucs(whole)
+
+
+def test_films_without_a_lung_field_are_counted_and_refused_ones_are_not() -> None:
+    films = lung_films()
+    films[3] = sight("b.png", np.ones(SIZE, np.float32), lung=np.zeros(SIZE, bool))
+    films[7] = Sight(films[7].seen, Truth(), reason="not_found: There is no such file.")
+    rows, blind = masked(films)
+    assert blind == 1 and next(r["n"] for r in rows if r["control"] == "as is") == 10
+
+
+def test_without_any_lung_field_there_is_no_row() -> None:
+    nothing = np.zeros(SIZE, bool)
+    films = [sight(f"{n}.png", np.ones(SIZE, np.float32), lung=nothing) for n in range(6)]
+    assert masked(films) == ([], 6)
+
+
+def test_films_of_no_table_are_a_source_of_their_own() -> None:
+    rows, _ = masked([*lung_films(8), *lung_films(4, None)])
+    assert {r["source"] for r in rows} == {"all", "kermany", "unknown"}
+
+
+def test_without_any_table_all_films_stand_together() -> None:
+    rows, _ = masked(lung_films(8, None))
+    assert {r["source"] for r in rows} == {"all"} and {r["auc"] for r in rows} == {None}
+
+
+def test_the_screeners_decisions_are_compared() -> None:
+    def decide(logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
+        scores = logits[:, 0, 1]
+        return scores, ["read" if s > middle else "definitely_normal" for s in scores], "id"
+
+    members = tiny_ensemble(LungNet())
+    middle = float(np.median(members.predict([s.pixels for s in lung_films()])[:, 0, 1]))
+    screener = SimpleNamespace(decide=decide)
+    rows, _ = masked(lung_films(), screener=screener)
+    changed = {r["control"]: r["changed"] for r in rows if r["member"] == "screener"}
+    assert changed["as is"] == 0 and 0 < changed["outside only"] <= 1
+
+
+def test_a_sample_holds_what_the_members_saw_and_who_it_was() -> None:
+    films = lung_films(5)
+    films[1] = Sight(films[1].seen, Truth(), reason="gone")
+    members = tiny_ensemble()
+    sample = Sample.take(members, lambda: [films[:2], films[2:]])
+    assert sample.films == ["0.png", "2.png", "3.png", "4.png"]
+    assert sample.patients == [f"p {n}" for n in sample.films]
+    wanted = members.prepare([s.pixels for s in films if s.pixels is not None])[0]
+    torch.testing.assert_close(sample.batch, wanted)
+
+
+def test_a_sample_of_nothing_is_refused() -> None:
+    gone = Sight(lung_films(1)[0].seen, Truth(), reason="gone")
+    with pytest.raises(ValueError, match="at least one film that the members saw"):
+        Sample.take(tiny_ensemble(), lambda: [[gone]])
+
+
+def test_looking_at_a_sample_some_films_at_a_time_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    members = tiny_ensemble()
+    sample = Sample.take(members, lambda: [lung_films(7)])
+    whole = sample.look(members.member("viral"), "grad_cam")
+    monkeypatch.setattr(audit_trials, "_AT_A_TIME", 3)
+    for one, other in zip(whole, sample.look(members.member("viral"), "grad_cam"), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_randomised_stages_go_from_the_head_down_to_another_film() -> None:
+    members = tiny_ensemble(tiny_net(0), tiny_net(1))
+    before = [p.clone() for p in members.member("viral").parameters()]
+    rows = randomised_rows(members, Sample.take(members, lambda: [lung_films(4)]), "grad_cam")
+    stages = [r["stage"] for r in rows if r["member"] == "viral"]
+    assert stages == ["head", "neck", "body", "another film"]
+    assert {r["member"] for r in rows} == {"bacterial", "viral"}
+    json.dumps(rows, allow_nan=False)
+    for one, other in zip(before, members.member("viral").parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_a_faithful_map_has_an_area_above_nothing() -> None:
+    members = tiny_ensemble(PatchNet(), PatchNet())
+    points, areas = road_rows(
+        members, Sample.take(members, lambda: [patch_films()]), "grad_cam", 0, 50
+    )
+    own = {a["name"]: a for a in areas if a["member"] == "bacterial"}
+    assert own["road_area"]["value"] > 0.2 and own["road_area"]["low"] > 0
+    assert own["road_over_random"]["value"] > 0
+    curve = [p for p in points if p["member"] == "bacterial"]
+    assert [p["percentile"] for p in curve] == [20, 40, 60, 80]
+    assert all(p["morf"] < p["lerf"] for p in curve[:2]) and curve[0]["n"] == 6
+
+
+def test_a_member_is_asked_of_its_own_targets_films() -> None:
+    members = tiny_ensemble(PatchNet(), PatchNet())
+    _, areas = road_rows(members, Sample.take(members, lambda: [patch_films()]), "grad_cam", 0, 50)
+    assert {a["member"] for a in areas} == {"bacterial"}  # no film is viral
+
+
+def test_without_truth_a_member_is_asked_of_what_it_says_is_its_target() -> None:
+    films = [sight(s.seen.name, s.film.pixels, source=None) for s in patch_films(3)]  # type: ignore[union-attr]
+    films.append(sight("dark.png", np.full(SIZE, 0.05, np.float32), source=None))
+    members = tiny_ensemble(PatchNet(), PatchNet())
+    points, _ = road_rows(members, Sample.take(members, lambda: [films]), "grad_cam", 0, 50)
+    assert {p["member"]: p["n"] for p in points} == {"bacterial": 3, "viral": 3}
