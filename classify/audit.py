@@ -216,7 +216,8 @@ def do_trials(auditor: Auditor, workdir: Workdir) -> dict[str, Any]:
         log.info("control: %s", name)
         if name == "masked":
             rows, blind = masked_rows(members, lambda: auditor.sights(auditor.films, boxes=False),
-                                      auditor.screener, config.seed, config.draws)  # fmt: skip
+                                      auditor.screener, config.seed, config.draws,
+                                      len(auditor.films))  # fmt: skip
             book.add(name, masked=rows, blind=blind)
         elif sample is not None and name == "randomised":
             book.add(name, randomised=randomised_rows(members, sample, config.method))

@@ -138,7 +138,7 @@ def cautions(
         said.append("The thresholds were taken from these very films, so only empty maps are "
                     "flagged here.")  # fmt: skip
     if blind:
-        said.append(f"{blind} films without a lung field are left out of the masking control.")
+        said.append(f"Films without a lung field, left out of the masking control: {blind}.")
     sources = {row.source for row in rows if row.member}
     if len(sources) > 1:
         said.append("Sources differ in nearly everything: trust the rows of one source more than "
@@ -165,11 +165,21 @@ def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:
 
 
 def control_rows(trials: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """Rows of the controls under the names that the page knows."""
+    """Rows of the controls under the names that the page knows.
+
+    A question of one source is asked of its films alone: its row of all films would say it twice.
+    """
+    masked = [pooled(row) for row in trials.get("masked", [])]
+    apart = {_asked(r) for r in masked if r["source"] != ALL}
+    twice = [r["source"] == ALL and _asked(r) in apart for r in masked]
     return {
-        "masked": [pooled(row) for row in trials.get("masked", [])],
+        "masked": [row for row, again in zip(masked, twice, strict=True) if not again],
         "randomisation": list(trials.get("randomised", [])), "road": list(trials.get("road", [])),
     }  # fmt: skip
+
+
+def _asked(row: Row) -> tuple[Any, ...]:
+    return row.get("member"), row.get("control"), row.get("n")
 
 
 def pooled(row: Mapping[str, Any]) -> Row:

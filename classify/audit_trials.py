@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
+from rich.progress import track
 
 from classify.audit_compare import NO_SOURCE
 from classify.audit_controls import Asked, Screens, control_table
@@ -32,33 +33,36 @@ from classify.evaluate import QUESTIONS, Question, ensemble_score
 from classify.models.multitask import TARGET
 from classify.saliency import saliency_maps
 from cxr.boxes import Frame
-from cxr.workdir import log
+from cxr.workdir import console, log
 
 SEEDS = (0, 1, 2)  # of the random weights
 _AT_A_TIME = 16  # films
 AREAS = {"road_area": ("lerf", "morf"), "road_over_random": ("random", "morf")}
 Row = dict[str, Any]
+Item = TypeVar("Item")
 Batches = Callable[[], Iterable[list[Sight]]]  # every call goes through the films anew
 
 
 def masked_rows(
-    members: Ensemble, batches: Batches, screener: Screens | None, seed: int, draws: int
-) -> tuple[list[Row], int]:
-    """Rows of `control_table`, by source and all together, and how many films had no lungs."""
+    members: Ensemble, batches: Batches, screener: Screens | None, seed: int, draws: int,
+    total: int | None = None,
+) -> tuple[list[Row], int]:  # fmt: skip
+    """Rows of `control_table`, by source and all together, and how many films had no lungs. `total`
+    is the number of films, for the progress bar."""
     kept: list[Sight] = []
     blind = 0
 
     def films() -> Iterator[MaskedFilm]:
         nonlocal blind
-        for group in batches():
-            for sight in group:
-                if sight.pixels is None or sight.lung is None:
-                    continue  # refused: its row says why
-                if not sight.lung.any():
-                    blind += 1
-                    continue
-                kept.append(sight.without_pixels())
-                yield MaskedFilm(sight.pixels, sight.lung, sight.crop)
+        sights = chain.from_iterable(batches())
+        for sight in _follow(sights, "lungs blacked out", total):
+            if sight.pixels is None or sight.lung is None:
+                continue  # refused: its row says why
+            if not sight.lung.any():
+                blind += 1
+                continue
+            kept.append(sight.without_pixels())
+            yield MaskedFilm(sight.pixels, sight.lung, sight.crop)
 
     stream = films()
     first = next(stream, None)
@@ -116,7 +120,7 @@ def randomised_rows(members: Ensemble, sample: Sample, method: str) -> list[Row]
     """A row a member and stage, the head first; `another film` is the floor the maps fall to."""
     rows: list[Row] = []
     classes = [TARGET] * len(sample.batch)
-    for target in members.targets:
+    for target in _follow(members.targets, "weights made random"):
         member = members.member(target)
         curve = randomisation_curve(
             member, sample.batch, classes, method, saliency_maps, seeds=SEEDS
@@ -137,7 +141,7 @@ def road_rows(
     """
     points: list[Row] = []
     areas: list[Row] = []
-    for target in members.targets:
+    for target in _follow(members.targets, "pixels taken away"):
         member = members.member(target)
         truth = np.array([t.label_for(target) for t in sample.truths])
         logits, planes = sample.look(member, method)
@@ -168,6 +172,11 @@ def _content(frame: Frame) -> np.ndarray:
     height, width = frame.content_hw
     inside[frame.pad_y : frame.pad_y + height, frame.pad_x : frame.pad_x + width] = True
     return inside
+
+
+def _follow(items: Iterable[Item], words: str, total: int | None = None) -> Iterable[Item]:
+    """The items under a progress bar."""
+    return track(items, words, total, console=console, transient=True)
 
 
 def draw_sample(names: Sequence[str], count: int, seed: int) -> list[str]:

@@ -184,7 +184,7 @@ def test_cautions_are_said_where_they_hold() -> None:
     assert len(plain) == 2
     every = " ".join(cautions([row("a"), row("b", source="x")], True, None, 7))
     assert "Compare lifts." in every and "--fit" in every
-    assert "7 films without a lung field" in every and "Sources differ" in every
+    assert "left out of the masking control: 7." in every and "Sources differ" in every
 
 
 def test_of_the_thresholds_own_films_it_is_said() -> None:
@@ -201,13 +201,19 @@ def test_thresholds_are_listed_in_words() -> None:
 
 
 def test_controls_have_the_names_of_the_page() -> None:
-    trials = {"masked": [{"source": "all", "auc": 0.9}, {"source": "nih", "auc": 0.8}],
+    trials = {"masked": [{"source": "all", "auc": 0.9, "n": 9}, {"source": "nih", "n": 4}],
               "randomised": [{"stage": "fc"}], "road": [{"percentile": 20}]}  # fmt: skip
     found = control_rows(trials)
     assert [r["source"] for r in found["masked"]] == ["", "nih"]
     assert found["randomisation"] == [{"stage": "fc"}] and found["road"] == [{"percentile": 20}]
     assert control_rows({}) == {"masked": [], "randomisation": [], "road": []}
     assert pooled({"source": "all", "n": 1}) == {"source": "", "n": 1}
+
+
+def test_a_question_of_one_source_is_not_said_twice() -> None:
+    asked = {"member": "normal / pneumonia", "control": "as is", "n": 4}
+    found = control_rows({"masked": [{**asked, "source": "nih"}, {**asked, "source": "all"}]})
+    assert [r["source"] for r in found["masked"]] == ["nih"]
 
 
 def test_the_terminals_table_has_a_row_a_member_and_source() -> None:
