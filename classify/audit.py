@@ -40,6 +40,7 @@ from classify.audit_summary import (
 from classify.audit_trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
 from classify.audit_truth import Truths
 from classify.ensemble import Ensemble
+from classify.models.multitask import TARGET
 from classify.screener import Screener
 from cxr.cli import parse_config, to_plain
 from cxr.split import Split
@@ -211,7 +212,6 @@ def do_trials(auditor: Auditor, workdir: Workdir) -> dict[str, Any]:
     options = {"draws": config.draws, "control_films": config.control_films}
     book = ControlBook(workdir / "controls.json", [f.name for f in auditor.films], options)
     wanted = book.missing(config.wanted_controls)
-    sample = _draw(auditor) if {"randomised", "road"} & {*wanted} else None
     for name in wanted:
         log.info("control: %s", name)
         if name == "masked":
@@ -219,18 +219,26 @@ def do_trials(auditor: Auditor, workdir: Workdir) -> dict[str, Any]:
                                       auditor.screener, config.seed, config.draws,
                                       len(auditor.films))  # fmt: skip
             book.add(name, masked=rows, blind=blind)
-        elif sample is not None and name == "randomised":
-            book.add(name, randomised=randomised_rows(members, sample, config.method))
-        elif sample is not None:
-            points, areas = road_rows(members, sample, config.method, config.seed, config.draws)
+        elif name == "randomised":
+            book.add(name, randomised=randomised_rows(members, _draw(auditor), config.method))
+        else:
+            points, areas = road_rows(
+                members, _draw(auditor, True), config.method, config.seed, config.draws
+            )
             book.add(name, road=points, areas=areas)
     return book.found
 
 
-def _draw(auditor: Auditor) -> Sample:
-    """The films of the controls that need not all of them."""
+def _draw(auditor: Auditor, showing: bool = False) -> Sample:
+    """The films of the controls that need not all of them; with `showing`, of those that show the
+    target of a member, where the truth of any is known."""
     config = auditor.config
     shown = {f.name: f for f in auditor.films if f.prediction.logits is not None}
+    if showing:
+        targets = auditor.members.targets
+        ill = [n for n in shown
+               if TARGET in [auditor.truths.of(n).label_for(t) for t in targets]]  # fmt: skip
+        shown = {n: shown[n] for n in ill} or shown
     chosen = [shown[n] for n in draw_sample(list(shown), config.control_films, config.seed)]
     return Sample.take(auditor.members, lambda: auditor.sights(chosen, boxes=False))
 

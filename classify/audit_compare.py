@@ -179,7 +179,7 @@ def compare_markdown(rows: Sequence[CompareRow]) -> str:
         why = "; ".join(f"{count} {reason}" for reason, count in r.left_out.items()) or "–"
         lines.append(
             f"| {r.source} | {r.member} | {r.metric} | {_words(r.film)} | {_words(r.crop)} | {gap} "
-            f"| {_words(r.p)} | {_words(r.p_holm)} | {r.n} | {r.patients} | {why} |"
+            f"| {_chance(r.p)} | {_chance(r.p_holm)} | {r.n} | {r.patients} | {why} |"
         )
     tests = sorted({f"{r.test} ({r.metric if r.metric == AUC else 'means'})" for r in rows
                     if r.test})  # fmt: skip
@@ -281,6 +281,10 @@ def _source(row: AuditRow) -> str:
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _chance(p: float | None) -> str:
+    return "<0.001" if p is not None and p < 0.001 else _words(p)
 
 
 def _words(value: float | None, form: str = ".3f") -> str:

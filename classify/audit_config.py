@@ -43,7 +43,8 @@ class AuditConfig:
         against: folder of the audit of whole films, to compare an audit of crops with.
         crops: folder of detect.crop with the thorax boxes of these films; empty takes the run's
             own, and finds the boxes of whole films anew.
-        control_films: films, drawn by seed, for randomised and road; 0 takes all.
+        control_films: films, drawn by seed, for randomised, and for road of those that show a
+            member's target; 0 takes all.
         ensemble: folder of the members; empty takes the one that RUN was made with.
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
         field: bundle of the lung-field network; empty takes the one that comes with lungfirst.
