@@ -1,0 +1,135 @@
+"""An audit that was stopped or killed goes on; one with other settings is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from audit_world import (
+    FakeField,
+    audited_world,
+    films_of,
+    make_audit,
+    make_run,
+    said,
+    summary,
+    two_runs,
+)
+
+from classify.audit_resume import ControlBook, check_resumable
+from classify.audit_rows import read_audit
+from cxr.workdir import Workdir
+
+__all__ = ["audited_world", "two_runs"]  # fixtures
+
+
+def test_a_stopped_audit_goes_on_and_gives_the_same(audited_world: SimpleNamespace) -> None:
+    Path("data/images/nih/torn.png").write_bytes(b"torn")
+    make_run("crops", "--crops")
+    assert make_audit("crops", "--out", "whole", "--batch", "2") == 0
+    audited_world.field = FakeField()
+    audited_world.field.stop_after = 3  # the first batch sees one film less: it has a human mask
+    assert make_audit("crops", "--out", "two", "--batch", "2") == 130
+    kept = len(read_audit("two/audit.csv"))
+    assert kept == 1 + 2 * 4 and not Path("two/report.html").exists()
+    audited_world.field.stop_after = None
+    assert make_audit("crops", "--out", "two", "--batch", "2") == 0
+    assert len(audited_world.field.seen) == 5  # no film twice
+    assert Path("two/audit.csv").read_bytes() == Path("whole/audit.csv").read_bytes()
+    assert films_of("two") == 7
+    first, second = summary("whole"), summary("two")
+    assert first["metrics"] == second["metrics"] and first["answer"] == second["answer"]
+
+
+def test_a_killed_audit_goes_on_from_torn_files(audited_world: SimpleNamespace) -> None:
+    assert make_audit("crops", "--batch", "1") == 0
+    whole = Path("crops/audit/audit.csv").read_bytes()
+    for name in ("audit.csv", "films.jsonl"):
+        raw = Path("crops/audit", name).read_bytes()
+        Path("crops/audit", name).write_bytes(raw[: -len(raw.splitlines()[-1]) // 2])
+    Path("crops/audit/report.html").unlink()
+    assert make_audit("crops", "--batch", "1") == 0
+    assert Path("crops/audit/audit.csv").read_bytes() == whole
+    assert films_of() == 6
+
+
+def test_a_lost_record_is_made_again_and_its_rows_stay(audited_world: SimpleNamespace) -> None:
+    assert make_audit() == 0
+    whole = Path("crops/audit/audit.csv").read_bytes()
+    Path("crops/audit/films.jsonl").unlink()
+    assert make_audit() == 0
+    assert Path("crops/audit/audit.csv").read_bytes() == whole
+    assert films_of() == 6
+
+
+def test_films_that_the_run_no_longer_holds_leave_the_page(audited_world: SimpleNamespace) -> None:
+    assert make_audit("films") == 0
+    Path("data/images/nih/x.png").unlink()
+    make_run("films", "--restart")
+    assert make_audit("films") == 0
+    assert films_of("films/audit") == 5
+    assert summary("films/audit")["settings"]["films"] == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "differs"),
+    [(("--method", "layercam"), "method"), (("--human_masks", "false"), "human_masks")],
+)
+def test_other_settings_in_the_same_folder_are_refused(
+    audited_world: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    differs: str,
+) -> None:
+    assert make_audit() == 0
+    before = Path("crops/audit/audit.csv").read_bytes()
+    assert make_audit("crops", *more) == 2
+    assert f"other settings ({differs}). Give another --out, or --restart" in said(capsys)
+    assert Path("crops/audit/audit.csv").read_bytes() == before
+    assert make_audit("crops", *more, "--restart") == 0
+
+
+def test_another_run_in_the_same_folder_is_refused(
+    audited_world: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_audit("films", "--out", "o") == 0
+    assert make_audit("crops", "--out", "o") == 2
+    assert "other settings (detector, run)" in said(capsys)
+
+
+def began(path: Path, rows: str, settings: dict | None) -> Workdir:
+    """A folder with the rows and the record of an audit."""
+    workdir = Workdir(path)
+    (workdir / "audit.csv").write_text(rows)
+    (workdir / "films.jsonl").write_text("{}\n")
+    workdir.update(**({} if settings is None else {"settings": settings}))
+    return workdir
+
+
+def test_an_audit_killed_before_its_first_film_may_be_begun_otherwise(tmp_path: Path) -> None:
+    workdir = began(tmp_path, "film,status\n", None)
+    check_resumable(workdir, {"method": "cam"}, restart=False)
+    assert not (workdir / "films.jsonl").exists()
+
+
+def test_rows_without_recorded_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"other settings \(method\)"):
+        check_resumable(began(tmp_path, "film\na.png\n", None), {"method": "cam"}, restart=False)
+
+
+def test_what_an_older_audit_did_not_record_is_not_held_against_it(tmp_path: Path) -> None:
+    workdir = began(tmp_path, "film\na.png\n", {"method": "cam"})
+    check_resumable(workdir, {"method": "cam", "new": 1}, restart=False)
+    assert (workdir / "films.jsonl").exists()
+
+
+def test_a_control_is_done_once_for_the_same_films_and_options(tmp_path: Path) -> None:
+    path, films = tmp_path / "controls.json", ["a.png", "b.png"]
+    ControlBook(path, films, {"draws": 5}).add("road", road=[1], areas=[2])
+    again = ControlBook(path, films[::-1], {"draws": 5})
+    assert again.found == {"road": [1], "areas": [2]}
+    assert again.missing(["masked", "road"]) == ["masked"]
+    assert ControlBook(path, films, {"draws": 6}).missing(["road"]) == ["road"]
+    other = ControlBook(path, ["a.png"], {"draws": 5})
+    assert other.found == {} and other.missing(["road"]) == ["road"]
