@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from cxr.workdir import drop_torn_line
+from cxr.workdir import Appender, drop_torn_line
 
 
-class PageBook:
+class PageBook(Appender):
     """Records by film on disk; memory holds where each begins. A film added again is replaced.
 
     A file that exists is continued; a last line cut off by a kill is dropped. Raises ValueError
@@ -50,17 +49,6 @@ class PageBook:
 
     def __len__(self) -> int:
         return len(self._places)
-
-    def __enter__(self) -> PageBook:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def _film_of(line: bytes, number: int, path: Path) -> str:

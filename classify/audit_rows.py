@@ -15,11 +15,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from classify.audit_metrics import METRICS
-from cxr.workdir import drop_torn_line, write_atomic
+from cxr.workdir import Appender, drop_torn_line, write_atomic
 
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
 HITS = ("pointing_hit", "finding_hit")
@@ -105,7 +104,7 @@ def lift_z(row: AuditRow) -> float | None:
     return None if lift is None or mean is None or not spread else (lift - mean) / spread
 
 
-class AuditWriter:
+class AuditWriter(Appender):
     """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film.
 
     A film is added with all its rows at once, so a film with fewer rows than `members` was cut off
@@ -159,17 +158,6 @@ class AuditWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.done[film] = list(rows)
-
-    def __enter__(self) -> AuditWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def write_audit(path: str | Path, rows: Sequence[AuditRow]) -> Path:

@@ -11,12 +11,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 import numpy as np
 
-from cxr.workdir import drop_torn_line, write_atomic
+from cxr.workdir import Appender, drop_torn_line, write_atomic
 
 ANSWERS = ("normal", "target", "others")
 _BEFORE = ("film", "status", "reason")
@@ -37,7 +36,7 @@ class PredictionRow:
     threshold_id: str = ""
 
 
-class PredictionWriter:
+class PredictionWriter(Appender):
     """Appends rows to a predictions.csv; `done` holds those of an earlier run by film.
 
     A last line cut off by a kill is dropped. Raises ValueError when the file has other members.
@@ -72,17 +71,6 @@ class PredictionWriter:
         self._file.write(_line(cells))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def __enter__(self) -> PredictionWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def write_predictions(

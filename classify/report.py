@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -30,6 +29,7 @@ from classify.risk import TIERS
 from cxr.boxes import as_boxes
 from cxr.draw import encode_jpeg, fit, to_data_uri
 from cxr.intensity import to_uint8
+from cxr.workdir import Appender
 
 SIDE, QUALITY, MAP_SIDE = 360, 72, 64  # 1,000 films stay below 60 MB
 _DECISIONS = ("read", "not_read_by_model", "definitely_normal")
@@ -90,7 +90,7 @@ class ReportSummary:
     complete: bool = True
 
 
-class ReportBook:
+class ReportBook(Appender):
     """report.jsonl: a line a film, appended and flushed; knows where each film's line starts.
 
     A file that exists is continued; a last line cut off by a kill is dropped.
@@ -140,17 +140,6 @@ class ReportBook:
 
     def __len__(self) -> int:
         return len(self._places)
-
-    def __enter__(self) -> ReportBook:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def make_picture(

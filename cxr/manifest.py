@@ -11,11 +11,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from cxr.boxes import Frame
-from cxr.workdir import drop_torn_line, write_atomic
+from cxr.workdir import Appender, drop_torn_line, write_atomic
 
 SCHEMA, VERSION = "lungfirst.crops", 1
 STATUSES = ("ok", "fallback", "no_thorax", "unreadable")
@@ -60,7 +59,7 @@ class CropRow:
         return Frame.from_dict(self.frame)
 
 
-class ManifestWriter:
+class ManifestWriter(Appender):
     """Appends rows, each flushed to disk, so that a killed run loses no finished film.
 
     A manifest that exists is continued: `done` holds its rows by film. A last line cut off by a
@@ -106,17 +105,6 @@ class ManifestWriter:
         self._file.write(json.dumps(data, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def __enter__(self) -> ManifestWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def check_same_settings(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ import tempfile
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -52,6 +53,23 @@ def drop_torn_line(path: str | Path) -> None:
     if raw and not raw.endswith(b"\n"):
         with Path(path).open("r+b") as file:
             file.truncate(raw.rfind(b"\n") + 1)
+
+
+class Appender:
+    """A writer that appends to `_file`, which the end of a with block closes."""
+
+    _file: IO[Any]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
 
 
 def write_json(path: str | Path, data: Any) -> Path:
