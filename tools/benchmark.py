@@ -156,12 +156,15 @@ def rows_of(taken: dict[str, list[float]], ratios: bool = True) -> list[dict[str
 
 
 def peak_memory_mib(films: Sequence[Path], number: int, ensemble: str) -> float:
-    """Peak resident memory of the whole way over so many films, in a process of its own."""
+    """Peak resident memory of the whole way over so many films, in a process of its own, as Linux
+    tells it."""
     with tempfile.TemporaryDirectory() as folder:
         vary_films(films[:20], Path(folder) / "films", number)
+        # not ru_maxrss: a new process starts with its parent's
         program = (
-            "import resource, sys; from classify.run import main; code = main(sys.argv[1:]);"
-            "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stdout);"
+            "import pathlib, sys; from classify.run import main; code = main(sys.argv[1:]);"
+            "status = pathlib.Path('/proc/self/status').read_text();"
+            "print('PEAK', status.split('VmHWM:')[1].split()[0], file=sys.stdout);"
             "sys.exit(code)"
         )
         command = [sys.executable, "-c", program, f"{folder}/films", "--crops", "--ensemble",
