@@ -18,16 +18,16 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress
 
-from classify.audit_book import PageBook
-from classify.audit_compare import compare, compare_markdown
-from classify.audit_config import NAMES, THRESHOLDS, AuditConfig
-from classify.audit_flags import Thresholds, fit_thresholds, read_thresholds
-from classify.audit_look import FieldCheck, Looker, refused
-from classify.audit_page import write_audit_page, write_pdf
-from classify.audit_resume import ControlBook, check_resumable
-from classify.audit_rows import AuditRow, AuditWriter, read_audit
-from classify.audit_sight import Run, Seen, Sight, iter_sights, read_run
-from classify.audit_summary import (
+from classify.audits.book import PageBook
+from classify.audits.compare import compare, compare_markdown
+from classify.audits.config import NAMES, THRESHOLDS, AuditConfig
+from classify.audits.flags import Thresholds, fit_thresholds, read_thresholds
+from classify.audits.look import FieldCheck, Looker, refused
+from classify.audits.page import write_audit_page, write_pdf
+from classify.audits.resume import ControlBook, check_resumable
+from classify.audits.rows import AuditRow, AuditWriter, read_audit
+from classify.audits.sight import Run, Seen, Sight, iter_sights, read_run
+from classify.audits.summary import (
     answer,
     cautions,
     control_rows,
@@ -37,8 +37,8 @@ from classify.audit_summary import (
     pooled,
     threshold_table,
 )
-from classify.audit_trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
-from classify.audit_truth import Truths
+from classify.audits.trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
+from classify.audits.truth import Truths
 from classify.ensemble import Ensemble
 from classify.models.multitask import TARGET
 from classify.screener import Screener

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from audit_films import film, films, summary
 
-from classify.audit_page import write_audit_page
+from classify.audits.page import write_audit_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.audit_baselines import _seed, baseline_lifts, random_maps
+from classify.audits.baselines import _seed, baseline_lifts, random_maps
 
 
 def two_lungs(height: int = 150, width: int = 130) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from classify.audit_book import PageBook
+from classify.audits.book import PageBook
 
 
 def names(book: PageBook) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from classify.audit_charts import Row, cascade, curves, forest, histogram, nice_ticks
-from classify.audit_sections import answer_chart, flatten, sections
-from classify.audit_words import in_unit, interval, metric, metric_key, p_value
+from classify.audits.charts import Row, cascade, curves, forest, histogram, nice_ticks
+from classify.audits.sections import answer_chart, flatten, sections
+from classify.audits.words import in_unit, interval, metric, metric_key, p_value
 
 HOSTILE = '</text><script>alert(1)</script>&"'
 

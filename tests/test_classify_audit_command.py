@@ -24,7 +24,7 @@ from audit_world import (
 )
 
 from classify import audit
-from classify.audit_rows import read_audit
+from classify.audits.rows import read_audit
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.audit_compare import CompareRow, compare, compare_markdown, pair_rows
-from classify.audit_paired import BOOTSTRAP_TEST, SWAP_TEST
-from classify.audit_rows import AuditRow
+from classify.audits.compare import CompareRow, compare, compare_markdown, pair_rows
+from classify.audits.paired import BOOTSTRAP_TEST, SWAP_TEST
+from classify.audits.rows import AuditRow
 
 NORMAL, TARGET, OTHERS = 0, 1, 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classify.audit_controls import Asked, ControlRow, control_markdown, control_table
+from classify.audits.controls import Asked, ControlRow, control_markdown, control_table
 from classify.metrics import softmax
 
 NORMAL, TARGET, OTHERS = 0, 1, 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from classify.audit_flags import (
+from classify.audits.flags import (
     BORDER,
     DISAGREE,
     EMPTY,
@@ -19,7 +19,7 @@ from classify.audit_flags import (
     flag_row,
     read_thresholds,
 )
-from classify.audit_rows import AuditRow
+from classify.audits.rows import AuditRow
 
 BOUNDS = {"bacterial": {"lift": 0.8, "border_share": 0.3, "text_share": 0.1}}
 

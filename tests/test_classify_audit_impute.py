@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-from classify import audit_impute
-from classify.audit_impute import impute
+from classify.audits import impute as imputing
+from classify.audits.impute import impute
 
 
 def holes(kind: str, size_hw: tuple[int, int], share: float) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_pixels_are_those_of_the_library(
     def never(plane: np.ndarray, gone: np.ndarray) -> np.ndarray:
         raise AssertionError("conjugate gradients did not arrive")
 
-    monkeypatch.setattr(audit_impute, "_direct", never)
+    monkeypatch.setattr(imputing, "_direct", never)
     rng = np.random.default_rng(1)
     image = cv2.GaussianBlur(rng.normal(size=size_hw).astype(np.float32), (0, 0), 1.5)[None]
     image, gone = image / image.std(), holes(kind, size_hw, share)
@@ -76,7 +76,7 @@ def test_the_library_steps_in_where_the_steps_run_out(monkeypatch: pytest.Monkey
     image = np.random.default_rng(2).normal(size=(1, 24, 24)).astype(np.float32)
     gone = holes("blobs", (24, 24), 0.6)
     expected = impute(image, gone)
-    monkeypatch.setattr(audit_impute, "_STEPS", 2)
+    monkeypatch.setattr(imputing, "_STEPS", 2)
     np.testing.assert_allclose(impute(image, gone), expected, atol=1e-3)
 
 

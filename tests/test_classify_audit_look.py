@@ -12,12 +12,12 @@ from audit_world import TARGETS, tiny_ensemble, tiny_net
 from saliency_nets import HeadNet, films, pooled
 from torch import nn
 
-from classify.audit_baselines import baseline_lifts
-from classify.audit_flags import EMPTY, OUTSIDE, Thresholds
-from classify.audit_look import FieldCheck, Looker, member_maps, refused
-from classify.audit_rows import UNKNOWN, AuditRow
-from classify.audit_sight import Seen, Sight
-from classify.audit_truth import Truth
+from classify.audits.baselines import baseline_lifts
+from classify.audits.flags import EMPTY, OUTSIDE, Thresholds
+from classify.audits.look import FieldCheck, Looker, member_maps, refused
+from classify.audits.rows import UNKNOWN, AuditRow
+from classify.audits.sight import Seen, Sight
+from classify.audits.truth import Truth
 from classify.metrics import softmax
 from classify.predictions import PredictionRow
 from classify.saliency import saliency_maps

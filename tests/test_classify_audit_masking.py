@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from classify.audit_masking import (
+from classify.audits.masking import (
     CONTROLS,
     MaskedFilm,
     apply_control,

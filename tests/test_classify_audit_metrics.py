@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.audit_metrics import METRICS, Metrics, Regions, measure
+from classify.audits.metrics import METRICS, Metrics, Regions, measure
 
 # 10 units of energy on a film of 4 × 6 px
 MAP = np.array(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from audit_films import film, films, summary
 
-from classify.audit_page import film_anchor, picture_uri, write_audit_page, write_pdf
+from classify.audits.page import film_anchor, picture_uri, write_audit_page, write_pdf
 from classify.report import csp_hash
 
 HOSTILE = '</script><script>document.title="owned"</script><!--<img src=x onerror=alert(1)>"\'&'
@@ -197,7 +197,7 @@ def test_a_thousand_real_films_stay_below_60_mb(shared_data: Path) -> None:
 
 def test_text_is_read_in_both_schemes(root: Path) -> None:
     """WCAG: 4.5 for text, 3 for lines of charts; the colours are read from the style sheet."""
-    style = (root / "classify/audit.css").read_text()
+    style = (root / "classify/audits/page.css").read_text()
     schemes = [dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})", line))
                for line in style.splitlines() if "--paper:#" in line]  # fmt: skip
     assert len(schemes) == 3  # light, dark, print

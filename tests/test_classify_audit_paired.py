@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classify.audit_paired import (
+from classify.audits.paired import (
     bootstrap_p,
     holm,
     mean_figure,

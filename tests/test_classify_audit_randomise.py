@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.audit_randomise import (
+from classify.audits.randomise import (
     Stage,
     another_film,
     randomisation_curve,

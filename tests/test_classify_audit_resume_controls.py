@@ -15,8 +15,8 @@ from audit_world import (
 )
 
 from classify import audit
-from classify.audit_rows import read_audit
-from classify.audit_sight import iter_sights
+from classify.audits.rows import read_audit
+from classify.audits.sight import iter_sights
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.audit_road import RoadFilms, RoadPoint, join, road_curves, road_films
+from classify.audits.road import RoadFilms, RoadPoint, join, road_curves, road_films
 
 SIDE = 16
 

@@ -1,4 +1,4 @@
-"""classify/audit_rows.py: written film by film, read back in full, continued after a kill."""
+"""classify/audits/rows.py: written film by film, read back in full, continued after a kill."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from classify.audit_metrics import METRICS
-from classify.audit_rows import (
+from classify.audits.metrics import METRICS
+from classify.audits.rows import (
     AUDIT_COLUMNS,
     HITS,
     AuditRow,

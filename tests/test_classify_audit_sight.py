@@ -21,8 +21,8 @@ from audit_world import (
 )
 
 from classify import run
-from classify.audit_sight import Run, Sight, iter_sights, read_run
-from classify.audit_truth import Truths
+from classify.audits.sight import Run, Sight, iter_sights, read_run
+from classify.audits.truth import Truths
 from cxr.film import read_film
 
 

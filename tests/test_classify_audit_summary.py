@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classify.audit_flags import Thresholds
-from classify.audit_rows import AuditRow
-from classify.audit_summary import (
+from classify.audits.flags import Thresholds
+from classify.audits.rows import AuditRow
+from classify.audits.summary import (
     answer,
     cautions,
     control_rows,

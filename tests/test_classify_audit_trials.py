@@ -13,10 +13,10 @@ import torch
 from audit_world import LungNet, lungs_of, tiny_ensemble, tiny_net
 from torch import nn
 
-from classify import audit_trials
-from classify.audit_sight import Seen, Sight
-from classify.audit_trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
-from classify.audit_truth import Truth
+from classify.audits import trials
+from classify.audits.sight import Seen, Sight
+from classify.audits.trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
+from classify.audits.truth import Truth
 from classify.predictions import PredictionRow
 from cxr.boxes import Frame
 from cxr.film import Film
@@ -200,7 +200,7 @@ def test_looking_at_a_sample_some_films_at_a_time_changes_nothing(
     members = tiny_ensemble()
     sample = Sample.take(members, lambda: [lung_films(7)])
     whole = sample.look(members.member("viral"), "grad_cam")
-    monkeypatch.setattr(audit_trials, "_AT_A_TIME", 3)
+    monkeypatch.setattr(trials, "_AT_A_TIME", 3)
     for one, other in zip(whole, sample.look(members.member("viral"), "grad_cam"), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from audit_world import write_table
 
-from classify.audit_rows import UNKNOWN
-from classify.audit_truth import Truth, Truths
+from classify.audits.rows import UNKNOWN
+from classify.audits.truth import Truth, Truths
 from classify.models.multitask import NORMAL, OTHERS, TARGET
 from cxr.films_table import FilmRow
 from cxr.split import Split

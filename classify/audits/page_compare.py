@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from classify.audit_charts import Row, both, forest
-from classify.audit_parts import (
+from classify.audits.charts import Row, both, forest
+from classify.audits.parts import (
     Cells,
     Chart,
     Fold,
@@ -21,7 +21,7 @@ from classify.audit_parts import (
     source_of,
     whole,
 )
-from classify.audit_words import in_unit, interval, metric, metric_key, order_of, p_value
+from classify.audits.words import in_unit, interval, metric, metric_key, order_of, p_value
 
 _MAIN = ("accuracy", "auc", "lift", "border_share")
 _BETTER = {"higher": "To the right of 0 the crop is better.",
@@ -37,7 +37,7 @@ _TRAPS = {
 
 
 def compare_section(given: Sequence[Values]) -> Section:
-    """Rows of classify.audit_compare.CompareRow.to_dict(); those without a difference are left
+    """Rows of classify.audits.compare.CompareRow.to_dict(); those without a difference are left
     out."""
     given = [{**r, "metric": metric_key(r["metric"])} for r in given]
     rows = [r for r in given if r.get("difference") is not None]

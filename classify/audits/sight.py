@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from classify.audit_truth import Truth, Truths
+from classify.audits.truth import Truth, Truths
 from classify.inputs import name_of
 from classify.predictions import PredictionRow, read_predictions
 from cxr.boxes import Frame

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from classify.audit_metrics import METRICS
+from classify.audits.metrics import METRICS
 from cxr.workdir import Appender, drop_torn_line, write_atomic
 
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
@@ -46,10 +46,10 @@ class AuditRow:
         truth: 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown.
         probabilities: of NORMAL, TARGET, OTHERS.
         field_disagreement: 1 − IoU of the lung field's box and the thorax box.
-        metrics: of classify.audit_metrics.METRICS; None where not defined.
+        metrics: of classify.audits.metrics.METRICS; None where not defined.
         empty: the map is 0 everywhere.
         cut_edges: film edges into which the lung field runs.
-        flags, flag_reasons: of classify.audit_flags, one reason a flag.
+        flags, flag_reasons: of classify.audits.flags, one reason a flag.
     """
 
     film: str

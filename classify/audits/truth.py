@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import cv2
 import numpy as np
 
-from classify.audit_rows import UNKNOWN
+from classify.audits.rows import UNKNOWN
 from classify.cases import label_of
 from classify.inputs import name_of
 from cxr.boxes import as_boxes, clip_xyxy

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.audit_paired import (
+from classify.audits.paired import (
     BOOTSTRAP_TEST,
     SWAP_TEST,
     bootstrap_p,
@@ -44,7 +44,7 @@ from classify.audit_paired import (
     weighted_mean,
     with_draws,
 )
-from classify.audit_rows import UNKNOWN, AuditRow, lift_z
+from classify.audits.rows import UNKNOWN, AuditRow, lift_z
 from classify.metrics import figure, weighted_auc
 from classify.models.multitask import TARGET
 
@@ -65,7 +65,7 @@ class CompareRow:
         film, crop: mean over the films (the AUC) in either arm; None where not defined.
         difference: crop minus film, with its 95 % interval `low` to `high`.
         p, p_holm: of `test`; the latter corrected for all tests inside the source.
-        test: classify.audit_paired.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
+        test: classify.audits.paired.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
         n, patients: films that have the metric in both arms, and their patients.
         left_out: films of this source and member without the metric in one arm or both, by reason.
     """

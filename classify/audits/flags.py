@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.audit_rows import AuditRow
+from classify.audits.rows import AuditRow
 from cxr.workdir import log, write_json
 
 SCHEMA, VERSION = "lungfirst.audit_thresholds", 1

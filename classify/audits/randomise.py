@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.audit_likeness import Likeness, likeness
+from classify.audits.likeness import Likeness, likeness
 from classify.models.multitask import _STAGES
 
 HOWS = ("reset", "normal")
@@ -155,7 +155,7 @@ def randomisation_curve(
             channels like the trained one.
 
     Likeness is Spearman's rank correlation and SSIM of the absolute maps: see
-    classify.audit_likeness. Read it beside `another_film`, since maps of any two films are alike.
+    classify.audits.likeness. Read it beside `another_film`, since maps of any two films are alike.
     """
     stages = list(stages_of(model) if stages is None else stages)
     trained = _maps(model, batch, classes, method, maps_of, batch_size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from classify.audit_charts import Row, both, cascade, curves, forest
-from classify.audit_parts import (
+from classify.audits.charts import Row, both, cascade, curves, forest
+from classify.audits.parts import (
     Cells,
     Chart,
     Section,
@@ -19,9 +19,9 @@ from classify.audit_parts import (
     source_of,
     whole,
 )
-from classify.audit_words import AS_IS, control_name, in_unit, interval, metric
+from classify.audits.words import AS_IS, control_name, in_unit, interval, metric
 
-_FLOOR = "another film"  # the stage of classify.audit_randomise.another_film
+_FLOOR = "another film"  # the stage of classify.audits.randomise.another_film
 _LIKE = {"rank correlation": "rank_correlation", "SSIM": "ssim"}
 _ORDERS = {
     "most attended first": "morf",
@@ -45,7 +45,7 @@ def controls_section(controls: Values) -> Section:
 
 
 def _masked(masked: Sequence[Values]) -> Iterator[Chart]:
-    """Rows of classify.audit_controls.ControlRow.to_dict()."""
+    """Rows of classify.audits.controls.ControlRow.to_dict()."""
     head = ("Films of", "Shown", "AUC [95 % interval]", "Against as it is",
             "Answer changed [95 % interval]", "Films")  # fmt: skip
     for member, rows in by_key(masked, "member"):
@@ -75,7 +75,7 @@ def _masked(masked: Sequence[Values]) -> Iterator[Chart]:
 
 
 def _randomised(given: Sequence[Values]) -> Iterator[Chart]:
-    """StageLikeness.to_dict() of classify.audit_randomise with its member, the head first."""
+    """StageLikeness.to_dict() of classify.audits.randomise with its member, the head first."""
     for member, every in by_key(given, "member"):
         rows = [r for r in every if r.get("stage") != _FLOOR]
         last = next((r for r in every if r.get("stage") == _FLOOR), None)
@@ -112,7 +112,7 @@ def _likeness_table(rows: Sequence[Values]) -> Table:
 
 
 def _road(given: Sequence[Values]) -> Iterator[Chart]:
-    """RoadPoint.to_dict() of classify.audit_road with its member; 0 % is `before`."""
+    """RoadPoint.to_dict() of classify.audits.road with its member; 0 % is `before`."""
     for member, rows in by_key(given, "member"):
         rows = sorted(rows, key=lambda r: r["percentile"])
         orders = {name: key for name, key in _ORDERS.items()

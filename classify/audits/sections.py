@@ -9,10 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from classify.audit_charts import Row, both, forest, histogram
-from classify.audit_page_compare import compare_section
-from classify.audit_page_controls import controls_section
-from classify.audit_parts import (
+from classify.audits.charts import Row, both, forest, histogram
+from classify.audits.page_compare import compare_section
+from classify.audits.page_controls import controls_section
+from classify.audits.parts import (
     Cells,
     Chart,
     Fold,
@@ -26,7 +26,7 @@ from classify.audit_parts import (
     source_of,
     whole,
 )
-from classify.audit_words import BLIND, in_unit, interval, metric, metric_key, order_of
+from classify.audits.words import BLIND, in_unit, interval, metric, metric_key, order_of
 
 _MAIN = (
     "lift",

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from classify.audit_flags import Thresholds, flag_row
-from classify.audit_metrics import Metrics, Regions, measure
-from classify.audit_pictures import map_uri, picture_uri, to_polygons
-from classify.audit_rows import AuditRow
-from classify.audit_sight import Sight
-from classify.audit_text import find_text
+from classify.audits.flags import Thresholds, flag_row
+from classify.audits.metrics import Metrics, Regions, measure
+from classify.audits.pictures import map_uri, picture_uri, to_polygons
+from classify.audits.rows import AuditRow
+from classify.audits.sight import Sight
+from classify.audits.text import find_text
 from classify.judge import Members
 from classify.metrics import softmax
 from classify.models.multitask import TARGET

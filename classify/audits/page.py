@@ -22,11 +22,11 @@ from typing import IO, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from classify.audit_films import Record, film_anchor, film_entry, film_record, rank
-from classify.audit_pdf import write_pdf
-from classify.audit_pictures import inferno, map_uri, picture_uri, to_polygons
-from classify.audit_sections import answer_chart, flatten, sections
-from classify.audit_words import DECISIONS, FLAGS, LIFT, in_unit
+from classify.audits.films import Record, film_anchor, film_entry, film_record, rank
+from classify.audits.pdf import write_pdf
+from classify.audits.pictures import inferno, map_uri, picture_uri, to_polygons
+from classify.audits.sections import answer_chart, flatten, sections
+from classify.audits.words import DECISIONS, FLAGS, LIFT, in_unit
 from classify.report import csp_hash, printable
 
 __all__ = ["film_anchor", "map_uri", "picture_uri", "to_polygons", "write_audit_page", "write_pdf"]
@@ -100,7 +100,7 @@ def _shown(
 ) -> dict[str, Any]:
     clean = _clean(summary)
     flags = Counter(flag for entry in index for flag in entry["flags"])
-    script = _asset("audit.js")
+    script = _asset("page.js")
     return {
         "title": clean.get("title") or "Attention audit", "made": clean.get("made") or "",
         "question": clean.get("question") or "Did the model look inside the lungs?",
@@ -115,7 +115,7 @@ def _shown(
         "findings": any(entry["findings"] for entry in index),
         "decisions": DECISIONS, "worst": worst, "index": to_json(index),
         "words": to_json({"decisions": DECISIONS, "flags": FLAGS}),
-        "style": _asset("audit.css"), "script": script,
+        "style": _asset("page.css"), "script": script,
         "early": Markup('document.documentElement.className = "js";'),
         "film_blocks": lambda: _blocks(scratch), "inferno_stops": inferno(),
         "inferno": [[round(c / 255, 3) for c in rgb] for rgb in zip(*inferno(), strict=True)],
@@ -144,14 +144,14 @@ def _clean(value: Any) -> Any:
 
 @cache
 def _asset(name: str) -> Markup:
-    return Markup((files("classify") / name).read_text(encoding="utf-8"))  # noqa: S704 - our own
+    return Markup((files("classify") / "audits" / name).read_text(encoding="utf-8"))  # noqa: S704 - our own
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("classify", "."), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("classify", "audits"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(csp_hash=csp_hash, in_unit=in_unit)
-    return environment.get_template("audit.html")
+    return environment.get_template("page.html")

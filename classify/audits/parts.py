@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from classify.audit_charts import Row
+from classify.audits.charts import Row
 
 Values = Mapping[str, Any]
 Cells = tuple[str, ...]

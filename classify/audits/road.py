@@ -1,7 +1,7 @@
 """Deletion and insertion after ROAD: does the answer hang on the pixels that the map points at?
 
 Remove and Debias (Rong et al. 2022, arXiv 2202.00449): a share of a film's pixels is taken away by
-noisy linear imputation (classify.audit_impute), the most relevant first (MoRF) or the least
+noisy linear imputation (classify.audits.impute), the most relevant first (MoRF) or the least
 relevant first (LeRF), and the member answers again. Where the map tells the truth, the
 probability of the explained class falls faster for MoRF than for random pixels, and slower for
 LeRF. What is taken away is measured, so the film left is no film of a patient: read the curves
@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.audit_impute import NOISE, impute
-from classify.audit_paired import mean_figure
+from classify.audits.impute import NOISE, impute
+from classify.audits.paired import mean_figure
 from classify.metrics import Figure
 from classify.saliency import left_as_found
 from classify.saliency_hooks import check_classes, check_logits, on_device_of
@@ -259,7 +259,7 @@ def _probabilities(model: nn.Module, inputs: torch.Tensor, classes: Sequence[int
 def _coarse_noise(
     rng: np.random.Generator, cam_hw: tuple[int, int], size_hw: tuple[int, ...]
 ) -> np.ndarray:
-    """(h, w) normal noise blurred by one cell and scaled up, as classify.audit_baselines makes its
+    """(h, w) normal noise blurred by one cell and scaled up, as classify.audits.baselines makes its
     random maps, but not cut at 0: it has to order every pixel."""
     cells = rng.standard_normal((cam_hw[0] + 2 * _REACH, cam_hw[1] + 2 * _REACH))
     blurred = cv2.GaussianBlur(cells, (2 * _REACH + 1, 2 * _REACH + 1), 1.0)

@@ -1,7 +1,7 @@
 """The table of the masking controls: AUC and changed decisions when parts of each film are hidden.
 
-`control_logits` of classify.audit_masking gives the logits; classify.audit_randomise and
-classify.audit_road hold the two other controls.
+`control_logits` of classify.audits.masking gives the logits; classify.audits.randomise and
+classify.audits.road hold the two other controls.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from classify.audit_masking import AS_IS
-from classify.audit_paired import weighted_mean, with_draws
+from classify.audits.masking import AS_IS
+from classify.audits.paired import weighted_mean, with_draws
 from classify.metrics import Figure, figure, softmax, weighted_auc
 from classify.models.multitask import NORMAL, TARGET
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from classify.audit_flags import Thresholds
-from classify.audit_paired import mean_figure
-from classify.audit_rows import AuditRow, lift_z
+from classify.audits.flags import Thresholds
+from classify.audits.paired import mean_figure
+from classify.audits.rows import AuditRow, lift_z
 from classify.metrics import Figure
 from classify.models.multitask import TARGET
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from markupsafe import Markup
 
-from classify.audit_axes import (
+from classify.audits.axes import (
     LETTER,
     NARROW,
     TICKS,
@@ -31,7 +31,7 @@ from classify.audit_axes import (
     svg,
     text_at,
 )
-from classify.audit_words import in_unit
+from classify.audits.words import in_unit
 
 _ROW, _STACKED = 25, 38  # px a row: words beside the bar, or above it
 

@@ -16,7 +16,7 @@ lift, finding_lift
 random_lift, random_sd
     Mean and standard deviation of the lifts of smooth random maps over V. Noise without any
     structure has lift 1 by construction; a map as coarse as a CAM is near 1, and spreads widely:
-    (lift - random_lift) / random_sd tells luck from attention. See classify.audit_baselines.
+    (lift - random_lift) / random_sd tells luck from attention. See classify.audits.baselines.
 gaussian_lift
     The lift of a map that looks at nothing: a Gaussian at the centre of V, σ = ¼ of its sides.
 pointing_hit, finding_hit
@@ -35,7 +35,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from classify.audit_baselines import baseline_lifts
+from classify.audits.baselines import baseline_lifts
 from cxr.boxes import as_boxes
 
 LUNG_SOURCES = ("human", "lungfield")

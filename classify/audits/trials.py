@@ -1,7 +1,7 @@
 """The audit's controls on a run's films: lungs blacked out, weights made random, pixels taken away.
 
 Each trial gives the rows that the page and audit.json show. What they mean stands in
-classify.audit_masking, classify.audit_randomise and classify.audit_road.
+classify.audits.masking, classify.audits.randomise and classify.audits.road.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from classify.audit_compare import NO_SOURCE
-from classify.audit_controls import Asked, Screens, control_table
-from classify.audit_look import member_maps
-from classify.audit_masking import MaskedFilm, control_logits
-from classify.audit_randomise import another_film, randomisation_curve
-from classify.audit_road import road_films
-from classify.audit_rows import UNKNOWN
-from classify.audit_sight import Sight
-from classify.audit_truth import Truth
+from classify.audits.compare import NO_SOURCE
+from classify.audits.controls import Asked, Screens, control_table
+from classify.audits.look import member_maps
+from classify.audits.masking import MaskedFilm, control_logits
+from classify.audits.randomise import another_film, randomisation_curve
+from classify.audits.road import road_films
+from classify.audits.rows import UNKNOWN
+from classify.audits.sight import Sight
+from classify.audits.truth import Truth
 from classify.cases import Case
 from classify.ensemble import Ensemble
 from classify.evaluate import QUESTIONS, Question, ensemble_score
