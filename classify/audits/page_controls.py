@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from markupsafe import Markup
+
 from classify.audits.charts import Row, both, cascade, curves, forest
 from classify.audits.parts import (
     Cells,
@@ -54,7 +56,8 @@ def _masked(masked: Sequence[Values]) -> Iterator[Chart]:
         for r in by_source(rows):
             auc = figure_of(r, "auc")
             source, name = source_of(r), control_name(r["control"])
-            drawn.append(Row(name, *auc, interval(*auc, "score"), None, source))
+            if auc[0] is not None:  # a source of one truth has no AUC; its table row stays
+                drawn.append(Row(name, *auc, interval(*auc, "score"), None, source))
             gap = figure_of(r, "difference", "difference_low", "difference_high")
             changed = figure_of(r, "changed", "changed_low", "changed_high")
             itself = r["control"] == AS_IS
@@ -64,8 +67,10 @@ def _masked(masked: Sequence[Values]) -> Iterator[Chart]:
                 "–" if itself or changed[0] is None else interval(*changed, "share"),
                 whole(r.get("n")),
             ))  # fmt: skip
-        svg = both(partial(forest, drawn, say(f"AUC of {member}", drawn), "score",
-                           (0.5, "guessing: 0.5"), labels=185))  # fmt: skip
+        svg = Markup("")
+        if drawn:
+            svg = both(partial(forest, drawn, say(f"AUC of {member}", drawn), "score",
+                               (0.5, "guessing: 0.5"), labels=185))  # fmt: skip
         yield Chart(
             f"Parts of the film hidden · {member}",
             metric("auc").means + " What still tells films apart with the lungs blacked out does "

@@ -167,9 +167,10 @@ def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:
 def control_rows(trials: Mapping[str, Any]) -> dict[str, list[Row]]:
     """Rows of the controls under the names that the page knows.
 
-    A question of one source is asked of its films alone: its row of all films would say it twice.
+    A question of one source is asked of its films alone: its row of all films would say it twice,
+    and its rows of other sources nothing.
     """
-    masked = [pooled(row) for row in trials.get("masked", [])]
+    masked = [pooled(row) for row in trials.get("masked", []) if row.get("n")]
     apart = {_asked(r) for r in masked if r["source"] != ALL}
     twice = [r["source"] == ALL and _asked(r) in apart for r in masked]
     return {
