@@ -261,7 +261,7 @@ def summarise(
         "controls": control_rows(trials),
         "compare": [pooled(row.to_dict()) for row in compared],
         "thresholds": threshold_table(thresholds),
-        "cautions": cautions(rows, run.cropped, thresholds, trials.get("blind", 0), config.fit),
+        "cautions": cautions(rows, run.cropped, thresholds, trials, config.fit),
         "settings": {
             "run": config.run_path.as_posix(), "films": len({row.film for row in rows}),
             "patients": len({row.patient for row in rows}),

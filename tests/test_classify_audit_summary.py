@@ -182,7 +182,7 @@ def test_cautions_say_who_drew_the_lungs() -> None:
 def test_cautions_are_said_where_they_hold() -> None:
     plain = cautions([row("a")], False, BOUNDS)
     assert len(plain) == 2
-    every = " ".join(cautions([row("a"), row("b", source="x")], True, None, 7))
+    every = " ".join(cautions([row("a"), row("b", source="x")], True, None, {"blind": 7}))
     assert "Compare lifts." in every and "--fit" in every
     assert "left out of the masking control: 7." in every and "Sources differ" in every
 
@@ -208,6 +208,13 @@ def test_controls_have_the_names_of_the_page() -> None:
     assert found["randomisation"] == [{"stage": "fc"}] and found["road"] == [{"percentile": 20}]
     assert control_rows({}) == {"masked": [], "randomisation": [], "road": []}
     assert pooled({"source": "all", "n": 1}) == {"source": "", "n": 1}
+
+
+@pytest.mark.parametrize(("low", "warned"), [(-0.1, True), (0.02, False), (None, False)])
+def test_maps_that_the_answer_does_not_hang_on_are_named(low: float | None, warned: bool) -> None:
+    area = {"member": "b", "name": "road_area", "value": 0.05, "low": low, "high": 0.2}
+    said = " ".join(cautions([row("a")], False, BOUNDS, {"areas": [area]}))
+    assert ("Do not read the maps of b" in said) == warned
 
 
 def test_a_question_of_one_source_is_not_said_twice() -> None:

@@ -115,11 +115,11 @@ def _verdict(lift: Figure, blob: Figure) -> str:
 
 
 def cautions(
-    rows: Sequence[AuditRow], cropped: bool, thresholds: Thresholds | None, blind: int = 0,
-    fitted: bool = False,
+    rows: Sequence[AuditRow], cropped: bool, thresholds: Thresholds | None,
+    trials: Mapping[str, Any] | None = None, fitted: bool = False,
 ) -> list[str]:  # fmt: skip
-    """What a reader must know before believing the figures; `fitted`: the thresholds are these
-    films' own."""
+    """What a reader must know before believing the figures; `trials` are the controls' results,
+    `fitted`: the thresholds are these films' own."""
     drawn = {row.film: row.lung_by for row in rows if row.member}
     human = sum(by == "human" for by in drawn.values())
     said = [
@@ -128,6 +128,9 @@ def cautions(
         "A map shows where a score comes from as far as the method can tell, not why. The controls "
         "say how far to trust it.",
     ]
+    trials = trials or {}
+    said += [_unfaithful(row) for row in trials.get("areas", []) if row["name"] == "road_area"
+             and row["low"] is not None and row["low"] <= 0]  # fmt: skip
     if cropped:
         said.append("The members saw crops: lung covers more of a crop than of a film, so shares "
                     "are higher than on whole films by cropping alone. Compare lifts.")  # fmt: skip
@@ -137,13 +140,20 @@ def cautions(
     elif fitted:
         said.append("The thresholds were taken from these very films, so only empty maps are "
                     "flagged here.")  # fmt: skip
-    if blind:
+    if blind := trials.get("blind", 0):
         said.append(f"Films without a lung field, left out of the masking control: {blind}.")
     sources = {row.source for row in rows if row.member}
     if len(sources) > 1:
         said.append("Sources differ in nearly everything: trust the rows of one source more than "
                     "those of all films together.")  # fmt: skip
     return said
+
+
+def _unfaithful(area: Row) -> str:
+    """A map that the answer does not hang on says nothing of where the network looked."""
+    return (f"Do not read the maps of {area['member']} as where it looked: taking away what they "
+            "show did not lower its answer faster than taking away the rest (ROAD, area "
+            f"{area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]).")  # fmt: skip
 
 
 def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:
