@@ -205,7 +205,8 @@ def test_thresholds_flag_the_member_they_are_of() -> None:
     assert rows[0].flags == (OUTSIDE, "field and box disagree")
     assert rows[1].flags == ("field and box disagree",)
     assert record["flags"] == [OUTSIDE, "field and box disagree"]
-    assert len(record["reasons"]) == 2  # the film's own reason stands there once
+    assert len(record["reasons"]) == 3  # the film's own reason stands there once
+    assert record["reasons"][-1] == "the film cuts off the lungs at its top edge"
 
 
 def test_the_record_is_plain_and_in_fractions_of_the_film() -> None:

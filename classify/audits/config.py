@@ -19,9 +19,9 @@ class AuditConfig:
     """Did the model look inside the lungs? Writes audit.csv, audit.json and report.html.
 
     RUN is a folder of classify.run; its films must still lie where they were. First store what is
-    usual on training films, then audit the others:
-      python -m classify.audit RUN --data DATA --part train --fit
-      python -m classify.audit RUN --data DATA --part test --controls all
+    usual on training films (--data DATA --part train --fit), then audit the others (--data DATA
+    --part test --controls all). Without --data there are no labels and no human masks, and lung
+    fields are the network's.
 
     Args:
         run: folder of classify.run, with crops or on whole films.

@@ -164,6 +164,12 @@ def _face(row: AuditRow, plane: np.ndarray) -> Record:
     }  # fmt: skip
 
 
+def _cut(row: AuditRow) -> list[str]:
+    """A sentence where the lung field runs into the film's edge."""
+    edges = " and ".join(row.cut_edges)
+    return [f"the film cuts off the lungs at its {edges} edge"] if edges else []
+
+
 def _record(sight: Sight, rows: Sequence[AuditRow], faces: Sequence[Record]) -> Record:
     assert sight.film is not None and sight.lung is not None and sight.pixels is not None
     first, (height, width) = rows[0], sight.size_hw
@@ -176,7 +182,7 @@ def _record(sight: Sight, rows: Sequence[AuditRow], faces: Sequence[Record]) -> 
         "patient": first.patient, "decision": sight.seen.prediction.decision,
         "status": first.status, "reason": first.reason,
         "flags": list(dict.fromkeys(f for row in rows for f in row.flags)),
-        "reasons": list(dict.fromkeys(r for row in rows for r in row.flag_reasons)),
+        "reasons": [*dict.fromkeys(r for row in rows for r in row.flag_reasons), *_cut(first)],
         "box": None if sight.box_xyxy is None else fractions(sight.box_xyxy),
         "findings": [fractions(xyxy) for xyxy in sight.truth.findings_on(sight.size_hw).tolist()],
         "seen": fractions(sight.seen_xyxy), "field": to_polygons(sight.lung),
