@@ -152,7 +152,7 @@ def test_the_sentence_holds_its_figures() -> None:
     found = answer(many(1.4), 200, 0)
     assert "lung gets 1.40 times the attention" in found["sentence"]
     assert f"95 % interval {found['low']:.2f} to {found['high']:.2f}" in found["sentence"]
-    assert "50% of the attention falls on lung, which is 40%" in found["sentence"]
+    assert "50 % of the attention falls on lung, which is 40 %" in found["sentence"]
     assert "would reach 1.20" in found["sentence"]
 
 

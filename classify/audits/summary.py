@@ -90,9 +90,9 @@ def answer(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
     interval = "" if lift.low is None else f" (95 % interval {lift.low:.2f} to {lift.high:.2f})"
     return {
         "sentence": f"{_verdict(lift, blob)}: lung gets {lift.value:.2f} times the attention that "
-        f"its area would get by chance{interval}. {inside.value:.0%} of the attention falls on "
-        f"lung, which is {area.value:.0%} of what the network sees; a blob in the middle of the "
-        f"picture, blind to the film, would reach {blob.value:.2f}.",
+        f"its area would get by chance{interval}. {100 * inside.value:.0f} % of the attention "
+        f"falls on lung, which is {100 * area.value:.0f} % of what the network sees; a blob in the "
+        f"middle of the picture, blind to the film, would reach {blob.value:.2f}.",
         "value": lift.value, "low": lift.low, "high": lift.high,
     }  # fmt: skip
 
