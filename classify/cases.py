@@ -68,7 +68,7 @@ def select_cases(
         elif crops is None:
             cases.append(Case(row, data / row.image))
         else:
-            found = cropped.get(_tail(row.image))
+            found = cropped.get(film_tail(row.image))
             if found is None or not found.readable:
                 out["no row in the manifest" if found is None else f"no crop: {found.status}"] += 1
                 continue
@@ -80,10 +80,10 @@ def select_cases(
 
 
 def _crops_by_image(crops: Path) -> dict[str, CropRow]:
-    return {_tail(row.film): row for row in read_manifest(crops)[1]}
+    return {film_tail(row.film): row for row in read_manifest(crops)[1]}
 
 
-def _tail(path: str) -> str:
+def film_tail(path: str) -> str:
     """source/name of a film: enough to tell films apart, whatever stands before it."""
     return "/".join(PurePosixPath(path.replace("\\", "/")).parts[-2:])
 

@@ -11,8 +11,6 @@ import base64
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +27,7 @@ from classify.risk import TIERS
 from cxr.boxes import as_boxes
 from cxr.draw import encode_jpeg, fit, to_data_uri
 from cxr.intensity import to_uint8
-from cxr.workdir import Appender
+from cxr.workdir import Appender, replacing
 
 SIDE, QUALITY, MAP_SIDE = 360, 72, 64  # 1,000 films stay below 60 MB
 _DECISIONS = ("read", "not_read_by_model", "definitely_normal")
@@ -184,16 +182,9 @@ def write_report(path: str | Path, summary: ReportSummary, book: ReportBook) -> 
         "summary": summary, "cards": book.cards, "films": len(book),
         "counts": {d: book.counts[d] for d in _DECISIONS},
     }  # fmt: skip
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for piece in _template().generate(**shown):
-                file.write(piece)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        for piece in _template().generate(**shown):
+            file.write(piece.encode("utf-8"))
     return path
 
 

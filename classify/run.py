@@ -10,7 +10,7 @@ A run that was stopped goes on where it was: films that are done keep their rows
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
@@ -33,7 +33,7 @@ from classify.screener import Screener
 from cxr.cli import parse_config, to_plain
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
-from cxr.stream import default_jobs
+from cxr.stream import batched, default_jobs
 from cxr.workdir import Workdir, console, log, provenance
 from detect.crop import CropSettings, find_pending, iter_crops
 from detect.predict import ThoraxDetector
@@ -155,7 +155,7 @@ def work_through(
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("judging", total=len(pending))
             with closing(source.items(pending)) as items:  # type: ignore[type-var]
-                for batch in _batched(items, config.batch):
+                for batch in batched(items, config.batch):
                     for row, card in judge.judge([_mark_twin(i, first_of) for i in batch]):
                         book.add(card)  # first: a film whose row stands has its card
                         table.add(row)
@@ -235,12 +235,6 @@ def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
 
 def _jobs(config: RunConfig, films: Sequence[Any]) -> int:
     return default_jobs(len(films)) if config.jobs < 0 else config.jobs
-
-
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)  # itertools.batched came with Python 3.12
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _mark_twin(item: Item, first_of: dict[str, str]) -> Item:

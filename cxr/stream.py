@@ -16,13 +16,17 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import cv2
 
 from cxr.film import Film, FilmError, read_film
 from cxr.workdir import sha256_file
+
+Item = TypeVar("Item")
 
 _WORTH_PROCESSES = 16  # films; below, starting the processes takes longer than they save
 
@@ -37,6 +41,13 @@ class Unread:
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.sentence}"
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size` (at least 1), the last one shorter; one list is held at most."""
+    iterator = iter(items)  # itertools.batched came with Python 3.12
+    while batch := list(islice(iterator, max(1, size))):
+        yield batch
 
 
 def read_or_say_why(path: str | Path) -> Film | Unread:

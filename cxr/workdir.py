@@ -11,6 +11,8 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,15 +30,16 @@ _LIBRARIES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-
               "albumentations", "numpy", "pydicom", "scikit-learn")  # fmt: skip
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> Path:
-    """Write the whole file or leave the old one: a temporary file beside it, then a rename."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece, moved to `path` whole at the end of the with block; after an
+    error the old file stays."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(raw)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
@@ -44,7 +47,13 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return path
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> Path:
+    """Write the whole file or leave the old one: a temporary file beside it, then a rename."""
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    return Path(path)
 
 
 def drop_torn_line(path: str | Path) -> None:

@@ -7,9 +7,8 @@ contrast step carries what was hidden into the rest of the film.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 import cv2
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from cxr.boxes import Frame
+from cxr.stream import batched
 
 OUTSIDE_ONLY, LUNGS_ONLY, SHAPE_ONLY = "outside_only", "lungs_only", "shape_only"
 CONTROLS = (OUTSIDE_ONLY, LUNGS_ONLY, SHAPE_ONLY)
@@ -114,7 +114,7 @@ def control_logits(
     black. Films are taken `batch_size` at a time, so that any number of them may come.
     """
     found: dict[str, list[np.ndarray]] = {AS_IS: [], **{name_of(c, fill): [] for c in controls}}
-    for batch in _batches(films, batch_size):
+    for batch in batched(films, batch_size):
         found[AS_IS].append(_logits(members, [f.pixels for f in batch]))
         for control in controls:
             hidden = [apply_control(f.pixels, f.lung, control, margin, fill, f.frame)
@@ -133,12 +133,6 @@ def name_of(control: str, fill: str = "black") -> str:
 
 def _logits(members: Judges, pixels: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(members.predict_prepared(members.prepare(pixels)[0]), np.float64)
-
-
-def _batches(films: Iterable[MaskedFilm], size: int) -> Iterator[list[MaskedFilm]]:
-    stream = iter(films)
-    while batch := list(islice(stream, max(1, size))):
-        yield batch
 
 
 def _check(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from classify.audits.pictures import inferno, map_uri, picture_uri, to_polygons
 from classify.audits.sections import answer_chart, flatten, sections
 from classify.audits.words import DECISIONS, FLAGS, LIFT, in_unit
 from classify.report import csp_hash, printable
+from cxr.workdir import replacing
 
 __all__ = ["film_anchor", "map_uri", "picture_uri", "to_polygons", "write_audit_page", "write_pdf"]
 
@@ -46,22 +46,13 @@ def write_audit_page(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
-    try:
-        with (
-            os.fdopen(handle, "w", encoding="utf-8") as file,
-            tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as scratch,
-        ):
-            index, worst = _spool(films, scratch)
-            for piece in _template().generate(**_shown(summary, index, worst, scratch)):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with (
+        replacing(path) as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as scratch,
+    ):
+        index, worst = _spool(films, scratch)
+        for piece in _template().generate(**_shown(summary, index, worst, scratch)):
+            file.write(piece.encode("utf-8"))
     return path
 
 

@@ -8,9 +8,8 @@ lay when the run was made; a film that has changed since is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from classify.predictions import PredictionRow, read_predictions
 from cxr.boxes import Frame
 from cxr.film import Film, list_films
 from cxr.manifest import CropRow, read_manifest
-from cxr.stream import read_ahead
+from cxr.stream import batched, read_ahead
 
 LUNG = 0.5  # probability above which a pixel is lung field
 
@@ -182,7 +181,7 @@ def iter_sights(
     by_path = iter(films)
     read = read_ahead([f.path for f in films], jobs)
     pairs = ((next(by_path), film) for _, film in read)
-    for group in _batches(pairs, batch):
+    for group in batched(pairs, batch):
         yield list(_to_sights(group, truths, field, detector))
 
 
@@ -247,9 +246,3 @@ def _crops_of(config: Mapping[str, Any], folder: Path) -> Path:
     if named:
         return Path(named)
     return folder / "crops" if config.get("films") else Path("runs/crops")
-
-
-def _batches(pairs: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    source = iter(pairs)
-    while group := list(islice(source, size)):
-        yield group

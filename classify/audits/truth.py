@@ -6,14 +6,14 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
 
 from classify.audits.rows import UNKNOWN
-from classify.cases import label_of
+from classify.cases import film_tail, label_of
 from classify.inputs import name_of
 from cxr.boxes import as_boxes, clip_xyxy
 from cxr.films_table import FilmRow, read_films_table
@@ -91,7 +91,7 @@ class Truths:
             raise ValueError(f"--data must be a folder with films.csv. {folder} holds none.")
         findings = _read_findings(folder / FINDINGS)
         return cls({
-            _tail(name_of(row.image)): Truth(
+            film_tail(name_of(row.image)): Truth(
                 row, folder / row.mask if row.mask and human_masks else None,
                 tuple(findings.get(row.image, ())),
             )
@@ -100,7 +100,7 @@ class Truths:
 
     def of(self, film: str) -> Truth:
         """What is known of a film by its name in a run."""
-        return self.by_tail.get(_tail(film), Truth())
+        return self.by_tail.get(film_tail(film), Truth())
 
     def select(
         self, films: Iterable[Film], split: Split, part: str, trained_on: Sequence[str]
@@ -140,8 +140,3 @@ def _read_findings(path: Path) -> dict[str, list[tuple[float, float, float, floa
                 raise ValueError(f"{path} line {line} must have image, x, y, w, h as numbers. "
                                  f"Got {dict(row)} instead.") from error  # fmt: skip
     return out
-
-
-def _tail(path: str) -> str:
-    """source/name of a film: enough to tell films apart, whatever stands before it."""
-    return "/".join(PurePosixPath(path.replace("\\", "/")).parts[-2:])
