@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,8 +92,9 @@ def _film(where: str, row: dict[str, str], index: dict[str, str]) -> Iterator[It
     if age is None:
         yield Problem("odd_value", where, f"{name}: age '{row['patient age']}' is left empty.")
     yield PublicFilm(
-        index.get(name, name), "", "nih", f"nih-{patient.zfill(5)}", label, findings, LICENCE, view,
-        age=age or "", sex=sex_of(row.get("patient gender", "") or row.get("patient sex", "")),
+        index.get(name, name), "", "nih", f"nih-{patient.zfill(5)}", label, findings, LICENCE,
+        view or "unknown", age=age or "",
+        sex=sex_of(row.get("patient gender", "") or row.get("patient sex", "")),
     )  # fmt: skip
 
 
@@ -105,6 +107,8 @@ def _boxes(table: Path, index: dict[str, str]) -> Iterator[Item]:
         try:
             x, y, w, h = (float(row.get(c, "")) for c in ("bbox [x", "y", "w", "h]"))
         except ValueError:
+            x = y = w = h = math.nan
+        if not all(map(math.isfinite, (x, y, w, h))):
             yield Problem("bad_box", where, f"{row['image index']}: the box is no four numbers.")
             continue
         image = index.get(row["image index"], row["image index"])

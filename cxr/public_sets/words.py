@@ -36,6 +36,8 @@ def label_of_finding(finding: str) -> tuple[str, str] | None:
     if word in _NORMAL:
         return "normal", finding
     parts = [part.strip() for part in finding.split("/") if part.strip()]
+    if not parts:
+        return None
     head = parts[-1].split(",")[0].strip()
     if head.lower() in _COVID:
         return "covid", parts[-1]
