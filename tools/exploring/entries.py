@@ -6,9 +6,10 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from classify.report import printable
 from cxr.films_table import FilmRow, read_films_table
 
 BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", "not stated")
@@ -50,7 +51,7 @@ class Entry:
 def read_entries(path: str | Path, smallest: int = 30) -> list[Entry]:
     """Films of a films.csv; a sublabel parts its label where at least two sublabels of one source
     have `smallest` films each. Raises ValueError or OSError for a table that cannot be used."""
-    rows = read_films_table(path)
+    rows = [_printable(row) for row in read_films_table(path)]
     if not rows:
         raise ValueError(f"{path} must list at least one film. Got none.")
     with Path(path).open(newline="", encoding="utf-8") as file:
@@ -88,6 +89,12 @@ def ordered_classes(entries: Sequence[Entry]) -> list[tuple[FilmClass, int]]:
         key=lambda item: (-of_source[item[0].source], item[0].source, item[0].label != "normal",
                           -item[1], item[0]),
     )  # fmt: skip
+
+
+def _printable(row: FilmRow) -> FilmRow:
+    """The row with control and direction characters spelt out in what a page shows of it."""
+    names = ("source", "label", "sublabel", "licence", "view")
+    return replace(row, **{name: printable(getattr(row, name)) for name in names})
 
 
 def _kinds(rows: Sequence[FilmRow], smallest: int) -> list[str]:
