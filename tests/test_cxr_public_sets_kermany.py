@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from public_worlds import film, kermany, kinds, load
 
+from cxr.films_table import read_films_table
 from cxr.public_sets.kermany import name_of_film
 
 
@@ -24,6 +25,14 @@ from cxr.public_sets.kermany import name_of_film
 )
 def test_a_name_gives_patient_and_cause(stem: str, patient: str, cause: str) -> None:
     assert name_of_film(stem) == (patient, cause)
+
+
+def test_real_names_give_the_patients_and_causes_of_the_shared_table(shared_data: Path) -> None:
+    rows = [r for r in read_films_table(shared_data / "films.csv") if r.source == "kermany"]
+    assert len(rows) > 800
+    for row in rows:
+        patient, cause = name_of_film(Path(row.image).stem) or ("", "")
+        assert (f"kermany-{patient}", cause or "No Finding") == (row.patient_id, row.sublabel)
 
 
 def test_a_film_of_the_published_layout_gets_its_whole_row(tmp_path: Path) -> None:

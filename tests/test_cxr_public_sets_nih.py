@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from public_worlds import film, kinds, load, nih, table
 
-from cxr.public_sets.nih import label_of_findings
+from cxr.films_table import read_films_table
+from cxr.public_sets.nih import LICENCE, label_of_findings
 
 BOX_HEAD = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 GOOD = "00000001_000.png,No Finding,0,1,58,M,PA,2682,2749,0.143,0.143,"
@@ -26,6 +27,13 @@ GOOD = "00000001_000.png,No Finding,0,1,58,M,PA,2682,2749,0.143,0.143,"
 )
 def test_findings_give_one_label(text: str, label: str) -> None:
     assert label_of_findings(text) == (label, [])
+
+
+def test_real_findings_give_the_labels_of_the_shared_table(shared_data: Path) -> None:
+    rows = [r for r in read_films_table(shared_data / "films.csv") if r.source == "nih"]
+    assert len(rows) > 500
+    assert all(label_of_findings(row.sublabel) == (row.label, []) for row in rows)
+    assert {row.licence for row in rows} == {LICENCE}
 
 
 def test_an_unknown_finding_is_named() -> None:

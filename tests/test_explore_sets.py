@@ -58,7 +58,7 @@ def test_problems_are_written_and_counted(tmp_path: Path) -> None:
     out = convert("kermany", tmp_path / "chest_xray", tmp_path / "out")
     assert "odd_name,train/NORMAL/scan7.jpeg," in (out / "problems.csv").read_text()
     assert json.loads((out / "set.json").read_text())["problems"] == {"odd_name": 1}
-    assert "Problems: odd_name 1" in describe_set(out)
+    assert "Problems: odd_name 1 (problems.csv)" in describe_set(out)
 
 
 def test_a_set_without_any_film_writes_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cxr.public_sets import (
     write_finding_boxes,
     write_problems,
 )
-from cxr.workdir import provenance, write_json
+from cxr.workdir import log, provenance, write_json
 
 SCHEMA = "lungfirst.public_set"
 RECORD = "set.json"
@@ -48,6 +48,8 @@ def convert(
     write_problems(out / "problems.csv", loaded.problems)
     write_json(out / RECORD, _record(loaded, path, uncertain))
     write_films_table(out / "films.csv", loaded.rows)  # the last: where it is, the others are too
+    for line in describe_set(out):
+        log.info("%s", line)
     return out
 
 
@@ -94,9 +96,10 @@ def describe_set(folder: str | Path) -> list[str]:
         f"{data['title']}: {data['films']} films of {data['patients']} patients "
         f"({_counts(data['labels'])})",
         f"Left out: {_counts(data['left_out']) or 'nothing'}",
-        f"Problems: {_counts(data['problems']) or 'none'}",
+        f"Problems: {_counts(data['problems']) or 'none'} (problems.csv)",
         f"Licence: {data['licence']}",
         f"Cite: {data['citation']}",
+        f"Films stay in {data['films_in']}",
     ]
 
 
