@@ -132,10 +132,20 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, words: list[str]) ->
 def test_a_public_set_is_handed_to_its_own_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    stand_in = ModuleType("explore_sets")
-    stand_in.convert = lambda *words: calls.append(words)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "explore_sets", stand_in)
     out = tmp_path / "out"
-    assert explore.main(["--source", "kermany", str(tmp_path), "--out", str(out)]) == 0
+    (tmp_path / "images").mkdir()
+    film = np.random.default_rng(0).integers(0, 255, (70, 90), np.uint8)
+    cv2.imwrite(str(tmp_path / "images" / "0.png"), film)
+    calls = []
+
+    def stand_in(*words: Any) -> None:
+        calls.append(words)
+        out.mkdir()
+        write_table(out, [{}])
+
+    module = ModuleType("explore_sets")
+    module.convert = stand_in  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "explore_sets", module)
+    code, found, _ = run(tmp_path, out, "--source", "kermany")
+    assert code == 0 and found["read"] == 1
     assert calls == [("kermany", tmp_path, out)]

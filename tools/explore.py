@@ -40,7 +40,7 @@ class ExploreConfig:
     Args:
         data: folder with films.csv and the films it lists; with `source` the public set's folder.
         source: a public set in its published layout (kermany, nih …): writes its films.csv to
-            `out` and stops.
+            `out` first.
         crops: folder of detect.crop over the same films, whose boxes are used; by default the boxes
             are those of DATA/thorax.json where it exists.
         out: folder for report.html and explore.json (with `source` for films.csv).
@@ -76,32 +76,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Look, and write the page; 0 when it was written, 1 when the data cannot be used."""
     config = parse_config(ExploreConfig, argv, PROG, f"{PROG} ../shared/data", ("data",))
     try:
-        if config.source:
-            return convert(config)
         return explore(config)
     except (ValueError, OSError) as error:
         log.error("%s", printable(str(error)))
         return 1
 
 
-def convert(config: ExploreConfig) -> int:
-    """The published folder layout of a public set to films.csv."""
+def convert(config: ExploreConfig) -> Path:
+    """The published folder layout of a public set to OUT/films.csv, whose images lie in DATA."""
     import explore_sets  # late: only this mode needs it
 
-    code = explore_sets.convert(config.source, Path(config.data[0]), Path(config.out))
-    return code if isinstance(code, int) else 0
+    explore_sets.convert(config.source, Path(config.data[0]), Path(config.out))
+    return Path(config.out) / "films.csv"
 
 
 def explore(config: ExploreConfig) -> int:
     """Table, one pass over the films, probe, page. Raises ValueError or OSError for bad input."""
     data = Path(config.data[0])
-    entries = read_entries(data / "films.csv", config.smallest)
+    table = convert(config) if config.source else data / "films.csv"
+    entries = read_entries(table, config.smallest)
     boxes, origin = find_boxes(config, data, entries)
     workdir = Workdir(config.out)
     record = workdir.start(to_plain(config))
     gathered = gather(entries, data, boxes, config.seed, config.jobs)
     if not gathered.seen.any():
-        raise ValueError(f"none of the {len(entries)} films of {data / 'films.csv'} can be read; "
+        raise ValueError(f"none of the {len(entries)} films of {table} can be read; "
                          f"the first: {gathered.unread[0][2]}")  # fmt: skip
     asked = questions(entries, gathered.seen, config.smallest)
     answers: list[Answer] = []
