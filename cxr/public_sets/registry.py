@@ -1,0 +1,92 @@
+"""The public sets by name: which there are, which a folder is, and reading one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cxr.public_sets import (
+    actualmed,
+    chexpert,
+    figure1,
+    ieee8023,
+    kermany,
+    mimic,
+    nih,
+    radiography,
+)
+from cxr.public_sets.chexpert_labels import check_uncertain
+from cxr.public_sets.folders import describe, levels
+from cxr.public_sets.gather import gather
+from cxr.public_sets.records import LayoutError, LoadedSet, Loader, Uncertain
+
+_MODULES = (kermany, nih, ieee8023, radiography, actualmed, figure1, chexpert, mimic)
+SETS: dict[str, Loader] = {module.LOADER.name: module.LOADER for module in _MODULES}
+
+
+def load_set(
+    name: str, path: str | Path, uncertain: Uncertain = "ignore", progress: bool = True
+) -> LoadedSet:
+    """Read the public set `name` in the folder `path` (or up to two folders below it).
+
+    Args:
+        name: a key of SETS.
+        path: the folder; `image` of the rows is relative to it.
+        uncertain: what an uncertain label of CheXpert and MIMIC-CXR-JPG is taken for; see
+            `cxr.public_sets.chexpert_labels.label_of_values`.
+        progress: show a bar while sizes are read.
+
+    Raises:
+        ValueError: for an unknown name or policy.
+        LayoutError: when the folder is not laid out as the set is; a ValueError too.
+    """
+    if name not in SETS:
+        raise ValueError(f"source must be one of {', '.join(SETS)}. Got '{name}'.")
+    check_uncertain(uncertain)
+    path = Path(path)
+    root = find_root(name, path)
+    return gather(SETS[name].read(root, uncertain), path, root, name, progress)
+
+
+def detect_set(path: str | Path) -> str:
+    """Name of the public set that lies in the folder.
+
+    Raises:
+        LayoutError: when none does, or several.
+    """
+    path = Path(path)
+    found = _detect(path)
+    if len(found) == 1:
+        return found[0][0]
+    if found:
+        places = ", ".join(f"{name} in {root}" for name, root in found)
+        raise LayoutError(f"'{path}' must hold one public set. Got {len(found)}: {places}. Name "
+                          "the folder of one of them.")  # fmt: skip
+    layouts = "".join(f"\n  {loader.name}: {loader.layout}" for loader in SETS.values())
+    raise LayoutError(f"'{path}' must be the folder of a public set. Found: {describe(path)}. "
+                      f"Known are{layouts}")  # fmt: skip
+
+
+def find_root(name: str, path: Path) -> Path:
+    """The top of the set in `path` or up to two folders below; raises LayoutError without one."""
+    for level in levels(path) if path.is_dir() else ():
+        roots = [folder for folder in level if SETS[name].is_root(folder)]
+        if len(roots) == 1:
+            return roots[0]
+        if roots:
+            places = ", ".join(str(root) for root in roots)
+            raise LayoutError(f"'{path}' must hold {name} once. Got {len(roots)}: {places}. Name "
+                              "the folder of one of them.")  # fmt: skip
+    others = _detect(path)
+    hint = "".join(f" It looks like {other}: use --source {other}." for other, _ in others[:1])
+    raise LayoutError(f"'{path}' must be a folder of {name}: {SETS[name].layout}. Found: "
+                      f"{describe(path)}.{hint}")  # fmt: skip
+
+
+def _detect(path: Path) -> list[tuple[str, Path]]:
+    """(name, top) of the sets at the shallowest level that has any."""
+    for level in levels(path) if path.is_dir() else ():
+        found = [(name, folder) for folder in level for name, loader in SETS.items()
+                 if loader.is_root(folder)]  # fmt: skip
+        if found:
+            return found
+    return []

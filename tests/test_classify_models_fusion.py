@@ -1,0 +1,196 @@
+"""classify/models/fusion.py: the heads' arithmetic by hand, and where three networks look."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from classify.models.fusion import FusionConfig, FusionNet, build_fusion
+from classify.saliency import METHODS, backbone_maps, fused_maps, left_as_found, saliency_maps
+from classify.saliency_fusion import has_backbones
+
+TINY = ("baseline_cnn", "mobilenet_v2")
+
+
+class Says(nn.Module):
+    """A network that gives the same numbers for every film."""
+
+    def __init__(self, *numbers: float) -> None:
+        super().__init__()
+        self.numbers = torch.tensor(numbers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.numbers.expand(len(x), -1)
+
+
+class Pools(nn.Module):
+    """Means of the input's three channels behind `places`, into any number of outputs."""
+
+    def __init__(self, weight: torch.Tensor, grain: int) -> None:
+        super().__init__()
+        self.places = nn.AvgPool2d(grain)
+        self.fc = nn.Linear(3, len(weight), bias=False)
+        with torch.no_grad():
+            self.fc.weight.copy_(weight)
+
+    @property
+    def saliency_layer(self) -> nn.Module:
+        return self.places
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.places(x).mean((2, 3)))
+
+
+def films(side: int = 64, number: int = 2) -> torch.Tensor:
+    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def set_linear(layer: nn.Module, weight: torch.Tensor, bias: list[float]) -> None:
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(torch.tensor(bias))
+
+
+def test_1fc_lays_three_pairs_side_by_side() -> None:
+    net = FusionNet({"a": Says(1.0, 2), "b": Says(3.0, 4), "c": Says(5.0, 6)}, "1fc", classes=2)
+    assert net.fc.weight.shape == (2, 6)
+    set_linear(net.fc, torch.tensor([[1.0, 0, 0, 0, 0, 1], [0, 10, 100, 0, 0, 0]]), [0.5, -1])
+    # 1 · 1 + 1 · 6 + 0.5   and   10 · 2 + 100 · 3 − 1
+    assert net(films(4)).tolist() == [[7.5, 319.0]] * 2
+
+
+def adding_up(hidden_relu: bool) -> FusionNet:
+    """Features k, 2 k and 3 k in place k (0 … 127): their sum is 6 k."""
+    k = torch.arange(128.0)
+    nets = {name: Says(*(n * k).tolist()) for name, n in (("a", 1), ("b", 2), ("c", 3))}
+    net = FusionNet(nets, "2fc", classes=2, hidden_relu=hidden_relu)
+    first = torch.zeros(64, 128)
+    first[0, 5], first[1, 127] = 1.0, -1.0  # hidden: 6 · 5 + 1 = 31 and −6 · 127 + 0 = −762
+    set_linear(net.fc[0], first, [1.0] + [0.0] * 63)
+    last = torch.zeros(2, 64)
+    last[0, 0], last[1, 0], last[1, 1] = 2.0, 1.0, 1.0
+    set_linear(net.fc[2], last, [0.0, 3.0])
+    return net
+
+
+def test_2fc_adds_up_128_features_and_goes_over_64() -> None:
+    net = adding_up(hidden_relu=True)
+    assert net.fc[0].weight.shape == (64, 128) and net.fc[2].weight.shape == (2, 64)
+    # 2 · 31   and   31 + max(−762, 0) + 3
+    assert net(films(4)).tolist() == [[62.0, 34.0]] * 2
+
+
+def test_2fc_without_a_relu_lets_the_negative_pass() -> None:
+    assert adding_up(hidden_relu=False)(films(4)).tolist() == [[62.0, 31.0 - 762 + 3]] * 2
+
+
+@pytest.mark.parametrize(("head", "outputs"), [("1fc", 2), ("2fc", 128)])
+def test_the_reports_networks_at_their_size(head: str, outputs: int) -> None:
+    config = FusionConfig(head, weights="none")
+    assert config.input_side == 299
+    with torch.device("meta"):
+        net = build_fusion(config)
+    assert list(net.nets) == ["resnet18", "densenet121", "inception_v3"]
+    assert {part.head[-1].out_features for part in net.nets.values()} == {outputs}
+    assert net(torch.empty(1, 3, 299, 299, device="meta")).shape == (1, 2)
+
+
+def test_three_classes_give_three_logits() -> None:
+    net = build_fusion(FusionConfig("1fc", TINY, classes=3, weights="none", side=64)).eval()
+    assert net.fc.weight.shape == (3, 6)
+    assert net(films()).shape == (2, 3)
+
+
+def test_every_network_learns() -> None:
+    net = build_fusion(FusionConfig("2fc", TINY, weights="none", side=64)).train()
+    net(films()).square().sum().backward()
+    still = [k for k, p in net.named_parameters() if p.grad is None or not p.grad.abs().any()]
+    assert not still
+
+
+def hand_net() -> FusionNet:
+    """Two networks that pool the red and the green channel over 4 × 4 and 2 × 2 places; logit 0
+    is 3 × red, logit 1 is 5 × green."""
+    red, green = torch.zeros(2, 3), torch.zeros(2, 3)
+    red[0, 0], green[1, 1] = 1.0, 1.0
+    net = FusionNet({"fine": Pools(red, 1), "coarse": Pools(green, 2)}, "1fc", classes=2)
+    set_linear(net.fc, torch.tensor([[3.0, 0, 0, 0], [0, 0, 0, 5]]), [0.0, 0.0])
+    return net.eval()
+
+
+def test_each_network_has_the_map_of_its_own_share() -> None:
+    film = torch.zeros(1, 3, 4, 4)
+    film[0, 0, 1, 2] = 16.0  # red, at one place: mean 1
+    film[0, 1, :2, :2] = 4.0  # green, in one quarter: mean 1
+    maps = backbone_maps(hand_net(), film.repeat(2, 1, 1, 1), [0, 1])
+    assert maps["fine"].shape == (2, 4, 4) and maps["coarse"].shape == (2, 2, 2)
+    # logit 0: gradient 3 / 16 at 16 places × 16; nothing from the other network
+    assert maps["fine"][0, 1, 2] == pytest.approx(3.0) and maps["fine"][0].sum() == pytest.approx(3)
+    assert not maps["coarse"][0].any() and not maps["fine"][1].any()
+    # logit 1: gradient 5 / 4 at 4 places × 4
+    assert maps["coarse"][1].tolist() == [[pytest.approx(5.0), 0], [0, 0]]
+
+
+def test_the_fused_map_keeps_each_networks_share() -> None:
+    film = torch.zeros(1, 3, 4, 4)
+    film[0, 0, 1, 2], film[0, 1, :2, :2] = 16.0, 4.0
+    net = hand_net()
+    set_linear(net.fc, torch.tensor([[3.0, 0, 0, 5], [0.0] * 4]), [0.0, 0.0])
+    fused = fused_maps(net, film, [0])
+    assert fused.shape == (1, 4, 4)
+    assert fused.sum() == pytest.approx(8.0, rel=1e-5)  # the logit: 3 · 1 + 5 · 1
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FusionNet:
+    torch.manual_seed(0)
+    return build_fusion(FusionConfig("2fc", TINY, weights="none", side=64)).train()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "cam"])
+def test_every_map_of_a_fusion_net_can_be_made(tiny: FusionNet, method: str) -> None:
+    assert has_backbones(tiny)
+    maps = saliency_maps(tiny, films(), [0, 1], method, top_k=4)
+    assert maps.shape == (2, 4, 4) and maps.min() >= 0
+    assert np.isfinite(maps).all()
+
+
+def test_a_map_of_one_network_alone_can_be_asked_for(tiny: FusionNet) -> None:
+    _, layer = tiny.backbones["mobilenet_v2"]
+    alone = saliency_maps(tiny, films(), [0, 1], layer=layer, closed_form=False)
+    both = backbone_maps(tiny, films(), [0, 1])
+    assert alone == pytest.approx(both["mobilenet_v2"], abs=1e-6)
+
+
+def test_maps_leave_the_network_as_it_was(tiny: FusionNet) -> None:
+    before = {k: v.clone() for k, v in tiny.state_dict().items()}
+    saliency_maps(tiny, films(), [0, 1])
+    assert tiny.training
+    assert all(torch.equal(v, before[k]) for k, v in tiny.state_dict().items())
+    with left_as_found(tiny):
+        assert not tiny.training
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"head": "3fc"}, "1fc, 2fc.*'3fc'"),
+        ({"nets": ("resnet18", "resnet99")}, "googlenet, resnet18.*'resnet99'"),
+        ({"nets": ("resnet18", "resnet18")}, "different names"),
+        ({"nets": ()}, "one at least"),
+        ({"weights": "coco"}, "imagenet or none"),
+        ({"side": 64}, "at least 75"),
+        ({"classes": 0}, "classes"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        FusionConfig(**wrong)
+
+
+def test_an_unknown_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="1fc, 2fc"):
+        FusionNet({"a": Says(1.0)}, "fc", classes=2)

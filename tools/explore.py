@@ -1,0 +1,166 @@
+"""python tools/explore.py DATA: pictures of a data set, and whether its labels need a lung at all.
+
+DATA is a folder with films.csv. Writes OUT/report.html, one page that needs nothing else, and
+OUT/explore.json with every figure of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
+
+from exploring.boxes import Box, coco_boxes, crop_boxes
+from exploring.counts import count_groups
+from exploring.entries import Entry, read_entries
+from exploring.gather import Gathered, gather
+from exploring.page import Told, class_sizes, page_html
+from exploring.probe import Answer, answer, questions
+from exploring.scatter import fit_slope
+from exploring.warn import Verdict, auc_text, verdicts
+from rich.progress import track
+from rich.table import Table
+
+from classify.report import printable
+from cxr.cli import parse_config, to_plain
+from cxr.workdir import Workdir, console, log, write_atomic, write_json
+
+PROG = "python tools/explore.py"
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+    """Look at a data set: counts, sizes, films, means, variances, and the shortcut probe.
+
+    Args:
+        data: folder with films.csv and the films it lists; with `source` the public set's folder.
+        source: a public set in its published layout (kermany, nih …): writes its films.csv to
+            `out` first.
+        crops: folder of detect.crop over the same films, whose boxes are used; by default the boxes
+            are those of DATA/thorax.json where it exists.
+        out: folder for report.html and explore.json (with `source` for films.csv).
+        seed: of the films that are shown, the folds and the bootstrap.
+        draws: bootstrap draws of patients for the intervals.
+        smallest: films that each side of a question of the probe must have.
+        jobs: processes that read films; by default as many as are worth starting.
+    """
+
+    data: tuple[str, ...] = ()
+    source: str = ""
+    crops: str = ""
+    out: str = "runs/explore"
+    seed: int = 0
+    draws: int = 1000
+    smallest: int = 30
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.data) != 1:
+            raise ValueError(f"DATA must be one folder. Got {len(self.data)} instead: "
+                             f"{PROG} ../shared/data")  # fmt: skip
+        if self.smallest < 10 or self.draws < 1 or self.seed < 0:
+            raise ValueError(
+                "smallest must be at least 10, draws at least 1 and seed at least 0. "
+                f"Got {self.smallest}, {self.draws} and {self.seed} instead."
+            )
+        if self.jobs is not None and self.jobs < 0:
+            raise ValueError(f"jobs must be 0 or more. Got {self.jobs} instead.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Look, and write the page; 0 when it was written, 1 when the data cannot be used."""
+    config = parse_config(ExploreConfig, argv, PROG, f"{PROG} ../shared/data", ("data",))
+    try:
+        return explore(config)
+    except (ValueError, OSError) as error:
+        log.error("%s", printable(str(error)))
+        return 1
+
+
+def convert(config: ExploreConfig) -> Path:
+    """The published folder layout of a public set to OUT/films.csv, whose images lie in DATA."""
+    import explore_sets  # late: only this mode needs it
+
+    explore_sets.convert(config.source, Path(config.data[0]), Path(config.out))
+    return Path(config.out) / "films.csv"
+
+
+def explore(config: ExploreConfig) -> int:
+    """Table, one pass over the films, probe, page. Raises ValueError or OSError for bad input."""
+    data = Path(config.data[0])
+    table = convert(config) if config.source else data / "films.csv"
+    entries = read_entries(table, config.smallest)
+    boxes, origin = find_boxes(config, data, entries)
+    workdir = Workdir(config.out)
+    record = workdir.start(to_plain(config))
+    gathered = gather(entries, data, boxes, config.seed, config.jobs)
+    if not gathered.seen.any():
+        raise ValueError(f"none of the {len(entries)} films of {table} can be read; "
+                         f"the first: {gathered.unread[0][2]}")  # fmt: skip
+    asked = questions(entries, gathered.seen, config.smallest)
+    answers: list[Answer] = []
+    for question in track(asked, "asking the probe", console=console, transient=True):
+        answers += answer(question, gathered, config.draws, config.seed, config.smallest)
+    found = verdicts(answers)
+    told = Told(data.resolve().name, record["made"], record["command"], origin, config.seed,
+                config.draws, config.smallest)  # fmt: skip
+    write_json(workdir / "explore.json", to_json(gathered, answers, found, record))
+    page = write_atomic(workdir / "report.html", page_html(told, gathered, answers, found))
+    tell(answers, found, gathered)
+    console.print(f"Open {page} in a browser.", highlight=False)
+    return 0
+
+
+def find_boxes(
+    config: ExploreConfig, data: Path, entries: Sequence[Entry]
+) -> tuple[dict[str, Box], str]:
+    """Image → box, and where the boxes come from: one origin only, since boxes of two hands could
+    tell two sides apart by their hands."""
+    if config.crops:
+        return crop_boxes(config.crops, [e.row.image for e in entries]), f"from {config.crops}"
+    if (data / "thorax.json").exists():
+        return coco_boxes(data / "thorax.json"), "from thorax.json"
+    log.warning("no thorax.json and no --crops: the probe cannot black out the thorax")
+    return {}, "no thorax.json beside the table, and no --crops"
+
+
+def to_json(
+    gathered: Gathered, answers: Sequence[Answer], found: Sequence[Verdict], record: dict[str, Any]
+) -> dict[str, Any]:
+    """explore.json: every figure of the page."""
+    return {
+        "schema": "lungfirst.explore", "version": 1, **record,
+        "films": len(gathered.entries), "read": int(gathered.seen.sum()),
+        "unread": [{"film": i, "reason": r, "sentence": s} for i, r, s in gathered.unread],
+        "without_box": dict(gathered.box_faults), "groups": count_groups(gathered.entries),
+        "sizes": {name: fit_slope(sizes).to_dict()
+                  for classes in class_sizes(gathered).values() for name, sizes in classes.items()},
+        "probe": [a.to_dict() for a in answers],
+        "verdicts": [to_plain(v) for v in found],
+        "shown": {c.name: [gathered.entries[i].row.image for i, _ in films]
+                  for c, films in gathered.grids.items()},
+    }  # fmt: skip
+
+
+def tell(answers: Sequence[Answer], found: Sequence[Verdict], gathered: Gathered) -> None:
+    """The probe's figures about labels and the warnings, to the terminal."""
+    table = Table("question", "what looks", "AUC [95 %]", "films", "patients", highlight=False)
+    for a in answers:
+        if a.about == "labels":
+            why = a.why_not or auc_text(a.auc)
+            table.add_row(printable(a.question), a.what, why, str(sum(a.sides)), str(a.patients))
+    console.print(table, markup=False)
+    if gathered.unread:
+        log.warning("%d films could not be read", len(gathered.unread))
+    for verdict in found:
+        if verdict.about == "labels" and verdict.level == "warning":
+            log.warning("%s: %s", printable(verdict.question), verdict.text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

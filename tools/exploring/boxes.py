@@ -1,0 +1,62 @@
+"""Thorax boxes for the films of a table: drawn by people (COCO) or found by detect.crop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
+from cxr.coco import read_coco
+from cxr.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box (4,) xyxy on a film of `size_hw`."""
+
+    xyxy: tuple[float, float, float, float]
+    size_hw: tuple[int, int]
+
+    def on(self, size_hw: tuple[int, int]) -> np.ndarray | None:
+        """The box (4,) on the film's copy of that size; None where the copy has another shape, or
+        the box no area on it."""
+        try:
+            box = clip_xyxy(scale_xyxy(self.xyxy, self.size_hw, size_hw), size_hw)
+        except ValueError:
+            return None
+        return box[0] if np.isfinite(box).all() and area_xyxy(box)[0] >= 1 else None
+
+
+def coco_boxes(path: str | Path) -> dict[str, Box]:
+    """File name → the union of its boxes; raises ValueError for a file with faults."""
+    return {f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
+            for f in read_coco(path).films if len(f.boxes_xyxy)}  # fmt: skip
+
+
+def crop_boxes(folder: str | Path, images: Sequence[str]) -> dict[str, Box]:
+    """Image of the table → its box in the manifest of detect.crop, matched by folder and name.
+
+    Two films of one tail cannot be told apart and get none. Raises ValueError.
+    """
+    found: dict[str, Box] = {}
+    rows = read_manifest(folder)[1]
+    twice = {t for t, n in Counter(map(_tail, images)).items() if n > 1}
+    twice |= {t for t, n in Counter(_tail(r.film) for r in rows).items() if n > 1}
+    for row in rows:
+        if row.thorax_xyxy is not None and row.size_hw is not None:
+            found[_tail(row.film)] = Box(_four(np.asarray(row.thorax_xyxy)), row.size_hw)
+    return {i: found[_tail(i)] for i in images if _tail(i) in found and _tail(i) not in twice}
+
+
+def _four(box: np.ndarray) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return x0, y0, x1, y1
+
+
+def _tail(path: str) -> str:
+    """source/name of a film, whatever stands before it."""
+    return "/".join(PurePosixPath(path.replace("\\", "/")).parts[-2:])

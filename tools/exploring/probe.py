@@ -1,0 +1,168 @@
+"""The shortcut probe: what cross-validated linear models can tell without looking at a lung.
+
+Folds are by patient. A model's scores are compared inside its own fold only, since two folds'
+models have two zero points: pooled, even a constant score would be worse than chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from classify.metrics import Figure, bootstrap_weights, figure, weighted_auc
+from classify.shortcuts import shortcut_scores
+from exploring.entries import UNKNOWN, Entry
+from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Gathered
+
+FOLDS = 5
+FEATURES = (FILM, OUTSIDE, NUMBERS, ASPECT, CROP)
+WITHOUT_LUNGS = (OUTSIDE, NUMBERS, ASPECT)
+_WEIGHTS = 4_000_000  # numbers held at once for the bootstrap
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two sides to be told apart: `films` are numbers of films, `positive` (n,) bool their side."""
+
+    name: str
+    about: str  # "labels" inside one source, or "sources"
+    films: np.ndarray
+    positive: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How well one shortcut answers a question; `why_not` where it was not asked."""
+
+    question: str
+    about: str
+    what: str
+    auc: Figure
+    sides: tuple[int, int]  # films: negative, positive
+    patients: int
+    why_not: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {"question": self.question, "about": self.about, "what": self.what,
+                "auc": self.auc.value, "low": self.auc.low, "high": self.auc.high,
+                "films": sum(self.sides), "negative": self.sides[0], "positive": self.sides[1],
+                "patients": self.patients, "why_not": self.why_not}  # fmt: skip
+
+
+def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) -> list[Question]:
+    """Label against label inside a source, part against part of one label, and source against
+    source: whatever has `smallest` films a side."""
+    out = []
+    sources = _sides([e.row.source for e in entries], seen, smallest)
+    for source, own in sources.items():
+        labels = [e.row.label if own[i] else "" for i, e in enumerate(entries)]
+        found = _sides(labels, seen, smallest)
+        order = sorted(found, key=lambda label: (label != "normal", -found[label].sum(), label))
+        out += [_question(f"{source}: {a} / {b}", "labels", found[a], found[b])
+                for a, b in combinations(order, 2)]  # fmt: skip
+        for label in order:
+            kinds = [e.kind if found[label][i] else "" for i, e in enumerate(entries)]
+            parts = _sides(kinds, seen, smallest)
+            out += [_question(f"{source}: {a} / {b}", "labels", parts[a], parts[b])
+                    for a, b in combinations(sorted(parts), 2)]  # fmt: skip
+    out += [_question(f"{a} / {b}", "sources", sources[a], sources[b])
+            for a, b in combinations(sources, 2)]  # fmt: skip
+    return out
+
+
+def answer(
+    question: Question, gathered: Gathered, draws: int, seed: int, smallest: int = 30
+) -> list[Answer]:
+    """One answer a shortcut, each on those films of the question that have it."""
+    return [_answer(question, gathered, what, draws, seed, smallest) for what in FEATURES]
+
+
+def cross_validated_auc(
+    features: np.ndarray, positive: np.ndarray, patients: Sequence[str],
+    draws: int = 1000, seed: int = 0,
+) -> Figure:  # fmt: skip
+    """AUC of a logistic regression over five folds of patients, with its interval by patient.
+
+    `features` (N, F) finite, `positive` (N,) bool. Pairs of films are counted inside their fold.
+    """
+    scores = np.full(len(positive), np.nan)
+    fold = np.full(len(positive), -1)
+    groups = np.asarray(patients)
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for number, (train, test) in enumerate(splitter.split(features, positive, groups)):
+        if len(np.unique(positive[train])) < 2:
+            continue
+        fold[test] = number
+        scores[test] = shortcut_scores({"": features[train]}, positive[train],
+                                       {"": features[test]})[""]  # fmt: skip
+
+    def auc(weights: np.ndarray) -> np.ndarray:
+        return auc_within(scores, positive, fold, weights)
+
+    value = float(auc(np.ones((1, len(positive))))[0])
+    return figure(value, _bootstrap(auc, patients, draws, seed), int((fold >= 0).sum()))
+
+
+def auc_within(
+    scores: np.ndarray, positive: np.ndarray, fold: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """(B,) the share of pairs of one fold in which the positive film scores higher, for each row of
+    weights (B, N); equal scores count half, films of fold -1 do not count. NaN without a pair."""
+    wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for number in range(fold.max(initial=-1) + 1):
+        own = fold == number
+        mine, side = weights[:, own], positive[own]
+        count = mine[:, side].sum(1) * mine[:, ~side].sum(1)
+        wins += count * np.nan_to_num(weighted_auc(scores[own], side, mine))
+        pairs += count
+    return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+
+
+def _bootstrap(
+    auc: Callable[[np.ndarray], np.ndarray], patients: Sequence[str], draws: int, seed: int
+) -> np.ndarray:
+    """(draws,) values over draws of patients, a block of draws at a time: all weights at once
+    would need a gigabyte for 100,000 films."""
+    block = max(1, _WEIGHTS // max(1, len(patients)))
+    parts = [auc(bootstrap_weights(patients, min(block, draws - done), seed + done))
+             for done in range(0, draws, block)]  # fmt: skip
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _answer(
+    question: Question, gathered: Gathered, what: str, draws: int, seed: int, smallest: int
+) -> Answer:
+    values = gathered.features[what][question.films]
+    known = np.isfinite(values).all(axis=1)
+    films, positive = question.films[known], question.positive[known]
+    patients = [gathered.entries[i].row.patient_id for i in films]
+    sides = (int((~positive).sum()), int(positive.sum()))
+    of_side = [len({p for p, s in zip(patients, positive, strict=True) if s == side})
+               for side in (False, True)]  # fmt: skip
+    why_not = ""
+    if min(sides) < smallest:
+        why_not = f"fewer than {smallest} films with a box on one side"
+    elif min(of_side) < FOLDS:
+        why_not = f"fewer than {FOLDS} patients on one side"
+    found = Figure(None, None, None, len(films)) if why_not else cross_validated_auc(
+        values[known].astype(np.float64), positive, patients, draws, seed
+    )  # fmt: skip
+    return Answer(question.name, question.about, what, found, sides, len(set(patients)), why_not)
+
+
+def _sides(names: Sequence[str], seen: np.ndarray, smallest: int) -> dict[str, np.ndarray]:
+    """Name → (N,) bool of its readable films, for names that are known and have enough films."""
+    every = np.asarray(names, dtype=object)
+    found = {n: (every == n) & seen for n in dict.fromkeys(names) if n.casefold() not in UNKNOWN}
+    return {name: own for name, own in found.items() if own.sum() >= smallest}
+
+
+def _question(name: str, about: str, negative: np.ndarray, positive: np.ndarray) -> Question:
+    films = np.flatnonzero(negative | positive)
+    return Question(name, about, films, positive[films])
