@@ -1,1 +1,1 @@
-"""The parts of tools/reproduce.py: the cells of a table, their runners, the probe, the page."""
+"""The parts of tools/reproduce.py: the papers' tables, one configuration file each."""
