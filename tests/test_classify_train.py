@@ -179,7 +179,13 @@ def test_what_is_missing_is_named_and_exits_with_2(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--targets", "[a,a]"], ["--targets", "[../a]"], ["--batch", "0"], ["--colour", "red"]],
+    [
+        ["--targets", "[a,a]"],
+        ["--targets", "[../a]"],
+        ["--batch", "0"],
+        ["--colour", "red"],
+        ["--preprocess.side", "100"],
+    ],  # not halved five times
 )
 def test_wrong_arguments_exit_with_2(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
