@@ -26,7 +26,8 @@ class DataConfig:
         annotations: COCO JSON, relative to `data` or a path of its own.
         split: a split saved by `python -m cxr.split`; empty: made anew from `parts` and the seed,
             by patient and label, and saved in the run's folder.
-        parts: shares of a split made anew; train and val are used here.
+        parts: shares of a split made anew; train and val are trained with, and
+            `detect.film_class` answers the films of test.
         sources: keep these sources only; empty keeps all.
         per_label: keep so many films of each label, such as {normal: 200, pneumonia: 200}.
         class_from: key of each image whose value is its boxes' class, such as label, for
@@ -56,6 +57,22 @@ def select_films(
 
     Raises ValueError or OSError when files are missing or do not fit together.
     """
+    parts, masks = select_parts(config, seed, workdir, classes)
+    train, val = parts["train"], parts["val"]
+    if not train or not val:
+        raise ValueError(f"the split must leave films to train and to validate. Got {len(train)} "
+                         f"and {len(val)} instead.")  # fmt: skip
+    return train, val, masks
+
+
+def select_parts(
+    config: DataConfig, seed: int, workdir: Workdir | None = None,
+    classes: Sequence[str] = ("thorax",),
+) -> tuple[dict[str, list[CocoFilm]], dict[str, str]]:  # fmt: skip
+    """`select_films` for every part of the split: part → films, and the masks.
+
+    The parts train and val are always there, and may be empty.
+    """
     films, masks = _eligible_films(config, classes)
     if config.per_label:
         films = take_per_label(films, config.per_label, seed)
@@ -70,14 +87,9 @@ def select_films(
         split = make_split(patients, strata, config.parts, seed)
         if workdir is not None:
             split.save(workdir / "split.json")
-    train = [films[i] for i in split.select(patients, "train")]
-    val = [films[i] for i in split.select(patients, "val")]
-    if config.max_films:
-        train, val = train[: config.max_films], val[: config.max_films]
-    if not train or not val:
-        raise ValueError(f"the split must leave films to train and to validate. Got {len(train)} "
-                         f"and {len(val)} instead.")  # fmt: skip
-    return train, val, masks
+    names = ("train", "val", *sorted(set(split.part_of.values()) - {"train", "val"}))
+    end = config.max_films or None
+    return {name: [films[i] for i in split.select(patients, name)][:end] for name in names}, masks
 
 
 def _eligible_films(
