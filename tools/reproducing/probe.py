@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from exploring.boxes import Box, coco_boxes
-from exploring.gather import film_features
-from exploring.probe import FEATURES
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -28,6 +25,9 @@ from classify.cases import Case
 from cxr.answers import Answer
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file
+from exploring.boxes import Box, coco_boxes
+from exploring.gather import film_features
+from exploring.probe import FEATURES
 
 Fold = tuple[Sequence[int], Sequence[int]]  # numbers of the training and of the test films
 Features = dict[str, np.ndarray]  # shortcut → (F,) float64 of one film
@@ -116,7 +116,7 @@ def _boxes_of(cases: Sequence[Case], data: Path) -> dict[str, Box]:
     """Image → its thorax box: of the crops where there are crops, else as people drew it."""
     if not any(case.crop_row for case in cases):
         drawn = data / "thorax.json"
-        return coco_boxes(drawn) if drawn.is_file() else {}
+        return coco_boxes(drawn, [c.row.image for c in cases]) if drawn.is_file() else {}
     out = {}
     for case in cases:
         row = case.crop_row
