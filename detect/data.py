@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.coco import CocoFilm, read_coco
+from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
 from cxr.split import Split, make_split
 from cxr.workdir import Workdir, log, sha256_file
@@ -133,26 +134,34 @@ def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:
 def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
     """The films with the names they have under `data`, where their own do not exist.
 
-    A public set lies in other folders on each disk, so a film is looked for by its base name. The
-    same bytes in two places are one film; a film that is nowhere keeps its name.
+    A public set lies in other folders on each disk, so a film is looked for in films.csv of `data`
+    by the end of its path, then there and in the folder by its base name. The same bytes in two
+    places are one film; a film that is nowhere keeps its name.
 
     Raises:
         ValueError: for a base name that two different files or two missing films have.
     """
     data = Path(data)
     present = {f.file_name for f in films if (data / f.file_name).exists()}
+    if len(present) == len({f.file_name for f in films}):
+        return films
+    listed = _listed(data)
+    names = FilmNames(listed, (f.file_name for f in films))
+    found: dict[str, str] = {}
     missing = defaultdict(list)
     for film in films:
         if film.file_name not in present:
-            missing[Path(film.file_name).name].append(film.file_name)
-    if not missing:
-        return films
-    found = {}
-    for base, files in _walk_for(set(missing), data).items():
+            name = names.find(film.file_name)
+            if name and name not in present and (data / name).is_file():
+                found[film.file_name] = name
+            else:
+                missing[Path(film.file_name).name].append(film.file_name)
+    present |= set(found.values())
+    for base, files in _walk_for(set(missing), data, listed).items():
         others = [f for f in files if f not in present]  # a present file is its own film's
         if others:
             found[missing[base][0]] = _only_file(others, missing[base], data)
-    log.info("%d of %d films found in %s by their base names", len(found), len(films), data)
+    log.info("%d of %d films found in %s by the ends of their names", len(found), len(films), data)
     return [replace(f, file_name=found.get(f.file_name, f.file_name)) for f in films]
 
 
@@ -168,9 +177,19 @@ def _only_file(files: list[str], names: list[str], data: Path) -> str:
     return files[0]
 
 
-def _walk_for(bases: set[str], data: Path) -> dict[str, list[str]]:
-    """Base name → files below `data`, relative to it; hidden folders are passed over."""
+def _listed(data: Path) -> list[str]:
+    """The films of `data`'s films.csv, which may lie elsewhere; none where there is no table."""
+    table = data / "films.csv"
+    return [row.image for row in read_films_table(table)] if table.exists() else []
+
+
+def _walk_for(bases: set[str], data: Path, listed: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Base name → files below `data`, relative to it, and `listed` ones outside of it; hidden
+    folders are passed over."""
     places: dict[str, list[str]] = defaultdict(list)
+    for image in listed:
+        if Path(image).name in bases and Path(image).is_absolute() and Path(image).is_file():
+            places[Path(image).name].append(image)
     for folder, folders, names in os.walk(data):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in bases.intersection(names):

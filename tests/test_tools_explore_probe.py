@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from explore_world import entries_of
+
+from classify.metrics import Figure
 from exploring import probe
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE
 from exploring.probe import Answer, auc_within, cross_validated_auc, questions
 from exploring.warn import auc_text, headline, verdicts
-
-from classify.metrics import Figure
 
 
 def test_pairs_are_counted_inside_their_fold() -> None:
