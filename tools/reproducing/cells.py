@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from cxr.manifest import read_manifest
 from cxr.workdir import sha256_file
 from reproducing.experiment import Experiment, flatten, merge
 from reproducing.runners import Runner, find_runner
+
+DRAWN = "drawn_films"  # folder and source of films that nobody took of anybody
 
 # None of these changes a result: two cells that differ in nothing else are one.
 FREE = ("data", "crops", "out", "cache", "device", "workers", "draws")
@@ -32,6 +33,7 @@ class Place:
         workers: processes that make training pictures.
         seed: of everything random.
         draws: bootstrap draws of the intervals.
+        sources: sources of films.csv in place of the table's own; empty leaves those.
     """
 
     data: str
@@ -41,11 +43,22 @@ class Place:
     workers: int = 0
     seed: int = 0
     draws: int = 1000
+    sources: tuple[str, ...] = ()
 
     @property
     def input(self) -> str:
         """What the networks see."""
         return "crops" if self.crops else "films"
+
+    @property
+    def drawn(self) -> bool:
+        """Are these the drawn films of the budget smoke?"""
+        return self.sources == (DRAWN,)
+
+    @property
+    def split_seed(self) -> int:
+        """The shuffle of patients hangs on the run's one seed, too."""
+        return self.seed
 
     @property
     def cache(self) -> str:
@@ -112,6 +125,8 @@ def resolve(runner: Runner, settings: dict[str, Any], place: Place) -> dict[str,
     filled: dict[str, Any] = {}
     merge(filled, settings)
     merge(filled, {key: getattr(place, name) for name, key in runner.keys.items()})
+    if place.sources:
+        merge(filled, {runner.sources: list(place.sources)})
     config_class, _ = runner.load()
     plain: dict[str, Any] = to_plain(from_plain(config_class, filled))
     return plain
@@ -140,18 +155,10 @@ def fingerprint(place: Place, files: Sequence[str]) -> tuple[str, ...]:
     if not (data / "films.csv").is_file():
         raise ValueError(f"data must be a folder with films.csv. Got {place.data!r} instead: give "
                          "--data FOLDER, or see tools/explore.py --source.")  # fmt: skip
-    marks = [file_hash(data / f) for f in files if (data / f).is_file()]
+    marks = [sha256_file(data / f) for f in files if (data / f).is_file()]
     if place.crops:
         rows = [(Path(r.film).name, r.sha256, r.status, r.crop_xyxy)
                 for r in read_manifest(Path(place.crops))[1]]  # fmt: skip
         text = json.dumps(sorted(rows, key=str), default=list)
         marks.append(hashlib.sha256(text.encode()).hexdigest())
     return tuple(marks)
-
-
-@cache
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read once a process."""
-    return sha256_file(path)
-
-

@@ -31,9 +31,7 @@ class Found:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def report_of(
-    classes: Sequence[str], answers: Sequence[Answer], draws: int, seed: int
-) -> Report:
+def report_of(classes: Sequence[str], answers: Sequence[Answer], draws: int, seed: int) -> Report:
     """All figures of an answers.csv; the answer is the class of the largest score."""
     scores = np.array([answer.scores for answer in answers], float).reshape(-1, len(classes))
     labels = np.array([list(classes).index(answer.truth) for answer in answers], int)

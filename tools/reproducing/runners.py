@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from reproducing.splits import SplitOf, split_of_film_class
 
 Training = Callable[[Any], Path]
 
@@ -22,6 +24,9 @@ class Runner:
         free: further keys that do not change a result.
         files: files of the data folder that a result hangs on.
         protocol: key of the kind of split; empty where the system knows `pooled` alone.
+        sources: key of the sources of films that are taken.
+        split: (settings, folder) → classes, image → class, and the images that each fold learnt
+            from and was tested on; None where the probe cannot be asked.
         version: raised when the same configuration gives another result than before.
     """
 
@@ -30,9 +35,9 @@ class Runner:
     free: tuple[str, ...] = ()
     files: tuple[str, ...] = ("films.csv",)
     protocol: str = ""
-    version: int = 1
     sources: str = "sources"
-    words: Mapping[str, str] = field(default_factory=dict)
+    split: Callable[[dict[str, Any], Path], SplitOf] | None = None
+    version: int = 1
 
 
 def _single() -> tuple[type[Any], Training]:
@@ -52,10 +57,14 @@ def _film_class() -> tuple[type[Any], Training]:
 _PLACES = ("data", "crops", "out", "cache", "device", "workers", "seed", "draws")
 
 RUNNERS: dict[str, Runner] = {
-    "single": Runner(_single, {name: name for name in _PLACES}, protocol="protocol.kind"),
+    "single": Runner(_single, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+                     protocol="protocol.kind"),
     "film_class": Runner(
-        _film_class, {"data": "data", "out": "out", "seed": "seed"},
-        files=("films.csv", "thorax.json"),
+        _film_class,
+        {"data": "data.data", "out": "out", "device": "accelerator", "workers": "workers",
+         "seed": "seed"},
+        free=("picture_every", "restart", "keep_checkpoints", "strategy", "devices"),
+        files=("films.csv", "thorax.json"), sources="data.sources", split=split_of_film_class,
     ),
 }  # fmt: skip
 
