@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,14 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from classify.metrics import macro_auc, softmax
-from classify.schedule import OptimConfig, PlateauHalving, cosine_factor
+from classify.schedule import CHOICES, OptimConfig, PlateauHalving, cosine_factor
 
 Batch = dict[str, Tensor]
-CHOICES = ("val_auc", "val_loss")
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or NaN: training on would only spoil the weights."""
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], choose: str) -> int:
+    """Number, from 0, of the epoch that is kept: the first of equals; one without a value never is,
+    unless none has one."""
+    sign = -1.0 if choose == "val_loss" else 1.0
+    values = [sign * row[choose] for row in history]
+    return max(range(len(values)), key=lambda k: -math.inf if math.isnan(values[k]) else values[k])
 
 
 class Learner(pl.LightningModule):
@@ -98,11 +107,6 @@ class Learner(pl.LightningModule):
             f"rate {row['rate']:.2g}, {row['seconds']:.0f} s"
         )
 
-    def best_epoch(self) -> int:
-        """Number, from 0, of the epoch that is kept: the first of equals."""
-        values = [row[self.choose] for row in self.history]
-        return values.index(min(values) if self.choose == "val_loss" else max(values))
-
     def _after_epoch(self, row: dict[str, float]) -> None:
         if self.optim.schedule == "plateau":
             rate = self.plateau.step(row["val_loss"])
@@ -110,8 +114,9 @@ class Learner(pl.LightningModule):
                 group["lr"] = rate * group["factor"]
             if self.plateau.finished:
                 self.trainer.should_stop = True
-        elif self.optim.patience and len(self.history) - 1 - self.best_epoch() >= (
+        elif (
             self.optim.patience
+            and len(self.history) - 1 - best_epoch(self.history, self.choose) >= self.optim.patience
         ):
             self.trainer.should_stop = True
 

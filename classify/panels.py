@@ -9,23 +9,31 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cxr.workdir import write_atomic
 
 
-def draw_curves(history: Sequence[dict[str, float]], path: Path, title: str) -> Path:
-    """Loss and validation AUC of each epoch; a dashed line where a new phase begins."""
+def draw_curves(
+    history: Sequence[dict[str, float]], path: Path, title: str, kept: int | None = None
+) -> Path:
+    """Loss and validation AUC of each epoch; a dashed line where a new phase begins, a dotted one
+    at the kept epoch (`kept` counts from 0)."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     losses, aucs = figure.subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
     for key, name in (("train_loss", "training"), ("val_loss", "validation")):
-        losses.plot(epochs, [r.get(key, np.nan) for r in history], label=name)
+        losses.plot(epochs, [r.get(key, np.nan) for r in history], label=name, marker=".")
     for key, name in (("val_auc", "macro AUC"), ("val_accuracy", "accuracy")):
-        aucs.plot(epochs, [r.get(key, np.nan) for r in history], label=f"{name} (validation)")
+        values = [r.get(key, np.nan) for r in history]
+        aucs.plot(epochs, values, label=f"{name} (validation)", marker=".")
     for axis, name in ((losses, "loss"), (aucs, "")):
         for i in range(1, len(history)):
             if history[i].get("phase") != history[i - 1].get("phase"):
                 axis.axvline(i + 0.5, color="grey", linestyle="--", linewidth=1)
+        if kept is not None:
+            axis.axvline(kept + 1, color="grey", linestyle=":", linewidth=1, label="kept")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="epoch", ylabel=name)
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+CHOICES = ("val_loss", "val_auc")  # what the kept epoch is chosen by
+
 
 @dataclass(frozen=True)
 class OptimConfig:

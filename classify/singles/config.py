@@ -13,12 +13,12 @@ from classify.models.backbones import (
 )
 from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.schedule import OptimConfig
+from classify.schedule import CHOICES, OptimConfig
 from classify.singles.augment import AUGMENTS
 
 PARTS = ("train", "val", "test")
 PROTOCOLS = ("pooled", "official", "folds", "file")
-KINDS, CHOICES = ("backbone", "fusion"), ("val_loss", "val_auc")
+KINDS = ("backbone", "fusion")
 BALANCES = ("none", "weights", "oversample", "undersample")
 
 
