@@ -31,7 +31,7 @@ from exploring.probe import FEATURES
 
 Fold = tuple[Sequence[int], Sequence[int]]  # numbers of the training and of the test films
 Features = dict[str, np.ndarray]  # shortcut → (F,) float64 of one film
-Known = dict[tuple[str, tuple[float, ...]], Features]  # (image, its box) → its features
+Key = tuple[str, tuple[float, ...], tuple[int, ...]]  # image, its box, its file's size and time
 
 _STRENGTH = 0.1  # C, as in classify.shortcuts: weak evidence must not be fitted by heart
 
@@ -59,7 +59,7 @@ def probe_of(
         folds: (train, test) indices of cases; one pair for a single split.
         data: folder with films.csv and the films.
         cache: folder of a file with the films' features, which every table shares: a film is read
-            once as long as films.csv and its box stay what they are.
+            once as long as films.csv, its box and its file stay what they are.
 
     Raises ValueError where no film has a box, a fold trains on one class, or tests a film again.
     """
@@ -131,7 +131,8 @@ def _features(
     """Image → the features of a film with its box; read only where the cache has none."""
     path = cache / f"shortcuts_{sha256_file(data / 'films.csv')[:16]}.npz"
     known = _load(path)
-    pending = [image for image, box in boxes.items() if (image, box.xyxy) not in known]
+    keys = {image: (image, box.xyxy, _stamp(data / image)) for image, box in boxes.items()}
+    pending = [image for image, key in keys.items() if key not in known]
     films = read_ahead((data / image for image in pending), default_jobs(len(pending)))
     for image, (_, film) in zip(pending, films, strict=True):
         if isinstance(film, Unread):
@@ -142,31 +143,41 @@ def _features(
             left_out["the film has another shape than its box says"] += 1
             continue
         found = film_features(film.pixels, place)
-        known[image, boxes[image].xyxy] = {name: found[name] for name in FEATURES}
+        known[keys[image]] = {name: found[name] for name in FEATURES}
     if pending:
         _save(path, known)
-    return {image: known[image, box.xyxy] for image, box in boxes.items()
-            if (image, box.xyxy) in known}  # fmt: skip
+    return {image: known[key] for image, key in keys.items() if key in known}
 
 
-def _load(path: Path) -> Known:
+def _stamp(film: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change: a film made anew is read anew."""
+    try:
+        found = film.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def _load(path: Path) -> dict[Key, Features]:
     """What `_save` wrote; nothing, for a file that another version wrote or that is torn."""
     try:
         with np.load(path) as file:
             columns = {name: file[name] for name in FEATURES}
-            keys = zip(file["images"].tolist(), map(tuple, file["boxes"].tolist()), strict=True)
+            rows = [file[name].tolist() for name in ("images", "boxes", "stamps")]
+            keys = [(i, tuple(box), tuple(stamp)) for i, box, stamp in zip(*rows, strict=True)]
             return {key: {name: columns[name][n] for name in FEATURES}
                     for n, key in enumerate(keys)}  # fmt: skip
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return {}
 
 
-def _save(path: Path, known: Known) -> None:
+def _save(path: Path, known: dict[Key, Features]) -> None:
     if not known:
         return
     columns = {name: np.stack([f[name] for f in known.values()]) for name in FEATURES}
-    columns["images"] = np.array([image for image, _ in known])
-    columns["boxes"] = np.array([box for _, box in known])
+    columns["images"] = np.array([image for image, _, _ in known])
+    columns["boxes"] = np.array([box for _, box, _ in known])
+    columns["stamps"] = np.array([stamp for _, _, stamp in known])
     with replacing(path) as file:
         np.savez(file, allow_pickle=False, **columns)
 
