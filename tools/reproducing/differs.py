@@ -40,6 +40,7 @@ _PHRASES = {
 # Settings that two cells of one result may differ in without a reader caring.
 _SILENT = ("data", "crops", "out", "cache", "device", "workers", "draws", "seed", "precision",
            "accelerator", "devices", "bundle", "picture_every", "half", "restart")  # fmt: skip
+_ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
 # A network's name and its first weights make one phrase.
 _PAIRS = {"backbone.name": "backbone.weights", "model.backbone": "model.weights"}
 
@@ -56,24 +57,35 @@ def differences(
         if key in told:
             continue
         group = _group(key, {*mine, *theirs})
+        if key in _PAIRS.values() and mine.get(group[0]) == theirs.get(group[0]):
+            group = (key,)  # the same network from other weights
         told |= set(group)
         say = _phrase(group)
         guessed = any(k in experiment.guessed for k in group)
         there = say(theirs, alone=True)
-        where = f"not given; full recipe here: {there}" if guessed else f"paper {there}"
+        where = f"paper not given, full recipe {there}" if guessed else f"paper {there}"
         sentences.append(f"{say(mine, alone=False)} ({where})")
     if "crops" in find_runner(experiment.runner).keys and mine.get("crops"):
         sentences.append("crops of the thorax (paper whole films)")
     return sentences
 
 
-def guesses(experiment: Experiment, paper: Mapping[str, Any]) -> str:
-    """What the full recipe takes where the paper's is not known to us; empty when all is known."""
-    known = flatten(paper)
+def guesses(experiment: Experiment, papers: Sequence[Mapping[str, Any]]) -> str:
+    """What the full recipe takes where the paper's is not known to us; empty when all is known.
+
+    `papers`: the settings of every cell at the budget paper; a setting with several values among
+    them is told with all of them.
+    """
+    every = [flatten(paper) for paper in papers]
     said = []
     for key in experiment.guessed:
-        if key in known and key not in _PAIRS.values():
-            said.append(_phrase(_group(key, set(known)))(known, alone=False))
+        known = [flat for flat in every if key in flat]
+        if known:
+            pair = key in _PAIRS.values()
+            say = _phrase((key,) if pair else _group(key, set(known[0])))
+            first, *others = dict.fromkeys(say(flat, alone=False) for flat in known)
+            more = dict.fromkeys(say(flat, alone=True) for flat in known)
+            said.append(" or ".join([first, *list(more)[1:]]) if others else first)
     if not said:
         return ""
     return ("The paper as we have it does not give these, so the full recipe takes: "
@@ -91,10 +103,8 @@ def _group(key: str, keys: set[str]) -> tuple[str, ...]:
         if key in (name, weights) and {name, weights} <= keys:
             return name, weights
     head = key.rpartition(".")[0]
-    if head.endswith("parts"):  # three shares are one split
-        return tuple(k for k in sorted(keys) if k.startswith(f"{head}."))
-    if head.endswith("per_label"):
-        return tuple(k for k in sorted(keys) if k.startswith(f"{head}."))
+    if head.endswith(("parts", "per_label")):  # three shares are one split
+        return tuple(f"{head}.{name}" for name in _ORDER if f"{head}.{name}" in keys)
     return (key,)
 
 
@@ -103,18 +113,19 @@ def _phrase(group: Sequence[str]) -> Callable[..., str]:
 
     def say(settings: Mapping[str, Any], alone: bool) -> str:
         key = group[0]
-        if key in _PAIRS:
+        if key in _PAIRS and len(group) > 1:
             name, weights = (settings.get(k) for k in group)
             return f"{NAMES.get(str(name), name)} with {START.get(str(weights), weights)}"
         head, _, last = key.rpartition(".")
         if head.endswith(("parts", "per_label")):
-            shares = [f"{k.rpartition('.')[2]} {_value(settings.get(k))}" for k in group]
+            shares = [f"{k.rpartition('.')[2]} {_value(settings[k])}" for k in group
+                      if k in settings]  # fmt: skip
             phrase = _PHRASES[head.rpartition(".")[2]]
             return ", ".join(shares) if alone else phrase.format(", ".join(shares))
         if last == "max_films" and not settings.get(key):
             return "all" if alone else "all films"
-        if last == "weights":
-            return START.get(str(settings.get(key)), str(settings.get(key)))
+        if last in ("weights", "name"):
+            return START.get(str(settings.get(key)), _value(settings.get(key)))
         value = _value(settings.get(key))
         phrase = _PHRASES.get(last, f"{last.replace('_', ' ')} {{}}")
         return value if alone else phrase.format(value)

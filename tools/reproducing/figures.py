@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -94,12 +92,3 @@ def _lifts(folder: Path, place: Place, films: int) -> tuple[dict[str, Figure], s
     except Exception as error:  # a table without the attention is better than none
         return {}, short_reason(error)
     return {"lift": found.figure} | {f"lift.{n}": f for n, f in found.nets.items()}, "not measured"
-
-
-def parts_of(cell: Cell) -> dict[str, dict[str, int]]:
-    """Part → films and patients, as the training wrote them; empty where it did not."""
-    path = answers_folder(cell) / "done.json"
-    if not path.is_file():
-        return {}
-    done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return dict(done.get("parts", {}))

@@ -16,11 +16,11 @@ from cxr.workdir import git_commit, library_versions, write_atomic, write_json
 from reproducing.cells import Cell, Place, make_cells
 from reproducing.engine import Engine, run_cells
 from reproducing.experiment import Experiment, flatten
-from reproducing.lungless import probe_rows
+from reproducing.lungless import probe_rows, split_of
 from reproducing.markdown import markdown
 from reproducing.page import page_html
 from reproducing.runners import find_runner
-from reproducing.table import Made, Table, fill_rows, notes_of, parts_of_table
+from reproducing.table import Made, Table, fill_rows, notes_of
 from reproducing.work import Outcome
 
 _SHOWN = ("python", "torch", "torchvision", "timm", "lightning")
@@ -78,13 +78,14 @@ def collect(order: Order, cells: Sequence[Cell]) -> Table:
     experiment, place = order.experiment, order.place
     films = films_words(experiment, cells, place)
     rows, legend = fill_rows(experiment, cells, place, order.budget, data_sentence(order, films))
-    probe, reason = probe_rows(experiment, cells, place)
+    split, why = split_of(cells)
+    probe, reason = probe_rows(experiment, split, place)
     made = Made(
         command=order.command, made=datetime.now(UTC).date().isoformat(), commit=git_commit(),
         versions={k: v for k, v in library_versions().items() if k in _SHOWN},
-        seed=place.seed, draws=place.draws, parts=parts_of_table(cells), films=films,
+        seed=place.seed, draws=place.draws, parts=split.parts if split else {}, films=films,
     )  # fmt: skip
-    return Table(experiment, order.budget, place.input, rows, legend, probe, reason,
+    return Table(experiment, order.budget, place.input, rows, legend, probe, why or reason,
                  notes_of(experiment, order.budget, cells), made)  # fmt: skip
 
 

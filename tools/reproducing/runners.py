@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reproducing.splits import SplitOf, split_of_film_class
+from reproducing.splits import SplitOf, split_of_film_class, split_of_single
 
 Training = Callable[[Any], Path]
 
@@ -25,8 +25,7 @@ class Runner:
         files: files of the data folder that a result hangs on.
         protocol: key of the kind of split; empty where the system knows `pooled` alone.
         sources: key of the sources of films that are taken.
-        split: (settings, folder) → classes, image → class, and the images that each fold learnt
-            from and was tested on; None where the probe cannot be asked.
+        split: settings → the films learnt from and those tested; None where it is not known.
         version: raised when the same configuration gives another result than before.
     """
 
@@ -36,7 +35,7 @@ class Runner:
     files: tuple[str, ...] = ("films.csv",)
     protocol: str = ""
     sources: str = "sources"
-    split: Callable[[dict[str, Any], Path], SplitOf] | None = None
+    split: Callable[[dict[str, Any]], SplitOf] | None = None
     version: int = 1
 
 
@@ -58,7 +57,7 @@ _PLACES = ("data", "crops", "out", "cache", "device", "workers", "seed", "draws"
 
 RUNNERS: dict[str, Runner] = {
     "single": Runner(_single, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
-                     protocol="protocol.kind"),
+                     protocol="protocol.kind", split=split_of_single),
     "film_class": Runner(
         _film_class,
         {"data": "data.data", "out": "out", "device": "accelerator", "workers": "workers",

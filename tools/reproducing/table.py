@@ -11,7 +11,7 @@ from classify.metrics import Figure
 from reproducing.cells import Cell, Place
 from reproducing.differs import differences, guesses
 from reproducing.experiment import Experiment, Measure
-from reproducing.figures import Found, measure_cell, parts_of
+from reproducing.figures import Found, measure_cell
 from reproducing.work import failure, read_result, short_reason
 
 TITLES = {
@@ -166,7 +166,7 @@ def notes_of(experiment: Experiment, budget: str, cells: Sequence[Cell]) -> tupl
     for line in (*experiment.rows, *experiment.columns):
         if budget in line.budgets:
             notes += [f"{line.name}: {note}" for note in line.budgets[budget].notes]
-    guess = guesses(experiment, cells[0].paper)
+    guess = guesses(experiment, [cell.paper for cell in cells])
     return tuple(filter(None, [*notes, guess]))
 
 
@@ -188,11 +188,3 @@ def spans(letters: Sequence[str]) -> str:
             runs.append([letter])
     words = [", ".join(run) if len(run) < 3 else f"{run[0]}–{run[-1]}" for run in runs]
     return ", ".join(words)
-
-
-def parts_of_table(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
-    """Part → films and patients of the first finished cell (all cells share one split)."""
-    for cell in cells:
-        if cell.finished and (parts := parts_of(cell)):
-            return parts
-    return {}
