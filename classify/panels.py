@@ -24,8 +24,8 @@ def draw_curves(
     for key, name in (("train_loss", "training"), ("val_loss", "validation")):
         losses.plot(*_line(history, key), label=name, marker=".")
     for key, name in (("val_auc", "macro AUC"), ("val_accuracy", "accuracy")):
-        aucs.plot(*_line(history, key), label=f"{name} (validation)", marker=".")
-    for axis, name in ((losses, "loss"), (aucs, "")):
+        aucs.plot(*_line(history, key), label=name, marker=".")
+    for axis, name in ((losses, "loss"), (aucs, "of the validation films")):
         for i in range(1, len(history)):
             if history[i].get("phase") != history[i - 1].get("phase"):
                 axis.axvline(i + 0.5, color="grey", linestyle="--", linewidth=1)

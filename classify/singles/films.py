@@ -63,9 +63,10 @@ def load_films(config: SingleConfig) -> Films:
             continue
         kept.append(case)
         labels.append(label)
-    if not kept:
-        raise ValueError(f"classes must be labels or sublabels of films.csv. Got "
-                         f"{', '.join(config.classes)}, which no film has.")  # fmt: skip
+    lacking = [name for k, name in enumerate(config.classes) if k not in labels]
+    if lacking:
+        raise ValueError("classes must be labels or sublabels of the films that are taken. Got "
+                         f"{', '.join(lacking)}, which no film has.")  # fmt: skip
     if 0 < config.max_films < len(kept):
         published = [part_in_path(case.row.image) for case in kept]
         strata = list(zip(labels, published, strict=True))
