@@ -125,3 +125,11 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, words: list[str]) ->
     with pytest.raises(SystemExit) as stop:
         explore.main([str(tmp_path), *words])
     assert stop.value.code == 2
+
+
+def test_a_film_that_is_listed_twice_is_said(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    film = np.random.default_rng(0).integers(0, 255, (70, 90), np.uint8)
+    cv2.imwrite(str(tmp_path / "images" / "0.png"), film)
+    write_table(tmp_path, [{"image": "images/0.png"}] * 3)
+    assert "2 rows name a film that stands in the table already" in run(tmp_path, tmp_path / "o")[2]

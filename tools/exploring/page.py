@@ -167,6 +167,9 @@ def cautions(gathered: Gathered) -> list[str]:
     wrong = gathered.box_faults["the film has another shape than its box says"]
     if wrong:
         out.append(f"{wrong:,} films have another shape than their box says; the box was not used.")
+    twice = len(gathered.entries) - len({e.row.image for e in gathered.entries})
+    if twice:
+        out.append(f"{twice:,} rows name a film that stands in the table already; each row counts.")
     sides: dict[str, set[str]] = {}
     for entry in gathered.entries:
         sides.setdefault(entry.row.patient_id, set()).add(entry.row.source)
