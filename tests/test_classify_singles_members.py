@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,9 +26,10 @@ from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.saliency import METHODS, fused_maps, logits_and_saliency, saliency_maps
 from classify.saliency_fusion import has_backbones
+from classify.singles import show
 from classify.singles.bundle import build_net, save_single
 from classify.singles.config import SingleConfig
-from classify.singles.look import explain
+from classify.singles.look import Explained, explain
 from classify.singles.members import members_of
 
 THREE = ("normal", "bacterial", "viral")
@@ -244,3 +246,33 @@ def test_two_classes_of_whole_films_run_and_are_audited(world: Path) -> None:
     assert run.main(["data/images", "--out", "run", "--ensemble", "trained", "--jobs", "0"]) == 0
     assert audit.main(["run", "--draws", "20", "--pdf", "false", "--jobs", "0"]) == 0
     assert {r.member for r in read_audit("run/audit/audit.csv")} == {"pneumonia"}
+
+
+def test_a_fusion_nets_maps_are_drawn_side_by_side(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_single(Path("trained"), fusion_config())
+    Path("data/images/bad.png").write_bytes(b"no film")
+    assert show.main(["data/images", "--folder", "trained", "--most", "0"]) == 0
+    pictures = sorted(Path("trained/shown").glob("*.png"))
+    assert [p.name[3:] for p in pictures] == ["_f0.png", "_f1.png", "_f2.png"]
+    picture = cv2.imread(str(pictures[0]))
+    assert picture.shape[1] == 4 * (show.TILE + 4) + 4  # film, fused and two nets
+    assert "bad.png is left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_another_class_can_be_shown_and_an_unknown_one_is_refused(world: Path) -> None:
+    write_single(Path("trained"), small_config())
+    again = ["data/images/kermany/f0.png", "--folder", "trained", "--out", "here", "--explain"]
+    assert show.main([*again, "viral"]) == 0 and len(list(Path("here").iterdir())) == 1
+    assert show.main([*again, "gout"]) == 2
+
+
+def test_shares_and_answers_in_words() -> None:
+    logits = np.log(np.array([[0.25, 0.75]]))
+    nets = {"a": np.full((1, 2, 2), 3.0), "b": np.full((1, 1, 1), 4.0)}  # sums 12 and 4
+    found = Explained(logits, (0,), nets["a"], nets)
+    assert show.energy_shares(found, 0) == {
+        "a": "75 % of the energy", "b": "25 % of the energy",
+    }  # fmt: skip
+    assert show.answer_line(found, 0, ("normal", "ill")) == "ill 0.75, shown is normal 0.25"
