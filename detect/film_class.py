@@ -201,6 +201,9 @@ def check_same_run(config: FilmClassConfig) -> None:
         return
     begun = json.loads(path.read_text(encoding="utf-8")).get("config", {})
     wanted = to_plain(config)
+    for plain in (begun, wanted):  # the same folder may be named in two ways
+        if "data" in plain:
+            plain["data"]["data"] = str(Path(plain["data"]["data"]).resolve())
     other = [k for k in wanted if k not in _FREE and begun.get(k) != wanted[k]]
     if other:
         raise RefusedError(f"--out {config.out} must be new or hold a run of the same settings. It "
