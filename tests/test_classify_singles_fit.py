@@ -95,7 +95,7 @@ def test_a_killed_training_goes_on_and_a_finished_one_is_loaded(
     train_single(replace(config, draws=7))
     assert (tmp_path / "answers.csv").read_bytes() == answers
     with pytest.raises(ValueError, match=r"other settings \(films, max_films, seed\)"):
-        train_single(replace(config, seed=1, max_films=12))
+        train_single(replace(config, seed=1, max_films=18))
 
 
 @pytest.mark.parametrize(("choose", "kept"), [("val_loss", 1), ("val_auc", 0)])
@@ -161,7 +161,7 @@ def test_a_fusion_is_trained_by_the_same_road(config: SingleConfig, tmp_path: Pa
 
 
 def test_a_bright_patch_is_learnt(config: SingleConfig, tmp_path: Path) -> None:
-    optim = replace(OPTIM, epochs=15)
+    optim = replace(OPTIM, epochs=8)
     train_single(replace(config, out=str(tmp_path), optim=optim))
     losses = [row["train_loss"] for row in json.loads((tmp_path / "history.json").read_text())]
-    assert min(losses[-3:]) < 0.5 * losses[0]
+    assert min(losses[-3:]) < 0.6 * losses[0]
