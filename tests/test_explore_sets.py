@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,17 @@ def test_a_set_without_any_film_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no film of nih"):
         convert("nih", top, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_of_other_bytes_than_utf8_is_left_out_and_spelt(tmp_path: Path) -> None:
+    top = kermany(tmp_path)
+    try:
+        film(top / "train" / "NORMAL" / os.fsdecode(b"IM-\xe9.jpeg"))
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    out = convert("kermany", top, tmp_path / "out")
+    assert len(read_films_table(out / "films.csv")) == 6
+    assert (
+        "train/NORMAL/IM-\\udce9.jpeg,The name is no UTF-8 text"
+        in (out / "problems.csv").read_text()
+    )
