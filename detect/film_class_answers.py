@@ -30,7 +30,8 @@ class ClassedFilm:
 
     Attributes:
         film: the film's path.
-        status: ok, fallback (a box that it is not sure of), no_thorax or unreadable.
+        status: the detector's own decision (see `ThoraxDetector.decide`): ok, fallback (a box
+            that it is not sure of) or no_thorax; or unreadable.
         reason: why the status is not ok.
         answer: a class of the detector, `no box`, or empty for an unreadable film.
         scores: a score for each class and for `no box`, summing to 1; empty where unreadable.
@@ -133,16 +134,19 @@ def class_scores(scores: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     return best / best.sum() if best.sum() > 0 else best
 
 
-def classify_film(detector: ThoraxDetector, found: Detections, film: Film) -> ClassedFilm:
-    """The class of the best box is the film's, unless the detector's own rule refuses the box.
+def classify_film(
+    detector: ThoraxDetector, found: Detections, film: Film, min_score: float | None = None
+) -> ClassedFilm:
+    """The class of the best box is the film's; without a box the answer is `no box`, score 1.
 
-    The rule is `ThoraxDetector.decide`: a best box below the bundle's `reject_score`, or without
-    a thorax' shape, is none, and the answer is `no box` with the score 1.
+    A best box below `min_score` is none. With None the rule is `ThoraxDetector.decide`'s, which
+    also refuses what looks like no thorax: right for a folder in which anything may lie.
     """
     size_hw = (film.pixels.shape[0], film.pixels.shape[1])
     decision = detector.decide(found, size_hw)
     classes = detector.config.classes
-    if decision.status == "no_thorax":
+    low = min_score is not None and (not len(found.scores) or found.scores[0] < min_score)
+    if low or (min_score is None and decision.status == "no_thorax"):
         scores = (*(0.0 for _ in classes), 1.0)
         return ClassedFilm(film.path, decision.status, decision.reason, NO_BOX, scores, None,
                            decision.score, size_hw)  # fmt: skip
@@ -154,9 +158,10 @@ def classify_film(detector: ThoraxDetector, found: Detections, film: Film) -> Cl
 
 
 def classify_films(
-    detector: ThoraxDetector, paths: Sequence[str | Path], batch: int = 8, jobs: int = 0
-) -> Iterator[ClassedFilm]:
-    """What the detector says of each film, in order; pixels are held a batch at a time."""
+    detector: ThoraxDetector, paths: Sequence[str | Path], batch: int = 8, jobs: int = 0,
+    min_score: float | None = None,
+) -> Iterator[ClassedFilm]:  # fmt: skip
+    """`classify_film` for each film, in order; pixels are held a batch at a time."""
     stream = read_ahead(paths, jobs)
     bar = track(batched(stream, batch), "answering", -(-len(paths) // max(1, batch)),
                 console=console, transient=True)  # fmt: skip
@@ -165,7 +170,7 @@ def classify_films(
         found = iter(detector.detect([film.pixels for film in films]))
         for path, film in items:
             if isinstance(film, Film):
-                yield classify_film(detector, next(found), film)
+                yield classify_film(detector, next(found), film, min_score)
             else:
                 log.warning("%s left out: %s", path, film)
                 yield ClassedFilm(str(path), "unreadable", str(film))

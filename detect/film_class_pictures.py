@@ -90,7 +90,7 @@ def draw_classed(films: Sequence[ClassedFilm], path: Path) -> None:
 def _said(film: ClassedFilm) -> str:
     if film.answer == NO_BOX:
         return f"{NO_BOX} (best {film.box_score:.2f})"
-    unsure = ", unsure box" if film.status == "fallback" else ""
+    unsure = "" if film.status == "ok" else " unsure"
     return f"{film.answer} {max(film.scores):.2f}{unsure}"
 
 

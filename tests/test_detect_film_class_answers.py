@@ -29,11 +29,13 @@ FILM = Film(np.zeros((100, 80), np.float32), "a.png", "0")
 BOX = np.array([[10.0, 10, 70, 90]])
 
 
-def said_of(boxes: np.ndarray, scores: list[float], labels: list[int]) -> ClassedFilm:
+def said_of(
+    boxes: np.ndarray, scores: list[float], labels: list[int], min_score: float | None = None
+) -> ClassedFilm:
     config = DetectorConfig(classes=CLASSES)
     detector = ThoraxDetector(nn.Identity(), config, POINT, device="cpu")
     found = Detections(boxes.reshape(-1, 4), np.array(scores), np.array(labels, dtype=np.int64))
-    return classify_film(detector, found, FILM)
+    return classify_film(detector, found, FILM, min_score)
 
 
 def answered(truth: str, answer: str, score: float, name: str = "a.png") -> AnsweredFilm:
@@ -68,6 +70,13 @@ def test_a_film_whose_box_is_refused_has_no_box(
     said = said_of(box, scores, [1] * len(scores))
     assert said.answer == "no box" and said.scores == (0.0, 0.0, 1.0) and said.xyxy is None
     assert reason in said.reason
+
+
+def test_a_chest_is_held_to_its_own_score_alone() -> None:
+    kept, low = said_of(BOX, [0.2], [1], min_score=0.2), said_of(BOX, [0.2], [1], min_score=0.21)
+    assert (kept.answer, kept.status, kept.xyxy) == ("pneumonia", "no_thorax", (10, 10, 70, 90))
+    assert low.answer == "no box" and low.scores == (0.0, 0.0, 1.0)
+    assert said_of(BOX[:0], [], [], min_score=0.0).answer == "no box"
 
 
 def test_an_unsure_box_keeps_its_place_and_says_so() -> None:
