@@ -146,7 +146,7 @@ def test_what_differs_is_told_in_words(world: Path, run: Callable[..., int]) -> 
     text = text_of(world)
     assert "96 px (paper 299)" in text
     assert "3 epochs (paper 30)" in text
-    assert "toy: 1 films of 1 patients (paper 5,856 films)" in text
+    assert "films: toy, 1 of 1 patients (paper: 5,856 films)" in text
     assert "Small for want of time." in text
     assert "| a–c |" in text
 

@@ -7,14 +7,18 @@ command is given after a stop.
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
+
+from rich.logging import RichHandler
 
 from classify.report import printable
 from cxr.cli import parse_config
@@ -114,7 +118,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         log.error("%s", printable(str(error)))
         return 2
-    return max([make(config, e, places[e.name], engine) for e in experiments])
+    with quiet():
+        return max([make(config, e, places[e.name], engine) for e in experiments])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A line a cell is enough on the terminal; what a training says stands in its run.log."""
+    before = [(h, h.level) for h in log.handlers if isinstance(h, RichHandler)]
+    for handler, level in before:
+        handler.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        for handler, level in before:
+            handler.setLevel(level)
 
 
 def chosen(config: ReproduceConfig) -> list[Experiment]:
@@ -143,7 +161,10 @@ def films_place(config: ReproduceConfig, budget: str) -> Place:
     """Where the films of a budget are, whole ones; smoke has drawn ones unless data were given."""
     drawn = budget == "smoke" and not config.data
     data = str(Path(config.out) / DRAWN) if drawn else config.data or DATA
-    return Place(data, "", config.out, config.device, config.workers, config.seed, config.draws,
+    out = config.out
+    if config.engine == "ray":  # its workers have another working folder
+        data, out = str(Path(data).absolute()), str(Path(out).absolute())
+    return Place(data, "", out, config.device, config.workers, config.seed, config.draws,
                  (DRAWN,) if drawn else config.sources)  # fmt: skip
 
 

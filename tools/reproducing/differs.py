@@ -128,7 +128,8 @@ def _phrase(group: Sequence[str]) -> Callable[..., str]:
             return START.get(str(settings.get(key)), _value(settings.get(key)))
         value = _value(settings.get(key))
         phrase = _PHRASES.get(last, f"{last.replace('_', ' ')} {{}}")
-        return value if alone else phrase.format(value)
+        said = value if alone else phrase.format(value)
+        return said.removesuffix("s") if said in ("1 epochs", "1 folds") else said
 
     return say
 

@@ -64,17 +64,17 @@ def import_ray() -> Any:
 
 def _run_on_ray(tasks: Sequence[Task], engine: Engine) -> Iterator[Outcome]:
     """One remote task a cell. Only the outcome travels: what was trained lies in the cell's folder,
-    which every machine of the cluster must see under the same path."""
+    which every machine of the cluster must see under the same path, as it must the project (its root
+    and tools/ in PYTHONPATH)."""
     ray = import_ray()
     if not tasks:
         return
     ours = not ray.is_initialized()
     if ours:
-        paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
-        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}}
         here = {"include_dashboard": False} if not engine.address else {}
-        ray.init(address=engine.address or "local", log_to_driver=False,
-                 runtime_env=environment, **here)  # fmt: skip
+        paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers here inherit it
+        ray.init(address=engine.address or "local", log_to_driver=False, **here)
     try:
         remote = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=1)(run_task)
         waiting = {remote.remote(task): (task, time.monotonic()) for task in tasks}

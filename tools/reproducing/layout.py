@@ -113,12 +113,13 @@ def facts(table: Table) -> list[tuple[str, str]]:
     made, experiment = table.made, table.experiment
     parts = ", ".join(f"{name} {p.get('films', '?')} films of {p.get('patients', '?')} patients"
                       for name, p in made.parts.items())  # fmt: skip
+    first = " of the first fold" if experiment.protocol == "folds" else ""
     versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
     return [
         ("Split", f"{experiment.protocol}: {SPLITS.get(experiment.protocol, '')}. {MIXED}"),
         ("The paper's films", experiment.paper_data),
         ("Films here", made.films),
-        ("Films by part", parts or "not known before a cell is finished"),
+        (f"Films by part{first}", parts or "not known before a cell is finished"),
         ("Networks see", "the thorax's crop" if table.input == "crops" else "the whole film"),
         ("Intervals", f"95 %, {made.draws:,} bootstrap draws of patients"),
         ("Seed", str(made.seed)),

@@ -90,13 +90,14 @@ def collect(order: Order, cells: Sequence[Cell]) -> Table:
 
 
 def films_words(experiment: Experiment, cells: Sequence[Cell], place: Place) -> str:
-    """The films that the table's sources hold, such as «kermany: 833 films of 500 patients»."""
+    """The films that the table's sources hold, such as «kermany, 833 of 500 patients»."""
     wanted = sources_of(experiment, cells[0])
     rows = [r for r in read_films_table(Path(place.data) / "films.csv")
             if not wanted or r.source in wanted]  # fmt: skip
     films = Counter(r.source for r in rows)
     patients = {s: len({r.patient_id for r in rows if r.source == s}) for s in films}
-    return "; ".join(f"{s}: {n} films of {patients[s]} patients" for s, n in sorted(films.items()))
+    return "; ".join(f"{s.replace('_', ' ')}, {n} of {patients[s]} patients"
+                     for s, n in sorted(films.items()))  # fmt: skip
 
 
 def sources_of(experiment: Experiment, cell: Cell) -> tuple[str, ...]:
@@ -107,7 +108,7 @@ def sources_of(experiment: Experiment, cell: Cell) -> tuple[str, ...]:
 
 def data_sentence(order: Order, films: str) -> str:
     """What differs in the films, for every cell; never silent, since the films are never those."""
-    return f"other films: {films} (paper {order.experiment.paper_data})"
+    return f"films: {films} (paper: {order.experiment.paper_data})"
 
 
 def write_table(order: Order, table: Table) -> None:
