@@ -154,7 +154,9 @@ def find_place(config: ReproduceConfig, experiment: Experiment) -> Place:
         drawn_films(Path(place.data))
     if config.input == "films":
         return place
-    return replace(place, crops=config.crops or str(find_crops(experiment, place)))
+    crops = config.crops or str(find_crops(experiment, place))
+    absolute = config.engine == "ray"
+    return replace(place, crops=str(Path(crops).absolute()) if absolute else crops)
 
 
 def films_place(config: ReproduceConfig, budget: str) -> Place:

@@ -64,8 +64,8 @@ def import_ray() -> Any:
 
 def _run_on_ray(tasks: Sequence[Task], engine: Engine) -> Iterator[Outcome]:
     """One remote task a cell. Only the outcome travels: what was trained lies in the cell's folder,
-    which every machine of the cluster must see under the same path, as it must the project (its root
-    and tools/ in PYTHONPATH)."""
+    which every machine of the cluster must see under the same path; the project's root and tools/
+    must stand in its PYTHONPATH."""
     ray = import_ray()
     if not tasks:
         return
