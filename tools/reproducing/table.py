@@ -9,7 +9,7 @@ from string import ascii_lowercase
 
 from classify.metrics import Figure
 from reproducing.cells import Cell, Place
-from reproducing.differs import differences, guesses
+from reproducing.differs import NAMES, differences, guesses
 from reproducing.experiment import Experiment, Measure
 from reproducing.figures import Found, measure_cell
 from reproducing.work import failure, read_result, short_reason
@@ -107,9 +107,11 @@ def measure_title(name: str) -> str:
     if name in TITLES:
         return TITLES[name]
     group, _, rest = name.partition(".")
-    return {"f1": f"F1 of {rest}", "auc": f"AUC of {rest}", "lift": f"Lift, {rest} alone"}.get(
-        group, f"{group.capitalize()} of {rest}"
-    )
+    return {
+        "f1": f"F1 of {rest}",
+        "auc": f"AUC of {rest}",
+        "lift": f"Lift, {NAMES.get(rest, rest)} alone",
+    }.get(group, f"{group.capitalize()} of {rest}")
 
 
 def fill_rows(
