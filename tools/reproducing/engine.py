@@ -74,7 +74,11 @@ def _run_on_ray(tasks: Sequence[Task], engine: Engine) -> Iterator[Outcome]:
         here = {"include_dashboard": False} if not engine.address else {}
         paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers here inherit it
-        ray.init(address=engine.address or "local", log_to_driver=False, **here)
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs it
+        try:
+            ray.init(address=engine.address or "local", log_to_driver=False, **here)
+        except Exception as error:  # Ray raises several kinds, a bare Exception among them
+            raise ValueError(f"Ray did not start: {short_reason(error)}") from error
     try:
         remote = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=1)(run_task)
         waiting = {remote.remote(task): (task, time.monotonic()) for task in tasks}
