@@ -93,8 +93,13 @@ class Cell:
         return (self.folder / "result.json").is_file()
 
 
-def make_cells(experiment: Experiment, budget: str, place: Place) -> list[Cell]:
-    """All cells at a budget; raises ValueError naming the cell whose settings are wrong."""
+def make_cells(
+    experiment: Experiment, budget: str, place: Place, with_paper: bool = True
+) -> list[Cell]:
+    """All cells at a budget; raises ValueError naming the cell whose settings are wrong.
+
+    Resolving takes a while: without `with_paper` the cells' `paper` stays empty.
+    """
     runner = find_runner(experiment.runner)
     if place.crops and "crops" not in runner.keys:
         raise ValueError(f"input must be films for {experiment.name}: its detector looks at whole "
@@ -104,7 +109,8 @@ def make_cells(experiment: Experiment, budget: str, place: Place) -> list[Cell]:
     for row, column in experiment.cells():
         try:
             settings = resolve(runner, experiment.settings(budget, row, column), place)
-            paper = resolve(runner, experiment.settings("paper", row, column), place)
+            wanted = experiment.settings("paper", row, column)
+            paper = resolve(runner, wanted, place) if with_paper else {}
             check_protocol(runner, settings, experiment.protocol)
         except ValueError as error:
             where = " ".join(filter(None, (row.name, column.name)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.table import Table as Shown
 
@@ -23,8 +24,12 @@ def list_tables(experiments: Sequence[Experiment], places: Mapping[str, Place]) 
 
 def finished(experiment: Experiment, budget: str, place: Place) -> str:
     """How many cells are finished at a budget; «–» where there are no films to be trained on."""
+    if not (Path(place.data) / "films.csv").is_file():
+        return "–"
+    if not any((Path(place.out) / "cells").glob("*/result.json")):
+        return "0"
     try:
-        cells = make_cells(experiment, budget, place)
+        cells = make_cells(experiment, budget, place, with_paper=False)
     except (ValueError, OSError):
         return "–"
     return str(sum(cell.finished for cell in cells))
