@@ -6,6 +6,7 @@ Unknown keys and wrong types are errors (exit code 2), as jsonargparse has it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -173,12 +174,19 @@ def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
 
     The way back from a bundle's metadata: an unknown key or a wrong type is an error.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class, as_group=False)
+    parser = _parser_of(config_class)
     try:
         return instantiate(parser, parser.parse_object(data), config_class)
     except Exception as error:  # jsonargparse raises several kinds
         raise ValueError(f"{config_class.__name__}: {error}") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _parser_of(config_class: type[Any]) -> ArgumentParser:
+    """Made once a class: reading all docstrings and types takes a good part of a second."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
 
 
 def write_config(path: Path, config: Any) -> None:

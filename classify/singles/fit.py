@@ -78,7 +78,7 @@ def _jobs(config: SingleConfig, films: Films, every: Sequence[Shares]) -> list[S
     nets = " + ".join(config.nets)
     return [
         SingleJob(nets if len(every) == 1 else f"{nets}, fold {k}", folder, config, films, shares,
-                  cache.images, k)
+                  cache.images, k, len(every) == 1)
         for k, (folder, shares) in enumerate(zip(folders, every, strict=True))
     ]  # fmt: skip
 

@@ -34,7 +34,10 @@ ANSWERED = {"val": VAL_ANSWERS, "test": ANSWERS}
 
 @dataclass(frozen=True)
 class SingleJob:
-    """Everything that one network is trained from; `images` are the decoded films (N, S, S)."""
+    """Everything that one network is trained from; `images` are the decoded films (N, S, S).
+
+    `number` is that of the fold; one that is not `alone` leaves the pictures to all folds together.
+    """
 
     name: str
     folder: Path
@@ -43,6 +46,7 @@ class SingleJob:
     shares: Shares
     images: np.ndarray
     number: int = 0
+    alone: bool = True
 
     @property
     def cases(self) -> list[Case]:
@@ -115,9 +119,11 @@ def _write(job: SingleJob, net: nn.Module, history: Sequence[dict[str, float]], 
         report = report_of(config.classes, answers, config.draws, config.seed)
         figures[part] = report.to_dict()
         if part == "test":
-            draw_report(report, job.folder / "confusion.png")
+            if job.alone:
+                draw_report(report, job.folder / "confusion.png")
             log.info("%s: %s", job.name, in_words(figures[part]))
-    draw_curves(history, job.folder / "curves.png", job.name, kept)
+    if job.alone:
+        draw_curves(history, job.folder / "curves.png", job.name, kept)
     record = {
         **counts_of(job.films, job.shares, config.classes),
         "pictures_an_epoch": config.copies
