@@ -6,7 +6,6 @@ Unknown keys and wrong types are errors (exit code 2), as jsonargparse has it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 from cxr.workdir import set_up_logging, write_atomic
 
 Config = TypeVar("Config")
+_PARSERS: dict[type[Any], ArgumentParser] = {}
 
 
 def build_parser(
@@ -181,12 +181,13 @@ def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
         raise ValueError(f"{config_class.__name__}: {error}") from error
 
 
-@functools.lru_cache(maxsize=32)
 def _parser_of(config_class: type[Any]) -> ArgumentParser:
     """Made once a class: reading all docstrings and types takes a good part of a second."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class, as_group=False)
-    return parser
+    if config_class not in _PARSERS:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(config_class, as_group=False)
+        _PARSERS[config_class] = parser
+    return _PARSERS[config_class]
 
 
 def write_config(path: Path, config: Any) -> None:
