@@ -78,7 +78,7 @@ def test_each_cell_is_trained_once_and_shown_beside_the_paper(
     assert trained(world) == ["0.1 3", "0.5 3"]
     row = next(line for line in text_of(world).splitlines() if line.startswith("| low "))
     assert row.startswith("| low | 0.973 | 0.750 [")
-    assert "| not given | 0.800 [" in row
+    assert "| – | 0.800 [" in row
 
 
 def test_a_finished_cell_is_not_trained_again(world: Path, run: Callable[..., int]) -> None:
@@ -128,7 +128,7 @@ def test_a_failing_cell_gets_its_reason_and_the_others_go_on(
     assert run({**RECIPE, "rows": rows}) == 1
     text = text_of(world)
     assert "failed: no room \\| on &lt;the&gt; disk" in text
-    assert "| high | not given | 0.750 [" in text
+    assert "| high | – | 0.750 [" in text
     page = text_of(world, "rates_small_films.html")
     assert "failed: no room | on &lt;the&gt; disk" in page
     assert "<the>" not in page
@@ -196,7 +196,7 @@ def test_columns_make_a_grid_for_each_measure(world: Path, run: Callable[..., in
     assert run(recipe) == 0
     text = text_of(world)
     assert "## Accuracy" in text and "## F1 of pneumonia" in text
-    line = next(t for t in text.splitlines() if t.startswith("| low | not given | 0.750 ["))
+    line = next(t for t in text.splitlines() if t.startswith("| low | – | 0.750 ["))
     assert "| 0.900 | 0.750 [" in line
 
 

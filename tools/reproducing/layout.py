@@ -8,7 +8,11 @@ from classify.metrics import Figure
 from reproducing.experiment import Measure
 from reproducing.table import Entry, Row, Table, spans
 
-NOT_GIVEN, NOT_TRAINED = "not given", "not trained yet"
+NOT_GIVEN, NOT_TRAINED = "–", "not trained yet"
+KEY = (
+    "«Paper» is the paper's own figure on its own films, – one that is not known to us. «Ours» has "
+    "a 95 % interval in brackets. The letters say what differs between the two."
+)
 SMOKE = (
     "This table only shows that everything runs. It was made at the budget smoke, with next to no "
     "training on next to no films, so its figures mean nothing and are left out."

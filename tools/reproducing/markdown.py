@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from classify.report import printable
-from reproducing.layout import SMOKE, Grid, facts, grids, headline, probe_grid
+from reproducing.layout import KEY, SMOKE, Grid, facts, grids, headline, probe_grid
 from reproducing.table import Table
 
 # /home/someone/films/a.png in a message: nobody else has that folder
@@ -20,7 +20,7 @@ def markdown(table: Table) -> str:
     lines += [f"{_text(experiment.study)}. Budget `{table.budget}`. {headline(table)}", ""]
     if table.budget == "smoke":
         lines += [f"> **{SMOKE}**", ""]
-    lines += [_text(experiment.about), ""]
+    lines += [_text(experiment.about), "", KEY, ""]
     for grid in grids(table):
         lines += [*([f"## {_text(grid.title)}", ""] if grid.title else []), *_grid(grid), ""]
     lines += ["## What differs from the paper", ""]

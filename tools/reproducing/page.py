@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from classify.report import csp_hash, printable
-from reproducing.layout import SMOKE, facts, grids, headline, probe_grid
+from reproducing.layout import KEY, SMOKE, facts, grids, headline, probe_grid
 from reproducing.table import Table
 
 HERE = Path(__file__).resolve().parent
@@ -27,7 +27,7 @@ def page_html(table: Table) -> str:
     shown: dict[str, Any] = {
         "title": experiment.title, "study": experiment.study, "about": experiment.about,
         "budget": table.budget, "smoke": SMOKE if smoke else "", "headline": headline(table),
-        "grids": grids(table), "legend": table.legend, "notes": table.notes,
+        "key": KEY, "grids": grids(table), "legend": table.legend, "notes": table.notes,
         "probe": probe_grid(table), "facts": facts(table),
         "probe_reason": "this budget only shows that it runs" if smoke else table.probe_reason,
     }  # fmt: skip
