@@ -9,10 +9,9 @@ A quick look on any machine:  python -m detect.film_class --config configs/detec
 The two-stage report's second method: Faster R-CNN with the classes normal and pneumonia on 200 +
 200 boxed films, split 0.8 / 0.2; the best box's class is the film's class. As far as the report
 tells, its kept epoch was chosen on the very films that its figures come from. Here a third part is
-split off (by patient, 0.7 / 0.1 / 0.2): the epoch is chosen on `val`, and the answers are
-given for `test`, on which nothing was chosen. `data.parts` is the knob: with parts
-train and val alone, as in the report, the films of `val` are answered, and metrics.json says so
-(`chosen_on_answered`).
+split off (by patient, 0.7 / 0.1 / 0.2): the epoch is chosen on `val`, and the answers are given for
+`test`, on which nothing was chosen. `data.parts` is the knob: with parts train and val alone, as in
+the report, the films of `val` are answered, and metrics.json says so (`chosen_on_answered`).
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from torch import Tensor
 from cxr.answers import write_answers
 from cxr.cli import parse_config, to_plain
 from cxr.coco import CocoFilm
+from cxr.confusion import draw_confusion
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_json
 from detect.data import DataConfig, select_parts
 from detect.film_class_answers import (
@@ -46,7 +46,7 @@ from detect.film_class_answers import (
     measure_boxes,
 )
 from detect.film_class_folder import answer_folder
-from detect.film_class_pictures import draw_answers, draw_confusion
+from detect.film_class_pictures import draw_answers
 from detect.model import DetectorConfig
 from detect.module import DetectorModule
 from detect.predict import ThoraxDetector
@@ -95,7 +95,7 @@ class FilmClassConfig(TrainConfig):
     def __post_init__(self) -> None:
         classes = self.model.classes
         if len(set(classes)) < 2 or len(set(classes)) != len(classes) or NO_BOX in classes:
-            raise ValueError(f"model.classes must name two classes or more, each once, none "
+            raise ValueError("model.classes must name two classes or more, each once, none "
                              f"{NO_BOX!r}. Got {', '.join(classes)}.")  # fmt: skip
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"--min_score must lie in [0, 1]. Got {self.min_score}.")
@@ -142,7 +142,7 @@ class FilmClassModule(DetectorModule):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
+    """0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
     config = parse_config(
         FilmClassConfig, argv, "python -m detect.film_class",
         "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class",
@@ -261,12 +261,13 @@ def write_results(
     if not answered:
         raise RefusedError(f"data must hold a film to answer. Got {len(films)}, none readable.")
     counts = confusion([f.truth for f in answered], [f.said.answer for f in answered], classes)
-    write_answers(out / "answers.csv", [*classes, NO_BOX], [f.to_answer() for f in answered])
+    names = [*classes, NO_BOX]
+    write_answers(out / "answers.csv", names, [f.to_answer() for f in answered])
+    rows = [film.to_row() for film in answered]
     write_json(out / "boxes.json", {"schema": "lungfirst.film_class", "version": 1,
-                                    "classes": list(classes),
-                                    "films": [f.to_row() for f in answered]})  # fmt: skip
+                                    "classes": list(classes), "films": rows})  # fmt: skip
     write_json(out / "metrics.json", to_metrics(config, detector, answered, counts, len(films)))
-    draw_confusion(counts, classes, out / "confusion.png", f"{len(answered)} films")
+    draw_confusion(counts, classes, names, out / "confusion.png", f"{len(answered)} films")
     draw_answers(answered, root, out / "predictions.png")
 
 

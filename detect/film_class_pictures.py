@@ -1,8 +1,7 @@
-"""Pictures of detect-and-classify: the confusion matrix, and films with their boxes and classes."""
+"""Pictures of detect-and-classify: films with their boxes and classes."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,30 +15,6 @@ from detect.film_class_answers import NO_BOX, AnsweredFilm, Box, ClassedFilm
 _WHITE = (255, 255, 255)
 _SHOWN = 24  # films on a sheet
 _SIDE = 512  # px that a film is drawn at: the lines are thinner there than at the sheet's size
-
-
-def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
-    """(K, K + 1) films as PNG: true classes in rows, answers in columns, `no box` the last.
-
-    The shade is the share of its row, so that a rare class is seen as well as a common one.
-    """
-    from matplotlib.figure import Figure  # no pyplot: it keeps every figure it ever made
-
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    rows, columns = counts.shape
-    figure = Figure(figsize=(1.8 + 1.3 * columns, 1.6 + 1.0 * rows), layout="constrained")
-    panel = figure.subplots()
-    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    panel.set_xticks(range(columns), [*classes, NO_BOX])
-    panel.set_yticks(range(rows), classes)
-    panel.set(xlabel="answer", ylabel="truth", title=title)
-    for row, column in np.ndindex(rows, columns):
-        text = f"{counts[row, column]}\n{shares[row, column]:.0%}"
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        panel.text(column, row, text, ha="center", va="center", color=colour)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130)
-    write_atomic(path, buffer.getvalue())
 
 
 def choose_shown(films: Sequence[AnsweredFilm], number: int = _SHOWN) -> list[AnsweredFilm]:

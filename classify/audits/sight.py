@@ -8,7 +8,7 @@ lay when the run was made; a film that has changed since is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -191,7 +191,8 @@ def _to_sights(
     whys = [_refusal(seen, film) for seen, film in group]
     good = [(seen, truths.of(seen.name), film)
             for (seen, film), why in zip(group, whys, strict=True) if not why]  # fmt: skip
-    found = iter(zip(good, _lungs(good, field), _boxes(good, detector), strict=True))
+    lungs = draw_lungs([(truth, film) for _, truth, film in good], field.segment)
+    found = iter(zip(good, lungs, _boxes(good, detector), strict=True))
     for (seen, _), why in zip(group, whys, strict=True):
         if why:
             yield Sight(seen, truths.of(seen.name), reason=why)
@@ -201,13 +202,15 @@ def _to_sights(
         yield Sight(seen, truth, film, "", shown, seen.crop, lung, lung_by, box)
 
 
-def _lungs(
-    good: Sequence[tuple[Seen, Truth, Film]], field: Segments
-) -> list[tuple[np.ndarray, str]]:  # fmt: skip
-    """Each film's lung field and who drew it; the network sees only films without a human mask."""
-    drawn = [truth.read_lungs((f.pixels.shape[0], f.pixels.shape[1])) for _, truth, f in good]
-    rest = [film.pixels for (_, _, film), mask in zip(good, drawn, strict=True) if mask is None]
-    planes = iter(field.segment(rest) if rest else [])
+def draw_lungs(
+    films: Sequence[tuple[Truth, Film]],
+    segment: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+) -> list[tuple[np.ndarray, str]]:
+    """(H, W) bool in each film's pixels, and who drew it (human or lungfield): the network
+    (`segment`) is asked only for the films without a human mask."""
+    drawn = [truth.read_lungs((f.pixels.shape[0], f.pixels.shape[1])) for truth, f in films]
+    rest = [film.pixels for (_, film), mask in zip(films, drawn, strict=True) if mask is None]
+    planes = iter(segment(rest) if rest else [])
     return [(next(planes) > LUNG, "lungfield") if mask is None else (mask, "human")
             for mask in drawn]  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from classify.audits.metrics import Regions, measure
-from classify.audits.sight import LUNG
+from classify.audits.sight import draw_lungs
 from classify.audits.truth import Truths
 from classify.cases import Case
 from classify.ensemble import pick_device, prepare_films
@@ -48,12 +48,8 @@ class Lungs:
 
     def draw(self, cases: Sequence[Case], films: Sequence[Film]) -> list[tuple[np.ndarray, str]]:
         """(H, W) bool in each film's pixels, and who drew it (human or lungfield)."""
-        masks = [self.truths.of(case.row.image).read_lungs(_size(film))
-                 for case, film in zip(cases, films, strict=True)]  # fmt: skip
-        rest = [f.pixels for f, mask in zip(films, masks, strict=True) if mask is None]
-        planes = iter(self._segment(rest) if rest else [])
-        return [(next(planes) > LUNG, "lungfield") if mask is None else (mask, "human")
-                for mask in masks]  # fmt: skip
+        truths = [self.truths.of(case.row.image) for case in cases]
+        return draw_lungs(list(zip(truths, films, strict=True)), self._segment)
 
     def _segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
         if self._field is None:

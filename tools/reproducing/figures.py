@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from classify.metrics import Figure, Report, classification_report
+from classify.metrics import Figure, Report
+from classify.singles.figures import report_of
 from cxr.answers import Answer, read_answers
 from reproducing.attention import AttentionConfig, attention_of
 from reproducing.cells import Cell, Place
 from reproducing.experiment import Measure
 from reproducing.work import answers_folder, short_reason
-
-_LEAST = 1e-12  # a score of 0 has no logarithm
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,6 @@ class Found:
     films: int
     patients: int
     reasons: dict[str, str] = field(default_factory=dict)
-
-
-def report_of(classes: Sequence[str], answers: Sequence[Answer], draws: int, seed: int) -> Report:
-    """All figures of an answers.csv; the answer is the class of the largest score."""
-    scores = np.array([answer.scores for answer in answers], float).reshape(-1, len(classes))
-    labels = np.array([list(classes).index(answer.truth) for answer in answers], int)
-    logits = np.log(np.maximum(scores, _LEAST))
-    return classification_report(logits, labels, [a.patient for a in answers], classes, draws, seed)
 
 
 def pick(report: Report, name: str) -> Figure | None:
