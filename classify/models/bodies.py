@@ -65,6 +65,10 @@ KNOWN: dict[str, Known] = {
         {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(7)},
          "top": "conv_head"}, mean=0.498, std=0.502,
     ),
+    "mobilenet": Known(
+        "timm", "mobilenetv1_100", 1024,
+        {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(5)}}, mean=0.5,
+    ),
     "mobilenet_v2": Known(
         "torchvision", "mobilenet_v2", 1280,
         {"stem": "0", "stage1": "2", "stage2": "4", "stage3": "7", "stage4": "14", "top": "18"},
