@@ -26,20 +26,19 @@ from classify.cases import Case, part_of, select_cases
 from classify.dataset import build_cache
 from classify.genesis import genesis_sheet
 from classify.models.unet_cbam import UnetCbam
-from classify.module import NonFiniteLossError
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import DistortedFilms, EpochOrder, PretrainModule
 from classify.pretrain_pictures import PANELS, draw_losses, restored_sheet
 from classify.pretrained import load_pretrained, save_pretrained
 from classify.regions import RegionConfig
 from classify.ssim import ssim
-from classify.train import check_same_recipe
 from cxr import draw
 from cxr.cli import parse_config, to_plain
 from cxr.films_table import read_films_table
 from cxr.split import Split
 from cxr.workdir import (
     Workdir,
+    keep_to_recipe,
     log,
     provenance,
     seed_everything,
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(PretrainConfig, argv, "python -m classify.pretrain", EXAMPLE)
     try:
         pretrain(config)
-    except (ValueError, OSError, NonFiniteLossError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         log.error("%s", error)
         return 2
     return 0
@@ -79,11 +78,12 @@ def pretrain(config: PretrainConfig) -> Path:
     """Train into `config.out`; returns that folder. A finished one is not trained again."""
     set_up_logging()
     workdir = Workdir(config.out)
-    check_same_recipe(workdir.path, config, _FREE)
+    plain = to_plain(config)
+    keep_to_recipe(workdir.path, {k: v for k, v in plain.items() if k not in _FREE})
     if (workdir / "done.json").exists() and (workdir / BUNDLE).exists():
         log.info("%s is finished: nothing to do", workdir / BUNDLE)
         return workdir.path
-    workdir.start(to_plain(config), config.seed)
+    workdir.start(plain, config.seed)
     films = load_films(config)
     shown = [films.images[i].astype(np.float32) / 255 for i in _spread(films.val, SHOWN)]
     sheet = genesis_sheet(shown, config.genesis, config.seed)

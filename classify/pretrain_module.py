@@ -15,7 +15,6 @@ from torch.utils.data import Dataset, Sampler
 
 from classify.genesis import GenesisConfig, distort, draw_kinds
 from classify.models.unet_cbam import UnetCbam
-from classify.module import NonFiniteLossError
 from classify.schedule import OptimConfig, PlateauHalving, cosine_factor
 from classify.ssim import ssim
 
@@ -97,11 +96,11 @@ class PretrainModule(pl.LightningModule):
         self._sums, self._began = {}, time.monotonic()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Loss of one batch; raises NonFiniteLossError with its terms."""
+        """Loss of one batch; raises FloatingPointError with its terms."""
         terms, _restored = self.losses(batch)
         if not torch.isfinite(terms["loss"]):
             shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
-            raise NonFiniteLossError(
+            raise FloatingPointError(
                 f"the loss must be finite. Got {shown} in epoch {self.current_epoch}: "
                 "lower the learning rate (optim.rate), or clip the gradient (optim.clip_norm)."
             )

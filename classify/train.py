@@ -116,12 +116,9 @@ def _job(
     )  # fmt: skip
 
 
-def check_same_recipe(folder: Path, config: Any, free: Sequence[str] = _FREE) -> None:
-    """Raise ValueError when a training was begun with other settings than it would go on with.
-
-    `free` are the fields of its configuration that may change in between.
-    """
-    plain = {k: v for k, v in to_plain(config).items() if k not in free}
+def check_same_recipe(folder: Path, config: TrainConfig) -> None:
+    """Raise ValueError when a member was begun with other settings than it would go on with."""
+    plain = {k: v for k, v in to_plain(config).items() if k not in _FREE}
     mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     path = folder / "recipe.json"
     if not path.exists():
