@@ -35,7 +35,7 @@ function show() {
   by("done").hidden = !end;
   by("bar").value = done;
   by("place").textContent = end ? `${done} of ${trials.length} chosen`
-    : `Film ${now + 1} of ${trials.length}, ${done} chosen`;
+    : `Question ${now + 1} of ${trials.length}, ${done} chosen`;
   if (end) {
     const left = trials.length - done;
     by("count").textContent = left ? `${left} of ${trials.length} are still open.`
@@ -45,7 +45,7 @@ function show() {
   }
   const trial = trials[now], choice = state.choices[trial.trial];
   for (const name of ["film", "left", "right"]) by(name).src = trial[name];
-  by("label").textContent = trial.label ? ": " + trial.label : "";
+  by("label").textContent = trial.label ? ` (${trial.label})` : "";
   for (const button of document.querySelectorAll("[data-choice]"))
     button.setAttribute("aria-pressed", String(button.dataset.choice === choice));
   for (const side of ["left", "right"])

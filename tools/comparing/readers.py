@@ -164,11 +164,14 @@ def agreement(key: Key, a: Reading, b: Reading, draws: int = 1000, seed: int = 0
     """Two readers over the films that both answered."""
     one, two = first_answers(key, a), first_answers(key, b)
     films = [f for f in one if f in two]
-    pairs = np.array([[one[f], two[f]] for f in films], dtype=int).reshape(-1, 2)
+    readers = a.reader, b.reader
+    if not films:
+        return Agreed(readers, 0, exact_share(0, 0), Figure(None, None, None, 0))
+    pairs = np.array([[one[f], two[f]] for f in films])
     alike = int((pairs[:, 0] == pairs[:, 1]).sum())
     weights = np.concatenate([np.ones((1, len(films))), bootstrap_weights(films, draws, seed)])
-    values = kappas(pairs, weights) if films else np.full(draws + 1, np.nan)
-    return Agreed((a.reader, b.reader), len(films), exact_share(alike, len(films)),
+    values = kappas(pairs, weights)
+    return Agreed(readers, len(films), exact_share(alike, len(films)),
                   figure(values[0], values[1:], len(films)))  # fmt: skip
 
 
