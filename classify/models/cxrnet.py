@@ -22,9 +22,11 @@ cross-entropy of the answer: `first` × cross-entropy of the first encoder's own
 the decoder starts from knows the classes; `area` × mean of m, so that no more is shown than is
 needed; `smooth` × total variation of m, so that what is shown hangs together.
 
-What it cannot do: m says what is shown, whatever the class, and it stays wide open until a long
-training, or a large `area`, closes it. `explanations` of `classify.saliency_explained` also weighs
-it by one class's gradient, which is fine and follows the class at once.
+What it cannot do: m says what is shown, whatever the class. In short trials on synthetic films (120
+steps, `area` 0.1 to 1) m stayed half open and no brighter on the sought patch than elsewhere, while
+the answers were all right: judge m by the audit's lift before reading it. `explanations` of
+`classify.saliency_explained` also weighs it by one class's gradient, and there the patch had about
+ten times its share.
 """  # fmt: skip
 
 from __future__ import annotations
