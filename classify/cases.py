@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from classify.models.multitask import NORMAL, OTHERS, TARGET
+from cxr.film_names import FilmNames
 from cxr.films_table import FilmRow
 from cxr.manifest import CropRow, read_manifest
 from cxr.split import Split
@@ -54,11 +55,11 @@ def select_cases(
     """The films that may be used, and how many were left out for which reason.
 
     With `crops` (a folder of detect.crop) each film is matched to its manifest row by the end of
-    its path; films without a crop are left out.
+    its path (`cxr.film_names`); films without a crop are left out.
     """
     cases: list[Case] = []
     out: Counter[str] = Counter()
-    cropped = _crops_by_image(crops) if crops else {}
+    cropped = _crops_by_image(crops, rows) if crops else {}
     for row in rows:
         if sources and row.source not in sources:
             out["another source"] += 1
@@ -69,7 +70,7 @@ def select_cases(
         elif crops is None:
             cases.append(Case(row, data / row.image))
         else:
-            found = cropped.get(film_tail(row.image))
+            found = cropped.get(row.image)
             if found is None or not found.readable:
                 out["no row in the manifest" if found is None else f"no crop: {found.status}"] += 1
                 continue
@@ -80,13 +81,11 @@ def select_cases(
     return cases, dict(out)
 
 
-def _crops_by_image(crops: Path) -> dict[str, CropRow]:
-    return {film_tail(row.film): row for row in read_manifest(crops)[1]}
-
-
-def film_tail(path: str) -> str:
-    """source/name of a film: enough to tell films apart, whatever stands before it."""
-    return "/".join(PurePosixPath(path.replace("\\", "/")).parts[-2:])
+def _crops_by_image(crops: Path, rows: Sequence[FilmRow]) -> dict[str, CropRow]:
+    by_film = {row.film: row for row in read_manifest(crops)[1]}
+    names = FilmNames(by_film, (row.image for row in rows))
+    found = {row.image: names.find(row.image) for row in rows}
+    return {image: by_film[film] for image, film in found.items() if film is not None}
 
 
 def part_of(cases: Sequence[Case], split: Split, part: str) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -56,7 +57,10 @@ def build_cache(
     done = folder / f"{name}.json"
     files = [folder / f"{name}.{kind}.npy" for kind in ("images", "regions")]
     if not done.exists():
-        _decode_all(cases, config, finder, folder, name, side, box_jitter)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):  # trainings side by side share a cache
+            if not done.exists():
+                _decode_all(cases, config, finder, folder, name, side, box_jitter)
     region_of = np.asarray(json.loads(done.read_text())["region_of"], dtype=np.int64)
     images, regions = (np.load(f, mmap_mode="r") for f in files)
     return PixelCache(images, regions, region_of)
@@ -66,7 +70,6 @@ def _decode_all(
     cases: Sequence[Case], config: PreprocessConfig, finder: RegionFinder, folder: Path,
     name: str, side: int, box_jitter: float,
 ) -> None:  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     shape = (len(cases), side, side)
     images = np.lib.format.open_memmap(
         folder / f"{name}.images.npy", mode="w+", dtype=np.uint8, shape=shape

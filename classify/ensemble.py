@@ -17,8 +17,9 @@ from torch import nn
 
 from classify.models.multitask import SCXNN, MemberConfig, build_member
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
+from classify.singles.members import members_of, run_members
 from cxr.boxes import Frame
-from cxr.bundle import Bundle, load_bundle
+from cxr.bundle import Bundle, bundle_kind, load_bundle
 
 
 class Ensemble:
@@ -50,7 +51,8 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> Ensemble:
-        """All member bundles `TARGET.safetensors` of a folder.
+        """All member bundles `TARGET.safetensors` of a folder; or the one bundle of a single
+        network (classify.single), each class of which but normal becomes a member.
 
         Raises ValueError when there is none, or when they do not belong together; the message
         names the file.
@@ -58,10 +60,13 @@ class Ensemble:
         folder = Path(folder)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
+            folds = f" (it holds folds: give {folder / 'fold0'})" * (folder / "fold0").is_dir()
             raise ValueError(
-                f"{folder} must hold members' bundles (TARGET.safetensors). Got none: train them "
-                "with python -m classify.train, or give another folder."
+                f"{folder} must hold members' bundles (TARGET.safetensors). Got none{folds}: train "
+                "them with python -m classify.train, or give another folder."
             )
+        if len(files) == 1 and bundle_kind(files[0]) == "single":
+            return cls._of_single(files[0], device)
         bundles = sorted((load_bundle(f, "member") for f in files), key=lambda b: b.meta["order"])
         first = bundles[0]
         for other in bundles[1:]:
@@ -82,6 +87,18 @@ class Ensemble:
             first.meta["trained_on"],
         )
 
+    @classmethod
+    def _of_single(cls, path: Path, device: str) -> Ensemble:
+        from classify.singles.bundle import load_single  # late: it trains by what stands above
+
+        single = load_single(path)
+        try:
+            members = members_of(single.net, single.classes)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return cls(members, single.settings, pick_device(device),
+                   dict.fromkeys(members, single.sha256), single.trained_on)  # fmt: skip
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -94,16 +111,11 @@ class Ensemble:
     def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 3, side, side) of every
         member, and the Frames that lead from it back to each film's or crop's pixels."""
-        side = self.settings.side
-        images = [preprocess(p, self.settings) for p in pixels]
-        frames = [frame_of((p.shape[0], p.shape[1]), self.settings) for p in pixels]
-        stacked = np.stack(images) if images else np.zeros((0, side, side), np.float32)
-        tensor = torch.from_numpy(np.ascontiguousarray(stacked))[:, None].to(self.device)
-        return to_input(tensor, self.settings), frames
+        return prepare_films(pixels, self.settings, self.device)
 
     def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """N films or crops (H, W) float32 in [0, 1] to (N, members, 3) float32 logits in the order
-        NORMAL, TARGET, OTHERS; one forward pass for each member."""
+        NORMAL, TARGET, OTHERS; one forward pass for each network."""
         if not len(pixels):
             return np.zeros((0, len(self), 3), np.float32)
         return self.predict_prepared(self.prepare(pixels)[0])
@@ -111,8 +123,21 @@ class Ensemble:
     def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
         """(N, members, 3) logits of what `prepare` gave."""
         with torch.inference_mode():
-            logits = [net(batch).float().cpu() for net in self._members.values()]
+            logits = [z.float().cpu() for z in run_members(self._members.values(), batch)]
         return torch.stack(logits, dim=1).numpy()
+
+
+def prepare_films(
+    pixels: Sequence[np.ndarray], settings: PreprocessConfig, device: torch.device
+) -> tuple[torch.Tensor, list[Frame]]:
+    """N films or crops (H, W) float32 in [0, 1] to a network's input (N, 3, side, side), and the
+    Frames that lead from it back to each film's or crop's pixels."""
+    side = settings.side
+    images = [preprocess(p, settings) for p in pixels]
+    frames = [frame_of((p.shape[0], p.shape[1]), settings) for p in pixels]
+    stacked = np.stack(images) if images else np.zeros((0, side, side), np.float32)
+    tensor = torch.from_numpy(np.ascontiguousarray(stacked))[:, None].to(device)
+    return to_input(tensor, settings), frames
 
 
 def member_of(bundle: Bundle) -> SCXNN:

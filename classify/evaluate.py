@@ -20,6 +20,7 @@ from classify.metrics import Figure, bootstrap_weights, figure, softmax, weighte
 from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
 from cxr.cli import parse_config, to_plain
+from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
 from cxr.split import Split
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
@@ -154,8 +155,9 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
 def _logits_of(run: Path, cases: Sequence[Case]) -> tuple[tuple[str, ...], dict[int, np.ndarray]]:
     """Targets, and case number → (M, 3) logits, of a run's predictions.csv."""
     targets, predictions = read_predictions(run / "predictions.csv")
-    by_tail = {"/".join(Path(p.film).parts[-2:]): p.logits for p in predictions}
-    found = {i: by_tail.get("/".join(Path(c.row.image).parts[-2:])) for i, c in enumerate(cases)}
+    logits_of = {p.film: p.logits for p in predictions}
+    names = FilmNames(logits_of, (c.row.image for c in cases))
+    found = {i: logits_of.get(names.find(c.row.image) or "") for i, c in enumerate(cases)}
     return targets, {i: logits for i, logits in found.items() if logits is not None}
 
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from classify.augment import build_augment
@@ -26,6 +21,7 @@ from classify.module import MemberModule
 from classify.panels import draw_curves, draw_panels
 from classify.preprocess import to_input
 from classify.recipe import PhaseConfig, TrainConfig
+from classify.trainer import BEST, fit_learner
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
 from cxr.workdir import log, provenance, seed_everything, write_json
@@ -95,52 +91,16 @@ def _run_phase(
     module = MemberModule(
         model, job.config.preprocess, phase.optim, phase.name, weights, job.config.restore_weight
     )
-    best = folder / "best.ckpt"
     done = folder / "done.json"
     if not done.exists():
-        _fit(job, module, phase, folder, train)
+        fit_learner(
+            module, job.target, folder, _train_loader(job, train), loader(job, job.parts["val"]),
+            job.config.device, job.config.precision,
+        )  # fmt: skip
         write_json(done, module.history)
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)
     return json.loads(done.read_text())
-
-
-def _fit(
-    job: MemberJob, module: MemberModule, phase: PhaseConfig, folder: Path, train: list[int]
-) -> None:
-    config, optim = job.config, phase.optim
-    # At the end of an epoch, or a resume would repeat it; and two of them, as one with `save_last`
-    # writes no `last` in an epoch that brings no gain.
-    often: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    best = ModelCheckpoint(folder, "best", monitor="val_auc", mode="max", **often)
-    newest = ModelCheckpoint(folder, "last", **often)
-    callbacks: list[pl.Callback] = [best, newest, EpochLine(job.target)]
-    if optim.ema_decay:
-        callbacks.append(EMAWeightAveraging(decay=optim.ema_decay))
-    trainer = pl.Trainer(
-        accelerator=config.device, devices=1, precision=config.precision,  # type: ignore[arg-type]
-        max_epochs=optim.epochs, gradient_clip_val=optim.clip_norm or None, callbacks=callbacks,
-        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        log_every_n_steps=1_000_000, default_root_dir=str(folder),
-    )  # fmt: skip
-    last = folder / "last.ckpt"
-    if last.exists():
-        log.info("%s: going on from the last finished epoch", job.target)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*")
-        warnings.filterwarnings(
-            "ignore", message=r".*module\(s\) in eval mode.*"
-        )  # frozen on purpose
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-        trainer.fit(
-            module, _train_loader(job, train), loader(job, job.parts["val"]),
-            ckpt_path=str(last) if last.exists() else None, weights_only=True,
-        )  # fmt: skip
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
 
 def films_of_phase(job: MemberJob, phase: PhaseConfig) -> list[int]:
@@ -237,23 +197,3 @@ def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
         metrics={"command": record["command"], "figures": record["figures"]},
         licence_note="trained on films under: " + "; ".join(licences),
     )  # fmt: skip
-
-
-class EpochLine(pl.Callback):
-    """One line an epoch in the run's log."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Loss, AUC and time of the epoch just ended."""
-        assert isinstance(pl_module, MemberModule)
-        row = pl_module.history[-1]
-        log.info(
-            "%s epoch %d of %s: loss %.3f, val loss %.3f (ce %.3f, mse %.4f), macro AUC %.3f, "
-            "accuracy %.3f, rate %.2g, %.0f s",
-            self.name, int(row["epoch"]) + 1, trainer.max_epochs, row.get("train_loss", np.nan),
-            row["val_loss"], row["val_ce"], row["val_mse"], row["val_auc"], row["val_accuracy"],
-            row["rate"], row["seconds"],
-        )  # fmt: skip

@@ -38,6 +38,8 @@ class Report:
     auc: dict[str, Figure]
     sensitivity: dict[str, Figure]
     specificity: dict[str, Figure]
+    f1: dict[str, Figure]
+    macro_f1: Figure
     confusion: list[list[int]]  # rows: truth, columns: answer
     draws: int
     seed: int
@@ -111,6 +113,20 @@ def ratio(hits: Any, among: Any, weights: Array | None = None) -> Array:
     return np.divide(part, whole, out=np.full(len(weights), np.nan), where=whole > 0)
 
 
+def f1(said: Any, truth: Any, weights: Array | None = None) -> Array:
+    """(B,) harmonic mean of precision and sensitivity of one class, 2 TP / (2 TP + FP + FN), from
+    (N,) bool; NaN for rows of weights that hold no film of the class.
+
+    A class that is there and never answered has 0 (its precision would be 0 / 0).
+    """
+    said, truth = np.asarray(said, bool), np.asarray(truth, bool)
+    weights = np.ones((1, len(truth))) if weights is None else np.atleast_2d(weights)
+    here = weights @ truth.astype(float)
+    both = weights @ (said & truth).astype(float)
+    whole = here + weights @ said.astype(float)  # TP + FN and TP + FP
+    return np.divide(2 * both, whole, out=np.full(len(weights), np.nan), where=here > 0)
+
+
 def figure(value: float, draws: Array, n: int, level: float = 0.95) -> Figure:
     """A value with the percentile interval of its bootstrap draws; draws without a value are
     left out, and when more than half have none there is no interval."""
@@ -142,28 +158,35 @@ def classification_report(
     aucs = [weighted_auc(probabilities[:, k], truth[k], weights) for k in kinds]
     sens = [ratio(said[k], truth[k], weights) for k in kinds]
     spec = [ratio(~said[k], ~truth[k], weights) for k in kinds]
+    f1s = [f1(said[k], truth[k], weights) for k in kinds]
     right = ratio(answer == labels, np.ones(len(labels), bool), weights)
 
     def by_class(values: list[Array], among: list[Array]) -> dict[str, Figure]:
-        return {name: figure(v[0], v[1:], int(a.sum()))
+        return {name: _figure_of(v, int(a.sum()))
                 for name, v, a in zip(classes, values, among, strict=True)}  # fmt: skip
 
     n = len(labels)
-    macro, balanced = _mean_of_known(aucs), _mean_of_known(sens)
     return Report(
         films=n,
         patients=len(set(patients)),
         classes=tuple(classes),
-        macro_auc=figure(macro[0], macro[1:], n),
-        accuracy=figure(right[0], right[1:], n),
-        balanced_accuracy=figure(balanced[0], balanced[1:], n),
+        macro_auc=_figure_of(_mean_of_known(aucs), n),
+        accuracy=_figure_of(right, n),
+        balanced_accuracy=_figure_of(_mean_of_known(sens), n),
         auc=by_class(aucs, [np.ones(n, bool)] * len(classes)),
         sensitivity=by_class(sens, truth),
         specificity=by_class(spec, [~t for t in truth]),
+        f1=by_class(f1s, truth),
+        macro_f1=_figure_of(_mean_of_known(f1s), n),
         confusion=[[int((truth[i] & said[j]).sum()) for j in kinds] for i in kinds],
         draws=draws,
         seed=seed,
     )
+
+
+def _figure_of(values: Array, n: int) -> Figure:
+    """(1 + B,) the value of the films themselves, then its draws."""
+    return figure(values[0], values[1:], n)
 
 
 def _mean_of_known(values: list[Array]) -> Array:

@@ -9,28 +9,47 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cxr.workdir import write_atomic
 
 
-def draw_curves(history: Sequence[dict[str, float]], path: Path, title: str) -> Path:
-    """Loss and validation AUC of each epoch; a dashed line where a new phase begins."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+def draw_curves(
+    history: Sequence[dict[str, float]], path: Path, title: str, kept: int | None = None
+) -> Path:
+    """Loss and validation AUC of each epoch; a dashed line where a new phase begins, a dotted one
+    at the kept epoch (`kept` counts from 0)."""
+    figure = Figure(figsize=(9, 3.7), layout="constrained")
     losses, aucs = figure.subplots(1, 2)
-    epochs = np.arange(1, len(history) + 1)
     for key, name in (("train_loss", "training"), ("val_loss", "validation")):
-        losses.plot(epochs, [r.get(key, np.nan) for r in history], label=name)
+        losses.plot(*_line(history, key), label=name, marker=".")
     for key, name in (("val_auc", "macro AUC"), ("val_accuracy", "accuracy")):
-        aucs.plot(epochs, [r.get(key, np.nan) for r in history], label=f"{name} (validation)")
-    for axis, name in ((losses, "loss"), (aucs, "")):
+        aucs.plot(*_line(history, key), label=name, marker=".")
+    for axis, name in ((losses, "loss"), (aucs, "of the validation films")):
         for i in range(1, len(history)):
             if history[i].get("phase") != history[i - 1].get("phase"):
                 axis.axvline(i + 0.5, color="grey", linestyle="--", linewidth=1)
+        if kept is not None:
+            axis.axvline(kept + 1, color="grey", linestyle=":", linewidth=1, label="kept")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="epoch", ylabel=name)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
         axis.grid(alpha=0.3)
     figure.suptitle(title)
     return write_figure(figure, path)
+
+
+def _line(history: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Epochs from 1 on and the values of `key`, with a gap before each new phase."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for i, row in enumerate(history):
+        if i and row.get("phase") != history[i - 1].get("phase"):
+            xs.append(i + 0.5)
+            ys.append(np.nan)
+        xs.append(i + 1.0)
+        ys.append(row.get(key, np.nan))
+    return xs, ys
 
 
 def draw_panels(

@@ -59,9 +59,8 @@ class PreprocessConfig:
         if self.contrast not in CONTRASTS:
             raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}. "
                              f"Got {self.contrast!r} instead.")  # fmt: skip
-        if self.side < 32 or self.side % 32:
-            raise ValueError(f"side must be a multiple of 32 px (five halvings of the encoder). "
-                             f"Got {self.side} instead.")  # fmt: skip
+        if self.side < 32:
+            raise ValueError(f"side must be at least 32 px. Got {self.side} instead.")
         if not 0 <= self.low_percentile < self.high_percentile <= 100:
             raise ValueError(
                 "low_percentile must lie below high_percentile, both in [0, 100]. Got "

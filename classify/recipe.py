@@ -108,6 +108,9 @@ class TrainConfig:
         for name in ("workers", "max_films", "max_epochs", "draws"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative. Got {getattr(self, name)} instead.")
+        if self.preprocess.side % 32:
+            raise ValueError("preprocess.side must be a multiple of 32 px (five halvings of the "
+                             f"encoder). Got {self.preprocess.side} instead.")  # fmt: skip
         if self.restore_weight < 0:
             raise ValueError(f"restore_weight must not be negative. Got {self.restore_weight}.")
 

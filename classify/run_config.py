@@ -20,8 +20,9 @@ class RunConfig:
             Left out: the members see whole films.
         out: folder of the run; a stopped run goes on there. Empty takes runs/classify_crops, or
             runs/classify_films for whole films.
-        ensemble: folder of the members and their screener. Empty takes weights/ensemble_crops, or
-            weights/ensemble_films for whole films.
+        ensemble: folder of the members and their screener, or of a single network (python -m
+            classify.single), whose classes but normal are the members then. Empty takes
+            weights/ensemble_crops, or weights/ensemble_films for whole films.
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
         tiers: YAML file that says which target is in which risk tier.
         tier_threshold: a member finds its target from this probability on; left out, when target

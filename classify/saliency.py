@@ -18,12 +18,14 @@ import torch
 from torch import nn
 
 from classify.saliency_closed import CLOSED_FORMS, logits_and_maps, may_be_closed
-from classify.saliency_fusion import backbone_maps, fused_maps, has_backbones
+from classify.saliency_fusion import backbone_maps, fuse, fused_maps, has_backbones
 from classify.saliency_hooks import (
+    bare_net,
     check_classes,
     check_layers,
     left_as_found,
     on_device_of,
+    rearranges,
     saliency_layer,
 )
 from classify.saliency_methods import eigen_maps, library_maps
@@ -33,6 +35,7 @@ from cxr.boxes import Frame
 __all__ = [
     "METHODS",
     "backbone_maps",
+    "fuse",
     "fused_maps",
     "grad_cam",
     "left_as_found",
@@ -80,6 +83,7 @@ def saliency_maps(
     if closed_form not in ("auto", True, False):
         raise ValueError(f"closed_form must be auto, True or False. Got {closed_form!r} instead.")
     check_classes(classes, len(batch))
+    model, classes = bare_net(model, classes)
     if layer is None and has_backbones(model):
         if closed_form is True:
             raise ValueError("closed_form must be auto or False for a net with several backbones. "
@@ -109,6 +113,10 @@ def logits_and_saliency(
     """Logits (N, K) float32 and each film's map (N, h, w) of the logit `wanted`, from one forward
     pass. The maps are None where the method has no closed form on this model: `saliency_maps` makes
     them with closed_form=False then. Arguments and errors as for `saliency_maps`."""
+    net, (logit,) = bare_net(model, [wanted])
+    if net is not model and rearranges(model):
+        bare, planes = logits_and_saliency(net, batch, logit, method)
+        return model.rearrange(torch.from_numpy(bare)).numpy(), planes
     if has_backbones(model) or method not in CLOSED_FORMS:
         with left_as_found(model), torch.inference_mode():
             return model(on_device_of(model, batch)).float().cpu().numpy(), None

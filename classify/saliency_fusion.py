@@ -6,7 +6,7 @@ that says nothing weighs as much as one that decides. Here the maps are added as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -94,9 +94,14 @@ def fused_maps(
     backbone keeps its share in the logit; with equal values instead, a coarse map would weigh more
     by the ratio of the areas. The other methods' maps keep their values.
     """
-    maps = list(backbone_maps(model, batch, classes, method, top_k, score_batch).values())
+    return fuse(backbone_maps(model, batch, classes, method, top_k, score_batch), method)
+
+
+def fuse(by_name: Mapping[str, np.ndarray], method: str = "grad_cam") -> np.ndarray:
+    """(N, h, w): maps of several backbones (N, …) added up as `fused_maps` does."""
+    maps = list(by_name.values())
     height, width = max(m.shape[1] for m in maps), max(m.shape[2] for m in maps)
-    fused = np.zeros((len(batch), height, width), np.float32)
+    fused = np.zeros((len(maps[0]), height, width), np.float32)
     for planes in maps:
         for n, plane in enumerate(planes):
             large = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -45,6 +45,34 @@ def saliency_layer(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} must name its `saliency_layer`, the module whose "
                          "output (N, C, h, w) is pooled. It names none.")  # fmt: skip
     return layer
+
+
+class Rearranges(Protocol):
+    """A model whose logits are those of another network in another order.
+
+    `bare_logits` is that network, and which of its logits each of the model's is; those that are
+    made of several are left out. `rearrange` makes the model's logits from the network's (N, K).
+    """
+
+    @property
+    def bare_logits(self) -> tuple[nn.Module, dict[int, int]]: ...
+
+    def rearrange(self, logits: torch.Tensor) -> torch.Tensor: ...
+
+
+def rearranges(model: Any) -> TypeGuard[Rearranges]:
+    """Whether a model stands for another network."""
+    return hasattr(model, "bare_logits")
+
+
+def bare_net(model: nn.Module, classes: Sequence[int]) -> tuple[nn.Module, Sequence[int]]:
+    """The network to explain, and its classes: of a model that stands for another network that one,
+    so that its head is seen as it is; the model itself where a class has no logit there."""
+    if rearranges(model):
+        net, logits = model.bare_logits
+        if all(int(c) in logits for c in classes):
+            return net, [logits[int(c)] for c in classes]
+    return model, classes
 
 
 def check_layers(model: nn.Module, layers: Sequence[nn.Module]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+CHOICES = ("val_loss", "val_auc")  # what the kept epoch is chosen by
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -15,11 +17,12 @@ class OptimConfig:
         rate: learning rate at its highest.
         encoder_rate: factor on the rate for the pretrained encoder.
         weight_decay: of all weights that are trained.
-        schedule: plateau (the thesis), cosine or onecycle.
+        schedule: plateau (the thesis), cosine, onecycle or constant.
         epochs: at most this many.
         warmup_epochs: cosine only: the rate rises from 0 over these epochs (fractions count).
         patience: plateau: epochs without gain of the validation loss before the rate is cut;
-            cosine and onecycle: epochs without gain of macro AUC before the end, 0 for never.
+            the others: epochs without gain in what the best epoch is chosen by (members: macro
+            AUC) before the end, 0 for never.
         factor: plateau: the cut.
         floor_rate: plateau: below this rate, `patience` epochs without gain end the training.
         clip_norm: largest norm of the gradient; 0 for none.
@@ -43,8 +46,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adam", "adamw", "sgd"):
             raise ValueError(f"optimizer must be adam, adamw or sgd. Got {self.optimizer!r}.")
-        if self.schedule not in ("plateau", "cosine", "onecycle"):
-            raise ValueError("schedule must be plateau, cosine or onecycle. "
+        if self.schedule not in ("plateau", "cosine", "onecycle", "constant"):
+            raise ValueError("schedule must be plateau, cosine, onecycle or constant. "
                              f"Got {self.schedule!r} instead.")  # fmt: skip
         if self.rate <= 0 or self.epochs < 1 or not 0 < self.factor < 1:
             raise ValueError("rate must be positive, epochs at least 1, factor in (0, 1). Got "

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from classify.predictions import read_predictions
+from cxr.film_names import FilmNames
 from cxr.films_table import FilmRow, read_films_table
 from cxr.split import Split
 
@@ -62,10 +63,11 @@ def read_screening_films(
     """Films of one or more predictions.csv that have logits, a box (`ok`) and a known truth.
 
     A film with status `fallback` is never cleared, so it neither proves nor teaches anything here.
-    Films are matched to films.csv by the longest end of their path that stands there. Raises
-    ValueError when the runs have different members or no film is left.
+    Films are matched to films.csv by the longest end of their path that stands there, else by
+    `cxr.film_names`. Raises ValueError when the runs have different members or no film is left.
     """
     table = {row.image: row for row in read_films_table(labels)}
+    names = FilmNames(table)
     out: Counter[str] = Counter()
     kept: dict[str, tuple[FilmRow, np.ndarray]] = {}
     targets: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ def read_screening_films(
                              f"{', '.join(found)}, another has {', '.join(targets)}.")  # fmt: skip
         targets = found
         for row in rows:
-            truth = _match(row.film, table)
+            truth = _match(row.film, table, names)
             if row.logits is None or row.status != "ok":
                 out[f"status {row.status}"] += 1
             elif truth is None:
@@ -104,7 +106,8 @@ def read_screening_films(
     )
 
 
-def _match(film: str, table: dict[str, FilmRow]) -> FilmRow | None:
+def _match(film: str, table: dict[str, FilmRow], names: FilmNames) -> FilmRow | None:
     parts = PurePosixPath(film.replace("\\", "/")).parts
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((table[end] for end in ends if end in table), None)
+    found = next((end for end in ends if end in table), None) or names.find(film)
+    return None if found is None else table[found]

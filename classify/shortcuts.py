@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,9 +17,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classify.cases import Case
 from cxr.boxes import Frame
 from cxr.film import read_film
+
+if TYPE_CHECKING:
+    from classify.cases import Case  # loads torch, which nothing here needs
 
 SIDE = 8
 NAMES = ("thumbnail of the film", "outside the thorax box", "four numbers of the box",
@@ -44,12 +47,13 @@ def shortcut_features(cases: Sequence[Case], data: Path) -> ShortcutFeatures:
         if case.crop_row is None or case.crop_row.thorax_xyxy is None:
             raise ValueError(f"{case.row.image} has no thorax box: give crops of detect.crop.")
         pixels = read_film(data / case.row.image).pixels
-        rows.append(_of_film(pixels, case.crop_row.thorax_xyxy))
+        rows.append(film_shortcuts(pixels, case.crop_row.thorax_xyxy))
     columns = zip(*rows, strict=True)
     return ShortcutFeatures({n: np.stack(c) for n, c in zip(NAMES, columns, strict=True)})
 
 
-def _of_film(pixels: np.ndarray, box_xyxy: Sequence[float]) -> list[np.ndarray]:
+def film_shortcuts(pixels: np.ndarray, box_xyxy: Sequence[float]) -> list[np.ndarray]:
+    """The shortcuts of NAMES of one film (H, W) in [0, 1] with its thorax box (x0, y0, x1, y1)."""
     height, width = pixels.shape
     aspect = np.array([height / width])
     frame = Frame.cut(box_xyxy)

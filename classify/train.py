@@ -6,7 +6,6 @@ python -m classify.train --config configs/classify/kermany_films.yaml --max_film
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from classify.recipe import TrainConfig
 from cxr.cli import parse_config, to_plain
 from cxr.films_table import read_films_table
 from cxr.split import Split
-from cxr.workdir import Workdir, log
+from cxr.workdir import Workdir, keep_to_recipe, log
 
 EXAMPLE = "python -m classify.train --config configs/classify/kermany_crops.yaml --max_films 60"
 # What may change between a stop and the next start of the same training.
@@ -118,19 +117,7 @@ def _job(
 
 def check_same_recipe(folder: Path, config: TrainConfig) -> None:
     """Raise ValueError when a member was begun with other settings than it would go on with."""
-    plain = {k: v for k, v in to_plain(config).items() if k not in _FREE}
-    mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    path = folder / "recipe.json"
-    if not path.exists():
-        Workdir(folder)
-        path.write_text(json.dumps({"sha256": mark, "settings": plain}, indent=2))
-        return
-    old = json.loads(path.read_text())
-    if old["sha256"] != mark:
-        before = old["settings"]
-        differs = sorted(k for k in {*before, *plain} if before.get(k) != plain.get(k))
-        raise ValueError(f"{folder} was begun with other settings ({', '.join(differs)}). "
-                         "Give another --out, or remove that folder.")  # fmt: skip
+    keep_to_recipe(folder, {k: v for k, v in to_plain(config).items() if k not in _FREE})
 
 
 if __name__ == "__main__":

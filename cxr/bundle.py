@@ -58,15 +58,31 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} must be a safetensors file. {error}") from error
-    try:
-        meta = json.loads(text) if text else {}
-    except ValueError:
-        meta = {}
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA or meta.get("kind") != kind:
-        got = meta.get("kind") if isinstance(meta, dict) else None
+    meta = _parse(text)
+    if meta.get("schema") != SCHEMA or meta.get("kind") != kind:
+        got = meta.get("kind")
         raise ValueError(f"{path} must be a lungfirst bundle of kind {kind!r}. Got {got!r}.")
     if meta.get("version") != VERSION:
         got = meta.get("version")
         raise ValueError(f"{path} must be a bundle of version {VERSION}. Got {got!r}: train anew.")
     floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
     return Bundle(kind, floats, meta, sha256_file(path), str(path))
+
+
+def bundle_kind(path: str | Path) -> str:
+    """The kind of a bundle by its metadata alone; "" for a file that is no bundle."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            meta = _parse((file.metadata() or {}).get("lungfirst", ""))
+    except (OSError, SafetensorError):
+        return ""
+    return str(meta.get("kind", "")) if meta.get("schema") == SCHEMA else ""
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """The metadata; empty for text that is none."""
+    try:
+        meta = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return meta if isinstance(meta, dict) else {}

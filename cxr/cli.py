@@ -18,6 +18,7 @@ from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 from cxr.workdir import set_up_logging, write_atomic
 
 Config = TypeVar("Config")
+_PARSERS: dict[type[Any], ArgumentParser] = {}
 
 
 def build_parser(
@@ -173,12 +174,20 @@ def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
 
     The way back from a bundle's metadata: an unknown key or a wrong type is an error.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class, as_group=False)
+    parser = _parser_of(config_class)
     try:
         return instantiate(parser, parser.parse_object(data), config_class)
     except Exception as error:  # jsonargparse raises several kinds
         raise ValueError(f"{config_class.__name__}: {error}") from error
+
+
+def _parser_of(config_class: type[Any]) -> ArgumentParser:
+    """Made once a class: reading all docstrings and types takes a good part of a second."""
+    if config_class not in _PARSERS:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(config_class, as_group=False)
+        _PARSERS[config_class] = parser
+    return _PARSERS[config_class]
 
 
 def write_config(path: Path, config: Any) -> None:

@@ -7,6 +7,7 @@ They expect pixels as (x / 255 - 0.498) / 0.502.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 
@@ -24,10 +25,15 @@ def imagenet_lite_state_dict(timm_name: str) -> dict[str, Tensor]:
     segmentation-models-pytorch are understood. Raises ValueError for another network and
     ImportError, with the command to install it, when the package is missing.
     """
+    size = check_lite_name(timm_name)
+    return dict(_read(_weights_file(size), size))
+
+
+@functools.lru_cache(maxsize=1)  # a table trains dozens of networks from the same weights
+def _read(file: Path, size: str) -> dict[str, Tensor]:
     import timm  # late: reading a film must not pay for timm
 
-    size = check_lite_name(timm_name)
-    loaded = torch.load(_weights_file(size), map_location="cpu", weights_only=True)
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
     wanted = timm.create_model(f"tf_efficientnet_{size}", pretrained=False).state_dict()
     return match_in_order(loaded, wanted)
 

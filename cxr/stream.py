@@ -61,7 +61,7 @@ def read_or_say_why(path: str | Path) -> Film | Unread:
         reason, sentence = "unexpected", f"reading failed with {type(error).__name__}."
     try:
         return Unread(reason, sentence, sha256_file(path))
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte is a ValueError
         return Unread(reason, sentence)
 
 

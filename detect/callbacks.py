@@ -20,8 +20,8 @@ from detect.dataset import ThoraxDataset
 class History(Callback):
     """One row an epoch in history.json (kept over a resume), and the curves drawn from it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, shown: tuple[str, ...] = ("loss", "val_iou")) -> None:
+        self.folder, self.shown = folder, shown
         self.rows: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -40,7 +40,7 @@ class History(Callback):
             self.rows.append({"epoch": trainer.current_epoch, **values})
         if trainer.is_global_zero:
             write_json(self.folder / "history.json", self.rows)
-            plot_history(self.rows, ("loss", "val_iou"), self.folder / "curves.png")
+            plot_history(self.rows, self.shown, self.folder / "curves.png")
 
 
 def plot_history(rows: list[dict[str, float]], names: tuple[str, ...], path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.coco import CocoFilm, read_coco
+from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
 from cxr.split import Split, make_split
 from cxr.workdir import Workdir, log, sha256_file
@@ -26,7 +27,8 @@ class DataConfig:
         annotations: COCO JSON, relative to `data` or a path of its own.
         split: a split saved by `python -m cxr.split`; empty: made anew from `parts` and the seed,
             by patient and label, and saved in the run's folder.
-        parts: shares of a split made anew; train and val are used here.
+        parts: shares of a split made anew; train and val are trained with, and
+            `detect.film_class` answers the films of test.
         sources: keep these sources only; empty keeps all.
         per_label: keep so many films of each label, such as {normal: 200, pneumonia: 200}.
         class_from: key of each image whose value is its boxes' class, such as label, for
@@ -56,6 +58,22 @@ def select_films(
 
     Raises ValueError or OSError when files are missing or do not fit together.
     """
+    parts, masks = select_parts(config, seed, workdir, classes)
+    train, val = parts["train"], parts["val"]
+    if not train or not val:
+        raise ValueError(f"the split must leave films to train and to validate. Got {len(train)} "
+                         f"and {len(val)} instead.")  # fmt: skip
+    return train, val, masks
+
+
+def select_parts(
+    config: DataConfig, seed: int, workdir: Workdir | None = None,
+    classes: Sequence[str] = ("thorax",),
+) -> tuple[dict[str, list[CocoFilm]], dict[str, str]]:  # fmt: skip
+    """`select_films` for every part of the split: part → films, and the masks.
+
+    The parts train and val are always there, and may be empty.
+    """
     films, masks = _eligible_films(config, classes)
     if config.per_label:
         films = take_per_label(films, config.per_label, seed)
@@ -70,14 +88,9 @@ def select_films(
         split = make_split(patients, strata, config.parts, seed)
         if workdir is not None:
             split.save(workdir / "split.json")
-    train = [films[i] for i in split.select(patients, "train")]
-    val = [films[i] for i in split.select(patients, "val")]
-    if config.max_films:
-        train, val = train[: config.max_films], val[: config.max_films]
-    if not train or not val:
-        raise ValueError(f"the split must leave films to train and to validate. Got {len(train)} "
-                         f"and {len(val)} instead.")  # fmt: skip
-    return train, val, masks
+    names = ("train", "val", *sorted(set(split.part_of.values()) - {"train", "val"}))
+    end = config.max_films or None
+    return {name: [films[i] for i in split.select(patients, name)][:end] for name in names}, masks
 
 
 def _eligible_films(
@@ -121,26 +134,34 @@ def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:
 def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
     """The films with the names they have under `data`, where their own do not exist.
 
-    A public set lies in other folders on each disk, so a film is looked for by its base name. The
-    same bytes in two places are one film; a film that is nowhere keeps its name.
+    A public set lies in other folders on each disk, so a film is looked for in films.csv of `data`
+    by the end of its path, then there and in the folder by its base name. The same bytes in two
+    places are one film; a film that is nowhere keeps its name.
 
     Raises:
         ValueError: for a base name that two different files or two missing films have.
     """
     data = Path(data)
     present = {f.file_name for f in films if (data / f.file_name).exists()}
+    if len(present) == len({f.file_name for f in films}):
+        return films
+    listed = _listed(data)
+    names = FilmNames(listed, (f.file_name for f in films))
+    found: dict[str, str] = {}
     missing = defaultdict(list)
     for film in films:
         if film.file_name not in present:
-            missing[Path(film.file_name).name].append(film.file_name)
-    if not missing:
-        return films
-    found = {}
-    for base, files in _walk_for(set(missing), data).items():
+            name = names.find(film.file_name)
+            if name and name not in present and (data / name).is_file():
+                found[film.file_name] = name
+            else:
+                missing[Path(film.file_name).name].append(film.file_name)
+    present |= set(found.values())
+    for base, files in _walk_for(set(missing), data, listed).items():
         others = [f for f in files if f not in present]  # a present file is its own film's
         if others:
             found[missing[base][0]] = _only_file(others, missing[base], data)
-    log.info("%d of %d films found in %s by their base names", len(found), len(films), data)
+    log.info("%d of %d films found in %s by the ends of their names", len(found), len(films), data)
     return [replace(f, file_name=found.get(f.file_name, f.file_name)) for f in films]
 
 
@@ -156,9 +177,19 @@ def _only_file(files: list[str], names: list[str], data: Path) -> str:
     return files[0]
 
 
-def _walk_for(bases: set[str], data: Path) -> dict[str, list[str]]:
-    """Base name → files below `data`, relative to it; hidden folders are passed over."""
+def _listed(data: Path) -> list[str]:
+    """The films of `data`'s films.csv, which may lie elsewhere; none where there is no table."""
+    table = data / "films.csv"
+    return [row.image for row in read_films_table(table)] if table.exists() else []
+
+
+def _walk_for(bases: set[str], data: Path, listed: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Base name → files below `data`, relative to it, and `listed` ones outside of it; hidden
+    folders are passed over."""
     places: dict[str, list[str]] = defaultdict(list)
+    for image in listed:
+        if Path(image).name in bases and Path(image).is_absolute() and Path(image).is_file():
+            places[Path(image).name].append(image)
     for folder, folders, names in os.walk(data):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in bases.intersection(names):

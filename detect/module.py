@@ -48,7 +48,12 @@ class OptimiserConfig:
 
 class DetectorModule(LightningModule):
     """Trains what `build_detector` gives. Validation logs `val_iou`: the mean IoU of the best box
-    with misses as 0, in letterbox pixels (a similarity of the film: the IoU is the film's)."""
+    with misses as 0, in letterbox pixels (a similarity of the film: the IoU is the film's).
+
+    `monitor` names the validation figure whose highest value picks the epoch that is kept.
+    """
+
+    monitor = "val_iou"
 
     def __init__(self, model: nn.Module, optimiser: OptimiserConfig) -> None:
         super().__init__()
@@ -78,12 +83,16 @@ class DetectorModule(LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         images, targets = batch
         for found, target in zip(self.model(images), targets, strict=True):
-            truth = target["boxes"].double().cpu().numpy()
-            if not len(truth):
-                continue
-            best = found["boxes"][found["scores"].argsort(descending=True)[:1]]
-            iou = iou_xyxy(best.double().cpu().numpy(), truth)
-            self._ious.append(float(iou.max()) if iou.size else 0.0)
+            self.measure(found, target)
+
+    def measure(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+        """Take one validation film's boxes into the epoch's figures."""
+        truth = target["boxes"].double().cpu().numpy()
+        if not len(truth):
+            return
+        best = found["boxes"][found["scores"].argsort(descending=True)[:1]]
+        iou = iou_xyxy(best.double().cpu().numpy(), truth)
+        self._ious.append(float(iou.max()) if iou.size else 0.0)
 
     def on_validation_epoch_end(self) -> None:
         ious = np.asarray(self._ious or [0.0])
@@ -114,7 +123,7 @@ class DetectorModule(LightningModule):
                 optimiser, mode="max", factor=0.5, patience=config.patience
             )
             return {"optimizer": optimiser,
-                    "lr_scheduler": {"scheduler": plateau, "monitor": "val_iou"}}  # fmt: skip
+                    "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor}}  # fmt: skip
 
         def factor(step: int) -> float:
             if step < warm:

@@ -86,12 +86,41 @@ class TrainConfig:
     half: bool = True
 
 
+class RefusedError(ValueError):
+    """The settings or the data do not allow a training."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, read films, fit, choose thresholds, write the bundle."""
+    """Parse and train; 2 for wrong settings or data."""
     config = parse_config(
         TrainConfig, argv, "python -m detect.train",
         "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet",
     )  # fmt: skip
+    try:
+        history = train(config)
+    except RefusedError as error:
+        log.error("%s", error)
+        return 2
+    best = best_epoch(history, DetectorModule.monitor)
+    console.print(
+        f"best validation IoU {best.get('val_iou', 0):.4f}; "
+        f"wrote {Path(config.out) / 'thorax.safetensors'}"
+    )
+    return 0
+
+
+def train(
+    config: TrainConfig, module_class: type[DetectorModule] = DetectorModule
+) -> list[dict[str, float]]:
+    """Read films, fit, choose thresholds, write the bundle; returns the history, a row an epoch.
+
+    Args:
+        config: `config.out` is the folder that holds all results (see TrainConfig).
+        module_class: of the LightningModule; its `monitor` picks the epoch.
+
+    Raises:
+        RefusedError: for wrong settings, and for data that are missing or do not fit together.
+    """
     workdir = Workdir(config.out)
     try:
         train_films, val_films, masks = select_films(
@@ -100,26 +129,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = build_detector(config.model)
         augment = build_augmentation(config.augment)
     except (ValueError, OSError, ImportError) as error:
-        console.print(f"[red]{error}[/red]", soft_wrap=True)
-        return 2
+        raise RefusedError(str(error)) from error
     workdir.start(to_plain(config), config.seed)
     root, side = config.data.data, config.model.side
     try:
-        train = ThoraxDataset(train_films, root, side, augment, config.negatives, masks)
+        learnt = ThoraxDataset(train_films, root, side, augment, config.negatives, masks)
         val = ThoraxDataset(val_films, root, side)
     except ValueError as error:
-        log.error("%s", error)
-        return 2
-    log.info("%d films to train, %d to validate", len(train), len(val))
-    module = DetectorModule(model.to(memory_format=torch.channels_last), config.optimiser)
-    history = fit(config, workdir, module, train, val)
+        raise RefusedError(str(error)) from error
+    log.info("%d films to train, %d to validate", len(learnt), len(val))
+    module = module_class(model.to(memory_format=torch.channels_last), config.optimiser)
+    history = fit(config, workdir, module, learnt, val)
     thresholds = choose_thresholds(module.model, val)
-    best = max((h for h in history if "val_iou" in h), key=lambda h: h["val_iou"], default={})
-    write_bundle(config, workdir, module.model, thresholds, best, train, val)
-    console.print(
-        f"best validation IoU {best.get('val_iou', 0):.4f}; wrote {workdir / 'thorax.safetensors'}"
-    )
-    return 0
+    best = best_epoch(history, module.monitor)
+    write_bundle(config, workdir, module.model, thresholds, best, learnt, val)
+    return history
+
+
+def best_epoch(history: Sequence[dict[str, float]], monitor: str) -> dict[str, float]:
+    """The history's first row with the highest `monitor`; empty where none has it."""
+    return max((h for h in history if monitor in h), key=lambda h: h[monitor], default={})
 
 
 def fit(
@@ -129,13 +158,14 @@ def fit(
     """Lightning's loop with resume; leaves the best weights in the module."""
     saving: dict[str, Any] = {"dirpath": workdir / "checkpoints", "save_on_train_epoch_end": True,
                               "enable_version_counter": False}  # fmt: skip
-    keep = ModelCheckpoint(filename="best", monitor="val_iou", mode="max", **saving)
+    keep = ModelCheckpoint(filename="best", monitor=module.monitor, mode="max", **saving)
     # one of its own: `save_last` writes nothing in an epoch that is not the best
     latest = ModelCheckpoint(filename="last", **saving)
-    history = History(workdir.path)
+    shown = tuple(dict.fromkeys(("loss", "val_iou", module.monitor)))
+    history = History(workdir.path, shown)
     callbacks: list[Callback] = [keep, latest, history, LearningRateMonitor()]
     if config.patience:
-        callbacks.append(EarlyStopping("val_iou", mode="max", patience=config.patience))
+        callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.patience))
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
     if config.picture_every:
@@ -191,7 +221,9 @@ def write_bundle(
         workdir / "thorax.safetensors", "thorax", model.state_dict(), half=config.half,
         model={**to_plain(config.model), "weights": "none"},  # rebuilt without any download
         operating_point=thresholds, trained_on=trained_on,
-        metrics={"val_iou": best.get("val_iou"), "where": "validation films, best epoch"},
+        metrics={"val_iou": best.get("val_iou"),
+                 **{k: v for k, v in best.items() if k.startswith("val_")},
+                 "where": "validation films, best epoch"},
         licence="weights: Apache-2.0; see the model card for the films' licences",
         provenance=provenance(),
     )  # fmt: skip

@@ -8,9 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from exploring.entries import Entry, read_entries
 
 from cxr.coco import CocoFilm, CocoSet, write_coco
+from exploring.entries import Entry, read_entries
 
 COLUMNS = ("image", "mask", "source", "patient_id", "view", "label", "sublabel", "age", "sex",
            "licence", "width", "height", "orig_width", "orig_height")  # fmt: skip

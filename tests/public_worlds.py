@@ -153,3 +153,7 @@ def mimic(top: Path, ending: str = ".csv.gz") -> Path:
           "10000032,50414267," + observed(No_Finding="1.0"),
           "11000011,50000001," + observed(Pneumonia="-1.0", Edema="1.0"))  # fmt: skip
     return top
+
+
+WORLDS = {f.__name__: f for f in (kermany, nih, ieee8023, radiography, actualmed, figure1, chexpert,
+                                  mimic)}  # fmt: skip

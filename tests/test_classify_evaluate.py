@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from classify.evaluate import Question, ensemble_score, main, markdown
-from classify.shortcuts import _of_film, shortcut_scores
+from classify.shortcuts import film_shortcuts, shortcut_scores
 from cxr.boxes import Frame
 
 
@@ -32,7 +32,7 @@ def test_outside_shows_nothing_of_the_thorax() -> None:
     box = (40.0, 20.0, 120.0, 60.0)
     changed = film.copy()
     changed[20:60, 40:120] = 1.0
-    one, two = _of_film(film, box), _of_film(changed, box)
+    one, two = film_shortcuts(film, box), film_shortcuts(changed, box)
     np.testing.assert_array_equal(one[1], two[1])  # outside
     assert not np.allclose(one[3], two[3])  # crop
     np.testing.assert_allclose(one[2], [0.25, 0.25, 0.75, 0.75, 0.5])  # box and aspect

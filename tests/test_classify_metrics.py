@@ -9,6 +9,7 @@ from classify.metrics import (
     auc,
     bootstrap_weights,
     classification_report,
+    f1,
     figure,
     macro_auc,
     ratio,
@@ -99,6 +100,40 @@ def test_a_class_without_films_has_no_figures() -> None:
     assert report.sensitivity["others"].value is None
     assert report.auc["others"].value is None
     assert report.balanced_accuracy.value == pytest.approx(1.0)
+
+
+def test_f1_is_the_harmonic_mean_of_precision_and_sensitivity() -> None:
+    # said 3, of them 2 right; truly there 4: precision 2/3, sensitivity 2/4, F1 = 4/7
+    said = [True, True, True, False, False, False]
+    truth = [True, True, False, True, True, False]
+    assert f1(said, truth)[0] == pytest.approx(4 / 7)
+
+
+def test_f1_of_a_class_never_answered_is_0_and_of_a_class_without_films_undefined() -> None:
+    assert f1([False, False], [True, False])[0] == 0.0
+    assert np.isnan(f1([True, False], [False, False])[0])
+
+
+def test_f1_counts_weights_as_repeated_films() -> None:
+    said, truth = [True, False, True], [True, True, False]
+    # each once: 2 / (2 + 1 + 1); the first twice: 4 / (4 + 1 + 1); a draw without the class
+    weights = [[1, 1, 1], [2, 1, 1], [0, 0, 2]]
+    values = f1(said, truth, np.array(weights))
+    assert values[:2] == pytest.approx([1 / 2, 2 / 3])
+    assert np.isnan(values[2])
+
+
+def test_the_report_has_f1_of_each_class_and_their_mean() -> None:
+    # answers normal, flu, flu against normal, normal, flu: F1 2/3 and 2/3; others has no film
+    logits = [[2.0, 1, 0], [1.0, 2, 0], [0.0, 2, 1]]
+    report = classification_report(
+        logits, [0, 0, 1], ["a", "b", "c"], ("normal", "flu", "others"), draws=50
+    )
+    assert report.f1["normal"].value == pytest.approx(2 / 3)
+    assert report.f1["flu"].value == pytest.approx(2 / 3)
+    assert report.f1["others"].value is None
+    assert report.macro_f1.value == pytest.approx(2 / 3)
+    assert (report.f1["normal"].n, report.macro_f1.n) == (2, 3)
 
 
 def test_no_interval_when_most_draws_have_no_value() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from classify.models.bodies import build_body
 from classify.models.fusion import FusionConfig, FusionNet, build_fusion
 from classify.saliency import METHODS, backbone_maps, fused_maps, left_as_found, saliency_maps
 from classify.saliency_fusion import has_backbones
+from cxr.cli import from_plain, to_plain
 
 TINY = ("baseline_cnn", "mobilenet_v2")
 
@@ -104,6 +110,80 @@ def test_three_classes_give_three_logits() -> None:
     assert net(films()).shape == (2, 3)
 
 
+def test_the_whole_way_of_1fc_by_hand() -> None:
+    """Two networks that pool one channel each, then the common layer."""
+    film = torch.zeros(1, 3, 4, 4)
+    film[0, 0, 1, 2], film[0, 1, :2, :2] = 16.0, 8.0  # means: red 1, green 2
+    # pairs (1, 0) and (0, 2) side by side: 3 · 1 and 5 · 2
+    assert hand_net()(film).tolist() == [[3.0, 10.0]]
+
+
+def test_features_of_2fc_come_from_pooled_maps_by_hand() -> None:
+    """Feature 0 of one network is 2 · red, of the other 3 · red + green: 5 · red + green."""
+    first, second = torch.zeros(128, 3), torch.zeros(128, 3)
+    first[0, 0], second[0, 0], second[0, 1] = 2.0, 3.0, 1.0
+    net = FusionNet({"a": Pools(first, 1), "b": Pools(second, 2)}, "2fc", classes=2)
+    hidden, last = torch.zeros(64, 128), torch.zeros(2, 64)
+    hidden[7, 0], last[1, 7] = 2.0, 10.0
+    set_linear(net.fc[0], hidden, [0.0] * 64)
+    set_linear(net.fc[2], last, [0.5, -1.0])
+    film = torch.ones(1, 3, 4, 4)
+    film[:, 1] = 4.0
+    # 10 · ReLU(2 · (5 · 1 + 4)) − 1
+    assert net(film).tolist() == [[0.5, 179.0]]
+
+
+def file_of(path: Path, name: str, seed: int) -> str:
+    """Weights of a body as a file."""
+    torch.manual_seed(seed)
+    save_file(build_body(name).state_dict(), path)
+    return str(path)
+
+
+def test_each_network_starts_from_its_own_weights(tmp_path: Path) -> None:
+    own = file_of(tmp_path / "own.safetensors", "baseline_cnn", 5)
+    weights = {"baseline_cnn": own, "mobilenet_v2": "none"}
+    net = build_fusion(FusionConfig("2fc", TINY, weights=weights, side=64))
+    torch.manual_seed(5)
+    wanted = build_body("baseline_cnn").state_dict()
+    ours = net.nets["baseline_cnn"].body.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in wanted.items())
+
+
+def test_a_stage_of_one_network_is_frozen_and_nothing_else(tmp_path: Path) -> None:
+    own = file_of(tmp_path / "own.safetensors", "baseline_cnn", 5)
+    config = FusionConfig("2fc", TINY, weights={"baseline_cnn": own, "mobilenet_v2": "none"},
+                          freeze_to={"baseline_cnn": "block2"}, side=64)  # fmt: skip
+    net = build_fusion(config).train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    still = [k for k, p in net.named_parameters() if not p.requires_grad]
+    # a convolution and the scale and shift of BatchNorm in each of two blocks: 3 · 32 · 9 + 2 · 32
+    # and 32 · 64 · 9 + 2 · 64
+    assert sum(net.get_parameter(k).numel() for k in still) == 864 + 64 + 18432 + 128
+    assert all(k.startswith(("nets.baseline_cnn.body.0.", "nets.baseline_cnn.body.1."))
+               for k in still)  # fmt: skip
+    net(films()).square().sum().backward()
+    torch.optim.SGD([p for p in net.parameters() if p.grad is not None], 0.1).step()
+    moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert not moved & set(still) and "fc.0.weight" in moved
+    assert "nets.baseline_cnn.body.0.1.running_mean" not in moved
+    assert "nets.baseline_cnn.body.2.1.running_mean" in moved
+
+
+def test_one_stage_without_a_name_is_that_of_all() -> None:
+    config = FusionConfig(nets=("resnet18", "densenet121"), freeze_to="stem")
+    assert {name: part.freeze_to for name, part in config.parts().items()} == {
+        "resnet18": "stem", "densenet121": "stem",
+    }  # fmt: skip
+
+
+def test_weights_by_name_come_back_from_plain_values() -> None:
+    config = FusionConfig(nets=TINY, weights=dict.fromkeys(TINY, "none"))
+    assert from_plain(FusionConfig, to_plain(config)) == config
+    plain = {**to_plain(config), "weights": "none", "freeze_to": ""}
+    assert from_plain(FusionConfig, plain) == replace(config, weights="none")
+
+
 def test_every_network_learns() -> None:
     net = build_fusion(FusionConfig("2fc", TINY, weights="none", side=64)).train()
     net(films()).square().sum().backward()
@@ -182,6 +262,11 @@ def test_maps_leave_the_network_as_it_was(tiny: FusionNet) -> None:
         ({"nets": ("resnet18", "resnet18")}, "different names"),
         ({"nets": ()}, "one at least"),
         ({"weights": "coco"}, "imagenet or none"),
+        ({"weights": {"resnet18": "none"}}, "each of resnet18, densenet121, inception_v3"),
+        ({"nets": TINY}, "for baseline_cnn, which nobody"),
+        ({"freeze_to": {"vgg16": "block1"}}, "of resnet18.*vgg16"),
+        ({"freeze_to": {"resnet18": "layer9"}}, "freeze_to of resnet18"),
+        ({"freeze_to": "stem", "weights": "none"}, "frozen noise"),
         ({"side": 64}, "at least 75"),
         ({"classes": 0}, "classes"),
     ],

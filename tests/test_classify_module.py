@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from classify.learner import NonFiniteLossError
 from classify.models.multitask import MemberConfig, build_member
-from classify.module import MemberModule, NonFiniteLossError, restoration_loss
+from classify.module import MemberModule, restoration_loss
 from classify.preprocess import PreprocessConfig
 from classify.schedule import OptimConfig, PlateauHalving, cosine_factor
 

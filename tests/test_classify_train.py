@@ -126,7 +126,7 @@ def test_the_thesis_schedule_ends_a_training_by_itself(
 def test_onecycle_ends_at_a_lower_rate_and_stops_without_gain(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("classify.module.macro_auc", lambda *_: 0.5)  # never a gain
+    monkeypatch.setattr("classify.learner.macro_auc", lambda *_: 0.5)  # never a gain
     optim = OptimConfig("sgd", 1e-3, schedule="onecycle", epochs=9, patience=2, clip_norm=1.0)
     train_ensemble(replace(config, out=str(tmp_path), phases=(PhaseConfig("hard", "all", optim),)))
     assert len(history_of(tmp_path)) == 3
@@ -179,7 +179,13 @@ def test_what_is_missing_is_named_and_exits_with_2(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--targets", "[a,a]"], ["--targets", "[../a]"], ["--batch", "0"], ["--colour", "red"]],
+    [
+        ["--targets", "[a,a]"],
+        ["--targets", "[../a]"],
+        ["--batch", "0"],
+        ["--colour", "red"],
+        ["--preprocess.side", "100"],
+    ],  # not halved five times
 )
 def test_wrong_arguments_exit_with_2(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cxr.bundle import load_bundle, save_bundle
+from cxr.bundle import bundle_kind, load_bundle, save_bundle
 from cxr.workdir import sha256_file
 
 
@@ -28,6 +28,15 @@ def test_bundle_reads_back_with_its_meta_and_hash(tmp_path: Path, tensors) -> No
     assert bundle.tensors["count"].item() == 2**40  # a counter of batch norm must not be rounded
     assert bundle.tensors["w"].dtype == torch.float32
     assert torch.equal(bundle.tensors["w"], tensors["w"].half().float())
+
+
+def test_a_kind_is_told_by_the_metadata_alone(tmp_path: Path, tensors) -> None:
+    path = save_bundle(tmp_path / "a.safetensors", "single", tensors)
+    assert bundle_kind(path) == "single"
+    save_file({"w": torch.zeros(2)}, tmp_path / "bare.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    others = ("bare.safetensors", "torn.safetensors", "missing.safetensors")
+    assert [bundle_kind(tmp_path / name) for name in others] == ["", "", ""]
 
 
 def test_full_precision_is_kept_when_wanted(tmp_path: Path, tensors) -> None:

@@ -129,3 +129,7 @@ def test_few_films_need_no_processes() -> None:
 def test_negative_jobs_are_refused() -> None:
     with pytest.raises(ValueError, match="jobs of read_ahead must be 0 or more"):
         next(read_ahead([], jobs=-1))
+
+
+def test_a_name_with_a_zero_byte_is_a_film_that_cannot_be_read() -> None:
+    assert read_or_say_why("a\0.png").sha256 == ""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
@@ -129,23 +127,9 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, words: list[str]) ->
     assert stop.value.code == 2
 
 
-def test_a_public_set_is_handed_to_its_own_module(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
+def test_a_film_that_is_listed_twice_is_said(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     film = np.random.default_rng(0).integers(0, 255, (70, 90), np.uint8)
     cv2.imwrite(str(tmp_path / "images" / "0.png"), film)
-    calls = []
-
-    def stand_in(*words: Any) -> None:
-        calls.append(words)
-        out.mkdir()
-        write_table(out, [{}])
-
-    module = ModuleType("explore_sets")
-    module.convert = stand_in  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "explore_sets", module)
-    code, found, _ = run(tmp_path, out, "--source", "kermany")
-    assert code == 0 and found["read"] == 1
-    assert calls == [("kermany", tmp_path, out)]
+    write_table(tmp_path, [{"image": "images/0.png"}] * 3)
+    assert "2 rows name a film that stands in the table already" in run(tmp_path, tmp_path / "o")[2]

@@ -9,6 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from explore_world import entries_of
+
+from classify.shortcuts import NAMES
+from cxr.manifest import CropRow, ManifestWriter
 from exploring.boxes import Box, crop_boxes
 from exploring.counts import age_table, count_groups
 from exploring.entries import FilmClass, age_band, ordered_classes, sex_of
@@ -23,9 +26,6 @@ from exploring.gather import (
 )
 from exploring.pictures import class_pictures, differences, to_colours
 from exploring.scatter import MOST_DOTS, fit_slope, size_scatter
-
-from classify.shortcuts import NAMES
-from cxr.manifest import CropRow, ManifestWriter
 
 
 @pytest.mark.parametrize(

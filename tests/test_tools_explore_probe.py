@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from explore_world import entries_of
+
+from classify.metrics import Figure
 from exploring import probe
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE
 from exploring.probe import Answer, auc_within, cross_validated_auc, questions
 from exploring.warn import auc_text, headline, verdicts
-
-from classify.metrics import Figure
 
 
 def test_pairs_are_counted_inside_their_fold() -> None:
@@ -121,7 +121,8 @@ def answers(about: str = "labels", **lows: float | None) -> list[Answer]:
 @pytest.mark.parametrize("key", ["outside", "numbers", "aspect"])
 def test_what_sees_no_lung_warns_above_the_limit(key: str) -> None:
     assert verdicts(answers(**{key: 0.701}))[0].level == "warning"
-    assert verdicts(answers(**{key: 0.7}))[0].level == "clear"
+    assert verdicts(answers(**{key: 0.7}))[0].level == "caution"
+    assert verdicts(answers(**{key: 0.5}))[0].level == "clear"
 
 
 @pytest.mark.parametrize("key", ["film", "crop"])
@@ -142,6 +143,8 @@ def test_more_than_chance_is_said_without_a_warning() -> None:
 
 def test_the_headline_names_what_was_found() -> None:
     assert headline([]).startswith("No two labels")
+    assert "better than by chance (q)" in headline(verdicts(answers(outside=0.6)))
+    assert headline(verdicts(answers())).startswith("No label that could be checked")
     assert "can be told without lungs (q)" in headline(verdicts(answers(outside=0.9)))
     assert "Not checked for want of thorax boxes: q" in headline(verdicts(answers(outside=None)))
     assert "never pool" in headline(

@@ -1,7 +1,10 @@
-"""python tools/explore.py DATA: pictures of a data set, and whether its labels need a lung at all.
+"""Pictures of a data set, and whether its labels need a lung at all.
 
-DATA is a folder with films.csv. Writes OUT/report.html, one page that needs nothing else, and
-OUT/explore.json with every figure of it.
+    python tools/explore.py DATA                        # a folder with films.csv
+    python tools/explore.py --source kermany PATH       # a public set in its published folders
+
+Writes OUT/report.html, one page that needs nothing else, and OUT/explore.json with every figure of
+it. With --source first OUT/films.csv: OUT is then a folder for the --data of every command.
 """
 
 from __future__ import annotations
@@ -15,6 +18,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
+from explore_sets import convert
+from rich.progress import track
+from rich.table import Table
+
+from classify.report import printable
+from cxr.cli import parse_config, to_plain
+from cxr.public_sets import SETS, Uncertain
+from cxr.workdir import Workdir, console, log, write_atomic, write_json
 from exploring.boxes import Box, coco_boxes, crop_boxes
 from exploring.counts import count_groups
 from exploring.entries import Entry, read_entries
@@ -23,14 +34,9 @@ from exploring.page import Told, class_sizes, page_html
 from exploring.probe import Answer, answer, questions
 from exploring.scatter import fit_slope
 from exploring.warn import Verdict, auc_text, verdicts
-from rich.progress import track
-from rich.table import Table
-
-from classify.report import printable
-from cxr.cli import parse_config, to_plain
-from cxr.workdir import Workdir, console, log, write_atomic, write_json
 
 PROG = "python tools/explore.py"
+UNCERTAIN_SETS = ("chexpert", "mimic")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class ExploreConfig:
         data: folder with films.csv and the films it lists; with `source` the public set's folder.
         source: a public set in its published layout (kermany, nih …): writes its films.csv to
             `out` first.
+        uncertain: what an uncertain label of chexpert and mimic is taken for: ignore (a film with
+            uncertain pneumonia is unknown), positive or negative.
         crops: folder of detect.crop over the same films, whose boxes are used; by default the boxes
             are those of DATA/thorax.json where it exists.
         out: folder for report.html and explore.json (with `source` for films.csv).
@@ -52,6 +60,7 @@ class ExploreConfig:
 
     data: tuple[str, ...] = ()
     source: str = ""
+    uncertain: Uncertain = "ignore"
     crops: str = ""
     out: str = "runs/explore"
     seed: int = 0
@@ -63,6 +72,11 @@ class ExploreConfig:
         if len(self.data) != 1:
             raise ValueError(f"DATA must be one folder. Got {len(self.data)} instead: "
                              f"{PROG} ../shared/data")  # fmt: skip
+        if self.source and self.source not in SETS:
+            raise ValueError(f"source must be one of {', '.join(SETS)}. Got '{self.source}'.")
+        if self.uncertain != "ignore" and self.source not in UNCERTAIN_SETS:
+            raise ValueError(f"uncertain is for --source {' and '.join(UNCERTAIN_SETS)} only, "
+                             f"whose labels can be. Got source '{self.source}'.")  # fmt: skip
         if self.smallest < 10 or self.draws < 1 or self.seed < 0:
             raise ValueError(
                 "smallest must be at least 10, draws at least 1 and seed at least 0. "
@@ -82,18 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def convert(config: ExploreConfig) -> Path:
-    """The published folder layout of a public set to OUT/films.csv, whose images lie in DATA."""
-    import explore_sets  # late: only this mode needs it
-
-    explore_sets.convert(config.source, Path(config.data[0]), Path(config.out))
-    return Path(config.out) / "films.csv"
-
-
 def explore(config: ExploreConfig) -> int:
     """Table, one pass over the films, probe, page. Raises ValueError or OSError for bad input."""
     data = Path(config.data[0])
-    table = convert(config) if config.source else data / "films.csv"
+    if config.source:
+        data = convert(config.source, data, config.out, config.uncertain)
+    table = data / "films.csv"
     entries = read_entries(table, config.smallest)
     boxes, origin = find_boxes(config, data, entries)
     workdir = Workdir(config.out)
@@ -107,8 +115,9 @@ def explore(config: ExploreConfig) -> int:
     for question in track(asked, "asking the probe", console=console, transient=True):
         answers += answer(question, gathered, config.draws, config.seed, config.smallest)
     found = verdicts(answers)
-    told = Told(data.resolve().name, record["made"], record["command"], origin, config.seed,
-                config.draws, config.smallest)  # fmt: skip
+    title = config.source or data.resolve().name
+    told = Told(title, record["made"], record["command"], origin, config.seed, config.draws,
+                config.smallest)  # fmt: skip
     write_json(workdir / "explore.json", to_json(gathered, answers, found, record))
     page = write_atomic(workdir / "report.html", page_html(told, gathered, answers, found))
     tell(answers, found, gathered)
@@ -121,10 +130,11 @@ def find_boxes(
 ) -> tuple[dict[str, Box], str]:
     """Image → box, and where the boxes come from: one origin only, since boxes of two hands could
     tell two sides apart by their hands."""
+    images = [e.row.image for e in entries]
     if config.crops:
-        return crop_boxes(config.crops, [e.row.image for e in entries]), f"from {config.crops}"
+        return crop_boxes(config.crops, images), f"from {config.crops}"
     if (data / "thorax.json").exists():
-        return coco_boxes(data / "thorax.json"), "from thorax.json"
+        return coco_boxes(data / "thorax.json", images), "from thorax.json"
     log.warning("no thorax.json and no --crops: the probe cannot black out the thorax")
     return {}, "no thorax.json beside the table, and no --crops"
 

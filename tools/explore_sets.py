@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
@@ -29,8 +31,9 @@ def convert(
 ) -> Path:
     """Read the public set `source` in `path`; write films.csv and what goes with it into `out`.
 
-    `out` gets films.csv, finding_boxes.csv, problems.csv and set.json, which says where the films
-    lie: `image` is relative to `path`, and no film is copied.
+    `out` gets films.csv, finding_boxes.csv, problems.csv and set.json, and is a folder for the
+    `--data` of every command. No film is copied: `image` is the absolute path of a film that lies
+    outside of `out`, and relative to `out` inside it.
 
     Returns:
         the folder `out`.
@@ -39,15 +42,19 @@ def convert(
         ValueError: when the folder is not the set's, or no film of it can be read.
     """
     path, out = Path(path), Path(out)
+    check_out(out)
     loaded = load_set(source, path, uncertain)
     if not loaded.rows:
         first = f" The first: {loaded.problems[0].text}" if loaded.problems else ""
         raise ValueError(f"'{path}' holds no film of {source} that can be read; "
                          f"{len(loaded.problems)} problems.{first}")  # fmt: skip
-    write_finding_boxes(out / "finding_boxes.csv", loaded.finding_boxes)
+    place = partial(_place, path.resolve(), out.resolve())
+    boxes = [replace(box, image=place(box.image)) for box in loaded.finding_boxes]
+    rows = [replace(row, image=place(row.image)) for row in loaded.rows]
+    write_finding_boxes(out / "finding_boxes.csv", boxes)
     write_problems(out / "problems.csv", loaded.problems)
     write_json(out / RECORD, _record(loaded, path, uncertain))
-    write_films_table(out / "films.csv", loaded.rows)  # the last: where it is, the others are too
+    write_films_table(out / "films.csv", rows)  # the last: where it is, the others are too
     for line in describe_set(out):
         log.info("%s", line)
     return out
@@ -65,6 +72,7 @@ def _record(loaded: LoadedSet, path: Path, uncertain: Uncertain) -> dict[str, ob
         "citation": loader.citation,
         "uncertain": uncertain,
         "films": len(loaded.rows),
+        "publishable": sum(row.publishable for row in loaded.rows),
         "patients": len({row.patient_id for row in loaded.rows}),
         "labels": dict(sorted(Counter(row.label for row in loaded.rows).items())),
         "problems": dict(sorted(Counter(p.kind for p in loaded.problems).items())),
@@ -73,20 +81,25 @@ def _record(loaded: LoadedSet, path: Path, uncertain: Uncertain) -> dict[str, ob
     }
 
 
-def films_folder(folder: str | Path) -> Path:
-    """The folder that `image` of its films.csv is relative to: itself, or as set.json says.
+def check_out(out: Path) -> None:
+    """Raise ValueError where `out` holds a films.csv that no conversion wrote: it may be dear."""
+    if (out / "films.csv").exists() and not _is_record(out / RECORD):
+        raise ValueError(f"--out must be a new folder, or one of an earlier --source. {out} holds "
+                         "a films.csv of other origin, which would be lost.")  # fmt: skip
 
-    Raises:
-        ValueError: when set.json is not one of `convert`.
-    """
-    record = Path(folder) / RECORD
-    if not record.exists():
-        return Path(folder)
-    data = json.loads(record.read_text(encoding="utf-8"))
-    if data.get("schema") != SCHEMA or data.get("version") != 1:
-        raise ValueError(f"{record} must have the schema {SCHEMA}, version 1. "
-                         f"Got {data.get('schema')}, {data.get('version')}.")  # fmt: skip
-    return Path(data["films_in"])
+
+def _is_record(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("schema") == SCHEMA
+
+
+def _place(top: Path, out: Path, image: str) -> str:
+    """The path of a film of the set in `top`, as films.csv in `out` names it."""
+    film = top / image  # not resolved: a link's target may have lost the published name
+    return (film.relative_to(out) if film.is_relative_to(out) else film).as_posix()
 
 
 def describe_set(folder: str | Path) -> list[str]:
@@ -98,9 +111,16 @@ def describe_set(folder: str | Path) -> list[str]:
         f"Left out: {_counts(data['left_out']) or 'nothing'}",
         f"Problems: {_counts(data['problems']) or 'none'} (problems.csv)",
         f"Licence: {data['licence']}",
+        _may_be_published(data["publishable"], data["films"]),
         f"Cite: {data['citation']}",
         f"Films stay in {data['films_in']}",
     ]
+
+
+def _may_be_published(films: int, of: int) -> str:
+    if not films:
+        return "No film's licence allows to publish a model trained on it: publishable_only=false"
+    return f"Publishable: by their licence {films} of {of} films may train a published model"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -65,10 +65,13 @@ def both(draw: Draws, width: int = WIDTH) -> Markup:
 def forest(
     rows: Sequence[Row], about: str, unit: str, line: tuple[float, str] | None = None,
     signed: bool = False, labels: int = 150, texts: int = 165, width: int = WIDTH,
+    span: Sequence[float] = (),
 ) -> Markup:  # fmt: skip
     """Values with their intervals, a row each, on one scale; `line` is a value all are held
-    against. Rows of one group stand under its name. A narrow chart has its words above the bars."""
+    against. Rows of one group stand under its name. A narrow chart has its words above the bars.
+    The scale takes the values of `span` in too, so that charts side by side can share one."""
     known = [v for r in rows for v in (r.value, r.low, r.high, r.chance) if v is not None]
+    known += span
     low, high, ticks = scale_of([*known, *([line[0]] if line else [])], unit, signed)
     stacked = width <= NARROW
     each, middle = (_STACKED, 28.5) if stacked else (_ROW, 12.5)

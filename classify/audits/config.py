@@ -45,7 +45,8 @@ class AuditConfig:
             own, and finds the boxes of whole films anew.
         control_films: films, drawn by seed, for randomised, and for road of those that show a
             member's target; 0 takes all.
-        ensemble: folder of the members; empty takes the one that RUN was made with.
+        ensemble: folder of the members, or of a single network; empty takes the one that RUN was
+            made with.
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
         field: bundle of the lung-field network; empty takes the one that comes with lungfirst.
         draws: bootstrap draws of patients.

@@ -19,6 +19,7 @@ from torch import nn
 
 from classify.audits.likeness import Likeness, likeness
 from classify.models.multitask import _STAGES
+from classify.saliency_hooks import rearranges
 
 HOWS = ("reset", "normal")
 _NO_WAY_TO_LOGITS = ("decoder", "restorer")  # SCXNN's second task: its weights move no map
@@ -59,8 +60,14 @@ def stages_of(model: nn.Module) -> list[Stage]:
     What stands beside the encoder comes one by one, the last first (fc, neck); then the encoder
     from deep to shallow: by the stages of its family where SCXNN knows it, else by its children. A
     network without an `encoder` goes by its own children. Parts that lie side by side, such as
-    the backbones of a fusion net, come one after the other.
+    the backbones of a fusion net, come one after the other. A wrapper round one network is looked
+    through.
     """
+    inner = dict(model.named_children())
+    if len(inner) == 1 and rearranges(model):
+        ((outer, net),) = inner.items()
+        return [Stage(s.name, tuple(f"{outer}.{n}".rstrip(".") for n in s.modules))
+                for s in stages_of(net)]  # fmt: skip
     beside, deep = [], []
     encoder = getattr(model, "encoder", None)
     for name, child in model.named_children():

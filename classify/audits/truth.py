@@ -6,6 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -13,9 +14,10 @@ import cv2
 import numpy as np
 
 from classify.audits.rows import UNKNOWN
-from classify.cases import film_tail, label_of
+from classify.cases import label_of
 from classify.inputs import name_of
 from cxr.boxes import as_boxes, clip_xyxy
+from cxr.film_names import FilmNames
 from cxr.films_table import FilmRow, read_films_table
 from cxr.split import Split
 from cxr.workdir import log
@@ -78,9 +80,9 @@ class Truth:
 
 @dataclass(frozen=True)
 class Truths:
-    """All that a folder's tables say, by the end of a film's path (source/name)."""
+    """All that a folder's tables say, by the film's name in them; found by the end of a path."""
 
-    by_tail: dict[str, Truth] = field(default_factory=dict)
+    by_name: dict[str, Truth] = field(default_factory=dict)
 
     @classmethod
     def load(cls, data: str | Path, human_masks: bool = True) -> Truths:
@@ -91,7 +93,7 @@ class Truths:
             raise ValueError(f"--data must be a folder with films.csv. {folder} holds none.")
         findings = _read_findings(folder / FINDINGS)
         return cls({
-            film_tail(name_of(row.image)): Truth(
+            name_of(row.image): Truth(
                 row, folder / row.mask if row.mask and human_masks else None,
                 tuple(findings.get(row.image, ())),
             )
@@ -100,7 +102,12 @@ class Truths:
 
     def of(self, film: str) -> Truth:
         """What is known of a film by its name in a run."""
-        return self.by_tail.get(film_tail(film), Truth())
+        name = self._names.find(film)
+        return Truth() if name is None else self.by_name[name]
+
+    @cached_property
+    def _names(self) -> FilmNames:
+        return FilmNames(self.by_name)
 
     def select(
         self, films: Iterable[Film], split: Split, part: str, trained_on: Sequence[str]

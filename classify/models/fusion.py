@@ -5,8 +5,9 @@
 | 1fc | K logits | side by side: 3 K | linear 3 K → K |
 | 2fc | 128 features | added up: 128 | linear 128 → 64, ReLU, linear 64 → K |
 
-The report gives the widths and not what lies between the two layers of 2fc: here a ReLU, or nothing
-with `hidden_relu: false`.
+The report gives the widths and no more. Guesses here: the ReLU between the two layers of 2fc (none
+with `hidden_relu: false`), the 128 features of a network as one linear layer on its pooled maps,
+without a ReLU; biases everywhere; no dropout; ImageNet weights to start from, with nothing frozen.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ class FusionConfig:
         head: 1fc or 2fc.
         nets: names of the networks, each one once.
         classes: number of logits.
-        weights: imagenet or none, for all networks.
+        weights: imagenet or none, for all networks; or one of each network's own, by its name:
+            imagenet, none, or a file of weights (.safetensors, or .pth of tensors only).
+        freeze_to: of some networks, by name, the stage up to which they keep their initial weights,
+            BatchNorm statistics included; empty trains everything. One stage without a name is
+            that of all networks. `classify.models.backbones.stages_of(name)` lists them.
         dropout: before the last layer of each network.
         hidden_relu: a ReLU between the two layers of 2fc.
         side: side of the square input in px, the same for all networks.
@@ -41,7 +46,8 @@ class FusionConfig:
     head: str = "2fc"
     nets: tuple[str, ...] = ("resnet18", "densenet121", "inception_v3")
     classes: int = 2
-    weights: str = "imagenet"
+    weights: str | dict[str, str] = "imagenet"
+    freeze_to: str | dict[str, str] = ""
     dropout: float = 0.0
     hidden_relu: bool = True
     side: int = 299
@@ -52,14 +58,37 @@ class FusionConfig:
             raise ValueError(f"nets must be different names, one at least. Got {self.nets}.")
         for name in self.nets:
             check_name(name)
-        if self.weights not in ("imagenet", "none"):
-            raise ValueError(f"weights must be imagenet or none. Got {self.weights!r} instead.")
+        self._check_weights()
         least = max(least_side(name) for name in self.nets)
         if self.side < least:
             raise ValueError(f"side must be at least {least} px for {', '.join(self.nets)}. "
                              f"Got {self.side} instead.")  # fmt: skip
         if self.classes < 1:
             raise ValueError(f"classes must be at least 1. Got {self.classes} instead.")
+        self.parts()  # what one of them refuses is said before a film is read
+
+    def _check_weights(self) -> None:
+        if isinstance(self.weights, str):
+            if self.weights not in ("imagenet", "none"):
+                raise ValueError("weights must be imagenet or none, or name → imagenet, none or a "
+                                 f"file. Got {self.weights!r} instead.")  # fmt: skip
+        elif set(self.weights) != set(self.nets):
+            raise ValueError(f"weights by name must be for each of {', '.join(self.nets)}. "
+                             f"Got them for {', '.join(self.weights) or 'none'}.")  # fmt: skip
+        if isinstance(self.freeze_to, dict) and (odd := set(self.freeze_to) - set(self.nets)):
+            raise ValueError(f"freeze_to by name must be of {', '.join(self.nets)}. "
+                             f"Got {', '.join(sorted(odd))}.")  # fmt: skip
+
+    def parts(self) -> dict[str, BackboneConfig]:
+        """The configuration of each network, by its name."""
+        start, stage = self.weights, self.freeze_to
+        return {
+            name: BackboneConfig(
+                name, self.outputs, start if isinstance(start, str) else start[name],
+                stage if isinstance(stage, str) else stage.get(name, ""), dropout=self.dropout,
+            )
+            for name in self.nets
+        }  # fmt: skip
 
     @property
     def input_side(self) -> int:
@@ -110,12 +139,7 @@ class FusionNet(nn.Module):
 
 def build_fusion(config: FusionConfig) -> FusionNet:
     """A fusion network with its initial weights; errors as of `build_backbone`."""
-    nets = {
-        name: build_backbone(
-            BackboneConfig(name, config.outputs, config.weights, dropout=config.dropout)
-        )
-        for name in config.nets
-    }
+    nets = {name: build_backbone(part) for name, part in config.parts().items()}
     return FusionNet(nets, config.head, config.classes, config.hidden_relu)
 
 

@@ -61,6 +61,10 @@ def _measure(
             text = "The film is listed twice and differently; the first line counts."
         return Problem("duplicate", name, text)
     try:
+        name.encode()
+    except UnicodeEncodeError:
+        return Problem("odd_name", name, "The name is no UTF-8 text; left out. Rename the file.")
+    try:
         width, height = read_size(root / film.image)
     except (FileNotFoundError, NotADirectoryError):
         return Problem("missing_file", name, "The film is listed but not there; left out.")

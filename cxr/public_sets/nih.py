@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from cxr.films_table import NIH_TERMS
 from cxr.public_sets.folders import index_pictures, list_folders
 from cxr.public_sets.records import FindingBox, Item, Loader, Problem, PublicFilm, Uncertain
 from cxr.public_sets.tables import read_lines
 from cxr.public_sets.words import frontal_view, sex_of, years_of
 
-# word for word as films.csv of the shared data has it, by which `publishable` knows it
-LICENCE = ("not restated by carrier repo; NIH Clinical Center: free use with attribution "
-           "(CC0 on Kaggle)")  # fmt: skip
+LICENCE = NIH_TERMS  # by which `FilmRow.publishable` knows it
 FINDINGS = frozenset({
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis",
     "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",

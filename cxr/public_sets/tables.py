@@ -24,7 +24,11 @@ def read_lines(path: Path, key: str) -> Iterator[Line | Problem]:
     """
     with _open(path) as file:
         reader = csv.reader(file)
-        columns = _columns(reader)
+        try:
+            columns = _columns(reader)
+        except (EOFError, OSError) as error:
+            yield Problem("unreadable", path.name, f"The table cannot be read: {error}.")
+            return
         while True:
             try:
                 cells = next(reader)
@@ -82,8 +86,13 @@ def write_finding_boxes(path: str | Path, boxes: Iterable[FindingBox]) -> Path:
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> Path:
-    """problems.csv: kind, where, text."""
-    return _write(Path(path), ("kind", "where", "text"), (asdict(p) for p in problems))
+    """problems.csv: kind, where, text; bytes of a name that are no UTF-8 are spelt out."""
+    rows = ({k: _spelt(v) for k, v in asdict(problem).items()} for problem in problems)
+    return _write(Path(path), ("kind", "where", "text"), rows)
+
+
+def _spelt(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> Path:

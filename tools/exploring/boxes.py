@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
 from cxr.coco import read_coco
+from cxr.film_names import FilmNames
 from cxr.manifest import read_manifest
 
 
@@ -31,32 +31,27 @@ class Box:
         return box[0] if np.isfinite(box).all() and area_xyxy(box)[0] >= 1 else None
 
 
-def coco_boxes(path: str | Path) -> dict[str, Box]:
-    """File name → the union of its boxes; raises ValueError for a file with faults."""
-    return {f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
-            for f in read_coco(path).films if len(f.boxes_xyxy)}  # fmt: skip
+def coco_boxes(path: str | Path, images: Sequence[str]) -> dict[str, Box]:
+    """Image of the table → the union of its boxes; raises ValueError for a file with faults."""
+    return _matched({f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
+                     for f in read_coco(path).films if len(f.boxes_xyxy)}, images)  # fmt: skip
 
 
 def crop_boxes(folder: str | Path, images: Sequence[str]) -> dict[str, Box]:
-    """Image of the table → its box in the manifest of detect.crop, matched by folder and name.
+    """Image of the table → its box in the manifest of detect.crop. Raises ValueError."""
+    boxes = {row.film: Box(_four(np.asarray(row.thorax_xyxy)), row.size_hw)
+             if row.thorax_xyxy is not None and row.size_hw is not None else None
+             for row in read_manifest(folder)[1]}  # fmt: skip
+    return _matched(boxes, images)
 
-    Two films of one tail cannot be told apart and get none. Raises ValueError.
-    """
-    found: dict[str, Box] = {}
-    rows = read_manifest(folder)[1]
-    twice = {t for t, n in Counter(map(_tail, images)).items() if n > 1}
-    twice |= {t for t, n in Counter(_tail(r.film) for r in rows).items() if n > 1}
-    for row in rows:
-        if row.thorax_xyxy is not None and row.size_hw is not None:
-            found[_tail(row.film)] = Box(_four(np.asarray(row.thorax_xyxy)), row.size_hw)
-    return {i: found[_tail(i)] for i in images if _tail(i) in found and _tail(i) not in twice}
+
+def _matched(boxes: Mapping[str, Box | None], images: Sequence[str]) -> dict[str, Box]:
+    """Image → its box, by the end of its path; films that cannot be told apart get none."""
+    names = FilmNames(boxes, images)
+    found = {image: boxes.get(names.find(image) or "") for image in images}
+    return {image: box for image, box in found.items() if box is not None}
 
 
 def _four(box: np.ndarray) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (float(v) for v in box)
     return x0, y0, x1, y1
-
-
-def _tail(path: str) -> str:
-    """source/name of a film, whatever stands before it."""
-    return "/".join(PurePosixPath(path.replace("\\", "/")).parts[-2:])

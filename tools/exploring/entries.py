@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from classify.report import printable
-from cxr.films_table import FilmRow, read_films_table
+from cxr.films_table import FilmRow, open_table, read_films_table
 
 BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", "not stated")
 _AGE = re.compile(r"0*(\d{1,3})(?:\.\d+)?\s*([ymwd]?)(?:ears?|onths?|eeks?|ays?)?", re.IGNORECASE)
@@ -54,7 +54,7 @@ def read_entries(path: str | Path, smallest: int = 30) -> list[Entry]:
     rows = [_printable(row) for row in read_films_table(path)]
     if not rows:
         raise ValueError(f"{path} must list at least one film. Got none.")
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with open_table(path) as file:
         extras = list(csv.DictReader(file))
     kinds = _kinds(rows, smallest)
     return [

@@ -139,7 +139,7 @@ def film_features(pixels: np.ndarray, box_xyxy: np.ndarray | None) -> dict[str, 
     height, width = pixels.shape
     aspect = np.array([height / width])
     whole = (0.0, 0.0, float(width), float(height))
-    values = shortcuts._of_film(pixels, whole if box_xyxy is None else [float(v) for v in box_xyxy])
+    values = shortcuts.film_shortcuts(pixels, whole if box_xyxy is None else box_xyxy.tolist())
     found = {**dict(zip(shortcuts.NAMES, values, strict=True)), ASPECT: aspect}
     return found if box_xyxy is not None else {name: found[name] for name in (FILM, ASPECT)}
 

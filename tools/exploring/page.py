@@ -96,8 +96,10 @@ def probe_tables(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 
 
 def probe_charts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """A forest of AUCs for each question about labels."""
+    """A forest of AUCs for each question about labels, all on one scale."""
     charts = []
+    span = [v for a in answers if a.about == "labels" for v in (a.auc.value, a.auc.low, a.auc.high)
+            if v is not None]  # fmt: skip
     for name in dict.fromkeys(a.question for a in answers if a.about == "labels"):
         own = [a for a in answers if a.question == name and a.auc.value is not None]
         rows = [Row(_SHORT[a.what], a.auc.value, a.auc.low, a.auc.high, auc_text(a.auc))
@@ -106,7 +108,7 @@ def probe_charts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
             about = f"{name}: AUC of linear models. " + "; ".join(
                 f"{WHAT[a.what]} {auc_text(a.auc)}" for a in own
             )
-            draw = partial(forest, rows, about, "score", line=(0.5, "chance"))
+            draw = partial(forest, rows, about, "score", line=(0.5, "chance"), span=span)
             charts.append({"title": name, "means": "AUC of each shortcut, with its interval.",
                            "svg": both(draw)})  # fmt: skip
     return charts
@@ -165,6 +167,9 @@ def cautions(gathered: Gathered) -> list[str]:
     wrong = gathered.box_faults["the film has another shape than its box says"]
     if wrong:
         out.append(f"{wrong:,} films have another shape than their box says; the box was not used.")
+    twice = len(gathered.entries) - len({e.row.image for e in gathered.entries})
+    if twice:
+        out.append(f"{twice:,} rows name a film that stands in the table already; each row counts.")
     sides: dict[str, set[str]] = {}
     for entry in gathered.entries:
         sides.setdefault(entry.row.patient_id, set()).add(entry.row.source)
@@ -207,7 +212,7 @@ def _grids(gathered: Gathered) -> list[dict[str, Any]]:
 
 
 def _worst_first(found: Sequence[Verdict]) -> list[Verdict]:
-    order = ("warning", "unknown", "clear")
+    order = ("warning", "caution", "unknown", "clear")
     return sorted((v for v in found if v.about == "labels"), key=lambda v: order.index(v.level))
 
 

@@ -22,7 +22,8 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level`: "warning", "unknown" (not enough boxes to say) or "clear"."""
+    """`level`: "warning", "caution" (more than chance, no warning), "unknown" (not enough boxes to
+    say) or "clear"."""
 
     question: str
     about: str
@@ -49,13 +50,16 @@ def headline(found: Sequence[Verdict]) -> str:
     """The page's answer in a sentence or two."""
     labels = [v for v in found if v.about == "labels"]
     warned = [v.question for v in labels if v.level == "warning"]
+    caution = [v.question for v in labels if v.level == "caution"]
     unknown = [v.question for v in labels if v.level == "unknown"]
     if not labels:
         return "No two labels of one source have films enough to be asked about."
     parts = []
     if warned:
         parts.append(f"Warning: labels can be told without lungs ({_list(warned)}).")
-    elif len(unknown) < len(labels):
+    if caution:
+        parts.append(f"Caution: some can be told better than by chance ({_list(caution)}).")
+    if not warned and not caution and len(unknown) < len(labels):
         parts.append("No label that could be checked can be told without lungs by these models.")
     if unknown:
         parts.append(f"Not checked for want of thorax boxes: {_list(unknown)}.")
@@ -93,13 +97,13 @@ def _verdict(own: Sequence[Answer]) -> Verdict:
         )
         return Verdict(question, about, "unknown", text)
     best = max(blind, key=lambda a: a.auc.value or 0)
-    luck = best.auc.low is None or best.auc.low <= 0.5
-    something = "" if luck else " That is more than chance: show it beside a network's figure."
+    more = any(a.auc.low is not None and a.auc.low > 0.5 for a in blind)
+    something = " That is more than chance: show it beside a network's figure." if more else ""
     text = (
         f"What sees no lung reaches at most {auc_text(best.auc)} ({WHAT[best.what]}); a warning "
         f"needs an interval above {LIMIT}.{something}{beside}"
     )
-    return Verdict(question, about, "clear", text)
+    return Verdict(question, about, "caution" if more else "clear", text)
 
 
 def _list(names: Sequence[str]) -> str:

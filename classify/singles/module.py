@@ -1,0 +1,33 @@
+"""The training of a single network as a LightningModule."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from classify.learner import Batch, Learner
+from classify.preprocess import PreprocessConfig, to_input
+from classify.schedule import OptimConfig
+
+
+class SingleModule(Learner):
+    """Cross-entropy of (N, K) logits.
+
+    With class weights, each film's loss is multiplied by its class' weight and the mean is over
+    the films: so it does not hang on how the films are shared among batches.
+    """
+
+    def __init__(
+        self, net: nn.Module, settings: PreprocessConfig, optim: OptimConfig,
+        choose: str = "val_loss", weights: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(net, optim, choose)
+        self.settings = settings
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The loss and the logits (N, K) of pictures (N, 1, side, side) uint8."""
+        logits = self.model(to_input(batch["image"].float() / 255, self.settings)).float()
+        each = F.cross_entropy(logits, batch["label"], self.class_weights, reduction="none")
+        return {"loss": each.mean()}, logits

@@ -1,0 +1,299 @@
+"""Detect-and-classify: the detector's classes are the film's classes.
+
+    python -m detect.film_class --config configs/detect/two_class.yaml
+    python -m detect.film_class --films FOLDER --weights runs/two_class/thorax.safetensors
+
+A quick look on any machine:  python -m detect.film_class --config configs/detect/two_class.yaml
+--epochs 1 --model.side 128 --data.per_label '{normal: 30, pneumonia: 30}' --out runs/quick
+
+The two-stage report's second method: Faster R-CNN with the classes normal and pneumonia on 200 +
+200 boxed films, split 0.8 / 0.2; the best box's class is the film's class. As far as the report
+tells, its kept epoch was chosen on the very films that its figures come from. Here a third part is
+split off (by patient, 0.7 / 0.1 / 0.2): the epoch is chosen on `val`, and the answers are
+given for `test`, on which nothing was chosen. `data.parts` is the knob: with parts
+train and val alone, as in the report, the films of `val` are answered, and metrics.json says so
+(`chosen_on_answered`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cxr.answers import write_answers
+from cxr.cli import parse_config, to_plain
+from cxr.coco import CocoFilm
+from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_json
+from detect.data import DataConfig, select_parts
+from detect.film_class_answers import (
+    NO_BOX,
+    AnsweredFilm,
+    class_scores,
+    classify_films,
+    compare_film,
+    confusion,
+    film_truth,
+    measure,
+    measure_boxes,
+)
+from detect.film_class_folder import answer_folder
+from detect.film_class_pictures import draw_answers, draw_confusion
+from detect.model import DetectorConfig
+from detect.module import DetectorModule
+from detect.predict import ThoraxDetector
+from detect.train import RefusedError, TrainConfig, train
+
+BUNDLE = "thorax.safetensors"
+PARTS = {"train": 0.7, "val": 0.1, "test": 0.2}
+# settings that say where and how fast, and leave every answer as it is
+_FREE = ("out", "workers", "accelerator", "devices", "strategy", "picture_every", "restart",
+         "keep_checkpoints", "films")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FilmClassConfig(TrainConfig):
+    """Train the detector with the film's classes, and answer for films it has not seen.
+
+    The run's folder holds what detect.train leaves (thorax.safetensors, history.json, curves.png …)
+    and answers.csv, boxes.json, metrics.json, confusion.png and predictions.png. A killed run goes
+    on where its last epoch ended; a finished one is not done again.
+
+    Args:
+        weights: a bundle trained before, to answer with in place of a training.
+        films: answer for this film or folder of films, with `weights` or the bundle in `out`:
+            film_classes.csv and film_classes.png. Nothing is trained, and the bundle's own rule
+            refuses what looks like no chest.
+        min_score: a tested film's best box below this score is none. The tested films are chests,
+            so the bundle's `reject_score`, which is to keep hips out, is not asked: a detector
+            that has met no film without a thorax sets it too high (it refused 7 of 40 chests).
+        keep_checkpoints: keep the checkpoints of a finished training, as large as the bundle many
+            times over.
+    """
+
+    out: str = "runs/two_class"
+    data: DataConfig = field(
+        default_factory=lambda: DataConfig(parts=dict(PARTS), class_from="label")
+    )
+    model: DetectorConfig = field(
+        default_factory=lambda: DetectorConfig(classes=["normal", "pneumonia"], side=256)
+    )
+    negatives: float = 0.0
+    weights: str = ""
+    films: str = ""
+    min_score: float = 0.05
+    keep_checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        classes = self.model.classes
+        if len(set(classes)) < 2 or len(set(classes)) != len(classes) or NO_BOX in classes:
+            raise ValueError(f"model.classes must name two classes or more, each once, none "
+                             f"{NO_BOX!r}. Got {', '.join(classes)}.")  # fmt: skip
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"--min_score must lie in [0, 1]. Got {self.min_score}.")
+        if self.model.box_rule != "best":
+            raise ValueError("model.box_rule must be best: the best box's class is the film's. "
+                             f"Got {self.model.box_rule!r}.")  # fmt: skip
+
+    @property
+    def answered_part(self) -> str:
+        """The part whose films are answered: test, or val where `data.parts` has no test."""
+        return "test" if self.data.split or self.data.parts.get("test") else "val"
+
+
+class FilmClassModule(DetectorModule):
+    """Keeps the epoch that tells the films' classes best, which need not be that of the best boxes.
+
+    Validation also logs `val_share`: the mean score of the true class (0 without a box), which
+    still moves where so few films make every accuracy alike, and the accuracy itself.
+    """
+
+    monitor = "val_share"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shares: list[float] = []
+        self._right: list[bool] = []
+
+    def measure(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+        super().measure(found, target)
+        if not len(target["labels"]):
+            return
+        scores, labels = found["scores"].cpu().numpy(), found["labels"].cpu().numpy() - 1
+        truth = int(target["labels"][0]) - 1
+        shares = class_scores(scores, labels, max(truth, int(labels.max(initial=0))) + 1)
+        self._shares.append(float(shares[truth]))
+        self._right.append(bool(len(scores)) and int(labels[scores.argmax()]) == truth)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        share, right = np.mean(self._shares or [0.0]), np.mean(self._right or [False])
+        self._shares, self._right = [], []
+        self.log("val_share", float(share), prog_bar=True, sync_dist=True)
+        self.log("val/accuracy", float(right), sync_dist=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
+    config = parse_config(
+        FilmClassConfig, argv, "python -m detect.film_class",
+        "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class",
+    )  # fmt: skip
+    try:
+        if config.films:
+            weights = config.weights or str(Path(config.out) / BUNDLE)
+            detector = ThoraxDetector.load(weights, _device(config), flips=False)
+            return 0 if answer_folder(detector, config) else 1
+        out = train_film_class(config)
+    except (ValueError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    console.print(
+        f"{figures['right']} of {figures['films']} films of part {figures['part']} right, "
+        f"mean IoU {figures['boxes']['mean_iou'] or 0:.3f}; all figures: {out / 'metrics.json'}",
+        highlight=False,
+    )
+    return 0
+
+
+def train_film_class(config: FilmClassConfig) -> Path:
+    """Train, answer, measure, draw; returns `config.out`. A finished folder is taken as it is.
+
+    Raises:
+        RefusedError (a ValueError): for wrong settings or data, and for a folder that holds a run
+            with other settings.
+        FileNotFoundError, ValueError: for `config.weights` that are no bundle of a detector.
+    """
+    out = Path(config.out)
+    if config.restart:
+        for name in ("done.json", BUNDLE):
+            (out / name).unlink(missing_ok=True)
+    check_same_run(config)
+    if (out / "done.json").exists():
+        log.info("%s is finished; --restart begins it anew", out)
+        return out
+    films = select_answered(config)
+    if config.weights:
+        bundle = Path(config.weights)
+        detector = ThoraxDetector.load(bundle, _device(config), flips=False)
+        if detector.config.classes != config.model.classes:
+            raise RefusedError("--weights must know the classes of model.classes "
+                               f"({', '.join(config.model.classes)}). Got "
+                               f"{', '.join(detector.config.classes)}.")  # fmt: skip
+        Workdir(out).start(to_plain(config), config.seed, detector.weights)
+    else:
+        if not (out / BUNDLE).exists():
+            train(config, FilmClassModule)
+        detector = ThoraxDetector.load(out / BUNDLE, _device(config), flips=False)
+    write_results(config, detector, films)
+    if not config.keep_checkpoints:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    write_json(out / "done.json", {"answers_sha256": sha256_file(out / "answers.csv")})
+    return out
+
+
+def check_same_run(config: FilmClassConfig) -> None:
+    """Raise RefusedError where the folder was begun with settings that give other answers."""
+    path = Path(config.out) / "run.json"
+    if config.restart or not path.exists():
+        return
+    begun = json.loads(path.read_text(encoding="utf-8")).get("config", {})
+    wanted = to_plain(config)
+    for plain in (begun, wanted):  # the same folder may be named in two ways
+        if "data" in plain:
+            plain["data"]["data"] = str(Path(plain["data"]["data"]).resolve())
+    other = [k for k in wanted if k not in _FREE and begun.get(k) != wanted[k]]
+    if other:
+        raise RefusedError(f"--out {config.out} must be new or hold a run of the same settings. It "
+                           f"was begun with another {', '.join(other)}: give another folder, or "
+                           "--restart.")  # fmt: skip
+
+
+def select_answered(config: FilmClassConfig) -> list[tuple[CocoFilm, str]]:
+    """The films to answer with their true classes; RefusedError where the split leaves none, or
+    leaves a class out of a training."""
+    classes, key = config.model.classes, config.data.class_from
+    try:
+        parts, _ = select_parts(config.data, config.seed, None, classes)
+    except (ValueError, OSError) as error:
+        raise RefusedError(str(error)) from error
+    known = {
+        part: [(f, truth) for f in films if (truth := film_truth(f, key, classes))]
+        for part, films in parts.items()
+    }
+    of_class = Counter(truth for _, truth in known["train"])
+    missing = [name for name in classes if not of_class[name]]
+    if missing and not config.weights:
+        raise RefusedError("part train must hold films of each class. Got none of "
+                           f"{', '.join(missing)}: see data.sources, and take data.per_label "
+                           "rather than data.max_films for a small run.")  # fmt: skip
+    answered = known.get(config.answered_part, [])
+    if not answered:
+        raise RefusedError(f"part {config.answered_part} must hold a film to answer. Got none: "
+                           "give it a larger share in data.parts, or more films.")  # fmt: skip
+    return answered
+
+
+def write_results(
+    config: FilmClassConfig, detector: ThoraxDetector, films: Sequence[tuple[CocoFilm, str]]
+) -> None:
+    """Answer the films; answers.csv, boxes.json, metrics.json and both pictures.
+
+    Raises RefusedError when no film can be read.
+    """
+    out, root, classes = Path(config.out), Path(config.data.data), config.model.classes
+    paths = [root / entry.file_name for entry, _ in films]
+    said = classify_films(detector, paths, config.batch, config.workers, config.min_score)
+    answered = [
+        compare_film(entry, truth, word, classes)
+        for (entry, truth), word in zip(films, said, strict=True)
+        if word.status != "unreadable"
+    ]
+    if not answered:
+        raise RefusedError(f"data must hold a film to answer. Got {len(films)}, none readable.")
+    counts = confusion([f.truth for f in answered], [f.said.answer for f in answered], classes)
+    write_answers(out / "answers.csv", [*classes, NO_BOX], [f.to_answer() for f in answered])
+    write_json(out / "boxes.json", {"schema": "lungfirst.film_class", "version": 1,
+                                    "classes": list(classes),
+                                    "films": [f.to_row() for f in answered]})  # fmt: skip
+    write_json(out / "metrics.json", to_metrics(config, detector, answered, counts, len(films)))
+    draw_confusion(counts, classes, out / "confusion.png", f"{len(answered)} films")
+    draw_answers(answered, root, out / "predictions.png")
+
+
+def to_metrics(
+    config: FilmClassConfig, detector: ThoraxDetector, answered: Sequence[AnsweredFilm],
+    counts: np.ndarray, listed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What metrics.json holds: the figures, and where they come from."""
+    return {
+        "part": config.answered_part,
+        "chosen_on_answered": config.answered_part == "val",
+        **measure(counts, config.model.classes),
+        "patients": len({f.entry.patient_id for f in answered}),
+        "unreadable": listed - len(answered),
+        "boxes": measure_boxes(answered),
+        "backbone": detector.config.backbone,
+        "operating_point": detector.operating_point,
+        "trained_on": detector.meta.get("trained_on", {}),
+        "validation": detector.meta.get("metrics", {}),
+        "min_score": config.min_score,
+        "provenance": provenance(detector.weights),
+    }
+
+
+def _device(config: FilmClassConfig) -> str:
+    return "cpu" if config.accelerator == "cpu" else "auto"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

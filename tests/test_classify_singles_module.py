@@ -1,0 +1,74 @@
+"""classify/singles/module.py and classify/learner.py: loss, frozen parts, rates, kept epoch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from classify.learner import best_epoch
+from classify.models.backbones import BackboneConfig
+from classify.preprocess import PreprocessConfig
+from classify.schedule import OptimConfig
+from classify.singles.bundle import build_net
+from classify.singles.module import SingleModule
+
+SETTINGS = PreprocessConfig(side=32)
+CONSTANT = OptimConfig(rate=0.01, encoder_rate=0.1, schedule="constant", patience=0)
+
+
+class Fixed(nn.Module):
+    """Answers with the logits it was given."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(1, 1)
+        self.logits = logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits[: len(x)]
+
+
+def build_batch(labels: list[int]) -> dict[str, torch.Tensor]:
+    images = torch.randint(0, 256, (len(labels), 1, 32, 32), dtype=torch.uint8)
+    return {"image": images, "label": torch.tensor(labels)}
+
+
+def test_the_loss_is_the_mean_over_films_of_the_weighted_cross_entropy() -> None:
+    # softmax of (0, ln 3) is (1/4, 3/4)
+    net = Fixed(torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]]))
+    plain = SingleModule(net, SETTINGS, CONSTANT)
+    assert plain.losses(build_batch([0, 1]))[0]["loss"].item() == pytest.approx(
+        (math.log(4) + math.log(4 / 3)) / 2
+    )
+    weighted = SingleModule(net, SETTINGS, CONSTANT, weights=torch.tensor([2.0, 0.5]))
+    assert weighted.losses(build_batch([0, 1]))[0]["loss"].item() == pytest.approx(
+        (2 * math.log(4) + 0.5 * math.log(4 / 3)) / 2
+    )
+
+
+def test_what_is_frozen_keeps_its_weights_and_its_statistics() -> None:
+    net = build_net(BackboneConfig("baseline_cnn", weights="none"))
+    net.freeze_to("block2")  # type: ignore[operator]
+    module = SingleModule(net, SETTINGS, CONSTANT).train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    module.losses(build_batch([0, 1, 0, 1]))[0]["loss"].backward()
+    module.configure_optimizers().step()
+    moved = {k.split(".")[1] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"2", "3", "1"}  # blocks 3 and 4 of the body, and head.1
+
+
+def test_the_encoder_has_a_rate_of_its_own() -> None:
+    net = build_net(BackboneConfig("baseline_cnn", weights="none"))
+    optimizer = SingleModule(net, SETTINGS, CONSTANT).configure_optimizers()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.001, 0.01])
+
+
+def test_the_kept_epoch_is_the_first_of_the_best() -> None:
+    history = [{"val_loss": loss, "val_auc": auc}
+               for loss, auc in ((0.9, math.nan), (0.5, 0.7), (0.5, 0.8), (0.6, 0.8))]  # fmt: skip
+    assert best_epoch(history, "val_loss") == 1
+    assert best_epoch(history, "val_auc") == 2
+    assert best_epoch([{"val_auc": math.nan}] * 2, "val_auc") == 0

@@ -1,0 +1,1 @@
+"""The parts of tools/reproduce.py: the papers' tables, one configuration file each."""

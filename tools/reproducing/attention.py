@@ -1,0 +1,221 @@
+"""Where a trained network looked on its tested films: lift of its maps in the lungs.
+
+    found = attention_of("runs/tables/cells/3f…", data, crops)
+    found.figure  # mean lift over area, 95 % interval by patient
+    found.nets["resnet18"]  # the same of one net's own map, for a fusion net
+
+Maps are Grad-CAM of the answered class; lift is the share of the energy inside the lungs over the
+lungs' share of what the network saw (classify.audits.metrics): 1 is chance.
+"""  # fmt: skip
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classify.audits.truth import Truths
+from classify.cases import Case, select_cases
+from classify.metrics import Figure, bootstrap_weights, figure
+from classify.singles.bundle import Single, load_single
+from cxr.answers import read_answers
+from cxr.film_names import FilmNames
+from cxr.films_table import read_films_table
+from cxr.workdir import log, sha256_file, write_json
+from detect.lungfield import DEFAULT_WEIGHTS
+from reproducing.attention_films import WHOLE, FilmLook, Lungs, look_at_films
+
+RESULT = "attention.json"  # in the training's folder
+_VERSION = 1  # raised when the same films and weights give another figure than before
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How attention is measured.
+
+    Args:
+        max_films: measure so many of the tested films, drawn by a hash of their names; 0 for all.
+        field: bundle of the lung-field network, for films without a human mask.
+        draws: bootstrap draws of patients.
+        seed: of the bootstrap.
+        batch: films at a time.
+        device: auto, cpu or cuda.
+    """
+
+    max_films: int = 0
+    field: str = str(DEFAULT_WEIGHTS)
+    draws: int = 1000
+    seed: int = 0
+    batch: int = 16
+    device: str = "auto"
+
+
+_USUAL = AttentionConfig()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Mean lift over area of the maps of one training.
+
+    Attributes:
+        figure: of the network's map (for a fusion net, the fused one); `n` films have a lift.
+        nets: the same of each net's own map by its name; empty for a single network.
+        films: films that were looked at.
+        empty: of these, those whose map is 0 everywhere, which has no lift.
+        left_out: tested films that could not be measured, by reason.
+        lung_by: films by who drew the lungs: human or lungfield.
+    """
+
+    figure: Figure
+    nets: dict[str, Figure]
+    films: int
+    empty: int
+    left_out: dict[str, int]
+    lung_by: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One trained network and the films that it was tested on, by their names in answers.csv."""
+
+    bundle: Path
+    answers: Path
+    films: tuple[str, ...]
+
+
+def attention_of(
+    folder: str | Path, data: str | Path, crops: str | Path = "", config: AttentionConfig = _USUAL
+) -> Attention:
+    """Attention of the trained network of `folder` on the films of its answers.csv.
+
+    The result is kept in FOLDER/attention.json, and taken from there as long as the weights, the
+    answers, the films and the settings are the same.
+
+    Args:
+        folder: of classify.single: single.safetensors and answers.csv; with folds fold0/, fold1/ …
+            of the same form, each network looked at on the films that it was tested on.
+        data: folder with films.csv, the films and, where there are any, human lung masks.
+        crops: folder of detect.crop, for a network that was trained on crops.
+        config: settings.
+
+    Raises OSError or ValueError for what does not fit together, such as crops for a network that
+    was trained on whole films.
+    """
+    folder, data = Path(folder), Path(data)
+    parts = _parts(folder)
+    key = _key(parts, data, crops, config)
+    if kept := _read(folder / RESULT, key):
+        return kept
+    cases = _cases(data, crops)
+    wanted = _choose([film for part in parts for film in part.films], config.max_films)
+    names = FilmNames(cases)
+    lungs = Lungs(Truths.load(data), config.field, config.device)
+    left_out = Counter[str]()
+    looks: list[FilmLook] = []
+    for part in parts:
+        single = _load(part.bundle, bool(crops))
+        found = [names.find(film) for film in part.films if film in wanted]
+        left_out["no film of films.csv, or without a crop"] += found.count(None)
+        shown = [cases[name] for name in found if name is not None]
+        looks += look_at_films(single, shown, lungs, config.batch, config.device, left_out)
+    result = _summarise(looks, {why: n for why, n in left_out.items() if n}, config)
+    if result.left_out:
+        log.warning("attention: films left out: %s",
+                    ", ".join(f"{n} {why}" for why, n in result.left_out.items()))  # fmt: skip
+    write_json(folder / RESULT, {"key": key, **asdict(result)})
+    return result
+
+
+def mean_figure(
+    values: Sequence[float | None], patients: Sequence[str], draws: int = 1000, seed: int = 0
+) -> Figure:
+    """Mean of N values with its 95 % bootstrap interval by patient; None are left out."""
+    known = [n for n, value in enumerate(values) if value is not None]
+    if not known:
+        return Figure(None, None, None, 0)
+    given = np.array([values[n] for n in known], dtype=np.float64)
+    weights = bootstrap_weights([patients[n] for n in known], draws, seed)
+    return figure(float(given.mean()), weights @ given / weights.sum(1), len(known))
+
+
+def _parts(folder: Path) -> list[_Part]:
+    folds = sorted(folder.glob("fold[0-9]*"), key=lambda p: (len(p.name), p.name))
+    out = []
+    for place in folds or [folder]:
+        answers = place / "answers.csv"
+        films = tuple(answer.film for answer in read_answers(answers)[1])
+        out.append(_Part(place / "single.safetensors", answers, films))
+    return out
+
+
+def _load(bundle: Path, cropped: bool) -> Single:
+    single = load_single(bundle)
+    if (single.trained_on == "crops") != cropped:
+        given = "crops" if cropped else "none"
+        raise ValueError(f"crops must be given for a network that was trained on crops, and for no "
+                         f"other. {bundle} was trained on {single.trained_on}. "
+                         f"Got {given}.")  # fmt: skip
+    return single
+
+
+def _cases(data: Path, crops: str | Path) -> dict[str, Case]:
+    """Every film of the table that can be shown to the network, by its image."""
+    rows = read_films_table(data / "films.csv")
+    cases, _ = select_cases(rows, data, (), False, Path(crops) if crops else None)
+    return {case.row.image: case for case in cases}
+
+
+def _choose(films: Sequence[str], most: int) -> set[str]:
+    """So many films, always the same; all of them for 0."""
+    order = sorted(films, key=lambda film: hashlib.sha256(film.encode()).digest())
+    return set(order[: most or None])
+
+
+def _summarise(
+    looks: Sequence[FilmLook], left_out: dict[str, int], config: AttentionConfig
+) -> Attention:
+    nets = dict.fromkeys(name for look in looks for name in look.lifts if name != WHOLE)
+    patients = [look.patient for look in looks]
+    by_name = {name: mean_figure([look.lifts[name] for look in looks], patients,
+                                 config.draws, config.seed) for name in (WHOLE, *nets)}  # fmt: skip
+    return Attention(
+        by_name.pop(WHOLE), by_name, len(looks), sum(look.empty for look in looks), left_out,
+        dict(Counter(look.lung_by for look in looks)),
+    )  # fmt: skip
+
+
+def _key(
+    parts: Sequence[_Part], data: Path, crops: str | Path, config: AttentionConfig
+) -> dict[str, Any]:
+    """All that the figures hang on."""
+    rest = [data / "films.csv", Path(config.field)]
+    rest += [Path(crops) / "manifest.jsonl"] if crops else []
+    return {
+        "version": _VERSION,
+        "bundles": [_hash(part.bundle) for part in parts],
+        "answers": [_hash(part.answers) for part in parts],
+        **{path.name: _hash(path) for path in rest},
+        "max_films": config.max_films, "draws": config.draws, "seed": config.seed,
+    }  # fmt: skip
+
+
+def _hash(path: Path) -> str:
+    return sha256_file(path) if path.is_file() else ""
+
+
+def _read(path: Path, key: dict[str, Any]) -> Attention | None:
+    """What an earlier call wrote for the same key."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("key") != key:
+            return None
+        nets = {name: Figure(**values) for name, values in data.pop("nets").items()}
+        return Attention(figure=Figure(**data.pop("figure")), nets=nets, **data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,124 @@
+"""One trained network, film by film: where its map's energy lies, read and measured in batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from classify.audits.metrics import Regions, measure
+from classify.audits.sight import LUNG
+from classify.audits.truth import Truths
+from classify.cases import Case
+from classify.ensemble import pick_device, prepare_films
+from classify.saliency import to_pixels
+from classify.singles.bundle import Single
+from classify.singles.look import explain
+from cxr.boxes import Frame
+from cxr.film import Film
+from cxr.stream import Unread, batched, default_jobs, read_ahead
+from detect.lungfield import LungField
+
+WHOLE = ""  # the network's own map among those of its nets
+
+
+@dataclass(frozen=True)
+class FilmLook:
+    """One film: the lift of the network's map and of each net's own, None without energy or lungs.
+
+    `empty`: the network's map is 0 everywhere.
+    """
+
+    patient: str
+    lung_by: str
+    empty: bool
+    lifts: dict[str, float | None]
+
+
+class Lungs:
+    """People's masks, and the network's field where there is none; that is loaded when it is first
+    asked for."""
+
+    def __init__(self, truths: Truths, path: str, device: str) -> None:
+        self.truths, self.path, self.device = truths, path, device
+        self._field: LungField | None = None
+
+    def draw(self, cases: Sequence[Case], films: Sequence[Film]) -> list[tuple[np.ndarray, str]]:
+        """(H, W) bool in each film's pixels, and who drew it (human or lungfield)."""
+        masks = [self.truths.of(case.row.image).read_lungs(_size(film))
+                 for case, film in zip(cases, films, strict=True)]  # fmt: skip
+        rest = [f.pixels for f, mask in zip(films, masks, strict=True) if mask is None]
+        planes = iter(self._segment(rest) if rest else [])
+        return [(next(planes) > LUNG, "lungfield") if mask is None else (mask, "human")
+                for mask in masks]  # fmt: skip
+
+    def _segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if self._field is None:
+            self._field = LungField.load(self.path, self.device)
+        return self._field.segment(films)
+
+
+def look_at_films(
+    single: Single, cases: Sequence[Case], lungs: Lungs, batch: int, device: str,
+    left_out: Counter[str],
+) -> Iterator[FilmLook]:  # fmt: skip
+    """What the network answered on each film and where it looked for it.
+
+    Films are read once each and at most a batch is held; those that cannot be measured are counted
+    in `left_out` by reason.
+    """
+    on = pick_device(device)
+    single.net.to(on)
+    read = read_ahead([case.film for case in cases], default_jobs(len(cases)))
+    pairs = ((case, film) for case, (_, film) in zip(cases, read, strict=True))
+    for group in batched(pairs, batch):
+        good: list[tuple[Case, Film]] = []
+        for case, film in group:
+            why = _refusal(case, film)
+            if isinstance(film, Film) and not why:
+                good.append((case, film))
+            else:
+                left_out[why] += 1
+        if good:
+            yield from _look(single, good, lungs, on)
+
+
+def _look(
+    single: Single, good: Sequence[tuple[Case, Film]], lungs: Lungs, device: Any
+) -> Iterator[FilmLook]:
+    crops = [case.crop_row.to_frame() if case.crop_row else None for case, _ in good]
+    shown = [film.pixels if crop is None else crop.apply(film.pixels)
+             for crop, (_, film) in zip(crops, good, strict=True)]  # fmt: skip
+    sizes = [(p.shape[0], p.shape[1]) for p in shown]
+    batch, frames = prepare_films(shown, single.settings, device)
+    found = explain(single.net, batch)
+    maps = {name: to_pixels(planes, frames, sizes)
+            for name, planes in {WHOLE: found.maps, **found.nets}.items()}  # fmt: skip
+    drawn = lungs.draw([case for case, _ in good], [film for _, film in good])
+    for n, ((case, film), crop, (lung, who)) in enumerate(zip(good, crops, drawn, strict=True)):
+        seen = None if crop is None else crop.source_xyxy
+        regions = Regions(lung, who, None, _size(film), seen_xyxy=seen)
+        figures = {name: _measure(planes[n], regions, crop) for name, planes in maps.items()}
+        yield FilmLook(case.patient, who, bool(figures[WHOLE]["empty"]),
+                       {name: values["lift"] for name, values in figures.items()})  # fmt: skip
+
+
+def _measure(plane: np.ndarray, regions: Regions, crop: Frame | None) -> dict[str, Any]:
+    on_film = plane if crop is None else crop.restore(plane, regions.size_hw)
+    return measure(on_film, regions, draws=1)  # the random maps beside the lift are not asked for
+
+
+def _refusal(case: Case, film: Film | Unread) -> str:
+    """Why a film cannot be measured; "" for one that can."""
+    if isinstance(film, Unread):
+        return f"cannot be read: {film.reason}"
+    row = case.crop_row
+    changed = row is not None and bool(row.sha256) and row.sha256 != film.sha256
+    return "changed since the crop was made" if changed else ""
+
+
+def _size(film: Film) -> tuple[int, int]:
+    return film.pixels.shape[0], film.pixels.shape[1]

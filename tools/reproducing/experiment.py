@@ -1,0 +1,206 @@
+"""configs/experiments/NAME.yaml: one table of a paper as a list of trainings.
+
+A file holds the paper's recipe (`base`), what its rows and columns change, the figures that the
+paper gives, and what each budget changes so that the table can be made here. What nobody told us
+is listed under `guessed`, so that no table passes our choice off as the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cxr.cli import from_plain
+
+BUDGETS = ("smoke", "small", "paper")
+MEASURES = ("accuracy", "balanced_accuracy", "macro_auc", "macro_f1", "lift")
+OF_A_CLASS = ("auc", "f1", "sensitivity", "specificity")
+OF_A_PART = ("lift",)  # lift.NAME: of one network of a fusion
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a budget changes: settings, and notes that stand under the table."""
+
+    set: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row or a column: its name, its settings, and what a budget changes in them."""
+
+    name: str
+    set: dict[str, Any] = field(default_factory=dict)
+    budgets: dict[str, Change] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of each cell. `name`: one of MEASURES, or auc|f1|sensitivity|specificity.CLASS, or
+    lift.NETWORK. With `ours_only` the paper did not measure it, so it has no column for it."""
+
+    name: str
+    title: str = ""
+    ours_only: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """Figures (measure → value) that the paper gives for one cell."""
+
+    row: str
+    figures: dict[str, float]
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table; see the package's configs/experiments for files that use every field.
+
+    `protocol` is the one kind of split of all its cells: figures of two kinds do not compare.
+    """
+
+    study: str
+    title: str
+    about: str
+    runner: str
+    protocol: str
+    base: dict[str, Any]
+    rows: list[Line]
+    measures: list[Measure]
+    budgets: dict[str, Change]
+    row_title: str = ""
+    columns: list[Line] = field(default_factory=list)
+    column_title: str = ""
+    published: list[Published] = field(default_factory=list)
+    paper_data: str = "not given"
+    guessed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    name: str = ""
+
+    def cells(self) -> Iterator[tuple[Line, Line]]:
+        """Row and column of each cell, in reading order; one nameless column where none is."""
+        columns = self.columns or [Line("")]
+        return ((row, column) for row in self.rows for column in columns)
+
+    def settings(self, budget: str, row: Line, column: Line) -> dict[str, Any]:
+        """Nested settings of a cell: base, budget, row, column, then what the budget changes in
+        that row and column; the later wins."""
+        layers = [self.base, self.budgets[budget].set, row.set, column.set]
+        layers += [line.budgets[budget].set for line in (row, column) if budget in line.budgets]
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            merge(merged, layer)
+        return merged
+
+    def paper_figure(self, row: str, column: str, measure: str) -> float | None:
+        """The paper's figure of a cell, None where it is not known to us."""
+        for known in self.published:
+            if (known.row, known.column) == (row, column) and measure in known.figures:
+                return known.figures[measure]
+        return None
+
+
+def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put `layer` over `into`, in place: groups are merged, all else is replaced.
+
+    `optim.rate: 0.1` is the same as `optim: {rate: 0.1}`.
+    """
+    for key, value in layer.items():
+        head, _, rest = str(key).partition(".")
+        inner = {rest: value} if rest else value
+        if isinstance(inner, Mapping):
+            old = into.get(head)
+            into[head] = old if isinstance(old, dict) else {}
+            merge(into[head], inner)
+        else:
+            into[head] = deepcopy(inner)
+
+
+def flatten(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{before}{key}.")
+        else:
+            flat[f"{before}{key}"] = value
+    return flat
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    """Read and check one file; raises ValueError that names the file and what is wrong."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("the file must hold keys and values.")
+        experiment = from_plain(Experiment, {**data, "name": path.stem})
+        _check_lines(experiment)
+        _check_measures(experiment)
+        _check_protocol(experiment)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return experiment
+
+
+def find_experiments(folder: str | Path) -> dict[str, Path]:
+    """Name → file of all tables, by name; raises ValueError for a folder without any."""
+    found = {p.stem: p for p in sorted(Path(folder).glob("*.yaml"))}
+    if not found:
+        raise ValueError(f"experiments must be a folder with a YAML file for each table. "
+                         f"Got none in {folder}: run from the project's root.")  # fmt: skip
+    return found
+
+
+def _check_lines(experiment: Experiment) -> None:
+    if not experiment.rows or not experiment.measures:
+        raise ValueError("rows and measures must name one each at least.")
+    for what, lines in (("rows", experiment.rows), ("columns", experiment.columns)):
+        names = [line.name for line in lines]
+        if len(set(names)) != len(names) or "" in names:
+            raise ValueError(f"{what} must each have a name of their own. Got {names} instead.")
+        for line in lines:
+            unknown = set(line.budgets) - set(BUDGETS)
+            if unknown:
+                raise ValueError(f"budgets of {line.name} must be of {', '.join(BUDGETS)}. "
+                                 f"Got {', '.join(sorted(unknown))} instead.")  # fmt: skip
+    if set(experiment.budgets) != set(BUDGETS):
+        raise ValueError(f"budgets must be {', '.join(BUDGETS)}. "
+                         f"Got {', '.join(experiment.budgets) or 'none'} instead.")  # fmt: skip
+    cells = {(row.name, column.name) for row, column in experiment.cells()}
+    for known in experiment.published:
+        if (known.row, known.column) not in cells:
+            raise ValueError("published must name a row and a column of the table. "
+                             f"Got {known.row!r}, {known.column!r} instead.")  # fmt: skip
+
+
+def _check_measures(experiment: Experiment) -> None:
+    names = [measure.name for measure in experiment.measures]
+    for name in [*names, *(n for known in experiment.published for n in known.figures)]:
+        group, _, rest = name.partition(".")
+        if name not in MEASURES and not (rest and group in OF_A_CLASS + OF_A_PART):
+            raise ValueError(f"a measure must be one of {', '.join(MEASURES)}, or one of "
+                             f"{', '.join(OF_A_CLASS)} with .CLASS. Got {name!r}.")  # fmt: skip
+        if name not in names:
+            raise ValueError(f"published must give figures of the measures only. Got {name!r}.")
+
+
+def _check_protocol(experiment: Experiment) -> None:
+    """No cell of any budget may be split another way: an official test's figure beside a pooled
+    one says nothing (Kermany: about 0.92 against 0.98 for like networks)."""
+    for budget in BUDGETS:
+        for row, column in experiment.cells():
+            settings = experiment.settings(budget, row, column)
+            kind = flatten(settings).get("protocol.kind", experiment.protocol)
+            if kind != experiment.protocol:
+                raise ValueError(
+                    f"all cells must be split alike (protocol: {experiment.protocol}). Got "
+                    f"{kind} for {row.name} {column.name} at {budget}: make a table of its own."
+                )

@@ -1,0 +1,139 @@
+"""A table as grids of texts in the paper's own layout; Markdown and HTML show the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from classify.metrics import Figure
+from reproducing.experiment import Measure
+from reproducing.table import Entry, Row, Table, spans
+
+NOT_GIVEN, NOT_TRAINED = "–", "not trained yet"
+KEY = (
+    "«Paper» is the paper's own figure on its own films, – one that is not known to us. «Ours» has "
+    "a 95 % interval in brackets. The letters say what differs between the two."
+)
+SMOKE = (
+    "This table only shows that everything runs. It was made at the budget smoke, with next to no "
+    "training on next to no films, so its figures mean nothing and are left out."
+)
+MIXED = "No figure here was made by another kind of split than the others of this table."
+SPLITS = {
+    "pooled": "all films shared anew by patient",
+    "official": "the set's published test films",
+    "folds": "cross-validation: each film tested once",
+    "file": "a split kept in a file",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A title, a head of groups (title, its columns), and rows (name, a text for each column)."""
+
+    title: str
+    row_title: str
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def width(self) -> int:
+        """Columns beside the rows' names."""
+        return sum(len(columns) for _, columns in self.groups)
+
+
+def grids(table: Table) -> list[Grid]:
+    """One grid of all measures for a table with rows alone; else one for each measure."""
+    if not table.experiment.columns:
+        return [_by_measure(table)]
+    return [_by_column(table, measure) for measure in table.measures]
+
+
+def probe_grid(table: Table) -> Grid | None:
+    """The shortcut probe by the same measures; None where there is none."""
+    if not table.probe or table.budget == "smoke":
+        return None
+    measures = [m for m in table.measures if m.name in table.probe[0].figures]
+    rows = [(p.name, tuple(number(p.figures[m.name]) for m in measures)) for p in table.probe]
+    return Grid("The same films without a lung", "A linear model on",
+                tuple((m.title, ("ours",)) for m in measures), tuple(rows))  # fmt: skip
+
+
+def _by_measure(table: Table) -> Grid:
+    groups = [(m.title, _heads(m)) for m in table.measures]
+    rows = []
+    for row in table.rows:
+        texts: list[str] = []
+        for measure in table.measures:
+            texts += _texts(row.entries[measure.name], measure, table.budget)
+        rows.append((row.row, (*texts, _letters(row))))
+    title = table.experiment.row_title or "System"
+    return Grid("", title, (*groups, ("What differs", ("",))), tuple(rows))
+
+
+def _by_column(table: Table, measure: Measure) -> Grid:
+    experiment = table.experiment
+    groups = [(c.name, (*_heads(measure), "differs")) for c in experiment.columns]
+    rows = []
+    for line in experiment.rows:
+        texts: list[str] = []
+        for column in experiment.columns:
+            row = table.cell(line.name, column.name)
+            texts += [*_texts(row.entries[measure.name], measure, table.budget), _letters(row)]
+        rows.append((line.name, tuple(texts)))
+    return Grid(measure.title, experiment.row_title or "System", tuple(groups), tuple(rows))
+
+
+def _heads(measure: Measure) -> tuple[str, ...]:
+    return ("ours",) if measure.ours_only else ("paper", "ours")
+
+
+def _texts(entry: Entry, measure: Measure, budget: str) -> list[str]:
+    if entry.state == "failed":
+        ours = f"failed: {entry.reason}"
+    elif entry.state == "missing":
+        ours = entry.reason or NOT_TRAINED
+    else:
+        ours = "runs" if budget == "smoke" else number(entry.ours)
+    if measure.ours_only:
+        return [ours]
+    return [NOT_GIVEN if entry.paper is None else f"{entry.paper:.3f}", ours]
+
+
+def _letters(row: Row) -> str:
+    return spans(row.letters) or "nothing"
+
+
+def number(figure: Figure | None) -> str:
+    """A figure with its 95 % interval."""
+    if figure is None or figure.value is None:
+        return "–"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
+def facts(table: Table) -> list[tuple[str, str]]:
+    """What a reader must know before the figures: (what, text)."""
+    made, experiment = table.made, table.experiment
+    parts = ", ".join(f"{name} {p.get('films', '?')} films of {p.get('patients', '?')} patients"
+                      for name, p in made.parts.items())  # fmt: skip
+    first = " of the first fold" if experiment.protocol == "folds" else ""
+    versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
+    return [
+        ("Split", f"{experiment.protocol}: {SPLITS.get(experiment.protocol, '')}. {MIXED}"),
+        ("The paper's films", experiment.paper_data),
+        ("Films here", made.films),
+        (f"Films by part{first}", parts or "not known before a cell is finished"),
+        ("Networks see", "the thorax's crop" if table.input == "crops" else "the whole film"),
+        ("Intervals", f"95 %, {made.draws:,} bootstrap draws of patients"),
+        ("Seed", str(made.seed)),
+        ("Made", f"{made.made}, code {made.commit or 'unknown'}, {versions}"),
+        ("Command", made.command),
+    ]
+
+
+def headline(table: Table) -> str:
+    """One sentence on how far the table is."""
+    whole = len(table.rows)
+    failed = f", {table.failed} failed" if table.failed else ""
+    return f"{table.finished} of {whole} cells are trained{failed}."
