@@ -9,22 +9,19 @@ genesis.png (the four distortions on validation films), restored.png and done.js
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from classify.cases import Case, part_of, select_cases
 from classify.dataset import build_cache
 from classify.genesis import genesis_sheet
+from classify.learner import NonFiniteLossError
 from classify.models.unet_cbam import UnetCbam
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import DistortedFilms, EpochOrder, PretrainModule
@@ -32,6 +29,7 @@ from classify.pretrain_pictures import PANELS, draw_losses, restored_sheet
 from classify.pretrained import load_pretrained, save_pretrained
 from classify.regions import RegionConfig
 from classify.ssim import ssim
+from classify.trainer import BEST, fit_learner
 from cxr import draw
 from cxr.cli import parse_config, to_plain
 from cxr.films_table import read_films_table
@@ -68,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(PretrainConfig, argv, "python -m classify.pretrain", EXAMPLE)
     try:
         pretrain(config)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, NonFiniteLossError) as error:
         log.error("%s", error)
         return 2
     return 0
@@ -89,7 +87,7 @@ def pretrain(config: PretrainConfig) -> Path:
     sheet = genesis_sheet(shown, config.genesis, config.seed)
     write_atomic(workdir / "genesis.png", draw.encode_png(sheet))
     module = fit(config, workdir, films)
-    net = module.net.eval().cpu()
+    net = module.model.eval().cpu()
     picture = restored_sheet(net, shown, config.genesis, config.seed)
     write_atomic(workdir / "restored.png", draw.encode_png(picture))
     figures = measure(net, films, config)
@@ -151,42 +149,15 @@ def fit(config: PretrainConfig, workdir: Workdir, films: Films) -> PretrainModul
         data, config.batch, sampler=EpochOrder(films.train, config.seed),
         num_workers=config.workers, persistent_workers=config.workers > 0,
     )  # fmt: skip
-    trainer = _build_trainer(config, workdir)
-    last = workdir / "last.ckpt"
-    if last.exists():
-        log.info("going on from the last finished epoch")
-    with warnings.catch_warnings():
-        for known in ("does not have many workers", "Checkpoint directory",
-                      "number of training batches", "isinstance.treespec"):  # fmt: skip
-            warnings.filterwarnings("ignore", message=f".*{known}.*")
-        trainer.fit(
-            module, train, _in_order(data, films.val, config.batch),
-            ckpt_path=str(last) if last.exists() else None, weights_only=True,
-        )  # fmt: skip
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    state = torch.load(workdir / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
-    return module
-
-
-def _build_trainer(config: PretrainConfig, workdir: Workdir) -> pl.Trainer:
-    # at the end of an epoch, or a resume would repeat it; `save_last` of one checkpoint callback
-    # writes no `last` in an epoch that brings no gain, so there are two
-    often: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    callbacks: list[pl.Callback] = [
-        ModelCheckpoint(workdir.path, "best", monitor="val_loss", mode="min", **often),
-        ModelCheckpoint(workdir.path, "last", **often),
-        EpochReport(workdir.path),
-    ]
-    if config.optim.ema_decay:
-        callbacks.append(EMAWeightAveraging(decay=config.optim.ema_decay))
-    return pl.Trainer(
-        accelerator=config.device, devices=1, precision=config.precision,  # type: ignore[arg-type]
-        max_epochs=config.optim.epochs, gradient_clip_val=config.optim.clip_norm or None,
-        callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=config.out,
+    fit_learner(
+        module, "pretraining", workdir.path, train, _in_order(data, films.val, config.batch),
+        config.device, config.precision,
     )  # fmt: skip
+    state = torch.load(workdir / BEST, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    write_json(workdir / "history.json", module.history)
+    draw_losses(module.history, workdir / "curves.png")
+    return module
 
 
 def _in_order(data: DistortedFilms, indices: Sequence[int], batch: int) -> DataLoader[Any]:
@@ -231,25 +202,6 @@ def _save(
         licence_note="trained on films under: " + "; ".join(sorted({r.licence for r in rows})),
     )  # fmt: skip
     load_pretrained(path)  # what cannot be read must not be called finished
-
-
-class EpochReport(pl.Callback):
-    """After each epoch: a line in the log, history.json and curves.png."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Losses and time of the epoch just ended."""
-        assert isinstance(pl_module, PretrainModule)
-        row = pl_module.history[-1]
-        log.info("epoch %d of %s: loss %.4f, val loss %.4f (distorted films as they are: %.4f), "
-                 "rate %.2g, %.0f s", int(row["epoch"]) + 1, trainer.max_epochs,
-                 row["train_loss"], row["val_loss"], row["val_untouched"], row["rate"],
-                 row["seconds"])  # fmt: skip
-        write_json(self.folder / "history.json", pl_module.history)
-        draw_losses(pl_module.history, self.folder / "curves.png")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_a_loader_follows_the_order() -> None:
 
 def test_the_loss_of_an_untouched_film_that_comes_back_is_0() -> None:
     module = PretrainModule(UnetCbam(UnetCbamConfig(widths=(2, 2))), OptimConfig())
-    module.net = torch.nn.Identity()  # type: ignore[assignment]
+    module.model = torch.nn.Identity()
     film = torch.rand(2, 1, 16, 16)
     terms, _ = module.losses({"film": film, "seen": film})
     assert terms["loss"].item() == pytest.approx(0, abs=1e-6)
