@@ -50,6 +50,7 @@ def select_cases(
     sources: Sequence[str] = (),
     publishable_only: bool = True,
     crops: Path | None = None,
+    unlabelled: bool = False,  # take films of unknown truth, too
 ) -> tuple[list[Case], dict[str, int]]:
     """The films that may be used, and how many were left out for which reason.
 
@@ -64,7 +65,7 @@ def select_cases(
             out["another source"] += 1
         elif publishable_only and not row.publishable:
             out["licence"] += 1
-        elif row.label == "unknown":
+        elif row.label == "unknown" and not unlabelled:
             out["truth unknown"] += 1
         elif crops is None:
             cases.append(Case(row, data / row.image))

@@ -1,4 +1,4 @@
-"""What all trainings of classifiers share: losses, epochs, rates, stop rule, optimiser."""
+"""What all trainings in this package share: losses, epochs, rates, stop rule, optimiser."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Learner(pl.LightningModule):
                 f"the loss must be finite. Got {shown} in epoch {self.current_epoch}: "
                 "lower the learning rate, or clip the gradient (clip_norm)."
             )
-        self._add("train", terms, len(batch["label"]))
+        self._add("train", terms, len(next(iter(batch.values()))))
         return terms["loss"]
 
     def on_validation_epoch_start(self) -> None:
@@ -79,16 +79,17 @@ class Learner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the epoch, sets the next rate, and stops when the rule says so."""
-        logits = torch.cat([a for a, _ in self._answers]).numpy()
-        labels = torch.cat([b for _, b in self._answers]).numpy()
         row = {"epoch": float(self.current_epoch), "rate": self._rate(),
                "seconds": time.monotonic() - self._began}  # fmt: skip
         for key, total in self._sums.items():
             part, term = key.split(".")
             if term != "n":
                 row[f"{part}_{term}"] = float(total / self._sums[f"{part}.n"])
-        row["val_auc"] = macro_auc(softmax(logits), labels)
-        row["val_accuracy"] = float((logits.argmax(1) == labels).mean())
+        if self._answers:  # none where a network does not classify
+            logits = torch.cat([a for a, _ in self._answers]).numpy()
+            labels = torch.cat([b for _, b in self._answers]).numpy()
+            row["val_auc"] = macro_auc(softmax(logits), labels)
+            row["val_accuracy"] = float((logits.argmax(1) == labels).mean())
         self.history.append(row)
         names = [k for k in row if k != "epoch"]
         self.log_dict({k: row[k] for k in names}, prog_bar=False, on_epoch=True)

@@ -36,7 +36,7 @@ def draw_curves(
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
         axis.grid(alpha=0.3)
     figure.suptitle(title)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
 def _line(history: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
@@ -69,10 +69,11 @@ def draw_panels(
             if row == 0:
                 axis.set_title(names[column], fontsize=9)
         axes[row, 0].set_ylabel(label)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> Path:
+def write_figure(figure: Figure, path: Path) -> Path:
+    """The figure as PNG, atomically."""
     FigureCanvasAgg(figure)  # drawn without pyplot: no global state, no window
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

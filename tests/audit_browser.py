@@ -1,4 +1,4 @@
-"""A headless Chromium for the audit page's tests, and the audit that it shows."""
+"""A headless Chromium for the pages' tests, and the audit that it shows."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class Browser:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Browser]:
-    """A browser with the audit of 63 films, made in `folder`."""
+def started(folder: Path, page: Path | None = None) -> Iterator[Browser]:
+    """A browser with a page, by default the audit of 63 films, made in `folder`."""
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
@@ -109,7 +109,7 @@ def started(folder: Path) -> Iterator[Browser]:
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
-        yield Browser(driver, audit(folder / "report.html"))
+        yield Browser(driver, page or audit(folder / "report.html"))
     finally:
         driver.quit()
 

@@ -58,8 +58,8 @@ def small(folder: Path, name: str = "resnet18", **settings: object) -> Backbone:
 def test_every_network_of_the_papers_is_there() -> None:
     assert set(BACKBONES) >= {
         "baseline_cnn", "vgg16", "vgg19", "googlenet", "resnet18", "resnet50", "densenet121",
-        "densenet169", "densenet201", "efficientnet_b2", "efficientnet_lite0", "mobilenet_v2",
-        "inception_v3", "xception", "inception_resnet_v2",
+        "densenet169", "densenet201", "efficientnet_b2", "efficientnet_lite0", "mobilenet",
+        "mobilenet_v2", "inception_v3", "xception", "inception_resnet_v2",
     }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def with_its_own_forward(name: str) -> nn.Module:
     "name",
     [
         "googlenet", "resnet18", "efficientnet_lite0",
-        *map(slow, ("densenet121", "mobilenet_v2", "inception_v3", "xception")),
+        *map(slow, ("densenet121", "mobilenet", "mobilenet_v2", "inception_v3", "xception")),
         slow("inception_resnet_v2"),
     ],
 )  # fmt: skip

@@ -11,6 +11,8 @@ import timm
 import torchvision.models as tv
 from torch import nn
 
+from classify.models.unet_cbam import WIDTHS, build_encoder
+
 _RESNET = {"stem": "conv1", **{f"layer{i}": f"layer{i}" for i in (1, 2, 3, 4)}}
 _DENSENET = {"stem": "conv0", **{f"denseblock{i}": f"denseblock{i}" for i in (1, 2, 3, 4)}}
 _BASELINE_WIDTHS = (32, 64, 128, 256)
@@ -37,6 +39,12 @@ def _blocks(*starts: int) -> dict[str, str]:
 
 KNOWN: dict[str, Known] = {
     "baseline_cnn": Known("own", "", 256, _blocks(0, 1, 2, 3)),
+    # pretrained by classify.pretrain only; their pixels come as there, from −1 to 1
+    **{
+        name: Known("own", "", widths[-1], {f"stage{i}": f"stage{i}" for i in range(1, 6)}, 128,
+                    mean=0.5)
+        for name, widths in WIDTHS.items()
+    },
     "vgg16": Known("torchvision", "vgg16", 512, _blocks(0, 5, 10, 17, 24)),
     "vgg19": Known("torchvision", "vgg19", 512, _blocks(0, 5, 10, 19, 28)),
     "googlenet": Known(
@@ -56,6 +64,10 @@ KNOWN: dict[str, Known] = {
         "timm", "tf_efficientnet_lite0", 1280,
         {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(7)},
          "top": "conv_head"}, mean=0.498, std=0.502,
+    ),
+    "mobilenet": Known(
+        "timm", "mobilenetv1_100", 1024,
+        {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(5)}}, mean=0.5,
     ),
     "mobilenet_v2": Known(
         "torchvision", "mobilenet_v2", 1280,
@@ -91,6 +103,8 @@ def build_body(name: str) -> nn.Sequential:
     if name == "baseline_cnn":
         widths = (3, *_BASELINE_WIDTHS)
         return nn.Sequential(*(_block(a, b) for a, b in itertools.pairwise(widths)))
+    if name in WIDTHS:
+        return build_encoder(WIDTHS[name])
     if name.startswith("vgg"):  # without the 120 million weights behind the maps
         layers = tv.vgg.make_layers(tv.vgg.cfgs["D" if name == "vgg16" else "E"])
         for module in layers:

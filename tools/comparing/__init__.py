@@ -1,0 +1,1 @@
+"""Explanations held against each other: by structural similarity, and by readers."""

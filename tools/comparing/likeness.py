@@ -1,0 +1,131 @@
+"""How alike two methods' maps of the same films are: SSIM, beside that of different films.
+
+Maps are laid on the film's own shape, at most 128 px long, each with its highest value as 1, and
+compared by `classify.ssim` (Wang et al. 2004). Two methods that both draw a blob in the middle of
+every film are alike without having looked: so each film's map is also compared with the other
+method's map of another patient's film, and `own_less_other` is what the films themselves add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.table import Table
+
+from classify.metrics import Figure, bootstrap_weights, figure
+from classify.report import printable
+from classify.ssim import WINDOW, ssim
+from comparing.maps import MAP_SIDE, Explained, MapSet, common_films, load_all
+from cxr.cli import to_plain
+from cxr.workdir import console, provenance, write_json
+
+
+@dataclass(frozen=True)
+class SsimConfig:
+    """Compare methods pairwise: the SSIM of their maps of the same films.
+
+    Args:
+        maps: two files of maps or more.
+        out: file for the figures (.json); empty only prints them.
+        draws: bootstrap draws of patients.
+        seed: of the draws and of the other films.
+    """
+
+    maps: tuple[str, ...] = ()
+    out: str = ""
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"--draws must be at least 1. Got {self.draws} instead.")
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """SSIM of two methods: means over films, with intervals by patient. `left_out` films have an
+    empty map, or none, under one of the two."""
+
+    first: str
+    second: str
+    films: int
+    left_out: int
+    own: Figure
+    other: Figure
+    own_less_other: Figure
+
+
+def run(config: SsimConfig) -> int:
+    """Print the table, and write it where asked to; raises ValueError or OSError."""
+    sets = load_all(config.maps)
+    found = [compare(a, b, config.draws, config.seed) for a, b in combinations(sets, 2)]
+    table = Table("methods", "films", "SSIM [95 %]", "with another film", "difference")
+    for one in found:
+        cells = [figure_text(f) for f in (one.own, one.other, one.own_less_other)]
+        table.add_row(printable(f"{one.first} – {one.second}"), str(one.films), *cells)
+    console.print(table, markup=False)
+    if config.out:
+        record = {"schema": "lungfirst.ssim", "version": 1, **provenance(),
+                  "maps": {s.name: s.sha256 for s in sets}, "pairs": to_plain(found)}  # fmt: skip
+        write_json(Path(config.out), record)
+    return 0
+
+
+def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> Likeness:
+    """Two methods over the films that both explain; raises ValueError where there are none."""
+    films = common_films([first, second])
+    if not films:
+        raise ValueError(f"{first.name} and {second.name} must have films in common. Got none.")
+    one, two = [first.films[f] for f in films], [second.films[f] for f in films]
+    patients = [e.patient for e in one]
+    own = np.array([map_ssim(a, b) for a, b in zip(one, two, strict=True)])
+    partner = other_films(patients, seed)
+    other = np.array([np.nan if j < 0 else map_ssim(a, two[j])
+                      for a, j in zip(one, partner, strict=True)])  # fmt: skip
+    weights = np.concatenate([np.ones((1, len(films))), bootstrap_weights(patients, draws, seed)])
+
+    def mean(values: np.ndarray) -> Figure:
+        known = ~np.isnan(values)
+        whole = weights @ known
+        sums = weights @ np.where(known, values, 0.0)
+        means = np.divide(sums, whole, out=np.full(len(weights), np.nan), where=whole > 0)
+        return figure(means[0], means[1:], int(known.sum()))
+
+    left_out = len({*first.films, *second.films}) - len(films)
+    return Likeness(first.name, second.name, len(films), left_out, mean(own), mean(other),
+                    mean(own - other))  # fmt: skip
+
+
+def map_ssim(a: Explained, b: Explained) -> float:
+    """SSIM of two maps on the picture of `a`."""
+    height, width = a.picture.shape
+    scale = min(1.0, MAP_SIDE / max(height, width))
+    size = max(WINDOW, round(width * scale)), max(WINDOW, round(height * scale))
+    planes = [cv2.resize(e.plane, size, interpolation=cv2.INTER_LINEAR) for e in (a, b)]
+    tensors = [torch.from_numpy(p / max(float(p.max()), 1e-12))[None, None] for p in planes]
+    return float(ssim(tensors[0], tensors[1]))
+
+
+def other_films(patients: Sequence[str], seed: int) -> list[int]:
+    """For each film another patient's, drawn by seed; -1 where there is none."""
+    rng, out = np.random.default_rng(seed), []
+    names = np.asarray(patients)
+    for name in names:
+        others = np.flatnonzero(names != name)
+        out.append(int(rng.choice(others)) if len(others) else -1)
+    return out
+
+
+def figure_text(one: Figure) -> str:
+    """A value with its interval."""
+    if one.value is None:
+        return "–"
+    if one.low is None:
+        return f"{one.value:.3f}"
+    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"

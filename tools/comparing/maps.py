@@ -1,0 +1,251 @@
+"""Maps of one method over films, with the pictures that the network saw: one file a method.
+
+A file is a safetensors bundle of kind "maps": `picture.N` (H, W) uint8 at most 384 px long and
+`map.N` (h, w) float32 from 0 to 1, its highest value 1 (0 everywhere where the map is empty). Maps
+lie on the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from classify.audits.truth import Truths
+from classify.ensemble import Ensemble
+from classify.inputs import Item, crop_on_disk, name_of, whole_films
+from classify.models.multitask import TARGET
+from classify.report import printable
+from classify.saliency import METHODS, saliency_maps, to_pixels
+from classify.saliency_explained import explanations
+from cxr.bundle import load_bundle, save_bundle
+from cxr.draw import fit
+from cxr.film import list_films
+from cxr.intensity import to_uint8
+from cxr.manifest import read_manifest
+from cxr.stream import batched
+from cxr.workdir import console, log
+
+KIND = "maps"
+PICTURE_SIDE, MAP_SIDE = 384, 128
+OWN = ("own", "own_class")  # a network's own map: as it is drawn, and weighed by the class
+ALL_METHODS = (*METHODS, *OWN)
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """One film: its picture (H, W) uint8 and its map (h, w) in [0, 1]; `patient` is the film's
+    name where no table tells."""
+
+    film: str
+    patient: str
+    label: str
+    picture: np.ndarray
+    plane: np.ndarray
+
+    @property
+    def empty(self) -> bool:
+        """Is the map 0 everywhere?"""
+        return not self.plane.any()
+
+
+@dataclass(frozen=True, eq=False)
+class MapSet:
+    """The maps of one method; `sha256` of its file."""
+
+    name: str
+    method: str
+    target: str
+    films: dict[str, Explained]
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class MapsConfig:
+    """Make the maps of one method over films, to be compared.
+
+    Args:
+        films: films or folders of them; none with --crops takes that folder's crops.
+        out: file of maps (.safetensors).
+        name: what the method is called in tables; empty takes --method.
+        ensemble: folder of members, or of one single network.
+        target: the member to explain; empty takes the first.
+        method: one of classify.saliency's methods, own (a network's own map, as CXRNet draws it)
+            or own_class (that map weighed by the gradient of the target).
+        crops: folder of detect.crop.
+        data: folder with films.csv: patients and labels; empty goes without.
+        showing: take only films whose label is the target (needs --data).
+        most: take at most this many films, drawn by seed; 0 takes all.
+        seed: of that draw.
+        device: auto, cpu or cuda.
+        batch: films at a time.
+    """
+
+    films: tuple[str, ...] = ()
+    out: str = "runs/maps.safetensors"
+    name: str = ""
+    ensemble: str = "weights/ensemble_crops"
+    target: str = ""
+    method: str = "grad_cam"
+    crops: str = ""
+    data: str = ""
+    showing: bool = False
+    most: int = 0
+    seed: int = 0
+    device: str = "auto"
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if bool(self.films) == bool(self.crops):
+            raise ValueError("either FILMS or --crops must be given, and not both. Got "
+                             f"{len(self.films)} FILMS and --crops {self.crops!r}.")  # fmt: skip
+        if self.method not in ALL_METHODS:
+            raise ValueError(f"--method must be one of {', '.join(ALL_METHODS)}. "
+                             f"Got {self.method!r} instead.")  # fmt: skip
+        if self.showing and not self.data:
+            raise ValueError("--showing needs --data, whose films.csv has the labels. Got none.")
+        if self.batch < 1 or self.most < 0:
+            raise ValueError("--batch must be at least 1 and --most at least 0. "
+                             f"Got {self.batch} and {self.most} instead.")  # fmt: skip
+        if not self.out.endswith(".safetensors"):
+            raise ValueError(f"--out must end in .safetensors. Got {self.out!r} instead.")
+
+
+def run(config: MapsConfig) -> int:
+    """Make and write the maps; raises ValueError or OSError for what does not fit."""
+    members = Ensemble.load(config.ensemble, config.device)
+    target = config.target or members.targets[0]
+    net = members.member(target)
+    truths = Truths.load(config.data) if config.data else Truths()
+    films: dict[str, Explained] = {}
+    names, items = _items(config, truths, target)
+    steps = track(batched(items, config.batch), "maps", -(-len(names) // config.batch),
+                  console=console, transient=True)  # fmt: skip
+    for group in steps:
+        shown = [i for i in group if i.pixels is not None]
+        for item in group:
+            if item.pixels is None:
+                log.warning("%s is left out: %s", item.film, item.reason)
+        for item, plane in zip(shown, _maps(members, net, shown, config.method), strict=True):
+            row = truths.of(item.film).row
+            films[item.film] = explained(
+                item.film, row.patient_id if row else "", _label(row), item.pixels, plane
+            )
+    if not films:
+        raise ValueError("none of the films could be read: there is nothing to compare.")
+    found = MapSet(config.name or config.method, config.method, target, films)
+    save_maps(config.out, found, members.weights)
+    empty = sum(f.empty for f in films.values())
+    console.print(f"{len(films)} maps ({empty} empty): {config.out}", highlight=False, markup=False)
+    return 0
+
+
+def explained(film: str, patient: str, label: str, pixels: Any, plane: Any) -> Explained:
+    """A film (H, W) in [0, 1] and its map (H, W) ≥ 0 at the sizes in which they are kept."""
+    pixels, plane = np.asarray(pixels, np.float32), np.asarray(plane, np.float32)
+    small = np.maximum(fit(plane, min(MAP_SIDE, max(plane.shape))), 0)
+    top = float(small.max())
+    picture = to_uint8(np.clip(fit(pixels, min(PICTURE_SIDE, max(pixels.shape))), 0, 1))
+    return Explained(film, patient or film, label, picture, small / top if top > 0 else small)
+
+
+def save_maps(path: str | Path, maps: MapSet, weights: dict[str, str] | None = None) -> Path:
+    """Write one method's file atomically."""
+    tensors: dict[str, torch.Tensor] = {}
+    rows = []
+    for number, film in enumerate(maps.films.values()):
+        tensors[f"picture.{number}"] = torch.from_numpy(np.ascontiguousarray(film.picture))
+        tensors[f"map.{number}"] = torch.from_numpy(np.ascontiguousarray(film.plane, np.float32))
+        rows.append({"film": film.film, "patient": film.patient, "label": film.label})
+    return save_bundle(path, KIND, tensors, half=False, name=maps.name, method=maps.method,
+                       target=maps.target, films=rows, weights=weights or {})  # fmt: skip
+
+
+def load_maps(path: str | Path) -> MapSet:
+    """One method's file; raises FileNotFoundError or ValueError."""
+    bundle = load_bundle(path, KIND)
+    films: dict[str, Explained] = {}
+    try:
+        for number, row in enumerate(bundle.meta["films"]):
+            picture = bundle.tensors[f"picture.{number}"].numpy()
+            plane = bundle.tensors[f"map.{number}"].numpy()
+            if picture.ndim != 2 or plane.ndim != 2 or plane.min() < 0 or plane.max() > 1:
+                raise ValueError(f"picture and map of {row['film']!r} must be (H, W), and the map "
+                                 "in [0, 1].")  # fmt: skip
+            films[row["film"]] = Explained(
+                row["film"], row["patient"], row["label"], picture, plane
+            )
+        return MapSet(bundle.meta["name"], bundle.meta["method"], bundle.meta["target"], films,
+                      bundle.sha256)  # fmt: skip
+    except KeyError as error:
+        raise ValueError(f"{path} must hold a picture and a map for each of its films. "
+                         f"{error} is missing.") from error  # fmt: skip
+
+
+def load_all(paths: Sequence[str]) -> list[MapSet]:
+    """Two files or more, with different names and films in common; raises ValueError."""
+    if len(paths) < 2:
+        raise ValueError("MAPS must be two files or more. Got "
+                         f"{len(paths)}: make them with the command maps.")  # fmt: skip
+    sets = [load_maps(path) for path in paths]
+    names = [s.name for s in sets]
+    if len(set(names)) < len(names):
+        raise ValueError("MAPS must have different names. Got "
+                         f"{', '.join(names)}: make one again with --name.")  # fmt: skip
+    if not common_films(sets):
+        raise ValueError(f"MAPS must have films in common. Got none in all of {', '.join(paths)}.")
+    return sets
+
+
+def common_films(sets: Sequence[MapSet]) -> list[str]:
+    """Films with a map in every set that is not 0 everywhere, in the order of the first."""
+    return [f for f in sets[0].films if all(f in s.films and not s.films[f].empty for s in sets)]
+
+
+def _items(config: MapsConfig, truths: Truths, target: str) -> tuple[list[str], Iterator[Item]]:
+    if config.crops:
+        folder = Path(config.crops)
+        rows = {name_of(r.film): r for r in read_manifest(folder / "manifest.jsonl")[1]}
+        names = _chosen(list(rows), config, truths, target)
+        return names, (crop_on_disk(rows[n], folder) for n in names)
+    paths = {name_of(p): p for p in list_films(config.films).films}
+    names = _chosen(list(paths), config, truths, target)
+    return names, whole_films([paths[n] for n in names], 0)
+
+
+def _chosen(names: list[str], config: MapsConfig, truths: Truths, target: str) -> list[str]:
+    if config.showing:
+        names = [n for n in names if truths.of(n).label_for(target) == TARGET]
+    if not names:
+        raise ValueError("no film is left: none was found" +
+                         (f" whose label is {target}." if config.showing else "."))  # fmt: skip
+    if config.most and config.most < len(names):
+        order = np.random.default_rng(config.seed).permutation(len(names))
+        names = [names[i] for i in sorted(islice(order, config.most))]
+    return names
+
+
+def _maps(
+    members: Ensemble, net: torch.nn.Module, items: Sequence[Item], method: str
+) -> list[np.ndarray]:
+    """Each item's map in the pixels that the member saw."""
+    pixels = [i.pixels for i in items if i.pixels is not None]
+    if not pixels:
+        return []
+    batch, frames = members.prepare(pixels)
+    wanted = [TARGET] * len(batch)
+    if method in OWN:
+        planes = explanations(net, batch, wanted if method == "own_class" else None)
+    else:
+        planes = saliency_maps(net, batch, wanted, method)
+    return to_pixels(planes, frames, [(p.shape[0], p.shape[1]) for p in pixels])
+
+
+def _label(row: Any) -> str:
+    return "" if row is None else printable(": ".join(p for p in (row.label, row.sublabel) if p))

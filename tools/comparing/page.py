@@ -1,0 +1,170 @@
+"""A page that asks a reader which of two explanations shows better where the disease is.
+
+One HTML file that needs no other file and no network: pictures are data URIs, style and script are
+named by hash in a Content-Security-Policy. The page does not say which method is which: that
+stands in the key, a JSON file beside it, which `read` needs and readers should not open. Films, and
+the side of each method, are drawn by seed; some films come twice with their sides swapped, to see
+whether a reader chooses alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from classify.audits.page import to_json
+from classify.report import csp_hash, printable
+from comparing.maps import Explained, MapSet, common_films, load_all
+from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
+from cxr.workdir import console, provenance, write_atomic, write_json
+
+HERE = Path(__file__).resolve().parent
+QUALITY = 82
+QUESTION = "Which picture shows better where the disease is?"
+KEY_SCHEMA, VERSION = "lungfirst.comparison", 1
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """Make a page on which readers choose between the explanations of two methods.
+
+    Args:
+        maps: two files of maps.
+        out: the page (.html); its key is written beside it, as .key.json.
+        films: films that are asked about, drawn by seed; 0 takes all that both explain.
+        repeats: films that come a second time with their sides swapped.
+        question: what is asked.
+        seed: of films, order and sides.
+    """
+
+    maps: tuple[str, ...] = ()
+    out: str = "runs/compare.html"
+    films: int = 24
+    repeats: int = 4
+    question: str = QUESTION
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.maps) != 2:
+            raise ValueError(f"MAPS must be two files. Got {len(self.maps)} instead.")
+        if min(self.films, self.repeats, self.seed) < 0:
+            raise ValueError("--films, --repeats and --seed must not be negative. Got "
+                             f"{self.films}, {self.repeats} and {self.seed} instead.")  # fmt: skip
+        if not self.out.endswith(".html"):
+            raise ValueError(f"--out must end in .html. Got {self.out!r} instead.")
+
+    @property
+    def key_path(self) -> Path:
+        """Where the key is written."""
+        return Path(self.out).with_suffix(".key.json")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question: a film, and whether the first method (0) or the second (1) stands left.
+
+    `number` counts from 1 in the order of asking; `repeats` is the number of the trial that asked
+    about the same film before, 0 for none.
+    """
+
+    number: int
+    film: str
+    left: int
+    repeats: int = 0
+
+
+def run(config: PageConfig) -> int:
+    """Write the page and its key; raises ValueError or OSError."""
+    sets = load_all(config.maps)
+    trials = draw_trials(common_films(sets), config.films, config.repeats, config.seed)
+    page_id = identity(sets, trials, config.question)
+    write_json(config.key_path, key_of(sets, trials, page_id, config.question))
+    write_atomic(config.out, page_html(sets, trials, page_id, config.question))
+    console.print(f"{len(trials)} questions: open {config.out} in a browser. The key, not for "
+                  f"readers: {config.key_path}", highlight=False, markup=False)  # fmt: skip
+    return 0
+
+
+def draw_trials(films: list[str], wanted: int, repeats: int, seed: int) -> list[Trial]:
+    """Films in random order, each method left in half of them; repeats come after all others."""
+    rng = np.random.default_rng(seed)
+    count = min(wanted or len(films), len(films))
+    chosen = [films[i] for i in rng.permutation(len(films))[:count]]
+    sides = rng.permutation([i % 2 for i in range(count)])
+    first = [Trial(n, film, int(side))
+             for n, (film, side) in enumerate(zip(chosen, sides, strict=True), 1)]  # fmt: skip
+    again = [first[i] for i in rng.permutation(count)[:repeats]]
+    return [*first, *(Trial(count + n, t.film, 1 - t.left, t.number)
+                      for n, t in enumerate(again, 1))]  # fmt: skip
+
+
+def identity(sets: list[MapSet], trials: list[Trial], question: str) -> str:
+    """Id of a page: the same for the same maps, questions and sides."""
+    said = [[s.sha256 for s in sets], [[t.film, t.left, t.repeats] for t in trials], question]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def key_of(sets: list[MapSet], trials: list[Trial], page_id: str, question: str) -> dict[str, Any]:
+    """What the page does not say: which method stood where."""
+    methods = [{"name": s.name, "method": s.method, "target": s.target, "sha256": s.sha256}
+               for s in sets]  # fmt: skip
+    rows = []
+    for t in trials:
+        film = sets[0].films[t.film]
+        rows.append({"trial": t.number, "film": t.film, "patient": film.patient,
+                     "label": film.label, "left": t.left, "repeats": t.repeats})  # fmt: skip
+    return {"schema": KEY_SCHEMA, "version": VERSION, **provenance(), "page": page_id,
+            "question": question, "methods": methods, "trials": rows}  # fmt: skip
+
+
+def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: str) -> str:
+    """The whole page; every text is escaped, control characters are spelt out."""
+    shown = []
+    for t in trials:
+        film = sets[0].films[t.film]
+        sides = [overlay_uri(film, sets[k].films[t.film]) for k in (t.left, 1 - t.left)]
+        shown.append({"trial": t.number, "film": picture_uri(film), "left": sides[0],
+                      "right": sides[1], "label": printable(film.label)})  # fmt: skip
+    return _template().render(
+        question=printable(question), page=page_id, trials=len(shown),
+        data=to_json({"page": page_id, "trials": shown}), style=_style(),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704 - our own
+    )  # fmt: skip
+
+
+def picture_uri(film: Explained) -> str:
+    """The film as the network saw it."""
+    return to_data_uri(encode_jpeg(film.picture, QUALITY))
+
+
+def overlay_uri(film: Explained, explained: Explained) -> str:
+    """One method's map over the film, in inferno colours."""
+    height, width = film.picture.shape
+    plane = cv2.resize(explained.plane, (width, height), interpolation=cv2.INTER_LINEAR)
+    drawn = overlay_saliency(to_rgb(film.picture), np.maximum(plane, 0))
+    return to_data_uri(encode_jpeg(drawn, QUALITY))
+
+
+def _style() -> Markup:
+    shared = (files("classify") / "audits" / "page.css").read_text(encoding="utf-8")
+    return Markup(shared + (HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704 - our own
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["csp_hash"] = csp_hash
+    return environment.get_template("page.html")

@@ -1,0 +1,211 @@
+"""What readers preferred: shares with exact intervals, agreement, and how steady a reader is.
+
+A share is of the choices that took a side ("neither" is counted beside it), with the exact
+interval of Clopper and Pearson (1934) and the exact two-sided test against ½. Films that came
+twice count once, by their first answer. Films read by several readers are no independent evidence,
+so readers are not added up: the line "most readers" counts each film once, by the method that more
+readers took. Agreement of two readers is over left, right and neither as methods: the share of
+films answered alike, and Cohen's κ (1960), which takes off what chance gives.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+from scipy.stats import binomtest
+
+from classify.guarantee import exact_interval
+from classify.metrics import Figure, bootstrap_weights, figure
+from classify.report import printable
+from comparing.choices import FIRST, NEITHER, SECOND, Key, Reading, read_all, read_key
+from comparing.likeness import figure_text
+from cxr.cli import to_plain
+from cxr.workdir import console, provenance, write_json
+
+MOST = "most readers"
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """Read the choices that readers saved on a page.
+
+    Args:
+        choices: files that the page saved (.json or .csv), one a reader.
+        key: the page's .key.json.
+        out: file for the figures (.json); empty only prints them.
+        draws: bootstrap draws of films for the interval of κ.
+        seed: of the draws.
+    """
+
+    choices: tuple[str, ...] = ()
+    key: str = ""
+    out: str = ""
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            raise ValueError("--key must be the .key.json that was written beside the page. "
+                             "Got none.")  # fmt: skip
+        if self.draws < 1:
+            raise ValueError(f"--draws must be at least 1. Got {self.draws} instead.")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Of `films` answered, how many for the first method, the second, and neither. `share` is the
+    first's among those with a side, with its exact 95 % interval; `p` of the test against ½."""
+
+    reader: str
+    films: int
+    first: int
+    second: int
+    neither: int
+    share: Figure
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """Films that came twice with sides swapped and were answered alike, and the share of sides
+    taken that were the left one (½ without a habit)."""
+
+    reader: str
+    repeated: int
+    alike: int
+    left: Figure
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Two readers over the films that both answered; `kappa` is None where chance explains all."""
+
+    readers: tuple[str, str]
+    films: int
+    alike: Figure
+    kappa: Figure
+
+
+def run(config: ReadConfig) -> int:
+    """Print the tables, and write them where asked to; raises ValueError or OSError."""
+    key = read_key(config.key)
+    readings = read_all(config.choices, key)
+    preferred = preferences(key, readings)
+    steady = [steadiness(key, r) for r in readings]
+    agreed = [agreement(key, a, b, config.draws, config.seed)
+              for a, b in combinations(readings, 2)]  # fmt: skip
+    _tell(key, preferred, steady, agreed)
+    if config.out:
+        record = {"schema": "lungfirst.preferences", "version": 1, **provenance(),
+                  "page": key.page, "methods": list(key.names), "preferences": to_plain(preferred),
+                  "steadiness": to_plain(steady), "agreement": to_plain(agreed)}  # fmt: skip
+        write_json(Path(config.out), record)
+    return 0
+
+
+def first_answers(key: Key, reading: Reading) -> dict[str, int]:
+    """Film → FIRST, SECOND or NEITHER, without the repeats."""
+    return {key.trials[n].film: choice for n, choice in sorted(reading.chosen.items())
+            if not key.trials[n].repeats}  # fmt: skip
+
+
+def preferences(key: Key, readings: Sequence[Reading]) -> list[Preference]:
+    """One a reader, and with several readers one over films, by what most of them took."""
+    answers = [first_answers(key, r) for r in readings]
+    found = [count(r.reader, a.values()) for r, a in zip(readings, answers, strict=True)]
+    if len(readings) > 1:
+        found.append(count(MOST, majority(answers).values()))
+    return found
+
+
+def majority(answers: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Film → the method that more readers took than the other; NEITHER where as many did."""
+    out = {}
+    for film in dict.fromkeys(f for a in answers for f in a):
+        votes = Counter(a[film] for a in answers if film in a)
+        gap = votes[FIRST] - votes[SECOND]
+        out[film] = NEITHER if gap == 0 else FIRST if gap > 0 else SECOND
+    return out
+
+
+def count(reader: str, answers: Iterable[int]) -> Preference:
+    """Counts with the exact interval and test."""
+    found = Counter(answers)
+    first, second = found[FIRST], found[SECOND]
+    p = float(binomtest(first, first + second).pvalue) if first + second else None
+    return Preference(reader, sum(found.values()), first, second, found[NEITHER],
+                      exact_share(first, first + second), p)  # fmt: skip
+
+
+def exact_share(hits: int, total: int) -> Figure:
+    """A share with its exact 95 % interval; without any, no value."""
+    if not total:
+        return Figure(None, None, None, 0)
+    return Figure(hits / total, *exact_interval(hits, total), total)
+
+
+def steadiness(key: Key, reading: Reading) -> Steadiness:
+    """How a reader answered what came twice, and which side they took."""
+    chosen = reading.chosen
+    again = {n: key.trials[n].repeats for n in chosen if key.trials[n].repeats}
+    both = [(n, earlier) for n, earlier in again.items() if earlier in chosen]
+    alike = sum(chosen[n] == chosen[earlier] for n, earlier in both)
+    sides = sum(choice != NEITHER for choice in chosen.values())
+    return Steadiness(reading.reader, len(both), alike, exact_share(len(reading.left), sides))
+
+
+def agreement(key: Key, a: Reading, b: Reading, draws: int = 1000, seed: int = 0) -> Agreed:
+    """Two readers over the films that both answered."""
+    one, two = first_answers(key, a), first_answers(key, b)
+    films = [f for f in one if f in two]
+    readers = a.reader, b.reader
+    if not films:
+        return Agreed(readers, 0, exact_share(0, 0), Figure(None, None, None, 0))
+    pairs = np.array([[one[f], two[f]] for f in films])
+    alike = int((pairs[:, 0] == pairs[:, 1]).sum())
+    weights = np.concatenate([np.ones((1, len(films))), bootstrap_weights(films, draws, seed)])
+    values = kappas(pairs, weights)
+    return Agreed(readers, len(films), exact_share(alike, len(films)),
+                  figure(values[0], values[1:], len(films)))  # fmt: skip
+
+
+def kappas(pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B,) Cohen's κ of answers (N, 2) under each row of weights (B, N); NaN where chance alone
+    makes the readers agree on all films."""
+    whole = weights.sum(1)
+    alike = weights @ (pairs[:, 0] == pairs[:, 1]) / whole
+    shares = [[weights @ (pairs[:, r] == k) / whole for r in (0, 1)]
+              for k in (FIRST, SECOND, NEITHER)]  # fmt: skip
+    chance = np.sum([one * two for one, two in shares], axis=0)
+    room = 1 - chance
+    enough = room > 1e-12
+    return np.divide(alike - chance, room, out=np.full(len(weights), np.nan), where=enough)
+
+
+def _tell(
+    key: Key, preferred: Sequence[Preference], steady: Sequence[Steadiness],
+    agreed: Sequence[Agreed],
+) -> None:  # fmt: skip
+    first, second = (printable(n) for n in key.names)
+    table = Table("reader", "films", first, second, "neither", f"{first} of those [95 %]", "p")
+    for p in preferred:
+        cells = [str(v) for v in (p.films, p.first, p.second, p.neither)]
+        table.add_row(printable(p.reader), *cells, figure_text(p.share),
+                      "–" if p.p is None else f"{p.p:.3f}")  # fmt: skip
+    console.print(table, markup=False)
+    table = Table("reader", "came twice", "answered alike", "left of sides taken [95 %]")
+    for s in steady:
+        table.add_row(printable(s.reader), str(s.repeated), str(s.alike), figure_text(s.left))
+    console.print(table, markup=False)
+    if agreed:
+        table = Table("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]")
+        for a in agreed:
+            table.add_row(printable(" – ".join(a.readers)), str(a.films), figure_text(a.alike),
+                          figure_text(a.kappa))  # fmt: skip
+        console.print(table, markup=False)
