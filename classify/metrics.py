@@ -38,6 +38,7 @@ class Report:
     auc: dict[str, Figure]
     sensitivity: dict[str, Figure]
     specificity: dict[str, Figure]
+    class_accuracy: dict[str, Figure]
     f1: dict[str, Figure]
     macro_f1: Figure
     confusion: list[list[int]]  # rows: truth, columns: answer
@@ -145,7 +146,8 @@ def classification_report(
 ) -> Report:  # fmt: skip
     """Figures of logits (N, K) against labels (N,); the answer is the largest logit.
 
-    Sensitivity and specificity of a class are those of the answer, one class against the rest.
+    Sensitivity, specificity and accuracy of a class are those of the answer, one class against the
+    rest.
     """
     probabilities, labels = softmax(logits), np.asarray(labels)
     _check(probabilities, labels, patients, classes)
@@ -158,6 +160,7 @@ def classification_report(
     aucs = [weighted_auc(probabilities[:, k], truth[k], weights) for k in kinds]
     sens = [ratio(said[k], truth[k], weights) for k in kinds]
     spec = [ratio(~said[k], ~truth[k], weights) for k in kinds]
+    alike = [ratio(said[k] == truth[k], np.ones(len(labels), bool), weights) for k in kinds]
     f1s = [f1(said[k], truth[k], weights) for k in kinds]
     right = ratio(answer == labels, np.ones(len(labels), bool), weights)
 
@@ -166,6 +169,7 @@ def classification_report(
                 for name, v, a in zip(classes, values, among, strict=True)}  # fmt: skip
 
     n = len(labels)
+    every = [np.ones(n, bool)] * len(classes)
     return Report(
         films=n,
         patients=len(set(patients)),
@@ -173,9 +177,10 @@ def classification_report(
         macro_auc=_figure_of(_mean_of_known(aucs), n),
         accuracy=_figure_of(right, n),
         balanced_accuracy=_figure_of(_mean_of_known(sens), n),
-        auc=by_class(aucs, [np.ones(n, bool)] * len(classes)),
+        auc=by_class(aucs, every),
         sensitivity=by_class(sens, truth),
         specificity=by_class(spec, [~t for t in truth]),
+        class_accuracy=by_class(alike, every),
         f1=by_class(f1s, truth),
         macro_f1=_figure_of(_mean_of_known(f1s), n),
         confusion=[[int((truth[i] & said[j]).sum()) for j in kinds] for i in kinds],

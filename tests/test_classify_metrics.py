@@ -77,6 +77,8 @@ def test_report_in_numbers_worked_by_hand() -> None:
     assert report.specificity["normal"].value == pytest.approx(2 / 3)
     assert report.specificity["flu"].value == pytest.approx(2 / 3)
     assert report.sensitivity["others"].value == 0.0
+    assert report.class_accuracy["normal"].value == pytest.approx(3 / 5)
+    assert report.class_accuracy["flu"].value == pytest.approx(4 / 5)
     assert (report.sensitivity["flu"].n, report.specificity["flu"].n) == (2, 3)
     assert (report.films, report.patients) == (5, 5)
 

@@ -11,6 +11,7 @@ from classify.models.backbones import (
     check_name,
     least_side,
 )
+from classify.models.cxrnet import CXRNetConfig
 from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.schedule import CHOICES, OptimConfig
@@ -18,7 +19,8 @@ from classify.singles.augment import AUGMENTS
 
 PARTS = ("train", "val", "test")
 PROTOCOLS = ("pooled", "official", "folds", "file")
-KINDS = ("backbone", "fusion")
+KINDS = ("backbone", "fusion", "cxrnet")
+NetworkConfig = BackboneConfig | FusionConfig | CXRNetConfig
 BALANCES = ("none", "weights", "oversample", "undersample")
 
 
@@ -33,6 +35,8 @@ class ProtocolConfig:
         parts: shares of train, val and test; of official, only that of val beside train counts.
         folds: number of folds, 3 at least: one tests, the next validates, the rest trains.
         split: the file of kind file.
+        learn: share of the training part's patients that is learnt from, of each class alike, as
+            for learning curves; a smaller share is part of a larger one. All test alike.
         seed: of the shuffle.
     """
 
@@ -40,6 +44,7 @@ class ProtocolConfig:
     parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
     folds: int = 5
     split: str = ""
+    learn: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,6 +58,8 @@ class ProtocolConfig:
         if self.folds < 3:
             raise ValueError(f"protocol.folds must be at least 3 (train, val, test). "
                              f"Got {self.folds} instead.")  # fmt: skip
+        if not 0 < self.learn <= 1:
+            raise ValueError(f"protocol.learn must lie in (0, 1]. Got {self.learn} instead.")
         if (self.kind == "file") != bool(self.split):
             raise ValueError("protocol.split must name a split of cxr.split for kind file, and be "
                              f"empty for the others. Got {self.split!r} instead.")  # fmt: skip
@@ -76,9 +83,10 @@ class SingleConfig:
         publishable_only: take only films whose licence lets the weights be published.
         max_films: take at most this many films (whole patients, classes as they are); 0 takes all.
         protocol: which films are trained on and which are tested.
-        kind: backbone or fusion: which of the two below is trained.
+        kind: backbone, fusion or cxrnet: which of the three below is trained.
         backbone: one network; its `classes` and `side` follow from the settings here.
         fusion: networks that answer together; `classes` and `side` as above.
+        cxrnet: a network that draws what it looks at; `classes` and `side` as above.
         preprocess: from pixels to input, with ImageNet's mean and std; stored in the bundle.
         augment: none, affine (±20°, shift 0.15 across and 0.20 along), rotate (±30°) or geometric
             (rotation, shift, zoom, mirror).
@@ -110,6 +118,7 @@ class SingleConfig:
     kind: str = "backbone"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    cxrnet: CXRNetConfig = field(default_factory=CXRNetConfig)
     preprocess: PreprocessConfig = field(
         default_factory=lambda: PreprocessConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD)
     )
@@ -156,9 +165,12 @@ class SingleConfig:
 
     def _check_input(self) -> None:
         side, names = self.preprocess.side, self.nets
-        for name in names:
-            check_name(name)
-        least = max(least_side(name) for name in names)
+        if self.kind == "cxrnet":
+            least = self.cxrnet.least_side
+        else:
+            for name in names:
+                check_name(name)
+            least = max(least_side(name) for name in names)
         if side < least:
             raise ValueError(f"preprocess.side must be at least {least} px for {', '.join(names)}. "
                              f"Got {side} instead.")  # fmt: skip
@@ -172,10 +184,10 @@ class SingleConfig:
     @property
     def nets(self) -> tuple[str, ...]:
         """Names of the networks that are trained."""
-        return (self.backbone.name,) if self.kind == "backbone" else self.fusion.nets
+        own = {"backbone": (self.backbone.name,), "cxrnet": ("cxrnet",)}
+        return own.get(self.kind, self.fusion.nets)
 
-    def network(self) -> BackboneConfig | FusionConfig:
+    def network(self) -> NetworkConfig:
         """The network's configuration with the classes and the side of this training."""
-        chosen: BackboneConfig | FusionConfig
-        chosen = self.backbone if self.kind == "backbone" else self.fusion
+        chosen: NetworkConfig = getattr(self, self.kind)
         return replace(chosen, classes=len(self.classes), side=self.preprocess.side)

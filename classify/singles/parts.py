@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from classify.singles.config import PARTS, ProtocolConfig
 from cxr.films_table import FilmRow
 from cxr.split import Split, make_folds, make_split
@@ -39,9 +41,31 @@ def share_films(
     else:
         split = make_split(patients, strata, protocol.parts, protocol.seed)
         found = [Shares(_select(split, patients), {})]
+    found = [_learn(shares, patients, labels, protocol) for shares in found]
     for shares in found:
         _check(shares, patients, labels)
     return found
+
+
+def _learn(
+    shares: Shares, patients: Sequence[str], labels: Sequence[int], protocol: ProtocolConfig
+) -> Shares:
+    """The training part cut down to `protocol.learn` of the patients of each class, one at least;
+    a patient counts in the class of the first film."""
+    if protocol.learn == 1:
+        return shares
+    train = shares.parts["train"]
+    class_of: dict[str, int] = {}
+    for i in train:
+        class_of.setdefault(patients[i], labels[i])
+    kept: set[str] = set()
+    for number in sorted(set(class_of.values())):
+        names = sorted(p for p, label in class_of.items() if label == number)
+        np.random.default_rng([protocol.seed, number]).shuffle(names)
+        kept |= set(names[: max(1, round(protocol.learn * len(names)))])
+    rest = [i for i in train if patients[i] in kept]
+    left = {"not learnt from": len(train) - len(rest)}
+    return Shares({**shares.parts, "train": rest}, {**shares.dropped, **left})
 
 
 def part_in_path(image: str) -> str:

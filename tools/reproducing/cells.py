@@ -16,6 +16,7 @@ from reproducing.experiment import Experiment, flatten, merge
 from reproducing.runners import Runner, find_runner
 
 DRAWN = "drawn_films"  # folder and source of films that nobody took of anybody
+SPLIT = "split.json"  # of the drawn films, in their folder
 
 # None of these changes a result: two cells that differ in nothing else are one.
 FREE = ("data", "crops", "out", "cache", "device", "workers", "draws")
@@ -133,6 +134,9 @@ def resolve(runner: Runner, settings: dict[str, Any], place: Place) -> dict[str,
     merge(filled, {key: getattr(place, name) for name, key in runner.keys.items()})
     if place.sources:
         merge(filled, {runner.sources: list(place.sources)})
+    if place.drawn:  # the drawn films' patients are in no other split
+        own = str(Path(place.data) / SPLIT)
+        merge(filled, {k: own for k in runner.split_files if flatten(filled).get(k)})
     config_class, _ = runner.load()
     plain: dict[str, Any] = to_plain(from_plain(config_class, filled))
     return plain
@@ -149,9 +153,19 @@ def cell_key(runner: str, settings: dict[str, Any], place: Place, marks: Sequenc
     """16 hex digits of all that a result hangs on: settings, films, the runner and its version."""
     kind = find_runner(runner)
     free = {kind.keys[name] for name in FREE if name in kind.keys} | set(kind.free)
-    flat = {k: v for k, v in flatten(settings).items() if k not in free}
+    flat = {k: content_of(k, v) for k, v in flatten(settings).items() if k not in free}
+    if kind.later:
+        usual = flatten(to_plain(kind.load()[0]()))
+        later = [k for k in flat if any(f"{k}.".startswith(f"{name}.") for name in kind.later)]
+        flat = {k: v for k, v in flat.items() if k not in later or v != usual.get(k)}
     text = json.dumps([runner, kind.version, place.input, list(marks), flat], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def content_of(key: str, value: Any) -> Any:
+    """A file of first weights, or of a split, counts by what is in it, wherever it lies."""
+    is_file = key.rpartition(".")[2] in ("weights", "split") and value and Path(value).is_file()
+    return f"sha256:{sha256_file(value)}" if is_file else value
 
 
 def fingerprint(place: Place, files: Sequence[str]) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ NAMES = {
     "mobilenet_v3_320": "MobileNetV3 (320 px)", "resnet50_v2": "ResNet50 v2",
     "tf_efficientnet_lite0": "EfficientNet-Lite0",
 }  # fmt: skip
-START = {"imagenet": "ImageNet weights", "none": "random weights", "coco": "COCO weights"}
+START = {"imagenet": "ImageNet weights", "none": "random weights", "coco": "COCO weights",
+         "pretrained": "pretraining without labels", "own": "no pretraining"}  # fmt: skip
 
 # What a setting is called by the last part of its key: "{} px" holds the value's place.
 _PHRASES = {

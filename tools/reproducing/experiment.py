@@ -19,8 +19,9 @@ from cxr.cli import from_plain
 
 BUDGETS = ("smoke", "small", "paper")
 MEASURES = ("accuracy", "balanced_accuracy", "macro_auc", "macro_f1", "lift")
-OF_A_CLASS = ("auc", "f1", "sensitivity", "specificity")
+OF_A_CLASS = ("accuracy", "auc", "f1", "sensitivity", "specificity")
 OF_A_PART = ("lift",)  # lift.NAME: of one network of a fusion
+OF_THE_TRAINING = ("goes", "kept", "found", "gain", "features")  # it leaves them in figures.json
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of each cell. `name`: one of MEASURES, or auc|f1|sensitivity|specificity.CLASS, or
-    lift.NETWORK. With `ours_only` the paper did not measure it, so it has no column for it."""
+    """A figure of each cell. `name`: one of MEASURES, or one of OF_A_CLASS with .CLASS, or
+    lift.NETWORK, or one that the training itself leaves in figures.json (OF_THE_TRAINING).
+    With `ours_only` the paper did not measure it, so it has no column for it."""
 
     name: str
     title: str = ""
@@ -60,10 +62,21 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A picture that the training of one cell leaves beside its answers, shown under the table."""
+
+    file: str
+    caption: str
+    row: str
+    column: str = ""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One table; see the package's configs/experiments for files that use every field.
 
     `protocol` is the one kind of split of all its cells: figures of two kinds do not compare.
+    `plot` names a measure to be drawn, too, against the numbers that the rows are named by.
     """
 
     study: str
@@ -82,6 +95,8 @@ class Experiment:
     paper_data: str = "not given"
     guessed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    plot: str = ""
+    pictures: list[Shown] = field(default_factory=list)
     name: str = ""
 
     def cells(self) -> Iterator[tuple[Line, Line]]:
@@ -175,21 +190,26 @@ def _check_lines(experiment: Experiment) -> None:
         raise ValueError(f"budgets must be {', '.join(BUDGETS)}. "
                          f"Got {', '.join(experiment.budgets) or 'none'} instead.")  # fmt: skip
     cells = {(row.name, column.name) for row, column in experiment.cells()}
-    for known in experiment.published:
-        if (known.row, known.column) not in cells:
-            raise ValueError("published must name a row and a column of the table. "
-                             f"Got {known.row!r}, {known.column!r} instead.")  # fmt: skip
+    named = [(known.row, known.column) for known in experiment.published]
+    for row, column in (*named, *((shown.row, shown.column) for shown in experiment.pictures)):
+        if (row, column) not in cells:
+            raise ValueError("published and pictures must name a row and a column of the table. "
+                             f"Got {row!r}, {column!r} instead.")  # fmt: skip
 
 
 def _check_measures(experiment: Experiment) -> None:
     names = [measure.name for measure in experiment.measures]
     for name in [*names, *(n for known in experiment.published for n in known.figures)]:
         group, _, rest = name.partition(".")
-        if name not in MEASURES and not (rest and group in OF_A_CLASS + OF_A_PART):
+        known_groups = OF_A_CLASS + OF_A_PART + OF_THE_TRAINING
+        if name not in MEASURES and not (rest and group in known_groups):
             raise ValueError(f"a measure must be one of {', '.join(MEASURES)}, or one of "
                              f"{', '.join(OF_A_CLASS)} with .CLASS. Got {name!r}.")  # fmt: skip
         if name not in names:
             raise ValueError(f"published must give figures of the measures only. Got {name!r}.")
+
+    if experiment.plot and experiment.plot not in names:
+        raise ValueError(f"plot must be one of the measures. Got {experiment.plot!r} instead.")
 
 
 def _check_protocol(experiment: Experiment) -> None:

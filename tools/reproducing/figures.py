@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from classify.singles.figures import report_of
 from cxr.answers import Answer, read_answers
 from reproducing.attention import AttentionConfig, attention_of
 from reproducing.cells import Cell, Place
-from reproducing.experiment import Measure
+from reproducing.experiment import OF_THE_TRAINING, Measure
 from reproducing.work import answers_folder, short_reason
 
 
@@ -32,7 +33,8 @@ def pick(report: Report, name: str) -> Figure | None:
     With two classes `f1` of one is the usual F1; `macro_f1` is the mean over classes.
     """
     group, _, class_name = name.partition(".")
-    found = getattr(report, group, None)
+    name = "class_accuracy" if class_name and group == "accuracy" else group
+    found = getattr(report, name, None)
     if class_name:
         return found.get(class_name) if isinstance(found, dict) else None
     return found if isinstance(found, Figure) else None
@@ -44,13 +46,26 @@ def measure_answers(
 ) -> Found:  # fmt: skip
     """The measures that need nothing but answers."""
     report = report_of(classes, answers, draws, seed)
-    wanted = [m.name for m in measures if not is_attention(m.name)]
+    wanted = [m.name for m in measures if not (is_attention(m.name) or is_own(m.name))]
     return Found({n: pick(report, n) for n in wanted}, report.films, report.patients)
 
 
 def is_attention(name: str) -> bool:
     """Does the measure need the network and the films?"""
     return name.partition(".")[0] == "lift"
+
+
+def is_own(name: str) -> bool:
+    """Is the measure one that only the training itself can know?"""
+    return name.partition(".")[0] in OF_THE_TRAINING
+
+
+def own_figures(folder: Path) -> dict[str, Figure]:
+    """What a training left in figures.json beside its answers: {measure: {value, low, high, n}}."""
+    path = folder / "figures.json"
+    if not path.is_file():
+        return {}
+    return {k: Figure(**v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def measure_cell(
@@ -63,12 +78,14 @@ def measure_cell(
     folder = answers_folder(cell)
     found = measure_answers(*read_answers(folder / "answers.csv"), measures, place.draws,
                             place.seed)  # fmt: skip
+    own = own_figures(folder)
+    figures = found.figures | {m.name: own.get(m.name) for m in measures if is_own(m.name)}
     wanted = [m.name for m in measures if is_attention(m.name)]
     if not wanted:
-        return found
+        return Found(figures, found.films, found.patients)
     lifts, reason = _lifts(folder, place, attention_films)
     reasons = dict.fromkeys((n for n in wanted if lifts.get(n) is None), reason)
-    figures = found.figures | {name: lifts.get(name) for name in wanted}
+    figures |= {name: lifts.get(name) for name in wanted}
     return Found(figures, found.films, found.patients, reasons)
 
 

@@ -13,13 +13,16 @@ from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.draw import encode_png
 from cxr.films_table import read_films_table
 from cxr.intensity import to_uint8
+from cxr.split import make_split
 from cxr.workdir import log, write_atomic
 from labelling.phantom import draw_chest
-from reproducing.cells import DRAWN, Place
+from reproducing.cells import DRAWN, SPLIT, Place
 from reproducing.experiment import BUDGETS, Experiment, flatten
 from reproducing.runners import find_runner
 
-_KINDS = (("normal", "No Finding"), ("pneumonia", "bacterial"), ("pneumonia", "viral"))
+_KINDS = (("normal", "No Finding"), ("pneumonia", "bacterial"), ("pneumonia", "viral"),
+          ("covid", "COVID-19"))  # fmt: skip
+_PARTS = {"train": 0.5, "val": 0.2, "calibration": 0.1, "test": 0.2}
 _EACH = 16  # films of each kind: enough for three folds with every class in each part
 _SIZE_HW = (128, 112)
 _COLUMNS = ("image", "mask", "source", "patient_id", "view", "label", "sublabel", "licence",
@@ -27,7 +30,8 @@ _COLUMNS = ("image", "mask", "source", "patient_id", "view", "label", "sublabel"
 
 
 def drawn_films(folder: Path) -> Path:
-    """A small folder of drawn chests with films.csv and thorax.json, the same on each machine."""
+    """A small folder of drawn chests with films.csv, thorax.json and split.json, the same on each
+    machine."""
     if (folder / "films.csv").is_file():
         return folder
     rows: list[dict[str, Any]] = []
@@ -35,8 +39,8 @@ def drawn_films(folder: Path) -> Path:
     for kind, (label, sublabel) in enumerate(_KINDS):
         for n in range(_EACH):
             seed = kind * _EACH + n
-            pixels, box = draw_chest(*_SIZE_HW, seed, opaque=sublabel == "bacterial",
-                                     grain=2.0 if sublabel == "viral" else 1.0)  # fmt: skip
+            pixels, box = draw_chest(*_SIZE_HW, seed, opaque=sublabel in ("bacterial", "COVID-19"),
+                                     grain=2.0 if kind > 1 else 1.0)  # fmt: skip
             image = f"images/{DRAWN}/{seed:03}.png"
             write_atomic(folder / image, encode_png(to_uint8(pixels)))
             known = {"source": DRAWN, "patient_id": f"drawn-{seed // 2}", "label": label}
@@ -46,6 +50,8 @@ def drawn_films(folder: Path) -> Path:
             )  # fmt: skip
             films.append(CocoFilm(image, _SIZE_HW, np.asarray(box, float).reshape(1, 4), (0,),
                                   known))  # fmt: skip
+    split = make_split([r["patient_id"] for r in rows], [r["sublabel"] for r in rows], _PARTS)
+    split.save(folder / SPLIT)
     write_coco(folder / "thorax.json", CocoSet(films, ("thorax",)))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")

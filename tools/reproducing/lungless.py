@@ -9,7 +9,7 @@ from classify.cases import Case, select_cases
 from cxr.films_table import read_films_table
 from reproducing.cells import Cell, Place
 from reproducing.experiment import Experiment
-from reproducing.figures import is_attention, measure_answers
+from reproducing.figures import is_attention, is_own, measure_answers
 from reproducing.probe import Fold, probe_of
 from reproducing.runners import find_runner
 from reproducing.splits import SplitOf
@@ -56,7 +56,7 @@ def _rows(experiment: Experiment, split: SplitOf, place: Place) -> tuple[ProbeRo
     labels = [classes.index(split.truths[case.row.image]) for case in cases]
     cache = Path(place.out) / "cache"
     probe = probe_of(cases, labels, classes, numbered, place.data, cache)
-    measures = [m for m in experiment.measures if not is_attention(m.name)]
+    measures = [m for m in experiment.measures if not (is_attention(m.name) or is_own(m.name))]
     rows = []
     for name, (known, answers) in probe.answers.items():
         found = measure_answers(known, answers, measures, place.draws, place.seed)

@@ -19,6 +19,7 @@ from reproducing.experiment import Experiment, flatten
 from reproducing.lungless import probe_rows, split_of
 from reproducing.markdown import markdown
 from reproducing.page import page_html
+from reproducing.pictures import Picture, pictures_of
 from reproducing.runners import find_runner
 from reproducing.table import Made, Table, fill_rows, notes_of
 from reproducing.work import Outcome
@@ -49,7 +50,7 @@ def make_table(order: Order, tell: Tell) -> Table:
     cells = make_cells(order.experiment, order.budget, order.place)
     train_cells(cells, order.engine, tell)
     table = collect(order, cells)
-    write_table(order, table)
+    write_table(order, table, pictures_of(table, cells, order.stem))
     return table
 
 
@@ -111,12 +112,16 @@ def data_sentence(order: Order, films: str) -> str:
     return f"films: {films} (paper: {order.experiment.paper_data})"
 
 
-def write_table(order: Order, table: Table) -> None:
-    """OUT/<table>_<budget>_<input>.md, .html and .json; the Markdown to `docs`, too."""
+def write_table(order: Order, table: Table, pictures: Sequence[Picture] = ()) -> None:
+    """OUT/<table>_<budget>_<input>.md, .html, .json and pictures; the Markdown and its pictures to
+    `docs`, too."""
     out = Path(order.place.out)
-    text = markdown(table)
+    text = markdown(table, pictures)
+    for folder in filter(None, (str(out), order.docs)):
+        for picture in pictures:
+            write_atomic(Path(folder) / picture.name, picture.png)
     write_atomic(out / f"{order.stem}.md", text)
-    write_atomic(out / f"{order.stem}.html", page_html(table))
+    write_atomic(out / f"{order.stem}.html", page_html(table, pictures))
     plain = to_plain(table)
     json.dumps(plain)  # a wrong type must fail here, not write half
     write_json(out / f"{order.stem}.json", {"schema": "lungfirst.table", "version": 1,

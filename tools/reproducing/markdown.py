@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from classify.report import printable
 from reproducing.layout import KEY, SMOKE, Grid, facts, grids, headline, probe_grid
+from reproducing.pictures import Picture
 from reproducing.table import Table
 
 # /home/someone/films/a.png in a message: nobody else has that folder
 _PATH = re.compile(r"(?<![\w/:.~])~?/(?:[^\s/:'\"|]+/)+")
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, pictures: Sequence[Picture] = ()) -> str:
     """The whole file; no folder of this machine is named in it."""
     experiment = table.experiment
     lines = [f"# {_text(experiment.title)}", ""]
@@ -23,6 +24,8 @@ def markdown(table: Table) -> str:
     lines += [_text(experiment.about), "", KEY, ""]
     for grid in grids(table):
         lines += [*([f"## {_text(grid.title)}", ""] if grid.title else []), *_grid(grid), ""]
+    for picture in pictures:
+        lines += [f"![{_text(picture.caption)}]({picture.name})", "", _text(picture.caption), ""]
     lines += ["## What differs from the paper", ""]
     lines += [f"- **{letter}** {_text(text)}" for letter, text in table.legend] or [
         "- nothing in the settings"

@@ -6,6 +6,7 @@ nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,12 +17,13 @@ from markupsafe import Markup
 
 from classify.report import csp_hash, printable
 from reproducing.layout import KEY, SMOKE, facts, grids, headline, probe_grid
+from reproducing.pictures import Picture
 from reproducing.table import Table
 
 HERE = Path(__file__).resolve().parent
 
 
-def page_html(table: Table) -> str:
+def page_html(table: Table, pictures: Sequence[Picture] = ()) -> str:
     """The whole page."""
     experiment, smoke = table.experiment, table.budget == "smoke"
     shown: dict[str, Any] = {
@@ -29,6 +31,7 @@ def page_html(table: Table) -> str:
         "budget": table.budget, "smoke": SMOKE if smoke else "", "headline": headline(table),
         "key": KEY, "grids": grids(table), "legend": table.legend, "notes": table.notes,
         "probe": probe_grid(table), "facts": facts(table),
+        "pictures": pictures,
         "probe_reason": "this budget only shows that it runs" if smoke else table.probe_reason,
     }  # fmt: skip
     return _template().render(style=_style(), **shown)

@@ -25,7 +25,10 @@ class Runner:
         files: files of the data folder that a result hangs on.
         protocol: key of the kind of split; empty where the system knows `pooled` alone.
         sources: key of the sources of films that are taken.
+        split_files: keys of files of cxr.split; drawn films bring one of their own.
         split: settings → the films learnt from and those tested; None where it is not known.
+        later: keys, or groups of keys, that came when there were finished cells: at their default
+            they do not make a cell another one.
         version: raised when the same configuration gives another result than before.
     """
 
@@ -35,7 +38,9 @@ class Runner:
     files: tuple[str, ...] = ("films.csv",)
     protocol: str = ""
     sources: str = "sources"
+    split_files: tuple[str, ...] = ()
     split: Callable[[dict[str, Any]], SplitOf] | None = None
+    later: tuple[str, ...] = ()
     version: int = 1
 
 
@@ -44,6 +49,13 @@ def _single() -> tuple[type[Any], Training]:
     from classify.singles.fit import train_single
 
     return SingleConfig, train_single
+
+
+def _finetune() -> tuple[type[Any], Training]:
+    from classify.finetune import FinetuneConfig
+    from reproducing.pretraining import finetune_cell
+
+    return FinetuneConfig, finetune_cell
 
 
 def _film_class() -> tuple[type[Any], Training]:
@@ -57,7 +69,12 @@ _PLACES = ("data", "crops", "out", "cache", "device", "workers", "seed", "draws"
 
 RUNNERS: dict[str, Runner] = {
     "single": Runner(_single, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
-                     protocol="protocol.kind", split=split_of_single),
+                     protocol="protocol.kind", split=split_of_single,
+                     split_files=("protocol.split",), later=("protocol.learn", "cxrnet")),
+    "finetune": Runner(
+        _finetune, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        protocol="protocol.kind", split=split_of_single, split_files=("protocol.split",),
+    ),
     "film_class": Runner(
         _film_class,
         {"data": "data.data", "out": "out", "device": "accelerator", "workers": "workers",

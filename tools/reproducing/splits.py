@@ -33,13 +33,15 @@ def count_parts(films: Mapping[str, Films]) -> dict[str, dict[str, int]]:
 
 
 def split_of_single(settings: dict[str, Any]) -> SplitOf:
-    """Of classify.single: the split is made again, from the same settings and seed."""
+    """Of classify.single and what is built on it: the split is made again, from the same settings
+    and seed."""
     from classify.singles.config import SingleConfig
     from classify.singles.films import load_films
     from classify.singles.parts import share_films
     from cxr.cli import from_plain
 
-    config = from_plain(SingleConfig, settings)
+    own = SingleConfig.__dataclass_fields__
+    config = from_plain(SingleConfig, {k: v for k, v in settings.items() if k in own})
     films = load_films(config)
     rows = [case.row for case in films.cases]
     every = share_films(rows, films.labels, config.protocol)

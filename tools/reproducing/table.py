@@ -18,6 +18,7 @@ TITLES = {
     "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_auc": "AUC (macro)",
     "macro_f1": "F1 (macro)", "lift": "Attention: lift in the lungs",
 }  # fmt: skip
+LIFTS = {"explanation": "Lift of its own map", "explanation_class": "Lift of that for the class"}
 ATTENTION_FILMS = {"smoke": 8, "small": 120, "paper": 0}
 
 
@@ -101,6 +102,10 @@ class Table:
             for m in self.experiment.measures
         )
 
+    def title_of(self, measure: str) -> str:
+        """A measure's title."""
+        return next(m.title for m in self.measures if m.name == measure)
+
 
 def measure_title(name: str) -> str:
     """A measure's name for a person."""
@@ -110,7 +115,12 @@ def measure_title(name: str) -> str:
     return {
         "f1": f"F1 of {rest}",
         "auc": f"AUC of {rest}",
-        "lift": f"Lift, {NAMES.get(rest, rest)} alone",
+        "lift": LIFTS.get(rest, f"Lift, {NAMES.get(rest, rest)} alone"),
+        "goes": f"Held-out films called {rest}",
+        "kept": f"{rest}: kept for reading".capitalize(),
+        "found": f"{rest}: found by its member".capitalize(),
+        "features": f"Features {rest}",
+        "gain": f"Gain in {rest.upper()} over all features",
     }.get(group, f"{group.capitalize()} of {rest}")
 
 
