@@ -41,6 +41,7 @@ from classify.audits.trials import Sample, draw_sample, masked_rows, randomised_
 from classify.audits.truth import Truths
 from classify.ensemble import Ensemble
 from classify.models.multitask import TARGET
+from classify.saliency_explained import check_draws
 from classify.screener import Screener
 from cxr.cli import parse_config, to_plain
 from cxr.split import Split
@@ -100,6 +101,7 @@ def load(config: AuditConfig) -> Auditor:
         raise ValueError(f"--ensemble must be the members of {config.run_path}: "
                          f"{', '.join(run.targets)}. {folder} has "
                          f"{', '.join(members.targets)}.")  # fmt: skip
+    check_draws(config.method, members)
     changed = [t for t, sha in members.weights.items() if run.members.get(t, sha) != sha]
     if changed:
         raise ValueError(f"{config.run_path} was made by other members than {folder} holds "
@@ -222,9 +224,8 @@ def do_trials(auditor: Auditor, workdir: Workdir) -> dict[str, Any]:
         elif name == "randomised":
             book.add(name, randomised=randomised_rows(members, _draw(auditor), config.method))
         else:
-            points, areas = road_rows(
-                members, _draw(auditor, True), config.method, config.seed, config.draws
-            )
+            points, areas = road_rows(members, _draw(auditor, True), config.method, config.seed,
+                                      config.draws)  # fmt: skip
             book.add(name, road=points, areas=areas)
     return book.found
 
@@ -235,9 +236,8 @@ def _draw(auditor: Auditor, showing: bool = False) -> Sample:
     config = auditor.config
     shown = {f.name: f for f in auditor.films if f.prediction.logits is not None}
     if showing:
-        targets = auditor.members.targets
-        ill = [n for n in shown
-               if TARGET in [auditor.truths.of(n).label_for(t) for t in targets]]  # fmt: skip
+        truths, targets = auditor.truths, auditor.members.targets
+        ill = [n for n in shown if TARGET in [truths.of(n).label_for(t) for t in targets]]
         shown = {n: shown[n] for n in ill} or shown
     chosen = [shown[n] for n in draw_sample(list(shown), config.control_films, config.seed)]
     return Sample.take(auditor.members, lambda: auditor.sights(chosen, boxes=False))

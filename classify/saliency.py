@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from classify.saliency_closed import CLOSED_FORMS, logits_and_maps, may_be_closed
+from classify.saliency_explained import OWN_MAPS, explanations
 from classify.saliency_fusion import backbone_maps, fuse, fused_maps, has_backbones
 from classify.saliency_hooks import (
     bare_net,
@@ -33,6 +34,7 @@ from classify.saliency_score import SCORE_BATCH, TOP_K, rank_correlation, score_
 from cxr.boxes import Frame
 
 __all__ = [
+    "ALL_METHODS",
     "METHODS",
     "backbone_maps",
     "fuse",
@@ -50,6 +52,7 @@ __all__ = [
 METHODS: tuple[str, ...] = (
     "grad_cam", "grad_cam_pp", "hirescam", "layercam", "eigen_cam", "score_cam", "cam",
 )  # fmt: skip
+ALL_METHODS: tuple[str, ...] = (*METHODS, *OWN_MAPS)  # the last for nets that draw their own maps
 
 
 def saliency_maps(
@@ -68,7 +71,8 @@ def saliency_maps(
         model: gives (N, K) logits for `batch`; left as it was found, also after an error.
         batch: (N, 3, height, width), prepared for the model.
         classes: N indices of logits.
-        method: one of METHODS. eigen_cam explains no class in particular.
+        method: one of ALL_METHODS. eigen_cam and explanation explain no class in particular.
+            explanation and explanation_class are of networks that draw a map, see `explanations`.
         layer: a module of the model whose output is (N, C, h, w); the model's own `saliency_layer`
             where it is None. A net with several backbones gives its `fused_maps` then.
         closed_form: auto takes the closed form (no backward pass) where the head is global mean
@@ -78,11 +82,13 @@ def saliency_maps(
 
     Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}. Got {method!r} instead.")
+    if method not in ALL_METHODS:
+        raise ValueError(f"method must be one of {', '.join(ALL_METHODS)}. Got {method!r} instead.")
     if closed_form not in ("auto", True, False):
         raise ValueError(f"closed_form must be auto, True or False. Got {closed_form!r} instead.")
     check_classes(classes, len(batch))
+    if method in OWN_MAPS:
+        return explanations(model, batch, None if method == "explanation" else classes)
     model, classes = bare_net(model, classes)
     if layer is None and has_backbones(model):
         if closed_form is True:

@@ -8,18 +8,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from classify.saliency import saliency_maps
-from classify.saliency_hooks import left_as_found, on_device_of
+from classify.saliency_hooks import bare_net, check_classes, left_as_found, on_device_of
+from classify.saliency_methods import library_maps
+
+# Names as methods of `classify.saliency`: the map as it is drawn, and weighed by the class.
+OWN_MAPS = ("explanation", "explanation_class")
 
 
 def explains_itself(net: nn.Module) -> bool:
     """Does the network, or the one that it wraps as `net`, draw maps of its own?"""
     return _drawer(net) is not None
+
+
+class Named(Protocol):
+    """What is needed of an Ensemble."""
+
+    targets: tuple[str, ...]
+
+    def member(self, target: str) -> nn.Module: ...
+
+
+def check_draws(method: str, members: Named, targets: Sequence[str] = ()) -> None:
+    """Raises ValueError where `method` is one of OWN_MAPS and a member (of `targets`, or any) draws
+    no map."""
+    asked = targets or members.targets
+    without = [name for name in asked if not explains_itself(members.member(name))]
+    if method in OWN_MAPS and without:
+        raise ValueError(f"--method {method} must be for networks that draw a map of their own, "
+                         f"such as CXRNet. Got {', '.join(without)}, without one: take another "
+                         "method, such as grad_cam.")  # fmt: skip
 
 
 def explanations(
@@ -40,13 +63,16 @@ def explanations(
     drawer = _drawer(net)
     if drawer is None:
         raise ValueError(f"{type(net).__name__} must have `explain`, which draws a map. It has "
-                         "none: use saliency_maps.")  # fmt: skip
+                         "none: take another method, such as grad_cam.")  # fmt: skip
+    if classes is not None:
+        check_classes(classes, len(batch))
     if not len(batch):
         return np.zeros((0, 1, 1), np.float32)
     if classes is not None:
         layer = drawer.explanation_layer
         assert isinstance(layer, nn.Module)
-        return saliency_maps(net, batch, classes, "hirescam", layer, closed_form=False)
+        bare, logits = bare_net(net, classes)
+        return library_maps(bare, [layer], on_device_of(bare, batch), logits, "hirescam")[0]
     explain: Callable[[torch.Tensor], torch.Tensor] = drawer.explain  # type: ignore[assignment]
     with left_as_found(net), torch.inference_mode():
         maps = explain(on_device_of(net, batch))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from classify.models.cxrnet import CXRNetConfig
 from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import build_net, load_single, save_single
@@ -27,7 +28,10 @@ JOINED = replace(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [SMALL, JOINED], ids=["backbone", "fusion"])
+DRAWING = replace(SMALL, kind="cxrnet", cxrnet=CXRNetConfig(width=4, depth=3))
+
+
+@pytest.mark.parametrize("config", [SMALL, JOINED, DRAWING], ids=lambda c: c.kind)
 def test_a_network_answers_alike_after_its_file(config: SingleConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = build_net(config.network()).eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from classify.models.cxrnet import CXRNetConfig
 from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.singles.config import ProtocolConfig, SingleConfig
@@ -16,11 +17,14 @@ from cxr.cli import build_parser, from_plain, to_plain
 SIZED = PreprocessConfig(side=299, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-@pytest.mark.parametrize("kind", ["backbone", "fusion"])
+KINDS = {"backbone": BackboneConfig, "fusion": FusionConfig, "cxrnet": CXRNetConfig}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_the_network_takes_its_classes_and_its_side_from_the_training(kind: str) -> None:
     config = SingleConfig(classes=("a", "b", "c"), kind=kind, preprocess=SIZED)
     network = config.network()
-    assert isinstance(network, BackboneConfig if kind == "backbone" else FusionConfig)
+    assert isinstance(network, KINDS[kind])
     assert (network.classes, network.input_side) == (3, 299)
 
 
@@ -39,7 +43,7 @@ def test_a_part_of_the_preprocessing_keeps_imagenets_normalisation() -> None:
     [
         ({"classes": ("normal",)}, "classes must name at least two"),
         ({"classes": ("normal", "normal")}, "each once"),
-        ({"kind": "ensemble"}, "kind must be one of backbone, fusion"),
+        ({"kind": "ensemble"}, "kind must be one of backbone, fusion, cxrnet"),
         ({"augment": "mixup"}, "augment must be one of none, affine, rotate, geometric"),
         ({"balance": "smote"}, "balance must be one of"),
         ({"choose": "accuracy"}, "choose must be one of val_loss, val_auc"),
@@ -49,6 +53,14 @@ def test_a_part_of_the_preprocessing_keeps_imagenets_normalisation() -> None:
         ({"max_films": -1}, "max_films must not be negative"),
         ({"preprocess": PreprocessConfig(side=64)}, "mean and std must be ImageNet's"),
         ({"kind": "fusion", "preprocess": replace(SIZED, side=64)}, r"preprocess.side .* 75 px"),
+        (
+            {
+                "kind": "cxrnet",
+                "cxrnet": CXRNetConfig(depth=7),
+                "preprocess": replace(SIZED, side=96),
+            },
+            "preprocess.side must be at least 128 px for cxrnet",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:

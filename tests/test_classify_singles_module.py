@@ -10,7 +10,8 @@ from torch import nn
 
 from classify.learner import best_epoch
 from classify.models.backbones import BackboneConfig
-from classify.preprocess import PreprocessConfig
+from classify.models.cxrnet import CXRNetConfig, build_cxrnet
+from classify.preprocess import PreprocessConfig, to_input
 from classify.schedule import OptimConfig
 from classify.singles.bundle import build_net
 from classify.singles.module import SingleModule
@@ -47,6 +48,21 @@ def test_the_loss_is_the_mean_over_films_of_the_weighted_cross_entropy() -> None
     assert weighted.losses(build_batch([0, 1]))[0]["loss"].item() == pytest.approx(
         (2 * math.log(4) + 0.5 * math.log(4 / 3)) / 2
     )
+
+
+def test_a_network_that_draws_adds_its_own_terms() -> None:
+    torch.manual_seed(0)
+    net = build_cxrnet(CXRNetConfig(width=4, depth=2, side=32)).eval()
+    weights, batch = torch.tensor([2.0, 0.5]), build_batch([0, 1, 1])
+    terms, logits = SingleModule(net, SETTINGS, CONSTANT, weights=weights).losses(batch)
+    x = to_input(batch["image"] / 255, SETTINGS)
+    assert torch.allclose(logits, net(x), atol=1e-6)
+    shares, labels = logits.softmax(1), batch["label"]
+    answer = (weights[labels] * -shares[torch.arange(3), labels].log()).mean()
+    assert terms["answer"].item() == pytest.approx(answer.item(), rel=1e-5)
+    extra = net.extra_loss(x, batch["label"], weights)
+    assert terms["loss"].item() == pytest.approx((answer + extra).item(), rel=1e-5)
+    assert terms["map"].item() == pytest.approx(extra.item(), rel=1e-5)
 
 
 def test_what_is_frozen_keeps_its_weights_and_its_statistics() -> None:

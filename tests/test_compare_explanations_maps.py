@@ -47,7 +47,7 @@ def test_films_of_the_target_are_explained_with_patient_and_label(
         assert film.picture.shape == (160, 140) and film.plane.shape == (128, 112)
 
 
-@pytest.mark.parametrize("method", ["own", "own_class"])
+@pytest.mark.parametrize("method", ["explanation", "explanation_class"])
 def test_a_network_that_draws_its_own_map_is_asked_for_it(
     phantom_folder: Path, tmp_path: Path, members: Ensemble, method: str
 ) -> None:
@@ -57,7 +57,7 @@ def test_a_network_that_draws_its_own_map_is_asked_for_it(
     found = load_maps(out)
     (own,) = found.films.values()
     assert found.name == "drawn" and own.plane.max() == pytest.approx(1)
-    if method == "own":
+    if method == "explanation":
         pixels = cv2.imread(str(film), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
         batch, (frame,) = members.prepare([pixels])
         drawn = members.member("viral").explain(batch)[0, 0].detach().numpy()
@@ -66,10 +66,13 @@ def test_a_network_that_draws_its_own_map_is_asked_for_it(
         assert np.allclose(own.plane, small / small.max(), atol=0.02)
 
 
-def test_a_network_that_draws_none_is_refused(phantom_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "own.safetensors"
-    assert make(out, str(phantom_folder / "images/film00.png"), "--method", "own") == 1
+def test_a_network_that_draws_none_is_refused(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, film = tmp_path / "own.safetensors", str(phantom_folder / "images/film00.png")
+    assert make(out, film, "--method", "explanation") == 1
     assert not out.exists()
+    assert "Got bacterial, without one" in " ".join(capsys.readouterr().err.split())
 
 
 def test_crops_are_explained_and_a_film_without_one_is_left_out(

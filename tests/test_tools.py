@@ -73,7 +73,9 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
         assert read_tiers(path)
         return
     kinds: dict[str, type[Any]] = {"detect": DetectConfig, "classify": EnsembleConfig}
-    kinds |= dict.fromkeys(("backbone.yaml", "causes_resnet50.yaml", "fusion.yaml"), SingleConfig)
+    kinds |= dict.fromkeys(
+        ("backbone.yaml", "causes_resnet50.yaml", "cxrnet.yaml", "fusion.yaml"), SingleConfig
+    )
     kinds |= dict.fromkeys(("two_class.yaml", "two_class_resnet50.yaml"), FilmClassConfig)
     kind = FieldTrainConfig if name == "lungfield.yaml" else kinds.get(name, kinds[stage])
     assert parse_config(kind, ["--config", str(path)], "test", "test").out.startswith("runs/")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.saliency import METHODS
+from classify.saliency import ALL_METHODS
 
 CONTROLS = ("masked", "randomised", "road")
 NAMES = {"grad_cam": "Grad-CAM", "grad_cam_pp": "Grad-CAM++", "hirescam": "HiResCAM",
          "layercam": "LayerCAM", "eigen_cam": "Eigen-CAM", "score_cam": "Score-CAM",
-         "cam": "CAM"}  # fmt: skip
+         "cam": "CAM", "explanation": "the network's own map",
+         "explanation_class": "the network's own map, weighed by the class"}  # fmt: skip
 THRESHOLDS = "audit.json"  # beside the members
 
 
@@ -27,7 +28,9 @@ class AuditConfig:
         run: folder of classify.run, with crops or on whole films.
         out: folder of the audit; a stopped audit goes on there. Empty takes RUN/audit, or
             RUN/audit_PART.
-        method: grad_cam, grad_cam_pp, hirescam, layercam, eigen_cam, score_cam or cam.
+        method: grad_cam, grad_cam_pp, hirescam, layercam, eigen_cam, score_cam or cam; of a
+            network that draws its own map (CXRNet) also explanation, the map as it is drawn, or
+            explanation_class, that map weighed by the gradient of the member's target.
         controls: masked (lungs, or all else, blacked out), randomised (weights made random layer
             by layer), road (pixels taken away by relevance), with commas between; without a
             value, or with all, the three. Left out: none.
@@ -89,8 +92,8 @@ class AuditConfig:
             raise ValueError("RUN must name one folder of classify.run. Got "
                              f"{' '.join(self.run) or 'none'}: python -m classify.run FILMS "
                              "--crops makes one.")  # fmt: skip
-        if self.method not in METHODS:
-            raise ValueError(f"--method must be one of {', '.join(METHODS)}. "
+        if self.method not in ALL_METHODS:
+            raise ValueError(f"--method must be one of {', '.join(ALL_METHODS)}. "
                              f"Got {self.method!r} instead.")  # fmt: skip
         wrong = [c for c in self._named if c not in (*CONTROLS, "all")]
         if wrong:

@@ -23,6 +23,7 @@ from classify.saliency_hooks import rearranges
 
 HOWS = ("reset", "normal")
 _NO_WAY_TO_LOGITS = ("decoder", "restorer")  # SCXNN's second task: its weights move no map
+# (another network names such parts itself, as `no_way_to_logits`)
 
 
 class Stage(NamedTuple):
@@ -70,10 +71,11 @@ def stages_of(model: nn.Module) -> list[Stage]:
                 for s in stages_of(net)]  # fmt: skip
     beside, deep = [], []
     encoder = getattr(model, "encoder", None)
+    aside = getattr(model, "no_way_to_logits", _NO_WAY_TO_LOGITS)
     for name, child in model.named_children():
         if child is encoder:
             deep = _encoder_stages(name, child, str(getattr(_config(model), "encoder", "")))
-        elif name in _NO_WAY_TO_LOGITS and encoder is not None:
+        elif name in aside and encoder is not None:
             continue
         elif isinstance(child, nn.ModuleList):
             beside += [Stage(f"{name}.{n}", _owners(c, f"{name}.{n}"))

@@ -41,7 +41,7 @@ class AuditRow:
         source, label, sublabel: from films.csv; "" where unknown.
         patient: id that is safe to group by; the film's own name where nothing is known.
         member: target of the network; the logit explained is its TARGET.
-        method: one of classify.saliency.METHODS.
+        method: one of classify.saliency.ALL_METHODS.
         lung_by: who drew the lung field, "human" or "lungfield".
         truth: 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown.
         probabilities: of NORMAL, TARGET, OTHERS.

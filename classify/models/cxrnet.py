@@ -129,7 +129,7 @@ class CXRNet(nn.Module):
         self, x: Tensor, labels: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and the extra loss, a scalar, from one forward pass; `weight` of the
-        classes (classes,) as for `cross_entropy`."""
+        classes (classes,) multiplies each film's cross-entropy."""
         features = self.first(x)
         shown = self._explained(features)
         logits = self.head(self.second(x * shown).mean((2, 3)))
@@ -157,6 +157,11 @@ class CXRNet(nn.Module):
         """The module whose output (N, 1, H, W) is the map."""
         return self.explainer
 
+    @property
+    def no_way_to_logits(self) -> tuple[str, ...]:
+        """Parts whose weights move neither answer nor map."""
+        return ("first_head",)
+
     def _explained(self, features: list[Tensor]) -> Tensor:
         return self.explainer(self.decoder(features))
 
@@ -165,7 +170,9 @@ class CXRNet(nn.Module):
     ) -> Tensor:
         config = self.config
         own = self.first_head(features[-1].mean((2, 3)))
-        return (config.first * F.cross_entropy(own, labels, weight)
+        # the mean over films, as for the answer: it does not hang on how films make batches
+        first = F.cross_entropy(own, labels, weight, reduction="none").mean()
+        return (config.first * first
                 + config.area * shown.mean() + config.smooth * total_variation(shown))  # fmt: skip
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from classify.models.backbones import BackboneConfig, build_backbone
+from classify.models.cxrnet import CXRNetConfig, build_cxrnet
 from classify.models.fusion import FusionConfig, build_fusion
 from classify.preprocess import PreprocessConfig
-from classify.singles.config import SingleConfig
+from classify.singles.config import NetworkConfig, SingleConfig
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import from_plain, to_plain
 
@@ -31,10 +32,12 @@ class Single:
     meta: dict[str, Any]
 
 
-def build_net(config: BackboneConfig | FusionConfig) -> nn.Module:
+def build_net(config: NetworkConfig) -> nn.Module:
     """The network of a configuration with its initial weights."""
     if isinstance(config, BackboneConfig):
         return build_backbone(config)
+    if isinstance(config, CXRNetConfig):
+        return build_cxrnet(config)
     return build_fusion(config).to(memory_format=torch.channels_last)
 
 
@@ -58,7 +61,8 @@ def load_single(path: str | Path) -> Single:
     """A trained network on the CPU in evaluation mode; raises FileNotFoundError or ValueError."""
     bundle = load_bundle(path, KIND)
     # nothing is fetched, and nothing is frozen: the weights are all in the bundle
-    kinds: dict[str, Any] = {"backbone": BackboneConfig, "fusion": FusionConfig}
+    kinds: dict[str, Any] = {"backbone": BackboneConfig, "fusion": FusionConfig,
+                             "cxrnet": CXRNetConfig}  # fmt: skip
     free = {"weights": "none", "freeze_to": ""}
     given = bundle.meta["network"]
     plain = {k: free.get(k, v) for k, v in given.items()}

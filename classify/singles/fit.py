@@ -27,7 +27,8 @@ from cxr.cli import to_plain
 from cxr.workdir import Workdir, keep_to_recipe, log, provenance, write_json
 
 # What may change between a stop and the next start; films and network are marked otherwise.
-_FREE = ("out", "cache", "workers", "device", "draws", "data", "crops", "backbone", "fusion")
+_FREE = ("out", "cache", "workers", "device", "draws", "data", "crops", "backbone", "fusion",
+         "cxrnet")  # fmt: skip
 
 
 def train_single(config: SingleConfig) -> Path:

@@ -22,8 +22,8 @@ from classify.ensemble import Ensemble
 from classify.inputs import Item, crop_on_disk, name_of, whole_films
 from classify.models.multitask import TARGET
 from classify.report import printable
-from classify.saliency import METHODS, saliency_maps, to_pixels
-from classify.saliency_explained import explanations
+from classify.saliency import ALL_METHODS, saliency_maps, to_pixels
+from classify.saliency_explained import check_draws
 from cxr.bundle import load_bundle, save_bundle
 from cxr.draw import fit
 from cxr.film import list_films
@@ -34,8 +34,6 @@ from cxr.workdir import console, log
 
 KIND = "maps"
 PICTURE_SIDE, MAP_SIDE = 384, 128
-OWN = ("own", "own_class")  # a network's own map: as it is drawn, and weighed by the class
-ALL_METHODS = (*METHODS, *OWN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +74,8 @@ class MapsConfig:
         name: what the method is called in tables; empty takes --method.
         ensemble: folder of members, or of one single network.
         target: the member to explain; empty takes the first.
-        method: one of classify.saliency's methods, own (a network's own map, as CXRNet draws it)
-            or own_class (that map weighed by the gradient of the target).
+        method: one of classify.saliency's methods, explanation (a network's own map, as CXRNet
+            draws it) or explanation_class (that map weighed by the gradient of the target).
         crops: folder of detect.crop.
         data: folder with films.csv: patients and labels; empty goes without.
         showing: take only films whose label is the target (needs --data).
@@ -122,6 +120,7 @@ def run(config: MapsConfig) -> int:
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]
     net = members.member(target)
+    check_draws(config.method, members, (target,))
     truths = Truths.load(config.data) if config.data else Truths()
     films: dict[str, Explained] = {}
     names, items = _items(config, truths, target)
@@ -239,11 +238,7 @@ def _maps(
     if not pixels:
         return []
     batch, frames = members.prepare(pixels)
-    wanted = [TARGET] * len(batch)
-    if method in OWN:
-        planes = explanations(net, batch, wanted if method == "own_class" else None)
-    else:
-        planes = saliency_maps(net, batch, wanted, method)
+    planes = saliency_maps(net, batch, [TARGET] * len(batch), method)
     return to_pixels(planes, frames, [(p.shape[0], p.shape[1]) for p in pixels])
 
 
