@@ -44,6 +44,20 @@ def label_of(row: FilmRow, target: str) -> int | None:
     return TARGET if wanted in {n.replace("_", " ").casefold() for n in named} else OTHERS
 
 
+def has_disease(row: FilmRow, diseases: Sequence[str]) -> bool:
+    """Does the film's label or sublabel name one of these diseases?"""
+    return any(label_of(row, disease) == TARGET for disease in diseases)
+
+
+def class_of(row: FilmRow, target: str, classes: str = "three") -> int | None:
+    """What a member should answer: `label_of` for three classes; with two (`normal` or `target`
+    against all else) 0 or 1, the disease sought being 1. None where the truth is unknown."""
+    label = label_of(row, target)
+    if label is None or classes == "three":
+        return label
+    return int(label != NORMAL if classes == "normal" else label == TARGET)
+
+
 def select_cases(
     rows: Sequence[FilmRow],
     data: Path,

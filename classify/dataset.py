@@ -122,16 +122,18 @@ class MemberDataset(Dataset[dict[str, Tensor]]):
     """Pictures, labels and reconstruction targets of one member.
 
     An item: `image` (1, side, side) float32 in [0, 1], `label`, `goal` (1, side, side): the image
-    inside the dilated region where the target is present, else 0; `known`: 1.0 where that goal is
-    known (the target is absent, or its region was drawn), else 0.0; `index` into the cases.
+    inside the dilated region (with `masks` the region itself) where the target is present, else 0;
+    `known`: 1.0 where that goal is known (the target is absent, or its region was drawn), else 0.0;
+    `index` into the cases.
     """
 
     def __init__(
         self, cache: PixelCache, labels: Sequence[int], indices: Sequence[int], side: int,
-        dilation: int = 0, augment: Augment | None = None,
+        dilation: int = 0, augment: Augment | None = None, masks: bool = False,
     ) -> None:  # fmt: skip
         self.cache, self.labels, self.indices = cache, labels, list(indices)
         self.side, self.dilation, self.augment = side, dilation, augment
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -149,7 +151,8 @@ class MemberDataset(Dataset[dict[str, Tensor]]):
         pixels = torch.from_numpy(image.astype(np.float32) / 255)[None]
         goal = torch.zeros_like(pixels)
         if label == TARGET and number >= 0:
-            goal = pixels * torch.from_numpy(dilate(mask, self.dilation) > 127)[None]
+            region = torch.from_numpy(dilate(mask, self.dilation) > 127)[None]
+            goal = region.float() if self.masks else pixels * region
         known = float(label != TARGET or number >= 0)
         return {"image": pixels, "goal": goal, "label": torch.tensor(label),
                 "known": torch.tensor(known), "index": torch.tensor(index)}  # fmt: skip

@@ -68,6 +68,7 @@ class Ensemble:
         if len(files) == 1 and bundle_kind(files[0]) == "single":
             return cls._of_single(files[0], device)
         bundles = sorted((load_bundle(f, "member") for f in files), key=lambda b: b.meta["order"])
+        _check_three_classes(bundles)
         first = bundles[0]
         for other in bundles[1:]:
             for key in ("preprocessing", "trained_on"):
@@ -147,7 +148,8 @@ def member_of(bundle: Bundle) -> SCXNN:
     network["decoder_channels"] = tuple(network["decoder_channels"])
     # nothing is fetched, and nothing is frozen: the weights are all in the bundle
     network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
-    net = build_member(MemberConfig(**network), decode=bool(bundle.meta["decoder"]))
+    net = build_member(MemberConfig(**network), bool(bundle.meta["decoder"]),
+                       len(_classes_of(bundle)))  # fmt: skip
     try:
         net.load_state_dict(bundle.tensors)
     except RuntimeError as error:
@@ -155,6 +157,21 @@ def member_of(bundle: Bundle) -> SCXNN:
             f"{bundle.path} must hold the weights of its own network. {error}"
         ) from error
     return net
+
+
+def _classes_of(bundle: Bundle) -> Sequence[str]:
+    """What a member answers; three, where its bundle does not say."""
+    return tuple(bundle.meta.get("classes") or ("normal", bundle.meta["target"], "others"))
+
+
+def _check_three_classes(bundles: Sequence[Bundle]) -> None:
+    for bundle in bundles:
+        names = _classes_of(bundle)
+        if len(names) != 3:
+            raise ValueError(
+                f"a member must answer normal / target / others to be screened with. {bundle.path} "
+                f"answers {' / '.join(names)}: train it with classes: three."
+            )
 
 
 def pick_device(device: str) -> torch.device:

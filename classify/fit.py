@@ -44,16 +44,21 @@ class MemberJob:
     exact: PixelCache
 
     @property
-    def classes(self) -> tuple[str, str, str]:
-        """Names of the three answers."""
-        return "normal", self.target, "others"
+    def classes(self) -> tuple[str, ...]:
+        """Names of the answers."""
+        return self.config.class_names(self.target)
+
+    @property
+    def decode(self) -> bool:
+        """Does the member restore anything?"""
+        return self.config.decoder != "none"
 
 
 def fit_member(job: MemberJob) -> dict[str, Any]:
     """Train (or go on), evaluate, write; returns what metrics.json holds."""
     config = job.config
     seed_everything(config.seed + job.order)
-    model = build_member(config.member, config.decode)
+    model = build_member(config.member, job.decode, len(job.classes))
     history: list[dict[str, float]] = []
     for number, phase in enumerate(config.phases_to_run()):
         log.info("%s: phase %s", job.target, phase.name)
@@ -72,7 +77,7 @@ def fit_member(job: MemberJob) -> dict[str, Any]:
     }
     write_json(job.folder / "history.json", history)
     draw_curves(history, job.folder / "curves.png", job.target)
-    if config.decode:
+    if job.decode:
         _write_panels(job, model)
     _save(job, model, record)
     write_json(job.folder / "metrics.json", record)
@@ -85,7 +90,7 @@ def _run_phase(
     """Train one phase into `model` (its best epoch); a finished phase is only loaded."""
     folder = job.folder / f"{number}_{phase.name}"
     train = films_of_phase(job, phase)
-    weights = class_weights([job.labels[i] for i in train])
+    weights = class_weights([job.labels[i] for i in train], len(job.classes))
     if not job.config.balance_classes:
         weights = torch.ones_like(weights)
     module = MemberModule(
@@ -118,8 +123,9 @@ def _train_loader(job: MemberJob, train: list[int]) -> DataLoader[Any]:
     config = job.config
     augment = build_augment(config.augment, config.preprocess.side, bool(config.crops), config.seed)
     films = MemberDataset(
-        job.wide, job.labels, train, config.preprocess.side, config.region.dilation, augment
-    )
+        job.wide, job.labels, train, config.preprocess.side, config.region.dilation, augment,
+        config.decoder == "segmentation",
+    )  # fmt: skip
     lonely = len(train) % config.batch == 1  # BatchNorm cannot learn from a batch of one film
     return DataLoader(
         films, config.batch, shuffle=True, num_workers=config.workers, drop_last=lonely,
@@ -131,13 +137,14 @@ def loader(job: MemberJob, indices: Sequence[int]) -> DataLoader[Any]:
     """Films as prediction sees them, in order."""
     config = job.config
     films = MemberDataset(
-        job.exact, job.labels, indices, config.preprocess.side, config.region.dilation
-    )
+        job.exact, job.labels, indices, config.preprocess.side, config.region.dilation,
+        masks=config.decoder == "segmentation",
+    )  # fmt: skip
     return DataLoader(films, max(config.batch, 16), shuffle=False)
 
 
 def predict(job: MemberJob, model: SCXNN, indices: Sequence[int]) -> np.ndarray:
-    """(N, 3) logits of those films."""
+    """(N, K) logits of those films, K classes."""
     device = next(model.parameters()).device
     logits = []
     with torch.inference_mode():
@@ -188,7 +195,7 @@ def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
     save_bundle(
         job.bundle, "member", model.shipped_tensors(config.ship_decoder), half=True,
         target=job.target, order=job.order, classes=list(job.classes),
-        network=to_plain(config.member), decoder=config.ship_decoder and config.decode,
+        network=to_plain(config.member), decoder=config.ship_decoder and job.decode,
         preprocessing=config.preprocess.to_dict(),
         trained_on="crops" if config.crops else "films",
         training={"films": record["films"], "epochs": record["epochs"], "seed": config.seed,

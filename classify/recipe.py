@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from classify.augment import AugmentConfig
 from classify.models.multitask import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.regions import RegionConfig
 from classify.schedule import OptimConfig
+from cxr.cli import to_plain
+
+DECODERS = ("none", "segmentation", "reconstruction")
+CLASSES = ("three", "normal", "target")
+# What may change between a stop and the next start of the same training.
+_FREE = ("out", "cache", "workers", "device", "evaluate", "draws", "targets", "data", "crops",
+         "split")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,17 +54,23 @@ class TrainConfig:
         data: folder with films.csv, its images and masks.
         crops: folder of python -m detect.crop; empty trains on whole films.
         out: folder for the members' bundles, metrics, curves and checkpoints.
+        cache: folder of decoded films, which trainings may share; empty takes OUT/cache.
         split: file of cxr.split with the parts train, val, calibration and test.
         sources: sources of films.csv to take; empty takes all.
         publishable_only: take only films whose licence lets the weights be published.
         max_films: take at most this many films (for a trial); 0 takes all.
         max_epochs: end each phase after at most this many epochs (for a trial); 0 for its own.
+        unseen: diseases (label or sublabel) that no training or validation film may have; their
+            films stay in the other parts, where they show what an unknown disease is taken for.
         evaluate: parts of the split that metrics.json reports when a member is finished.
         preprocess: from pixels to input; stored in the bundles.
         augment: strengths of the training pictures' changes.
         region: what the decoder restores.
         member: the network.
-        decode: train with the decoder; false leaves the restoration out.
+        decoder: none (classification alone), segmentation (the region's mask is restored) or
+            reconstruction (the film inside the region is).
+        classes: three (normal / target / others), or two: normal (against all else) or target
+            (against all else). Screening needs three. Class 1 is the one whose region is restored.
         restore_weight: weight of the restoration's MSE beside the cross-entropy.
         balance_classes: weigh classes by the inverse of their number of training films.
         phases: hard, then weak where wanted.
@@ -73,17 +87,20 @@ class TrainConfig:
     data: str = "../shared/data"
     crops: str = ""
     out: str = "runs/classify"
+    cache: str = ""
     split: str = "configs/split_seed0.json"
     sources: tuple[str, ...] = ("kermany",)
     publishable_only: bool = True
     max_films: int = 0
     max_epochs: int = 0
+    unseen: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ("val",)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     region: RegionConfig = field(default_factory=RegionConfig)
     member: MemberConfig = field(default_factory=MemberConfig)
-    decode: bool = True
+    decoder: str = "reconstruction"
+    classes: str = "three"
     restore_weight: float = 0.8
     balance_classes: bool = True
     phases: tuple[PhaseConfig, ...] = (PhaseConfig(),)
@@ -101,6 +118,13 @@ class TrainConfig:
         bad = [t for t in self.targets if not t.replace("_", "").replace("-", "").isalnum()]
         if bad:
             raise ValueError(f"targets name files: letters, digits, - and _ only. Got {bad[0]!r}.")
+        for name, known in (("decoder", DECODERS), ("classes", CLASSES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}. "
+                                 f"Got {getattr(self, name)!r} instead.")  # fmt: skip
+        both = [t for t in self.targets if t in self.unseen]
+        if both:
+            raise ValueError(f"unseen must not name a target, which is learnt. Got {both[0]}.")
         if not self.phases:
             raise ValueError("phases must hold at least one phase.")
         if self.batch < 1:
@@ -113,6 +137,23 @@ class TrainConfig:
                              f"encoder). Got {self.preprocess.side} instead.")  # fmt: skip
         if self.restore_weight < 0:
             raise ValueError(f"restore_weight must not be negative. Got {self.restore_weight}.")
+
+    def class_names(self, target: str) -> tuple[str, ...]:
+        """What a member answers, in the order of its logits."""
+        return {"three": ("normal", target, "others"), "normal": ("normal", "abnormal"),
+                "target": ("rest", target)}[self.classes]  # fmt: skip
+
+    def recipe(self) -> dict[str, Any]:
+        """All that a member hangs on but its films, as plain values.
+
+        Settings that came later are left out at their defaults, so that a training begun before
+        them goes on.
+        """
+        plain: dict[str, Any] = {k: v for k, v in to_plain(self).items() if k not in _FREE}
+        if plain["decoder"] != "segmentation":
+            plain["decode"] = plain.pop("decoder") == "reconstruction"
+        late = {"classes": "three", "unseen": []}
+        return {k: v for k, v in plain.items() if k not in late or v != late[k]}
 
     def phases_to_run(self) -> tuple[PhaseConfig, ...]:
         """The phases, shortened to `max_epochs`."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from classify.augment import cache_side
-from classify.cases import Case, label_of, part_of, select_cases
+from classify.cases import Case, class_of, has_disease, part_of, select_cases
 from classify.dataset import build_cache
 from classify.fit import MemberJob, fit_member
 from classify.recipe import TrainConfig
@@ -24,8 +24,6 @@ from cxr.split import Split
 from cxr.workdir import Workdir, keep_to_recipe, log
 
 EXAMPLE = "python -m classify.train --config configs/classify/kermany_crops.yaml --max_films 60"
-# What may change between a stop and the next start of the same training.
-_FREE = ("out", "workers", "device", "evaluate", "draws", "targets", "data", "crops", "split")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +51,7 @@ def train_ensemble(config: TrainConfig) -> dict[str, dict[str, Any]]:
             log.info("%s is finished: skipped", target)
             records[target] = json.loads(finished.read_text())
             continue
-        records[target] = fit_member(_job(config, workdir, cases, parts, target, order))
+        records[target] = fit_member(member_job(config, cases, parts, target, order))
         auc = records[target]["figures"]["val"]["macro_auc"]
         shown = [f"{auc[k]:.3f}" if auc[k] is not None else "?" for k in ("value", "low", "high")]
         log.info("%s: validation macro AUC %s (%s to %s)", target, *shown)
@@ -79,6 +77,7 @@ def load_cases(config: TrainConfig) -> tuple[list[Case], dict[str, list[int]]]:
     split = Split.load(config.split)
     names = sorted(set(split.part_of.values()))
     parts = {name: part_of(cases, split, name) for name in names}
+    _hold_out(config.unseen, cases, parts)
     log.info("%d films (%s), left out: %s", len(cases),
              ", ".join(f"{k} {len(v)}" for k, v in parts.items()),
              ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none")  # fmt: skip
@@ -89,19 +88,31 @@ def load_cases(config: TrainConfig) -> tuple[list[Case], dict[str, list[int]]]:
     return cases, parts
 
 
-def _job(
-    config: TrainConfig, workdir: Workdir, cases: list[Case], parts: dict[str, list[int]],
-    target: str, order: int,
-) -> MemberJob:  # fmt: skip
-    labels = [label_of(case.row, target) for case in cases]
+def _hold_out(unseen: Sequence[str], cases: Sequence[Case], parts: dict[str, list[int]]) -> None:
+    """Take the films of these diseases out of the parts that a member is made from, in place."""
+    for disease in unseen:
+        films = {i for i, case in enumerate(cases) if has_disease(case.row, [disease])}
+        if not films:
+            raise ValueError("unseen must stand in the label or sublabel of films. "
+                             f"Got {disease!r}, which stands nowhere.")  # fmt: skip
+        for part in {"train", "val"} & set(parts):
+            parts[part] = [i for i in parts[part] if i not in films]
+
+
+def member_job(
+    config: TrainConfig, cases: list[Case], parts: dict[str, list[int]], target: str, order: int
+) -> MemberJob:
+    """All that one member is trained from; its films are decoded where they are not yet."""
+    labels = [class_of(case.row, target, config.classes) for case in cases]
     known = [k for k in labels if k is not None]
     assert len(known) == len(cases), "select_cases leaves unknown truths out"
-    if not any(known[i] == 1 for i in parts["train"]):
+    if not any(has_disease(cases[i].row, [target]) for i in parts["train"]):
         raise ValueError(f"targets must stand in the label or sublabel of training films. "
                          f"Got {target!r}, which stands nowhere.")  # fmt: skip
+    workdir = Path(config.out)
+    cache = Path(config.cache) if config.cache else workdir / "cache"
     side = config.preprocess.side
     wide_side = cache_side(side, config.augment, bool(config.crops))
-    cache = workdir / "cache"
     exact = build_cache(cases, config.preprocess, config.region, cache, side, 0.0, target)
     wide = exact
     if wide_side != side:
@@ -117,7 +128,7 @@ def _job(
 
 def check_same_recipe(folder: Path, config: TrainConfig) -> None:
     """Raise ValueError when a member was begun with other settings than it would go on with."""
-    keep_to_recipe(folder, {k: v for k, v in to_plain(config).items() if k not in _FREE})
+    keep_to_recipe(folder, config.recipe())
 
 
 if __name__ == "__main__":

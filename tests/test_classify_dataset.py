@@ -149,6 +149,13 @@ def test_only_the_dilated_region_of_a_present_target_is_restored() -> None:
     assert not undrawn["goal"].any() and undrawn["known"] == 0
 
 
+def test_a_segmenting_decoder_is_asked_for_the_region_itself() -> None:
+    films = MemberDataset(small_cache(), [1, 0, 1], [0, 1], side=32, masks=True)
+    assert films[0]["goal"].sum() == 16  # 4 x 4 px of 1, whatever the film's grey
+    assert films[0]["goal"][0, 10:14, 20:24].all()
+    assert not films[1]["goal"].any()
+
+
 def test_augmentation_moves_goal_and_film_alike() -> None:
     def shifted(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.roll(image, 3, 1), np.roll(mask, 3, 1)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from classify.ensemble import Ensemble, pick_device
+from classify.ensemble import Ensemble, member_of, pick_device
 from classify.models.multitask import MemberConfig, build_member
 from classify.preprocess import PreprocessConfig
-from cxr.bundle import save_bundle
+from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain
 from cxr.workdir import sha256_file
 
@@ -23,7 +23,8 @@ def write_member(folder: Path, name: str, order: int, **changes: object) -> None
     config = MemberConfig("tu-test_efficientnet", "none", 16, decoder_channels=(8, 8))
     meta = {"target": name, "order": order, "network": to_plain(config), "decoder": False,
             "preprocessing": SETTINGS.to_dict(), "trained_on": "crops"} | changes  # fmt: skip
-    tensors = build_member(config).shipped_tensors(decoder=False)
+    classes = len(changes.get("classes", "abc"))  # type: ignore[arg-type]
+    tensors = build_member(config, classes=classes).shipped_tensors(decoder=False)
     save_bundle(folder / f"{name}.safetensors", "member", tensors, **meta)
 
 
@@ -46,6 +47,14 @@ def test_members_stand_in_the_order_of_their_training(folder: Path) -> None:
     assert ensemble.settings == SETTINGS
     assert ensemble.trained_on == "crops"
     assert ensemble.weights["viral"] == sha256_file(folder / "viral.safetensors")
+
+
+def test_a_member_of_two_classes_is_no_member_to_screen_with(folder: Path) -> None:
+    write_member(folder, "covid", 2, classes=["rest", "covid"])
+    with pytest.raises(ValueError, match=r"covid\.safetensors answers rest / covid: .* three"):
+        Ensemble.load(folder, "cpu")
+    net = member_of(load_bundle(folder / "covid.safetensors", "member")).eval()
+    assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
 
 
 def test_films_of_any_size_get_three_logits_a_member(folder: Path, films: list) -> None:

@@ -94,7 +94,7 @@ def test_a_killed_training_goes_on_and_a_finished_one_is_skipped(
 
 
 def test_other_settings_do_not_continue_a_training(config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(config, out=str(tmp_path), max_epochs=1, decode=False)
+    config = replace(config, out=str(tmp_path), max_epochs=1, decoder="none")
     train_ensemble(config)
     with pytest.raises(ValueError, match=r"other settings \(batch, seed\).*--out"):
         train_ensemble(replace(config, seed=1, batch=2))

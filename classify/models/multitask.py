@@ -99,11 +99,12 @@ class SCXNN(nn.Module):
         self.freeze_first()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, h, w) normalised to (N, 3) logits in the order NORMAL, TARGET, OTHERS."""
+        """(N, 3, h, w) normalised to (N, classes) logits; of three in the order NORMAL, TARGET,
+        OTHERS."""
         return self._head(self.encoder(x)[-1])
 
     def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3) logits and the restored diseased region (N, 1, h', w') in [0, 1].
+        """(N, classes) logits and the restored diseased region (N, 1, h', w') in [0, 1].
 
         h' is h with five decoder blocks, h / 2 with four.
         """
@@ -159,9 +160,9 @@ class SCXNN(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(leave or ("\0",))}
 
 
-def build_member(config: MemberConfig, decode: bool = True) -> SCXNN:
+def build_member(config: MemberConfig, decode: bool = True, classes: int = 3) -> SCXNN:
     """A network with its initial weights; errors (ValueError, OSError) name the remedy."""
-    model = SCXNN(config, decode)
+    model = SCXNN(config, decode, classes)
     if config.weights == "imagenet":
         _load_imagenet(model, config)
     elif config.weights != "none":

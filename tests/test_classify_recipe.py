@@ -1,0 +1,71 @@
+"""classify/recipe.py and the classes of classify/cases.py: what a member is made by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from classify.cases import class_of, has_disease
+from classify.models.multitask import NORMAL, OTHERS, TARGET
+from classify.recipe import TrainConfig
+from cxr.films_table import FilmRow
+
+
+def row(label: str, sublabel: str = "") -> FilmRow:
+    return FilmRow("a.png", "", "here", "p", label, sublabel, "CC BY 4.0")
+
+
+FILMS = (row("normal", "No Finding"), row("pneumonia", "bacterial/Klebsiella"),
+         row("pneumonia", "viral"), row("unknown"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("classes", "answers"),
+    [
+        ("three", [NORMAL, TARGET, OTHERS, None]),
+        ("normal", [0, 1, 1, None]),
+        ("target", [0, 1, 0, None]),
+    ],
+)
+def test_a_film_is_one_of_three_or_of_two(classes: str, answers: list[int | None]) -> None:
+    assert [class_of(film, "bacterial", classes) for film in FILMS] == answers
+
+
+def test_a_disease_is_known_by_label_or_sublabel() -> None:
+    asked = [has_disease(film, ("viral", "covid")) for film in FILMS]
+    assert asked == [False, False, True, False]
+    assert has_disease(FILMS[1], ("bacterial",)) and has_disease(FILMS[1], ("pneumonia",))
+
+
+def test_the_answers_are_named_in_the_order_of_the_logits() -> None:
+    names = {c: TrainConfig(classes=c).class_names("covid") for c in ("three", "normal", "target")}
+    assert names == {"three": ("normal", "covid", "others"), "normal": ("normal", "abnormal"),
+                     "target": ("rest", "covid")}  # fmt: skip
+
+
+def test_a_training_begun_before_the_later_settings_goes_on() -> None:
+    recipe = TrainConfig().recipe()
+    assert recipe["decode"] is True
+    assert not {"decoder", "classes", "unseen", "out", "cache"} & set(recipe)
+    assert TrainConfig(decoder="none").recipe() == recipe | {"decode": False}
+
+
+@pytest.mark.parametrize(
+    "change", [{"decoder": "segmentation"}, {"classes": "target"}, {"unseen": ("covid",)}]
+)
+def test_another_decoder_class_or_held_out_disease_is_another_recipe(change: dict) -> None:
+    assert replace(TrainConfig(), **change).recipe() != TrainConfig().recipe()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"decoder": "unet"}, "decoder must be one of none, segmentation, reconstruction"),
+        ({"classes": "two"}, "classes must be one of three, normal, target"),
+        ({"unseen": ("viral",)}, "unseen must not name a target.*viral"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TrainConfig(**wrong)
