@@ -20,7 +20,8 @@ NAMES = {
     "mobilenet_v2": "MobileNetV2", "inception_v3": "InceptionV3", "xception": "Xception",
     "inception_resnet_v2": "Inception-ResNet-V2", "mobilenet_v3": "MobileNetV3",
     "mobilenet_v3_320": "MobileNetV3 (320 px)", "resnet50_v2": "ResNet50 v2",
-    "tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "tf_efficientnet_lite0": "EfficientNet-Lite0", "unet_cbam": "UNet + CBAM",
+    "unet_cbam_small": "small UNet + CBAM", "mobilenet": "MobileNet",
 }  # fmt: skip
 START = {"imagenet": "ImageNet weights", "none": "random weights", "coco": "COCO weights",
          "pretrained": "pretraining without labels", "own": "no pretraining"}  # fmt: skip
@@ -36,12 +37,16 @@ _PHRASES = {
     "per_label": "films of each class {}", "contrast": "contrast {}", "clip": "percentile clip {}",
     "parts": "parts {}", "classes": "classes {}", "sources": "films of {}",
     "choose": "epoch chosen by {}", "ema": "averaged weights (decay {})",
+    "kind": "split of kind {}", "learn": "learnt from {} of the patients",
+    "encoder_rate": "encoder's rate times {}", "publishable_only": "publishable films only: {}",
+    "warmup_epochs": "{} epochs of warm-up",
     "freeze_stages": "{} frozen stages", "negatives": "share of empty pictures {}",
 }  # fmt: skip
 # Settings that two cells of one result may differ in without a reader caring.
 _SILENT = ("data", "crops", "out", "cache", "device", "workers", "draws", "seed", "precision",
            "accelerator", "devices", "bundle", "picture_every", "half", "restart")  # fmt: skip
 _ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
+_BEFORE = "pretraining."  # settings of what came before the training itself
 # A network's name and its first weights make one phrase.
 _PAIRS = {"backbone.name": "backbone.weights", "model.backbone": "model.weights"}
 
@@ -52,6 +57,8 @@ def differences(
     """A sentence for each setting in which `ours` (resolved) is not `paper` (resolved)."""
     mine, theirs = flatten(ours), flatten(paper)
     silent = {key for key in (*mine, *theirs) if _is_silent(key, experiment.runner)}
+    if mine.get("start") == "own":  # it has no pretraining
+        silent |= {key for key in (*mine, *theirs) if key.startswith(_BEFORE)}
     changed = [k for k in {**theirs, **mine} if k not in silent and mine.get(k) != theirs.get(k)]
     sentences, told = [], set[str]()
     for key in changed:
@@ -65,7 +72,8 @@ def differences(
         guessed = any(k in experiment.guessed for k in group)
         there = say(theirs, alone=True)
         where = f"paper not given, full recipe {there}" if guessed else f"paper {there}"
-        sentences.append(f"{say(mine, alone=False)} ({where})")
+        stage = "pretraining: " * key.startswith(_BEFORE)
+        sentences.append(f"{stage}{say(mine, alone=False)} ({where})")
     if "crops" in find_runner(experiment.runner).keys and mine.get("crops"):
         sentences.append("crops of the thorax (paper whole films)")
     return sentences
@@ -86,7 +94,8 @@ def guesses(experiment: Experiment, papers: Sequence[Mapping[str, Any]]) -> str:
             say = _phrase((key,) if pair else _group(key, set(known[0])))
             first, *others = dict.fromkeys(say(flat, alone=False) for flat in known)
             more = dict.fromkeys(say(flat, alone=True) for flat in known)
-            said.append(" or ".join([first, *list(more)[1:]]) if others else first)
+            words = " or ".join([first, *list(more)[1:]]) if others else first
+            said.append("pretraining: " * key.startswith(_BEFORE) + words)
     if not said:
         return ""
     return ("The paper as we have it does not give these, so the full recipe takes: "
