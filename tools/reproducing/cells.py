@@ -144,7 +144,7 @@ def resolve(runner: Runner, settings: dict[str, Any], place: Place) -> dict[str,
 
 def check_protocol(runner: Runner, settings: dict[str, Any], wanted: str) -> None:
     """The resolved kind of split, defaults included, must be the table's."""
-    kind = flatten(settings)[runner.protocol] if runner.protocol else "pooled"
+    kind = flatten(settings)[runner.protocol] if runner.protocol else runner.only
     if kind != wanted:
         raise ValueError(f"protocol must be the table's for every cell, {wanted}. Got {kind}.")
 

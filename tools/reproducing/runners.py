@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reproducing.splits import SplitOf, split_of_film_class, split_of_single
+from reproducing.splits import SplitOf, split_of_film_class, split_of_scxnn, split_of_single
 
 Training = Callable[[Any], Path]
 
@@ -23,7 +23,8 @@ class Runner:
             "crops" the system works on whole films only.
         free: further keys that do not change a result.
         files: files of the data folder that a result hangs on.
-        protocol: key of the kind of split; empty where the system knows `pooled` alone.
+        protocol: key of the kind of split; empty where the system knows `only` that one.
+        only: the kind of split where `protocol` is empty.
         sources: key of the sources of films that are taken.
         split_files: keys of files of cxr.split; drawn films bring one of their own.
         split: settings → the films learnt from and those tested; None where it is not known.
@@ -37,6 +38,7 @@ class Runner:
     free: tuple[str, ...] = ()
     files: tuple[str, ...] = ("films.csv",)
     protocol: str = ""
+    only: str = "pooled"
     sources: str = "sources"
     split_files: tuple[str, ...] = ()
     split: Callable[[dict[str, Any]], SplitOf] | None = None
@@ -58,6 +60,12 @@ def _finetune() -> tuple[type[Any], Training]:
     return FinetuneConfig, finetune_cell
 
 
+def _scxnn() -> tuple[type[Any], Training]:
+    from reproducing.scxnn import ScxnnConfig, train_scxnn
+
+    return ScxnnConfig, train_scxnn
+
+
 def _film_class() -> tuple[type[Any], Training]:
     from detect.film_class import FilmClassConfig, train_film_class
 
@@ -74,6 +82,10 @@ RUNNERS: dict[str, Runner] = {
     "finetune": Runner(
         _finetune, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
         protocol="protocol.kind", split=split_of_single, split_files=("protocol.split",),
+    ),
+    "scxnn": Runner(
+        _scxnn, {name: name for name in _PLACES}, free=("evaluate",), only="file",
+        split=split_of_scxnn, split_files=("split",),
     ),
     "film_class": Runner(
         _film_class,

@@ -74,3 +74,10 @@ def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
     learnt = [image for image, _ in films["train"]]
     tested = [image for image, _ in films[config.answered_part]]
     return SplitOf(tuple(classes), truths, [(learnt, tested)], count_parts(films))
+
+
+def split_of_scxnn(settings: dict[str, Any]) -> SplitOf:
+    """Of an SCXNN ensemble: the parts of its split file."""
+    from reproducing.scxnn import split_of
+
+    return split_of(settings)

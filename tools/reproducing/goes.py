@@ -1,0 +1,97 @@
+"""What films of one group are answered: shares with intervals by patient, and their picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure as Picture
+
+from classify.guarantee import exact_interval
+from classify.metrics import Figure, bootstrap_weights, figure
+from classify.panels import write_figure
+
+# normal, the target, others: told apart in grey print and by eyes that see few colours, too
+_COLOURS = ("#4c9f70", "#c8553d", "#8d99ae", "#e0a458", "#5b5f97", "#2f4858")
+_NARROW = 0.13  # share under which a bar has no room for its text
+
+
+@dataclass(frozen=True)
+class Group:
+    """Films that are looked at together; `shares`: answer → share of them that is answered so."""
+
+    name: str
+    films: int
+    patients: int
+    shares: dict[str, Figure]
+
+
+def share_by_patient(
+    hits: Sequence[bool] | np.ndarray, patients: Sequence[str], draws: int = 1000, seed: int = 0
+) -> Figure:
+    """Share of N films with a 95 % bootstrap interval by patient.
+
+    Where all or none are hit, the bootstrap knows no spread: the interval is then the exact one
+    with each patient counted once.
+    """
+    hit = np.asarray(hits, dtype=np.float64)
+    if not len(hit):
+        return Figure(None, None, None, 0)
+    value = float(hit.mean())
+    if value in (0.0, 1.0):
+        count = len(set(patients))
+        return Figure(value, *exact_interval(round(value) * count, count), len(hit))
+    weights = bootstrap_weights(patients, draws, seed)
+    return figure(value, weights @ hit / weights.sum(1), len(hit))
+
+
+def goes_of(
+    said: np.ndarray, patients: Sequence[str], classes: Sequence[str], draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Figure]:  # fmt: skip
+    """Answer → share of N films whose largest score is for it; `said` (N,) are numbers of
+    `classes`."""
+    return {name: share_by_patient(said == k, patients, draws, seed)
+            for k, name in enumerate(classes)}  # fmt: skip
+
+
+def draw_goes(groups: Sequence[Group], path: Path) -> Path:
+    """A bar a group, the first one (the followed films) on top and set apart, cut into the
+    answers; each with its share and interval in per cent."""
+    picture = Picture(figsize=(9.0, 1.5 + 0.72 * len(groups)), layout="constrained")
+    axis = picture.subplots()
+    answers = list(groups[0].shares)
+    places = [0.0] + [k + 0.35 for k in range(1, len(groups))]
+    for place, group in zip(places, groups, strict=True):
+        left = 0.0
+        for k, answer in enumerate(answers):
+            found = group.shares[answer]
+            width = found.value or 0.0
+            axis.barh(place, width, left=left, height=0.74, color=_COLOURS[k % len(_COLOURS)],
+                      alpha=1.0 if place == 0 else 0.72, label=answer if place == 0 else None,
+                      edgecolor="white", linewidth=1.2)  # fmt: skip
+            if width >= _NARROW:
+                axis.text(left + width / 2, place, _words(found), ha="center", va="center",
+                          color="white", fontsize=9, linespacing=1.25)  # fmt: skip
+            left += width
+    if len(groups) > 1:
+        axis.axhline(0.675, color="0.75", linewidth=0.8)
+    axis.set_yticks(places, [f"{g.name}\n{g.films} films, {g.patients} patients" for g in groups])
+    axis.get_yticklabels()[0].set_fontweight("bold")
+    axis.set(xlim=(0, 1), ylim=(places[-1] + 0.5, -0.5), xticks=np.linspace(0, 1, 6),
+             xticklabels=[f"{n} %" for n in range(0, 101, 20)],
+             xlabel="share of the tested films (95 % interval by patient)")  # fmt: skip
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    picture.legend(*axis.get_legend_handles_labels(), title="answered", frameon=False,
+                   loc="outside upper right", ncols=len(answers))  # fmt: skip
+    return write_figure(picture, path)
+
+
+def _words(found: Figure) -> str:
+    value = f"{100 * (found.value or 0.0):.0f} %"
+    if found.low is None or found.high is None:
+        return value
+    return f"{value}\n{100 * found.low:.0f}–{100 * found.high:.0f}"
