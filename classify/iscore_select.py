@@ -45,7 +45,8 @@ from classify.metrics import (
 )
 from cxr.cli import to_plain
 
-__all__ = ["Part", "Point", "SelectConfig", "Selection", "pooled_features", "select_features"]
+__all__ = ["Part", "Point", "SelectConfig", "Selection", "pooled_features", "regress",
+           "select_features"]  # fmt: skip
 
 Array = np.ndarray
 ORDERS = {"i_score": "I-score, backward dropping", "single": "I-score of each feature alone",
@@ -131,6 +132,12 @@ def select_features(
                               config.seed),
         figure(difference[0], difference[1:], n), scores,
     )  # fmt: skip
+
+
+def regress(train: Part, test: Part, features: Sequence[int], penalty: float = 1.0) -> Array:
+    """(N_test, K) probabilities of the regression on these features, fitted on `train`; K are the
+    classes of the training films."""
+    return _Fit.of(train, np.asarray(features, dtype=int), penalty).scores(test)
 
 
 def patients_permuted(patients: Sequence[str], rng: np.random.Generator) -> Array:

@@ -60,6 +60,9 @@ def test_the_benchmark_gives_ratios(
 )
 def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     """Unknown keys and wrong types would be errors here, and not after hours of training."""
+    from classify.finetune import FinetuneConfig
+    from classify.iscore_train import IscoreConfig
+    from classify.pretrain_config import PretrainConfig
     from classify.recipe import TrainConfig as EnsembleConfig
     from classify.risk import read_tiers
     from classify.singles.config import SingleConfig
@@ -77,5 +80,7 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
         ("backbone.yaml", "causes_resnet50.yaml", "cxrnet.yaml", "fusion.yaml"), SingleConfig
     )
     kinds |= dict.fromkeys(("two_class.yaml", "two_class_resnet50.yaml"), FilmClassConfig)
+    kinds |= {"iscore.yaml": IscoreConfig}
+    kinds |= {"unet_cbam.yaml": FinetuneConfig, "pretrain_unet_cbam.yaml": PretrainConfig}
     kind = FieldTrainConfig if name == "lungfield.yaml" else kinds.get(name, kinds[stage])
     assert parse_config(kind, ["--config", str(path)], "test", "test").out.startswith("runs/")

@@ -14,10 +14,13 @@ from torch import nn
 
 from classify.metrics import Figure
 from classify.models.fusion import FusionNet
+from classify.models.multitask import MemberConfig, build_member
 from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import Single
 from cxr.answers import Answer, write_answers
 from cxr.boxes import Frame
+from cxr.bundle import save_bundle
+from cxr.cli import to_plain
 from cxr.manifest import CropRow, ManifestWriter
 from cxr.workdir import sha256_file
 from reproducing import attention, attention_films
@@ -188,6 +191,45 @@ def test_a_fusion_net_has_a_figure_for_each_of_its_nets(
     assert found.nets["fine"].value == pytest.approx(LIFT, rel=1e-5)
     assert found.nets["coarse"].value == pytest.approx(1, rel=1e-5)  # its quarters are all alike
     assert found.figure.value == pytest.approx((LIFT + 1) / 2, rel=1e-5)  # equal shares
+
+
+class Drawing(Brightness):
+    """Draws by itself what is bright; and the film is shown as the map says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.explanation_layer = nn.Identity()
+
+    def explain(self, x: torch.Tensor) -> torch.Tensor:
+        return self.explanation_layer((x[:, :1] > 0.5).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * self.explain(x))
+
+
+def test_the_map_that_a_network_draws_is_measured_beside_grad_cam(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, single_of(Drawing()))
+    found = look(world)
+    assert list(found.nets) == ["explanation", "explanation_class"]
+    # it draws the lungs and nothing else: a quarter of the film holds all energy
+    assert found.nets["explanation"].value == pytest.approx(4, rel=1e-5)
+    assert found.nets["explanation_class"].value == pytest.approx(4, rel=1e-5)
+
+
+def test_a_member_of_an_ensemble_is_looked_at_too(world: Path) -> None:
+    net = build_member(MemberConfig("resnet18", "none"), decode=False)
+    settings = PreprocessConfig(side=64).to_dict()
+    answer_films(world / "trained", (0, 1))
+    save_bundle(world / "trained/viral.safetensors", "member", dict(net.state_dict()),
+                target="viral", order=0, decoder=False, preprocessing=settings,
+                trained_on="films", network=to_plain(MemberConfig("resnet18")))  # fmt: skip
+    found = attention_of(world / "trained", world, config=AttentionConfig(draws=20))
+    assert found.films == 2 and found.figure.n == 2 - found.empty and not found.nets
+    (world / "trained/covid.safetensors").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"must hold one network.* Got covid, viral"):
+        attention_of(world / "trained", world)
 
 
 def test_each_fold_is_looked_at_on_the_films_that_it_tested(

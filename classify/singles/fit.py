@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from classify.dataset import build_cache
 from classify.panels import draw_curves
 from classify.regions import RegionConfig
@@ -68,18 +70,22 @@ def _tell(films: Films, every: Sequence[Shares]) -> None:
              ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none")  # fmt: skip
 
 
+def read_images(config: SingleConfig, films: Films) -> np.ndarray:
+    """The decoded films (N, side, side) uint8, kept in the configuration's cache."""
+    return build_cache(
+        films.cases, config.preprocess, RegionConfig("none"),
+        Path(config.cache or Path(config.out) / "cache"), config.preprocess.side,
+    ).images  # fmt: skip
+
+
 def _jobs(config: SingleConfig, films: Films, every: Sequence[Shares]) -> list[SingleJob]:
     """One training in `config.out`, or one a fold in its folders fold0, fold1 …"""
-    out = Path(config.out)
-    cache = build_cache(
-        films.cases, config.preprocess, RegionConfig("none"),
-        Path(config.cache) if config.cache else out / "cache", config.preprocess.side,
-    )  # fmt: skip
+    out, images = Path(config.out), read_images(config, films)
     folders = [out] if len(every) == 1 else [out / f"fold{k}" for k in range(len(every))]
     nets = " + ".join(config.nets)
     return [
         SingleJob(nets if len(every) == 1 else f"{nets}, fold {k}", folder, config, films, shares,
-                  cache.images, k, len(every) == 1)
+                  images, k, len(every) == 1)
         for k, (folder, shares) in enumerate(zip(folders, every, strict=True))
     ]  # fmt: skip
 

@@ -3,6 +3,7 @@
     found = attention_of("runs/tables/cells/3f…", data, crops)
     found.figure  # mean lift over area, 95 % interval by patient
     found.nets["resnet18"]  # the same of one net's own map, for a fusion net
+    found.nets["explanation"]  # and of the map that a network draws itself, such as CXRNet
 
 Maps are Grad-CAM of the answered class; lift is the share of the energy inside the lungs over the
 lungs' share of what the network saw (classify.audits.metrics): 1 is chance.
@@ -22,9 +23,12 @@ import numpy as np
 
 from classify.audits.truth import Truths
 from classify.cases import Case, select_cases
+from classify.ensemble import member_of
 from classify.metrics import Figure, bootstrap_weights, figure
+from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import Single, load_single
 from cxr.answers import read_answers
+from cxr.bundle import load_bundle
 from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
 from cxr.workdir import log, sha256_file, write_json
@@ -65,7 +69,9 @@ class Attention:
 
     Attributes:
         figure: of the network's map (for a fusion net, the fused one); `n` films have a lift.
-        nets: the same of each net's own map by its name; empty for a single network.
+        nets: the same of each net's own map by its name; of a network that draws its own map
+            (CXRNet) that one as `explanation`, and weighed by the class as `explanation_class`;
+            empty for any other single network.
         films: films that were looked at.
         empty: of these, those whose map is 0 everywhere, which has no lift.
         left_out: tested films that could not be measured, by reason.
@@ -99,7 +105,8 @@ def attention_of(
 
     Args:
         folder: of classify.single: single.safetensors and answers.csv; with folds fold0/, fold1/ …
-            of the same form, each network looked at on the films that it was tested on.
+            of the same form, each network looked at on the films that it was tested on. Or of one
+            member of classify.train: TARGET.safetensors and answers.csv.
         data: folder with films.csv, the films and, where there are any, human lung masks.
         crops: folder of detect.crop, for a network that was trained on crops.
         config: settings.
@@ -150,12 +157,35 @@ def _parts(folder: Path) -> list[_Part]:
     for place in folds or [folder]:
         answers = place / "answers.csv"
         films = tuple(answer.film for answer in read_answers(answers)[1])
-        out.append(_Part(place / "single.safetensors", answers, films))
+        out.append(_Part(_bundle_in(place), answers, films))
     return out
 
 
+def _bundle_in(place: Path) -> Path:
+    """single.safetensors, or the one member's bundle that lies in its place."""
+    own = place / "single.safetensors"
+    members = [] if own.exists() else sorted(place.glob("*.safetensors"))
+    if len(members) > 1:
+        raise ValueError(f"{place} must hold one network, for the lift is that of one network's "
+                         f"maps. Got {', '.join(p.stem for p in members)}.")  # fmt: skip
+    return members[0] if members else own
+
+
+def _load_any(path: Path) -> Single:
+    """A single network, or a member as one."""
+    if path.name == "single.safetensors":
+        return load_single(path)
+    bundle = load_bundle(path, "member")
+    target = bundle.meta["target"]
+    return Single(
+        member_of(bundle).eval(), tuple(bundle.meta.get("classes") or ("normal", target, "others")),
+        PreprocessConfig.from_dict(bundle.meta["preprocessing"]), bundle.meta["trained_on"],
+        bundle.sha256, bundle.meta,
+    )  # fmt: skip
+
+
 def _load(bundle: Path, cropped: bool) -> Single:
-    single = load_single(bundle)
+    single = _load_any(bundle)
     if (single.trained_on == "crops") != cropped:
         given = "crops" if cropped else "none"
         raise ValueError(f"crops must be given for a network that was trained on crops, and for no "

@@ -14,7 +14,8 @@ from classify.audits.sight import draw_lungs
 from classify.audits.truth import Truths
 from classify.cases import Case
 from classify.ensemble import pick_device, prepare_films
-from classify.saliency import to_pixels
+from classify.saliency import saliency_maps, to_pixels
+from classify.saliency_explained import OWN_MAPS, explains_itself
 from classify.singles.bundle import Single
 from classify.singles.look import explain
 from cxr.boxes import Frame
@@ -27,7 +28,8 @@ WHOLE = ""  # the network's own map among those of its nets
 
 @dataclass(frozen=True)
 class FilmLook:
-    """One film: the lift of the network's map and of each net's own, None without energy or lungs.
+    """One film: the lift of the network's map, of each net's own and of those that the network
+    draws itself; None without energy or lungs.
 
     `empty`: the network's map is 0 everywhere.
     """
@@ -91,8 +93,10 @@ def _look(
     sizes = [(p.shape[0], p.shape[1]) for p in shown]
     batch, frames = prepare_films(shown, single.settings, device)
     found = explain(single.net, batch)
-    maps = {name: to_pixels(planes, frames, sizes)
-            for name, planes in {WHOLE: found.maps, **found.nets}.items()}  # fmt: skip
+    own = OWN_MAPS if explains_itself(single.net) else ()
+    every = {WHOLE: found.maps, **found.nets}
+    every |= {name: saliency_maps(single.net, batch, found.classes, name) for name in own}
+    maps = {name: to_pixels(planes, frames, sizes) for name, planes in every.items()}
     drawn = lungs.draw([case for case, _ in good], [film for _, film in good])
     for n, ((case, film), crop, (lung, who)) in enumerate(zip(good, crops, drawn, strict=True)):
         seen = None if crop is None else crop.source_xyxy

@@ -108,7 +108,8 @@ def number(figure: Figure | None) -> str:
     if figure is None or figure.value is None:
         return "–"
     if figure.low is None or figure.high is None:
-        return f"{figure.value:.3f}"
+        counted = figure.value > 1 and figure.value.is_integer()  # so many features
+        return f"{figure.value:.0f}" if counted else f"{figure.value:.3f}"
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 

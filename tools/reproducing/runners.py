@@ -66,6 +66,13 @@ def _scxnn() -> tuple[type[Any], Training]:
     return ScxnnConfig, train_scxnn
 
 
+def _iscore() -> tuple[type[Any], Training]:
+    from classify.iscore_train import IscoreConfig
+    from reproducing.iscore import iscore_cell
+
+    return IscoreConfig, iscore_cell
+
+
 def _film_class() -> tuple[type[Any], Training]:
     from detect.film_class import FilmClassConfig, train_film_class
 
@@ -82,6 +89,11 @@ RUNNERS: dict[str, Runner] = {
     "finetune": Runner(
         _finetune, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
         protocol="protocol.kind", split=split_of_single, split_files=("protocol.split",),
+    ),
+    "iscore": Runner(
+        _iscore, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        free=("trained",), protocol="protocol.kind", split=split_of_single,
+        split_files=("protocol.split",),
     ),
     "scxnn": Runner(
         _scxnn, {name: name for name in _PLACES}, free=("evaluate",), only="file",

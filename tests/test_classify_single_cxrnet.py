@@ -1,0 +1,134 @@
+"""CXRNet as a single network: trained, judged by runs, and its own map measured by the audit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from audit_world import FakeDetector, FakeField, add_film, write_table
+
+from classify import audit, run
+from classify.audits.randomise import stages_of
+from classify.audits.rows import read_audit
+from classify.ensemble import Ensemble
+from classify.models.backbones import BackboneConfig
+from classify.models.cxrnet import CXRNetConfig, build_cxrnet
+from classify.preprocess import PreprocessConfig
+from classify.saliency import saliency_maps
+from classify.saliency_explained import explanations
+from classify.single import main
+from classify.singles.bundle import build_net, load_single, save_single
+from classify.singles.config import SingleConfig
+from classify.singles.members import members_of
+from cxr.workdir import log
+
+THREE = ("normal", "bacterial", "viral")
+SMALL = """
+classes: [normal, pneumonia]
+sources: []
+kind: cxrnet
+cxrnet: { width: 2, depth: 2 }
+preprocess: { side: 32 }
+protocol: { parts: { train: 0.5, val: 0.25, test: 0.25 } }
+balance: weights
+batch: 4
+device: cpu
+draws: 10
+optim: { epochs: 1, rate: 0.001, schedule: constant, patience: 0 }
+"""
+
+
+def write_net(folder: Path, kind: str) -> None:
+    """A bundle of an untrained network of three classes."""
+    torch.manual_seed(0)
+    config = SingleConfig(
+        THREE, kind=kind, cxrnet=CXRNetConfig(width=4, depth=3),
+        backbone=BackboneConfig("baseline_cnn", weights="none"),
+        preprocess=PreprocessConfig(side=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    )  # fmt: skip
+    save_single(folder / "single.safetensors", build_net(config.network()), config)
+
+
+def test_it_is_trained_by_its_configuration(phantom_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    out = tmp_path / "out"
+    words = ["--config", str(tmp_path / "small.yaml"), "--data", str(phantom_folder)]
+    assert main([*words, "--out", str(out)]) == 0
+    (row,) = json.loads((out / "history.json").read_text())
+    assert row["train_loss"] == pytest.approx(row["train_answer"] + row["train_map"], rel=1e-4)
+    net = load_single(out / "single.safetensors").net
+    assert explanations(net, torch.zeros(1, 3, 32, 32)).shape == (1, 32, 32)
+    assert Ensemble.load(out, "cpu").targets == ("pneumonia",)
+
+
+def test_its_maps_are_methods_as_any_other() -> None:
+    torch.manual_seed(0)
+    net = build_cxrnet(CXRNetConfig(classes=3, width=4, depth=3, side=32)).eval()
+    member, batch = members_of(net, THREE)["viral"], torch.randn(2, 3, 32, 32)
+    drawn = saliency_maps(member, batch, [1, 1], "explanation")
+    assert np.array_equal(drawn, explanations(net, batch))
+    weighed = saliency_maps(member, batch, [1, 1], "explanation_class")
+    assert np.allclose(weighed, explanations(net, batch, [2, 2]))
+    assert not np.allclose(weighed, drawn)
+
+
+def test_only_what_moves_the_answer_is_made_random() -> None:
+    net = build_cxrnet(CXRNetConfig(width=2, depth=2, side=32))
+    names = [stage.name for stage in stages_of(net)]
+    assert names[:4] == ["head", "second", "explainer", "decoder"]
+    assert "first_head" not in names and len(names) == 6  # and two stages of the first encoder
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Three films with labels, an empty folder as home; stand-ins for detector and lung field."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
+    monkeypatch.setattr(audit.LungField, "load", lambda p, device="auto": FakeField())
+    rows = []
+    for n, (label, sublabel) in enumerate([("normal", ""), ("pneumonia", "bacterial"),
+                                           ("pneumonia", "viral")]):  # fmt: skip
+        add_film(f"kermany/f{n}.png", 0.1 + 0.2 * n, seed=n)
+        rows.append({"image": f"images/kermany/f{n}.png", "label": label, "sublabel": sublabel})
+    write_table(rows)
+    return tmp_path
+
+
+def audit_again(*words: str) -> int:
+    return audit.main(["run", "--data", "data", "--draws", "20", "--pdf", "false", "--jobs", "0",
+                       *words])  # fmt: skip
+
+
+def test_the_audit_measures_its_own_map_beside_grad_cam(world: Path) -> None:
+    write_net(Path("trained"), "cxrnet")
+    assert run.main(["data/images", "--out", "run", "--ensemble", "trained", "--jobs", "0"]) == 0
+    lifts = {}
+    for method in ("grad_cam", "explanation", "explanation_class"):
+        out = f"run/{method}"
+        assert audit_again("--method", method, "--out", out, "--controls", "all") == 0
+        rows = read_audit(f"{out}/audit.csv")
+        assert {r.method for r in rows} == {method}
+        lifts[method] = [r.value("lift") for r in rows if r.member == "viral"]
+    assert len({str(values) for values in lifts.values()}) == 3
+    summary = json.loads(Path("run/explanation/audit.json").read_text())
+    assert summary["method"] == "the network's own map"
+    names = {row["name"] for row in summary["metrics"]}
+    assert {"lift", "pointing_hit", "road_area"} <= names
+    assert {"masked", "randomised", "road"} <= summary["controls"].keys()
+
+
+def test_a_network_that_draws_no_map_is_not_measured_by_one(
+    world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_net(Path("trained"), "backbone")
+    assert run.main(["data/images", "--out", "run", "--ensemble", "trained", "--jobs", "0"]) == 0
+    log.addHandler(caplog.handler)
+    try:
+        assert audit_again("--method", "explanation") == 2
+    finally:
+        log.removeHandler(caplog.handler)
+    assert "must be for networks that draw a map" in caplog.text
+    assert "Got bacterial, viral, without one" in caplog.text

@@ -1,0 +1,52 @@
+"""Tables of kept features: cells of one network take it from one training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from classify.iscore_parts import SelectConfig
+from classify.iscore_train import IscoreConfig
+from classify.metrics import Figure
+from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from classify.preprocess import PreprocessConfig
+from classify.schedule import OptimConfig
+from classify.singles.config import ProtocolConfig
+from classify.singles.module import SingleModule
+from reproducing.iscore import iscore_cell
+from reproducing.layout import number
+from reproducing.runners import find_runner
+
+
+def test_two_cells_of_one_network_train_it_once(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = IscoreConfig(
+        classes=("normal", "pneumonia"), data=str(phantom_folder), sources=(), batch=8, draws=10,
+        optim=OptimConfig(rate=1e-3, schedule="constant", epochs=1, patience=0), device="cpu",
+        protocol=ProtocolConfig(parts={"train": 0.5, "val": 0.25, "test": 0.25}),
+        backbone=BackboneConfig("baseline_cnn", weights="none"), keep="head",
+        preprocess=PreprocessConfig(side=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        select=SelectConfig(start=2, subsets=10, permutations=0, counts=(1,)),
+        out=str(tmp_path / "cells/a"),
+    )  # fmt: skip
+    assert iscore_cell(config) == tmp_path / "cells/a"
+    monkeypatch.setattr(SingleModule, "training_step", lambda *_: pytest.fail("trained again"))
+    made = iscore_cell(replace(config, keep="iscore", out=str(tmp_path / "cells/b")))
+    kept = json.loads((made / "figures.json").read_text())["features.kept"]["value"]
+    assert kept in (1, 256)
+    (folder,) = [p for p in (tmp_path / "shared").iterdir() if p.is_dir()]
+    assert (folder / "single.safetensors").is_file()
+
+
+def test_the_runner_leaves_the_networks_folder_out_of_a_cells_key() -> None:
+    runner = find_runner("iscore")
+    assert "trained" in runner.free and runner.load()[0] is IscoreConfig
+
+
+def test_a_number_of_features_is_written_as_one() -> None:
+    assert number(Figure(64.0, None, None, 9)) == "64"
+    assert number(Figure(1.0, None, None, 9)) == "1.000"  # may be a share
