@@ -116,3 +116,22 @@ def test_a_class_that_is_only_tested_is_refused() -> None:
     rows, labels = build_rows(published=True)
     with pytest.raises(ValueError, match=r"train must have films of every class.* number 2"):
         share_films(rows, [2, 2, *labels[2:]], ProtocolConfig("official"))
+
+
+def test_fewer_patients_are_learnt_from_and_all_are_tested() -> None:
+    rows, labels = build_rows()
+    found = {}
+    for learn in (0.25, 0.5, 1.0):
+        (found[learn],) = share_films(rows, labels, ProtocolConfig(parts=HALVES, learn=learn))
+    assert [len(found[k].parts["train"]) for k in (0.25, 0.5, 1.0)] == [6, 12, 24]
+    assert all(found[k].parts["test"] == found[1.0].parts["test"] for k in found)
+    small, large = (patients_of(rows, found[k].parts["train"]) for k in (0.25, 0.5))
+    assert small < large  # the curve adds patients, it does not draw others
+    assert found[0.25].dropped == {"not learnt from": 18}
+    assert {labels[i] for i in found[0.25].parts["train"]} == {0, 1}
+
+
+@pytest.mark.parametrize("learn", [0.0, -0.1, 1.5])
+def test_a_share_of_nobody_is_refused(learn: float) -> None:
+    with pytest.raises(ValueError, match=r"protocol\.learn must lie in"):
+        ProtocolConfig(learn=learn)

@@ -114,3 +114,11 @@ def test_a_film_without_a_box_is_wrong_but_no_class_of_its_own() -> None:
     # normal: 1 right, 1 missed, 1 too many: 2 / 4; pneumonia: 1 right, 1 missed: 2 / 3
     values = [found[m.name].value for m in measures]  # type: ignore[union-attr]
     assert values == pytest.approx([0.5, 0.5, 2 / 3, 7 / 12])
+
+
+def test_what_came_before_is_told_apart(experiment: Experiment) -> None:
+    ours = {"start": "pretrained", "pretraining": {"side": 96}}
+    paper = {"start": "pretrained", "pretraining": {"side": 224}}
+    assert told(experiment, ours, paper) == ["pretraining: 96 px (paper 224)"]
+    scratch = [{**settings, "start": "own"} for settings in (ours, paper)]
+    assert told(experiment, *scratch) == []
