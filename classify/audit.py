@@ -18,14 +18,14 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress
 
+from classify.audits.against import Compared, check_against, compare_against
 from classify.audits.book import PageBook
-from classify.audits.compare import compare, compare_markdown
 from classify.audits.config import NAMES, THRESHOLDS, AuditConfig
 from classify.audits.flags import Thresholds, fit_thresholds, read_thresholds
 from classify.audits.look import FieldCheck, Looker, refused
 from classify.audits.page import write_audit_page, write_pdf
 from classify.audits.resume import ControlBook, check_resumable
-from classify.audits.rows import AuditRow, AuditWriter, read_audit
+from classify.audits.rows import AuditRow, AuditWriter
 from classify.audits.sight import Run, Seen, Sight, iter_sights, read_run
 from classify.audits.summary import (
     answer,
@@ -46,7 +46,7 @@ from classify.screener import Screener
 from cxr.cli import parse_config, to_plain
 from cxr.split import Split
 from cxr.stream import default_jobs
-from cxr.workdir import Workdir, console, log, write_atomic, write_json
+from cxr.workdir import Workdir, console, log, write_json
 from detect.lungfield import LungField, cut_edges, disagreement
 from detect.predict import ThoraxDetector
 
@@ -107,9 +107,7 @@ def load(config: AuditConfig) -> Auditor:
         raise ValueError(f"{config.run_path} was made by other members than {folder} holds "
                          f"({', '.join(changed)}): make the run again, or give "
                          "--ensemble.")  # fmt: skip
-    if config.against and not (run.cropped and (Path(config.against) / "audit.csv").is_file()):
-        raise ValueError("--against must be the audit of a run on whole films, and RUN one on "
-                         f"crops. Got {config.against} for {config.run_path}.")  # fmt: skip
+    check_against(config, run.cropped)
     unboxed = any(f.boxed is None and f.prediction.logits is not None for f in films)
     detector = ThoraxDetector.load(config.detector or None, config.device) if unboxed else None
     return Auditor(
@@ -157,7 +155,7 @@ def audit(auditor: Auditor) -> int:
         judged = any(row.member for row in rows)
         thresholds = _fit(auditor, rows) if config.fit else auditor.thresholds
         trials = do_trials(auditor, workdir) if judged else {}
-        summary = summarise(auditor, rows, thresholds, trials, _compare(config, rows))
+        summary = summarise(auditor, rows, thresholds, trials, compare_against(config, rows))
         write_json(workdir / "audit.json", summary)
         records = book.records({film.name for film in auditor.films})
         page = write_audit_page(workdir / "report.html", summary, records)
@@ -245,7 +243,7 @@ def _draw(auditor: Auditor, showing: bool = False) -> Sample:
 
 def summarise(
     auditor: Auditor, rows: Sequence[AuditRow], thresholds: Thresholds | None,
-    trials: dict[str, Any], compared: Sequence[Any],
+    trials: dict[str, Any], compared: Compared,
 ) -> dict[str, Any]:  # fmt: skip
     """What audit.json holds and the page shows."""
     config, run = auditor.config, auditor.run
@@ -259,7 +257,8 @@ def summarise(
         "metrics": [*figure_rows(rows, config.draws, config.seed), *trials.get("areas", [])],
         "distributions": distributions(rows),
         "controls": control_rows(trials),
-        "compare": [pooled(row.to_dict()) for row in compared],
+        "compare": [pooled(row.to_dict()) for row in compared.rows],
+        "compare_arms": list(compared.arms),
         "thresholds": threshold_table(thresholds),
         "cautions": cautions(rows, run.cropped, thresholds, trials, config.fit),
         "settings": {
@@ -272,16 +271,6 @@ def summarise(
             "lung field": auditor.field.weights,
         },
     }  # fmt: skip
-
-
-def _compare(config: AuditConfig, rows: Sequence[AuditRow]) -> list[Any]:
-    if not config.against:
-        return []
-    found = compare(read_audit(Path(config.against) / "audit.csv"), rows, config.seed, config.draws)
-    if not found:
-        log.warning("--against: %s and this audit share no film that both judged", config.against)
-    write_atomic(config.out_path / "compare.md", compare_markdown(found))
-    return found
 
 
 def _fit(auditor: Auditor, rows: Sequence[AuditRow]) -> Thresholds:

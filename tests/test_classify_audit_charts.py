@@ -167,6 +167,19 @@ def test_member_corrected_p_and_films_left_out_have_columns_where_they_are_given
     assert "Holm" in note and "Test: swapped. Test of AUC: bootstrap." in note
 
 
+def test_two_methods_are_named_in_title_charts_and_table() -> None:
+    arms = ["Grad-CAM", "the network's own map"]
+    (section,) = sections({"compare": [compared("lift")], "compare_arms": arms})
+    assert section.title == "The network's own map beside Grad-CAM"
+    assert section.table is not None
+    assert section.table.head[2:5] == (
+        "Grad-CAM", "The network's own map", "Difference [95 % interval]",
+    )  # fmt: skip
+    (chart,) = section.charts
+    assert chart.title == "Lift: the network's own map − Grad-CAM"
+    assert chart.means.endswith("To the right of 0 the network's own map is better.")
+
+
 def test_a_difference_that_is_not_defined_is_left_out() -> None:
     rows = [compared("lift"), compared("auc", difference=None, low=None, high=None)]
     (section,) = sections({"compare": rows})

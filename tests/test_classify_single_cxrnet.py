@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import compare_explanations
 import numpy as np
 import pytest
 import torch
@@ -108,7 +109,8 @@ def test_the_audit_measures_its_own_map_beside_grad_cam(world: Path) -> None:
     lifts = {}
     for method in ("grad_cam", "explanation", "explanation_class"):
         out = f"run/{method}"
-        assert audit_again("--method", method, "--out", out, "--controls", "all") == 0
+        beside = [] if method == "grad_cam" else ["--against", "run/grad_cam"]
+        assert audit_again("--method", method, "--out", out, "--controls", "all", *beside) == 0
         rows = read_audit(f"{out}/audit.csv")
         assert {r.method for r in rows} == {method}
         lifts[method] = [r.value("lift") for r in rows if r.member == "viral"]
@@ -117,7 +119,30 @@ def test_the_audit_measures_its_own_map_beside_grad_cam(world: Path) -> None:
     assert summary["method"] == "the network's own map"
     names = {row["name"] for row in summary["metrics"]}
     assert {"lift", "pointing_hit", "road_area"} <= names
-    assert {"masked", "randomised", "road"} <= summary["controls"].keys()
+    assert {"masked", "randomisation", "road"} <= summary["controls"].keys()
+    assert summary["compare_arms"] == ["Grad-CAM", "the network's own map"]
+    assert {row["metric"] for row in summary["compare"]} >= {"lift", "pointing_hit"}
+    assert not {"accuracy", "auc"} & {row["metric"] for row in summary["compare"]}
+    gap = next(r for r in summary["compare"] if (r["member"], r["metric"]) == ("viral", "lift"))
+    pairs = zip(lifts["explanation"], lifts["grad_cam"], strict=True)
+    gaps = [own - cam for own, cam in pairs if own is not None and cam is not None]
+    assert gap["n"] == len(gaps) and gap["difference"] == pytest.approx(np.mean(gaps), abs=1e-4)
+    assert "the network's own map − Grad-CAM" in Path("run/explanation/compare.md").read_text()
+    assert "beside Grad-CAM" in Path("run/explanation/report.html").read_text()
+
+
+def test_an_audit_of_the_same_map_is_not_held_against_it(
+    world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_net(Path("trained"), "cxrnet")
+    assert run.main(["data/images", "--out", "run", "--ensemble", "trained", "--jobs", "0"]) == 0
+    assert audit_again("--out", "run/one") == 0
+    log.addHandler(caplog.handler)
+    try:
+        assert audit_again("--out", "run/two", "--against", "run/one") == 2
+    finally:
+        log.removeHandler(caplog.handler)
+    assert "or the audit of RUN by another --method" in caplog.text
 
 
 def test_a_network_that_draws_no_map_is_not_measured_by_one(
@@ -132,3 +157,29 @@ def test_a_network_that_draws_no_map_is_not_measured_by_one(
         log.removeHandler(caplog.handler)
     assert "must be for networks that draw a map" in caplog.text
     assert "Got bacterial, viral, without one" in caplog.text
+
+
+def test_readers_choose_between_its_map_and_grad_cam(phantom_folder: Path, tmp_path: Path) -> None:
+    write_net(tmp_path / "trained", "cxrnet")
+    data, files = str(phantom_folder), []
+    for method in ("grad_cam", "explanation_class"):
+        files.append(str(tmp_path / f"{method}.safetensors"))
+        words = ["--data", data, "--showing", "--most", "3", "--target", "viral", "--method",
+                 method, "--ensemble", str(tmp_path / "trained"), "--out", files[-1]]  # fmt: skip
+        assert compare_explanations.main(["maps", data + "/images", *words]) == 0
+    likeness, page = tmp_path / "ssim.json", tmp_path / "ask.html"
+    assert compare_explanations.main(["ssim", *files, "--out", str(likeness), "--draws", "20"]) == 0
+    (pair,) = json.loads(likeness.read_text())["pairs"]
+    assert (pair["first"], pair["second"]) == ("grad_cam", "explanation_class")
+    assert pair["films"] and -1 <= pair["own"]["value"] < 1
+    assert compare_explanations.main(["page", *files, "--out", str(page), "--repeats", "0"]) == 0
+    key = json.loads((tmp_path / "ask.key.json").read_text())
+    chosen = [{"trial": t["trial"], "choice": "right" if t["left"] == 0 else "left", "seconds": 1}
+              for t in key["trials"]]  # fmt: skip
+    said = {"schema": "lungfirst.choices", "version": 1, "page": key["page"], "reader": "mk"}
+    (tmp_path / "mk.json").write_text(json.dumps({**said, "choices": chosen}))
+    found = tmp_path / "read.json"
+    words = ["--key", str(tmp_path / "ask.key.json"), "--out", str(found), "--draws", "20"]
+    assert compare_explanations.main(["read", str(tmp_path / "mk.json"), *words]) == 0
+    reader = json.loads(found.read_text())["preferences"][0]
+    assert reader["second"] == len(chosen) and reader["first"] == 0

@@ -116,31 +116,37 @@ MAP_METRICS: dict[str, Value] = {
     **{name: _number(name) for name in (
         "inside_share", "border_share", "outside_box_share", "pointing_hit", "finding_lift")},
 }  # fmt: skip
+ALL_METRICS: dict[str, Value] = {"accuracy": _right, AUC: _number("p_target"), **MAP_METRICS}
 
 
 def compare(
-    film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow], seed: int = 0, draws: int = 2000
-) -> list[CompareRow]:
+    film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow], seed: int = 0, draws: int = 2000,
+    methods: bool = False,
+) -> list[CompareRow]:  # fmt: skip
     """Rows by source ("all" last, where there are several), member and metric.
 
     Films are matched by name and member; `pair_rows` gives the reasons of those left out, and each
     row counts them. A metric without a film that has it, such as finding_lift of a source without
-    findings, has no row. A source of one truth has its AUC's row, without a value.
+    findings, has no row. A source of one truth has its AUC's row, without a value. With `methods`
+    the arms are two methods on the same answers, so that their maps alone are compared.
 
     Raises ValueError for a film that stands twice in an arm, or is not the same in both.
     """
-    paired = pair_rows(film_rows, crop_rows)
+    paired = pair_rows(film_rows, crop_rows, methods)
+    metrics = MAP_METRICS if methods else ALL_METRICS
     members = list(dict.fromkeys(f.member for f, _ in paired.pairs))
     sources = sorted({_source(f) for f, _ in paired.pairs})
     rows: list[CompareRow] = []
     for source in [*sources, *([ALL_SOURCES] if len(sources) > 1 else [])]:
-        family = [r for m in members for r in _member_rows(paired, source, m, seed, draws)]
+        family = [r for m in members for r in _member_rows(paired, source, m, metrics, seed, draws)]
         corrected = holm([row.p for row in family])
         rows += [replace(r, p_holm=p) for r, p in zip(family, corrected, strict=True)]
     return rows
 
 
-def pair_rows(film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow]) -> Paired:
+def pair_rows(
+    film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow], methods: bool = False
+) -> Paired:
     """Rows of both arms matched by film and member.
 
     A film that no member saw in one arm (a row without a member) is left out for each member of
@@ -153,7 +159,7 @@ def pair_rows(film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow]) -> P
             continue  # named by its partners, or seen in neither arm
         one, other = films.get(key), crops.get(key)
         if one is not None and other is not None:
-            _check_same(one, other)
+            _check_same(one, other, methods)
             pairs.append((one, other))
             continue
         row = one or other
@@ -165,11 +171,11 @@ def pair_rows(film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow]) -> P
     return Paired(pairs, left_out)
 
 
-def compare_markdown(rows: Sequence[CompareRow]) -> str:
-    """The table as Markdown."""
+def compare_markdown(rows: Sequence[CompareRow], one: str = "film", other: str = "crop") -> str:
+    """The table as Markdown; `one` and `other` are what the arms are called."""
     lines = [
-        "| films of | member | metric | film | crop | crop − film [95 %] | p | p (Holm) | films "
-        "| patients | left out |",
+        f"| films of | member | metric | {one} | {other} | {other} − {one} [95 %] | p | p (Holm) "
+        "| films | patients | left out |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -187,7 +193,7 @@ def compare_markdown(rows: Sequence[CompareRow]) -> str:
 
 
 def _member_rows(
-    paired: Paired, source: str, member: str, seed: int, draws: int
+    paired: Paired, source: str, member: str, metrics: Mapping[str, Value], seed: int, draws: int
 ) -> Iterator[CompareRow]:
     pairs = [pair for pair in paired.pairs
              if pair[0].member == member and source in (_source(pair[0]), ALL_SOURCES)]  # fmt: skip
@@ -198,7 +204,7 @@ def _member_rows(
         if whose == member and source in (at, ALL_SOURCES):
             without[why] += count
     weights = with_draws([f.patient for f, _ in pairs], draws, seed)
-    for metric, value in {"accuracy": _right, AUC: _number("p_target"), **MAP_METRICS}.items():
+    for metric, value in metrics.items():
         film, crop = (_values(arm, value) for arm in zip(*pairs, strict=True))
         if metric == AUC:
             film[[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
@@ -256,8 +262,8 @@ def _by_key(rows: Sequence[AuditRow], name: str) -> dict[tuple[str, str], AuditR
     return out
 
 
-def _check_same(film: AuditRow, crop: AuditRow) -> None:
-    for name in ("truth", "patient", "source", "method"):
+def _check_same(film: AuditRow, crop: AuditRow, methods: bool) -> None:
+    for name in ("truth", "patient", "source", "probabilities" if methods else "method"):
         one, other = getattr(film, name), getattr(crop, name)
         if one != other:
             raise ValueError(f"film_rows and crop_rows must agree in {name}. {film.film} of "

@@ -43,7 +43,8 @@ class AuditConfig:
         fit: store the thresholds of the flags from these films, beside the members.
         thresholds: file of the flags' thresholds; empty takes audit.json beside the members.
         tail: share of the films that each threshold leaves on the worse side, with --fit.
-        against: folder of the audit of whole films, to compare an audit of crops with.
+        against: folder of the audit of whole films, to compare an audit of crops with; or of an
+            audit of this RUN by another method, to compare the maps of both.
         crops: folder of detect.crop with the thorax boxes of these films; empty takes the run's
             own, and finds the boxes of whole films anew.
         control_films: films, drawn by seed, for randomised, and for road of those that show a

@@ -1,4 +1,4 @@
-"""The audit page's comparison of networks trained on whole films and on crops."""
+"""The audit page's comparison of networks trained on whole films and on crops, or of methods."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from classify.audits.parts import (
 )
 from classify.audits.words import in_unit, interval, metric, metric_key, order_of, p_value
 
+_ARMS = ("Whole film", "Crop")
 _MAIN = ("accuracy", "auc", "lift", "border_share")
 _BETTER = {"higher": "To the right of 0 the crop is better.",
            "lower": "To the left of 0 the crop is better."}  # fmt: skip
@@ -36,9 +37,9 @@ _TRAPS = {
 }  # fmt: skip
 
 
-def compare_section(given: Sequence[Values]) -> Section:
+def compare_section(given: Sequence[Values], arms: Sequence[str] = ()) -> Section:
     """Rows of classify.audits.compare.CompareRow.to_dict(); those without a difference are left
-    out."""
+    out. `arms` are the names of two methods; none for whole film and crop."""
     given = [{**r, "metric": metric_key(r["metric"])} for r in given]
     rows = [r for r in given if r.get("difference") is not None]
     keys = sorted({r["metric"] for r in rows}, key=order_of)
@@ -47,17 +48,20 @@ def compare_section(given: Sequence[Values]) -> Section:
     fold = None
     if rest:
         title = "More differences: " + listed(metric(k).name.lower() for k in rest)
-        fold = Fold(title, [_chart(k, rows) for k in rest], _table(rest, rows))
-    intro = (
-        "The same network, trained alike on whole films and on crops, judges the same films. Each "
-        "dot is the difference, each bar its 95 % interval (bootstrap over patients): where it "
-        "holds 0, no difference is shown.",
+        fold = Fold(title, [_chart(k, rows, arms) for k in rest], _table(rest, rows, arms))
+    title = f"{capital(arms[1])} beside {arms[0]}" if arms else "Whole film against crop"
+    asked = (
+        "The same answers of the same networks on the same films, explained by two methods. "
+        if arms
+        else "The same network, trained alike on whole films and on crops, judges the same films. "
     )
-    return Section("compare", "Whole film against crop", intro, [_chart(k, rows) for k in main],
-                   _table(main, rows) if rows else None, _notes(rows), fold)  # fmt: skip
+    intro = (f"{asked}Each dot is the difference, each bar its 95 % interval (bootstrap over "
+             "patients): where it holds 0, no difference is shown.",)  # fmt: skip
+    return Section("compare", title, intro, [_chart(k, rows, arms) for k in main],
+                   _table(main, rows, arms) if rows else None, _notes(rows), fold)  # fmt: skip
 
 
-def _chart(key: str, every: Sequence[Values]) -> Chart:
+def _chart(key: str, every: Sequence[Values], arms: Sequence[str]) -> Chart:
     known = metric(key)
     rows = by_source([r for r in every if r["metric"] == key])
     members = any(r.get("member") for r in rows)
@@ -66,12 +70,19 @@ def _chart(key: str, every: Sequence[Values]) -> Chart:
         source = source_of(r)
         names = (str(r.get("member") or "all members"), source) if members else (source, "")
         drawn.append(Row(names[0], *figure_of(r, "difference"), _difference(r), None, names[1]))
+    one, other = arms or ("whole film", "crop")
     svg = both(partial(
-        forest, drawn, say(f"{known.name}, crop minus whole film", drawn), known.unit,
+        forest, drawn, say(f"{known.name}, {other} minus {one}", drawn), known.unit,
         (0.0, "no difference"), signed=True, texts=190,
     ))  # fmt: skip
-    means = f"{known.means} {_TRAPS.get(key) or _BETTER.get(known.better, '')}".strip()
-    return Chart(f"{known.name}: crop − whole film", means, svg)
+    better = _BETTER.get(known.better, "").replace("the crop", other)
+    means = f"{known.means} {better if arms else _TRAPS.get(key) or better}".strip()
+    return Chart(f"{known.name}: {other} − {one}", means, svg)
+
+
+def capital(name: str) -> str:
+    """A name at the beginning of a sentence."""
+    return name[:1].upper() + name[1:]
 
 
 def _difference(row: Values) -> str:
@@ -79,7 +90,7 @@ def _difference(row: Values) -> str:
     return text.replace(" %", " points")
 
 
-def _table(keys: Sequence[str], every: Sequence[Values]) -> Table:
+def _table(keys: Sequence[str], every: Sequence[Values], arms: Sequence[str]) -> Table:
     """Figures of these metrics, each a group; columns that no row fills are left out."""
     members = any(r.get("member") for r in every)
     corrected = any(r.get("p_holm") is not None for r in every)
@@ -98,9 +109,11 @@ def _table(keys: Sequence[str], every: Sequence[Values]) -> Table:
                 *([whole(sum((r.get("left_out") or {}).values()))] * missed),
             ))  # fmt: skip
     head = (
-        "Figure", "Films of", *(["Member"] * members), "Whole film", "Crop",
-        "Crop − film [95 % interval]", "p", *(["p, corrected"] * corrected), "Films",
-        *(["Patients"] * counted), *(["Left out"] * missed),
+        "Figure", "Films of", *(["Member"] * members),
+        *([capital(arm) for arm in arms] or _ARMS),
+        f"{'Difference' if arms else 'Crop − film'} [95 % interval]", "p",
+        *(["p, corrected"] * corrected), "Films", *(["Patients"] * counted),
+        *(["Left out"] * missed),
     )  # fmt: skip
     return Table(head, rows, 3 if members else 2, grouped=True)
 

@@ -47,7 +47,7 @@ def sections(summary: Values) -> list[Section]:
         _attention(summary.get("metrics") or []),
         _distributions(summary.get("distributions") or []),
         controls_section(summary.get("controls") or {}),
-        compare_section(summary.get("compare") or []),
+        compare_section(summary.get("compare") or [], summary.get("compare_arms") or ()),
     )
     return [s for s in made if s.charts]
 
