@@ -21,6 +21,7 @@ from classify.preprocess import PreprocessConfig
 from classify.saliency import saliency_maps
 from classify.saliency_explained import explanations
 from classify.single import main
+from classify.singles import show
 from classify.singles.bundle import build_net, load_single, save_single
 from classify.singles.config import SingleConfig
 from classify.singles.members import members_of
@@ -76,6 +77,15 @@ def test_its_maps_are_methods_as_any_other() -> None:
     assert not np.allclose(weighed, drawn)
 
 
+def test_its_maps_are_drawn_beside_the_films(world: Path) -> None:
+    write_net(Path("trained"), "cxrnet")
+    words = ["data/images", "--folder", "trained", "--most", "1", "--method", "explanation"]
+    assert show.main(words) == 0
+    assert len(list(Path("trained/shown").glob("*.png"))) == 1
+    write_net(Path("trained"), "backbone")
+    assert show.main(words) == 2
+
+
 def test_only_what_moves_the_answer_is_made_random() -> None:
     net = build_cxrnet(CXRNetConfig(width=2, depth=2, side=32))
     names = [stage.name for stage in stages_of(net)]
@@ -109,8 +119,8 @@ def test_the_audit_measures_its_own_map_beside_grad_cam(world: Path) -> None:
     lifts = {}
     for method in ("grad_cam", "explanation", "explanation_class"):
         out = f"run/{method}"
-        beside = [] if method == "grad_cam" else ["--against", "run/grad_cam"]
-        assert audit_again("--method", method, "--out", out, "--controls", "all", *beside) == 0
+        more = ["--against", "run/grad_cam", "--controls", "all"] * (method == "explanation")
+        assert audit_again("--method", method, "--out", out, *more) == 0
         rows = read_audit(f"{out}/audit.csv")
         assert {r.method for r in rows} == {method}
         lifts[method] = [r.value("lift") for r in rows if r.member == "viral"]

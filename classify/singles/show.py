@@ -19,7 +19,7 @@ import torch
 
 from classify.ensemble import pick_device, prepare_films
 from classify.metrics import softmax
-from classify.saliency import METHODS, to_pixels
+from classify.saliency import ALL_METHODS, to_pixels
 from classify.singles.bundle import Single, load_single
 from classify.singles.look import Explained, explain
 from cxr.cli import parse_config
@@ -39,7 +39,8 @@ class ShowConfig:
         films: files and folders of films; crops for a network that was trained on crops.
         folder: of the training, with single.safetensors.
         out: folder for the pictures; empty takes FOLDER/shown.
-        method: grad_cam, grad_cam_pp, hirescam, layercam, eigen_cam, score_cam or cam.
+        method: grad_cam, grad_cam_pp, hirescam, layercam, eigen_cam, score_cam or cam; of a
+            network that draws its own map (CXRNet) also explanation or explanation_class.
         explain: explain this class on every film; empty explains the one that is answered.
         most: draw so many films at most; 0 draws all.
         batch: films at a time.
@@ -58,8 +59,8 @@ class ShowConfig:
     def __post_init__(self) -> None:
         if not self.films:
             raise ValueError("FILMS must name a file or folder at least. Got none.")
-        if self.method not in METHODS:
-            raise ValueError(f"--method must be one of {', '.join(METHODS)}. "
+        if self.method not in ALL_METHODS:
+            raise ValueError(f"--method must be one of {', '.join(ALL_METHODS)}. "
                              f"Got {self.method!r} instead.")  # fmt: skip
         if self.most < 0 or self.batch < 1:
             raise ValueError("--most must be 0 or more and --batch 1 or more. Got "
