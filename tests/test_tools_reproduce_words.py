@@ -122,3 +122,8 @@ def test_what_came_before_is_told_apart(experiment: Experiment) -> None:
     assert told(experiment, ours, paper) == ["pretraining: 96 px (paper 224)"]
     scratch = [{**settings, "start": "own"} for settings in (ours, paper)]
     assert told(experiment, *scratch) == []
+
+
+def test_a_count_is_a_whole_number() -> None:
+    assert number(Figure(512.0, None, None, 60)) == "512"
+    assert number(Figure(1.0, None, None, 60)) == "1.000"  # a share

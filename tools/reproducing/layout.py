@@ -104,9 +104,11 @@ def _letters(row: Row) -> str:
 
 
 def number(figure: Figure | None) -> str:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval; a count, such as 512 features, as it is."""
     if figure is None or figure.value is None:
         return "–"
+    if figure.low is None and figure.value > 1 and figure.value == int(figure.value):
+        return f"{figure.value:.0f}"
     if figure.low is None or figure.high is None:
         counted = figure.value > 1 and figure.value.is_integer()  # so many features
         return f"{figure.value:.0f}" if counted else f"{figure.value:.3f}"
