@@ -16,6 +16,10 @@ from classify.preprocess import PreprocessConfig
 from classify.schedule import OptimConfig
 from classify.singles.config import ProtocolConfig
 from classify.singles.module import SingleModule
+from cxr.answers import Answer, write_answers
+from reproducing.cells import Cell, Place
+from reproducing.experiment import Measure
+from reproducing.figures import measure_cell
 from reproducing.iscore import iscore_cell
 from reproducing.layout import number
 from reproducing.runners import find_runner
@@ -45,6 +49,20 @@ def test_two_cells_of_one_network_train_it_once(
 def test_the_runner_leaves_the_networks_folder_out_of_a_cells_key() -> None:
     runner = find_runner("iscore")
     assert "trained" in runner.free and runner.load()[0] is IscoreConfig
+
+
+def test_a_figure_that_a_cell_does_not_have_is_said_not_to_apply(tmp_path: Path) -> None:
+    answers = [Answer(f"f{n}.png", f"p{n}", "toy", "normal", (0.6, 0.4)) for n in range(2)]
+    write_answers(tmp_path / "answers.csv", ("normal", "pneumonia"), answers)
+    (tmp_path / "result.json").write_text('{"answers": "."}')
+    kept = {"features.kept": {"value": 64.0, "low": None, "high": None, "n": 2}}
+    (tmp_path / "figures.json").write_text(json.dumps(kept))
+    cell = Cell("t", "r", "c", "iscore", "0" * 16, tmp_path, {}, {})
+    wanted = [Measure("accuracy"), Measure("features.kept"), Measure("gain.auc")]
+    found = measure_cell(cell, wanted, Place("", "", "", draws=10), 0)
+    assert found.figures["features.kept"] == Figure(64.0, None, None, 2)
+    assert found.figures["accuracy"].value == 1 and found.figures["gain.auc"] is None
+    assert found.reasons == {"gain.auc": "does not apply"}
 
 
 def test_a_number_of_features_is_written_as_one() -> None:

@@ -15,6 +15,8 @@ from reproducing.cells import Cell, Place
 from reproducing.experiment import OF_THE_TRAINING, Measure
 from reproducing.work import answers_folder, short_reason
 
+NOT_ITS = "does not apply"  # why a training has no figure that others of its table have
+
 
 @dataclass(frozen=True)
 class Found:
@@ -80,11 +82,12 @@ def measure_cell(
                             place.seed)  # fmt: skip
     own = own_figures(folder)
     figures = found.figures | {m.name: own.get(m.name) for m in measures if is_own(m.name)}
+    reasons = {m.name: NOT_ITS for m in measures if is_own(m.name) and m.name not in own}
     wanted = [m.name for m in measures if is_attention(m.name)]
     if not wanted:
-        return Found(figures, found.films, found.patients)
+        return Found(figures, found.films, found.patients, reasons)
     lifts, reason = _lifts(folder, place, attention_films)
-    reasons = dict.fromkeys((n for n in wanted if lifts.get(n) is None), reason)
+    reasons |= dict.fromkeys((n for n in wanted if lifts.get(n) is None), reason)
     figures |= {name: lifts.get(name) for name in wanted}
     return Found(figures, found.films, found.patients, reasons)
 
@@ -97,4 +100,4 @@ def _lifts(folder: Path, place: Place, films: int) -> tuple[dict[str, Figure], s
         found = attention_of(folder, place.data, place.crops, settings)
     except Exception as error:  # a table without the attention is better than none
         return {}, short_reason(error)
-    return {"lift": found.figure} | {f"lift.{n}": f for n, f in found.nets.items()}, "not measured"
+    return {"lift": found.figure} | {f"lift.{n}": f for n, f in found.nets.items()}, NOT_ITS
