@@ -20,13 +20,14 @@ NAMES = {
     "mobilenet_v2": "MobileNetV2", "inception_v3": "InceptionV3", "xception": "Xception",
     "inception_resnet_v2": "Inception-ResNet-V2", "mobilenet_v3": "MobileNetV3",
     "mobilenet_v3_320": "MobileNetV3 (320 px)", "resnet50_v2": "ResNet50 v2",
-    "tf_efficientnet_lite0": "EfficientNet-Lite0", "unet_cbam": "UNet + CBAM",
-    "unet_cbam_small": "small UNet + CBAM", "mobilenet": "MobileNet",
+    "tf_efficientnet_lite0": "EfficientNet-Lite0", "tu-test_efficientnet": "a tiny network",
+    "tu-tf_efficientnet_lite0": "EfficientNet-Lite0", "tu-mobilenetv3_large_100": "MobileNetV3",
+    "unet_cbam": "UNet + CBAM", "unet_cbam_small": "small UNet + CBAM", "mobilenet": "MobileNet",
 }  # fmt: skip
 START = {"imagenet": "ImageNet weights", "none": "random weights", "coco": "COCO weights",
          "pretrained": "pretraining without labels", "own": "no pretraining"}  # fmt: skip
 
-# What a setting is called by the last part of its key: "{} px" holds the value's place.
+# What a setting is called by the last part (or two) of its key: "{} px" holds the value's place.
 _PHRASES = {
     "side": "{} px", "epochs": "{} epochs", "max_epochs": "at most {} epochs", "batch": "batch {}",
     "rate": "learning rate {}", "optimizer": "optimiser {}", "schedule": "{} schedule",
@@ -40,22 +41,38 @@ _PHRASES = {
     "kind": "split of kind {}", "learn": "learnt from {} of the patients",
     "encoder_rate": "encoder's rate times {}", "publishable_only": "publishable films only: {}",
     "warmup_epochs": "{} epochs of warm-up",
+    "decoder": "decoder {}", "decoder_channels": "decoder widths {}", "restore_weight": "λ {}",
+    "region.kind": "region {}", "region.path": "region's folder {}", "neck_channels": "neck {}",
+    "dilation": "region dilated by {} px", "unseen": "held out {}", "targets": "targets {}",
+    "phases": "phases {}", "films": "films of the phase {}", "work_side": "shrunk to {} px first",
+    "factor": "rate cut by {}", "floor_rate": "lowest rate {}", "shift": "shifts up to {}",
+    "clahe_clip": "CLAHE clip limit {}", "clahe_tiles": "CLAHE tiles {}", "gamma": "gamma up to {}",
+    "rotate": "rotations up to {}°", "sensitivity": "sensitivity to be proven {}",
+    "screen_folds": "{} folds of the screener",
     "freeze_stages": "{} frozen stages", "negatives": "share of empty pictures {}",
+    "select.start": "random sets of {} features", "select.subsets": "{} random sets",
+    "select.penalty": "regression with C {}", "select.permutations": "{} permutations of labels",
+    "select.counts": "numbers of kept features {}", "cxrnet.width": "{} channels at full size",
+    "cxrnet.depth": "{} stages an encoder", "cxrnet.area": "weight of the map's mean {}",
+    "cxrnet.first": "weight of the first encoder's own answer {}",
+    "cxrnet.smooth": "weight of the map's variation {}",
 }  # fmt: skip
 # Settings that two cells of one result may differ in without a reader caring.
 _SILENT = ("data", "crops", "out", "cache", "device", "workers", "draws", "seed", "precision",
-           "accelerator", "devices", "bundle", "picture_every", "half", "restart")  # fmt: skip
+           "accelerator", "devices", "bundle", "picture_every", "half", "restart", "split",
+           "follow")  # fmt: skip
 _ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
 _BEFORE = "pretraining."  # settings of what came before the training itself
 # A network's name and its first weights make one phrase.
-_PAIRS = {"backbone.name": "backbone.weights", "model.backbone": "model.weights"}
+_PAIRS = {"backbone.name": "backbone.weights", "model.backbone": "model.weights",
+          "member.encoder": "member.weights"}  # fmt: skip
 
 
 def differences(
     experiment: Experiment, ours: Mapping[str, Any], paper: Mapping[str, Any]
 ) -> list[str]:
     """A sentence for each setting in which `ours` (resolved) is not `paper` (resolved)."""
-    mine, theirs = flatten(ours), flatten(paper)
+    mine, theirs = _spread(ours, paper), _spread(paper, ours)
     silent = {key for key in (*mine, *theirs) if _is_silent(key, experiment.runner)}
     if mine.get("start") == "own":  # it has no pretraining
         silent |= {key for key in (*mine, *theirs) if key.startswith(_BEFORE)}
@@ -85,7 +102,7 @@ def guesses(experiment: Experiment, papers: Sequence[Mapping[str, Any]]) -> str:
     `papers`: the settings of every cell at the budget paper; a setting with several values among
     them is told with all of them.
     """
-    every = [flatten(paper) for paper in papers]
+    every = [_spread(paper, paper) for paper in papers]
     said = []
     for key in experiment.guessed:
         known = [flat for flat in every if key in flat]
@@ -100,6 +117,27 @@ def guesses(experiment: Experiment, papers: Sequence[Mapping[str, Any]]) -> str:
         return ""
     return ("The paper as we have it does not give these, so the full recipe takes: "
             f"{', '.join(said)}.")  # fmt: skip
+
+
+def _spread(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key. A list of phases becomes their names, and phase by phase what is set
+    in those that `other` has, too: `phases.hard.films`."""
+    flat, theirs = flatten(settings), flatten(other)
+    for key, value in list(flat.items()):
+        phases = _named(value)
+        if phases:
+            flat[key] = list(phases)
+            common = {n: p for n, p in phases.items() if n in _named(theirs.get(key))}
+            flat |= {f"{key}.{name}": v for name, v in flatten(common).items()}
+    return flat
+
+
+def _named(value: Any) -> dict[str, dict[str, Any]]:
+    """Name → the rest of each mapping of a list; empty for another value."""
+    if not isinstance(value, list | tuple):
+        return {}
+    named = [dict(v) for v in value if isinstance(v, Mapping) and "name" in v]
+    return {str(v.pop("name")): v for v in named}
 
 
 def _is_silent(key: str, runner: str) -> bool:
@@ -132,12 +170,13 @@ def _phrase(group: Sequence[str]) -> Callable[..., str]:
                       if k in settings]  # fmt: skip
             phrase = _PHRASES[head.rpartition(".")[2]]
             return ", ".join(shares) if alone else phrase.format(", ".join(shares))
-        if last == "max_films" and not settings.get(key):
+        if last in ("max_films", "sources") and not settings.get(key):
             return "all" if alone else "all films"
         if last in ("weights", "name"):
             return START.get(str(settings.get(key)), _value(settings.get(key)))
         value = _value(settings.get(key))
-        phrase = _PHRASES.get(last, f"{last.replace('_', ' ')} {{}}")
+        both = f"{head.rpartition('.')[2]}.{last}"  # a kind is a kind of what
+        phrase = _PHRASES.get(both, _PHRASES.get(last, f"{last.replace('_', ' ')} {{}}"))
         said = value if alone else phrase.format(value)
         return said.removesuffix("s") if said in ("1 epochs", "1 folds") else said
 
@@ -148,7 +187,7 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):
-        return ", ".join(NAMES.get(str(v), str(v)) for v in value)
+        return ", ".join(NAMES.get(str(v), str(v).replace("_", " ")) for v in value) or "none"
     if isinstance(value, float):
         return f"{value:g}"
     if value in ("", None, 0):
