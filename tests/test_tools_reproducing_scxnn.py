@@ -1,0 +1,109 @@
+"""tools/reproducing/scxnn.py, goes.py and screening.py: how an ensemble answers tested films."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classify.cases import Case
+from classify.metrics import Figure
+from cxr.films_table import FilmRow
+from reproducing.goes import Group, draw_goes, goes_of, share_by_patient
+from reproducing.screening import ScreenJob, screen_films
+from reproducing.scxnn import ScxnnConfig, joint_scores, truth_of
+
+TWO = ScxnnConfig(targets=("bacterial", "viral"))
+
+
+def case(label: str, sublabel: str = "", n: int = 0) -> Case:
+    row = FilmRow(f"{label}{n}.png", "", "here", f"{label}-{sublabel}-{n}", label, sublabel, "")
+    return Case(row, Path(row.image))
+
+
+def test_a_member_alone_answers_with_its_own_chances() -> None:
+    scores = joint_scores(np.log([[[0.2, 0.5, 0.3]]]))
+    assert scores == pytest.approx(np.array([[0.2, 0.5, 0.3]]))
+
+
+def test_several_members_answer_normal_together_and_each_its_target() -> None:
+    # mean P(normal) (0.2 + 0.4) / 2 = 0.3, targets 0.5 and 0.1: over their sum 0.9
+    logits = np.log([[[0.2, 0.5, 0.3], [0.4, 0.1, 0.5]]])
+    assert joint_scores(logits)[0] == pytest.approx([0.3 / 0.9, 0.5 / 0.9, 0.1 / 0.9])
+
+
+def test_a_film_is_normal_or_its_first_target_or_left_out() -> None:
+    films = (case("normal"), case("pneumonia", "viral"), case("pneumonia", "fungal"))
+    assert [truth_of(film, TWO) for film in films] == ["normal", "viral", None]
+    one = ScxnnConfig(targets=("viral",))
+    assert [truth_of(film, one) for film in films] == ["normal", "viral", "others"]
+    assert truth_of(films[2], ScxnnConfig(targets=("viral",), classes="normal")) == "abnormal"
+
+
+def test_the_held_out_disease_is_the_followed_one() -> None:
+    assert ScxnnConfig(unseen=("covid",)).followed == ("covid",)
+    assert ScxnnConfig(unseen=("covid",), follow=("sars",)).followed == ("sars",)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"tiers": {"soon": ("viral",)}}, "tiers must be among critical.*'soon'"),
+        ({"tiers": {"critical": ("viral",), "urgent": ("viral",)}}, "each target once"),
+        ({"classes": "normal"}, "three for several targets"),
+        ({"targets": ("viral",), "classes": "target", "tiers": {"urgent": ("viral",)}},
+         "three where films are screened"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ScxnnConfig(**wrong)
+
+
+def test_a_share_counts_films_and_draws_patients() -> None:
+    share = share_by_patient([True, True, False, False], ["a", "a", "b", "c"], draws=200)
+    assert share.value == 0.5 and share.n == 4
+    assert share.low == 0.0 and share.high == 1.0  # all of a, or none
+
+
+def test_a_share_of_all_has_the_exact_interval_of_its_patients() -> None:
+    # 3 of 3 patients: 0.025 to the power of 1 / 3
+    share = share_by_patient([True] * 5, ["a", "a", "b", "c", "c"])
+    assert (share.value, share.high) == (1.0, 1.0)
+    assert share.low == pytest.approx(0.025 ** (1 / 3))
+    assert share_by_patient([], []) == Figure(None, None, None, 0)
+
+
+def test_where_films_go_adds_up_and_is_drawn(tmp_path: Path) -> None:
+    said = np.array([2, 2, 1, 0, 2])
+    shares = goes_of(said, list("abcde"), ("normal", "viral", "others"), draws=50)
+    assert [shares[name].value for name in shares] == pytest.approx([0.2, 0.2, 0.6])
+    group = Group("covid (held out)", 5, 5, shares)
+    drawn = draw_goes([group, Group("normal", 5, 5, shares)], tmp_path / "unseen.png")
+    assert drawn.stat().st_size > 10_000
+
+
+def test_a_screener_tells_what_is_kept_and_found_by_tier(tmp_path: Path) -> None:
+    kinds = ("normal", "viral", "bacterial")
+    cases = [
+        case("normal" if k == "normal" else "pneumonia", k, n) for n in range(8) for k in kinds
+    ]
+    sure = {"normal": (5, 0, 0), "viral": (0, 5, 0), "bacterial": (0, 0, 5)}
+    noise = np.random.default_rng(0).normal(0, 0.3, (len(cases), 1, 3))
+    logits = np.array([[sure[c.row.sublabel]] for c in cases], float) + noise
+    (tmp_path / "viral.safetensors").write_bytes(b"a member")
+    parts = ("val", "calibration", "test")
+    job = ScreenJob(tmp_path, ("viral",), {"critical": ("viral",)}, dict.fromkeys(parts, cases),
+                    dict.fromkeys(parts, logits), draws=20)  # fmt: skip
+    figures = screen_films(job, folds=2)
+    assert set(figures) == {"kept.critical", "found.critical", "kept.viral", "found.viral",
+                            "kept.normal"}  # fmt: skip
+    assert figures["kept.critical"].value == figures["found.critical"].value == 1.0
+    assert figures["kept.normal"].value == 0.0
+    assert figures["found.viral"].n == 8
+    rows = json.loads((tmp_path / "risk.json").read_text())
+    assert [(row["tier"], row["disease"], row["films"]) for row in rows] == [
+        ("critical", "", 8), ("critical", "viral", 8)]  # fmt: skip
+    assert (tmp_path / "screener.skops").is_file()
