@@ -127,3 +127,26 @@ def test_what_came_before_is_told_apart(experiment: Experiment) -> None:
 def test_a_count_is_a_whole_number() -> None:
     assert number(Figure(512.0, None, None, 60)) == "512"
     assert number(Figure(1.0, None, None, 60)) == "1.000"  # a share
+
+
+def test_phases_are_told_by_name_and_what_differs_within_them(experiment: Experiment) -> None:
+    hard = {"name": "hard", "films": "with_region", "optim": {"epochs": 300}}
+    weak = {"name": "weak", "films": "all", "optim": {"epochs": 300}}
+    ours = {"phases": [{"name": "hard", "films": "all", "optim": {"epochs": 3}}]}
+    assert told(experiment, ours, {"phases": [hard, weak]}) == [
+        "phases hard (paper hard, weak)", "films of the phase all (paper with region)",
+        "3 epochs (paper 300)",
+    ]  # fmt: skip
+
+
+def test_a_members_encoder_goes_with_its_weights_and_its_region_by_kind(
+    experiment: Experiment,
+) -> None:
+    ours = {"member": {"encoder": "tu-tf_efficientnet_lite0", "weights": "imagenet"},
+            "region": {"kind": "lung_field"}, "targets": []}  # fmt: skip
+    paper = {"member": {"encoder": "densenet121", "weights": "imagenet"},
+             "region": {"kind": "lesion_masks"}, "targets": ["support_device"]}  # fmt: skip
+    assert told(experiment, ours, paper) == [
+        "EfficientNet-Lite0 with ImageNet weights (paper DenseNet121 with ImageNet weights)",
+        "region lung field (paper lesion masks)", "targets none (paper support device)",
+    ]  # fmt: skip

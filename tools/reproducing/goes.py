@@ -15,7 +15,7 @@ from classify.panels import write_figure
 
 # normal, the target, others: told apart in grey print and by eyes that see few colours, too
 _COLOURS = ("#4c9f70", "#c8553d", "#8d99ae", "#e0a458", "#5b5f97", "#2f4858")
-_NARROW = 0.13  # share under which a bar has no room for its text
+_NARROW = 0.06  # share under which a bar has no room for its text
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
                       edgecolor="white", linewidth=1.2)  # fmt: skip
             if width >= _NARROW:
                 axis.text(left + width / 2, place, _words(found), ha="center", va="center",
-                          color="white", fontsize=9, linespacing=1.25)  # fmt: skip
+                          color="#1b1b1b", fontsize=9, linespacing=1.25)  # fmt: skip
             left += width
     if len(groups) > 1:
         axis.axhline(0.675, color="0.75", linewidth=0.8)
