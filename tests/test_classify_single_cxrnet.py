@@ -47,9 +47,9 @@ def write_net(folder: Path, kind: str) -> None:
     """A bundle of an untrained network of three classes."""
     torch.manual_seed(0)
     config = SingleConfig(
-        THREE, kind=kind, cxrnet=CXRNetConfig(width=4, depth=3),
+        THREE, kind=kind, cxrnet=CXRNetConfig(width=2, depth=2),
         backbone=BackboneConfig("baseline_cnn", weights="none"),
-        preprocess=PreprocessConfig(side=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        preprocess=PreprocessConfig(side=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     )  # fmt: skip
     save_single(folder / "single.safetensors", build_net(config.network()), config)
 
