@@ -65,7 +65,7 @@ def test_a_cells_own_picture_and_figures_are_shown(
     assert "![What it saw](rates_small_films_low_seen.png)" in text_of(world)
     assert (world / "docs" / "rates_small_films_low_seen.png").is_file()
     row = next(line for line in text_of(world).splitlines() if line.startswith("| low "))
-    assert "| 0.250 [0.125, 0.500] | undefined on these films |" in row
+    assert "| 0.250 [0.125, 0.500] | does not apply |" in row
 
 
 def test_a_picture_of_no_cell_is_refused(tmp_path: Path) -> None:
@@ -110,3 +110,19 @@ def test_first_weights_count_by_their_content(tmp_path: Path) -> None:
     assert keys[0] == keys[1] != content_of("backbone.weights", "imagenet") == "imagenet"
     (tmp_path / "b").write_bytes(b"others")
     assert content_of("backbone.weights", str(tmp_path / "b")) != keys[0]
+
+
+def test_several_measures_of_each_class_stand_in_a_grid_of_their_own(
+    world: Path, run: Callable[..., int]  # noqa: F811
+) -> None:  # fmt: skip
+    names = [f"{m}.{c}" for m in ("sensitivity", "auc") for c in ("normal", "pneumonia")]
+    measures = [{"name": "accuracy"}, *({"name": name} for name in names)]
+    assert run({**RECIPE, "measures": measures}) == 0
+    text = text_of(world)
+    lines = text[text.index("## Each class against the rest") :].splitlines()
+    assert lines[2] == "| System | Sensitivity: ours | AUC: ours |"
+    assert [line.split(" | ")[0] for line in lines[4:8]] == [
+        "| low: normal", "| low: pneumonia", "| high: normal", "| high: pneumonia",
+    ]  # fmt: skip
+    assert lines[4].startswith("| low: normal | 0.500 [")
+    assert "Sensitivity of normal" not in text

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from classify.metrics import Figure
-from reproducing.experiment import Measure
+from reproducing.experiment import OF_A_CLASS, Measure
 from reproducing.table import Entry, Row, Table, spans
 
 NOT_GIVEN, NOT_TRAINED = "–", "not trained yet"
@@ -43,27 +44,63 @@ class Grid:
 
 def grids(table: Table) -> list[Grid]:
     """One grid of all measures for a table with rows alone; else one for each measure."""
-    if not table.experiment.columns:
-        return [_by_measure(table)]
-    return [_by_column(table, measure) for measure in table.measures]
+    if table.experiment.columns:
+        return [_by_column(table, measure) for measure in table.measures]
+    apart = _class_measures(table)
+    together = [m for m in table.measures if all(m not in row for row in apart.values())]
+    return [_by_measure(table, together), *([_by_class(table, apart)] if apart else [])]
 
 
 def probe_grid(table: Table) -> Grid | None:
     """The shortcut probe by the same measures; None where there is none."""
     if not table.probe or table.budget == "smoke":
         return None
-    measures = [m for m in table.measures if m.name in table.probe[0].figures]
+    apart = [m.name for found in _class_measures(table).values() for m in found]
+    measures = [m for m in table.measures
+                if m.name in table.probe[0].figures and m.name not in apart]  # fmt: skip
     rows = [(p.name, tuple(number(p.figures[m.name]) for m in measures)) for p in table.probe]
     return Grid("The same films without a lung", "A linear model on",
                 tuple((m.title, ("ours",)) for m in measures), tuple(rows))  # fmt: skip
 
 
-def _by_measure(table: Table) -> Grid:
-    groups = [(m.title, _heads(m)) for m in table.measures]
+def _class_measures(table: Table) -> dict[str, list[Measure]]:
+    """Class → its measures, where several classes have the same ones, two at least: side by side
+    with all others they would make a row that nobody can read."""
+    classes: dict[str, list[Measure]] = {}
+    for measure in table.measures:
+        group, _, name = measure.name.partition(".")
+        if name and group in OF_A_CLASS:
+            classes.setdefault(name, []).append(measure)
+    kinds = [[m.name.partition(".")[0] for m in found] for found in classes.values()]
+    alike = len(kinds) > 1 and all(kind == kinds[0] for kind in kinds) and len(kinds[0]) > 1
+    return classes if alike else {}
+
+
+def _by_class(table: Table, classes: dict[str, list[Measure]]) -> Grid:
+    """A row for each class of each system; without a column for the paper where it gives none."""
+    first = next(iter(classes.values()))
+    names = [m.name.partition(".")[0].replace("auc", "AUC") for m in first]
+    named = {m for known in table.experiment.published for m in known.figures}
+    bare = not any(m.name in named for found in classes.values() for m in found)
+    shown = {name: [replace(m, ours_only=m.ours_only or bare) for m in found]
+             for name, found in classes.items()}  # fmt: skip
+    heads = [_heads(m) for m in next(iter(shown.values()))]
+    groups = tuple((n[:1].upper() + n[1:], head) for n, head in zip(names, heads, strict=True))
+    rows = []
+    for row in table.rows:
+        for name, measures in shown.items():
+            texts = [t for m in measures for t in _texts(row.entries[m.name], m, table.budget)]
+            rows.append((f"{row.row}: {name}", tuple(texts)))
+    title = table.experiment.row_title or "System"
+    return Grid("Each class against the rest", title, groups, tuple(rows))
+
+
+def _by_measure(table: Table, measures: Sequence[Measure]) -> Grid:
+    groups = [(m.title, _heads(m)) for m in measures]
     rows = []
     for row in table.rows:
         texts: list[str] = []
-        for measure in table.measures:
+        for measure in measures:
             texts += _texts(row.entries[measure.name], measure, table.budget)
         rows.append((row.row, (*texts, _letters(row))))
     title = table.experiment.row_title or "System"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from classify.cases import Case, select_cases
 from cxr.films_table import read_films_table
+from detect.predict import DEFAULT_WEIGHTS
 from reproducing.cells import Cell, Place
 from reproducing.experiment import Experiment
 from reproducing.figures import is_attention, is_own, measure_answers
@@ -37,16 +38,16 @@ def split_of(cells: Sequence[Cell]) -> tuple[SplitOf | None, str]:
 def probe_rows(
     experiment: Experiment, split: SplitOf | None, place: Place
 ) -> tuple[tuple[ProbeRow, ...], str]:
-    """The probe's rows, or none and why."""
+    """The probe's rows and which films they miss; or none and why."""
     if split is None:
         return (), NOT_YET
     try:
-        return _rows(experiment, split, place), ""
+        return _rows(experiment, split, place)
     except Exception as error:
         return (), short_reason(error)
 
 
-def _rows(experiment: Experiment, split: SplitOf, place: Place) -> tuple[ProbeRow, ...]:
+def _rows(experiment: Experiment, split: SplitOf, place: Place) -> tuple[tuple[ProbeRow, ...], str]:
     classes = split.classes
     cases, index = _cases(place, split.truths)
     numbered: list[Fold] = [
@@ -55,13 +56,14 @@ def _rows(experiment: Experiment, split: SplitOf, place: Place) -> tuple[ProbeRo
     ]
     labels = [classes.index(split.truths[case.row.image]) for case in cases]
     cache = Path(place.out) / "cache"
-    probe = probe_of(cases, labels, classes, numbered, place.data, cache)
+    probe = probe_of(cases, labels, classes, numbered, place.data, cache, DEFAULT_WEIGHTS)
     measures = [m for m in experiment.measures if not (is_attention(m.name) or is_own(m.name))]
     rows = []
     for name, (known, answers) in probe.answers.items():
         found = measure_answers(known, answers, measures, place.draws, place.seed)
         rows.append(ProbeRow(name, found.figures))
-    return tuple(rows)
+    missed = ", ".join(f"{n} {why}" for why, n in probe.left_out.items())
+    return tuple(rows), f"films that the probe leaves out: {missed}" if missed else ""
 
 
 def _cases(place: Place, truths: dict[str, str]) -> tuple[list[Case], dict[str, int]]:

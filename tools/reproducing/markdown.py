@@ -48,7 +48,8 @@ def _probe(table: Table) -> list[str]:
     return [
         f"## {grid.title}", "",
         "Shortcut probe: logistic regressions on almost nothing, fitted on this table's training "
-        "films and tested on its test films. A network is worth what it adds to these.",
+        "films and tested on its test films. A network is worth what it adds to these."
+        + (f" ({_text(table.probe_reason)}.)" if table.probe_reason else ""),
         "", *_grid(grid), "",
     ]  # fmt: skip
 

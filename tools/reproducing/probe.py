@@ -28,6 +28,7 @@ from cxr.workdir import log, replacing, sha256_file
 from exploring.boxes import Box, coco_boxes
 from exploring.gather import film_features
 from exploring.probe import FEATURES
+from reproducing.probe_boxes import found_boxes
 
 Fold = tuple[Sequence[int], Sequence[int]]  # numbers of the training and of the test films
 Features = dict[str, np.ndarray]  # shortcut → (F,) float64 of one film
@@ -47,7 +48,7 @@ class Probe:
 
 def probe_of(
     cases: Sequence[Case], labels: Sequence[int], classes: Sequence[str], folds: Sequence[Fold],
-    data: str | Path, cache: str | Path,
+    data: str | Path, cache: str | Path, detector: str | Path = "",
 ) -> Probe:  # fmt: skip
     """Fit each shortcut on the training films of every fold, answer its test films, pool them.
 
@@ -60,6 +61,7 @@ def probe_of(
         data: folder with films.csv and the films.
         cache: folder of a file with the films' features, which every table shares: a film is read
             once as long as films.csv, its box and its file stay what they are.
+        detector: bundle that boxes the films without a box; empty leaves them out.
 
     Raises ValueError where no film has a box, a fold trains on one class, or tests a film again.
     """
@@ -67,6 +69,9 @@ def probe_of(
     data, left_out = Path(data), Counter[str]()
     used = sorted({i for fold in folds for part in fold for i in part})
     boxes = _boxes_of([cases[i] for i in used], data)
+    if detector:
+        bare = [cases[i].row.image for i in used if cases[i].row.image not in boxes]
+        boxes |= found_boxes(bare, data, Path(cache), detector)
     places = {i: boxes[cases[i].row.image] for i in used if cases[i].row.image in boxes}
     if not places:
         raise ValueError(f"the probe needs thorax boxes, and no film has one. Give crops of "
