@@ -82,7 +82,7 @@ def measure_cell(
                             place.seed)  # fmt: skip
     own = own_figures(folder)
     figures = found.figures | {m.name: own.get(m.name) for m in measures if is_own(m.name)}
-    reasons = {m.name: NOT_ITS for m in measures if is_own(m.name) and m.name not in own}
+    reasons = {name: NOT_ITS for name, known in figures.items() if known is None}
     wanted = [m.name for m in measures if is_attention(m.name)]
     if not wanted:
         return Found(figures, found.films, found.patients, reasons)
