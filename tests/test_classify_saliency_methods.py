@@ -179,7 +179,7 @@ def test_maps_come_back_on_films_that_are_not_square(method: str) -> None:
 
 def test_wrong_arguments_name_the_rule_and_the_fix() -> None:
     net = linear_net()
-    with pytest.raises(ValueError, match=r"must be one of grad_cam, .*, cam\. Got 'gradcam'"):
+    with pytest.raises(ValueError, match=r"must be one of grad_cam, .*, cam, .*\. Got 'gradcam'"):
         saliency_maps(net, films(), [0, 1, 2], "gradcam")
     with pytest.raises(ValueError, match=r"closed_form must be auto, True or False\. Got 'yes'"):
         saliency_maps(net, films(), [0, 1, 2], closed_form="yes")

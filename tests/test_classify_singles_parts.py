@@ -123,11 +123,11 @@ def test_fewer_patients_are_learnt_from_and_all_are_tested() -> None:
     found = {}
     for learn in (0.25, 0.5, 1.0):
         (found[learn],) = share_films(rows, labels, ProtocolConfig(parts=HALVES, learn=learn))
-    assert [len(found[k].parts["train"]) for k in (0.25, 0.5, 1.0)] == [6, 12, 24]
+    assert [len(found[k].parts["train"]) for k in (0.25, 0.5, 1.0)] == [8, 12, 24]
     assert all(found[k].parts["test"] == found[1.0].parts["test"] for k in found)
     small, large = (patients_of(rows, found[k].parts["train"]) for k in (0.25, 0.5))
     assert small < large  # the curve adds patients, it does not draw others
-    assert found[0.25].dropped == {"not learnt from": 18}
+    assert found[0.25].dropped == {"not learnt from": 16}
     assert {labels[i] for i in found[0.25].parts["train"]} == {0, 1}
 
 

@@ -22,6 +22,7 @@ from reproducing.runners import find_runner
 
 _KINDS = (("normal", "No Finding"), ("pneumonia", "bacterial"), ("pneumonia", "viral"),
           ("covid", "COVID-19"))  # fmt: skip
+_BOXED = ("normal", "pneumonia")  # the classes of detect-and-classify, which takes every box
 _PARTS = {"train": 0.5, "val": 0.2, "calibration": 0.1, "test": 0.2}
 _EACH = 16  # films of each kind: enough for three folds with every class in each part
 _SIZE_HW = (128, 112)
@@ -48,8 +49,9 @@ def drawn_films(folder: Path) -> Path:
                 {**known, "image": image, "mask": "", "view": "PA", "sublabel": sublabel,
                  "licence": "CC BY 4.0", "width": _SIZE_HW[1], "height": _SIZE_HW[0]}
             )  # fmt: skip
-            films.append(CocoFilm(image, _SIZE_HW, np.asarray(box, float).reshape(1, 4), (0,),
-                                  known))  # fmt: skip
+            if label in _BOXED:
+                films.append(CocoFilm(image, _SIZE_HW, np.asarray(box, float).reshape(1, 4), (0,),
+                                      known))  # fmt: skip
     split = make_split([r["patient_id"] for r in rows], [r["sublabel"] for r in rows], _PARTS)
     split.save(folder / SPLIT)
     write_coco(folder / "thorax.json", CocoSet(films, ("thorax",)))
