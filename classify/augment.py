@@ -52,12 +52,14 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "sharpen", "blur", "noise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a probability in [0, 1]. "
-                                 f"Got {getattr(self, name)} instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must be a probability in [0, 1]. Got {getattr(self, name)} instead."
+                )
         for name in ("shift", "scale", "aspect", "gamma", "brightness", "box_jitter"):
             if not 0 <= getattr(self, name) < 0.5:
-                raise ValueError(f"{name} must be a fraction in [0, 0.5). "
-                                 f"Got {getattr(self, name)} instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must be a fraction in [0, 0.5). Got {getattr(self, name)} instead."
+                )
 
 
 def cache_side(side: int, config: AugmentConfig, crops: bool) -> int:
@@ -77,7 +79,8 @@ def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) 
         [
             A.Affine(
                 scale={"x": (1 - aspect / 2, 1 + aspect / 2), "y": (1 - aspect / 2, 1 + aspect / 2)}
-                if aspect else (1.0, 1.0),
+                if aspect
+                else (1.0, 1.0),
                 p=1.0 if aspect else 0.0,
             ),
             A.Affine(
@@ -97,7 +100,7 @@ def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) 
             A.GaussNoise(std_range=(0.0, config.noise_std), p=config.noise),
         ],
         seed=seed,
-    )  # fmt: skip
+    )
 
     def augment(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         out = steps(image=image, mask=mask)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from classify.augment import Augment, centre, dilate
-from classify.cases import Case
+from classify.films import Case
 from classify.models.multitask import TARGET
 from classify.preprocess import PreprocessConfig, preprocess
 from classify.regions import RegionConfig, RegionFinder
@@ -67,9 +67,14 @@ def build_cache(
 
 
 def _decode_all(
-    cases: Sequence[Case], config: PreprocessConfig, finder: RegionFinder, folder: Path,
-    name: str, side: int, box_jitter: float,
-) -> None:  # fmt: skip
+    cases: Sequence[Case],
+    config: PreprocessConfig,
+    finder: RegionFinder,
+    folder: Path,
+    name: str,
+    side: int,
+    box_jitter: float,
+) -> None:
     shape = (len(cases), side, side)
     images = np.lib.format.open_memmap(
         folder / f"{name}.images.npy", mode="w+", dtype=np.uint8, shape=shape
@@ -86,8 +91,10 @@ def _decode_all(
             letterbox = Frame.letterbox(mask.shape, side, centre=True)
             regions.append(letterbox.apply(mask, nearest=True))
     images.flush()
-    np.save(folder / f"{name}.regions.npy", np.stack(regions) if regions
-            else np.zeros((0, side, side), np.uint8))  # fmt: skip
+    np.save(
+        folder / f"{name}.regions.npy",
+        np.stack(regions) if regions else np.zeros((0, side, side), np.uint8),
+    )
     write_atomic(folder / f"{name}.json", json.dumps({"region_of": region_of}))  # marks it whole
     log.info("decoded %d films to %d px, %d with a region", len(cases), side, len(regions))
 
@@ -104,13 +111,22 @@ def _pixels_of(case: Case, box_jitter: float) -> tuple[np.ndarray, Frame | None]
 
 
 def _fingerprint(
-    cases: Sequence[Case], config: PreprocessConfig, region: RegionConfig, side: int,
-    box_jitter: float, target: str,
-) -> str:  # fmt: skip
+    cases: Sequence[Case],
+    config: PreprocessConfig,
+    region: RegionConfig,
+    side: int,
+    box_jitter: float,
+    target: str,
+) -> str:
     """Changes with anything that changes the cached pixels, the files' sizes and dates too."""
     content = replace(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).to_dict()
-    parts = [json.dumps(content), str((region.kind, region.path)), str(side), str(box_jitter),
-             target]  # fmt: skip
+    parts = [
+        json.dumps(content),
+        str((region.kind, region.path)),
+        str(side),
+        str(box_jitter),
+        target,
+    ]
     for case in cases:
         stat = (case.crop or case.film).stat()
         box = case.crop_row.crop_xyxy if case.crop_row else None
@@ -128,9 +144,15 @@ class MemberDataset(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, cache: PixelCache, labels: Sequence[int], indices: Sequence[int], side: int,
-        dilation: int = 0, augment: Augment | None = None, masks: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        cache: PixelCache,
+        labels: Sequence[int],
+        indices: Sequence[int],
+        side: int,
+        dilation: int = 0,
+        augment: Augment | None = None,
+        masks: bool = False,
+    ) -> None:
         self.cache, self.labels, self.indices = cache, labels, list(indices)
         self.side, self.dilation, self.augment = side, dilation, augment
         self.masks = masks
@@ -154,8 +176,13 @@ class MemberDataset(Dataset[dict[str, Tensor]]):
             region = torch.from_numpy(dilate(mask, self.dilation) > 127)[None]
             goal = region.float() if self.masks else pixels * region
         known = float(label != TARGET or number >= 0)
-        return {"image": pixels, "goal": goal, "label": torch.tensor(label),
-                "known": torch.tensor(known), "index": torch.tensor(index)}  # fmt: skip
+        return {
+            "image": pixels,
+            "goal": goal,
+            "label": torch.tensor(label),
+            "known": torch.tensor(known),
+            "index": torch.tensor(index),
+        }
 
 
 def class_weights(labels: Sequence[int], classes: int = 3) -> Tensor:

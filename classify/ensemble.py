@@ -1,8 +1,8 @@
 """All members of an ensemble over the same films: decoded and preprocessed once, batched.
 
-    ensemble = Ensemble.load("weights/ensemble_crops")
-    logits = ensemble.predict([film.pixels])  # (1, members, 3)
-"""  # fmt: skip
+ensemble = Ensemble.load("weights/ensemble_crops")
+logits = ensemble.predict([film.pixels])  # (1, members, 3)
+"""
 
 from __future__ import annotations
 
@@ -97,8 +97,13 @@ class Ensemble:
             members = members_of(single.net, single.classes)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return cls(members, single.settings, pick_device(device),
-                   dict.fromkeys(members, single.sha256), single.trained_on)  # fmt: skip
+        return cls(
+            members,
+            single.settings,
+            pick_device(device),
+            dict.fromkeys(members, single.sha256),
+            single.trained_on,
+        )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -148,8 +153,9 @@ def member_of(bundle: Bundle) -> SCXNN:
     network["decoder_channels"] = tuple(network["decoder_channels"])
     # nothing is fetched, and nothing is frozen: the weights are all in the bundle
     network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
-    net = build_member(MemberConfig(**network), bool(bundle.meta["decoder"]),
-                       len(_classes_of(bundle)))  # fmt: skip
+    net = build_member(
+        MemberConfig(**network), bool(bundle.meta["decoder"]), len(_classes_of(bundle))
+    )
     try:
         net.load_state_dict(bundle.tensors)
     except RuntimeError as error:

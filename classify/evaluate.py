@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from classify.cases import Case, select_cases
-from classify.metrics import Figure, bootstrap_weights, figure, softmax, weighted_auc
+from classify.films import Case, select_cases
 from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
 from cxr.cli import parse_config, to_plain
 from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
 from cxr.split import Split
+from cxr.stats import Figure, bootstrap_weights, figure, softmax, weighted_auc
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
 
 
@@ -52,8 +52,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if not self.run:
-            raise ValueError("RUN must name at least one folder of classify.run. Got none: "
-                             "python -m classify.run DATA/images/kermany --crops")  # fmt: skip
+            raise ValueError(
+                "RUN must name at least one folder of classify.run. Got none: "
+                "python -m classify.run DATA/images/kermany --crops"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,12 @@ def ensemble_score(logits: np.ndarray, targets: Sequence[str], question: Questio
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write evaluation.json and table.md."""
     config = parse_config(
-        EvaluateConfig, argv, "python -m classify.evaluate",
-        "python -m classify.evaluate runs/logits_crops runs/logits_films", ("run",),
-    )  # fmt: skip
+        EvaluateConfig,
+        argv,
+        "python -m classify.evaluate",
+        "python -m classify.evaluate runs/logits_crops runs/logits_films",
+        ("run",),
+    )
     try:
         rows = evaluate(config)
     except (ValueError, OSError) as error:
@@ -108,8 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_atomic(workdir / "table.md", markdown(rows))
     table = Table("question", "what looks", "AUC [95 %]", "films", "patients", highlight=False)
     for row in rows:
-        table.add_row(row["question"], row["what"], row["auc"], str(row["films"]),
-                      str(row["patients"]))  # fmt: skip
+        table.add_row(
+            row["question"], row["what"], row["auc"], str(row["films"]), str(row["patients"])
+        )
     console.print(table)
     return 0
 
@@ -131,8 +137,9 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         truth = [question.truth(case) for case in boxed]
         parts = [split.part_of.get(case.patient, "") for case in boxed]
         own = question.source in config.trained_on
-        test = [i for i, t in enumerate(truth) if t is not None
-                and (parts[i] == config.part or not own)]  # fmt: skip
+        test = [
+            i for i, t in enumerate(truth) if t is not None and (parts[i] == config.part or not own)
+        ]
         test = [i for i in test if all(i in logits for _, logits in runs.values())]
         if len({truth[i] for i in test}) < 2:
             log.warning("%s: not asked, its films hold only one side", question.name)
@@ -173,9 +180,18 @@ def _rows(
     for name, values in scores.items():
         aucs = weighted_auc(values, positive, weights)
         found = figure(float(aucs[0]), aucs[1:], len(positive))
-        rows.append({"question": question, "what": name, "auc": _text(found), "value": found.value,
-                     "low": found.low, "high": found.high, "films": len(positive),
-                     "patients": len(set(patients))})  # fmt: skip
+        rows.append(
+            {
+                "question": question,
+                "what": name,
+                "auc": _text(found),
+                "value": found.value,
+                "low": found.low,
+                "high": found.high,
+                "films": len(positive),
+                "patients": len(set(patients)),
+            }
+        )
     return rows
 
 
@@ -188,8 +204,10 @@ def _text(found: Figure) -> str:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table as Markdown, a block a question."""
     lines = ["| question | what looks | AUC [95 %] | films | patients |", "|---|---|---|---|---|"]
-    lines += [f"| {r['question']} | {r['what']} | {r['auc']} | {r['films']} | {r['patients']} |"
-              for r in rows]  # fmt: skip
+    lines += [
+        f"| {r['question']} | {r['what']} | {r['auc']} | {r['films']} | {r['patients']} |"
+        for r in rows
+    ]
     return "\n".join(lines) + "\n"
 
 

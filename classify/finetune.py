@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from classify.learner import NonFiniteLossError
 from classify.pretrain import BUNDLE, pretrain
 from classify.pretrain_config import PretrainConfig
 from classify.singles.config import SingleConfig
 from classify.singles.fit import train_single
 from cxr.cli import parse_config
+from cxr.training.learner import NonFiniteLossError
 from cxr.workdir import log
 
 EXAMPLE = "python -m classify.finetune --config configs/classify/unet_cbam.yaml"
@@ -53,24 +53,36 @@ class FinetuneConfig(SingleConfig):
 
     def _check_pretrained(self) -> None:
         if self.kind != "backbone" or self.backbone.name != self.pretraining.net.name:
-            raise ValueError("kind must be backbone and backbone.name the network that is "
-                             f"pretrained, {self.pretraining.net.name}. Got {self.kind} and "
-                             f"{self.backbone.name} instead.")  # fmt: skip
+            raise ValueError(
+                "kind must be backbone and backbone.name the network that is "
+                f"pretrained, {self.pretraining.net.name}. Got {self.kind} and "
+                f"{self.backbone.name} instead."
+            )
         if self.protocol.kind != "file":
-            raise ValueError("protocol.kind must be file: the pretraining leaves out the patients "
-                             "that its split tests, so both must have the same one. "
-                             f"Got {self.protocol.kind!r} instead.")  # fmt: skip
+            raise ValueError(
+                "protocol.kind must be file: the pretraining leaves out the patients "
+                "that its split tests, so both must have the same one. "
+                f"Got {self.protocol.kind!r} instead."
+            )
         before, after = (p.to_dict() for p in (self.pretraining.preprocess, self.preprocess))
         differs = [k for k in after if k not in _OWN and before[k] != after[k]]
         if differs:
-            raise ValueError("preprocess must be that of pretraining.preprocess. Got others of "
-                             f"{', '.join(differs)} instead.")  # fmt: skip
+            raise ValueError(
+                "preprocess must be that of pretraining.preprocess. Got others of "
+                f"{', '.join(differs)} instead."
+            )
 
     def to_pretraining(self) -> PretrainConfig:
         """The pretraining with this training's films, split and machine."""
-        return replace(self.pretraining, data=self.data, crops=self.crops, cache=self.cache,
-                       split=self.protocol.split, device=self.device,
-                       workers=self.workers)  # fmt: skip
+        return replace(
+            self.pretraining,
+            data=self.data,
+            crops=self.crops,
+            cache=self.cache,
+            split=self.protocol.split,
+            device=self.device,
+            workers=self.workers,
+        )
 
     def to_single(self, weights: str | Path = "") -> SingleConfig:
         """What follows the pretraining; `weights` are the pretrained ones."""

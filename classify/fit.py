@@ -13,17 +13,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from classify.augment import build_augment
-from classify.cases import Case
 from classify.dataset import MemberDataset, PixelCache, class_weights
-from classify.metrics import classification_report
+from classify.films import Case
 from classify.models.multitask import SCXNN, TARGET, build_member
 from classify.module import MemberModule
 from classify.panels import draw_curves, draw_panels
 from classify.preprocess import to_input
 from classify.recipe import PhaseConfig, TrainConfig
-from classify.trainer import BEST, fit_learner
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
+from cxr.stats import classification_report
+from cxr.training.loop import BEST, fit_learner
 from cxr.workdir import log, provenance, seed_everything, write_json
 
 
@@ -99,9 +99,14 @@ def _run_phase(
     done = folder / "done.json"
     if not done.exists():
         fit_learner(
-            module, job.target, folder, _train_loader(job, train), loader(job, job.parts["val"]),
-            job.config.device, job.config.precision,
-        )  # fmt: skip
+            module,
+            job.target,
+            folder,
+            _train_loader(job, train),
+            loader(job, job.parts["val"]),
+            job.config.device,
+            job.config.precision,
+        )
         write_json(done, module.history)
     state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)
@@ -123,23 +128,36 @@ def _train_loader(job: MemberJob, train: list[int]) -> DataLoader[Any]:
     config = job.config
     augment = build_augment(config.augment, config.preprocess.side, bool(config.crops), config.seed)
     films = MemberDataset(
-        job.wide, job.labels, train, config.preprocess.side, config.region.dilation, augment,
+        job.wide,
+        job.labels,
+        train,
+        config.preprocess.side,
+        config.region.dilation,
+        augment,
         config.decoder == "segmentation",
-    )  # fmt: skip
+    )
     lonely = len(train) % config.batch == 1  # BatchNorm cannot learn from a batch of one film
     return DataLoader(
-        films, config.batch, shuffle=True, num_workers=config.workers, drop_last=lonely,
+        films,
+        config.batch,
+        shuffle=True,
+        num_workers=config.workers,
+        drop_last=lonely,
         persistent_workers=config.workers > 0,
-    )  # fmt: skip
+    )
 
 
 def loader(job: MemberJob, indices: Sequence[int]) -> DataLoader[Any]:
     """Films as prediction sees them, in order."""
     config = job.config
     films = MemberDataset(
-        job.exact, job.labels, indices, config.preprocess.side, config.region.dilation,
+        job.exact,
+        job.labels,
+        indices,
+        config.preprocess.side,
+        config.region.dilation,
         masks=config.decoder == "segmentation",
-    )  # fmt: skip
+    )
     return DataLoader(films, max(config.batch, 16), shuffle=False)
 
 
@@ -160,9 +178,13 @@ def evaluate(job: MemberJob, model: SCXNN, part: str) -> dict[str, Any]:
     labels = [job.labels[i] for i in indices]
     patients = [job.cases[i].patient for i in indices]
     report = classification_report(
-        predict(job, model, indices), labels, patients, job.classes, job.config.draws,
+        predict(job, model, indices),
+        labels,
+        patients,
+        job.classes,
+        job.config.draws,
         job.config.seed,
-    )  # fmt: skip
+    )
     return report.to_dict()
 
 
@@ -183,24 +205,37 @@ def _write_panels(job: MemberJob, model: SCXNN, rows: int = 6) -> None:
         _, restored = model.restore(to_input(batch["image"].to(device), job.config.preprocess))
     names = [job.classes[job.labels[i]] for i in chosen]
     draw_panels(
-        batch["image"][:, 0].numpy(), batch["goal"][:, 0].numpy(),
-        restored[:, 0].float().cpu().numpy(), names[: len(restored)],
+        batch["image"][:, 0].numpy(),
+        batch["goal"][:, 0].numpy(),
+        restored[:, 0].float().cpu().numpy(),
+        names[: len(restored)],
         job.folder / "restored.png",
-    )  # fmt: skip
+    )
 
 
 def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
     config = job.config
     licences = sorted({job.cases[i].row.licence for i in job.parts["train"]})
     save_bundle(
-        job.bundle, "member", model.shipped_tensors(config.ship_decoder), half=True,
-        target=job.target, order=job.order, classes=list(job.classes),
-        network=to_plain(config.member), decoder=config.ship_decoder and job.decode,
+        job.bundle,
+        "member",
+        model.shipped_tensors(config.ship_decoder),
+        half=True,
+        target=job.target,
+        order=job.order,
+        classes=list(job.classes),
+        network=to_plain(config.member),
+        decoder=config.ship_decoder and job.decode,
         preprocessing=config.preprocess.to_dict(),
         trained_on="crops" if config.crops else "films",
-        training={"films": record["films"], "epochs": record["epochs"], "seed": config.seed,
-                  "sources": list(config.sources), "git_commit": record["git_commit"],
-                  "versions": record["versions"]},
+        training={
+            "films": record["films"],
+            "epochs": record["epochs"],
+            "seed": config.seed,
+            "sources": list(config.sources),
+            "git_commit": record["git_commit"],
+            "versions": record["versions"],
+        },
         metrics={"command": record["command"], "figures": record["figures"]},
         licence_note="trained on films under: " + "; ".join(licences),
-    )  # fmt: skip
+    )

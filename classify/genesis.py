@@ -6,7 +6,7 @@
 Written from the paper (Zhou et al. 2019, "Models Genesis: Generic Autodidactic Models for 3D
 Medical Image Analysis", arXiv 1908.06912), whose patches are 3D. All functions are pure: they copy,
 and all chance comes from the generator that is given. A window is (top, bottom, left, right).
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -62,13 +62,17 @@ class GenesisConfig:
         for name in ("inpaint_sides", "outpaint_sides"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} must be two fractions in (0, 1], the shorter first. "
-                                 f"Got {getattr(self, name)} instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must be two fractions in (0, 1], the shorter first. "
+                    f"Got {getattr(self, name)} instead."
+                )
         if not 0 < self.shuffle_side <= 1:
             raise ValueError(f"shuffle_side must lie in (0, 1]. Got {self.shuffle_side} instead.")
         if self.shuffle_windows < 0 or self.windows < 1:
-            raise ValueError("shuffle_windows must not be negative and windows at least 1. Got "
-                             f"{self.shuffle_windows} and {self.windows} instead.")  # fmt: skip
+            raise ValueError(
+                "shuffle_windows must not be negative and windows at least 1. Got "
+                f"{self.shuffle_windows} and {self.windows} instead."
+            )
         if self.fill not in ("constant", "noise"):
             raise ValueError(f"fill must be constant or noise. Got {self.fill!r} instead.")
 
@@ -204,8 +208,12 @@ TRANSFORMS: dict[str, Transform] = {
     "inpaint": paint_inside,
     "outpaint": paint_outside,
 }
-NAMES = {"intensity": "intensity curve", "shuffle": "local shuffling", "inpaint": "in-painting",
-         "outpaint": "out-painting"}  # fmt: skip
+NAMES = {
+    "intensity": "intensity curve",
+    "shuffle": "local shuffling",
+    "inpaint": "in-painting",
+    "outpaint": "out-painting",
+}
 
 
 def genesis_sheet(

@@ -61,8 +61,9 @@ def whole_films(paths: Iterable[Path], jobs: int) -> Iterator[Item]:
         if isinstance(film, Unread):
             yield Item(name, "unreadable", str(film), film.sha256)
         else:
-            yield Item(name, "ok", "", film.sha256, film.pixels, make_picture(film.pixels),
-                       facts_of(film))  # fmt: skip
+            yield Item(
+                name, "ok", "", film.sha256, film.pixels, make_picture(film.pixels), facts_of(film)
+            )
 
 
 def fresh_crop(row: CropRow, film: Film | None, crop: HasPixels | None) -> Item:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from classify.iscore_select import ORDERS, Point, Selection
+from classify.features.select import ORDERS, Point, Selection
 from classify.panels import write_figure
 from cxr.workdir import write_json
 
@@ -32,8 +32,9 @@ def draw_selection(selection: Selection, path: str | Path) -> Path:
     for name, words in ORDERS.items():
         points = [p for p in selection.points if p.order == name]
         _draw(axes, points, words, *_LOOKS[name])
-    for axis, title in zip(axes, ("validation films: chooses", "test films: reported"),
-                           strict=True):  # fmt: skip
+    for axis, title in zip(
+        axes, ("validation films: chooses", "test films: reported"), strict=True
+    ):
         axis.axvline(selection.kept, color="black", linewidth=0.8)
         axis.axhline(0.5, color="grey", linestyle="--", linewidth=0.8)
         axis.set_xscale("log", base=2)

@@ -20,11 +20,9 @@ import numpy as np
 from torch import nn
 
 from classify.ensemble import pick_device
-from classify.iscore_parts import Part, SelectConfig
+from classify.features.parts import Part, SelectConfig
+from classify.features.select import Selection, regress, select_features
 from classify.iscore_report import write_selection
-from classify.iscore_select import Selection, regress, select_features
-from classify.learner import NonFiniteLossError
-from classify.metrics import Figure
 from classify.preprocess import to_input
 from classify.singles.bundle import Single, load_single
 from classify.singles.config import PARTS, SingleConfig
@@ -36,6 +34,8 @@ from classify.singles.parts import share_films
 from classify.singles.training import ANSWERS, BUNDLE, in_words, is_done
 from cxr.answers import Answer, read_answers, write_answers
 from cxr.cli import parse_config, to_plain
+from cxr.stats import Figure
+from cxr.training.learner import NonFiniteLossError
 from cxr.workdir import Workdir, keep_to_recipe, log, provenance, write_json
 
 EXAMPLE = "python -m classify.iscore_train --config configs/classify/iscore.yaml"
@@ -67,11 +67,15 @@ class IscoreConfig(SingleConfig):
         if self.keep not in KEEPS:
             raise ValueError(f"keep must be one of {', '.join(KEEPS)}. Got {self.keep!r} instead.")
         if self.kind == "fusion":
-            raise ValueError("kind must be backbone or cxrnet: a fusion pools the maps of several "
-                             "networks. Got 'fusion' instead.")  # fmt: skip
+            raise ValueError(
+                "kind must be backbone or cxrnet: a fusion pools the maps of several "
+                "networks. Got 'fusion' instead."
+            )
         if self.protocol.kind == "folds":
-            raise ValueError("protocol.kind must be pooled, official or file: each fold would keep "
-                             "other features. Got 'folds' instead.")  # fmt: skip
+            raise ValueError(
+                "protocol.kind must be pooled, official or file: each fold would keep "
+                "other features. Got 'folds' instead."
+            )
 
     def to_single(self) -> SingleConfig:
         """The network's training."""
@@ -92,8 +96,10 @@ def train_iscore(config: IscoreConfig) -> Path:
     out, folder = Path(config.out), train_single(config.to_single())
     single, films = load_single(folder / BUNDLE), load_films(config)
     select = {k: v for k, v in to_plain(config.to_select()).items() if k != "draws"}
-    keep_to_recipe(out, {"keep": config.keep, "select": select, "network": single.sha256,
-                         "films": films.mark()})  # fmt: skip
+    keep_to_recipe(
+        out,
+        {"keep": config.keep, "select": select, "network": single.sha256, "films": films.mark()},
+    )
     if is_done(out):
         log.info("%s is finished: nothing is chosen anew", out)
         return out
@@ -127,10 +133,15 @@ def _answer(
         kept, own = train.features.shape[1], {}
         scores = regress(train, test, range(kept), config.select.penalty)
     answers = [
-        Answer(films.cases[i].row.image, films.cases[i].patient, films.cases[i].row.source,
-               config.classes[films.labels[i]], tuple(float(s) for s in row))
+        Answer(
+            films.cases[i].row.image,
+            films.cases[i].patient,
+            films.cases[i].row.source,
+            config.classes[films.labels[i]],
+            tuple(float(s) for s in row),
+        )
         for i, row in zip(shares.parts["test"], scores, strict=True)
-    ]  # fmt: skip
+    ]
     return answers, {"features.kept": _count(kept, len(answers)), **own}
 
 
@@ -139,16 +150,23 @@ def _pool(
 ) -> Part:
     """What the network's head is given of the films `indices`."""
     net: Any = single.net.to(pick_device(config.device))
-    batches = (to_input(batch["image"].float() / 255, config.preprocess)
-               for batch in film_loader(config, images, films.labels, indices))  # fmt: skip
-    return Part.of(net, batches, [films.labels[i] for i in indices],
-                   [films.cases[i].patient for i in indices])  # fmt: skip
+    batches = (
+        to_input(batch["image"].float() / 255, config.preprocess)
+        for batch in film_loader(config, images, films.labels, indices)
+    )
+    return Part.of(
+        net, batches, [films.labels[i] for i in indices], [films.cases[i].patient for i in indices]
+    )
 
 
 def _tell(found: Selection) -> None:
     gain = "?" if found.gain.value is None else f"{found.gain.value:+.3f}"
-    log.info("%d of %d features are kept; macro AUC less that of all features: %s", found.kept,
-             len(found.order), gain)  # fmt: skip
+    log.info(
+        "%d of %d features are kept; macro AUC less that of all features: %s",
+        found.kept,
+        len(found.order),
+        gain,
+    )
 
 
 def _write(config: IscoreConfig, answers: Sequence[Answer], figures: dict[str, Figure]) -> None:
@@ -158,8 +176,10 @@ def _write(config: IscoreConfig, answers: Sequence[Answer], figures: dict[str, F
     draw_report(report, out / "confusion.png")
     log.info("keep %s: %s", config.keep, in_words(report.to_dict()))
     write_json(out / FIGURES, {name: asdict(value) for name, value in figures.items()})
-    write_json(out / "metrics.json", {"keep": config.keep, "figures": {"test": report.to_dict()},
-                                      **provenance()})  # fmt: skip
+    write_json(
+        out / "metrics.json",
+        {"keep": config.keep, "figures": {"test": report.to_dict()}, **provenance()},
+    )
     write_json(out / "done.json", {"keep": config.keep})
 
 
@@ -176,8 +196,9 @@ def _width(single: Single) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and choose what is not finished yet; 2 for settings or files that do not fit."""
-    config = parse_config(IscoreConfig, argv, prog="python -m classify.iscore_train",
-                          example=EXAMPLE)  # fmt: skip
+    config = parse_config(
+        IscoreConfig, argv, prog="python -m classify.iscore_train", example=EXAMPLE
+    )
     try:
         folder = train_iscore(config)
     except (ValueError, OSError, ImportError, NonFiniteLossError) as error:

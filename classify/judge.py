@@ -12,9 +12,9 @@ import torch
 from classify.inputs import Item
 from classify.predictions import PredictionRow
 from classify.report import FilmCard, MemberBar, make_picture, make_saliency_picture
-from classify.risk import film_tiers, probabilities
-from classify.saliency import logits_and_saliency, saliency_maps, to_pixels
+from classify.saliency.maps import logits_and_saliency, saliency_maps, to_pixels
 from classify.screener import NOT_READ, READ, Screener
+from classify.screening.tiers import film_tiers, probabilities
 from cxr.boxes import Frame
 
 _TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
@@ -104,17 +104,29 @@ class Judge:
             )
             plane = maps[n]
             card = FilmCard(
-                item.film, item.status, item.reason, decision, tiers[n], scores[n], bars,
-                item.facts, item.picture,
+                item.film,
+                item.status,
+                item.reason,
+                decision,
+                tiers[n],
+                scores[n],
+                bars,
+                item.facts,
+                item.picture,
                 crop=make_picture(pixels) if self.cropped else None,
                 saliency=None if plane is None else make_saliency_picture(plane),
                 saliency_of=self.members.targets[strongest_member(logits[n])],
-            )  # fmt: skip
+            )
             row = PredictionRow(
-                film=item.film, status=item.status, reason=item.reason, logits=logits[n],
-                abnormal_score=scores[n], decision=decision, tier=tiers[n],
+                film=item.film,
+                status=item.status,
+                reason=item.reason,
+                logits=logits[n],
+                abnormal_score=scores[n],
+                decision=decision,
+                tier=tiers[n],
                 threshold_id=threshold_id,
-            )  # fmt: skip
+            )
             out.append((row, card))
         return out
 
@@ -129,9 +141,13 @@ class Judge:
         return logits, [planes for _, planes in looks]
 
     def _maps(
-        self, batch: torch.Tensor, frames: Sequence[Frame], sizes_hw: Sequence[Any],
-        logits: np.ndarray, planes: Sequence[np.ndarray | None],
-    ) -> list[np.ndarray | None]:  # fmt: skip
+        self,
+        batch: torch.Tensor,
+        frames: Sequence[Frame],
+        sizes_hw: Sequence[Any],
+        logits: np.ndarray,
+        planes: Sequence[np.ndarray | None],
+    ) -> list[np.ndarray | None]:
         """Grad-CAM of each film's strongest member, in the pixels that the members saw."""
         films_of: dict[int, list[int]] = defaultdict(list)
         for n in range(len(batch)):
@@ -158,9 +174,16 @@ def strongest_member(logits: np.ndarray) -> int:
 
 def _refused(item: Item) -> tuple[PredictionRow, FilmCard]:
     row = PredictionRow(
-        film=item.film, status=item.status, reason=item.reason, logits=None, abnormal_score=None,
-        decision=NOT_READ, tier="", threshold_id="",
-    )  # fmt: skip
-    card = FilmCard(item.film, item.status, item.reason, NOT_READ, facts=item.facts,
-                    picture=item.picture)  # fmt: skip
+        film=item.film,
+        status=item.status,
+        reason=item.reason,
+        logits=None,
+        abnormal_score=None,
+        decision=NOT_READ,
+        tier="",
+        threshold_id="",
+    )
+    card = FilmCard(
+        item.film, item.status, item.reason, NOT_READ, facts=item.facts, picture=item.picture
+    )
     return row, card

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from classify.learner import Batch, Learner
 from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, to_input
-from classify.schedule import OptimConfig
+from cxr.training.learner import Batch, Learner
+from cxr.training.optim import OptimConfig
 
 
 def restoration_loss(restored: Tensor, goal: Tensor, known: Tensor) -> Tensor:

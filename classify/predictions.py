@@ -86,15 +86,19 @@ def read_predictions(path: str | Path) -> tuple[tuple[str, ...], list[Prediction
     """Targets and rows of a predictions.csv; raises ValueError naming the line that is wrong."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} must be a predictions.csv. It does not exist: make one with "
-                         "python -m classify.run FILMS --crops")  # fmt: skip
+        raise ValueError(
+            f"{path} must be a predictions.csv. It does not exist: make one with "
+            "python -m classify.run FILMS --crops"
+        )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, []))
         targets = tuple(c.removesuffix(".normal") for c in header if c.endswith(".normal"))
         if header != columns_of(targets):
-            raise ValueError(f"{path} must have the columns {', '.join(columns_of(targets))}. "
-                             f"Got {', '.join(header)} instead.")  # fmt: skip
+            raise ValueError(
+                f"{path} must have the columns {', '.join(columns_of(targets))}. "
+                f"Got {', '.join(header)} instead."
+            )
         rows: dict[str, PredictionRow] = {}
         for cells in reader:
             try:
@@ -128,8 +132,9 @@ def _cells(row: PredictionRow, members: int) -> list[str]:
 def _row(cells: list[str], members: int) -> PredictionRow:
     width = members * len(ANSWERS)
     if len(cells) != len(_BEFORE) + width + len(_AFTER):
-        raise ValueError(f"a row must have {len(_BEFORE) + width + len(_AFTER)} cells. "
-                         f"Got {len(cells)} instead.")  # fmt: skip
+        raise ValueError(
+            f"a row must have {len(_BEFORE) + width + len(_AFTER)} cells. Got {len(cells)} instead."
+        )
     middle = cells[3 : 3 + width]
     score, decision, tier, threshold_id = cells[3 + width :]
     logits = None
@@ -138,9 +143,15 @@ def _row(cells: list[str], members: int) -> PredictionRow:
         if not np.isfinite(logits).all():
             raise ValueError("logits must be finite. Got NaN or infinity.")
     return PredictionRow(
-        cells[0], cells[1], cells[2], logits, float(score) if score else None, decision, tier,
+        cells[0],
+        cells[1],
+        cells[2],
+        logits,
+        float(score) if score else None,
+        decision,
+        tier,
         threshold_id,
-    )  # fmt: skip
+    )
 
 
 def _line(cells: list[str]) -> str:

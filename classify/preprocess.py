@@ -57,8 +57,9 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         if self.contrast not in CONTRASTS:
-            raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}. "
-                             f"Got {self.contrast!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"contrast must be one of {', '.join(CONTRASTS)}. Got {self.contrast!r} instead."
+            )
         if self.side < 32:
             raise ValueError(f"side must be at least 32 px. Got {self.side} instead.")
         if not 0 <= self.low_percentile < self.high_percentile <= 100:
@@ -75,8 +76,10 @@ class PreprocessConfig:
         names = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - names)
         if unknown:
-            raise ValueError(f"preprocessing holds unknown keys {unknown}: the bundle was made by "
-                             "another version.")  # fmt: skip
+            raise ValueError(
+                f"preprocessing holds unknown keys {unknown}: the bundle was made by "
+                "another version."
+            )
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }

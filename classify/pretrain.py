@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from classify.cases import Case, part_of, select_cases
+from classify.bundles import load_pretrained, save_pretrained
 from classify.dataset import build_cache
+from classify.films import Case, part_of, select_cases
 from classify.genesis import genesis_sheet
-from classify.learner import NonFiniteLossError
 from classify.models.unet_cbam import UnetCbam
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import DistortedFilms, EpochOrder, PretrainModule
 from classify.pretrain_pictures import PANELS, draw_losses, restored_sheet
-from classify.pretrained import load_pretrained, save_pretrained
 from classify.regions import RegionConfig
 from classify.ssim import ssim
-from classify.trainer import BEST, fit_learner
 from cxr import draw
 from cxr.cli import parse_config, to_plain
 from cxr.films_table import read_films_table
 from cxr.split import Split
+from cxr.training.learner import NonFiniteLossError
+from cxr.training.loop import BEST, fit_learner
 from cxr.workdir import (
     Workdir,
     keep_to_recipe,
@@ -93,11 +93,17 @@ def pretrain(config: PretrainConfig) -> Path:
     figures = measure(net, films, config)
     _save(config, workdir / BUNDLE, net, films, module.history, figures)
     best = min(module.history, key=lambda r: r["val_loss"])
-    write_json(workdir / "done.json", {"epochs": len(module.history), "best": best,
-               "figures": figures, **provenance()})  # fmt: skip
-    log.info("best validation loss %.4f in epoch %d (distorted films as they are: %.4f); wrote %s",
-             best["val_loss"], int(best["epoch"]) + 1, best["val_untouched"],
-             workdir / BUNDLE)  # fmt: skip
+    write_json(
+        workdir / "done.json",
+        {"epochs": len(module.history), "best": best, "figures": figures, **provenance()},
+    )
+    log.info(
+        "best validation loss %.4f in epoch %d (distorted films as they are: %.4f); wrote %s",
+        best["val_loss"],
+        int(best["epoch"]) + 1,
+        best["val_untouched"],
+        workdir / BUNDLE,
+    )
     return workdir.path
 
 
@@ -111,20 +117,30 @@ def load_films(config: PretrainConfig) -> Films:
         if not file.is_file():
             raise ValueError(f"{name} must name a file that exists. {file} does not.")
     cases, left_out = select_cases(
-        read_films_table(data / "films.csv"), data, config.sources, config.publishable_only,
-        Path(config.crops) if config.crops else None, unlabelled=True,
-    )  # fmt: skip
+        read_films_table(data / "films.csv"),
+        data,
+        config.sources,
+        config.publishable_only,
+        Path(config.crops) if config.crops else None,
+        unlabelled=True,
+    )
     split = Split.load(config.split)
     chosen: dict[str, list[int]] = {}
     for part in ("train", "val"):
         chosen[part] = _spread(part_of(cases, split, part), config.max_films)
         if not chosen[part]:
-            raise ValueError(f"the split must have films in its part {part!r}. Got none: check "
-                             "split, sources and publishable_only.")  # fmt: skip
+            raise ValueError(
+                f"the split must have films in its part {part!r}. Got none: check "
+                "split, sources and publishable_only."
+            )
     kept = [cases[i] for part in chosen.values() for i in part]
     left_out["other parts, or beyond max_films"] = len(cases) - len(kept)
-    log.info("%d films to train on, %d to validate, left out: %s", len(chosen["train"]),
-             len(chosen["val"]), ", ".join(f"{k} {n}" for k, n in left_out.items()))  # fmt: skip
+    log.info(
+        "%d films to train on, %d to validate, left out: %s",
+        len(chosen["train"]),
+        len(chosen["val"]),
+        ", ".join(f"{k} {n}" for k, n in left_out.items()),
+    )
     folder = Path(config.cache) if config.cache else Path(config.out) / "cache"
     cache = build_cache(
         kept, config.preprocess, RegionConfig("none"), folder, config.preprocess.side
@@ -146,13 +162,21 @@ def fit(config: PretrainConfig, workdir: Workdir, films: Films) -> PretrainModul
     module = PretrainModule(UnetCbam(config.net), config.optim)
     data = DistortedFilms(films.images, config.genesis, config.seed)
     train = DataLoader(
-        data, config.batch, sampler=EpochOrder(films.train, config.seed),
-        num_workers=config.workers, persistent_workers=config.workers > 0,
-    )  # fmt: skip
+        data,
+        config.batch,
+        sampler=EpochOrder(films.train, config.seed),
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+    )
     fit_learner(
-        module, "pretraining", workdir.path, train, _in_order(data, films.val, config.batch),
-        config.device, config.precision,
-    )  # fmt: skip
+        module,
+        "pretraining",
+        workdir.path,
+        train,
+        _in_order(data, films.val, config.batch),
+        config.device,
+        config.precision,
+    )
     state = torch.load(workdir / BEST, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)
     write_json(workdir / "history.json", module.history)
@@ -181,26 +205,41 @@ def measure(net: UnetCbam, films: Films, config: PretrainConfig) -> dict[str, di
 
 
 def _save(
-    config: PretrainConfig, path: Path, net: UnetCbam, films: Films,
-    history: list[dict[str, float]], figures: dict[str, dict[str, float]],
-) -> None:  # fmt: skip
+    config: PretrainConfig,
+    path: Path,
+    net: UnetCbam,
+    films: Films,
+    history: list[dict[str, float]],
+    figures: dict[str, dict[str, float]],
+) -> None:
     rows = [films.cases[i].row for i in films.train]
     made = provenance()
     save_pretrained(
-        path, net, config.preprocess, config.half,
+        path,
+        net,
+        config.preprocess,
+        config.half,
         genesis=to_plain(config.genesis),
         trained_on="crops" if config.crops else "films",
         training={
-            "films": len(rows), "val_films": len(films.val), "epochs": len(history),
-            "patients": len({r.patient_id for r in rows}), "seed": config.seed,
-            "sources": sorted({r.source for r in rows}), "split": Path(config.split).name,
-            "publishable_only": config.publishable_only, "git_commit": made["git_commit"],
+            "films": len(rows),
+            "val_films": len(films.val),
+            "epochs": len(history),
+            "patients": len({r.patient_id for r in rows}),
+            "seed": config.seed,
+            "sources": sorted({r.source for r in rows}),
+            "split": Path(config.split).name,
+            "publishable_only": config.publishable_only,
+            "git_commit": made["git_commit"],
             "versions": made["versions"],
         },
-        metrics={"command": made["command"], "figures": figures,
-                 "val_loss": min(r["val_loss"] for r in history)},
+        metrics={
+            "command": made["command"],
+            "figures": figures,
+            "val_loss": min(r["val_loss"] for r in history),
+        },
         licence_note="trained on films under: " + "; ".join(sorted({r.licence for r in rows})),
-    )  # fmt: skip
+    )
     load_pretrained(path)  # what cannot be read must not be called finished
 
 

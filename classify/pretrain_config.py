@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from classify.genesis import GenesisConfig
 from classify.models.unet_cbam import UnetCbamConfig
 from classify.preprocess import PreprocessConfig
-from classify.schedule import OptimConfig
+from cxr.training.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,16 @@ class PretrainConfig:
     net: UnetCbamConfig = field(default_factory=UnetCbamConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
-            "adamw", 1e-3, weight_decay=1e-4, schedule="cosine", epochs=100, warmup_epochs=1,
-            patience=0, clip_norm=1.0,
+            "adamw",
+            1e-3,
+            weight_decay=1e-4,
+            schedule="cosine",
+            epochs=100,
+            warmup_epochs=1,
+            patience=0,
+            clip_norm=1.0,
         )
-    )  # fmt: skip
+    )
     batch: int = 8
     workers: int = 0
     device: str = "auto"
@@ -72,9 +78,13 @@ class PretrainConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative. Got {getattr(self, name)} instead.")
         if self.optim.encoder_rate != 1:
-            raise ValueError("optim.encoder_rate must be 1: no part of the network is trained yet. "
-                             f"Got {self.optim.encoder_rate} instead.")  # fmt: skip
+            raise ValueError(
+                "optim.encoder_rate must be 1: no part of the network is trained yet. "
+                f"Got {self.optim.encoder_rate} instead."
+            )
         least = 2 ** (len(self.net.stage_widths) - 1)
         if self.preprocess.side < least:
-            raise ValueError(f"preprocess.side must be at least {least} px for the stages of the "
-                             f"network. Got {self.preprocess.side} instead.")  # fmt: skip
+            raise ValueError(
+                f"preprocess.side must be at least {least} px for the stages of the "
+                f"network. Got {self.preprocess.side} instead."
+            )

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from classify.genesis import GenesisConfig, distort, draw_kinds
-from classify.learner import Batch, Learner
 from classify.models.unet_cbam import UnetCbam
-from classify.schedule import OptimConfig
 from classify.ssim import ssim
+from cxr.training.learner import Batch, Learner
+from cxr.training.optim import OptimConfig
 
 Key = tuple[int, int]  # epoch, and the film's number among the cached ones
 
@@ -48,9 +48,12 @@ class DistortedFilms(Dataset[Batch]):
     """
 
     def __init__(
-        self, images: np.ndarray, config: GenesisConfig, seed: int,
+        self,
+        images: np.ndarray,
+        config: GenesisConfig,
+        seed: int,
         kinds: Sequence[str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.images, self.config, self.seed, self.kinds = images, config, seed, kinds
 
     def __len__(self) -> int:

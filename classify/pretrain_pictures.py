@@ -31,8 +31,13 @@ def draw_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
     epochs = [int(r["epoch"]) + 1 for r in history]
     for key, name in (("train_loss", "training"), ("val_loss", "validation")):
         axis.plot(epochs, [r.get(key, np.nan) for r in history], marker=".", label=name)
-    axis.plot(epochs, [r["val_untouched"] for r in history], color="grey", linestyle="--",
-              label="distorted films as they are")  # fmt: skip
+    axis.plot(
+        epochs,
+        [r["val_untouched"] for r in history],
+        color="grey",
+        linestyle="--",
+        label="distorted films as they are",
+    )
     axis.set(xlabel="epoch", ylabel="1 − SSIM", ylim=(0, None))
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
@@ -43,9 +48,12 @@ def draw_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
 
 
 def restored_sheet(
-    net: UnetCbam, films: Sequence[np.ndarray], config: GenesisConfig, seed: int = 0,
+    net: UnetCbam,
+    films: Sequence[np.ndarray],
+    config: GenesisConfig,
+    seed: int = 0,
     tile: int = 160,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Films (S, S) float32 in [0, 1], each in two rows: distorted, and under that restored.
 
     A column a panel of PANELS, before them the film itself and what the net makes of it; captions
@@ -67,6 +75,8 @@ def restored_sheet(
             likeness = ssim(pictures, truth).tolist()
             heads = [row or f"{name}, " for name in PANELS]
             first = f"restored, SSIM {likeness[0]:.2f}" if row else "original"
-            captions += [first, *(f"{h}SSIM {v:.2f}"
-                                  for h, v in zip(heads, likeness[1:], strict=True))]  # fmt: skip
+            captions += [
+                first,
+                *(f"{h}SSIM {v:.2f}" for h, v in zip(heads, likeness[1:], strict=True)),
+            ]
     return draw.sheet(tiles, captions, columns=1 + len(PANELS), tile=tile)

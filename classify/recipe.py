@@ -9,14 +9,24 @@ from classify.augment import AugmentConfig
 from classify.models.multitask import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.regions import RegionConfig
-from classify.schedule import OptimConfig
 from cxr.cli import to_plain
+from cxr.training.optim import OptimConfig
 
 DECODERS = ("none", "segmentation", "reconstruction")
 CLASSES = ("three", "normal", "target")
 # What may change between a stop and the next start of the same training.
-_FREE = ("out", "cache", "workers", "device", "evaluate", "draws", "targets", "data", "crops",
-         "split")  # fmt: skip
+_FREE = (
+    "out",
+    "cache",
+    "workers",
+    "device",
+    "evaluate",
+    "draws",
+    "targets",
+    "data",
+    "crops",
+    "split",
+)
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,10 @@ class TrainConfig:
             raise ValueError(f"targets name files: letters, digits, - and _ only. Got {bad[0]!r}.")
         for name, known in (("decoder", DECODERS), ("classes", CLASSES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}. "
-                                 f"Got {getattr(self, name)!r} instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}. "
+                    f"Got {getattr(self, name)!r} instead."
+                )
         both = [t for t in self.targets if t in self.unseen]
         if both:
             raise ValueError(f"unseen must not name a target, which is learnt. Got {both[0]}.")
@@ -133,15 +145,20 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative. Got {getattr(self, name)} instead.")
         if self.preprocess.side % 32:
-            raise ValueError("preprocess.side must be a multiple of 32 px (five halvings of the "
-                             f"encoder). Got {self.preprocess.side} instead.")  # fmt: skip
+            raise ValueError(
+                "preprocess.side must be a multiple of 32 px (five halvings of the "
+                f"encoder). Got {self.preprocess.side} instead."
+            )
         if self.restore_weight < 0:
             raise ValueError(f"restore_weight must not be negative. Got {self.restore_weight}.")
 
     def class_names(self, target: str) -> tuple[str, ...]:
         """What a member answers, in the order of its logits."""
-        return {"three": ("normal", target, "others"), "normal": ("normal", "abnormal"),
-                "target": ("rest", target)}[self.classes]  # fmt: skip
+        return {
+            "three": ("normal", target, "others"),
+            "normal": ("normal", "abnormal"),
+            "target": ("rest", target),
+        }[self.classes]
 
     def recipe(self) -> dict[str, Any]:
         """All that a member hangs on but its films, as plain values.

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from classify.cases import Case
+from classify.films import Case
 from cxr.film import read_film
 
 
@@ -35,8 +35,9 @@ class RegionConfig:
     def __post_init__(self) -> None:
         kinds = ("lung_field", "lesion_masks", "finding_boxes", "none")
         if self.kind not in kinds:
-            raise ValueError(f"region kind must be one of {', '.join(kinds)}. "
-                             f"Got {self.kind!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"region kind must be one of {', '.join(kinds)}. Got {self.kind!r} instead."
+            )
         if self.kind in ("lesion_masks", "finding_boxes") and not self.path:
             raise ValueError(f"region path must be given for the kind {self.kind}.")
 

@@ -23,7 +23,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
-from classify.risk import TIERS
+from classify.screening.tiers import TIERS
 from cxr.boxes import as_boxes
 from cxr.draw import encode_jpeg, fit, to_data_uri
 from cxr.intensity import to_uint8
@@ -179,9 +179,11 @@ def write_report(path: str | Path, summary: ReportSummary, book: ReportBook) -> 
     """Put the page together from the book, one film at a time, and move it into place whole."""
     path = Path(path)
     shown = {
-        "summary": summary, "cards": book.cards, "films": len(book),
+        "summary": summary,
+        "cards": book.cards,
+        "films": len(book),
         "counts": {d: book.counts[d] for d in _DECISIONS},
-    }  # fmt: skip
+    }
     with replacing(path) as file:
         for piece in _template().generate(**shown):
             file.write(piece.encode("utf-8"))
@@ -196,9 +198,12 @@ def csp_hash(text: str) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("classify", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("classify", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(csp_hash=csp_hash, printable=printable, name_of=_name_of)
     return environment.get_template("report.html")
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from classify.bundles import load_pretrained
 from classify.ensemble import pick_device
 from classify.genesis import GenesisConfig
 from classify.preprocess import preprocess
 from classify.pretrain_pictures import restored_sheet
-from classify.pretrained import load_pretrained
 from cxr.cli import from_plain, parse_config
 from cxr.draw import encode_png
 from cxr.film import list_films
@@ -51,17 +51,20 @@ class RestoreConfig:
         if not self.films:
             raise ValueError("FILMS must name a file or folder at least. Got none.")
         if self.most < 0 or self.seed < 0:
-            raise ValueError("--most and --seed must not be negative. Got "
-                             f"{self.most} and {self.seed} instead.")  # fmt: skip
+            raise ValueError(
+                f"--most and --seed must not be negative. Got {self.most} and {self.seed} instead."
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0, 1 when no film could be drawn, 2 for files that are not what they should be."""
     config = parse_config(
-        RestoreConfig, argv, prog="python -m classify.restore",
+        RestoreConfig,
+        argv,
+        prog="python -m classify.restore",
         example="python -m classify.restore ../shared/data/images/nih --most 4",
         positionals=("films",),
-    )  # fmt: skip
+    )
     try:
         drawn = restore(config)
     except (OSError, ValueError) as error:

@@ -27,9 +27,9 @@ from classify.inputs import Item, Source, crop_on_disk, fresh_crop, name_of, who
 from classify.judge import Judge
 from classify.predictions import PredictionWriter
 from classify.report import ReportBook, ReportSummary, printable, write_report
-from classify.risk import read_tiers
 from classify.run_config import DEFAULT_CROPS, DEFAULT_TIERS, RunConfig
 from classify.screener import Screener
+from classify.screening.tiers import read_tiers
 from cxr.cli import parse_config, to_plain
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
@@ -56,9 +56,11 @@ def open_source(config: RunConfig, stack: ExitStack) -> Source:
 
 def _earlier_crops(folder: Path) -> Source:
     if folder.is_file() or (folder.is_dir() and not (folder / "manifest.jsonl").exists()):
-        raise ValueError(f"--crops must name a folder of detect.crop when no FILMS are given. "
-                         f"{folder} holds no manifest.jsonl. If it holds films: "
-                         f"python -m classify.run {folder} --crops")  # fmt: skip
+        raise ValueError(
+            f"--crops must name a folder of detect.crop when no FILMS are given. "
+            f"{folder} holds no manifest.jsonl. If it holds films: "
+            f"python -m classify.run {folder} --crops"
+        )
     header, rows = read_manifest(folder / "manifest.jsonl")
     row_of = {name_of(row.film): row for row in rows}
 
@@ -100,10 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0 also when films were refused, 1 when none could be read, 2 for wrong arguments
     or files that are not what they should be, 130 when it was stopped."""
     config = parse_config(
-        RunConfig, argv, prog="python -m classify.run",
+        RunConfig,
+        argv,
+        prog="python -m classify.run",
         example="python -m classify.run ../shared/data/dicom --crops --out runs/first",
-        positionals=("films",), bare={"crops": ""},
-    )  # fmt: skip
+        positionals=("films",),
+        bare={"crops": ""},
+    )
     with ExitStack() as stack:
         try:
             source = open_source(config, stack)
@@ -128,8 +133,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = summarise(config, source, judge, complete)
         page = write_report(workdir / "report.html", summary, book)
         counts = dict(book.counts)
-        workdir.update(complete=complete, films=len(book), decisions=counts,
-                       passed_over=source.passed_over, guarantee=summary.guarantee)  # fmt: skip
+        workdir.update(
+            complete=complete,
+            films=len(book),
+            decisions=counts,
+            passed_over=source.passed_over,
+            guarantee=summary.guarantee,
+        )
         console.print(_short_table(book, summary))
         _tell_passed_over(source, f"{len(source.names)} films")
         console.print(f"{summary.guarantee}\npage: {page}", highlight=False, markup=False)
@@ -147,8 +157,9 @@ def work_through(
     """Judge the films that have no row yet; False when Ctrl-C came before the end."""
     pending = [name for name in source.names if name not in table.done]
     if len(pending) < len(source.names):
-        log.info("%d of %d films are done already", len(source.names) - len(pending),
-                 len(source.names))  # fmt: skip
+        log.info(
+            "%d of %d films are done already", len(source.names) - len(pending), len(source.names)
+        )
     first_of: dict[str, str] = {}
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     try:
@@ -170,9 +181,11 @@ def summarise(
 ) -> ReportSummary:
     """What the page's head says."""
     screener = judge.screener
-    guarantee = screener.guarantee if screener else (
-        "nothing is cleared: this ensemble has no screener, so every film is to be read."
-    )  # fmt: skip
+    guarantee = (
+        screener.guarantee
+        if screener
+        else ("nothing is cleared: this ensemble has no screener, so every film is to be read.")
+    )
     cautions = [str(screener.meta["scope"])] if screener and screener.meta.get("scope") else []
     wanted = "crops" if config.cropped else "films"
     if judge.trained_on and judge.trained_on != wanted:
@@ -203,13 +216,14 @@ def _load_models(config: RunConfig, source: Source) -> tuple[Judge, dict[str, An
         log.warning("%s holds no screener: every film is to be read", folder)
     missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()  # not run from the root
     tiers = {} if missing else read_tiers(config.tiers)
-    judge = Judge(ensemble, screener, tiers, config.cropped, config.saliency,
-                  config.tier_threshold)  # fmt: skip
+    judge = Judge(ensemble, screener, tiers, config.cropped, config.saliency, config.tier_threshold)
     settings = {
-        **source.settings, "members": dict(ensemble.weights), "tiers": tiers,
+        **source.settings,
+        "members": dict(ensemble.weights),
+        "tiers": tiers,
         "threshold": screener.threshold_id if screener else "",
         "tier_threshold": config.tier_threshold,
-    }  # fmt: skip
+    }
     return judge, settings, {f"{t}.safetensors": digest for t, digest in ensemble.weights.items()}
 
 
@@ -256,10 +270,13 @@ def _short_table(book: ReportBook, summary: ReportSummary, rows: int = 20) -> Ta
     for card in islice(book.cards(), rows):
         score = card["abnormal_score"]
         cells = (
-            Path(card["film"]).name, card["decision"].replace("_", " "),
-            "" if score is None else f"{score:.3f}", card["tier"].replace("_", " "),
-            card["status"].replace("_", " "), card["reason"],
-        )  # fmt: skip
+            Path(card["film"]).name,
+            card["decision"].replace("_", " "),
+            "" if score is None else f"{score:.3f}",
+            card["tier"].replace("_", " "),
+            card["status"].replace("_", " "),
+            card["reason"],
+        )
         table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: a name is no markup
     return table
 

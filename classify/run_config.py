@@ -57,8 +57,10 @@ class RunConfig:
             )
         for name, low, high in (("margin", 0, 1), ("batch", 1, 1024), ("jobs", -1, 256)):
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"--{name} must lie between {low} and {high}. "
-                                 f"Got {getattr(self, name)} instead.")  # fmt: skip
+                raise ValueError(
+                    f"--{name} must lie between {low} and {high}. "
+                    f"Got {getattr(self, name)} instead."
+                )
 
     @property
     def cropped(self) -> bool:

@@ -31,10 +31,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.utils.class_weight import compute_sample_weight
 
-from classify.guarantee import OperatingPoint, choose_operating_point, percent
 from classify.screener_config import EvaluateConfig, FitConfig
-from classify.screening_films import ScreeningFilms, read_screening_films
-from classify.screening_table import figures_by_source, to_rich_table
+from classify.screening.films import ScreeningFilms, read_screening_films
+from classify.screening.guarantee import OperatingPoint, choose_operating_point, percent
+from classify.screening.table import figures_by_source, to_rich_table
 from cxr.cli import Command, parse_command, to_plain
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
 
@@ -90,10 +90,17 @@ class Screener:
         folder = Path(folder)
         path = write_atomic(folder / "screener.skops", skops.io.dumps(self.model))
         digest = sha256_file(path)
-        write_json(folder / "screener.json", {
-            "schema": SCHEMA, "version": VERSION, "sha256": digest,
-            "targets": list(self.targets), "operating_point": self.point.to_dict(), **self.meta,
-        })  # fmt: skip
+        write_json(
+            folder / "screener.json",
+            {
+                "schema": SCHEMA,
+                "version": VERSION,
+                "sha256": digest,
+                "targets": list(self.targets),
+                "operating_point": self.point.to_dict(),
+                **self.meta,
+            },
+        )
         return Screener(self.model, self.targets, self.point, self.meta, digest)
 
     @classmethod
@@ -167,21 +174,29 @@ def run_fit(config: FitConfig) -> Screener:
     fit_on = films.of_parts(config.split, config.fit_parts)
     calibration = films.of_parts(config.split, [config.calibration_part])
     model = fit_screener(fit_on, config)
-    members = {t: sha256_file(p) for t in films.targets
-               if (p := config.ensemble / f"{t}.safetensors").is_file()}  # fmt: skip
+    members = {
+        t: sha256_file(p)
+        for t in films.targets
+        if (p := config.ensemble / f"{t}.safetensors").is_file()
+    }
     meta = {
         "members": members,
         "fit_films_by_source": fit_on.count_by_source(),
         "calibration_films_by_source": calibration.count_by_source(),
         "left_out": films.left_out,
         "scope": config.scope,
-        "svm": {k: float(v) for k, v in model.estimator.get_params().items()
-                if k in ("svc__C", "svc__gamma")},
-        "config": to_plain(config), "provenance": provenance(members),
-    }  # fmt: skip
+        "svm": {
+            k: float(v)
+            for k, v in model.estimator.get_params().items()
+            if k in ("svc__C", "svc__gamma")
+        },
+        "config": to_plain(config),
+        "provenance": provenance(members),
+    }
     scores = model.predict_proba(calibration.logits.reshape(len(calibration.logits), -1))[:, 1]
-    point = choose_operating_point(scores, calibration.abnormal, calibration.patients,
-                                   config.sensitivity, config.confidence)  # fmt: skip
+    point = choose_operating_point(
+        scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
+    )
     screener = Screener(model, films.targets, point, meta).save(config.ensemble)
     console.print(
         f"fitted on {len(fit_on.logits)} films, calibrated on {len(calibration.logits)}; "
@@ -196,8 +211,10 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     screener = Screener.load(config.ensemble)
     films = read_screening_films(config.predictions, config.labels, config.normal, config.sources)
     if films.targets != screener.targets:
-        raise ValueError(f"predictions must hold the members {', '.join(screener.targets)} in this "
-                         f"order. Got {', '.join(films.targets)} instead.")  # fmt: skip
+        raise ValueError(
+            f"predictions must hold the members {', '.join(screener.targets)} in this "
+            f"order. Got {', '.join(films.targets)} instead."
+        )
     chosen = films.of_parts(config.split, [config.part]) if config.split else films
     scores, decisions, _ = screener.decide(chosen.logits)
     cleared = np.array([d == CLEARED for d in decisions], dtype=bool)
@@ -206,11 +223,17 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         console.print(to_rich_table(name, figures))
     console.print(screener.guarantee, highlight=False)
     if config.out:
-        write_json(config.out, {
-            "part": config.part if config.split else "all", "by_source": report,
-            "guarantee": screener.guarantee, "left_out": chosen.left_out,
-            "config": to_plain(config), "provenance": provenance(),
-        })  # fmt: skip
+        write_json(
+            config.out,
+            {
+                "part": config.part if config.split else "all",
+                "by_source": report,
+                "guarantee": screener.guarantee,
+                "left_out": chosen.left_out,
+                "config": to_plain(config),
+                "provenance": provenance(),
+            },
+        )
     return report
 
 

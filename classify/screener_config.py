@@ -52,8 +52,10 @@ class FitConfig:
             )
         for name in ("sensitivity", "confidence"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, both excluded. "
-                                 f"Got {getattr(self, name)} instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must lie between 0 and 1, both excluded. "
+                    f"Got {getattr(self, name)} instead."
+                )
         if not self.predictions:
             raise ValueError("PREDICTIONS must name at least one predictions.csv of a run.")
 

@@ -21,11 +21,15 @@ from cxr.boxes import Frame
 from cxr.film import read_film
 
 if TYPE_CHECKING:
-    from classify.cases import Case  # loads torch, which nothing here needs
+    from classify.films import Case  # loads torch, which nothing here needs
 
 SIDE = 8
-NAMES = ("thumbnail of the film", "outside the thorax box", "four numbers of the box",
-         "thumbnail of the crop")  # fmt: skip
+NAMES = (
+    "thumbnail of the film",
+    "outside the thorax box",
+    "four numbers of the box",
+    "thumbnail of the crop",
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,7 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 
 def shortcut_scores(
-    train: dict[str, np.ndarray],
-    positive: np.ndarray,
-    test: dict[str, np.ndarray],
+    train: dict[str, np.ndarray], positive: np.ndarray, test: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """(N,) scores on the test films of a logistic regression for each shortcut.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from classify.learner import NonFiniteLossError
 from classify.singles.config import SingleConfig
 from classify.singles.fit import train_single
 from cxr.cli import parse_config
+from cxr.training.learner import NonFiniteLossError
 from cxr.workdir import log
 
 EXAMPLE = "python -m classify.single --config configs/classify/fusion.yaml"

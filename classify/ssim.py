@@ -33,8 +33,10 @@ def ssim_loss(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
 def ssim_map(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
     """SSIM at every place of the window: a, b (N, C, H, W) → (N, C, H − 10, W − 10)."""
     if a.shape != b.shape or a.ndim != 4 or min(a.shape[-2:]) < WINDOW:
-        raise ValueError(f"a and b must be (N, C, H, W) of one shape, at least {WINDOW} px a side. "
-                         f"Got {tuple(a.shape)} and {tuple(b.shape)} instead.")  # fmt: skip
+        raise ValueError(
+            f"a and b must be (N, C, H, W) of one shape, at least {WINDOW} px a side. "
+            f"Got {tuple(a.shape)} and {tuple(b.shape)} instead."
+        )
     if value_range <= 0:
         raise ValueError(f"value_range must be positive. Got {value_range} instead.")
     with torch.autocast(a.device.type, enabled=False):

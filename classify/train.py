@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from classify.augment import cache_side
-from classify.cases import Case, class_of, has_disease, part_of, select_cases
 from classify.dataset import build_cache
+from classify.films import Case, class_of, has_disease, part_of, select_cases
 from classify.fit import MemberJob, fit_member
 from classify.recipe import TrainConfig
 from cxr.cli import parse_config, to_plain
@@ -78,13 +78,18 @@ def load_cases(config: TrainConfig) -> tuple[list[Case], dict[str, list[int]]]:
     names = sorted(set(split.part_of.values()))
     parts = {name: part_of(cases, split, name) for name in names}
     _hold_out(config.unseen, cases, parts)
-    log.info("%d films (%s), left out: %s", len(cases),
-             ", ".join(f"{k} {len(v)}" for k, v in parts.items()),
-             ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none")  # fmt: skip
+    log.info(
+        "%d films (%s), left out: %s",
+        len(cases),
+        ", ".join(f"{k} {len(v)}" for k, v in parts.items()),
+        ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none",
+    )
     for part in dict.fromkeys(("train", "val", *config.evaluate)):
         if not parts.get(part):
-            raise ValueError(f"the split must have films in its part {part!r}. Got none: "
-                             "check evaluate, sources and max_films.")  # fmt: skip
+            raise ValueError(
+                f"the split must have films in its part {part!r}. Got none: "
+                "check evaluate, sources and max_films."
+            )
     return cases, parts
 
 
@@ -93,8 +98,10 @@ def _hold_out(unseen: Sequence[str], cases: Sequence[Case], parts: dict[str, lis
     for disease in unseen:
         films = {i for i, case in enumerate(cases) if has_disease(case.row, [disease])}
         if not films:
-            raise ValueError("unseen must stand in the label or sublabel of films. "
-                             f"Got {disease!r}, which stands nowhere.")  # fmt: skip
+            raise ValueError(
+                "unseen must stand in the label or sublabel of films. "
+                f"Got {disease!r}, which stands nowhere."
+            )
         for part in {"train", "val"} & set(parts):
             parts[part] = [i for i in parts[part] if i not in films]
 
@@ -107,8 +114,10 @@ def member_job(
     known = [k for k in labels if k is not None]
     assert len(known) == len(cases), "select_cases leaves unknown truths out"
     if not any(has_disease(cases[i].row, [target]) for i in parts["train"]):
-        raise ValueError(f"targets must stand in the label or sublabel of training films. "
-                         f"Got {target!r}, which stands nowhere.")  # fmt: skip
+        raise ValueError(
+            f"targets must stand in the label or sublabel of training films. "
+            f"Got {target!r}, which stands nowhere."
+        )
     workdir = Path(config.out)
     cache = Path(config.cache) if config.cache else workdir / "cache"
     side = config.preprocess.side
@@ -121,9 +130,17 @@ def member_job(
             cases, config.preprocess, config.region, cache, wide_side, jitter, target
         )
     return MemberJob(
-        target, order, workdir / target, workdir / f"{target}.safetensors", config, cases, known,
-        parts, wide, exact,
-    )  # fmt: skip
+        target,
+        order,
+        workdir / target,
+        workdir / f"{target}.safetensors",
+        config,
+        cases,
+        known,
+        parts,
+        wide,
+        exact,
+    )
 
 
 def check_same_recipe(folder: Path, config: TrainConfig) -> None:

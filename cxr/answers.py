@@ -49,16 +49,20 @@ def read_answers(path: str | Path) -> tuple[tuple[str, ...], list[Answer]]:
     """Classes and answers of an answers.csv; raises ValueError naming the line that is wrong."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} must be an answers.csv. It does not exist: train the system "
-                         "first, or give its folder's answers.csv.")  # fmt: skip
+        raise ValueError(
+            f"{path} must be an answers.csv. It does not exist: train the system "
+            "first, or give its folder's answers.csv."
+        )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, []))
         classes = tuple(c.removeprefix(_SCORE) for c in header if c.startswith(_SCORE))
         if not classes or header != columns_of(classes):
             wanted = ", ".join((*_BEFORE, f"{_SCORE}CLASS"))
-            raise ValueError(f"{path} must have the columns {wanted} (one a class). "
-                             f"Got {', '.join(header) or 'none'} instead.")  # fmt: skip
+            raise ValueError(
+                f"{path} must have the columns {wanted} (one a class). "
+                f"Got {', '.join(header) or 'none'} instead."
+            )
         answers: list[Answer] = []
         films: set[str] = set()
         try:
@@ -85,8 +89,10 @@ def _answer(cells: Sequence[str], width: int) -> Answer:
 
 def _check_classes(classes: tuple[str, ...]) -> None:
     if len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes:
-        raise ValueError("classes must name at least two answers, each once. "
-                         f"Got {', '.join(classes) or 'none'} instead.")  # fmt: skip
+        raise ValueError(
+            "classes must name at least two answers, each once. "
+            f"Got {', '.join(classes) or 'none'} instead."
+        )
 
 
 def _check(answer: Answer, classes: tuple[str, ...], films: set[str]) -> None:
@@ -94,11 +100,15 @@ def _check(answer: Answer, classes: tuple[str, ...], films: set[str]) -> None:
         raise ValueError(f"film must be named, and stand there once. Got {answer.film!r}.")
     films.add(answer.film)
     if answer.truth not in classes:
-        raise ValueError(f"truth of {answer.film} must be one of {', '.join(classes)}. "
-                         f"Got {answer.truth!r} instead.")  # fmt: skip
+        raise ValueError(
+            f"truth of {answer.film} must be one of {', '.join(classes)}. "
+            f"Got {answer.truth!r} instead."
+        )
     good = all(math.isfinite(score) and score >= 0 for score in answer.scores)
     # half-precision networks are a little off
     near_one = abs(sum(answer.scores) - 1) < 1e-3
     if len(answer.scores) != len(classes) or not good or not near_one:
-        raise ValueError(f"scores of {answer.film} must be {len(classes)} numbers, none negative, "
-                         f"with the sum 1. Got {list(answer.scores)} instead.")  # fmt: skip
+        raise ValueError(
+            f"scores of {answer.film} must be {len(classes)} numbers, none negative, "
+            f"with the sum 1. Got {list(answer.scores)} instead."
+        )

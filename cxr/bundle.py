@@ -50,8 +50,10 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
     """Read a bundle of that kind; raises FileNotFoundError or ValueError with the remedy."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights. Run from the project's folder, train "
-                                "them, or give another file.")  # fmt: skip
+        raise FileNotFoundError(
+            f"{path}: no such weights. Run from the project's folder, train "
+            "them, or give another file."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("lungfirst", "")

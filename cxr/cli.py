@@ -92,8 +92,12 @@ def parse_config(
 
 def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     """`--square films/` as `--square=true films/`: a switch is known to take no file's name."""
-    switches = {option for action in parser._actions if getattr(action, "_typehint", None) is bool
-                for option in action.option_strings}  # fmt: skip
+    switches = {
+        option
+        for action in parser._actions
+        if getattr(action, "_typehint", None) is bool
+        for option in action.option_strings
+    }
     return [
         f"{word}=true" if word in switches and after not in (["true"], ["false"]) else word
         for word, after in ((word, words[i + 1 : i + 2]) for i, word in enumerate(words))
@@ -118,13 +122,17 @@ def parse_command(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser(
-        prog=prog, description=about, allow_abbrev=False, default_env=False,
+        prog=prog,
+        description=about,
+        allow_abbrev=False,
+        default_env=False,
         epilog="example:  " + "   or   ".join(c.example for c in commands.values()),
-    )  # fmt: skip
+    )
     if words and words[0] in commands:
         chosen = commands[words[0]]
-        return parse_config(chosen.config_class, words[1:], f"{prog} {words[0]}", chosen.example,
-                            chosen.positionals)  # fmt: skip
+        return parse_config(
+            chosen.config_class, words[1:], f"{prog} {words[0]}", chosen.example, chosen.positionals
+        )
     parser.add_argument(
         "command", choices=sorted(commands), help="what to do; it has its own --help"
     )
@@ -134,9 +142,11 @@ def parse_command(
 
 
 def instantiate(
-    parser: ArgumentParser, namespace: Namespace, config_class: type[Config],
+    parser: ArgumentParser,
+    namespace: Namespace,
+    config_class: type[Config],
     positionals: Sequence[str] = (),
-) -> Config:  # fmt: skip
+) -> Config:
     """The dataclass from parsed values; raises ValueError, the dataclass' own ones included."""
     _check_nulls(parser, namespace)
     names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]

@@ -66,8 +66,11 @@ def find_faults(data: Any) -> list[str]:
     """One line for each fault of a COCO detection object; an empty list when it is sound."""
     if not isinstance(data, dict):
         return ["the file must hold a JSON object with images, annotations and categories"]
-    faults = [f"{k} must be a list" for k in ("images", "annotations", "categories")
-              if not isinstance(data.get(k), list)]  # fmt: skip
+    faults = [
+        f"{k} must be a list"
+        for k in ("images", "annotations", "categories")
+        if not isinstance(data.get(k), list)
+    ]
     if faults:
         return faults
     sizes: dict[Any, tuple[str, float, float]] = {}
@@ -184,12 +187,27 @@ def to_coco(coco: CocoSet) -> dict[str, Any]:
     notes: list[dict[str, Any]] = []
     for number, film in enumerate(coco.films, 1):
         height, width = film.size_hw
-        images.append({"id": number, "file_name": film.file_name, "width": width,
-                       "height": height, **film.extra})  # fmt: skip
+        images.append(
+            {
+                "id": number,
+                "file_name": film.file_name,
+                "width": width,
+                "height": height,
+                **film.extra,
+            }
+        )
         for box, label in zip(xyxy_to_xywh(film.boxes_xyxy), film.labels, strict=True):
             x, y, w, h = (round(float(v), 3) for v in box)
-            notes.append({"id": len(notes) + 1, "image_id": number, "category_id": label + 1,
-                          "bbox": [x, y, w, h], "area": round(w * h, 3), "iscrowd": 0})  # fmt: skip
+            notes.append(
+                {
+                    "id": len(notes) + 1,
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "bbox": [x, y, w, h],
+                    "area": round(w * h, 3),
+                    "iscrowd": 0,
+                }
+            )
     categories = [{"id": i, "name": name} for i, name in enumerate(coco.classes, 1)]
     return {"info": coco.info, "categories": categories, "images": images, "annotations": notes}
 

@@ -119,11 +119,14 @@ def sheet(
     alike at the ends. Without pictures the sheet says so.
     """
     if captions and len(captions) != len(images):
-        raise ValueError(f"captions of sheet must be one for each image. Got {len(captions)} for "
-                         f"{len(images)} images instead.")  # fmt: skip
+        raise ValueError(
+            f"captions of sheet must be one for each image. Got {len(captions)} for "
+            f"{len(images)} images instead."
+        )
     if columns < 1 or tile < 16:
-        raise ValueError(f"columns must be at least 1 and tile at least 16 px. Got {columns} and "
-                         f"{tile} instead.")  # fmt: skip
+        raise ValueError(
+            f"columns must be at least 1 and tile at least 16 px. Got {columns} and {tile} instead."
+        )
     size, gap = max(10, tile // 19), 4
     lines = max((c.count("\n") + 1 for c in captions), default=0)
     cell_h, cell_w = tile + lines * (size + 3) + 2 * gap, tile + gap
@@ -202,14 +205,23 @@ def _encode(image: np.ndarray, kind: str, options: list[int]) -> bytes:
 
 
 def _draw_texts(
-    image: np.ndarray, texts: Sequence[tuple[str, tuple[int, int]]], colour: Colour, size: int,
+    image: np.ndarray,
+    texts: Sequence[tuple[str, tuple[int, int]]],
+    colour: Colour,
+    size: int,
     rim: int = 0,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     for text, xy in texts:
-        pen.text(xy, to_ascii(text), fill=colour, font=_font(size), stroke_width=rim,
-                 stroke_fill=(0, 0, 0))  # fmt: skip
+        pen.text(
+            xy,
+            to_ascii(text),
+            fill=colour,
+            font=_font(size),
+            stroke_width=rim,
+            stroke_fill=(0, 0, 0),
+        )
     return np.array(canvas)
 
 
@@ -220,11 +232,15 @@ def _font(size: int) -> Any:
 
 def _check_rgb(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 RGB (H, W, 3). Got {image.dtype} of shape "
-                         f"{image.shape} instead: call to_rgb first.")  # fmt: skip
+        raise ValueError(
+            f"image must be uint8 RGB (H, W, 3). Got {image.dtype} of shape "
+            f"{image.shape} instead: call to_rgb first."
+        )
 
 
 def _check_same_size(image: np.ndarray, plane: np.ndarray, name: str) -> None:
     if np.shape(plane) != image.shape[:2]:
-        raise ValueError(f"{name} must be of the image's size {image.shape[:2]}. "
-                         f"Got shape {np.shape(plane)} instead.")  # fmt: skip
+        raise ValueError(
+            f"{name} must be of the image's size {image.shape[:2]}. "
+            f"Got shape {np.shape(plane)} instead."
+        )

@@ -53,13 +53,16 @@ def read_films_table(path: str | Path) -> list[FilmRow]:
         reader = csv.DictReader(file)
         missing = [c for c in wanted if c not in (reader.fieldnames or [])]
         if missing:
-            raise ValueError(f"{path} must have the columns {', '.join(wanted)}. "
-                             f"Missing: {', '.join(missing)}.")  # fmt: skip
+            raise ValueError(
+                f"{path} must have the columns {', '.join(wanted)}. Missing: {', '.join(missing)}."
+            )
         rows = []
         for r in reader:
             if any(r[c] is None for c in wanted):
-                raise ValueError(f"{path} line {reader.line_num} must have a cell for each column. "
-                                 "It ends early.")  # fmt: skip
+                raise ValueError(
+                    f"{path} line {reader.line_num} must have a cell for each column. "
+                    "It ends early."
+                )
             rows.append(FilmRow(**{c: r[c] for c in wanted}, view=r.get("view") or ""))
     nameless = [r.image for r in rows if not r.patient_id]
     if nameless:

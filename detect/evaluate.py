@@ -90,8 +90,12 @@ class EvaluateConfig:
     out: str = "runs/evaluate"
 
     def __post_init__(self) -> None:
-        for name, low, high in (("batch", 1, 1024), ("jobs", -1, 256), ("max_films", 0, 10**9),
-                                ("double_score", 0, 1)):  # fmt: skip
+        for name, low, high in (
+            ("batch", 1, 1024),
+            ("jobs", -1, 256),
+            ("max_films", 0, 10**9),
+            ("double_score", 0, 1),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"--{name} must lie between {low} and {high}. Got {value}.")
@@ -100,9 +104,11 @@ class EvaluateConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when it measured, 1 when no film could be read, 2 for wrong arguments."""
     config = parse_config(
-        EvaluateConfig, argv, prog="python -m detect.evaluate",
+        EvaluateConfig,
+        argv,
+        prog="python -m detect.evaluate",
         example="python -m detect.evaluate --part test --sources '[kermany]' --out runs/kermany",
-    )  # fmt: skip
+    )
     try:
         detector = ThoraxDetector.load(config.weights or None, config.device, config.flips)
         films, constant = select_films(config, detector.config.classes)
@@ -154,17 +160,22 @@ def select_films(
 def _with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
     value = film.extra.get(key)
     if film.labels and value not in classes:
-        raise ValueError(f"{film.file_name}: its {key} must be a class of the detector "
-                         f"({', '.join(classes)}). Got {value!r} instead.")  # fmt: skip
+        raise ValueError(
+            f"{film.file_name}: its {key} must be a class of the detector "
+            f"({', '.join(classes)}). Got {value!r} instead."
+        )
     return replace(
         film, labels=(classes.index(str(value)),) * len(film.labels) if film.labels else ()
     )
 
 
 def evaluate(
-    detector: Detector, films: Sequence[CocoFilm], constant: Any, config: EvaluateConfig,
+    detector: Detector,
+    films: Sequence[CocoFilm],
+    constant: Any,
+    config: EvaluateConfig,
     classes: int = 1,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Run the detector over the films and compare it with both baselines, pooled and by source."""
     results = list(measure_films(detector, films, constant, config))
     return Evaluation(results, compare(results, classes, config.seed), config.part)
@@ -194,9 +205,14 @@ def measure_films(
 
 
 def measure_film(
-    truth: CocoFilm, film: Film, found: Detections, detector: Detector, constant: Any,
-    mask: np.ndarray | None, double_score: float,
-) -> FilmResult:  # fmt: skip
+    truth: CocoFilm,
+    film: Film,
+    found: Detections,
+    detector: Detector,
+    constant: Any,
+    mask: np.ndarray | None,
+    double_score: float,
+) -> FilmResult:
     """One film's box, and both baselines', against the truth.
 
     `fallback` counts as a miss: the whole film is a way on, not a box.
@@ -219,9 +235,11 @@ def measure_film(
             "constant box": score(scale_box(constant, truth.size_hw)),
             "whole film": score(scale_box(WHOLE_FILM, truth.size_hw)),
         },
-        {"constant box": scale_box(constant, truth.size_hw),
-         "whole film": scale_box(WHOLE_FILM, truth.size_hw)},
-    )  # fmt: skip
+        {
+            "constant box": scale_box(constant, truth.size_hw),
+            "whole film": scale_box(WHOLE_FILM, truth.size_hw),
+        },
+    )
 
 
 def _unread_result(truth: CocoFilm, why: Unread) -> FilmResult:

@@ -93,8 +93,9 @@ def _line(results: Sequence[FilmResult], method: str, classes: int, seed: int) -
     named = [r for r in results if r.film.labels]
     if classes < 2 or not named:
         return Line(summary, precision)
-    right = [r.box is not None and r.status == "ok" and r.box.label == r.film.labels[0]
-             for r in named]  # fmt: skip
+    right = [
+        r.box is not None and r.status == "ok" and r.box.label == r.film.labels[0] for r in named
+    ]
     return Line(summary, precision, float(np.mean(right)))
 
 
@@ -110,22 +111,28 @@ def _predicted(result: FilmResult, method: str, classes: int) -> tuple[Any, Any,
 
 def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
     """metrics.json, films.csv and table.md into the run's folder."""
-    write_json(workdir / "metrics.json", {
-        "part": evaluation.part,
-        "statuses": dict(Counter(r.status for r in evaluation.results)),
-        "blocks": _to_json(evaluation.blocks),
-        "misses": names_of_misses(evaluation),
-        "doubles": names_of_doubles(evaluation),
-        "edges": SIDES,
-    })  # fmt: skip
+    write_json(
+        workdir / "metrics.json",
+        {
+            "part": evaluation.part,
+            "statuses": dict(Counter(r.status for r in evaluation.results)),
+            "blocks": _to_json(evaluation.blocks),
+            "misses": names_of_misses(evaluation),
+            "doubles": names_of_doubles(evaluation),
+            "edges": SIDES,
+        },
+    )
     write_atomic(workdir / "films.csv", films_csv(evaluation.results))
     write_atomic(workdir / "table.md", table_markdown(evaluation))
 
 
 def names_of_misses(evaluation: Evaluation) -> list[str]:
     """Films with a thorax and no box of status ok, each with its reason."""
-    return [f"{r.film.file_name}: {r.status}, {r.reason}"
-            for r in evaluation.results if r.scores["detector"].missed]  # fmt: skip
+    return [
+        f"{r.film.file_name}: {r.status}, {r.reason}"
+        for r in evaluation.results
+        if r.scores["detector"].missed
+    ]
 
 
 def names_of_doubles(evaluation: Evaluation) -> list[str]:
@@ -149,20 +156,44 @@ def films_csv(results: Sequence[FilmResult]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     edges = [f"edge_{side}_{unit}" for unit in ("px", "mm") for side in SIDES]
-    writer.writerow(["film", "source", "patient", "label", "status", "reason", "score",
-                     "second_score", "iou", "coverage", "lung_coverage", *edges,
-                     "x0", "y0", "x1", "y1"])  # fmt: skip
+    writer.writerow(
+        [
+            "film",
+            "source",
+            "patient",
+            "label",
+            "status",
+            "reason",
+            "score",
+            "second_score",
+            "iou",
+            "coverage",
+            "lung_coverage",
+            *edges,
+            "x0",
+            "y0",
+            "x1",
+            "y1",
+        ]
+    )
     for r in results:
         score = r.scores["detector"]
         values = [score.iou, score.coverage, score.lung_coverage, *score.edges_px, *score.edges_mm]
         seen = r.found.scores if r.found is not None else np.zeros(0)
         place = r.box.xyxy if r.box is not None and r.box.xyxy is not None else [""] * 4
-        writer.writerow([
-            r.film.file_name, r.source, r.film.patient_id, r.film.extra.get("label", ""),
-            r.status, r.reason, *(f"{seen[i]:.4f}" if len(seen) > i else "" for i in (0, 1)),
-            *("" if math.isnan(v) else f"{v:.4f}" for v in values),
-            *(f"{v:.1f}" if v != "" else "" for v in place),
-        ])  # fmt: skip
+        writer.writerow(
+            [
+                r.film.file_name,
+                r.source,
+                r.film.patient_id,
+                r.film.extra.get("label", ""),
+                r.status,
+                r.reason,
+                *(f"{seen[i]:.4f}" if len(seen) > i else "" for i in (0, 1)),
+                *("" if math.isnan(v) else f"{v:.4f}" for v in values),
+                *(f"{v:.1f}" if v != "" else "" for v in place),
+            ]
+        )
     return out.getvalue()
 
 
@@ -172,23 +203,53 @@ def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     in_mm = any(not math.isnan(line.summary.edge_mm.value) for _, _, line in lines)
     several = any(not math.isnan(line.class_accuracy) for _, _, line in lines)
     negatives = any(line.summary.negatives for _, _, line in lines)
-    head = ["films of", "box", "films", "patients", "mean IoU [95 %]", "median", "IoU≥.9 [95 %]",
-            "IoU≥.75", "coverage", "cov≥.99", "lungs", "AP", "AP50", "AP75", "edge px",
-            *(["edge mm"] if in_mm else []), "misses", "doubles",
-            *(["class"] if several else []), *(["false boxes"] if negatives else [])]  # fmt: skip
+    head = [
+        "films of",
+        "box",
+        "films",
+        "patients",
+        "mean IoU [95 %]",
+        "median",
+        "IoU≥.9 [95 %]",
+        "IoU≥.75",
+        "coverage",
+        "cov≥.99",
+        "lungs",
+        "AP",
+        "AP50",
+        "AP75",
+        "edge px",
+        *(["edge mm"] if in_mm else []),
+        "misses",
+        "doubles",
+        *(["class"] if several else []),
+        *(["false boxes"] if negatives else []),
+    ]
     rows = []
     for block, method, line in lines:
         s, p = line.summary, line.precision
-        rows.append([
-            block, method, str(s.films), str(s.patients), _interval(s.mean_iou),
-            _number(s.median_iou), _interval(s.share_iou_90), _number(s.share_iou_75.value),
-            _number(s.coverage.value), _number(s.share_covered.value),
-            _number(s.lung_coverage.value), *(_number(v) for v in (p.ap, p.ap50, p.ap75)),
-            _number(s.edge_px.value, 1), *([_number(s.edge_mm.value, 1)] if in_mm else []),
-            str(s.misses), str(s.doubles),
-            *([_number(line.class_accuracy)] if several else []),
-            *([f"{s.false_boxes} of {s.negatives}"] if negatives else []),
-        ])  # fmt: skip
+        rows.append(
+            [
+                block,
+                method,
+                str(s.films),
+                str(s.patients),
+                _interval(s.mean_iou),
+                _number(s.median_iou),
+                _interval(s.share_iou_90),
+                _number(s.share_iou_75.value),
+                _number(s.coverage.value),
+                _number(s.share_covered.value),
+                _number(s.lung_coverage.value),
+                *(_number(v) for v in (p.ap, p.ap50, p.ap75)),
+                _number(s.edge_px.value, 1),
+                *([_number(s.edge_mm.value, 1)] if in_mm else []),
+                str(s.misses),
+                str(s.doubles),
+                *([_number(line.class_accuracy)] if several else []),
+                *([f"{s.false_boxes} of {s.negatives}"] if negatives else []),
+            ]
+        )
     return head, rows
 
 
@@ -218,18 +279,35 @@ def table_markdown(evaluation: Evaluation) -> str:
     """The table, then misses and doubles by name."""
     head, rows = table_rows(evaluation)
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    lines += ["", "Misses count as IoU 0 and coverage 0; intervals by bootstrap over patients. A "
-              "fallback to the whole film is a miss here."]  # fmt: skip
-    for title, names in (("Misses", names_of_misses(evaluation)),
-                         ("Doubles", names_of_doubles(evaluation))):  # fmt: skip
+    lines += [
+        "",
+        "Misses count as IoU 0 and coverage 0; intervals by bootstrap over patients. A "
+        "fallback to the whole film is a miss here.",
+    ]
+    for title, names in (
+        ("Misses", names_of_misses(evaluation)),
+        ("Doubles", names_of_doubles(evaluation)),
+    ):
         lines += ["", f"{title}: {len(names)}", *(f"- `{name}`" for name in names)]
     return "\n".join(lines) + "\n"
 
 
 def print_tables(evaluation: Evaluation) -> None:
     """A table a block, narrow enough for a terminal, and the lists; table.md holds all columns."""
-    head = ("box", "IoU", "med.", "IoU≥.9", "≥.75", "cov.", "AP", "AP50", "AP75", "edge",
-            "miss", "dbl")  # fmt: skip
+    head = (
+        "box",
+        "IoU",
+        "med.",
+        "IoU≥.9",
+        "≥.75",
+        "cov.",
+        "AP",
+        "AP50",
+        "AP75",
+        "edge",
+        "miss",
+        "dbl",
+    )
     for block, lines in evaluation.blocks.items():
         own = lines["detector"].summary
         title = f"{block}: {own.films} films of {own.patients} patients, part {evaluation.part}"
@@ -239,8 +317,10 @@ def print_tables(evaluation: Evaluation) -> None:
         for method, line in lines.items():
             table.add_row(method.split()[0], *_short_cells(line))
         console.print(table)
-    for title, names in (("misses", names_of_misses(evaluation)),
-                         ("doubles", names_of_doubles(evaluation))):  # fmt: skip
+    for title, names in (
+        ("misses", names_of_misses(evaluation)),
+        ("doubles", names_of_doubles(evaluation)),
+    ):
         console.print(f"{title}: {len(names)}", highlight=False)
         for name in names:
             console.print(f"  {name}", markup=False, highlight=False)
@@ -266,6 +346,8 @@ def draw_worst(evaluation: Evaluation, data: Path, path: Path, number: int = 24)
         pictures.append(picture)
         iou = result.scores["detector"].iou
         captions.append(f"IoU {iou:.3f}  {result.status}\n{Path(result.film.file_name).name}")
-    title = (f"the {len(worst)} worst of {len(known)} films, part {evaluation.part}: truth green, "
-             "box orange, unused box red")  # fmt: skip
+    title = (
+        f"the {len(worst)} worst of {len(known)} films, part {evaluation.part}: truth green, "
+        "box orange, unused box red"
+    )
     write_atomic(path, encode_png(sheet(pictures, captions, columns=6, tile=320, title=title)))

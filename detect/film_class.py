@@ -31,7 +31,7 @@ from torch import Tensor
 from cxr.answers import write_answers
 from cxr.cli import parse_config, to_plain
 from cxr.coco import CocoFilm
-from cxr.confusion import draw_confusion
+from cxr.plots import draw_confusion
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_json
 from detect.data import DataConfig, select_parts
 from detect.film_class_answers import (
@@ -55,8 +55,17 @@ from detect.train import RefusedError, TrainConfig, train
 BUNDLE = "thorax.safetensors"
 PARTS = {"train": 0.7, "val": 0.1, "test": 0.2}
 # settings that say where and how fast, and leave every answer as it is
-_FREE = ("out", "workers", "accelerator", "devices", "strategy", "picture_every", "restart",
-         "keep_checkpoints", "films")  # fmt: skip
+_FREE = (
+    "out",
+    "workers",
+    "accelerator",
+    "devices",
+    "strategy",
+    "picture_every",
+    "restart",
+    "keep_checkpoints",
+    "films",
+)
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,17 @@ class FilmClassConfig(TrainConfig):
     def __post_init__(self) -> None:
         classes = self.model.classes
         if len(set(classes)) < 2 or len(set(classes)) != len(classes) or NO_BOX in classes:
-            raise ValueError("model.classes must name two classes or more, each once, none "
-                             f"{NO_BOX!r}. Got {', '.join(classes)}.")  # fmt: skip
+            raise ValueError(
+                "model.classes must name two classes or more, each once, none "
+                f"{NO_BOX!r}. Got {', '.join(classes)}."
+            )
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"--min_score must lie in [0, 1]. Got {self.min_score}.")
         if self.model.box_rule != "best":
-            raise ValueError("model.box_rule must be best: the best box's class is the film's. "
-                             f"Got {self.model.box_rule!r}.")  # fmt: skip
+            raise ValueError(
+                "model.box_rule must be best: the best box's class is the film's. "
+                f"Got {self.model.box_rule!r}."
+            )
 
     @property
     def answered_part(self) -> str:
@@ -144,9 +157,11 @@ class FilmClassModule(DetectorModule):
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
     config = parse_config(
-        FilmClassConfig, argv, "python -m detect.film_class",
+        FilmClassConfig,
+        argv,
+        "python -m detect.film_class",
         "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class",
-    )  # fmt: skip
+    )
     try:
         if config.films:
             weights = config.weights or str(Path(config.out) / BUNDLE)
@@ -186,9 +201,11 @@ def train_film_class(config: FilmClassConfig) -> Path:
         bundle = Path(config.weights)
         detector = ThoraxDetector.load(bundle, _device(config), flips=False)
         if detector.config.classes != config.model.classes:
-            raise RefusedError("--weights must know the classes of model.classes "
-                               f"({', '.join(config.model.classes)}). Got "
-                               f"{', '.join(detector.config.classes)}.")  # fmt: skip
+            raise RefusedError(
+                "--weights must know the classes of model.classes "
+                f"({', '.join(config.model.classes)}). Got "
+                f"{', '.join(detector.config.classes)}."
+            )
         Workdir(out).start(to_plain(config), config.seed, detector.weights)
     else:
         if not (out / BUNDLE).exists():
@@ -213,9 +230,11 @@ def check_same_run(config: FilmClassConfig) -> None:
             plain["data"]["data"] = str(Path(plain["data"]["data"]).resolve())
     other = [k for k in wanted if k not in _FREE and begun.get(k) != wanted[k]]
     if other:
-        raise RefusedError(f"--out {config.out} must be new or hold a run of the same settings. It "
-                           f"was begun with another {', '.join(other)}: give another folder, or "
-                           "--restart.")  # fmt: skip
+        raise RefusedError(
+            f"--out {config.out} must be new or hold a run of the same settings. It "
+            f"was begun with another {', '.join(other)}: give another folder, or "
+            "--restart."
+        )
 
 
 def select_answered(config: FilmClassConfig) -> list[tuple[CocoFilm, str]]:
@@ -233,13 +252,17 @@ def select_answered(config: FilmClassConfig) -> list[tuple[CocoFilm, str]]:
     of_class = Counter(truth for _, truth in known["train"])
     missing = [name for name in classes if not of_class[name]]
     if missing and not config.weights:
-        raise RefusedError("part train must hold films of each class. Got none of "
-                           f"{', '.join(missing)}: see data.sources, and take data.per_label "
-                           "rather than data.max_films for a small run.")  # fmt: skip
+        raise RefusedError(
+            "part train must hold films of each class. Got none of "
+            f"{', '.join(missing)}: see data.sources, and take data.per_label "
+            "rather than data.max_films for a small run."
+        )
     answered = known.get(config.answered_part, [])
     if not answered:
-        raise RefusedError(f"part {config.answered_part} must hold a film to answer. Got none: "
-                           "give it a larger share in data.parts, or more films.")  # fmt: skip
+        raise RefusedError(
+            f"part {config.answered_part} must hold a film to answer. Got none: "
+            "give it a larger share in data.parts, or more films."
+        )
     return answered
 
 
@@ -264,17 +287,22 @@ def write_results(
     names = [*classes, NO_BOX]
     write_answers(out / "answers.csv", names, [f.to_answer() for f in answered])
     rows = [film.to_row() for film in answered]
-    write_json(out / "boxes.json", {"schema": "lungfirst.film_class", "version": 1,
-                                    "classes": list(classes), "films": rows})  # fmt: skip
+    write_json(
+        out / "boxes.json",
+        {"schema": "lungfirst.film_class", "version": 1, "classes": list(classes), "films": rows},
+    )
     write_json(out / "metrics.json", to_metrics(config, detector, answered, counts, len(films)))
     draw_confusion(counts, classes, names, out / "confusion.png", f"{len(answered)} films")
     draw_answers(answered, root, out / "predictions.png")
 
 
 def to_metrics(
-    config: FilmClassConfig, detector: ThoraxDetector, answered: Sequence[AnsweredFilm],
-    counts: np.ndarray, listed: int,
-) -> dict[str, Any]:  # fmt: skip
+    config: FilmClassConfig,
+    detector: ThoraxDetector,
+    answered: Sequence[AnsweredFilm],
+    counts: np.ndarray,
+    listed: int,
+) -> dict[str, Any]:
     """What metrics.json holds: the figures, and where they come from."""
     return {
         "part": config.answered_part,

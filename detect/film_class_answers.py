@@ -86,13 +86,19 @@ class AnsweredFilm:
         """The film's row of boxes.json; boxes in the film's pixels."""
         said = self.said
         return {
-            "film": self.entry.file_name, "patient": self.entry.patient_id,
-            "source": str(self.entry.extra.get("source") or ""), "size_hw": list(said.size_hw),
-            "truth": self.truth, "class": said.answer, "status": said.status,
-            "reason": said.reason, "box_xyxy": _rounded(said.xyxy), "score": said.box_score,
+            "film": self.entry.file_name,
+            "patient": self.entry.patient_id,
+            "source": str(self.entry.extra.get("source") or ""),
+            "size_hw": list(said.size_hw),
+            "truth": self.truth,
+            "class": said.answer,
+            "status": said.status,
+            "reason": said.reason,
+            "box_xyxy": _rounded(said.xyxy),
+            "score": said.box_score,
             "truth_xyxy": _rounded(self.truth_xyxy),
             "iou": None if self.iou is None else round(self.iou, 4),
-        }  # fmt: skip
+        }
 
 
 def _rounded(xyxy: Box | None) -> list[float] | None:
@@ -148,23 +154,45 @@ def classify_film(
     low = min_score is not None and (not len(found.scores) or found.scores[0] < min_score)
     if low or (min_score is None and decision.status == "no_thorax"):
         scores = (*(0.0 for _ in classes), 1.0)
-        return ClassedFilm(film.path, decision.status, decision.reason, NO_BOX, scores, None,
-                           decision.score, size_hw)  # fmt: skip
+        return ClassedFilm(
+            film.path,
+            decision.status,
+            decision.reason,
+            NO_BOX,
+            scores,
+            None,
+            decision.score,
+            size_hw,
+        )
     shares = class_scores(found.scores, found.labels, len(classes))
     return ClassedFilm(
-        film.path, decision.status, decision.reason, classes[int(found.labels[0])],
-        (*(float(v) for v in shares), 0.0), _as_box(found.boxes_xyxy[0]), decision.score, size_hw,
-    )  # fmt: skip
+        film.path,
+        decision.status,
+        decision.reason,
+        classes[int(found.labels[0])],
+        (*(float(v) for v in shares), 0.0),
+        _as_box(found.boxes_xyxy[0]),
+        decision.score,
+        size_hw,
+    )
 
 
 def classify_films(
-    detector: ThoraxDetector, paths: Sequence[str | Path], batch: int = 8, jobs: int = 0,
+    detector: ThoraxDetector,
+    paths: Sequence[str | Path],
+    batch: int = 8,
+    jobs: int = 0,
     min_score: float | None = None,
-) -> Iterator[ClassedFilm]:  # fmt: skip
+) -> Iterator[ClassedFilm]:
     """`classify_film` for each film, in order; pixels are held a batch at a time."""
     stream = read_ahead(paths, jobs)
-    bar = track(batched(stream, batch), "answering", -(-len(paths) // max(1, batch)),
-                console=console, transient=True)  # fmt: skip
+    bar = track(
+        batched(stream, batch),
+        "answering",
+        -(-len(paths) // max(1, batch)),
+        console=console,
+        transient=True,
+    )
     for items in bar:
         films = [film for _, film in items if isinstance(film, Film)]
         found = iter(detector.detect([film.pixels for film in films]))
@@ -215,9 +243,12 @@ def measure(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
         "accuracy": float(hits.sum() / films) if films else None,
         "f1": f1,
         "f1_macro": float(np.mean(known)) if known else None,
-        "confusion": {"truth": list(classes), "answer": [*classes, NO_BOX],
-                      "films": counts.tolist()},
-    }  # fmt: skip
+        "confusion": {
+            "truth": list(classes),
+            "answer": [*classes, NO_BOX],
+            "films": counts.tolist(),
+        },
+    }
 
 
 def measure_boxes(films: Sequence[AnsweredFilm]) -> dict[str, Any]:
@@ -225,5 +256,8 @@ def measure_boxes(films: Sequence[AnsweredFilm]) -> dict[str, Any]:
     ious = np.array([f.iou for f in films if f.iou is not None])
     if not len(ious):
         return {"films": 0, "mean_iou": None, "share_iou_09": None}
-    return {"films": len(ious), "mean_iou": float(ious.mean()),
-            "share_iou_09": float((ious >= 0.9).mean())}  # fmt: skip
+    return {
+        "films": len(ious),
+        "mean_iou": float(ious.mean()),
+        "share_iou_09": float((ious >= 0.9).mean()),
+    }

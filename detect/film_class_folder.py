@@ -41,16 +41,24 @@ def answer_folder(detector: ThoraxDetector, settings: FolderSettings) -> int:
     """
     found = list_films([settings.films])
     if not found.films:
-        raise ValueError(f"--films must name a film, or a folder with films. Got {settings.films}, "
-                         "which holds none.")  # fmt: skip
+        raise ValueError(
+            f"--films must name a film, or a folder with films. Got {settings.films}, "
+            "which holds none."
+        )
     jobs = default_jobs(len(found.films))
     films = list(classify_films(detector, found.films, settings.batch, jobs))
     workdir, classes = Workdir(settings.out), detector.config.classes
     write_atomic(workdir / "film_classes.csv", to_table(films, classes))
-    write_json(workdir / "film_classes.json",
-               {"films": settings.films, "classes": list(classes),
-                "passed_over": found.passed_over, "operating_point": detector.operating_point,
-                "provenance": provenance(detector.weights)})  # fmt: skip
+    write_json(
+        workdir / "film_classes.json",
+        {
+            "films": settings.films,
+            "classes": list(classes),
+            "passed_over": found.passed_over,
+            "operating_point": detector.operating_point,
+            "provenance": provenance(detector.weights),
+        },
+    )
     draw_classed(films, workdir / "film_classes.png")
     counts = Counter(f.answer or f.status for f in films)
     told = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))

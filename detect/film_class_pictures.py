@@ -42,11 +42,15 @@ def draw_answers(films: Sequence[AnsweredFilm], folder: Path, path: Path) -> Non
         boxes = [(film.truth_xyxy, _WHITE), (said.xyxy, colour)]
         tiles.append(_tile(folder / film.entry.file_name, boxes))
         iou = "" if film.iou is None else f", IoU {film.iou:.2f}"
-        captions.append(f"{'right' if film.right else 'WRONG'}: true {film.truth}\n"
-                        f"said {_said(said)}{iou}\n{Path(film.entry.file_name).name}")  # fmt: skip
+        captions.append(
+            f"{'right' if film.right else 'WRONG'}: true {film.truth}\n"
+            f"said {_said(said)}{iou}\n{Path(film.entry.file_name).name}"
+        )
     right = sum(f.right for f in films)
-    title = (f"{right} of {len(films)} tested films right; {len(shown)} shown, wrong ones first, "
-             "worst first. White: true box. Green: right class. Orange: wrong class.")  # fmt: skip
+    title = (
+        f"{right} of {len(films)} tested films right; {len(shown)} shown, wrong ones first, "
+        "worst first. White: true box. Green: right class. Orange: wrong class."
+    )
     sheet = draw.sheet(tiles, captions, columns=6, tile=256, title=title)
     write_atomic(path, draw.encode_png(sheet))
 

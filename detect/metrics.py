@@ -90,8 +90,9 @@ def mask_coverage(box_xyxy: Any, mask: np.ndarray) -> float:
     if not total:
         return math.nan
     x0, y0, x1, y1 = as_boxes(box_xyxy)[0]
-    along_y, along_x = (_overlap_1d(*ends, n) for ends, n in
-                        zip([(y0, y1), (x0, x1)], inside.shape, strict=True))  # fmt: skip
+    along_y, along_x = (
+        _overlap_1d(*ends, n) for ends, n in zip([(y0, y1), (x0, x1)], inside.shape, strict=True)
+    )
     return float(along_y @ inside @ along_x) / total
 
 
@@ -146,8 +147,9 @@ def bootstrap_mean(
     """
     x = np.asarray(values, dtype=np.float64)
     if x.shape != (len(patients),):
-        raise ValueError(f"values and patients must be of one length. Got {x.shape} and "
-                         f"{len(patients)} instead.")  # fmt: skip
+        raise ValueError(
+            f"values and patients must be of one length. Got {x.shape} and {len(patients)} instead."
+        )
     known = ~np.isnan(x)
     if not known.any():
         return Interval(math.nan)
@@ -172,8 +174,10 @@ def summarise(
 ) -> Summary:
     """One Summary of N films and their patients; NaN where no film can say anything."""
     if len(scores) != len(patients):
-        raise ValueError(f"scores and patients must be of one length. Got {len(scores)} and "
-                         f"{len(patients)} instead.")  # fmt: skip
+        raise ValueError(
+            f"scores and patients must be of one length. Got {len(scores)} and "
+            f"{len(patients)} instead."
+        )
     pairs = [(s, p) for s, p in zip(scores, patients, strict=True) if s.has_truth]
     kept, owners = [s for s, _ in pairs], [p for _, p in pairs]
     negatives = [s for s in scores if not s.has_truth]
@@ -189,8 +193,10 @@ def summarise(
         np.array([getattr(s, name) for s in kept], dtype=np.float64)
         for name in ("iou", "coverage", "lung_coverage")
     )
-    px, mm = (np.array([getattr(s, name) for s in kept], dtype=np.float64).reshape(-1, 4)
-              for name in ("edges_px", "edges_mm"))  # fmt: skip
+    px, mm = (
+        np.array([getattr(s, name) for s in kept], dtype=np.float64).reshape(-1, 4)
+        for name in ("edges_px", "edges_mm")
+    )
     found = px[~np.isnan(px[:, 0])]
     return Summary(
         films=len(kept),
@@ -214,9 +220,7 @@ def summarise(
 
 
 def average_precision(
-    truths: Sequence[tuple[Any, Any]],
-    predictions: Sequence[tuple[Any, Any, Any]],
-    classes: int = 1,
+    truths: Sequence[tuple[Any, Any]], predictions: Sequence[tuple[Any, Any, Any]], classes: int = 1
 ) -> AveragePrecision:
     """COCO AP by pycocotools; one (boxes, labels) and one (boxes, scores, labels) a film.
 
@@ -243,8 +247,10 @@ def average_precision(
         for annotations in (notes, results):
             sets.append(COCO())
             sets[-1].dataset = {
-                "images": images, "annotations": annotations, "categories": categories,
-            }  # fmt: skip
+                "images": images,
+                "annotations": annotations,
+                "categories": categories,
+            }
             sets[-1].createIndex()
         judge = COCOeval(*sets, iouType="bbox")
         judge.evaluate()
@@ -252,9 +258,11 @@ def average_precision(
     precision = judge.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class)
     by_class = [_mean_known(precision[:, :, k]) for k in range(classes)]
     return AveragePrecision(
-        _mean_known(precision), _mean_known(precision[0]), _mean_known(precision[5]),
+        _mean_known(precision),
+        _mean_known(precision[0]),
+        _mean_known(precision[5]),
         tuple(by_class),
-    )  # fmt: skip
+    )
 
 
 def _mean_known(precision: np.ndarray) -> float:
@@ -271,9 +279,13 @@ def _notes(
         x0, y0, x1, y1 = (float(v) for v in box)
         w, h = x1 - x0, y1 - y0
         note = {
-            "id": before + number + 1, "image_id": film, "category_id": int(label) + 1,
-            "bbox": [x0, y0, w, h], "area": w * h, "iscrowd": 0,
-        }  # fmt: skip
+            "id": before + number + 1,
+            "image_id": film,
+            "category_id": int(label) + 1,
+            "bbox": [x0, y0, w, h],
+            "area": w * h,
+            "iscrowd": 0,
+        }
         out.append(note if scores is None else {**note, "score": float(scores[number])})
     return out
 

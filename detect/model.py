@@ -83,16 +83,19 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         if self.backend not in ("torchvision", "detectron2"):
-            raise ValueError("model.backend must be torchvision or detectron2. "
-                             f"Got {self.backend!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"model.backend must be torchvision or detectron2. Got {self.backend!r} instead."
+            )
         if self.box_rule not in ("best", "union"):
             raise ValueError(
                 f"model.box_rule must be best or union. Got {self.box_rule!r} instead."
             )
         if self.side < 64 or self.side % 32:
-            raise ValueError(f"model.side must be a multiple of 32, 64 or more. Got {self.side} "
-                             "instead, and the nearest is "
-                             f"{max(64, round(self.side / 32) * 32)}.")  # fmt: skip
+            raise ValueError(
+                f"model.side must be a multiple of 32, 64 or more. Got {self.side} "
+                "instead, and the nearest is "
+                f"{max(64, round(self.side / 32) * 32)}."
+            )
         if not self.classes:
             raise ValueError("model.classes must name at least one class, such as thorax.")
 

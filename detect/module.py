@@ -42,8 +42,10 @@ class OptimiserConfig:
                 f"optimiser.name must be sgd, adam or adamw. Got {self.name!r} instead."
             )
         if self.schedule not in ("cosine", "plateau", "constant"):
-            raise ValueError("optimiser.schedule must be cosine, plateau or constant. "
-                             f"Got {self.schedule!r} instead.")  # fmt: skip
+            raise ValueError(
+                "optimiser.schedule must be cosine, plateau or constant. "
+                f"Got {self.schedule!r} instead."
+            )
 
 
 class DetectorModule(LightningModule):
@@ -97,8 +99,11 @@ class DetectorModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         ious = np.asarray(self._ious or [0.0])
         self._ious = []
-        values = {"val_iou": ious.mean(), "val/share_09": (ious >= 0.9).mean(),
-                  "val/misses": (ious == 0).mean()}  # fmt: skip
+        values = {
+            "val_iou": ious.mean(),
+            "val/share_09": (ious >= 0.9).mean(),
+            "val/misses": (ious == 0).mean(),
+        }
         for name, value in values.items():
             self.log(name, float(value), prog_bar=name == "val_iou", sync_dist=True)
 
@@ -122,8 +127,10 @@ class DetectorModule(LightningModule):
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimiser, mode="max", factor=0.5, patience=config.patience
             )
-            return {"optimizer": optimiser,
-                    "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor}}  # fmt: skip
+            return {
+                "optimizer": optimiser,
+                "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor},
+            }
 
         def factor(step: int) -> float:
             if step < warm:

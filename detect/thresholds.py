@@ -44,12 +44,13 @@ def choose_thresholds(model: nn.Module, val: ThoraxDataset, batch: int = 8) -> d
         "aspect_range": [round(float(v), 3) for v in (aspects.min() / 1.5, aspects.max() * 1.5)],
         "min_area_share": round(float(shares.min() / 3), 3),
         "chosen_on": {
-            "validation_films": len(chests), "films_without_thorax": len(others),
+            "validation_films": len(chests),
+            "films_without_thorax": len(others),
             "chests_refused": int((chests < reject).sum()),
             "chests_below_ok": int((chests < ok).sum()),
             "films_without_thorax_accepted": int((others >= reject).sum()),
         },
-    }  # fmt: skip
+    }
 
 
 def pick_scores(chests: np.ndarray, others: np.ndarray) -> tuple[float, float]:

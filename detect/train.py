@@ -93,9 +93,11 @@ class RefusedError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train; 2 for wrong settings or data."""
     config = parse_config(
-        TrainConfig, argv, "python -m detect.train",
+        TrainConfig,
+        argv,
+        "python -m detect.train",
         "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet",
-    )  # fmt: skip
+    )
     try:
         history = train(config)
     except RefusedError as error:
@@ -152,12 +154,18 @@ def best_epoch(history: Sequence[dict[str, float]], monitor: str) -> dict[str, f
 
 
 def fit(
-    config: TrainConfig, workdir: Workdir, module: DetectorModule,
-    train: ThoraxDataset, val: ThoraxDataset,
-) -> list[dict[str, float]]:  # fmt: skip
+    config: TrainConfig,
+    workdir: Workdir,
+    module: DetectorModule,
+    train: ThoraxDataset,
+    val: ThoraxDataset,
+) -> list[dict[str, float]]:
     """Lightning's loop with resume; leaves the best weights in the module."""
-    saving: dict[str, Any] = {"dirpath": workdir / "checkpoints", "save_on_train_epoch_end": True,
-                              "enable_version_counter": False}  # fmt: skip
+    saving: dict[str, Any] = {
+        "dirpath": workdir / "checkpoints",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
     keep = ModelCheckpoint(filename="best", monitor=module.monitor, mode="max", **saving)
     # one of its own: `save_last` writes nothing in an epoch that is not the best
     latest = ModelCheckpoint(filename="last", **saving)
@@ -175,15 +183,24 @@ def fit(
         config.precision if config.precision != "auto" else ("16-mixed" if on_gpu else "32")
     )
     trainer = Trainer(
-        accelerator=config.accelerator, devices=config.devices, strategy=config.strategy,
-        precision=precision, max_epochs=config.epochs, callbacks=callbacks,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=config.strategy,
+        precision=precision,
+        max_epochs=config.epochs,
+        callbacks=callbacks,
         logger=TensorBoardLogger(workdir.path, name="", version="tensorboard"),
-        gradient_clip_val=5.0, log_every_n_steps=10, num_sanity_val_steps=0,
+        gradient_clip_val=5.0,
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
         enable_model_summary=False,
-    )  # fmt: skip
-    loader: dict[str, Any] = {"batch_size": config.batch, "collate_fn": collate,
-                              "num_workers": config.workers,
-                              "persistent_workers": config.workers > 0}  # fmt: skip
+    )
+    loader: dict[str, Any] = {
+        "batch_size": config.batch,
+        "collate_fn": collate,
+        "num_workers": config.workers,
+        "persistent_workers": config.workers > 0,
+    }
     last = workdir / "checkpoints/last.ckpt"
     if config.restart:
         last.unlink(missing_ok=True)
@@ -205,28 +222,42 @@ def fit(
 
 
 def write_bundle(
-    config: TrainConfig, workdir: Workdir, model: torch.nn.Module, thresholds: dict[str, Any],
-    best: dict[str, float], train: ThoraxDataset, val: ThoraxDataset,
-) -> None:  # fmt: skip
+    config: TrainConfig,
+    workdir: Workdir,
+    model: torch.nn.Module,
+    thresholds: dict[str, Any],
+    best: dict[str, float],
+    train: ThoraxDataset,
+    val: ThoraxDataset,
+) -> None:
     """The best weights with all that is needed to use them."""
     from cxr.bundle import save_bundle
 
     sources = sorted({str(f.extra.get("source", "")) for f in train.films} - {""})
     trained_on = {
-        "films": len(train), "patients": len({f.patient_id for f in train.films}),
-        "sources": sources, "val_films": len(val), "split": config.data.split,
+        "films": len(train),
+        "patients": len({f.patient_id for f in train.films}),
+        "sources": sources,
+        "val_films": len(val),
+        "split": config.data.split,
         "publishable_only": config.data.publishable_only,
-    }  # fmt: skip
+    }
     save_bundle(
-        workdir / "thorax.safetensors", "thorax", model.state_dict(), half=config.half,
+        workdir / "thorax.safetensors",
+        "thorax",
+        model.state_dict(),
+        half=config.half,
         model={**to_plain(config.model), "weights": "none"},  # rebuilt without any download
-        operating_point=thresholds, trained_on=trained_on,
-        metrics={"val_iou": best.get("val_iou"),
-                 **{k: v for k, v in best.items() if k.startswith("val_")},
-                 "where": "validation films, best epoch"},
+        operating_point=thresholds,
+        trained_on=trained_on,
+        metrics={
+            "val_iou": best.get("val_iou"),
+            **{k: v for k, v in best.items() if k.startswith("val_")},
+            "where": "validation films, best epoch",
+        },
         licence="weights: Apache-2.0; see the model card for the films' licences",
         provenance=provenance(),
-    )  # fmt: skip
+    )
     write_json(workdir / "thresholds.json", thresholds)
 
 

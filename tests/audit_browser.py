@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from audit_films import film, films, summary
 
-from classify.audits.page import write_audit_page
+from classify.audit.page import write_audit_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -29,10 +29,17 @@ IMAGE = "in/<img src=x onerror=alert(1)>\"'&.png"
 SCRIPT = "in/</script><script>document.title='owned';alert(2)</script>.png"
 REFUSED = "in/leg.dcm"
 FLAGS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--window-size=1280,900",
-]  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1280,900",
+]
 WATCH = """window.faults = [];
 addEventListener("error", e => faults.push(String(e.message)));
 addEventListener("securitypolicyviolation", e => faults.push("policy: " + e.violatedDirective));
@@ -59,8 +66,12 @@ class Browser:
             time.sleep(0.02)
 
     def choose(self, name: str, value: str) -> None:
-        self.js("const s = document.getElementById(arguments[0]); s.value = arguments[1];"
-                "s.dispatchEvent(new Event('change'))", name, value)  # fmt: skip
+        self.js(
+            "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+            "s.dispatchEvent(new Event('change'))",
+            name,
+            value,
+        )
 
     def search(self, words: str) -> None:
         self.js("find.value = arguments[0]; find.dispatchEvent(new Event('input'))", words)
@@ -127,9 +138,21 @@ def opened(browser: Browser) -> Iterator[Browser]:
 def audit(path: Path) -> Path:
     """63 films on three pages: hostile names, a whole film without a crop, a refused one."""
     more = [
-        film(101, film=IMAGE, source="<b>nih</b>", reasons=[SCRIPT]), film(102, film=SCRIPT),
-        film(103, film=REFUSED, members=[], flags=[], status="no_thorax", label="other",
-             decision="not_read_by_model", reason="no thorax found", crop=None, box=None, field=[]),
+        film(101, film=IMAGE, source="<b>nih</b>", reasons=[SCRIPT]),
+        film(102, film=SCRIPT),
+        film(
+            103,
+            film=REFUSED,
+            members=[],
+            flags=[],
+            status="no_thorax",
+            label="other",
+            decision="not_read_by_model",
+            reason="no thorax found",
+            crop=None,
+            box=None,
+            field=[],
+        ),
         film(104, film="in/whole.png", crop=None, seen=[0, 0, 1, 1]),
-    ]  # fmt: skip
+    ]
     return write_audit_page(path, summary(), [*films(59), *more])

@@ -21,15 +21,21 @@ from conftest import draw_phantom
 from saliency_nets import HeadNet, pooled
 from torch import nn
 
-from classify import audit, run
+from classify import run
+from classify.audit import __main__ as audit
 from classify.ensemble import Ensemble
 from classify.preprocess import PreprocessConfig
 from cxr.split import Split
 from detect.predict import ThoraxBox
 
 TARGETS = ("bacterial", "viral")
-KERMANY = [("n0", "normal", ""), ("b0", "pneumonia", "bacterial"), ("n1", "normal", ""),
-           ("v0", "pneumonia", "viral"), ("b1", "pneumonia", "bacterial")]  # fmt: skip
+KERMANY = [
+    ("n0", "normal", ""),
+    ("b0", "pneumonia", "bacterial"),
+    ("n1", "normal", ""),
+    ("v0", "pneumonia", "viral"),
+    ("b1", "pneumonia", "bacterial"),
+]
 QUICK = ("--draws", "50", "--pdf", "false", "--jobs", "0", "--split", "split.json")
 COLUMNS = ("image", "mask", "source", "patient_id", "label", "sublabel", "licence")
 
@@ -177,8 +183,14 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         rows = []
         for n, (name, label, sublabel) in enumerate(KERMANY):
             add_film(f"kermany/{name}.png", 0.1 + 0.12 * n, seed=n)
-            rows.append({"image": f"images/kermany/{name}.png", "label": label,
-                         "sublabel": sublabel, "patient_id": f"p{n}"})  # fmt: skip
+            rows.append(
+                {
+                    "image": f"images/kermany/{name}.png",
+                    "label": label,
+                    "sublabel": sublabel,
+                    "patient_id": f"p{n}",
+                }
+            )
         rows[0]["mask"] = add_mask("n0.png", lungs_of(120, 100))
         add_film("nih/x.png", 0.4, seed=9)
         rows.append({"image": "images/nih/x.png", "label": "other", "patient_id": "q0"})

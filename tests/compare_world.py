@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from comparing.maps import MapSet, explained, save_maps
 from conftest import draw_phantom
+
+from comparing.maps import MapSet, explained, save_maps
 
 HOSTILE = "in/</script><script>document.title='owned';alert(2)</script><img src=x onerror=alert(1)>"
 
@@ -34,5 +35,7 @@ def write_two(
     folder: Path, films: Sequence[str], names: Sequence[str] = ("near", "far")
 ) -> list[str]:
     """Two files of maps over the same films."""
-    return [str(save_maps(folder / f"{n}.safetensors", map_set(name, films, 0.3 * n)))
-            for n, name in enumerate(names)]  # fmt: skip
+    return [
+        str(save_maps(folder / f"{n}.safetensors", map_set(name, films, 0.3 * n)))
+        for n, name in enumerate(names)
+    ]

@@ -95,15 +95,25 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = "normal" if label == "normal" else "pneumonia"
         films.append(
             CocoFilm(
-                name, (pixels.shape[0], pixels.shape[1]), box[None], (0,),
+                name,
+                (pixels.shape[0], pixels.shape[1]),
+                box[None],
+                (0,),
                 {"patient_id": patient, "label": coarse, "source": "phantom"},
             )
-        )  # fmt: skip
-        rows.append({
-            "image": name, "mask": f"masks/film{number:02d}.png", "source": "phantom",
-            "patient_id": patient, "view": "AP", "label": coarse,
-            "sublabel": "No Finding" if label == "normal" else label, "licence": "CC BY 4.0",
-        })  # fmt: skip
+        )
+        rows.append(
+            {
+                "image": name,
+                "mask": f"masks/film{number:02d}.png",
+                "source": "phantom",
+                "patient_id": patient,
+                "view": "AP",
+                "label": coarse,
+                "sublabel": "No Finding" if label == "normal" else label,
+                "licence": "CC BY 4.0",
+            }
+        )
     write_coco(folder / "thorax.json", CocoSet(films, ("thorax",)))
     with (folder / "films.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -64,10 +64,7 @@ def written(ds: Dataset, syntax: str = EXPLICIT) -> bytes:
         ds.PixelData = np.frombuffer(ds.PixelData, "<u2").astype(">u2").tobytes()
     file = io.BytesIO()
     ds.save_as(
-        file,
-        implicit_vr=syntax == IMPLICIT,
-        little_endian=syntax != BIG,
-        enforce_file_format=True,
+        file, implicit_vr=syntax == IMPLICIT, little_endian=syntax != BIG, enforce_file_format=True
     )
     return file.getvalue()
 

@@ -29,13 +29,15 @@ def started_on(page: Path, profile: Path) -> Iterator[Browser]:
 
 def resize(browser: Browser, width: int) -> None:
     """The window's inside so many px wide."""
-    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-        "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False,
-    })  # fmt: skip
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
 
 
 def media(browser: Browser, name: str = "", scheme: str = "light") -> None:
     """The page as it is shown on `screen`, or printed."""
-    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-        "media": name, "features": [{"name": "prefers-color-scheme", "value": scheme}],
-    })  # fmt: skip
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": name, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )

@@ -12,8 +12,22 @@ import numpy as np
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from exploring.entries import Entry, read_entries
 
-COLUMNS = ("image", "mask", "source", "patient_id", "view", "label", "sublabel", "age", "sex",
-           "licence", "width", "height", "orig_width", "orig_height")  # fmt: skip
+COLUMNS = (
+    "image",
+    "mask",
+    "source",
+    "patient_id",
+    "view",
+    "label",
+    "sublabel",
+    "age",
+    "sex",
+    "licence",
+    "width",
+    "height",
+    "orig_width",
+    "orig_height",
+)
 
 
 def write_table(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -49,8 +63,12 @@ def make_set(folder: Path, leak: str, films: int = 80, seed: int = 0) -> Path:
             pixels[:6] += 0.25
         name = f"images/{number}.png"
         cv2.imwrite(str(folder / name), np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
-        rows.append({"label": "pneumonia" if sick else "normal",
-                     "patient_id": f"p{number // 4 * 2 + number % 2}"})  # fmt: skip
+        rows.append(
+            {
+                "label": "pneumonia" if sick else "normal",
+                "patient_id": f"p{number // 4 * 2 + number % 2}",
+            }
+        )
         coco.append(CocoFilm(name, (64, 64), np.array([[x0, y0, x1, y1]], float), (0,)))
     write_table(folder, rows)
     write_coco(folder / "thorax.json", CocoSet(coco, ("thorax",)))

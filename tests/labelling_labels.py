@@ -29,8 +29,9 @@ def make_set(folder: Path, films: dict[str, tuple[tuple[int, int], list]], class
     rows = []
     for name, (size_hw, boxes) in films.items():
         write_film(folder / name, size_hw)
-        rows.append(CocoFilm(name, size_hw, np.array(boxes, float).reshape(-1, 4),
-                             (0,) * len(boxes)))  # fmt: skip
+        rows.append(
+            CocoFilm(name, size_hw, np.array(boxes, float).reshape(-1, 4), (0,) * len(boxes))
+        )
     return CocoSet(rows, tuple(classes))
 
 
@@ -54,12 +55,16 @@ def export_and_import(tmp_path: Path, source: Path, kind: str, films: Path, **mo
 def voc_text(filename: str = "a.png", box: str = "", size: str = "60 40", folder: str = "") -> str:
     """A VOC file as other programs write it; `size` is width and height."""
     width, height = size.split()
-    edges = "".join(f"<{t}>{v}</{t}>" for t, v in
-                    zip(("xmin", "ymin", "xmax", "ymax"), box.split(), strict=False))  # fmt: skip
+    edges = "".join(
+        f"<{t}>{v}</{t}>"
+        for t, v in zip(("xmin", "ymin", "xmax", "ymax"), box.split(), strict=False)
+    )
     item = f"<object><name>thorax</name><bndbox>{edges}</bndbox></object>" if box else ""
-    return (f"<annotation><folder>{folder}</folder><filename>{filename}</filename><size>"
-            f"<width>{width}</width><height>{height}</height><depth>3</depth></size>{item}"
-            "</annotation>")  # fmt: skip
+    return (
+        f"<annotation><folder>{folder}</folder><filename>{filename}</filename><size>"
+        f"<width>{width}</width><height>{height}</height><depth>3</depth></size>{item}"
+        "</annotation>"
+    )
 
 
 def read_voc(tmp_path: Path, text: str, films: Path | None = None, **rules):
@@ -74,8 +79,9 @@ def session(tmp_path: Path) -> Session:
     the third skipped, the fourth untouched."""
     names = ["accepted.png", "drawn.png", "side.png", "todo.png"]
     ramp_ = np.tile(np.linspace(0, 1, 100), (60, 1))
-    made = make_session(tmp_path / "s", [(n, ramp_) for n in names],
-                        {n: (10, 10, 50, 40) for n in names})  # fmt: skip
+    made = make_session(
+        tmp_path / "s", [(n, ramp_) for n in names], {n: (10, 10, 50, 40) for n in names}
+    )
     made.set_answer(made.films[0], flags=["accepted"])
     made.set_answer(made.films[1], xyxy=(20, 15, 70, 45))
     made.set_answer(made.films[2], flags=["not frontal"])

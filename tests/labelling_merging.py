@@ -75,15 +75,23 @@ def only_note(into: Path) -> dict:
 
 
 HAND_MADE = {
-    "info": {"description": "by hand", "version": 3}, "licenses": [{"id": 1, "name": "CC BY"}],
+    "info": {"description": "by hand", "version": 3},
+    "licenses": [{"id": 1, "name": "CC BY"}],
     "categories": [{"id": 7, "name": "thorax", "supercategory": "chest"}],
     "images": [
         {"id": 40, "file_name": "1.png", "width": 120, "height": 160, "annotator": "old hand"},
         {"id": 12, "file_name": "leg.png", "width": 50, "height": 60, "note": "no thorax"},
     ],
-    "annotations": [{"id": 90, "image_id": 40, "category_id": 7, "bbox": [20, 30, 60, 80],
-                     "segmentation": [[1, 2, 3, 4, 5, 6]]}],
-}  # fmt: skip
+    "annotations": [
+        {
+            "id": 90,
+            "image_id": 40,
+            "category_id": 7,
+            "bbox": [20, 30, 60, 80],
+            "segmentation": [[1, 2, 3, 4, 5, 6]],
+        }
+    ],
+}
 
 
 @pytest.fixture

@@ -12,14 +12,7 @@ import numpy as np
 
 from cxr.boxes import Frame
 from cxr.workdir import sha256_file
-from labelling.session import (
-    SCHEMA,
-    VERSION,
-    Session,
-    SessionFilm,
-    to_shape,
-    write_films,
-)
+from labelling.session import SCHEMA, VERSION, Session, SessionFilm, to_shape, write_films
 
 
 def make_session(
@@ -54,18 +47,30 @@ def make_session(
         box = (prelabels or {}).get(name)
         rows.append(
             SessionFilm(
-                number, name, sha256_file(file), size_hw, view, frame,
-                patient_id=(patients or {}).get(name, ""), label=(labels or {}).get(name, ""),
-                source=(sources or {}).get(name, ""), original_hw=original_hw,
+                number,
+                name,
+                sha256_file(file),
+                size_hw,
+                view,
+                frame,
+                patient_id=(patients or {}).get(name, ""),
+                label=(labels or {}).get(name, ""),
+                source=(sources or {}).get(name, ""),
+                original_hw=original_hw,
                 prelabel_xyxy=tuple(float(v) for v in box) if box is not None else None,  # type: ignore[arg-type]
-                prelabel_score=0.9 if box is not None else 0.0, uncertainty=0.1,
+                prelabel_score=0.9 if box is not None else 0.0,
+                uncertainty=0.1,
             )
-        )  # fmt: skip
+        )
     session_id = hashlib.sha256(annotator.encode()).hexdigest()[:16]
     meta = {
-        "schema": SCHEMA, "version": VERSION, "session_id": session_id,
-        "annotator": annotator, "classes": list(classes), "root": f"../{root.name}",
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "version": VERSION,
+        "session_id": session_id,
+        "annotator": annotator,
+        "classes": list(classes),
+        "root": f"../{root.name}",
+    }
     (path / "session.json").write_text(json.dumps(meta))
     write_films(path, rows)
     session = Session.open(path)

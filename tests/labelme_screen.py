@@ -40,8 +40,9 @@ class Screen:
         """The id of a window with this text in its title."""
         return wait_until(
             lambda: self.xdotool("search", "--onlyvisible", "--name", title).split("\n")[0],
-            f"no window named {title!r}", seconds,
-        )  # fmt: skip
+            f"no window named {title!r}",
+            seconds,
+        )
 
     def title(self, window: str) -> str:
         return self.xdotool("getwindowname", window).strip()
@@ -75,8 +76,13 @@ class Screen:
 def open_screen(folder: Path) -> Iterator[Screen]:
     """An Xvfb display with openbox; labelme keeps its settings in `folder`."""
     number = next(n for n in range(91, 200) if not Path(f"/tmp/.X{n}-lock").exists())
-    env = {**os.environ, "DISPLAY": f":{number}", "HOME": str(folder),
-           "XDG_CONFIG_HOME": str(folder / "config"), "QT_QPA_PLATFORM": "xcb"}  # fmt: skip
+    env = {
+        **os.environ,
+        "DISPLAY": f":{number}",
+        "HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "QT_QPA_PLATFORM": "xcb",
+    }
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     size = f"{WIDTH}x{HEIGHT}x24"
     server = subprocess.Popen(["Xvfb", f":{number}", "-screen", "0", size], **quiet)

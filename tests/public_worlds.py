@@ -93,9 +93,9 @@ def actualmed(top: Path, *lines: str) -> Path:
     film(top / "images" / "a.png")
     film(top / "images" / "b.png")
     rows = lines or (
-        "ANON1,,,,COVID-19,AP,X-ray,a.png,\", date taken (YYYYMMDD): 20200318\"",
-        "ANON1,,,,No finding,PA,X-ray,b.png,\"Negative, date taken (YYYYMMDD): 20200401\"",
-    )  # fmt: skip
+        'ANON1,,,,COVID-19,AP,X-ray,a.png,", date taken (YYYYMMDD): 20200318"',
+        'ANON1,,,,No finding,PA,X-ray,b.png,"Negative, date taken (YYYYMMDD): 20200401"',
+    )
     table(top / "metadata.csv", ACTUALMED_HEAD, *rows)
     return top
 
@@ -124,8 +124,11 @@ def radiography(top: Path) -> Path:
 
 def chexpert(top: Path, *lines: str) -> Path:
     """CheXpert-small with two studies; `lines` replace those of train.csv."""
-    for place in ("train/patient00001/study1", "train/patient00002/study1",
-                  "valid/patient64541/study1"):  # fmt: skip
+    for place in (
+        "train/patient00001/study1",
+        "train/patient00002/study1",
+        "valid/patient64541/study1",
+    ):
         film(top / place / "view1_frontal.jpg")
     name = "CheXpert-v1.0-small/train"
     rows = lines or (
@@ -135,9 +138,12 @@ def chexpert(top: Path, *lines: str) -> Path:
         + observed(Pneumonia="1.0", Edema="-1.0"),
     )
     table(top / "train.csv", CHEXPERT_HEAD, *rows)
-    table(top / "valid.csv", CHEXPERT_HEAD,
-          "CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg,Male,73,Frontal,AP,"
-          + observed(Cardiomegaly="1.0", Pneumonia="0.0"))  # fmt: skip
+    table(
+        top / "valid.csv",
+        CHEXPERT_HEAD,
+        "CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg,Male,73,Frontal,AP,"
+        + observed(Cardiomegaly="1.0", Pneumonia="0.0"),
+    )
     return top
 
 
@@ -145,15 +151,23 @@ def mimic(top: Path, ending: str = ".csv.gz") -> Path:
     """MIMIC-CXR-JPG with a PA film, an AP film and a lateral one of two patients."""
     film(top / "files/p10/p10000032/s50414267/aa-01.jpg", 8, 6)
     film(top / "files/p11/p11000011/s50000001/bb-01.jpg", 8, 6)
-    table(top / f"mimic-cxr-2.0.0-metadata{ending}", MIMIC_HEAD,
-          "aa-01,10000032,50414267,CHEST (PA AND LAT),PA",
-          "aa-02,10000032,50414267,CHEST (PA AND LAT),LATERAL",
-          "bb-01,11000011,50000001,CHEST (PORTABLE AP),AP")  # fmt: skip
-    table(top / f"mimic-cxr-2.0.0-chexpert{ending}", f"subject_id,study_id,{OBSERVATIONS}",
-          "10000032,50414267," + observed(No_Finding="1.0"),
-          "11000011,50000001," + observed(Pneumonia="-1.0", Edema="1.0"))  # fmt: skip
+    table(
+        top / f"mimic-cxr-2.0.0-metadata{ending}",
+        MIMIC_HEAD,
+        "aa-01,10000032,50414267,CHEST (PA AND LAT),PA",
+        "aa-02,10000032,50414267,CHEST (PA AND LAT),LATERAL",
+        "bb-01,11000011,50000001,CHEST (PORTABLE AP),AP",
+    )
+    table(
+        top / f"mimic-cxr-2.0.0-chexpert{ending}",
+        f"subject_id,study_id,{OBSERVATIONS}",
+        "10000032,50414267," + observed(No_Finding="1.0"),
+        "11000011,50000001," + observed(Pneumonia="-1.0", Edema="1.0"),
+    )
     return top
 
 
-WORLDS = {f.__name__: f for f in (kermany, nih, ieee8023, radiography, actualmed, figure1, chexpert,
-                                  mimic)}  # fmt: skip
+WORLDS = {
+    f.__name__: f
+    for f in (kermany, nih, ieee8023, radiography, actualmed, figure1, chexpert, mimic)
+}

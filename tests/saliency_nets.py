@@ -76,9 +76,12 @@ def state_of(net: nn.Module) -> list[object]:
 
 
 def as_the_library_has_it(
-    method: type[BaseCAM], net: nn.Module, layer: nn.Module, batch: torch.Tensor,
+    method: type[BaseCAM],
+    net: nn.Module,
+    layer: nn.Module,
+    batch: torch.Tensor,
     classes: Sequence[int],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """(N, h, w) ≥ 0 by the library's own hooks, backward pass and formula; only its scaling is
     left out."""
 

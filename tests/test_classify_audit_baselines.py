@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.audits.baselines import _seed, baseline_lifts, random_maps
+from classify.audit.baselines import _seed, baseline_lifts, random_maps
 
 
 def two_lungs(height: int = 150, width: int = 130) -> np.ndarray:
@@ -116,8 +116,10 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_another_film_or_seed_gives_others() -> None:
     lung = two_lungs()
-    found = {baseline_lifts(lung, film, seed=seed)["random_lift"]
-             for film, seed in (("a.png", 3), ("b.png", 3), ("a.png", 4))}  # fmt: skip
+    found = {
+        baseline_lifts(lung, film, seed=seed)["random_lift"]
+        for film, seed in (("a.png", 3), ("b.png", 3), ("a.png", 4))
+    }
     assert len(found) == 3
 
 

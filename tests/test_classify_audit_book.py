@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from classify.audits.book import PageBook
+from classify.audit.book import PageBook
 
 
 def names(book: PageBook) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from audit_browser import IMAGE, NEEDS_CHROMIUM, REFUSED, SCRIPT, Browser, opened, started
 from audit_films import MEMBERS, films
 
-from classify.audits.page import film_anchor
+from classify.audit.page import film_anchor
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -50,8 +50,11 @@ def test_a_flag_a_label_and_a_source_can_be_chosen_together(page: Browser) -> No
     page.choose("by-source", "just nih")
     page.choose("by-label", "just bacterial")
     place = ("nih", "bacterial")
-    both = {f["film"].rsplit("/", 1)[-1] for f in films(59)
-            if "border" in f["flags"] and (f["source"], f["label"]) == place}  # fmt: skip
+    both = {
+        f["film"].rsplit("/", 1)[-1]
+        for f in films(59)
+        if "border" in f["flags"] and (f["source"], f["label"]) == place
+    }
     assert set(page.names()) == both and both
     page.js("document.getElementById('clear').click()")
     assert page.status() == "63 films, page 1 of 3"
@@ -99,8 +102,10 @@ def test_the_slider_changes_the_opacity_of_every_map(page: Browser) -> None:
 def test_a_films_own_slider_leaves_the_others_alone(page: Browser) -> None:
     page.js("document.querySelector('#cards a').click()")
     page.wait("dialog.open")
-    page.js("const s = document.getElementById('own-opacity'); s.value = 20;"
-            "s.dispatchEvent(new Event('input'))")  # fmt: skip
+    page.js(
+        "const s = document.getElementById('own-opacity'); s.value = 20;"
+        "s.dispatchEvent(new Event('input'))"
+    )
     look = "return getComputedStyle(document.querySelector(arguments[0])).opacity"
     assert page.js(look, "#film-pictures .map") == "0.2"
     assert page.js(look, "#cards .map") == "0.7"
@@ -125,8 +130,11 @@ def test_a_map_is_coloured_where_it_is_bright_and_clear_where_it_is_not(page: Br
         return {x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height, scale: 1}""")
     pictures = []
     for value in (0, 100):
-        page.js("const s = document.getElementById('opacity'); s.value = arguments[0];"
-                "s.dispatchEvent(new Event('input'))", value)  # fmt: skip
+        page.js(
+            "const s = document.getElementById('opacity'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('input'))",
+            value,
+        )
         pictures.append(page.shot(place))
     without, with_map = (p.astype(float) for p in pictures)
     changed = abs(with_map - without).max(axis=2)

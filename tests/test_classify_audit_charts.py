@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from classify.audits.charts import Row, cascade, curves, forest, histogram, nice_ticks
-from classify.audits.sections import answer_chart, flatten, sections
-from classify.audits.words import in_unit, interval, metric, metric_key, p_value
+from classify.audit.charts import Row, cascade, curves, forest, histogram, nice_ticks
+from classify.audit.sections import answer_chart, flatten, sections
+from classify.audit.words import in_unit, interval, metric, metric_key, p_value
 
 HOSTILE = '</text><script>alert(1)</script>&"'
 
@@ -94,12 +94,16 @@ def test_hostile_names_stay_text_in_every_chart() -> None:
 def test_all_sources_come_first_and_a_members_rows_stand_under_their_source() -> None:
     metrics = [
         {"member": m, "source": s, "name": "lift", "value": 1, "low": 1, "high": 1, "n": 3}
-        for m in ("a", "b") for s in ("nih", "all")
-    ]  # fmt: skip
+        for m in ("a", "b")
+        for s in ("nih", "all")
+    ]
     (section,) = sections({"metrics": metrics})
     assert [r[:2] for r in section.charts[0].table.rows] == [
-        ("all sources", "a"), ("all sources", "b"), ("nih", "a"), ("nih", "b"),
-    ]  # fmt: skip
+        ("all sources", "a"),
+        ("all sources", "b"),
+        ("nih", "a"),
+        ("nih", "b"),
+    ]
 
 
 def test_chance_is_drawn_beside_what_it_is_chance_for() -> None:
@@ -114,43 +118,80 @@ def test_chance_is_drawn_beside_what_it_is_chance_for() -> None:
 
 
 def test_a_difference_of_shares_is_in_points_and_a_trap_of_cropping_is_named() -> None:
-    row = {"source": "", "metric": "border_share", "film": 0.2, "crop": 0.15, "difference": -0.05,
-           "low": -0.08, "high": -0.02, "p": 0.0004, "n": 1200}  # fmt: skip
+    row = {
+        "source": "",
+        "metric": "border_share",
+        "film": 0.2,
+        "crop": 0.15,
+        "difference": -0.05,
+        "low": -0.08,
+        "high": -0.02,
+        "p": 0.0004,
+        "n": 1200,
+    }
     (section,) = sections({"compare": [row]})
     assert section.table is not None
     assert section.table.rows == [
-        ("Attention on the border", "all sources", "20 %", "15 %", "−5.0 points [−8.0, −2.0]",
-         "< 0.001", "1,200")
-    ]  # fmt: skip
+        (
+            "Attention on the border",
+            "all sources",
+            "20 %",
+            "15 %",
+            "−5.0 points [−8.0, −2.0]",
+            "< 0.001",
+            "1,200",
+        )
+    ]
     assert "what each network saw" in section.charts[0].means
 
 
 def compared(key: str, **more: Any) -> dict[str, Any]:
-    return {"source": "nih", "metric": key, "film": 0.5, "crop": 0.6, "difference": 0.1,
-            "low": 0.05, "high": 0.15, "p": 0.01, "n": 9} | more  # fmt: skip
+    return {
+        "source": "nih",
+        "metric": key,
+        "film": 0.5,
+        "crop": 0.6,
+        "difference": 0.1,
+        "low": 0.05,
+        "high": 0.15,
+        "p": 0.01,
+        "n": 9,
+    } | more
 
 
 def test_accuracy_auc_lift_and_border_come_first_and_the_rest_is_folded() -> None:
     keys = ("pointing_hit", "border_share", "lift", "auc", "lift_z", "accuracy")
     (section,) = sections({"compare": [compared(key) for key in keys]})
     assert [c.title.split(":")[0] for c in section.charts] == [
-        "Accuracy", "AUC", "Lift", "Attention on the border",
-    ]  # fmt: skip
+        "Accuracy",
+        "AUC",
+        "Lift",
+        "Attention on the border",
+    ]
     assert section.fold is not None and section.fold.table is not None
     assert [name for name, _ in section.fold.table.groups] == ["Lift against luck", "Pointing game"]
     assert section.fold.title == "More differences: lift against luck and pointing game"
 
 
 def test_member_corrected_p_and_films_left_out_have_columns_where_they_are_given() -> None:
-    rows = [compared("lift", member=m, p_holm=0.09, patients=7, left_out={"map empty": 2}, test=t)
-            for m, t in (("viral", "swapped"), ("bacterial", "swapped"))]  # fmt: skip
+    rows = [
+        compared("lift", member=m, p_holm=0.09, patients=7, left_out={"map empty": 2}, test=t)
+        for m, t in (("viral", "swapped"), ("bacterial", "swapped"))
+    ]
     rows += [compared("auc", member="viral", test="bootstrap")]
     (section,) = sections({"compare": rows})
     assert section.table is not None
     assert section.table.head[2:] == (
-        "Member", "Whole film", "Crop", "Crop − film [95 % interval]", "p", "p, corrected",
-        "Films", "Patients", "Left out",
-    )  # fmt: skip
+        "Member",
+        "Whole film",
+        "Crop",
+        "Crop − film [95 % interval]",
+        "p",
+        "p, corrected",
+        "Films",
+        "Patients",
+        "Left out",
+    )
     assert section.table.rows[1][2:] == (
         "viral",
         "0.50 ×",
@@ -173,8 +214,10 @@ def test_two_methods_are_named_in_title_charts_and_table() -> None:
     assert section.title == "The network's own map beside Grad-CAM"
     assert section.table is not None
     assert section.table.head[2:5] == (
-        "Grad-CAM", "The network's own map", "Difference [95 % interval]",
-    )  # fmt: skip
+        "Grad-CAM",
+        "The network's own map",
+        "Difference [95 % interval]",
+    )
     (chart,) = section.charts
     assert chart.title == "Lift: the network's own map − Grad-CAM"
     assert chart.means.endswith("To the right of 0 the network's own map is better.")
@@ -190,18 +233,36 @@ def test_controls_by_masking_are_told_in_words_with_what_changed() -> None:
     more = {"member": "viral", "source": "all", "n": 9, "low": 0.8, "high": 0.9}
     rows = [
         {"control": "as is", "auc": 0.9, "changed": 0.0, "difference": 0.0, **more},
-        {"control": "outside only, mean", "auc": 0.85, "changed": 0.31, "changed_low": 0.2,
-         "changed_high": 0.4, "difference": -0.05, "difference_low": -0.1,
-         "difference_high": 0.01, **more},
-    ]  # fmt: skip
+        {
+            "control": "outside only, mean",
+            "auc": 0.85,
+            "changed": 0.31,
+            "changed_low": 0.2,
+            "changed_high": 0.4,
+            "difference": -0.05,
+            "difference_low": -0.1,
+            "difference_high": 0.01,
+            **more,
+        },
+    ]
     (section,) = sections({"controls": {"masked": rows}})
     table = section.charts[0].table
     assert table is not None and table.grouped
-    assert table.groups == [("all sources", [
-        ("as it is", "0.900 [0.800, 0.900]", "–", "–", "9"),
-        ("lungs painted over, mean grey", "0.850 [0.800, 0.900]", "−0.050 [−0.100, +0.010]",
-         "31.0 % [20.0, 40.0]", "9"),
-    ])]  # fmt: skip
+    assert table.groups == [
+        (
+            "all sources",
+            [
+                ("as it is", "0.900 [0.800, 0.900]", "–", "–", "9"),
+                (
+                    "lungs painted over, mean grey",
+                    "0.850 [0.800, 0.900]",
+                    "−0.050 [−0.100, +0.010]",
+                    "31.0 % [20.0, 40.0]",
+                    "9",
+                ),
+            ],
+        )
+    ]
 
 
 def test_maps_of_two_other_films_are_the_floor_and_no_stage() -> None:
@@ -219,8 +280,18 @@ def test_maps_of_two_other_films_are_the_floor_and_no_stage() -> None:
 
 
 def test_road_begins_with_the_film_as_it_is() -> None:
-    rows = [{"member": "viral", "percentile": p, "morf": 0.5, "lerf": 0.7, "random": None,
-             "before": 0.8, "n": 4} for p in (40, 20)]  # fmt: skip
+    rows = [
+        {
+            "member": "viral",
+            "percentile": p,
+            "morf": 0.5,
+            "lerf": 0.7,
+            "random": None,
+            "before": 0.8,
+            "n": 4,
+        }
+        for p in (40, 20)
+    ]
     (section,) = sections({"controls": {"road": rows}})
     table = section.charts[0].table
     assert table is not None
@@ -229,8 +300,16 @@ def test_road_begins_with_the_film_as_it_is() -> None:
 
 
 def test_road_without_films_has_no_chart() -> None:
-    row = {"member": "viral", "percentile": 20, "morf": None, "lerf": None, "random": None,
-           "before": None, "n": 0, "flat": 3}  # fmt: skip
+    row = {
+        "member": "viral",
+        "percentile": 20,
+        "morf": None,
+        "lerf": None,
+        "random": None,
+        "before": None,
+        "n": 0,
+        "flat": 3,
+    }
     assert sections({"controls": {"road": [row]}}) == []
 
 
@@ -238,10 +317,13 @@ def test_a_source_without_a_figure_is_named_and_minor_figures_are_folded() -> No
     rows = [
         {"member": "viral", "source": s, "name": n, "value": v}
         for s, n, v in (
-            ("nih", "lift", 1.2), ("kermany", "lift", 1.1), ("nih", "flagged", 0.1),
-            ("nih", "finding_lift", 1.9), ("kermany", "finding_lift", None),
+            ("nih", "lift", 1.2),
+            ("kermany", "lift", 1.1),
+            ("nih", "flagged", 0.1),
+            ("nih", "finding_lift", 1.9),
+            ("kermany", "finding_lift", None),
         )
-    ]  # fmt: skip
+    ]
     (section,) = sections({"metrics": rows})
     assert [c.title for c in section.charts] == ["Lift", "Lift on the finding"]
     assert section.charts[1].means.endswith("No figure for kermany.")
@@ -272,5 +354,7 @@ def test_a_summary_without_figures_has_no_sections_and_no_answer_chart() -> None
 
 def test_nested_settings_become_named_rows() -> None:
     assert flatten({"a": {"b": 1.23456, "c": [1, 2]}, "d": None}) == [
-        ("a · b", "1.235"), ("a · c", "1, 2"), ("d", "–"),
-    ]  # fmt: skip
+        ("a · b", "1.235"),
+        ("a · c", "1, 2"),
+        ("d", "–"),
+    ]

@@ -23,8 +23,8 @@ from audit_world import (
     write_split,
 )
 
-from classify import audit
-from classify.audits.rows import read_audit
+from classify.audit import __main__ as audit
+from classify.audit.rows import read_audit
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
 
@@ -43,8 +43,11 @@ def test_the_whole_audit_of_crops_against_films(audited_world: SimpleNamespace) 
     figure = figures["viral", "kermany", "lift"]
     assert figure["value"] == pytest.approx(sum(lifts) / 5) and figure["n"] == 5
     assert {r["control"] for r in found["controls"]["masked"]} == {
-        "as is", "outside only", "lungs only", "shape only",
-    }  # fmt: skip
+        "as is",
+        "outside only",
+        "lungs only",
+        "shape only",
+    }
     assert {r["source"] for r in found["controls"]["masked"]} == {"", "kermany", "nih"}
     assert found["controls"]["randomisation"] and found["controls"]["road"]
     assert {"road_area", "road_over_random"} <= {f["name"] for f in found["metrics"]}
@@ -134,10 +137,7 @@ def test_nothing_judged_ends_with_1(audited_world: SimpleNamespace) -> None:
         (["none"], "RUN must be a folder of classify.run"),
         (["crops", "--data", "nowhere"], "--data must be a folder with films.csv"),
         (["crops", "--data", "data", "--part", "tset"], "test, train. Got 'tset'"),
-        (
-            ["films", "--against", "films/audit"],
-            "--against must be the audit of a run on",
-        ),
+        (["films", "--against", "films/audit"], "--against must be the audit of a run on"),
         (["crops", "--thresholds", "none.json"], "There is no such file"),
         (["crops", "--data", "data", "--part", "train", "--fit"], "at least 20 films"),
     ],
@@ -156,10 +156,7 @@ def test_what_does_not_fit_ends_with_2(
     ("arguments", "says"),
     [
         ([], "RUN must name one folder"),
-        (
-            ["crops", "--controls", "mask"],
-            "masked, randomised, road, or all. Got 'mask'",
-        ),
+        (["crops", "--controls", "mask"], "masked, randomised, road, or all. Got 'mask'"),
         (["crops", "--method", "lime"], "must be one of grad_cam"),
         (["crops", "--part", "test"], "--part test needs --data"),
         (["crops", "--tail", "0.9"], "--tail must lie between"),

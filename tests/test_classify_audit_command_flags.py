@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from audit_world import add_film, audited_world, make_audit, make_run, summary, two_runs
 
-from classify.audits.flags import Thresholds
-from classify.audits.rows import read_audit
+from classify.audit.flags import Thresholds
+from classify.audit.rows import read_audit
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.audits.compare import CompareRow, compare, compare_markdown, pair_rows
-from classify.audits.paired import BOOTSTRAP_TEST, SWAP_TEST
-from classify.audits.rows import AuditRow
+from classify.audit.compare import CompareRow, compare, compare_markdown, pair_rows
+from classify.audit.paired import BOOTSTRAP_TEST, SWAP_TEST
+from classify.audit.rows import AuditRow
 
 NORMAL, TARGET, OTHERS = 0, 1, 2
 
@@ -19,21 +19,28 @@ def row_of(film: str, p_target: float = 0.9, truth: int = TARGET, **given: Any) 
     """A film of patient p<film>, rest of the probability on NORMAL; metrics by name."""
     names = ("source", "patient", "member", "status", "empty", "method")
     own = {k: given.pop(k) for k in names if k in given}
-    return AuditRow(film, probabilities=(1 - p_target, p_target, 0.0), truth=truth, metrics=given,
-                    **{"source": "k", "patient": f"p{film}", "member": "viral", **own})  # fmt: skip
+    return AuditRow(
+        film,
+        probabilities=(1 - p_target, p_target, 0.0),
+        truth=truth,
+        metrics=given,
+        **{"source": "k", "patient": f"p{film}", "member": "viral", **own},
+    )
 
 
 def pick(rows: list[CompareRow], metric: str, **wanted: str) -> CompareRow:
-    found = [r for r in rows if r.metric == metric
-             and all(getattr(r, k) == v for k, v in wanted.items())]  # fmt: skip
+    found = [
+        r for r in rows if r.metric == metric and all(getattr(r, k) == v for k, v in wanted.items())
+    ]
     assert len(found) == 1
     return found[0]
 
 
 def arms(film: list[dict[str, Any]], crop: list[dict[str, Any]]) -> list[CompareRow]:
     """Films "0", "1", …, each a patient of its own, with these values in either arm."""
-    films, crops = ([row_of(str(i), **values) for i, values in enumerate(arm)]
-                    for arm in (film, crop))  # fmt: skip
+    films, crops = (
+        [row_of(str(i), **values) for i, values in enumerate(arm)] for arm in (film, crop)
+    )
     return compare(films, crops, draws=300)
 
 
@@ -91,8 +98,11 @@ def test_films_without_the_metric_are_left_out_and_counted() -> None:
     rows = arms(film, crop)
     row = pick(rows, "lift")
     assert (row.difference, row.n) == (1.0, 1)
-    assert row.left_out == {"map empty on the crop": 1, "not defined on the crop": 1,
-                            "not defined on the film": 1}  # fmt: skip
+    assert row.left_out == {
+        "map empty on the crop": 1,
+        "not defined on the crop": 1,
+        "not defined on the film": 1,
+    }
     assert pick(rows, "finding_lift").difference == 1.0
 
 
@@ -157,15 +167,26 @@ def test_holm_counts_the_tests_inside_one_source() -> None:
     assert pick(rows, "lift").p == pytest.approx(2 / 64)
     assert pick(rows, "lift").p_holm == pytest.approx(3 * 2 / 64)
     assert pick(rows, "inside_share").p_holm == 1.0
-    both = compare([*film, *(replace(r, member="x") for r in film)],
-                   [*crop, *(replace(r, member="x") for r in crop)], draws=64)  # fmt: skip
+    both = compare(
+        [*film, *(replace(r, member="x") for r in film)],
+        [*crop, *(replace(r, member="x") for r in crop)],
+        draws=64,
+    )
     assert pick(both, "lift", member="viral").p_holm == pytest.approx(6 * 2 / 64)
 
 
 def test_both_arms_draw_the_same_patients() -> None:
     rng = np.random.default_rng(0)
-    film = [row_of(str(i), float(rng.random()), int(rng.integers(0, 2)), lift=float(rng.random()),
-                   patient=f"p{i // 2}") for i in range(40)]  # fmt: skip
+    film = [
+        row_of(
+            str(i),
+            float(rng.random()),
+            int(rng.integers(0, 2)),
+            lift=float(rng.random()),
+            patient=f"p{i // 2}",
+        )
+        for i in range(40)
+    ]
     crop = [replace(r, metrics={"lift": r.metrics["lift"] + 0.25}) for r in film]
     rows = compare(film, crop, draws=200)
     lift, auc = pick(rows, "lift"), pick(rows, "auc")
@@ -202,9 +223,13 @@ def test_nothing_to_compare_gives_no_rows() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"truth": NORMAL}, "agree in truth"), ({"patient": "q"}, "agree in patient"),
-     ({"source": "n"}, "agree in source"), ({"method": "cam"}, "agree in method")],
-)  # fmt: skip
+    [
+        ({"truth": NORMAL}, "agree in truth"),
+        ({"patient": "q"}, "agree in patient"),
+        ({"source": "n"}, "agree in source"),
+        ({"method": "cam"}, "agree in method"),
+    ],
+)
 def test_the_film_must_be_the_same_in_both_arms(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare([row_of("a")], [replace(row_of("a"), **changed)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classify.audits.controls import Asked, ControlRow, control_markdown, control_table
-from classify.metrics import softmax
+from classify.audit.controls import Asked, ControlRow, control_markdown, control_table
+from cxr.stats import softmax
 
 NORMAL, TARGET, OTHERS = 0, 1, 2
 LABELS = np.array([[TARGET], [TARGET], [NORMAL], [OTHERS]])
@@ -19,8 +19,11 @@ def logits_of(target_logits: list[float]) -> np.ndarray:
 
 
 def row_of(rows: list[ControlRow], control: str, **wanted: str) -> ControlRow:
-    found = [r for r in rows if r.control == control
-             and all(getattr(r, k) == v for k, v in wanted.items())]  # fmt: skip
+    found = [
+        r
+        for r in rows
+        if r.control == control and all(getattr(r, k) == v for k, v in wanted.items())
+    ]
     assert len(found) == 1
     return found[0]
 
@@ -81,8 +84,11 @@ def test_intervals_draw_patients_and_are_paired() -> None:
 
 
 def test_a_question_goes_to_the_whole_ensemble(logits: dict[str, np.ndarray]) -> None:
-    abnormal = Asked("normal / abnormal", np.array([1, 1, 0, np.nan]),
-                     lambda given: 1 - softmax(given)[..., 0].mean(1))  # fmt: skip
+    abnormal = Asked(
+        "normal / abnormal",
+        np.array([1, 1, 0, np.nan]),
+        lambda given: 1 - softmax(given)[..., 0].mean(1),
+    )
     rows = control_table(logits, LABELS, PATIENTS, ["viral"], draws=9, questions=[abnormal])
     row = row_of(rows, "outside only", member="normal / abnormal")
     assert row.auc.value == 0.5 and row.auc.n == 3 and row.changed.value is None
@@ -126,7 +132,11 @@ def test_rows_become_plain_values_and_markdown(logits: dict[str, np.ndarray]) ->
     ],
 )
 def test_errors_name_the_argument(wrong: dict[str, object], message: str) -> None:
-    given = {"logits_by_control": {"as is": logits_of([0.0] * 4)}, "labels": LABELS,
-             "patients": PATIENTS, "targets": ["viral"]} | wrong  # fmt: skip
+    given = {
+        "logits_by_control": {"as is": logits_of([0.0] * 4)},
+        "labels": LABELS,
+        "patients": PATIENTS,
+        "targets": ["viral"],
+    } | wrong
     with pytest.raises(ValueError, match=message):
         control_table(**given)  # type: ignore[arg-type]

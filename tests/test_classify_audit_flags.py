@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from classify.audits.flags import (
+from classify.audit.flags import (
     BORDER,
     DISAGREE,
     EMPTY,
@@ -19,7 +19,7 @@ from classify.audits.flags import (
     flag_row,
     read_thresholds,
 )
-from classify.audits.rows import AuditRow
+from classify.audit.rows import AuditRow
 
 BOUNDS = {"bacterial": {"lift": 0.8, "border_share": 0.3, "text_share": 0.1}}
 
@@ -30,20 +30,30 @@ def row(
     """A row of a film under a member; `values` are metrics, or disagreement or empty."""
     other = {k: values.pop(k) for k in ("field_disagreement", "empty") if k in values}
     method = str(values.pop("method", "grad_cam"))
-    return AuditRow(film, patient=patient or film, member=member, method=method, metrics=values,
-                    **other)  # type: ignore[arg-type]  # fmt: skip
+    return AuditRow(
+        film, patient=patient or film, member=member, method=method, metrics=values, **other
+    )  # type: ignore[arg-type]
 
 
 def made(**changes: object) -> Thresholds:
-    kept = {"method": "grad_cam", "by_member": BOUNDS, "field_disagreement": 0.4, "tail": 0.05,
-            "films": 100, "patients": 90, "members": {"bacterial": "ab"}}  # fmt: skip
+    kept = {
+        "method": "grad_cam",
+        "by_member": BOUNDS,
+        "field_disagreement": 0.4,
+        "tail": 0.05,
+        "films": 100,
+        "patients": 90,
+        "members": {"bacterial": "ab"},
+    }
     return Thresholds(**{**kept, **changes})  # type: ignore[arg-type]
 
 
 def twenty_one(**more: object) -> list[AuditRow]:
     """Films 0 … 20 with lift n / 10, border n / 100 and disagreement n / 50."""
-    return [row(f"{n}.png", lift=n / 10, border_share=n / 100, field_disagreement=n / 50, **more)
-            for n in range(21)]  # fmt: skip
+    return [
+        row(f"{n}.png", lift=n / 10, border_share=n / 100, field_disagreement=n / 50, **more)
+        for n in range(21)
+    ]
 
 
 def test_thresholds_are_the_quantiles_on_the_worse_side() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-from classify.audits import impute as imputing
-from classify.audits.impute import impute
+from classify.audit.__main__ import impute as imputing
+from classify.audit.impute import impute
 
 
 def holes(kind: str, size_hw: tuple[int, int], share: float) -> np.ndarray:
@@ -95,9 +95,12 @@ def test_nothing_gone_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("gone", "message"),
-    [(np.ones((9, 9), bool), "leave a pixel"), (np.zeros((8, 9), bool), "image must be"),
-     (np.zeros((9, 9)), "image must be")],
-)  # fmt: skip
+    [
+        (np.ones((9, 9), bool), "leave a pixel"),
+        (np.zeros((8, 9), bool), "image must be"),
+        (np.zeros((9, 9)), "image must be"),
+    ],
+)
 def test_errors_name_the_argument(gone: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         impute(np.ones((1, 9, 9), np.float32), gone)

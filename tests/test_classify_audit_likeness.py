@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.audits.likeness import likeness, rank_correlation, ssim
+from classify.audit.likeness import likeness, rank_correlation, ssim
 
 
 def test_rank_correlation_by_hand() -> None:

@@ -12,18 +12,18 @@ from audit_world import TARGETS, tiny_ensemble, tiny_net
 from saliency_nets import HeadNet, films, pooled
 from torch import nn
 
-from classify.audits.baselines import baseline_lifts
-from classify.audits.flags import EMPTY, OUTSIDE, Thresholds
-from classify.audits.look import FieldCheck, Looker, member_maps, refused
-from classify.audits.rows import UNKNOWN, AuditRow
-from classify.audits.sight import Seen, Sight
-from classify.audits.truth import Truth
-from classify.metrics import softmax
+from classify.audit.baselines import baseline_lifts
+from classify.audit.flags import EMPTY, OUTSIDE, Thresholds
+from classify.audit.look import FieldCheck, Looker, member_maps, refused
+from classify.audit.rows import UNKNOWN, AuditRow
+from classify.audit.sight import Seen, Sight
+from classify.audit.truth import Truth
 from classify.predictions import PredictionRow
-from classify.saliency import saliency_maps
+from classify.saliency.maps import saliency_maps
 from cxr.boxes import Frame
 from cxr.film import Film
 from cxr.films_table import FilmRow
+from cxr.stats import softmax
 
 AGREED = FieldCheck(0.1, ("top",))
 BOX = (20.0, 20.0, 80.0, 100.0)
@@ -54,9 +54,14 @@ EVEN, NOTHING = PlaneNet(np.ones((8, 8))), PlaneNet(np.zeros((8, 8)))
 
 
 def sight(
-    size_hw: tuple[int, int] = (120, 100), crop: Frame | None = None, name: str = "nih/a.png",
-    status: str = "ok", findings: tuple = (), known: bool = True, **changes: object,
-) -> Sight:  # fmt: skip
+    size_hw: tuple[int, int] = (120, 100),
+    crop: Frame | None = None,
+    name: str = "nih/a.png",
+    status: str = "ok",
+    findings: tuple = (),
+    known: bool = True,
+    **changes: object,
+) -> Sight:
     """A grey film with lungs in its left half and the thorax box BOX."""
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0.3, 0.5, size_hw).astype(np.float32)
@@ -65,17 +70,24 @@ def sight(
     row = FilmRow(f"images/{name}", "", "nih", "p1", "pneumonia", "bacterial", "CC BY 4.0")
     prediction = PredictionRow(name, status, "", np.zeros((2, 3)), 0.2, "read")
     values: dict = {
-        "film": Film(pixels, name, "0" * 64), "pixels": crop.apply(pixels) if crop else pixels,
-        "crop": crop, "lung": lung, "lung_by": "lungfield", "box_xyxy": BOX, **changes,
-    }  # fmt: skip
+        "film": Film(pixels, name, "0" * 64),
+        "pixels": crop.apply(pixels) if crop else pixels,
+        "crop": crop,
+        "lung": lung,
+        "lung_by": "lungfield",
+        "box_xyxy": BOX,
+        **changes,
+    }
     truth = Truth(row if known else None, None, findings)
     return Sight(Seen(prediction, Path(name), crop), truth, **values)
 
 
 def look(
-    *sights: Sight, nets: tuple[nn.Module, ...] = (EVEN, EVEN), check: FieldCheck = AGREED,
+    *sights: Sight,
+    nets: tuple[nn.Module, ...] = (EVEN, EVEN),
+    check: FieldCheck = AGREED,
     thresholds: Thresholds | None = None,
-) -> list[tuple[list[AuditRow], dict]]:  # fmt: skip
+) -> list[tuple[list[AuditRow], dict]]:
     looker = Looker(tiny_ensemble(*nets), "grad_cam", thresholds)
     return looker.look(sights, [check] * len(sights))
 
@@ -142,8 +154,10 @@ def test_rows_say_who_answered_what() -> None:
     assert (first.film, first.source, first.patient) == ("nih/a.png", "nih", "p1")
     assert (first.method, first.lung_by, first.cut_edges) == ("grad_cam", "lungfield", ("top",))
     assert (first.label, first.sublabel, first.field_disagreement) == (
-        "pneumonia", "bacterial", 0.1,
-    )  # fmt: skip
+        "pneumonia",
+        "bacterial",
+        0.1,
+    )
     assert [r.truth for r in rows] == [1, 2]  # bacterial is the one's target and not the other's
 
 
@@ -170,8 +184,9 @@ def test_nothing_but_refused_films_needs_no_member() -> None:
 
 
 def test_a_refused_film_keeps_the_runs_own_reason() -> None:
-    prediction = PredictionRow("a.png", "no_thorax", "no thorax found: score 0.10",
-                               decision="not_read_by_model")  # fmt: skip
+    prediction = PredictionRow(
+        "a.png", "no_thorax", "no thorax found: score 0.10", decision="not_read_by_model"
+    )
     (row,), record = refused(Sight(Seen(prediction, Path("a.png")), Truth()))
     assert (row.status, row.reason) == ("no_thorax", "no thorax found: score 0.10")
     assert record["decision"] == "not_read_by_model"

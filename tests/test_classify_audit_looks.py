@@ -12,7 +12,7 @@ import pytest
 from audit_browser import NEEDS_CHROMIUM, Browser, opened, started
 from audit_films import film, phantom, summary
 
-from classify.audits.page import picture_uri, write_audit_page, write_pdf
+from classify.audit.page import picture_uri, write_audit_page, write_pdf
 
 pytestmark = NEEDS_CHROMIUM
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from classify.audits.masking import (
+from classify.audit.masking import (
     CONTROLS,
     MaskedFilm,
     apply_control,

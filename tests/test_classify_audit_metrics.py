@@ -7,16 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.audits.metrics import METRICS, Metrics, Regions, measure
+from classify.audit.metrics import METRICS, Metrics, Regions, measure
 
 # 10 units of energy on a film of 4 × 6 px
 MAP = np.array(
-    [
-        [0, 0, 0, 0, 0, 0],
-        [0, 4, 2, 0, 0, 1],
-        [0, 2, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 0],
-    ],
+    [[0, 0, 0, 0, 0, 0], [0, 4, 2, 0, 0, 1], [0, 2, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]],
     dtype=np.float32,
 )
 
@@ -257,8 +252,10 @@ def test_the_blob_lies_in_the_middle_of_what_was_seen() -> None:
 
 
 def test_random_maps_go_by_the_film_and_the_seed() -> None:
-    one = [measure(MAP, regions(), name, draws=8, seed=seed)["random_lift"]
-           for name, seed in (("a", 0), ("a", 0), ("b", 0), ("a", 1))]  # fmt: skip
+    one = [
+        measure(MAP, regions(), name, draws=8, seed=seed)["random_lift"]
+        for name, seed in (("a", 0), ("a", 0), ("b", 0), ("a", 1))
+    ]
     assert one[0] == one[1] and len(set(one)) == 3
 
 

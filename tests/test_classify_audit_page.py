@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from audit_films import film, films, summary
 
-from classify.audits.page import film_anchor, picture_uri, write_audit_page, write_pdf
+from classify.audit.page import film_anchor, picture_uri, write_audit_page, write_pdf
 from classify.report import csp_hash
 
 HOSTILE = '</script><script>document.title="owned"</script><!--<img src=x onerror=alert(1)>"\'&'
@@ -37,8 +37,12 @@ def order_of(page: str) -> list[str]:
 def test_every_text_of_a_film_is_escaped(tmp_path: Path) -> None:
     member = {"name": HOSTILE, "flags": [HOSTILE], "lift": 1.0, "map": ""}
     words = ("film", "source", "label", "patient", "decision", "status", "reason", "lung_by")
-    page = page_of(tmp_path, film(0, **dict.fromkeys(words, HOSTILE), flags=[HOSTILE],
-                                  reasons=[HOSTILE], members=[member]))  # fmt: skip
+    page = page_of(
+        tmp_path,
+        film(
+            0, **dict.fromkeys(words, HOSTILE), flags=[HOSTILE], reasons=[HOSTILE], members=[member]
+        ),
+    )
     assert "<img src=x" not in page and "<!--" not in page and "<script>document.title" not in page
     shown = data_of(page)["data-" + film_anchor(HOSTILE)]
     assert shown["film"] == HOSTILE and shown["members"][0]["name"] == HOSTILE
@@ -58,8 +62,17 @@ def test_every_text_of_the_summary_is_escaped(tmp_path: Path) -> None:
             {k: HOSTILE if isinstance(v, str) else v for k, v in row.items()}
             for row in parts[figures][:1]
         ]
-    for name in ("title", "made", "method", "question", "answer", "cautions", "settings",
-                 "thresholds", "members"):  # fmt: skip
+    for name in (
+        "title",
+        "made",
+        "method",
+        "question",
+        "answer",
+        "cautions",
+        "settings",
+        "thresholds",
+        "members",
+    ):
         parts[name] = hostile(parts[name])
     for rows in parts["controls"].values():
         rows[:] = [
@@ -102,10 +115,15 @@ def test_films_with_most_flags_come_first_then_those_with_least_lift(tmp_path: P
         return film(0, film=name, flags=[], members=members)
 
     page = page_of(
-        tmp_path, one("fine", 1.4), one("low", 0.9), one("flag", 1.2, "text"), one("none", None),
-        one("two", 1.3, "text", "border"), film(0, film="refused", members=[], flags=[]),
+        tmp_path,
+        one("fine", 1.4),
+        one("low", 0.9),
+        one("flag", 1.2, "text"),
+        one("none", None),
+        one("two", 1.3, "text", "border"),
+        film(0, film="refused", members=[], flags=[]),
         one("flag, low", 0.5, "looks outside"),
-    )  # fmt: skip
+    )
     assert order_of(page) == ["two", "flag, low", "flag", "low", "fine", "none", "refused"]
 
 
@@ -116,8 +134,16 @@ def test_the_worst_member_is_the_one_shown_first(tmp_path: Path) -> None:
 
 
 def test_outlines_are_in_thousandths_of_the_longer_side(tmp_path: Path) -> None:
-    page = page_of(tmp_path, film(0, film="x", size=[400, 200], box=[0.5, 0.25, 1.0, 0.75],
-                                  field=[[[0, 0], [1, 0], [1, 0.5]]]))  # fmt: skip
+    page = page_of(
+        tmp_path,
+        film(
+            0,
+            film="x",
+            size=[400, 200],
+            box=[0.5, 0.25, 1.0, 0.75],
+            field=[[[0, 0], [1, 0], [1, 0.5]]],
+        ),
+    )
     shown = data_of(page)["data-" + film_anchor("x")]
     assert shown["view"] == [500, 1000] and shown["box"] == [250, 250, 250, 500]
     assert shown["field"] == "M0 0L500 0L500 500Z"
@@ -197,13 +223,19 @@ def test_a_thousand_real_films_stay_below_60_mb(shared_data: Path) -> None:
 
 def test_text_is_read_in_both_schemes(root: Path) -> None:
     """WCAG: 4.5 for text, 3 for lines of charts; the colours are read from the style sheet."""
-    style = (root / "classify/audits/page.css").read_text()
-    schemes = [dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})", line))
-               for line in style.splitlines() if "--paper:#" in line]  # fmt: skip
+    style = (root / "classify/audit/page.css").read_text()
+    schemes = [
+        dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})", line))
+        for line in style.splitlines()
+        if "--paper:#" in line
+    ]
     assert len(schemes) == 3  # light, dark, print
     for colours in schemes:
-        pairs = [(ink, ground, 4.5) for ink in ("ink", "soft", "read", "clear", "none")
-                 for ground in ("paper", "card")]  # fmt: skip
+        pairs = [
+            (ink, ground, 4.5)
+            for ink in ("ink", "soft", "read", "clear", "none")
+            for ground in ("paper", "card")
+        ]
         pairs += [(c, c + "-soft", 4.5) for c in ("read", "clear", "none")]
         pairs += [("ink", "read-soft", 4.5)]
         pairs += [(c, "card", 3) for c in ("s1", "s2", "s3", "edge")]

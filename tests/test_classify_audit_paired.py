@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classify.audits.paired import (
-    bootstrap_p,
-    holm,
-    mean_figure,
-    swap_p,
-    weighted_mean,
-    with_draws,
-)
+from classify.audit.paired import bootstrap_p, holm, mean_figure, swap_p, weighted_mean, with_draws
 
 
 def test_three_patients_that_all_gain_give_a_quarter() -> None:
@@ -48,8 +41,7 @@ def test_p_is_uniform_where_there_is_no_effect() -> None:
     rng = np.random.default_rng(3)
     names = [f"p{i // 2}" for i in range(40)]
     shared = np.repeat(rng.normal(0, 1, (300, 20)), 2, axis=1)  # films of a patient go together
-    ps = np.array([swap_p(s + rng.normal(0, 0.5, 40), names, 200, i)
-                   for i, s in enumerate(shared)])  # fmt: skip
+    ps = np.array([swap_p(s + rng.normal(0, 0.5, 40), names, 200, i) for i, s in enumerate(shared)])
     assert 0.02 < (ps < 0.05).mean() < 0.09
     np.testing.assert_allclose(np.quantile(ps, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.08)
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.audits.pictures import MAP_SIDE, SIDE, inferno, map_uri, picture_uri, to_polygons
+from classify.audit.pictures import MAP_SIDE, SIDE, inferno, map_uri, picture_uri, to_polygons
 
 
 def decode(uri: str) -> np.ndarray:
@@ -21,8 +21,11 @@ def test_a_rectangle_keeps_its_four_corners() -> None:
     mask[10:30, 20:60] = True  # its outermost pixels' middles: x 20.5 … 59.5, y 10.5 … 29.5
     (polygon,) = to_polygons(mask)
     assert sorted(map(tuple, polygon)) == [
-        (0.1025, 0.105), (0.1025, 0.295), (0.2975, 0.105), (0.2975, 0.295),
-    ]  # fmt: skip
+        (0.1025, 0.105),
+        (0.1025, 0.295),
+        (0.2975, 0.105),
+        (0.2975, 0.295),
+    ]
 
 
 def test_two_lungs_give_two_outlines_of_few_points_the_larger_first() -> None:

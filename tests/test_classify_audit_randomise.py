@@ -9,15 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from classify.audits.randomise import (
-    Stage,
-    another_film,
-    randomisation_curve,
-    randomise,
-    stages_of,
-)
+from classify.audit.randomise import Stage, another_film, randomisation_curve, randomise, stages_of
 from classify.models.multitask import SCXNN, MemberConfig
-from classify.saliency import grad_cam
+from classify.saliency.maps import grad_cam
 
 
 class TinyNet(nn.Module):
@@ -80,8 +74,11 @@ def test_stages_of_a_member_follow_its_encoder() -> None:
     model = SCXNN(config, decode=True)
     stages = stages_of(model)
     assert [s.name for s in stages] == [
-        "fc", "neck", *(f"stage {i}" for i in range(7, 0, -1)), "stem",
-    ]  # fmt: skip
+        "fc",
+        "neck",
+        *(f"stage {i}" for i in range(7, 0, -1)),
+        "stem",
+    ]
     assert stages[-1].modules == ("encoder.model.conv_stem", "encoder.model.bn1")
     # every tensor but the decoder's, and none twice
     named = [m for s in stages for m in s.modules]

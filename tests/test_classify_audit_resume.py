@@ -17,8 +17,8 @@ from audit_world import (
     two_runs,
 )
 
-from classify.audits.resume import ControlBook, check_resumable
-from classify.audits.rows import read_audit
+from classify.audit.resume import ControlBook, check_resumable
+from classify.audit.rows import read_audit
 from cxr.workdir import Workdir
 
 __all__ = ["audited_world", "two_runs"]  # fixtures

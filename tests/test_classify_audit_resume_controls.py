@@ -5,18 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from audit_world import (
-    add_film,
-    audited_world,
-    make_audit,
-    make_run,
-    summary,
-    two_runs,
-)
+from audit_world import add_film, audited_world, make_audit, make_run, summary, two_runs
 
-from classify import audit
-from classify.audits.rows import read_audit
-from classify.audits.sight import iter_sights
+from classify.audit import __main__ as audit
+from classify.audit.rows import read_audit
+from classify.audit.sight import iter_sights
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.audits.road import RoadFilms, RoadPoint, join, road_curves, road_films
+from classify.audit.road import RoadFilms, RoadPoint, join, road_curves, road_films
 
 SIDE = 16
 
@@ -118,8 +118,10 @@ def test_a_film_gives_the_same_alone_and_among_others(
     batch: torch.Tensor, maps: np.ndarray
 ) -> None:
     together = road_films(LooksLeft(), batch, maps, [1, 1], films=["a", "b"], seed=3)
-    parts = [road_films(LooksLeft(), batch[i : i + 1], maps[i : i + 1], [1], films=[name], seed=3)
-             for i, name in enumerate("ab")]  # fmt: skip
+    parts = [
+        road_films(LooksLeft(), batch[i : i + 1], maps[i : i + 1], [1], films=[name], seed=3)
+        for i, name in enumerate("ab")
+    ]
     for name, left in join(parts).left.items():
         np.testing.assert_allclose(left, together.left[name], atol=1e-6)
     small = road_films(LooksLeft(), batch, maps, [1, 1], films=["a", "b"], seed=3, batch_size=1)
@@ -147,10 +149,15 @@ def test_the_model_the_batch_and_random_numbers_stay(batch: torch.Tensor, maps: 
 
 
 def test_area_by_hand() -> None:
-    found = RoadFilms((20.0, 60.0), np.ones(2), {
-        "morf": np.array([[0.5, 0.5], [0.2, 0.6]]), "lerf": np.array([[0.9, 0.7], [0.6, 0.8]]),
-        "random": np.array([[0.7, 0.5], [0.4, 0.6]]),
-    })  # fmt: skip
+    found = RoadFilms(
+        (20.0, 60.0),
+        np.ones(2),
+        {
+            "morf": np.array([[0.5, 0.5], [0.2, 0.6]]),
+            "lerf": np.array([[0.9, 0.7], [0.6, 0.8]]),
+            "random": np.array([[0.7, 0.5], [0.4, 0.6]]),
+        },
+    )
     # film 1: gaps 0, 0.4, 0.4, 0 at 0, 20, 60, 100 %: 0.04 + 0.16 + 0.08; film 2 half of it
     assert found.area(["a", "b"]).value == pytest.approx((0.28 + 0.14) / 2)
     # film 1: half of it, film 2: random is no better than morf

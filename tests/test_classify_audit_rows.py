@@ -1,4 +1,4 @@
-"""classify/audits/rows.py: written film by film, read back in full, continued after a kill."""
+"""classify/audit/rows.py: written film by film, read back in full, continued after a kill."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from typing import Any
 
 import pytest
 
-from classify.audits.metrics import METRICS
-from classify.audits.rows import (
-    AUDIT_COLUMNS,
-    HITS,
-    AuditRow,
-    AuditWriter,
-    read_audit,
-    write_audit,
-)
+from classify.audit.metrics import METRICS
+from classify.audit.rows import AUDIT_COLUMNS, HITS, AuditRow, AuditWriter, read_audit, write_audit
 
 NUMBERS = {name: (n + 1) / 7 for n, name in enumerate(METRICS)}  # none of them a short decimal
 FULL = AuditRow(
-    film="kermany/a.png", status="fallback", reason="the box is uncertain", source="kermany",
-    label="pneumonia", sublabel="bacterial", patient="p1", member="bacterial", method="grad_cam",
-    lung_by="human", truth=1, probabilities=(1 / 3, 2 / 3 - 1e-9, 1e-9),
+    film="kermany/a.png",
+    status="fallback",
+    reason="the box is uncertain",
+    source="kermany",
+    label="pneumonia",
+    sublabel="bacterial",
+    patient="p1",
+    member="bacterial",
+    method="grad_cam",
+    lung_by="human",
+    truth=1,
+    probabilities=(1 / 3, 2 / 3 - 1e-9, 1e-9),
     field_disagreement=0.1 + 0.2,
-    metrics={**NUMBERS, "pointing_hit": True, "finding_hit": False}, empty=True,
+    metrics={**NUMBERS, "pointing_hit": True, "finding_hit": False},
+    empty=True,
     cut_edges=("left", "top"),
-    flags=("border", "text"), flag_reasons=("0.9 is above 0.3", "so, too"),
-)  # fmt: skip
+    flags=("border", "text"),
+    flag_reasons=("0.9 is above 0.3", "so, too"),
+)
 MEMBERS = ("bacterial", "viral")
 
 
@@ -69,9 +73,12 @@ def test_zero_and_no_hit_are_not_missing(tmp_path: Path) -> None:
 def test_rows_keep_their_order(tmp_path: Path) -> None:
     rows = [*film("b.png"), refused("c.png"), *film("a.png")]
     assert [(r.film, r.member) for r in read_audit(write_audit(tmp_path / "a.csv", rows))] == [
-        ("b.png", "bacterial"), ("b.png", "viral"), ("c.png", ""),
-        ("a.png", "bacterial"), ("a.png", "viral"),
-    ]  # fmt: skip
+        ("b.png", "bacterial"),
+        ("b.png", "viral"),
+        ("c.png", ""),
+        ("a.png", "bacterial"),
+        ("a.png", "viral"),
+    ]
 
 
 def test_the_first_line_names_the_columns(tmp_path: Path) -> None:
@@ -82,9 +89,18 @@ def test_the_first_line_names_the_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a,b.png", 'say "ah".png', " ends with a space ", "=1+1|x.png", "a\u2028b\x85c\x0b.png",
-     "'; drop table.png", "röntgen 胸.png", "no utf-8 \udcff.png", "tab\tbed.png"],
-)  # fmt: skip
+    [
+        "a,b.png",
+        'say "ah".png',
+        " ends with a space ",
+        "=1+1|x.png",
+        "a\u2028b\x85c\x0b.png",
+        "'; drop table.png",
+        "röntgen 胸.png",
+        "no utf-8 \udcff.png",
+        "tab\tbed.png",
+    ],
+)
 def test_hostile_names_come_back(tmp_path: Path, name: str) -> None:
     path = tmp_path / "audit.csv"
     write_audit(path, film("first.png"))

@@ -21,8 +21,8 @@ from audit_world import (
 )
 
 from classify import run
-from classify.audits.sight import Run, Sight, iter_sights, read_run
-from classify.audits.truth import Truths
+from classify.audit.sight import Run, Sight, iter_sights, read_run
+from classify.audit.truth import Truths
 from cxr.film import read_film
 
 
@@ -37,9 +37,12 @@ def make_run(out: str, *more: str) -> None:
 
 
 def sights_of(
-    found: Run, truths: Truths | None = None, field: FakeField | None = None,
-    detector: FakeDetector | None = None, batch: int = 8,
-) -> dict[str, Sight]:  # fmt: skip
+    found: Run,
+    truths: Truths | None = None,
+    field: FakeField | None = None,
+    detector: FakeDetector | None = None,
+    batch: int = 8,
+) -> dict[str, Sight]:
     """Sights by the file's name."""
     films = [f for f in found.films if f.prediction.logits is not None]
     groups = iter_sights(films, truths or Truths(), field or FakeField(), detector, 0, batch)
@@ -185,8 +188,10 @@ def test_a_human_mask_takes_the_networks_place(world: SimpleNamespace) -> None:
     field = FakeField()
     found = sights_of(read_run("r"), Truths.load("data"), field)
     assert {n: s.lung_by for n, s in found.items()} == {
-        "a.png": "lungfield", "b.png": "human", "c.png": "lungfield",
-    }  # fmt: skip
+        "a.png": "lungfield",
+        "b.png": "human",
+        "c.png": "lungfield",
+    }
     assert len(field.seen) == 2  # the network sees only the rest
     np.testing.assert_array_equal(found["b.png"].lung, mask)
     np.testing.assert_array_equal(found["c.png"].lung, lungs_of(120, 100))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classify.audits.flags import Thresholds
-from classify.audits.rows import AuditRow
-from classify.audits.summary import (
+from classify.audit.flags import Thresholds
+from classify.audit.rows import AuditRow
+from classify.audit.summary import (
     answer,
     cautions,
     control_rows,
@@ -25,15 +25,29 @@ BOUNDS = Thresholds(
 
 
 def row(
-    film: str, lift: float | None = 1.0, member: str = "m", source: str = "nih", patient: str = "",
-    flags: tuple[str, ...] = (), lung_by: str = "lungfield", empty: bool = False, **more: object,
-) -> AuditRow:  # fmt: skip
+    film: str,
+    lift: float | None = 1.0,
+    member: str = "m",
+    source: str = "nih",
+    patient: str = "",
+    flags: tuple[str, ...] = (),
+    lung_by: str = "lungfield",
+    empty: bool = False,
+    **more: object,
+) -> AuditRow:
     metrics = {"lift": lift, "gaussian_lift": 1.2, "inside_share": 0.5, "area_share": 0.4, **more}
     return AuditRow(
-        film, source=source, patient=patient or film, member=member, method="grad_cam",
-        metrics=metrics, flags=flags, flag_reasons=("why",) * len(flags), lung_by=lung_by,
+        film,
+        source=source,
+        patient=patient or film,
+        member=member,
+        method="grad_cam",
+        metrics=metrics,
+        flags=flags,
+        flag_reasons=("why",) * len(flags),
+        lung_by=lung_by,
         empty=empty,
-    )  # fmt: skip
+    )
 
 
 def many(lift: float, blob: float = 1.2, spread: float = 0.01) -> list[AuditRow]:
@@ -53,8 +67,12 @@ def test_figures_are_means_over_the_films_that_have_a_value() -> None:
 
 
 def test_hits_and_flags_are_shares() -> None:
-    rows = [row("a", 0.9, pointing_hit=True, flags=("border",)), row("b", 1.1, pointing_hit=False),
-            row("c", None, empty=True), row("d", 0.5, pointing_hit=True)]  # fmt: skip
+    rows = [
+        row("a", 0.9, pointing_hit=True, flags=("border",)),
+        row("b", 1.1, pointing_hit=False),
+        row("c", None, empty=True),
+        row("d", 0.5, pointing_hit=True),
+    ]
     found = figures(rows)
     assert found["m", "", "pointing_hit"]["value"] == pytest.approx(2 / 3)
     assert found["m", "", "below_chance"]["value"] == pytest.approx(2 / 3)
@@ -67,8 +85,11 @@ def test_a_metric_that_no_film_has_is_left_out() -> None:
 
 
 def test_sources_stand_alone_and_all_together_first() -> None:
-    rows = [row("a", 1.0, source="nih"), row("b", 2.0, source="kermany"),
-            row("c", 3.0, source="kermany")]  # fmt: skip
+    rows = [
+        row("a", 1.0, source="nih"),
+        row("b", 2.0, source="kermany"),
+        row("c", 3.0, source="kermany"),
+    ]
     found = figures(rows)
     lifts = {source: f["value"] for (_, source, name), f in found.items() if name == "lift"}
     assert lifts == {"": 2.0, "kermany": 2.5, "nih": 1.0}
@@ -93,8 +114,9 @@ def test_films_of_one_patient_have_no_interval() -> None:
 
 def test_the_interval_draws_patients() -> None:
     # two patients: a draw takes one twice or both, so the means are 1, 1.5 and 2
-    rows = [row(f"{p}{n}", lift, patient=p) for p, lift in (("p", 1.0), ("q", 2.0))
-            for n in range(5)]  # fmt: skip
+    rows = [
+        row(f"{p}{n}", lift, patient=p) for p, lift in (("p", 1.0), ("q", 2.0)) for n in range(5)
+    ]
     found = figures(rows, 500)["m", "", "lift"]
     assert (found["low"], found["value"], found["high"]) == (1.0, 1.5, 2.0)
 
@@ -106,8 +128,12 @@ def test_lift_z_counts_the_deviations_from_random_maps() -> None:
 
 
 def test_histograms_count_every_film_with_a_value() -> None:
-    rows = [row("a", -0.0, border_share=0.0), row("b", 0.06, border_share=0.95),
-            row("c", 7.0, border_share=0.8), row("d", None)]  # fmt: skip
+    rows = [
+        row("a", -0.0, border_share=0.0),
+        row("b", 0.06, border_share=0.95),
+        row("c", 7.0, border_share=0.8),
+        row("d", None),
+    ]
     found = {d["metric"]: d for d in distributions(rows)}
     lift, border = found["lift"]["counts"]["films"], found["border_share"]["counts"]["films"]
     assert sum(lift) == sum(border) == 3
@@ -117,8 +143,11 @@ def test_histograms_count_every_film_with_a_value() -> None:
 
 
 def test_histograms_have_the_means_of_blind_maps_beside_them() -> None:
-    rows = [row("a", gaussian_lift=1.0, random_lift=0.9), row("b", gaussian_lift=2.0),
-            row("c", border_share=0.1, border_area_share=0.19)]  # fmt: skip
+    rows = [
+        row("a", gaussian_lift=1.0, random_lift=0.9),
+        row("b", gaussian_lift=2.0),
+        row("c", border_share=0.1, border_area_share=0.19),
+    ]
     found = {d["metric"]: d["baseline"] for d in distributions(rows)}
     assert found["lift"] == {"random": 0.9, "gaussian": pytest.approx(1.4)}
     assert found["border_share"] == {"even": 0.19}
@@ -174,8 +203,13 @@ def test_without_any_lift_nothing_is_said() -> None:
 
 
 def test_cautions_say_who_drew_the_lungs() -> None:
-    rows = [row("a", lung_by="human"), row("a", member="k", lung_by="human"), row("b"), row("c"),
-            AuditRow("x")]  # fmt: skip
+    rows = [
+        row("a", lung_by="human"),
+        row("a", member="k", lung_by="human"),
+        row("b"),
+        row("c"),
+        AuditRow("x"),
+    ]
     assert "by people on 1 of 3 films" in cautions(rows, False, BOUNDS)[0]
 
 
@@ -201,8 +235,11 @@ def test_thresholds_are_listed_in_words() -> None:
 
 
 def test_controls_have_the_names_of_the_page() -> None:
-    trials = {"masked": [{"source": "all", "auc": 0.9, "n": 9}, {"source": "nih", "n": 4}],
-              "randomised": [{"stage": "fc"}], "road": [{"percentile": 20}]}  # fmt: skip
+    trials = {
+        "masked": [{"source": "all", "auc": 0.9, "n": 9}, {"source": "nih", "n": 4}],
+        "randomised": [{"stage": "fc"}],
+        "road": [{"percentile": 20}],
+    }
     found = control_rows(trials)
     assert [r["source"] for r in found["masked"]] == ["", "nih"]
     assert found["randomisation"] == [{"stage": "fc"}] and found["road"] == [{"percentile": 20}]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import draw_phantom
 
-from classify.audits.text import find_text
+from classify.audit.text import find_text
 from cxr.film import read_film
 from cxr.films_table import read_films_table
 
@@ -20,9 +20,14 @@ def chest(height: int = 512, width: int = 448, seed: int = 3) -> np.ndarray:
 
 
 def write(
-    film: np.ndarray, text: str, at_xy: tuple[int, int], size: float = 0.8, stroke: int = 2,
-    grey: float = 1.0, turn: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    film: np.ndarray,
+    text: str,
+    at_xy: tuple[int, int],
+    size: float = 0.8,
+    stroke: int = 2,
+    grey: float = 1.0,
+    turn: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
     """The film with text whose first base line begins at `at_xy`, and the ink (H, W) bool."""
     ink = np.zeros(film.shape, np.uint8)
     cv2.putText(ink, text, at_xy, cv2.FONT_HERSHEY_SIMPLEX, size, 255, stroke, cv2.LINE_AA)
@@ -219,13 +224,20 @@ def test_pixels_outside_0_1_are_refused(value: float, size: int) -> None:
 
 # looked at: an R at (x, y)
 WITH_R = {
-    "IM-0446-0001": (12, 153), "IM-0662-0001": (13, 159), "IM-0679-0001": (10, 215),
-    "NORMAL2-IM-0669-0001": (19, 108), "person281_bacteria_1323": (13, 88),
-    "person1343_bacteria_3415": (44, 32), "person600_bacteria_2456": (40, 12),
-    "person275_bacteria_1293": (38, 12), "person586_virus_1130": (16, 100),
-    "person849_virus_1494": (8, 32), "person467_virus_961": (134, 19),
-    "person1023_virus_1714": (10, 8), "person1284_virus_2207": (23, 8),
-}  # fmt: skip
+    "IM-0446-0001": (12, 153),
+    "IM-0662-0001": (13, 159),
+    "IM-0679-0001": (10, 215),
+    "NORMAL2-IM-0669-0001": (19, 108),
+    "person281_bacteria_1323": (13, 88),
+    "person1343_bacteria_3415": (44, 32),
+    "person600_bacteria_2456": (40, 12),
+    "person275_bacteria_1293": (38, 12),
+    "person586_virus_1130": (16, 100),
+    "person849_virus_1494": (8, 32),
+    "person467_virus_961": (134, 19),
+    "person1023_virus_1714": (10, 8),
+    "person1284_virus_2207": (23, 8),
+}
 
 
 def test_the_r_of_real_films_is_found(shared_data: Path) -> None:
@@ -247,8 +259,9 @@ def test_little_of_a_real_film_is_marked(shared_data: Path) -> None:
 
 def test_text_of_real_films_lies_beside_the_lungs(shared_data: Path) -> None:
     # a rib or a clip taken for a letter would lie in them
-    rows = [r for r in read_films_table(shared_data / "films.csv")
-            if r.source == "kermany" and r.mask]  # fmt: skip
+    rows = [
+        r for r in read_films_table(shared_data / "films.csv") if r.source == "kermany" and r.mask
+    ]
     marked = inside = 0
     for n in np.random.default_rng(12).choice(len(rows), 30, replace=False):
         lung = cv2.imread(str(shared_data / str(rows[n].mask)), cv2.IMREAD_GRAYSCALE) > 0

@@ -13,10 +13,10 @@ import torch
 from audit_world import LungNet, lungs_of, tiny_ensemble, tiny_net
 from torch import nn
 
-from classify.audits import trials
-from classify.audits.sight import Seen, Sight
-from classify.audits.trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
-from classify.audits.truth import Truth
+from classify.audit.__main__ import trials
+from classify.audit.sight import Seen, Sight
+from classify.audit.trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
+from classify.audit.truth import Truth
 from classify.predictions import PredictionRow
 from cxr.boxes import Frame
 from cxr.film import Film
@@ -46,14 +46,27 @@ class PatchNet(nn.Module):
 
 
 def sight(
-    name: str, pixels: np.ndarray, label: str = "normal", sublabel: str = "",
-    source: str | None = "kermany", lung: np.ndarray | None = None, crop: Frame | None = None,
-) -> Sight:  # fmt: skip
+    name: str,
+    pixels: np.ndarray,
+    label: str = "normal",
+    sublabel: str = "",
+    source: str | None = "kermany",
+    lung: np.ndarray | None = None,
+    crop: Frame | None = None,
+) -> Sight:
     row = source and FilmRow(name, "", source, f"p {name}", label, sublabel, "CC BY 4.0")
     seen = Seen(PredictionRow(name, "ok", "", np.zeros((2, 3))), Path(name), crop)
     lung = lungs_of(*pixels.shape) if lung is None else lung
-    return Sight(seen, Truth(row or None), Film(pixels, name, "0" * 64), "",
-                 crop.apply(pixels) if crop else pixels, crop, lung, "lungfield")  # fmt: skip
+    return Sight(
+        seen,
+        Truth(row or None),
+        Film(pixels, name, "0" * 64),
+        "",
+        crop.apply(pixels) if crop else pixels,
+        crop,
+        lung,
+        "lungfield",
+    )
 
 
 def lung_films(count: int = 12, source: str | None = "kermany") -> list[Sight]:
@@ -135,8 +148,18 @@ def test_a_question_to_both_members_is_asked_where_films_hold_both_answers() -> 
 def test_lungs_of_the_film_are_hidden_on_its_crop() -> None:
     crop = Frame.cut((0, 0, 96, 96))
     whole = masked(lung_films())[0]
-    cut = masked([sight(s.seen.name, s.film.pixels, s.truth.row.label, s.truth.row.sublabel,  # type: ignore[union-attr]
-                        crop=crop) for s in lung_films()])[0]  # fmt: skip
+    cut = masked(
+        [
+            sight(
+                s.seen.name,
+                s.film.pixels,
+                s.truth.row.label,
+                s.truth.row.sublabel,  # type: ignore[union-attr]
+                crop=crop,
+            )
+            for s in lung_films()
+        ]
+    )[0]
     assert aucs(cut) == aucs(whole)
 
 

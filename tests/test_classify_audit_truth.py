@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from audit_world import write_table
 
-from classify.audits.rows import UNKNOWN
-from classify.audits.truth import Truth, Truths
+from classify.audit.rows import UNKNOWN
+from classify.audit.truth import Truth, Truths
 from classify.models.multitask import NORMAL, OTHERS, TARGET
 from cxr.films_table import FilmRow
 from cxr.split import Split
@@ -33,12 +33,25 @@ def truths(*rows: FilmRow) -> Truths:
 
 SPLIT = Split(0, {"k1": "train", "k2": "test", "k3": "val", "n1": "train", "n2": "test"})
 KNOWN = truths(
-    film_row("i/kermany/1.png", patient="k1"), film_row("i/kermany/2.png", patient="k2"),
-    film_row("i/kermany/3.png", patient="k3"), film_row("i/kermany/4.png", patient="new"),
-    film_row("i/nih/1.png", "nih", "n1"), film_row("i/nih/2.png", "nih", "n2"),
-)  # fmt: skip
-FILMS = [Named(f"elsewhere/{tail}") for tail in ("nih/1.png", "kermany/2.png", "kermany/1.png",
-         "nih/2.png", "kermany/3.png", "kermany/4.png", "kermany/unlisted.png")]  # fmt: skip
+    film_row("i/kermany/1.png", patient="k1"),
+    film_row("i/kermany/2.png", patient="k2"),
+    film_row("i/kermany/3.png", patient="k3"),
+    film_row("i/kermany/4.png", patient="new"),
+    film_row("i/nih/1.png", "nih", "n1"),
+    film_row("i/nih/2.png", "nih", "n2"),
+)
+FILMS = [
+    Named(f"elsewhere/{tail}")
+    for tail in (
+        "nih/1.png",
+        "kermany/2.png",
+        "kermany/1.png",
+        "nih/2.png",
+        "kermany/3.png",
+        "kermany/4.png",
+        "kermany/unlisted.png",
+    )
+]
 
 
 def chosen(part: str, trained_on: tuple[str, ...] = ("kermany",)) -> list[str]:
@@ -116,10 +129,16 @@ def test_findings_are_clipped_to_the_film() -> None:
 
 
 def test_findings_that_hold_no_pixel_of_the_film_are_dropped() -> None:
-    truth = Truth(findings_xyxy=(
-        (50, 0, 60, 10), (5, 5, 5.2, 20), (9, 9, 3, 12), (float("nan"), 0, 4, 4), (1.5, 1, 2.5, 9),
-        (2, 2, 8, 8),
-    ))  # fmt: skip
+    truth = Truth(
+        findings_xyxy=(
+            (50, 0, 60, 10),
+            (5, 5, 5.2, 20),
+            (9, 9, 3, 12),
+            (float("nan"), 0, 4, 4),
+            (1.5, 1, 2.5, 9),
+            (2, 2, 8, 8),
+        )
+    )
     assert truth.findings_on((40, 30)).tolist() == [[2, 2, 8, 8]]
 
 
@@ -131,8 +150,9 @@ def test_tables_are_read_with_masks_and_findings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_table([{"image": "images/nih/a.png", "mask": "masks/a.png"},
-                 {"image": "images/kermany/b.png"}])  # fmt: skip
+    write_table(
+        [{"image": "images/nih/a.png", "mask": "masks/a.png"}, {"image": "images/kermany/b.png"}]
+    )
     Path("data/finding_boxes.csv").write_text("image,x,y,w,h\nimages/nih/a.png,1,2,3,4\n")
     known = Truths.load("data")
     one = known.of("/any/where/nih/a.png")

@@ -1,4 +1,4 @@
-"""classify/cases.py, classify/regions.py and classify/dataset.py: truth, regions, cache."""
+"""classify/films.py, classify/regions.py and classify/dataset.py: truth, regions, cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from classify.cases import Case, label_of, part_of, select_cases
 from classify.dataset import MemberDataset, PixelCache, build_cache, class_weights
+from classify.films import Case, label_of, part_of, select_cases
 from classify.preprocess import PreprocessConfig
 from classify.regions import RegionConfig, RegionFinder
 from cxr.boxes import Frame
@@ -22,8 +22,13 @@ CONFIG = PreprocessConfig(side=64, work_side=0)
 
 
 def film_row(label: str, sublabel: str = "", **other: str) -> FilmRow:
-    known = {"image": "images/a.png", "mask": "", "source": "s", "patient_id": "p",
-             "licence": "CC BY 4.0"} | other  # fmt: skip
+    known = {
+        "image": "images/a.png",
+        "mask": "",
+        "source": "s",
+        "patient_id": "p",
+        "licence": "CC BY 4.0",
+    } | other
     return FilmRow(label=label, sublabel=sublabel, **known)
 
 
@@ -40,11 +45,19 @@ def crops(phantom_folder: Path, tmp_path: Path) -> Path:
             frame = Frame.cut((20, 30, 120, 130))
             pixels = cv2.imread(str(film), cv2.IMREAD_GRAYSCALE)
             cv2.imwrite(str(tmp_path / f"{number}.png"), frame.apply(pixels))
-            manifest.add(CropRow(
-                film=f"elsewhere/{film.parent.name}/{film.name}", sha256="", status="ok",
-                size_hw=(160, 140), thorax_xyxy=(20.0, 30.0, 120.0, 130.0), score=0.9,
-                crop_xyxy=frame.source_xyxy, frame=frame.to_dict(), crop=f"{number}.png",
-            ))  # fmt: skip
+            manifest.add(
+                CropRow(
+                    film=f"elsewhere/{film.parent.name}/{film.name}",
+                    sha256="",
+                    status="ok",
+                    size_hw=(160, 140),
+                    thorax_xyxy=(20.0, 30.0, 120.0, 130.0),
+                    score=0.9,
+                    crop_xyxy=frame.source_xyxy,
+                    frame=frame.to_dict(),
+                    crop=f"{number}.png",
+                )
+            )
         manifest.add(CropRow("elsewhere/images/film03.png", "", "no_thorax", "low score"))
     return tmp_path
 
@@ -68,9 +81,12 @@ def test_label_is_normal_target_or_others(row: FilmRow, target: str, label: int 
 
 def test_films_left_out_are_counted_by_reason() -> None:
     rows = [
-        film_row("normal"), film_row("unknown"), film_row("normal", source="t"),
-        film_row("normal", licence="research only"), film_row("normal", licence="not stated"),
-    ]  # fmt: skip
+        film_row("normal"),
+        film_row("unknown"),
+        film_row("normal", source="t"),
+        film_row("normal", licence="research only"),
+        film_row("normal", licence="not stated"),
+    ]
     cases, out = select_cases(rows, Path("data"), sources=["s"])
     assert len(cases) == 1
     assert out == {"truth unknown": 1, "another source": 1, "licence": 2}

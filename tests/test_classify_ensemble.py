@@ -21,8 +21,14 @@ SETTINGS = PreprocessConfig(side=64)
 def write_member(folder: Path, name: str, order: int, **changes: object) -> None:
     torch.manual_seed(order)
     config = MemberConfig("tu-test_efficientnet", "none", 16, decoder_channels=(8, 8))
-    meta = {"target": name, "order": order, "network": to_plain(config), "decoder": False,
-            "preprocessing": SETTINGS.to_dict(), "trained_on": "crops"} | changes  # fmt: skip
+    meta = {
+        "target": name,
+        "order": order,
+        "network": to_plain(config),
+        "decoder": False,
+        "preprocessing": SETTINGS.to_dict(),
+        "trained_on": "crops",
+    } | changes
     classes = len(changes.get("classes", "abc"))  # type: ignore[arg-type]
     tensors = build_member(config, classes=classes).shipped_tensors(decoder=False)
     save_bundle(folder / f"{name}.safetensors", "member", tensors, **meta)
@@ -91,9 +97,7 @@ def test_films_are_preprocessed_once_for_all_members(
 
     calls: list[int] = []
     real = classify.ensemble.preprocess
-    monkeypatch.setattr(
-        classify.ensemble, "preprocess", lambda *a: calls.append(1) or real(*a)
-    )  # fmt: skip
+    monkeypatch.setattr(classify.ensemble, "preprocess", lambda *a: calls.append(1) or real(*a))
     Ensemble.load(folder, "cpu").predict(films)
     assert len(calls) == len(films)
 

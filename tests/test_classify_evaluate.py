@@ -69,10 +69,18 @@ def kermany_like(phantom_folder: Path, tmp_path: Path) -> Path:
             pixels = cv2.imread(str(phantom_folder / film.file_name), cv2.IMREAD_GRAYSCALE)
             cv2.imwrite(str(tmp_path / f"crops/{number}.png"), frame.apply(pixels))
             book.add(
-                CropRow(film.file_name, "0" * 64, "ok", size_hw=film.size_hw, score=1.0,
-                        thorax_xyxy=(x0, y0, x1, y1), crop_xyxy=frame.source_xyxy,
-                        frame=frame.to_dict(), crop=f"{number}.png")
-            )  # fmt: skip
+                CropRow(
+                    film.file_name,
+                    "0" * 64,
+                    "ok",
+                    size_hw=film.size_hw,
+                    score=1.0,
+                    thorax_xyxy=(x0, y0, x1, y1),
+                    crop_xyxy=frame.source_xyxy,
+                    frame=frame.to_dict(),
+                    crop=f"{number}.png",
+                )
+            )
             logits = np.zeros((2, 3), np.float32)
             logits[:, 0] = 3.0 if film.extra["label"] == "normal" else -3.0
             rows.append(PredictionRow(film.file_name, "ok", "", logits, 0.5, "read", "", "t"))
@@ -83,9 +91,19 @@ def kermany_like(phantom_folder: Path, tmp_path: Path) -> Path:
 
 def test_the_command_end_to_end(kermany_like: Path) -> None:
     folder = kermany_like
-    args = [str(folder / "run"), "--data", str(folder), "--crops", str(folder / "crops"),
-            "--split", str(folder / "split.json"), "--out", str(folder / "out"),
-            "--draws", "50"]  # fmt: skip
+    args = [
+        str(folder / "run"),
+        "--data",
+        str(folder),
+        "--crops",
+        str(folder / "crops"),
+        "--split",
+        str(folder / "split.json"),
+        "--out",
+        str(folder / "out"),
+        "--draws",
+        "50",
+    ]
     assert main(args) == 0
     text = (folder / "out/table.md").read_text()
     assert "normal / pneumonia, kermany | ensemble: run | 1.000" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from classify.bundles import load_pretrained
 from classify.finetune import FinetuneConfig, finetune, main
 from classify.genesis import GenesisConfig
 from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
@@ -16,14 +17,13 @@ from classify.models.unet_cbam import UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import PretrainModule
-from classify.pretrained import load_pretrained
-from classify.schedule import OptimConfig
 from classify.singles.bundle import load_single
 from classify.singles.config import ProtocolConfig
 from cxr.answers import read_answers
 from cxr.cli import write_config
 from cxr.films_table import read_films_table
 from cxr.split import make_split
+from cxr.training.optim import OptimConfig
 
 OPTIM = OptimConfig("adamw", 1e-3, schedule="constant", epochs=1, patience=0)
 NAME = "unet_cbam_small"
@@ -38,15 +38,25 @@ def config(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fi
     split.save(folder / "split.json")
     own = PreprocessConfig(side=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     return FinetuneConfig(
-        classes=("normal", "bacterial", "viral"), data=str(phantom_folder), sources=(),
-        protocol=ProtocolConfig("file", split=str(folder / "split.json")), batch=4, device="cpu",
-        backbone=BackboneConfig(NAME, weights="none"), optim=OPTIM, draws=20,
+        classes=("normal", "bacterial", "viral"),
+        data=str(phantom_folder),
+        sources=(),
+        protocol=ProtocolConfig("file", split=str(folder / "split.json")),
+        batch=4,
+        device="cpu",
+        backbone=BackboneConfig(NAME, weights="none"),
+        optim=OPTIM,
+        draws=20,
         preprocess=PreprocessConfig(side=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         pretraining=PretrainConfig(
-            out=str(folder / "pretrain"), preprocess=own, net=UnetCbamConfig(NAME), optim=OPTIM,
-            batch=4, genesis=GenesisConfig(shuffle_windows=20),
+            out=str(folder / "pretrain"),
+            preprocess=own,
+            net=UnetCbamConfig(NAME),
+            optim=OPTIM,
+            batch=4,
+            genesis=GenesisConfig(shuffle_windows=20),
         ),
-    )  # fmt: skip
+    )
 
 
 def test_the_network_starts_from_the_pretrained_encoder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classify.guarantee import (
+from classify.screening.guarantee import (
     choose_operating_point,
     exact_interval,
     films_needed,

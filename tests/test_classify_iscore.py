@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from classify.iscore import (
+from classify.features.iscore import (
     draw_subsets,
     drop_backwards,
     fit_cuts,
@@ -101,8 +101,9 @@ def test_scores_agree_with_the_formula(classes: int) -> None:
     values, labels = films(60, 12, classes, 0)
     bits = to_bits(values, fit_cuts(values))
     for size in (1, 4, 12):
-        plain = by_the_formula([bits[:, f].astype(int).tolist() for f in range(size)],
-                               labels.tolist())  # fmt: skip
+        plain = by_the_formula(
+            [bits[:, f].astype(int).tolist() for f in range(size)], labels.tolist()
+        )
         assert i_score(bits[:, :size], one_hot(labels, classes)) == pytest.approx(plain, rel=1e-9)
     alone = [i_score(bits[:, [f]], one_hot(labels, classes)) for f in range(12)]
     assert single_scores(bits, one_hot(labels, classes)) == pytest.approx(alone)
@@ -157,7 +158,7 @@ def test_many_draws_and_few_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     bits = to_bits(values, fit_cuts(values))
     subsets = draw_subsets(bits, 5, 20)
     whole = drop_backwards(bits, labels, subsets)
-    monkeypatch.setattr("classify.iscore._CELLS", 3 << 5)
+    monkeypatch.setattr("classify.features.iscore._CELLS", 3 << 5)
     parts = drop_backwards(bits, labels, subsets)
     assert np.array_equal(whole.order, parts.order) and np.array_equal(whole.scores, parts.scores)
 
@@ -173,8 +174,9 @@ def test_two_means_agree_with_trying_every_cut() -> None:
     values = np.concatenate([rng.normal(0, 1, (9, 4)), rng.normal(4, 2, (6, 4))])
     for column, cut in zip(values.T, fit_cuts(values, "kmeans"), strict=True):
         line = np.sort(column)
-        inner = [sum(((p - p.mean()) ** 2).sum() for p in (line[:i], line[i:]))
-                 for i in range(1, 15)]  # fmt: skip
+        inner = [
+            sum(((p - p.mean()) ** 2).sum() for p in (line[:i], line[i:])) for i in range(1, 15)
+        ]
         best = 1 + int(np.argmin(inner))
         assert cut == pytest.approx((line[best - 1] + line[best]) / 2)
 
@@ -199,7 +201,7 @@ def test_a_feature_that_is_alike_on_all_films_is_never_drawn() -> None:
         (lambda: drop_backwards(XOR, [0, 1, 1, 0], [0, 1]), r"subsets must be \(D, m\)"),
         (lambda: draw_subsets(XOR, 15, 1), "between 1 and 14"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_scored_is_refused(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()

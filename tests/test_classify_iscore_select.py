@@ -12,8 +12,7 @@ import torch
 from saliency_nets import state_of
 from sklearn.linear_model import LogisticRegression
 
-from classify.iscore_report import write_selection
-from classify.iscore_select import (
+from classify.features.select import (
     Part,
     SelectConfig,
     Selection,
@@ -21,8 +20,9 @@ from classify.iscore_select import (
     pooled_features,
     select_features,
 )
-from classify.metrics import macro_auc
+from classify.iscore_report import write_selection
 from classify.models.backbones import BackboneConfig, build_backbone
+from cxr.stats import macro_auc
 
 QUICK = SelectConfig(start=4, subsets=150, permutations=5, draws=60)
 TOLD = (5, 11)  # the features that tell the classes apart
@@ -100,8 +100,10 @@ def test_sets_that_tell_score_above_what_chance_gives(chosen: Selection) -> None
 
 def test_noise_scores_no_higher_than_chance() -> None:
     rng = np.random.default_rng(3)
-    parts = [Part(rng.normal(size=(80, 12)), np.arange(80) % 2, tuple(f"{n}{i}" for i in range(80)))
-             for n in "abc"]  # fmt: skip
+    parts = [
+        Part(rng.normal(size=(80, 12)), np.arange(80) % 2, tuple(f"{n}{i}" for i in range(80)))
+        for n in "abc"
+    ]
     config = replace(QUICK, permutations=20)
     found = select_features(*parts, CLASSES, config).to_dict()
     assert found["sets_above_chance"] == 0
@@ -144,7 +146,7 @@ def test_what_was_chosen_is_written(chosen: Selection, tmp_path: Path) -> None:
         ((part("a", 20, 0), part("a", 20, 1), part("c", 20, 2)), "train and validation must share"),
         ((part("a", 20, 0), part("b", 20, 1), part("c", 20, 2, 17)), "test must hold .* 16"),
     ],
-)  # fmt: skip
+)
 def test_parts_that_do_not_fit_are_refused(parts: tuple[Part, Part, Part], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         select_features(*parts, CLASSES, QUICK)
@@ -152,9 +154,13 @@ def test_parts_that_do_not_fit_are_refused(parts: tuple[Part, Part, Part], words
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"split": "thirds"}, "split"), ({"start": 15}, "start"), ({"counts": (0,)}, "counts"),
-     ({"penalty": 0.0}, "penalty")],
-)  # fmt: skip
+    [
+        ({"split": "thirds"}, "split"),
+        ({"start": 15}, "start"),
+        ({"counts": (0,)}, "counts"),
+        ({"penalty": 0.0}, "penalty"),
+    ],
+)
 def test_a_wrong_setting_is_named(wrong: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SelectConfig(**wrong)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from classify import iscore_train
-from classify.iscore_parts import SelectConfig
+from classify.features.parts import SelectConfig
 from classify.iscore_train import IscoreConfig, main, train_iscore
 from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
-from classify.schedule import OptimConfig
 from classify.singles.config import ProtocolConfig
 from classify.singles.module import SingleModule
 from cxr.answers import read_answers
+from cxr.training.optim import OptimConfig
 
 CLASSES = ("normal", "bacterial", "viral")
 WIDTH = 256  # of the small CNN's last maps
@@ -27,21 +27,29 @@ WIDTH = 256  # of the small CNN's last maps
 def config(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> IscoreConfig:
     folder = tmp_path_factory.mktemp("iscore")
     return IscoreConfig(
-        classes=CLASSES, data=str(phantom_folder), sources=(), batch=4, device="cpu", draws=20,
+        classes=CLASSES,
+        data=str(phantom_folder),
+        sources=(),
+        batch=4,
+        device="cpu",
+        draws=20,
         optim=OptimConfig(rate=1e-3, schedule="constant", epochs=1, patience=0),
         protocol=ProtocolConfig(parts={"train": 0.5, "val": 0.25, "test": 0.25}),
-        backbone=BackboneConfig("baseline_cnn", weights="none"), trained=str(folder / "network"),
+        backbone=BackboneConfig("baseline_cnn", weights="none"),
+        trained=str(folder / "network"),
         preprocess=PreprocessConfig(side=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         select=SelectConfig(start=3, subsets=40, permutations=2, counts=(1, 4)),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
 def outs(config: IscoreConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """All three, the network trained by the first of them."""
     folder = tmp_path_factory.mktemp("outs")
-    return {keep: train_iscore(replace(config, keep=keep, out=str(folder / keep)))
-            for keep in ("iscore", "all", "head")}  # fmt: skip
+    return {
+        keep: train_iscore(replace(config, keep=keep, out=str(folder / keep)))
+        for keep in ("iscore", "all", "head")
+    }
 
 
 def figures(folder: Path) -> dict:
@@ -65,15 +73,19 @@ def test_what_was_kept_and_gained_goes_into_figures_and_picture(outs: dict[str, 
     assert made["kept"] in (1, 4, WIDTH) and made["config"]["draws"] == 20
     assert (outs["iscore"] / "iscore.png").read_bytes().startswith(b"\x89PNG")
     for keep in ("all", "head"):
-        assert figures(outs[keep]) == {"features.kept": {"value": WIDTH, "low": None, "high": None,
-                                                         "n": 6}}  # fmt: skip
+        assert figures(outs[keep]) == {
+            "features.kept": {"value": WIDTH, "low": None, "high": None, "n": 6}
+        }
         assert not (outs[keep] / "iscore.json").exists()
 
 
 def test_all_features_are_what_the_selection_compares_itself_with(outs: dict[str, Path]) -> None:
     made = json.loads((outs["iscore"] / "iscore.json").read_text())
-    (whole,) = (p["test_auc"]["value"] for p in made["points"]
-                if (p["order"], p["kept"]) == ("i_score", WIDTH))  # fmt: skip
+    (whole,) = (
+        p["test_auc"]["value"]
+        for p in made["points"]
+        if (p["order"], p["kept"]) == ("i_score", WIDTH)
+    )
     metrics = json.loads((outs["all"] / "metrics.json").read_text())
     assert metrics["figures"]["test"]["macro_auc"]["value"] == pytest.approx(whole)
 
@@ -99,10 +111,12 @@ def test_by_default_the_network_lies_in_its_folder_and_draws_are_the_trainings()
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"keep": "best"}, "keep must be one of iscore, all, head"),
-     ({"kind": "fusion"}, "kind must be backbone or cxrnet"),
-     ({"protocol": ProtocolConfig("folds")}, "Got 'folds' instead")],
-)  # fmt: skip
+    [
+        ({"keep": "best"}, "keep must be one of iscore, all, head"),
+        ({"kind": "fusion"}, "kind must be backbone or cxrnet"),
+        ({"protocol": ProtocolConfig("folds")}, "Got 'folds' instead"),
+    ],
+)
 def test_wrong_settings_are_named(config: IscoreConfig, wrong: dict, says: str) -> None:
     sized = replace(config.preprocess, side=299)
     with pytest.raises(ValueError, match=says):

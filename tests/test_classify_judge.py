@@ -14,7 +14,7 @@ from classify.inputs import Item
 from classify.judge import Judge, strongest_member
 from classify.models.multitask import MemberConfig, build_member
 from classify.preprocess import PreprocessConfig
-from classify.saliency import grad_cam, saliency_layer, to_pixels
+from classify.saliency.maps import grad_cam, saliency_layer, to_pixels
 
 SIZES = [(120, 100), (80, 130), (96, 96), (100, 60)]
 

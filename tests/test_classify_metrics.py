@@ -1,11 +1,11 @@
-"""classify/metrics.py: numbers worked out by hand."""
+"""cxr/stats.py: numbers worked out by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from classify.metrics import (
+from cxr.stats import (
     auc,
     bootstrap_weights,
     classification_report,

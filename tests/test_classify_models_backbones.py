@@ -23,7 +23,7 @@ from classify.models.backbones import (
     stages_of,
 )
 from classify.models.bodies import known, parts_to
-from classify.saliency import METHODS, saliency_maps
+from classify.saliency.maps import METHODS, saliency_maps
 
 # Those that take seconds each run only when asked for: LUNGFIRST_SLOW=1 python -m pytest …
 _slow = pytest.mark.skipif(not os.environ.get("LUNGFIRST_SLOW"), reason="LUNGFIRST_SLOW is not set")
@@ -57,10 +57,23 @@ def small(folder: Path, name: str = "resnet18", **settings: object) -> Backbone:
 
 def test_every_network_of_the_papers_is_there() -> None:
     assert set(BACKBONES) >= {
-        "baseline_cnn", "vgg16", "vgg19", "googlenet", "resnet18", "resnet50", "densenet121",
-        "densenet169", "densenet201", "efficientnet_b2", "efficientnet_lite0", "mobilenet",
-        "mobilenet_v2", "inception_v3", "xception", "inception_resnet_v2",
-    }  # fmt: skip
+        "baseline_cnn",
+        "vgg16",
+        "vgg19",
+        "googlenet",
+        "resnet18",
+        "resnet50",
+        "densenet121",
+        "densenet169",
+        "densenet201",
+        "efficientnet_b2",
+        "efficientnet_lite0",
+        "mobilenet",
+        "mobilenet_v2",
+        "inception_v3",
+        "xception",
+        "inception_resnet_v2",
+    }
 
 
 @pytest.mark.parametrize("name", [slow(n) if n in BIG else n for n in BACKBONES])
@@ -71,9 +84,14 @@ def test_films_give_one_logit_a_class(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "side", "places"),
-    [("resnet50", 224, 7), ("vgg16", 224, 7), ("inception_v3", 299, 8), ("xception", 299, 10),
-     ("baseline_cnn", 224, 14)],
-)  # fmt: skip
+    [
+        ("resnet50", 224, 7),
+        ("vgg16", 224, 7),
+        ("inception_v3", 299, 8),
+        ("xception", 299, 10),
+        ("baseline_cnn", 224, 14),
+    ],
+)
 def test_the_published_input_gives_maps_of_the_published_size(
     name: str, side: int, places: int
 ) -> None:
@@ -96,11 +114,13 @@ def with_its_own_forward(name: str) -> nn.Module:
 @pytest.mark.parametrize(
     "name",
     [
-        "googlenet", "resnet18", "efficientnet_lite0",
+        "googlenet",
+        "resnet18",
+        "efficientnet_lite0",
         *map(slow, ("densenet121", "mobilenet", "mobilenet_v2", "inception_v3", "xception")),
         slow("inception_resnet_v2"),
     ],
-)  # fmt: skip
+)
 def test_a_body_takes_the_librarys_weights_and_gives_its_features(
     name: str, tmp_path: Path
 ) -> None:
@@ -141,10 +161,16 @@ FROZEN = {
     ("efficientnet_lite0", "stage1"): {"conv_stem", "bn1", "blocks.0"},
     ("xception", "stem"): {"conv1", "bn1", "conv2", "bn2"},
     ("inception_v3", "mixed5"): {
-        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
-        "Mixed_5b", "Mixed_5c", "Mixed_5d",
+        "Conv2d_1a_3x3",
+        "Conv2d_2a_3x3",
+        "Conv2d_2b_3x3",
+        "Conv2d_3b_1x1",
+        "Conv2d_4a_3x3",
+        "Mixed_5b",
+        "Mixed_5c",
+        "Mixed_5d",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "stage"), FROZEN)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from saliency_nets import state_of
 from torch import nn
 
-from classify.audits.metrics import Regions, measure
+from classify.audit.metrics import Regions, measure
 from classify.models.backbones import BackboneConfig, build_backbone
 from classify.models.cxrnet import CXRNet, CXRNetConfig, build_cxrnet, total_variation
-from classify.saliency import saliency_maps, to_pixels
-from classify.saliency_explained import explains_itself, explanations
+from classify.saliency.maps import saliency_maps, to_pixels
+from classify.saliency.own import explains_itself, explanations
 from cxr.boxes import Frame
 
 SMALL = CXRNetConfig(classes=3, width=4, depth=3, side=32)
@@ -132,8 +132,10 @@ def test_the_audit_measures_its_map_beside_grad_cam(net: CXRNet) -> None:
     fixed_map(net, plane)
     frame = Frame.letterbox((32, 32), 32)
     regions = Regions(lung, "human", None, (32, 32))
-    own, cam = (to_pixels(maps, [frame], [(32, 32)])[0] for maps in
-                (explanations(net, films(1)), saliency_maps(net, films(1), [1])))  # fmt: skip
+    own, cam = (
+        to_pixels(maps, [frame], [(32, 32)])[0]
+        for maps in (explanations(net, films(1)), saliency_maps(net, films(1), [1]))
+    )
     area = 2 * 24 * 10 / 1024
     found = measure(own, regions, "film", draws=8)
     assert found["inside_share"] == pytest.approx(1) and found["lift"] == pytest.approx(1 / area)
@@ -184,16 +186,23 @@ def test_it_learns_to_find_a_patch_and_its_class_map_lies_on_it() -> None:
     assert (net(batch).argmax(1) == labels).float().mean() > 0.9
     maps, cams = explanations(net, batch, [1] * 16), saliency_maps(net, batch, [1] * 16)
     cams = cams.repeat(4, axis=1).repeat(4, axis=2)
-    share, coarse = (np.mean([m[p].sum() / m.sum() for m, p in zip(s[1::2], patches[1::2])])
-                     for s in (maps, cams))  # fmt: skip
+    share, coarse = (
+        np.mean([m[p].sum() / m.sum() for m, p in zip(s[1::2], patches[1::2])])
+        for s in (maps, cams)
+    )
     assert share > 0.3 > 36 / 576 and share > coarse
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"classes": 0}, "classes"), ({"depth": 1}, "depth"), ({"area": -1.0}, "area"),
-     ({"side": 16}, "at least 32 px with depth 5"), ({"dropout": 1.0}, "dropout")],
-)  # fmt: skip
+    [
+        ({"classes": 0}, "classes"),
+        ({"depth": 1}, "depth"),
+        ({"area": -1.0}, "area"),
+        ({"side": 16}, "at least 32 px with depth 5"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
 def test_a_wrong_setting_is_named(wrong: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CXRNetConfig(**wrong)

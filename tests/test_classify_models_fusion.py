@@ -13,8 +13,8 @@ from torch import nn
 
 from classify.models.bodies import build_body
 from classify.models.fusion import FusionConfig, FusionNet, build_fusion
-from classify.saliency import METHODS, backbone_maps, fused_maps, left_as_found, saliency_maps
-from classify.saliency_fusion import has_backbones
+from classify.saliency.fusion import has_backbones
+from classify.saliency.maps import METHODS, backbone_maps, fused_maps, left_as_found, saliency_maps
 from cxr.cli import from_plain, to_plain
 
 TINY = ("baseline_cnn", "mobilenet_v2")
@@ -152,16 +152,22 @@ def test_each_network_starts_from_its_own_weights(tmp_path: Path) -> None:
 
 def test_a_stage_of_one_network_is_frozen_and_nothing_else(tmp_path: Path) -> None:
     own = file_of(tmp_path / "own.safetensors", "baseline_cnn", 5)
-    config = FusionConfig("2fc", TINY, weights={"baseline_cnn": own, "mobilenet_v2": "none"},
-                          freeze_to={"baseline_cnn": "block2"}, side=64)  # fmt: skip
+    config = FusionConfig(
+        "2fc",
+        TINY,
+        weights={"baseline_cnn": own, "mobilenet_v2": "none"},
+        freeze_to={"baseline_cnn": "block2"},
+        side=64,
+    )
     net = build_fusion(config).train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     still = [k for k, p in net.named_parameters() if not p.requires_grad]
     # a convolution and the scale and shift of BatchNorm in each of two blocks: 3 · 32 · 9 + 2 · 32
     # and 32 · 64 · 9 + 2 · 64
     assert sum(net.get_parameter(k).numel() for k in still) == 864 + 64 + 18432 + 128
-    assert all(k.startswith(("nets.baseline_cnn.body.0.", "nets.baseline_cnn.body.1."))
-               for k in still)  # fmt: skip
+    assert all(
+        k.startswith(("nets.baseline_cnn.body.0.", "nets.baseline_cnn.body.1.")) for k in still
+    )
     net(films()).square().sum().backward()
     torch.optim.SGD([p for p in net.parameters() if p.grad is not None], 0.1).step()
     moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
@@ -173,8 +179,9 @@ def test_a_stage_of_one_network_is_frozen_and_nothing_else(tmp_path: Path) -> No
 def test_one_stage_without_a_name_is_that_of_all() -> None:
     config = FusionConfig(nets=("resnet18", "densenet121"), freeze_to="stem")
     assert {name: part.freeze_to for name, part in config.parts().items()} == {
-        "resnet18": "stem", "densenet121": "stem",
-    }  # fmt: skip
+        "resnet18": "stem",
+        "densenet121": "stem",
+    }
 
 
 def test_weights_by_name_come_back_from_plain_values() -> None:

@@ -28,8 +28,10 @@ def test_weights_from_a_file_by_any_of_their_names(tmp_path: Path, prefix: str) 
 
 def test_densenets_file_from_the_hub_is_understood(tmp_path: Path) -> None:
     source = build_backbone(BackboneConfig("densenet121", weights="none"))
-    state = {f"features.{k}".replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v
-             for k, v in source.body.state_dict().items()}  # fmt: skip
+    state = {
+        f"features.{k}".replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v
+        for k, v in source.body.state_dict().items()
+    }
     assert "features.denseblock1.denselayer1.norm.1.weight" in state
     torch.save(state, tmp_path / "w.pth")
     net = build_backbone(BackboneConfig("densenet121", weights=str(tmp_path / "w.pth")))
@@ -64,8 +66,11 @@ def test_without_a_network_the_message_names_the_way_out(
 
     build: Callable[..., nn.Module] = timm.create_model
     monkeypatch.setattr(tv.WeightsEnum, "get_state_dict", nothing)
-    monkeypatch.setattr(timm, "create_model", lambda n, pretrained=False, **rest: (
-        nothing() if pretrained else build(n, **rest)))  # fmt: skip
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda n, pretrained=False, **rest: nothing() if pretrained else build(n, **rest),
+    )
     with pytest.raises(ConnectionError, match=r"no route to host.*weights: FILE.*weights: none"):
         build_backbone(BackboneConfig(name, weights="imagenet"))
 

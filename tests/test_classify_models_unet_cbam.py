@@ -12,7 +12,7 @@ from classify.models.backbones import BackboneConfig, build_backbone, stages_of
 from classify.models.bodies import known
 from classify.models.cbam import CBAM
 from classify.models.unet_cbam import WIDTHS, UnetCbam, UnetCbamConfig, build_encoder
-from classify.saliency import METHODS, saliency_maps
+from classify.saliency.maps import METHODS, saliency_maps
 from cxr.bundle import save_bundle
 
 TINY = UnetCbamConfig(widths=(4, 6, 8))
@@ -79,8 +79,9 @@ def test_a_classifier_starts_from_the_bundle_of_a_pretraining(tmp_path: Path) ->
     config = BackboneConfig("unet_cbam_small", 3, weights=str(path), freeze_to="stage5")
     classifier = build_backbone(config)
     grey = films(64)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in
-                 ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # fmt: skip
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     with torch.inference_mode():
         expected = net.encoder((grey.expand(-1, 3, -1, -1) - 0.5) / 0.5)
         assert torch.allclose(classifier.maps((grey - mean) / std), expected, atol=1e-4)

@@ -1,15 +1,15 @@
-"""classify/module.py and classify/schedule.py: loss, phases, schedules and stop rule."""
+"""classify/module.py and cxr/training/optim.py: loss, phases, schedules and stop rule."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from classify.learner import NonFiniteLossError
 from classify.models.multitask import MemberConfig, build_member
 from classify.module import MemberModule, restoration_loss
 from classify.preprocess import PreprocessConfig
-from classify.schedule import OptimConfig, PlateauHalving, cosine_factor
+from cxr.training.learner import NonFiniteLossError
+from cxr.training.optim import OptimConfig, PlateauHalving, cosine_factor
 
 TINY = MemberConfig("tu-test_efficientnet", "none", decoder_channels=(8, 8, 8, 8))
 
@@ -25,8 +25,12 @@ def build_module(phase: str = "hard", decode: bool = True, **options: float) -> 
 def build_batch() -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
     image = torch.rand(4, 1, 32, 32, generator=random)
-    return {"image": image, "goal": image * 0.5, "label": torch.tensor([0, 1, 2, 1]),
-            "known": torch.tensor([1.0, 1.0, 1.0, 0.0])}  # fmt: skip
+    return {
+        "image": image,
+        "goal": image * 0.5,
+        "label": torch.tensor([0, 1, 2, 1]),
+        "known": torch.tensor([1.0, 1.0, 1.0, 0.0]),
+    }
 
 
 def test_films_with_unknown_region_do_not_count_in_the_restoration() -> None:
@@ -128,8 +132,9 @@ def test_cosine_rises_in_the_warm_up_and_ends_near_nothing() -> None:
     assert factors[99] == pytest.approx(0.01, abs=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"schedule": "step"}, {"rate": 0.0},
-                                   {"ema_decay": 1.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong", [{"optimizer": "lion"}, {"schedule": "step"}, {"rate": 0.0}, {"ema_decay": 1.0}]
+)
 def test_wrong_optimisation_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         OptimConfig(**wrong)

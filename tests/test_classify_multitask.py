@@ -131,8 +131,10 @@ def test_weights_from_a_file_by_any_of_their_names(
     tmp_path: Path, suffix: str, prefix: str
 ) -> None:
     source = build_member(TINY)
-    state = {prefix + k.removeprefix("model."): v.contiguous()
-             for k, v in source.encoder.state_dict().items()}  # fmt: skip
+    state = {
+        prefix + k.removeprefix("model."): v.contiguous()
+        for k, v in source.encoder.state_dict().items()
+    }
     state["classifier.weight"] = torch.zeros(5, 64)  # what a file has beyond the encoder
     path = tmp_path / f"weights{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
@@ -146,8 +148,10 @@ def test_the_thesis_network_takes_torchvisions_file_and_freezes_its_first_stage(
 ) -> None:
     plain = build_member(MemberConfig("densenet121", "none"))
     assert plain.restore(torch.zeros(2, 3, 32, 32))[1].shape == (2, 1, 32, 32)
-    theirs = {re.sub(r"(denselayer\d+\.)(norm|conv)(\d)\.", r"\1\2.\3.", k): v
-              for k, v in plain.encoder.state_dict().items()}  # fmt: skip
+    theirs = {
+        re.sub(r"(denselayer\d+\.)(norm|conv)(\d)\.", r"\1\2.\3.", k): v
+        for k, v in plain.encoder.state_dict().items()
+    }
     assert "features.denseblock1.denselayer1.norm.1.weight" in theirs
     torch.save(theirs, tmp_path / "densenet121.pth")
     config = MemberConfig("densenet121", str(tmp_path / "densenet121.pth"), freeze_stages=1)

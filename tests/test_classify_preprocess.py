@@ -62,15 +62,23 @@ def test_input_is_normalised_as_the_encoder_wants_it() -> None:
     assert to_input(torch.ones(1, 1, 4, 4), PreprocessConfig()).mean() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("bad", [np.ones((8, 8, 3), np.float32), np.full((8, 8), 255, np.float32),
-                                 np.full((8, 8), np.nan, np.float32)])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.ones((8, 8, 3), np.float32),
+        np.full((8, 8), 255, np.float32),
+        np.full((8, 8), np.nan, np.float32),
+    ],
+)
 def test_pixels_in_another_form_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="pixels"):
         preprocess(bad, PreprocessConfig(side=32))
 
 
-@pytest.mark.parametrize("wrong", [{"side": 16}, {"contrast": "gamma"}, {"low_percentile": 99.9},
-                                   {"std": (1.0, 0.0, 1.0)}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [{"side": 16}, {"contrast": "gamma"}, {"low_percentile": 99.9}, {"std": (1.0, 0.0, 1.0)}],
+)
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PreprocessConfig(**wrong)

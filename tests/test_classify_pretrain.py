@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from classify.bundles import load_pretrained
 from classify.genesis import GenesisConfig
 from classify.models.unet_cbam import UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from classify.pretrain import load_films, main, pretrain
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import PretrainModule
-from classify.pretrained import load_pretrained
-from classify.schedule import OptimConfig
 from cxr.cli import build_parser, write_config
 from cxr.films_table import read_films_table
 from cxr.split import Split, make_split
+from cxr.training.optim import OptimConfig
 
 OPTIM = OptimConfig("adamw", 1e-2, schedule="cosine", epochs=3, patience=0)
 
@@ -36,10 +36,17 @@ def config(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pr
         folder / "split.json"
     )
     return PretrainConfig(
-        data=str(phantom_folder), split=str(folder / "split.json"), cache=str(folder / "cache"),
-        preprocess=PreprocessConfig(side=32), net=UnetCbamConfig(widths=(4, 6, 8)), optim=OPTIM,
-        genesis=GenesisConfig(shuffle_windows=20), batch=4, device="cpu", half=False,
-    )  # fmt: skip
+        data=str(phantom_folder),
+        split=str(folder / "split.json"),
+        cache=str(folder / "cache"),
+        preprocess=PreprocessConfig(side=32),
+        net=UnetCbamConfig(widths=(4, 6, 8)),
+        optim=OPTIM,
+        genesis=GenesisConfig(shuffle_windows=20),
+        batch=4,
+        device="cpu",
+        half=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +65,13 @@ def test_a_pretraining_leaves_its_bundle_history_and_pictures(finished: Path) ->
         assert picture is not None and picture.std() > 5, name
     assert [r["epoch"] for r in history_of(finished)] == [0, 1, 2]
     figures = json.loads((finished / "done.json").read_text())["figures"]
-    assert set(figures) == {"intensity curve", "local shuffling", "in-painting", "out-painting",
-                            "all four"}  # fmt: skip
+    assert set(figures) == {
+        "intensity curve",
+        "local shuffling",
+        "in-painting",
+        "out-painting",
+        "all four",
+    }
     assert all(0 < v < 2 for panel in figures.values() for v in panel.values())
 
 

@@ -11,7 +11,7 @@ from classify.genesis import GenesisConfig
 from classify.models.unet_cbam import UnetCbam, UnetCbamConfig
 from classify.pretrain_module import DistortedFilms, EpochOrder, PretrainModule
 from classify.pretrain_pictures import PANELS, restored_sheet
-from classify.schedule import OptimConfig
+from cxr.training.optim import OptimConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
 FILMS = DistortedFilms(IMAGES, GenesisConfig(shuffle_windows=20), seed=3)

@@ -1,4 +1,4 @@
-"""classify/pretrained.py: a pretrained network written and read again."""
+"""classify/bundles.py: a pretrained network written and read again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from classify.bundles import load_pretrained, save_pretrained
 from classify.models.unet_cbam import UnetCbam, UnetCbamConfig
 from classify.preprocess import PreprocessConfig
-from classify.pretrained import load_pretrained, save_pretrained
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
 
@@ -40,8 +40,11 @@ def test_a_bundle_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = save_bundle(
-        tmp_path / "p.safetensors", "pretrained", dict(tiny().state_dict()),
-        network=to_plain(UnetCbamConfig(widths=(8, 6))), preprocessing=SETTINGS.to_dict(),
-    )  # fmt: skip
+        tmp_path / "p.safetensors",
+        "pretrained",
+        dict(tiny().state_dict()),
+        network=to_plain(UnetCbamConfig(widths=(8, 6))),
+        preprocessing=SETTINGS.to_dict(),
+    )
     with pytest.raises(ValueError, match="weights of its own network"):
         load_pretrained(path)

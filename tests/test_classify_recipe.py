@@ -1,4 +1,4 @@
-"""classify/recipe.py and the classes of classify/cases.py: what a member is made by."""
+"""classify/recipe.py and the classes of classify/films.py: what a member is made by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from classify.cases import class_of, has_disease
+from classify.films import class_of, has_disease
 from classify.models.multitask import NORMAL, OTHERS, TARGET
 from classify.recipe import TrainConfig
 from cxr.films_table import FilmRow
@@ -16,8 +16,12 @@ def row(label: str, sublabel: str = "") -> FilmRow:
     return FilmRow("a.png", "", "here", "p", label, sublabel, "CC BY 4.0")
 
 
-FILMS = (row("normal", "No Finding"), row("pneumonia", "bacterial/Klebsiella"),
-         row("pneumonia", "viral"), row("unknown"))  # fmt: skip
+FILMS = (
+    row("normal", "No Finding"),
+    row("pneumonia", "bacterial/Klebsiella"),
+    row("pneumonia", "viral"),
+    row("unknown"),
+)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +44,11 @@ def test_a_disease_is_known_by_label_or_sublabel() -> None:
 
 def test_the_answers_are_named_in_the_order_of_the_logits() -> None:
     names = {c: TrainConfig(classes=c).class_names("covid") for c in ("three", "normal", "target")}
-    assert names == {"three": ("normal", "covid", "others"), "normal": ("normal", "abnormal"),
-                     "target": ("rest", "covid")}  # fmt: skip
+    assert names == {
+        "three": ("normal", "covid", "others"),
+        "normal": ("normal", "abnormal"),
+        "target": ("rest", "covid"),
+    }
 
 
 def test_a_training_begun_before_the_later_settings_goes_on() -> None:

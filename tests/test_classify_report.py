@@ -28,20 +28,34 @@ from classify.report import (
 
 HOSTILE = '/in/<script>document.title="owned"</script>"><img src=x onerror=alert(1)>\u202egpj.mcd'
 SUMMARY = ReportSummary(
-    title="runs/test", made="2026-01-01 12:00", guarantee="not proven: 299 abnormal films needed.",
-    proven=False, threshold_id="abc@0.1", cropped=True, targets=("bacterial", "viral"),
-    cautions=("Learnt on children <b>only</b>.",), passed_over=(("hidden", 3),),
-)  # fmt: skip
+    title="runs/test",
+    made="2026-01-01 12:00",
+    guarantee="not proven: 299 abnormal films needed.",
+    proven=False,
+    threshold_id="abc@0.1",
+    cropped=True,
+    targets=("bacterial", "viral"),
+    cautions=("Learnt on children <b>only</b>.",),
+    passed_over=(("hidden", 3),),
+)
 
 
 def card(film: str, decision: str = "read", score: float | None = 0.5, **more: object) -> FilmCard:
     pixels = np.linspace(0, 1, 80 * 60, dtype=np.float32).reshape(80, 60)
     shown = FilmCard(
-        film, "ok", "", decision, "", score,
+        film,
+        "ok",
+        "",
+        decision,
+        "",
+        score,
         (MemberBar("bacterial", 0.2, 0.7, 0.1), MemberBar("viral", 0.5, 0.25, 0.25)),
-        ("80 × 60 px",), make_picture(pixels, (10, 20, 50, 60), (5, 10, 55, 70)),
-        make_picture(pixels), make_saliency_picture(pixels), "bacterial",
-    )  # fmt: skip
+        ("80 × 60 px",),
+        make_picture(pixels, (10, 20, 50, 60), (5, 10, 55, 70)),
+        make_picture(pixels),
+        make_saliency_picture(pixels),
+        "bacterial",
+    )
     return replace(shown, **more)  # type: ignore[arg-type]
 
 
@@ -87,9 +101,13 @@ def test_the_policy_allows_just_the_inline_style_and_script(tmp_path: Path) -> N
 
 def test_films_to_be_read_come_first_by_tier_and_score(tmp_path: Path) -> None:
     page_of(
-        tmp_path, card("low", score=0.2), card("clear", "definitely_normal", 0.01), REFUSED,
-        card("high", score=0.9), card("critical", score=0.3, tier="critical"),
-    )  # fmt: skip
+        tmp_path,
+        card("low", score=0.2),
+        card("clear", "definitely_normal", 0.01),
+        REFUSED,
+        card("high", score=0.9),
+        card("critical", score=0.3, tier="critical"),
+    )
     book = ReportBook(tmp_path / "report.jsonl")
     order = [c["film"] for c in book.cards()]
     assert order == ["critical", "high", "low", "/in/leg.dcm", "clear"]
@@ -121,8 +139,9 @@ def test_a_page_without_films_can_be_made(tmp_path: Path) -> None:
 def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     page_of(tmp_path, card("a"))
     before = (tmp_path / "report.html").read_bytes()
-    (tmp_path / "report.jsonl").open("ab").write(b'{"film":"b","decision":"read","tier":"",'
-                                                 b'"abnormal_score":null}\n')  # fmt: skip
+    (tmp_path / "report.jsonl").open("ab").write(
+        b'{"film":"b","decision":"read","tier":"","abnormal_score":null}\n'
+    )
     with ReportBook(tmp_path / "report.jsonl") as book, pytest.raises(Exception, match="no attrib"):
         write_report(tmp_path / "report.html", SUMMARY, book)
     assert (tmp_path / "report.html").read_bytes() == before
@@ -175,9 +194,16 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 def browse(page: Path, folder: Path) -> str:
     """The page's document after its script has run, as Chromium prints it."""
     command = [
-        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        f"--user-data-dir={folder}", "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
+        str(CHROMIUM),
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        f"--user-data-dir={folder}",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 

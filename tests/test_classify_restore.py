@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import pytest
 
+from classify.bundles import save_pretrained
 from classify.models.unet_cbam import UnetCbam, UnetCbamConfig
 from classify.preprocess import PreprocessConfig
-from classify.pretrained import save_pretrained
 from classify.restore import RestoreConfig, main, restore
 
 
@@ -17,8 +17,13 @@ from classify.restore import RestoreConfig, main, restore
 def weights(tmp_path: Path) -> Path:
     settings = PreprocessConfig(side=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     net = UnetCbam(UnetCbamConfig(widths=(4, 6, 8))).eval()
-    return save_pretrained(tmp_path / "net.safetensors", net, settings, trained_on="films",
-                           genesis={"shuffle_windows": 20})  # fmt: skip
+    return save_pretrained(
+        tmp_path / "net.safetensors",
+        net,
+        settings,
+        trained_on="films",
+        genesis={"shuffle_windows": 20},
+    )
 
 
 def test_each_film_has_two_rows(weights: Path, phantom_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.risk import film_tiers, found_targets, probabilities, read_tiers, risk_table
+from classify.screening.tiers import (
+    film_tiers,
+    found_targets,
+    probabilities,
+    read_tiers,
+    risk_table,
+)
 
 TARGETS = ("pneumothorax", "nodule", "cardiomegaly")
 TIERS = {"pneumothorax": "critical", "nodule": "urgent"}
@@ -34,11 +40,15 @@ def test_risk_table_counts_films_by_their_true_tier_and_disease() -> None:
     logits = np.array([[YES, NO, NO], [NO, YES, NO], [NO, NO, NO], [NO, NO, NO]])
     kept = np.array([True, True, False, False])
     truth = [
-        frozenset({"pneumothorax", "nodule"}), frozenset({"nodule"}), frozenset({"nodule"}),
+        frozenset({"pneumothorax", "nodule"}),
+        frozenset({"nodule"}),
+        frozenset({"nodule"}),
         frozenset[str](),
-    ]  # fmt: skip
-    rows = {(r.tier, r.disease): (r.films, r.kept, r.found)
-            for r in risk_table(logits, kept, truth, TARGETS, TIERS)}  # fmt: skip
+    ]
+    rows = {
+        (r.tier, r.disease): (r.films, r.kept, r.found)
+        for r in risk_table(logits, kept, truth, TARGETS, TIERS)
+    }
     assert rows[("critical", "")] == (1, 1, 1)
     assert rows[("urgent", "")] == (2, 1, 1)
     assert rows[("urgent", "nodule")] == (3, 2, 1)
@@ -51,29 +61,50 @@ def test_a_row_without_films_has_no_sensitivity() -> None:
 
 
 def test_sensitivity_carries_its_exact_interval() -> None:
-    row = risk_table(np.array([[YES], [YES]]), np.array([True, True]),
-                     [frozenset({"nodule"})] * 2, ("nodule",), TIERS)[1]  # fmt: skip
+    row = risk_table(
+        np.array([[YES], [YES]]),
+        np.array([True, True]),
+        [frozenset({"nodule"})] * 2,
+        ("nodule",),
+        TIERS,
+    )[1]
     assert row.sensitivity == pytest.approx((1.0, 0.025**0.5, 1.0))
 
 
 def test_the_thirteen_targets_of_the_thesis_are_in_the_shipped_file(root: Path) -> None:
     tiers = read_tiers(root / "configs/classify/tiers.yaml")
     thesis = {
-        "pneumothorax", "pneumoperitoneum", "mediastinal_widening", "pleural_effusion", "nodule",
-        "consolidation", "active_tuberculosis", "advanced_tuberculosis", "atelectasis",
-        "support_device", "pleural_calcification", "interstitial_opacity", "cardiomegaly",
-    }  # fmt: skip
+        "pneumothorax",
+        "pneumoperitoneum",
+        "mediastinal_widening",
+        "pleural_effusion",
+        "nodule",
+        "consolidation",
+        "active_tuberculosis",
+        "advanced_tuberculosis",
+        "atelectasis",
+        "support_device",
+        "pleural_calcification",
+        "interstitial_opacity",
+        "cardiomegaly",
+    }
     assert thesis <= set(tiers)
     assert [tiers[t] for t in ("pneumothorax", "nodule", "atelectasis", "cardiomegaly")] == [
-        "critical", "urgent", "non_urgent", "untiered",
-    ]  # fmt: skip
+        "critical",
+        "urgent",
+        "non_urgent",
+        "untiered",
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("tiers: [a]", "must hold `tiers:`"), ("tiers: {soon: [a]}", "Got 'soon'"),
-     ("tiers: {critical: [a], urgent: [a]}", "must be in one tier")],
-)  # fmt: skip
+    [
+        ("tiers: [a]", "must hold `tiers:`"),
+        ("tiers: {soon: [a]}", "Got 'soon'"),
+        ("tiers: {critical: [a], urgent: [a]}", "must be in one tier"),
+    ],
+)
 def test_a_wrong_tiers_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(ValueError, match=says):

@@ -18,11 +18,11 @@ from torch import nn
 
 from classify import run
 from classify.ensemble import Ensemble
-from classify.guarantee import OperatingPoint
 from classify.judge import Judge, strongest_member
 from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
 from classify.screener import Screener
+from classify.screening.guarantee import OperatingPoint
 from detect.predict import ThoraxBox
 
 SCOPE = {"scope": "Children."}
@@ -122,9 +122,11 @@ def test_films_become_crops_rows_and_a_page(world: SimpleNamespace) -> None:
     rows = rows_of("r")
     decisions = {name: row["decision"] for name, row in rows.items()}
     assert decisions == {
-        "bad.dcm": "not_read_by_model", "calm.png": "definitely_normal",
-        "leg.png": "not_read_by_model", "sick.png": "read",
-    }  # fmt: skip
+        "bad.dcm": "not_read_by_model",
+        "calm.png": "definitely_normal",
+        "leg.png": "not_read_by_model",
+        "sick.png": "read",
+    }
     assert rows["leg.png"]["status"] == "no_thorax" and rows["leg.png"]["bacterial.target"] == ""
     assert rows["bad.dcm"]["reason"].startswith("not_an_image")
     assert rows["sick.png"]["threshold_id"] == "ffffffff@0.5"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.saliency import grad_cam, left_as_found, saliency_layer, to_pixels
+from classify.saliency.maps import grad_cam, left_as_found, saliency_layer, to_pixels
 from cxr.boxes import Frame
 
 

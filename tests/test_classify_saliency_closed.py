@@ -26,8 +26,8 @@ from torch import nn
 
 from classify.models.multitask import MemberConfig, build_member
 from classify.preprocess import PreprocessConfig, preprocess, to_input
-from classify.saliency import logits_and_maps, logits_and_saliency, saliency_maps
-from classify.saliency_closed import CLOSED_FORMS, may_be_closed
+from classify.saliency.closed import CLOSED_FORMS, may_be_closed
+from classify.saliency.maps import logits_and_maps, logits_and_saliency, saliency_maps
 from cxr.bundle import load_bundle
 
 LIBRARY = {
@@ -119,9 +119,10 @@ def heads_that_are_not_linear() -> dict[str, HeadNet]:
         ),
         "no pooling": HeadNet(nn.Sequential(nn.Flatten(), nn.Linear(8 * 64, 3))),
         "ReLU before pooling": HeadNet(pooled(nn.Linear(8, 3)), after=nn.ReLU(inplace=True)),
-        "convolution": HeadNet(nn.Sequential(nn.Conv2d(8, 3, 1), nn.AdaptiveAvgPool2d(1),
-                                             nn.Flatten())),
-    }  # fmt: skip
+        "convolution": HeadNet(
+            nn.Sequential(nn.Conv2d(8, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", heads_that_are_not_linear())

@@ -9,7 +9,13 @@ from pytorch_grad_cam import GradCAM, HiResCAM, LayerCAM
 from saliency_nets import as_the_library_has_it, assert_same_maps, films, state_of
 from torch import nn
 
-from classify.saliency import METHODS, backbone_maps, fused_maps, logits_and_saliency, saliency_maps
+from classify.saliency.maps import (
+    METHODS,
+    backbone_maps,
+    fused_maps,
+    logits_and_saliency,
+    saliency_maps,
+)
 
 STRIDES = {"fine": 2, "middle": 4, "coarse": 8}
 
@@ -20,10 +26,12 @@ class Fusion(nn.Module):
     def __init__(self, style: str = "layers", hidden: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.nets = nn.ModuleDict({
-            name: nn.Sequential(nn.Conv2d(3, 4 + n, 3, stride, 1), nn.ReLU())
-            for n, (name, stride) in enumerate(STRIDES.items())
-        })  # fmt: skip
+        self.nets = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Conv2d(3, 4 + n, 3, stride, 1), nn.ReLU())
+                for n, (name, stride) in enumerate(STRIDES.items())
+            }
+        )
         middle: list[nn.Module] = [nn.Linear(15, 9), nn.ReLU()] if hidden else []
         self.head = nn.Sequential(*middle, nn.Linear(9 if hidden else 15, 2))
         if style == "layers":
@@ -110,8 +118,9 @@ def test_the_share_of_each_backbone_is_kept() -> None:
     net = Fusion().eval()
     maps = backbone_maps(net, films(), [1, 1, 1], "layercam")
     shares = sum(plane.sum((1, 2)) for plane in maps.values())
-    np.testing.assert_allclose(fused_maps(net, films(), [1, 1, 1], "layercam").sum((1, 2)), shares,
-                               rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        fused_maps(net, films(), [1, 1, 1], "layercam").sum((1, 2)), shares, rtol=1e-5
+    )
 
 
 def test_cam_of_a_backbone_is_weighed_by_the_head() -> None:

@@ -22,7 +22,7 @@ from saliency_nets import (
 from torch import nn
 
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
-from classify.saliency import METHODS, saliency_maps, to_pixels
+from classify.saliency.maps import METHODS, saliency_maps, to_pixels
 
 EVERY = [(m, c) for m in METHODS for c in ("auto", False)]
 
@@ -166,8 +166,9 @@ def test_maps_come_back_on_films_that_are_not_square(method: str) -> None:
     settings = PreprocessConfig(side=32, clip=False)
     sizes = [(100, 50), (40, 90)]
     pixels = [np.random.default_rng(0).random(s, dtype=np.float32) for s in sizes]
-    batch = to_input(torch.from_numpy(np.stack([preprocess(p, settings) for p in pixels]))[:, None],
-                     settings)  # fmt: skip
+    batch = to_input(
+        torch.from_numpy(np.stack([preprocess(p, settings) for p in pixels]))[:, None], settings
+    )
     frames = [frame_of(size, settings) for size in sizes]
     net = linear_net()
     net.neck.bias.data += 2  # so that no method's map is empty

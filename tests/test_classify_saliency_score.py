@@ -22,7 +22,7 @@ from saliency_nets import (
 from scipy.stats import spearmanr
 from torch import nn
 
-from classify.saliency import rank_correlation, saliency_maps
+from classify.saliency.maps import rank_correlation, saliency_maps
 
 
 def test_score_cam_worked_out_by_hand() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.guarantee import OperatingPoint
 from classify.screener import CLEARED, READ, Screener, main
-from classify.screening_films import read_screening_films
-from classify.screening_table import ScreeningTable, figures_by_source
+from classify.screening.films import read_screening_films
+from classify.screening.guarantee import OperatingPoint
+from classify.screening.table import ScreeningTable, figures_by_source
 from cxr.split import Split
 
 TARGETS = ("bacterial", "viral")
@@ -30,16 +30,30 @@ def make_data(folder: Path, films: int = 320, seed: int = 0) -> Path:
         part_of[patient] = PARTS[n // 4 % 4]
         shift = 2.5 if abnormal else -2.5
         logits = rng.normal([-shift / 2, shift / 2, shift / 4] * 2, 1.0)
-        predictions.append({
-            "film": f"/films/images/{n:03d}.png", "status": "ok", "reason": "",
-            **dict(zip(columns, logits, strict=True)), "abnormal_score": "", "decision": "read",
-            "tier": "", "threshold_id": "",
-        })  # fmt: skip
-        labels.append({
-            "image": f"images/{n:03d}.png", "mask": "", "source": "ab"[n // 16 % 2],
-            "patient_id": patient, "view": "AP", "label": "pneumonia" if abnormal else "normal",
-            "sublabel": "", "licence": "CC BY 4.0",
-        })  # fmt: skip
+        predictions.append(
+            {
+                "film": f"/films/images/{n:03d}.png",
+                "status": "ok",
+                "reason": "",
+                **dict(zip(columns, logits, strict=True)),
+                "abnormal_score": "",
+                "decision": "read",
+                "tier": "",
+                "threshold_id": "",
+            }
+        )
+        labels.append(
+            {
+                "image": f"images/{n:03d}.png",
+                "mask": "",
+                "source": "ab"[n // 16 % 2],
+                "patient_id": patient,
+                "view": "AP",
+                "label": "pneumonia" if abnormal else "normal",
+                "sublabel": "",
+                "licence": "CC BY 4.0",
+            }
+        )
     predictions[5].update(status="fallback", reason="uncertain box")
     predictions[6].update(status="no_thorax", reason="a leg", **dict.fromkeys(columns, ""))
     labels[9]["label"] = "unknown"

@@ -27,14 +27,26 @@ optim: { epochs: 2, rate: 0.001, schedule: cosine, patience: 0 }
 def test_a_configuration_becomes_a_folder(phantom_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     out = tmp_path / "out"
-    flags = ["--config", str(tmp_path / "small.yaml"), "--data", str(phantom_folder),
-             "--out", str(out)]  # fmt: skip
+    flags = [
+        "--config",
+        str(tmp_path / "small.yaml"),
+        "--data",
+        str(phantom_folder),
+        "--out",
+        str(out),
+    ]
     assert main(flags) == 0
     classes, answers = read_answers(out / "answers.csv")
     assert classes == ("normal", "pneumonia")
     assert {answer.truth for answer in answers} == {"normal", "pneumonia"}
-    for name in ("metrics.json", "history.json", "curves.png", "confusion.png", "done.json",
-                 "single.safetensors"):  # fmt: skip
+    for name in (
+        "metrics.json",
+        "history.json",
+        "curves.png",
+        "confusion.png",
+        "done.json",
+        "single.safetensors",
+    ):
         assert (out / name).stat().st_size > 0
 
 
@@ -59,8 +71,10 @@ def test_what_is_missing_is_named_and_exits_with_2(
     assert says in caplog.text
 
 
-@pytest.mark.parametrize("flags", [["--batch", "1"], ["--kind", "forest"], ["--colour", "red"],
-                                   ["--preprocess.mean", "[0,0,0]"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [["--batch", "1"], ["--kind", "forest"], ["--colour", "red"], ["--preprocess.mean", "[0,0,0]"]],
+)
 def test_wrong_arguments_exit_with_2(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(flags)

@@ -11,15 +11,16 @@ import pytest
 import torch
 from audit_world import FakeDetector, FakeField, add_film, write_table
 
-from classify import audit, run
-from classify.audits.randomise import stages_of
-from classify.audits.rows import read_audit
+from classify import run
+from classify.audit import __main__ as audit
+from classify.audit.randomise import stages_of
+from classify.audit.rows import read_audit
 from classify.ensemble import Ensemble
 from classify.models.backbones import BackboneConfig
 from classify.models.cxrnet import CXRNetConfig, build_cxrnet
 from classify.preprocess import PreprocessConfig
-from classify.saliency import saliency_maps
-from classify.saliency_explained import explanations
+from classify.saliency.maps import saliency_maps
+from classify.saliency.own import explanations
 from classify.single import main
 from classify.singles import show
 from classify.singles.bundle import build_net, load_single, save_single
@@ -47,10 +48,12 @@ def write_net(folder: Path, kind: str) -> None:
     """A bundle of an untrained network of three classes."""
     torch.manual_seed(0)
     config = SingleConfig(
-        THREE, kind=kind, cxrnet=CXRNetConfig(width=2, depth=2),
+        THREE,
+        kind=kind,
+        cxrnet=CXRNetConfig(width=2, depth=2),
         backbone=BackboneConfig("baseline_cnn", weights="none"),
         preprocess=PreprocessConfig(side=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    )  # fmt: skip
+    )
     save_single(folder / "single.safetensors", build_net(config.network()), config)
 
 
@@ -100,8 +103,9 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
     monkeypatch.setattr(audit.LungField, "load", lambda p, device="auto": FakeField())
     rows = []
-    for n, (label, sublabel) in enumerate([("normal", ""), ("pneumonia", "bacterial"),
-                                           ("pneumonia", "viral")]):  # fmt: skip
+    for n, (label, sublabel) in enumerate(
+        [("normal", ""), ("pneumonia", "bacterial"), ("pneumonia", "viral")]
+    ):
         add_film(f"kermany/f{n}.png", 0.1 + 0.2 * n, seed=n)
         rows.append({"image": f"images/kermany/f{n}.png", "label": label, "sublabel": sublabel})
     write_table(rows)
@@ -109,8 +113,9 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def audit_again(*words: str) -> int:
-    return audit.main(["run", "--data", "data", "--draws", "20", "--pdf", "false", "--jobs", "0",
-                       *words])  # fmt: skip
+    return audit.main(
+        ["run", "--data", "data", "--draws", "20", "--pdf", "false", "--jobs", "0", *words]
+    )
 
 
 def test_the_audit_measures_its_own_map_beside_grad_cam(world: Path) -> None:
@@ -174,8 +179,21 @@ def test_readers_choose_between_its_map_and_grad_cam(phantom_folder: Path, tmp_p
     data, files = str(phantom_folder), []
     for method in ("grad_cam", "explanation_class"):
         files.append(str(tmp_path / f"{method}.safetensors"))
-        words = ["--data", data, "--showing", "--most", "3", "--target", "viral", "--method",
-                 method, "--ensemble", str(tmp_path / "trained"), "--out", files[-1]]  # fmt: skip
+        words = [
+            "--data",
+            data,
+            "--showing",
+            "--most",
+            "3",
+            "--target",
+            "viral",
+            "--method",
+            method,
+            "--ensemble",
+            str(tmp_path / "trained"),
+            "--out",
+            files[-1],
+        ]
         assert compare_explanations.main(["maps", data + "/images", *words]) == 0
     likeness, page = tmp_path / "ssim.json", tmp_path / "ask.html"
     assert compare_explanations.main(["ssim", *files, "--out", str(likeness), "--draws", "20"]) == 0
@@ -184,8 +202,10 @@ def test_readers_choose_between_its_map_and_grad_cam(phantom_folder: Path, tmp_p
     assert pair["films"] and -1 <= pair["own"]["value"] < 1
     assert compare_explanations.main(["page", *files, "--out", str(page), "--repeats", "0"]) == 0
     key = json.loads((tmp_path / "ask.key.json").read_text())
-    chosen = [{"trial": t["trial"], "choice": "right" if t["left"] == 0 else "left", "seconds": 1}
-              for t in key["trials"]]  # fmt: skip
+    chosen = [
+        {"trial": t["trial"], "choice": "right" if t["left"] == 0 else "left", "seconds": 1}
+        for t in key["trials"]
+    ]
     said = {"schema": "lungfirst.choices", "version": 1, "page": key["page"], "reader": "mk"}
     (tmp_path / "mk.json").write_text(json.dumps({**said, "choices": chosen}))
     found = tmp_path / "read.json"

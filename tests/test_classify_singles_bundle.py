@@ -23,9 +23,11 @@ SMALL = SingleConfig(
     preprocess=PreprocessConfig(side=33, mean=IMAGENET_MEAN, std=IMAGENET_STD),
 )
 JOINED = replace(
-    SMALL, kind="fusion", crops="crops",
+    SMALL,
+    kind="fusion",
+    crops="crops",
     fusion=FusionConfig("1fc", ("baseline_cnn",), weights="none"),
-)  # fmt: skip
+)
 
 
 DRAWING = replace(SMALL, kind="cxrnet", cxrnet=CXRNetConfig(width=4, depth=3))

@@ -1,4 +1,4 @@
-"""classify/singles/figures.py and cxr/confusion.py: figures from a table of answers."""
+"""classify/singles/figures.py and cxr/plots.py: figures from a table of answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from classify.singles.figures import draw_report, report_of
 from cxr.answers import Answer
-from cxr.confusion import draw_confusion
+from cxr.plots import draw_confusion
 
 # normal films answered right and wrong, pneumonia films both right
 ANSWERS = [

@@ -19,9 +19,11 @@ TWO, THREE = ("normal", "pneumonia"), ("normal", "bacterial", "viral")
 @pytest.fixture
 def config(phantom_folder: Path) -> SingleConfig:
     return SingleConfig(
-        classes=THREE, data=str(phantom_folder), sources=(),
+        classes=THREE,
+        data=str(phantom_folder),
+        sources=(),
         backbone=BackboneConfig("baseline_cnn", weights="none"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,10 +80,12 @@ def test_the_mark_changes_with_the_films(config: SingleConfig) -> None:
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"data": "nowhere"}, "nowhere/films.csv does not exist"),
-     ({"classes": ("gout", "scurvy")}, "Got gout, scurvy, which no film has"),
-     ({"sources": ("nih",)}, "no film is left")],
-)  # fmt: skip
+    [
+        ({"data": "nowhere"}, "nowhere/films.csv does not exist"),
+        ({"classes": ("gout", "scurvy")}, "Got gout, scurvy, which no film has"),
+        ({"sources": ("nih",)}, "no film is left"),
+    ],
+)
 def test_missing_films_are_named(config: SingleConfig, change: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         load_films(replace(config, **change))

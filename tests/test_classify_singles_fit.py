@@ -12,13 +12,13 @@ import torch
 from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.schedule import OptimConfig
 from classify.singles.bundle import load_single
 from classify.singles.config import ProtocolConfig, SingleConfig
 from classify.singles.figures import report_of
 from classify.singles.fit import train_single
 from classify.singles.module import SingleModule
 from cxr.answers import read_answers
+from cxr.training.optim import OptimConfig
 
 CLASSES = ("normal", "bacterial", "viral")
 OPTIM = OptimConfig(
@@ -29,12 +29,18 @@ OPTIM = OptimConfig(
 @pytest.fixture(scope="module")
 def config(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SingleConfig:
     return SingleConfig(
-        classes=CLASSES, data=str(phantom_folder), sources=(), optim=OPTIM, batch=4, device="cpu",
-        cache=str(tmp_path_factory.mktemp("cache")), draws=20,
+        classes=CLASSES,
+        data=str(phantom_folder),
+        sources=(),
+        optim=OPTIM,
+        batch=4,
+        device="cpu",
+        cache=str(tmp_path_factory.mktemp("cache")),
+        draws=20,
         protocol=ProtocolConfig(parts={"train": 0.5, "val": 0.25, "test": 0.25}),
         backbone=BackboneConfig("baseline_cnn", weights="none"),
         preprocess=PreprocessConfig(side=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    )  # fmt: skip
+    )
 
 
 def read(path: Path) -> dict:
@@ -86,8 +92,10 @@ def test_a_killed_training_goes_on_and_a_finished_one_is_loaded(
     assert not (tmp_path / "answers.csv").exists()
     train_single(config)
     assert [row["epoch"] for row in json.loads((tmp_path / "history.json").read_text())] == [
-        0, 1, 2,
-    ]  # fmt: skip
+        0,
+        1,
+        2,
+    ]
     assert not (tmp_path / "single.safetensors").exists()
 
     forbid(monkeypatch)
@@ -118,7 +126,7 @@ def test_answers_come_from_the_epoch_that_is_kept(
 
     monkeypatch.setattr(SingleModule, "training_step", step)
     monkeypatch.setattr(SingleModule, "validation_step", validate)
-    monkeypatch.setattr("classify.learner.macro_auc", lambda *_: next(aucs))
+    monkeypatch.setattr("cxr.training.learner.macro_auc", lambda *_: next(aucs))
     train_single(replace(config, out=str(tmp_path), choose=choose))
     assert read(tmp_path / "metrics.json")["kept_epoch"] == kept + 1
     _, answers = read_answers(tmp_path / "answers.csv")
@@ -150,9 +158,14 @@ def test_folds_test_each_film_once_and_are_pooled(
 def test_a_fusion_is_trained_by_the_same_road(config: SingleConfig, tmp_path: Path) -> None:
     fusion = FusionConfig("2fc", ("baseline_cnn",), weights="none")
     config = replace(
-        config, out=str(tmp_path), kind="fusion", fusion=fusion, classes=("normal", "pneumonia"),
-        balance="oversample", optim=replace(OPTIM, epochs=1, optimizer="sgd"),
-    )  # fmt: skip
+        config,
+        out=str(tmp_path),
+        kind="fusion",
+        fusion=fusion,
+        classes=("normal", "pneumonia"),
+        balance="oversample",
+        optim=replace(OPTIM, epochs=1, optimizer="sgd"),
+    )
     train_single(config)
     metrics = read(tmp_path / "metrics.json")
     assert metrics["films"]["train"] == {"normal": 4, "pneumonia": 8}

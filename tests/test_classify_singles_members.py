@@ -15,22 +15,23 @@ from pytorch_grad_cam import GradCAM
 from saliency_nets import HeadNet, as_the_library_has_it, assert_same_maps, films, pooled
 from torch import nn
 
-from classify import audit, run
-from classify.audits.look import member_maps
-from classify.audits.randomise import randomise, stages_of
-from classify.audits.rows import read_audit
+from classify import run
+from classify.audit import __main__ as audit
+from classify.audit.look import member_maps
+from classify.audit.randomise import randomise, stages_of
+from classify.audit.rows import read_audit
 from classify.ensemble import Ensemble
-from classify.metrics import softmax
 from classify.models.backbones import BackboneConfig
 from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.saliency import METHODS, fused_maps, logits_and_saliency, saliency_maps
-from classify.saliency_fusion import has_backbones
+from classify.saliency.fusion import has_backbones
+from classify.saliency.maps import METHODS, fused_maps, logits_and_saliency, saliency_maps
 from classify.singles import show
 from classify.singles.bundle import build_net, save_single
 from classify.singles.config import SingleConfig
 from classify.singles.look import Explained, explain
 from classify.singles.members import members_of
+from cxr.stats import softmax
 
 THREE = ("normal", "bacterial", "viral")
 TARGET, OTHERS = 1, 2
@@ -202,8 +203,9 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
     monkeypatch.setattr(audit.LungField, "load", lambda p, device="auto": FakeField())
     rows = []
-    for n, (label, sublabel) in enumerate([("normal", ""), ("pneumonia", "bacterial"),
-                                           ("pneumonia", "viral")]):  # fmt: skip
+    for n, (label, sublabel) in enumerate(
+        [("normal", ""), ("pneumonia", "bacterial"), ("pneumonia", "viral")]
+    ):
         add_film(f"kermany/f{n}.png", 0.1 + 0.2 * n, seed=n)
         rows.append({"image": f"images/kermany/f{n}.png", "label": label, "sublabel": sublabel})
     write_table(rows)
@@ -222,12 +224,29 @@ def test_run_and_audit_of_a_single_network(world: Path, capsys: pytest.CaptureFi
     assert all(r["viral.normal"] == r["bacterial.normal"] for r in rows)
     page = Path("run/report.html").read_text()
     assert "viral" in page and "trained on films but" not in page
-    assert audit.main(["run", "--data", "data", "--draws", "20", "--pdf", "false", "--jobs", "0",
-                       "--controls", "masked"]) == 0  # fmt: skip
+    assert (
+        audit.main(
+            [
+                "run",
+                "--data",
+                "data",
+                "--draws",
+                "20",
+                "--pdf",
+                "false",
+                "--jobs",
+                "0",
+                "--controls",
+                "masked",
+            ]
+        )
+        == 0
+    )
     found = read_audit("run/audit/audit.csv")
     assert {(r.member, r.truth) for r in found} >= {("bacterial", 1), ("viral", 1), ("viral", 0)}
-    assert all(r.probabilities is not None and sum(r.probabilities) == pytest.approx(1)
-               for r in found)  # fmt: skip
+    assert all(
+        r.probabilities is not None and sum(r.probabilities) == pytest.approx(1) for r in found
+    )
     summary = json.loads(Path("run/audit/audit.json").read_text())
     assert summary["members"] == ["bacterial", "viral"]
     assert {r["member"] for r in summary["controls"]["masked"]} >= {"bacterial", "viral"}
@@ -272,7 +291,5 @@ def test_shares_and_answers_in_words() -> None:
     logits = np.log(np.array([[0.25, 0.75]]))
     nets = {"a": np.full((1, 2, 2), 3.0), "b": np.full((1, 1, 1), 4.0)}  # sums 12 and 4
     found = Explained(logits, (0,), nets["a"], nets)
-    assert show.energy_shares(found, 0) == {
-        "a": "75 % of the energy", "b": "25 % of the energy",
-    }  # fmt: skip
+    assert show.energy_shares(found, 0) == {"a": "75 % of the energy", "b": "25 % of the energy"}
     assert show.answer_line(found, 0, ("normal", "ill")) == "ill 0.75, shown is normal 0.25"

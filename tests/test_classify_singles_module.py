@@ -1,4 +1,4 @@
-"""classify/singles/module.py and classify/learner.py: loss, frozen parts, rates, kept epoch."""
+"""classify/singles/module.py and cxr/training/learner.py: loss, frozen parts, rates, kept epoch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from classify.learner import best_epoch
 from classify.models.backbones import BackboneConfig
 from classify.models.cxrnet import CXRNetConfig, build_cxrnet
 from classify.preprocess import PreprocessConfig, to_input
-from classify.schedule import OptimConfig
 from classify.singles.bundle import build_net
 from classify.singles.module import SingleModule
+from cxr.training.learner import best_epoch
+from cxr.training.optim import OptimConfig
 
 SETTINGS = PreprocessConfig(side=32)
 CONSTANT = OptimConfig(rate=0.01, encoder_rate=0.1, schedule="constant", patience=0)
@@ -83,8 +83,10 @@ def test_the_encoder_has_a_rate_of_its_own() -> None:
 
 
 def test_the_kept_epoch_is_the_first_of_the_best() -> None:
-    history = [{"val_loss": loss, "val_auc": auc}
-               for loss, auc in ((0.9, math.nan), (0.5, 0.7), (0.5, 0.8), (0.6, 0.8))]  # fmt: skip
+    history = [
+        {"val_loss": loss, "val_auc": auc}
+        for loss, auc in ((0.9, math.nan), (0.5, 0.7), (0.5, 0.8), (0.6, 0.8))
+    ]
     assert best_epoch(history, "val_loss") == 1
     assert best_epoch(history, "val_auc") == 2
     assert best_epoch([{"val_auc": math.nan}] * 2, "val_auc") == 0

@@ -45,8 +45,10 @@ def test_pooled_parts_have_their_shares() -> None:
     rows, labels = build_rows()
     (shares,) = share_films(rows, labels, ProtocolConfig(parts=HALVES))
     assert {name: len(films) for name, films in shares.parts.items()} == {
-        "train": 24, "val": 12, "test": 12,
-    }  # fmt: skip
+        "train": 24,
+        "val": 12,
+        "test": 12,
+    }
     assert sum(labels[i] for i in shares.parts["test"]) == 6
 
 
@@ -82,9 +84,14 @@ def test_official_needs_published_folders() -> None:
 
 @pytest.mark.parametrize(
     ("image", "part"),
-    [("kermany/chest_xray/train/NORMAL/a.png", "train"), ("a/Test/b.png", "test"),
-     ("images/test.png", ""), ("train/b/val/c.png", "val"), ("trainers/b.png", "")],
-)  # fmt: skip
+    [
+        ("kermany/chest_xray/train/NORMAL/a.png", "train"),
+        ("a/Test/b.png", "test"),
+        ("images/test.png", ""),
+        ("train/b/val/c.png", "val"),
+        ("trainers/b.png", ""),
+    ],
+)
 def test_a_films_part_is_a_folder_of_its_path(image: str, part: str) -> None:
     assert part_in_path(image) == part
 
@@ -95,8 +102,11 @@ def test_a_split_of_a_file_is_taken_and_its_other_parts_are_counted(tmp_path: Pa
     Split(0, {f"p{i}": name for i, name in enumerate(names)}).save(tmp_path / "split.json")
     protocol = ProtocolConfig("file", split=str(tmp_path / "split.json"))
     (shares,) = share_films(rows, labels, protocol)
-    assert shares.parts == {"train": [0, 1, 2, 3, 14, 15], "val": [4, 5, 6, 7],
-                            "test": [8, 9, 10, 11]}  # fmt: skip
+    assert shares.parts == {
+        "train": [0, 1, 2, 3, 14, 15],
+        "val": [4, 5, 6, 7],
+        "test": [8, 9, 10, 11],
+    }
     assert shares.dropped == {"part calibration of the split": 2}
 
 

@@ -21,9 +21,13 @@ def pictures(height: int = 40, width: int = 53, seed: int = 0) -> tuple[torch.Te
 
 def theirs(a: torch.Tensor, b: torch.Tensor, value_range: float) -> float:
     return structural_similarity(
-        a.numpy().astype(np.float64), b.numpy().astype(np.float64), gaussian_weights=True,
-        sigma=1.5, use_sample_covariance=False, data_range=value_range,
-    )  # fmt: skip
+        a.numpy().astype(np.float64),
+        b.numpy().astype(np.float64),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=value_range,
+    )
 
 
 @pytest.mark.parametrize("value_range", [1.0, 255.0])

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from classify.augment import AugmentConfig
-from classify.cases import label_of
 from classify.dataset import PixelCache
+from classify.films import label_of
 from classify.fit import MemberJob, films_of_phase
 from classify.models.multitask import MemberConfig
 from classify.module import MemberModule
 from classify.preprocess import PreprocessConfig
 from classify.recipe import PhaseConfig, TrainConfig
-from classify.schedule import OptimConfig, PlateauHalving
 from classify.train import load_cases, main, train_ensemble
 from cxr.bundle import load_bundle
 from cxr.cli import build_parser
 from cxr.films_table import read_films_table
 from cxr.split import make_split
+from cxr.training.optim import OptimConfig, PlateauHalving
 
 HARD = PhaseConfig("hard", "all", OptimConfig("adamw", 3e-3, schedule="cosine", epochs=3))
 
@@ -35,11 +35,18 @@ def config(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tr
     parts = {"train": 0.5, "val": 0.25, "calibration": 0.0, "test": 0.25}
     make_split([r.patient_id for r in rows], [r.sublabel for r in rows], parts).save(split)
     return TrainConfig(
-        targets=("bacterial",), data=str(phantom_folder), split=str(split), sources=(),
-        preprocess=PreprocessConfig(side=64), augment=AugmentConfig(),
+        targets=("bacterial",),
+        data=str(phantom_folder),
+        split=str(split),
+        sources=(),
+        preprocess=PreprocessConfig(side=64),
+        augment=AugmentConfig(),
         member=MemberConfig("tu-test_efficientnet", "none", decoder_channels=(8, 8, 8, 8)),
-        phases=(HARD,), batch=4, device="cpu", draws=20,
-    )  # fmt: skip
+        phases=(HARD,),
+        batch=4,
+        device="cpu",
+        draws=20,
+    )
 
 
 def history_of(out: Path, target: str = "bacterial") -> list[dict[str, float]]:
@@ -49,9 +56,12 @@ def history_of(out: Path, target: str = "bacterial") -> list[dict[str, float]]:
 def test_two_phases_leave_bundles_figures_and_pictures(config: TrainConfig, tmp_path: Path) -> None:
     weak = PhaseConfig("weak", "all", replace(HARD.optim, epochs=1, ema_decay=0.5))
     both = replace(
-        config, out=str(tmp_path), phases=(HARD, weak), evaluate=("val", "test"),
+        config,
+        out=str(tmp_path),
+        phases=(HARD, weak),
+        evaluate=("val", "test"),
         targets=("bacterial", "viral"),
-    )  # fmt: skip
+    )
     records = train_ensemble(both)
     assert list(records) == ["bacterial", "viral"]
     figures = records["viral"]["figures"]
@@ -104,8 +114,8 @@ def test_training_learns_a_bright_patch(config: TrainConfig, tmp_path: Path) -> 
     optim = replace(HARD.optim, epochs=12, rate=1e-2)
     still = AugmentConfig(shift=0, scale=0, rotate=0, noise=0, blur=0, sharpen=0, gamma=0)
     easy = replace(
-        config, out=str(tmp_path), phases=(PhaseConfig("hard", "all", optim),), augment=still,
-    )  # fmt: skip
+        config, out=str(tmp_path), phases=(PhaseConfig("hard", "all", optim),), augment=still
+    )
     train_ensemble(easy)
     losses = [row["train_loss"] for row in history_of(tmp_path)]
     assert min(losses[-3:]) < 0.7 * losses[0]
@@ -126,7 +136,7 @@ def test_the_thesis_schedule_ends_a_training_by_itself(
 def test_onecycle_ends_at_a_lower_rate_and_stops_without_gain(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("classify.learner.macro_auc", lambda *_: 0.5)  # never a gain
+    monkeypatch.setattr("cxr.training.learner.macro_auc", lambda *_: 0.5)  # never a gain
     optim = OptimConfig("sgd", 1e-3, schedule="onecycle", epochs=9, patience=2, clip_norm=1.0)
     train_ensemble(replace(config, out=str(tmp_path), phases=(PhaseConfig("hard", "all", optim),)))
     assert len(history_of(tmp_path)) == 3
@@ -136,8 +146,9 @@ def test_phase_hard_may_keep_to_films_with_a_known_goal(config: TrainConfig) -> 
     cases, parts = load_cases(config)
     labels = [label_of(case.row, "bacterial") for case in cases]
     drawn = [n % 2 - 1 for n in range(len(cases))]  # every other film has no region
-    cache = PixelCache(np.zeros((24, 64, 64), np.uint8), np.zeros((1, 64, 64), np.uint8),
-                       np.array(drawn))  # fmt: skip
+    cache = PixelCache(
+        np.zeros((24, 64, 64), np.uint8), np.zeros((1, 64, 64), np.uint8), np.array(drawn)
+    )
     job = MemberJob("bacterial", 0, Path(), Path(), config, cases, labels, parts, cache, cache)
     kept = films_of_phase(job, PhaseConfig("hard", "with_region"))
     assert kept == [i for i in parts["train"] if labels[i] != 1 or drawn[i] >= 0]
@@ -167,8 +178,16 @@ def test_what_is_missing_is_named_and_exits_with_2(
 ) -> None:
     from cxr.workdir import log
 
-    given = ["--data", config.data, "--split", config.split, "--out", str(tmp_path),
-             "--sources", "[]"]  # fmt: skip
+    given = [
+        "--data",
+        config.data,
+        "--split",
+        config.split,
+        "--out",
+        str(tmp_path),
+        "--sources",
+        "[]",
+    ]
     log.addHandler(caplog.handler)
     try:
         assert main([*given, *flags]) == 2

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from classify.cases import has_disease
+from classify.films import has_disease
 from classify.models.multitask import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.recipe import PhaseConfig, TrainConfig
-from classify.schedule import OptimConfig
 from classify.train import load_cases, train_ensemble
 from cxr.bundle import load_bundle
 from cxr.films_table import read_films_table
 from cxr.split import make_split
+from cxr.training.optim import OptimConfig
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,17 @@ def config(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tr
     parts = {"train": 0.5, "val": 0.25, "test": 0.25}
     make_split([r.patient_id for r in rows], [r.sublabel for r in rows], parts).save(split)
     return TrainConfig(
-        targets=("bacterial",), data=str(phantom_folder), split=str(split), sources=(),
-        preprocess=PreprocessConfig(side=32), batch=4, device="cpu", draws=20,
+        targets=("bacterial",),
+        data=str(phantom_folder),
+        split=str(split),
+        sources=(),
+        preprocess=PreprocessConfig(side=32),
+        batch=4,
+        device="cpu",
+        draws=20,
         member=MemberConfig("tu-test_efficientnet", "none", decoder_channels=(8, 8, 8, 8)),
         phases=(PhaseConfig("hard", "all", OptimConfig("adamw", 1e-3, epochs=1)),),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

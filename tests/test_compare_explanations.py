@@ -13,12 +13,13 @@ import compare_explanations
 import numpy as np
 import pytest
 from compare_world import HOSTILE, map_set, write_two
+from sklearn.metrics import cohen_kappa_score
+
 from comparing.choices import FIRST, NEITHER, SECOND, Key, Reading, read_choices, read_key
 from comparing.likeness import compare, map_ssim, other_films
 from comparing.maps import MapsConfig, load_maps, save_maps
 from comparing.page import PageConfig, Trial, draw_trials
 from comparing.readers import agreement, count, kappas, majority, preferences, steadiness
-from sklearn.metrics import cohen_kappa_score
 
 FILMS = [f"in/film{i}.png" for i in range(8)]
 
@@ -26,16 +27,24 @@ FILMS = [f"in/film{i}.png" for i in range(8)]
 def a_key(lefts: list[int], repeats: list[int] | None = None) -> Key:
     """Trial n asks about film n, or again about that of the trial in `repeats`."""
     again = repeats or [0] * len(lefts)
-    trials = [Trial(n, f"film{r or n}", left, r)
-              for n, (left, r) in enumerate(zip(lefts, again, strict=True), 1)]  # fmt: skip
+    trials = [
+        Trial(n, f"film{r or n}", left, r)
+        for n, (left, r) in enumerate(zip(lefts, again, strict=True), 1)
+    ]
     return Key("page1", ("one", "two"), {t.number: t for t in trials})
 
 
 def choices(path: Path, words: dict[int, str], **changed: Any) -> Path:
     """A file as the page saves it."""
     rows = [{"trial": n, "choice": w, "seconds": 1.5} for n, w in words.items()]
-    record = {"schema": "lungfirst.choices", "version": 1, "page": "page1", "reader": "mk",
-              "choices": rows, **changed}  # fmt: skip
+    record = {
+        "schema": "lungfirst.choices",
+        "version": 1,
+        "page": "page1",
+        "reader": "mk",
+        "choices": rows,
+        **changed,
+    }
     path.write_text(json.dumps(record))
     return path
 
@@ -62,9 +71,14 @@ def test_ssim_agrees_with_scikit_images() -> None:
     metrics = pytest.importorskip("skimage.metrics")
     a, b = map_set("a", FILMS).films[FILMS[0]], map_set("b", FILMS, 0.2).films[FILMS[0]]
     whole = metrics.structural_similarity(
-        a.plane, b.plane, data_range=1.0, gaussian_weights=True, sigma=1.5,
-        use_sample_covariance=False, full=True,
-    )[1]  # fmt: skip
+        a.plane,
+        b.plane,
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )[1]
     assert map_ssim(a, b) == pytest.approx(whole[5:-5, 5:-5].mean(), abs=1e-4)
 
 
@@ -143,7 +157,7 @@ def test_csv_says_the_same_as_json(tmp_path: Path) -> None:
         ({1: "left"}, {"choices": [{"trial": "x"}]}, "choices with trial and choice"),
         ({1: "left"}, {"choices": [{"trial": 1, "choice": "left"}] * 2}, "once"),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_fit_are_refused(
     tmp_path: Path, words: dict[int, str], changed: dict[str, Any], message: str
 ) -> None:
@@ -168,8 +182,11 @@ def test_a_share_has_its_exact_interval_and_test() -> None:
 
 
 def test_most_readers_count_each_film_once() -> None:
-    answers = [{"a": FIRST, "b": FIRST, "c": NEITHER}, {"a": FIRST, "b": SECOND, "c": SECOND},
-               {"a": SECOND, "b": NEITHER}]  # fmt: skip
+    answers = [
+        {"a": FIRST, "b": FIRST, "c": NEITHER},
+        {"a": FIRST, "b": SECOND, "c": SECOND},
+        {"a": SECOND, "b": NEITHER},
+    ]
     assert majority(answers) == {"a": FIRST, "b": NEITHER, "c": SECOND}
 
 
@@ -182,8 +199,9 @@ def test_repeats_are_no_films_of_their_own() -> None:
 
 def test_a_reader_who_always_goes_left_is_seen() -> None:
     key = a_key([0, 1, 0, 1, 0], [0, 0, 0, 1, 2])
-    reading = Reading("mk", {1: FIRST, 2: SECOND, 3: NEITHER, 4: SECOND, 5: FIRST},
-                      frozenset({1, 2, 4, 5}))  # fmt: skip
+    reading = Reading(
+        "mk", {1: FIRST, 2: SECOND, 3: NEITHER, 4: SECOND, 5: FIRST}, frozenset({1, 2, 4, 5})
+    )
     found = steadiness(key, reading)
     assert (found.repeated, found.alike) == (2, 0)
     assert found.left.value == 1 and found.left.n == 4
@@ -218,8 +236,9 @@ def test_choices_are_read_from_the_command_line(tmp_path: Path) -> None:
     out, beside = tmp_path / "read.json", str(tmp_path / "ask.key.json")
     assert compare_explanations.main(["read", *files, "--key", beside, "--out", str(out)]) == 0
     record = json.loads(out.read_text())
-    counts = [[p[k] for k in ("reader", "first", "second", "neither")]
-              for p in record["preferences"]]  # fmt: skip
+    counts = [
+        [p[k] for k in ("reader", "first", "second", "neither")] for p in record["preferences"]
+    ]
     assert counts == [["mk", 8, 0, 0], ["ab", 0, 8, 0], ["most readers", 0, 0, 8]]
     assert [(s["repeated"], s["alike"]) for s in record["steadiness"]] == [(2, 2), (2, 2)]
     assert record["agreement"][0]["alike"]["value"] == 0
@@ -245,7 +264,7 @@ def test_ssim_from_the_command_line(tmp_path: Path) -> None:
         (lambda: MapsConfig(("a",), method="magic"), "--method must be one of"),
         (lambda: MapsConfig(("a",), showing=True), "--showing needs --data"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_setting_is_named(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()

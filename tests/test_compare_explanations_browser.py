@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from audit_browser import NEEDS_CHROMIUM, Browser, opened, started
 from compare_world import HOSTILE, write_two
+
 from comparing.choices import read_choices, read_key
 from comparing.page import PageConfig, run
 
@@ -40,8 +41,9 @@ def place(page: Browser) -> str:
 
 
 def pressed(page: Browser) -> list[str]:
-    return page.js("return [...document.querySelectorAll('[aria-pressed=true]')]"
-                   ".map(b => b.dataset.choice)")  # fmt: skip
+    return page.js(
+        "return [...document.querySelectorAll('[aria-pressed=true]')].map(b => b.dataset.choice)"
+    )
 
 
 def catch_files(page: Browser) -> None:
@@ -68,8 +70,10 @@ def test_the_pictures_are_those_of_the_question(page: Browser) -> None:
     page.press(RIGHT)
     assert not set(before) & set(page.js(sources))
     assert page.js("return [...document.images].every(i => i.complete && i.naturalWidth > 40)")
-    xs = page.js("return ['left', 'film', 'right'].map(i => "
-                 "document.getElementById(i).getBoundingClientRect().x)")  # fmt: skip
+    xs = page.js(
+        "return ['left', 'film', 'right'].map(i => "
+        "document.getElementById(i).getBoundingClientRect().x)"
+    )
     assert xs == sorted(xs)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from audit_world import tiny_net
 from compare_explanations import main
-from comparing.maps import load_maps
 
 from classify.ensemble import Ensemble
 from classify.models.cxrnet import CXRNetConfig, build_cxrnet
 from classify.preprocess import PreprocessConfig
+from comparing.maps import load_maps
 from cxr.boxes import Frame
 from cxr.manifest import CropRow, ManifestWriter
 
@@ -84,8 +84,16 @@ def test_crops_are_explained_and_a_film_without_one_is_left_out(
     cv2.imwrite(str(folder / "film01.png"), pixels[20:120, 10:90])
     frame = Frame.cut((10, 20, 90, 120))
     with ManifestWriter(folder / "manifest.jsonl", {}) as book:
-        book.add(CropRow(film.as_posix(), "0" * 64, "ok", size_hw=(160, 140), crop="film01.png",
-                         frame=frame.to_dict()))  # fmt: skip
+        book.add(
+            CropRow(
+                film.as_posix(),
+                "0" * 64,
+                "ok",
+                size_hw=(160, 140),
+                crop="film01.png",
+                frame=frame.to_dict(),
+            )
+        )
         book.add(CropRow("in/leg.png", "1" * 64, "no_thorax", "no thorax found"))
     out = tmp_path / "cam.safetensors"
     assert make(out, "--crops", str(folder)) == 0

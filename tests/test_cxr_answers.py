@@ -22,8 +22,11 @@ def test_answers_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_the_file_has_one_column_a_class(tmp_path: Path) -> None:
-    write_answers(tmp_path / "answers.csv", ("normal", "pneumonia"),
-                  [Answer("a.png", "p", "s", "normal", (0.75, 0.25))])  # fmt: skip
+    write_answers(
+        tmp_path / "answers.csv",
+        ("normal", "pneumonia"),
+        [Answer("a.png", "p", "s", "normal", (0.75, 0.25))],
+    )
     assert (tmp_path / "answers.csv").read_text() == HEAD + "a.png,p,s,normal,0.75,0.25\n"
 
 
@@ -51,8 +54,15 @@ def test_a_wrong_line_is_named(tmp_path: Path, rows: str, says: str) -> None:
         read_answers(tmp_path / "answers.csv")
 
 
-@pytest.mark.parametrize("head", ["", "film,truth\n", "film,patient,source,truth\n",
-                                  "film,patient,source,truth,score.a,other\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "film,truth\n",
+        "film,patient,source,truth\n",
+        "film,patient,source,truth,score.a,other\n",
+    ],
+)
 def test_another_table_is_refused(tmp_path: Path, head: str) -> None:
     (tmp_path / "answers.csv").write_text(head)
     with pytest.raises(ValueError, match="must have the columns film, patient"):

@@ -83,8 +83,13 @@ def test_scaling_takes_each_side_by_its_own_factor() -> None:
 
 def test_functions_leave_their_argument() -> None:
     boxes = np.array([[10.0, 20, 30, 40]])
-    for change in (lambda b: clip_xyxy(b, (25, 25)), lambda b: expand_xyxy(b, 0.5),
-                   lambda b: flip_x_xyxy(b, 50), xyxy_to_xywh, square_xyxy):  # fmt: skip
+    for change in (
+        lambda b: clip_xyxy(b, (25, 25)),
+        lambda b: expand_xyxy(b, 0.5),
+        lambda b: flip_x_xyxy(b, 50),
+        xyxy_to_xywh,
+        square_xyxy,
+    ):
         change(boxes)
     assert boxes.tolist() == [[10, 20, 30, 40]]
 
@@ -117,8 +122,11 @@ def test_apply_fills_the_canvas_and_json_keeps_the_frame(frame: Frame) -> None:
 def test_what_is_drawn_on_the_film_is_where_the_box_goes() -> None:
     film = np.zeros((90, 200), np.float32)
     film[30:60, 100:160] = 1  # box (100, 30, 160, 60)
-    for frame in (Frame.letterbox((90, 200), 100), Frame.of_box((60, 10, 200, 90), 70),
-                  Frame.cut((90, 20, 170, 70))):  # fmt: skip
+    for frame in (
+        Frame.letterbox((90, 200), 100),
+        Frame.of_box((60, 10, 200, 90), 70),
+        Frame.cut((90, 20, 170, 70)),
+    ):
         ys, xs = np.nonzero(frame.apply(film) > 0.5)
         got = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
         assert got == pytest.approx(frame.to_model_xyxy([[100, 30, 160, 60]])[0], abs=1)

@@ -68,9 +68,15 @@ def test_flags_and_positionals_of_any_number() -> None:
 
 @pytest.mark.parametrize(
     ("argv", "square"),
-    [(("--square", "a"), True), (("a", "--square"), True), (("--square", "--out", "o", "a"), True),
-     (("--square", "false", "a"), False), (("--square=true", "a"), True), (("a",), False)],
-)  # fmt: skip
+    [
+        (("--square", "a"), True),
+        (("a", "--square"), True),
+        (("--square", "--out", "o", "a"), True),
+        (("--square", "false", "a"), False),
+        (("--square=true", "a"), True),
+        (("a",), False),
+    ],
+)
 def test_switch_stands_alone_or_with_a_value(argv: tuple[str, ...], square: bool) -> None:
     config = parse(*argv)
     assert config.square is square and config.films == ("a",)
@@ -95,9 +101,16 @@ def test_flags_override_the_config_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["--wights", "w"], ["--margin", "much"], ["--net.side", "1.5"], ["--marg", "0.1"],
-     ["--margin", "-1"], ["--config", "none.yaml"], ["--square", "--square=maybe"]],
-)  # fmt: skip
+    [
+        ["--wights", "w"],
+        ["--margin", "much"],
+        ["--net.side", "1.5"],
+        ["--marg", "0.1"],
+        ["--margin", "-1"],
+        ["--config", "none.yaml"],
+        ["--square", "--square=maybe"],
+    ],
+)
 def test_wrong_arguments_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         parse(*argv)
@@ -127,8 +140,13 @@ def test_help_shows_the_example_and_each_field(capsys: pytest.CaptureFixture[str
         parse("--help")
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("What this command does.", "example: prog FILMS --out runs/x", "a fraction",
-                 "files and folders", "pixels of the input"):  # fmt: skip
+    for part in (
+        "What this command does.",
+        "example: prog FILMS --out runs/x",
+        "a fraction",
+        "files and folders",
+        "pixels of the input",
+    ):
         assert part in text
 
 

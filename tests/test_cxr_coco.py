@@ -117,7 +117,7 @@ def change(path: list, value: object) -> dict:
         (["annotations", 0, "bbox"], [190, 20, 30, 40], "reaches out of the film of 200 × 100"),
         (["annotations", 0, "bbox"], [10, 70, 30, 40], "reaches out of the film of 200 × 100"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_has_a_line_and_stops_reading(
     tmp_path: Path, path: list, value: object, fault: str
 ) -> None:

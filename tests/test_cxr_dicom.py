@@ -108,16 +108,10 @@ REFUSALS = {
     "no pixels": (lambda: film(ramp(), PixelData=None), "no_pixels"),
     "empty pixels": (lambda: film(ramp(), PixelData=b""), "no_pixels"),
     "two frames": (lambda: film(ramp(), NumberOfFrames=2), "multi_frame"),
-    "encrypted": (
-        lambda: film(ramp(), EncryptedAttributesSequence=encrypted_item()),
-        "encrypted",
-    ),
+    "encrypted": (lambda: film(ramp(), EncryptedAttributesSequence=encrypted_item()), "encrypted"),
     "small": (lambda: film(ramp()[:63, :63]), "too_small"),
     "blank": (lambda: film(np.full((H, W), 7, np.uint16)), "blank"),
-    "all padding": (
-        lambda: film(np.full((H, W), 7, np.uint16), PixelPaddingValue=7),
-        "blank",
-    ),
+    "all padding": (lambda: film(np.full((H, W), 7, np.uint16), PixelPaddingValue=7), "blank"),
     "more bits stored than allocated": (lambda: film(ramp(), BitsStored=17), "bad_pixels"),
     "32 bits": (lambda: film(ramp().astype(np.uint32)), "bad_pixels"),
     "no bits stored": (lambda: film(ramp(), BitsStored=0), "bad_pixels"),
@@ -125,10 +119,7 @@ REFUSALS = {
     "a bomb": (lambda: film(ramp(), Rows=65535, Columns=65535), "bad_pixels"),
     "no rows": (lambda: film(ramp(), Rows=None), "bad_pixels"),
     "four samples": (lambda: film(ramp(), SamplesPerPixel=4), "bad_pixels"),
-    "a slope of zero": (
-        lambda: film(ramp(), RescaleSlope="0", RescaleIntercept="0"),
-        "bad_pixels",
-    ),
+    "a slope of zero": (lambda: film(ramp(), RescaleSlope="0", RescaleIntercept="0"), "bad_pixels"),
     "directory": (lambda: film(ramp(), SOPClassUID="1.2.840.10008.1.3.10"), "no_pixels"),
 }
 

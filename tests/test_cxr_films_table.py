@@ -40,9 +40,11 @@ def test_a_line_that_ends_early_is_refused_with_its_number(tmp_path: Path) -> No
         ("nih", "NIH Clinical Center: free use with attribution", True),
         ("nih", "not restated; NIH Clinical Center: free use with attribution (CC0)", True),
         ("other", "NIH Clinical Center: free use with attribution", False),
-        ("nih", "not stated", False), ("any", "CC BY 4.0", True), ("any", "CC BY-NC 4.0", False),
+        ("nih", "not stated", False),
+        ("any", "CC BY 4.0", True),
+        ("any", "CC BY-NC 4.0", False),
     ],
-)  # fmt: skip
+)
 def test_a_licence_says_whether_a_model_may_be_published(
     source: str, licence: str, may: bool
 ) -> None:

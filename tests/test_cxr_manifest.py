@@ -16,10 +16,16 @@ SETTINGS = {"settings": {"margin": 0.05}, "made": "now"}
 def row(film: str = "a.png", **changes) -> CropRow:
     frame = Frame.cut((1, 2, 30, 40))
     values = {
-        "film": film, "sha256": "0" * 64, "status": "ok", "size_hw": (50, 60), "score": 0.9,
-        "thorax_xyxy": (1.5, 2.0, 30.0, 40.0), "crop_xyxy": frame.source_xyxy,
-        "frame": frame.to_dict(), "crop": "abc.png",
-    }  # fmt: skip
+        "film": film,
+        "sha256": "0" * 64,
+        "status": "ok",
+        "size_hw": (50, 60),
+        "score": 0.9,
+        "thorax_xyxy": (1.5, 2.0, 30.0, 40.0),
+        "crop_xyxy": frame.source_xyxy,
+        "frame": frame.to_dict(),
+        "crop": "abc.png",
+    }
     return CropRow(**{**values, **changes})
 
 

@@ -9,13 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from cxr.pretrained import (
-    LITE_MEAN,
-    LITE_STD,
-    imagenet_lite_state_dict,
-    is_lite,
-    match_in_order,
-)
+from cxr.pretrained import LITE_MEAN, LITE_STD, imagenet_lite_state_dict, is_lite, match_in_order
 
 
 def test_tensors_are_matched_in_order() -> None:

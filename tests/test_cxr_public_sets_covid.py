@@ -35,8 +35,11 @@ def test_ieee8023_leaves_out_and_counts_what_is_no_frontal_film(
 
 def test_ieee8023_of_the_first_weeks_has_other_columns(tmp_path: Path) -> None:
     film(tmp_path / "images" / "a.jpg")
-    table(tmp_path / "metadata.csv", "Patientid,offset,sex,age,finding,view,filename,doi, url",
-          "5,,,,ARDS,PA,a.jpg,,")  # fmt: skip
+    table(
+        tmp_path / "metadata.csv",
+        "Patientid,offset,sex,age,finding,view,filename,doi, url",
+        "5,,,,ARDS,PA,a.jpg,,",
+    )
     (row,) = load("ieee8023", tmp_path).rows
     assert (row.patient_id, row.label, row.sublabel) == ("ieee8023-5", "other", "ARDS")
 
@@ -66,8 +69,11 @@ def test_notes_that_are_no_utf8_do_not_stop_the_reading(tmp_path: Path) -> None:
 
 
 def test_a_note_over_several_lines_is_one_line_of_the_table(tmp_path: Path) -> None:
-    ieee8023(tmp_path, '2,,M,65,COVID-19,,PA,X-ray,a.jpg,,"a note\nof two lines"',
-             "3,,F,40,No Finding,,PA,X-ray,b.png,,")  # fmt: skip
+    ieee8023(
+        tmp_path,
+        '2,,M,65,COVID-19,,PA,X-ray,a.jpg,,"a note\nof two lines"',
+        "3,,F,40,No Finding,,PA,X-ray,b.png,,",
+    )
     loaded = load("ieee8023", tmp_path)
     assert [row.label for row in loaded.rows] == ["covid", "normal"]
     assert loaded.problems == []
@@ -102,9 +108,11 @@ def test_figure1_reports_a_patient_without_a_film(tmp_path: Path) -> None:
 def test_radiography_takes_films_and_no_masks(tmp_path: Path) -> None:
     rows = load("radiography", radiography(tmp_path)).rows
     assert {(row.label, row.sublabel) for row in rows} == {
-        ("covid", "COVID-19"), ("normal", "No Finding"), ("other", "Lung_Opacity"),
+        ("covid", "COVID-19"),
+        ("normal", "No Finding"),
+        ("other", "Lung_Opacity"),
         ("pneumonia", "viral"),
-    }  # fmt: skip
+    }
     assert all("/images/" in row.image and row.mask == "" for row in rows)
 
 

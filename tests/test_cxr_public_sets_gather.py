@@ -84,8 +84,15 @@ def test_a_view_is_frontal_or_has_a_reason(word: str, expected: tuple[str, str])
 
 @pytest.mark.parametrize(
     ("age", "expected"),
-    [("58", "58"), ("058Y", "58"), ("018M", "1"), ("012D", "0"), ("", ""), ("414", None),
-     ("sixty", None)],
-)  # fmt: skip
+    [
+        ("58", "58"),
+        ("058Y", "58"),
+        ("018M", "1"),
+        ("012D", "0"),
+        ("", ""),
+        ("414", None),
+        ("sixty", None),
+    ],
+)
 def test_an_age_is_whole_years(age: str, expected: str | None) -> None:
     assert years_of(age) == expected

@@ -17,8 +17,11 @@ PATH = "CheXpert-v1.0-small/train/patient00001/study1"
     ("values", "uncertain", "expected"),
     [
         ({"No Finding": 1}, "ignore", ("normal", "No Finding")),
-        ({"No Finding": 1, "Support Devices": 1}, "ignore",
-         ("normal", "No Finding|Support Devices")),
+        (
+            {"No Finding": 1, "Support Devices": 1},
+            "ignore",
+            ("normal", "No Finding|Support Devices"),
+        ),
         ({"Pneumonia": 1, "Edema": -1}, "ignore", ("pneumonia", "Edema?|Pneumonia")),
         ({"Pneumonia": -1, "Edema": 1}, "ignore", ("unknown", "Edema|Pneumonia?")),
         ({"Pneumonia": -1, "Edema": 1}, "positive", ("pneumonia", "Edema|Pneumonia")),
@@ -27,7 +30,7 @@ PATH = "CheXpert-v1.0-small/train/patient00001/study1"
         ({"Edema": 0}, "ignore", ("unknown", "no label")),
         ({}, "ignore", ("unknown", "no label")),
     ],
-)  # fmt: skip
+)
 def test_observations_give_one_label(
     values: dict[str, int], uncertain: Uncertain, expected: tuple[str, str]
 ) -> None:
@@ -61,8 +64,10 @@ def test_chexpert_leaves_lateral_films_out(tmp_path: Path) -> None:
 def test_chexpert_takes_the_policy_for_uncertain_labels(tmp_path: Path) -> None:
     line = f"{PATH}/view1_frontal.jpg,Female,68,Frontal,AP," + observed(Pneumonia="-1.0")
     chexpert(tmp_path, line)
-    labels = {p: load("chexpert", tmp_path, uncertain=p).rows[0].label
-              for p in ("ignore", "positive", "negative")}  # fmt: skip
+    labels = {
+        p: load("chexpert", tmp_path, uncertain=p).rows[0].label
+        for p in ("ignore", "positive", "negative")
+    }
     assert labels == {"ignore": "unknown", "positive": "pneumonia", "negative": "unknown"}
 
 

@@ -51,9 +51,11 @@ def test_a_film_of_the_published_layout_gets_its_whole_row(tmp_path: Path) -> No
 def test_the_table_of_2020_names_the_sex_otherwise(tmp_path: Path) -> None:
     nih(tmp_path)
     (tmp_path / "Data_Entry_2017.csv").unlink()
-    table(tmp_path / "Data_Entry_2017_v2020.csv",
-          "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position",
-          "00000001_000.png,No Finding,0,1,57,F,PA")  # fmt: skip
+    table(
+        tmp_path / "Data_Entry_2017_v2020.csv",
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position",
+        "00000001_000.png,No Finding,0,1,57,F,PA",
+    )
     assert load("nih", tmp_path).rows[0].sex == "F"
 
 
@@ -68,9 +70,11 @@ def test_of_two_tables_the_newer_counts(tmp_path: Path) -> None:
 
 def test_images_right_in_one_folder_are_found_too(tmp_path: Path) -> None:
     film(tmp_path / "images" / "00000001_000.png")
-    table(tmp_path / "Data_Entry_2017.csv",
-          "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position",
-          "00000001_000.png,No Finding,1,57,F,PA")  # fmt: skip
+    table(
+        tmp_path / "Data_Entry_2017.csv",
+        "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position",
+        "00000001_000.png,No Finding,1,57,F,PA",
+    )
     assert load("nih", tmp_path).rows[0].image == "images/00000001_000.png"
 
 

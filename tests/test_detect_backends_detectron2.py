@@ -25,9 +25,13 @@ from detect.predict import ThoraxDetector
 
 def tiny(**changes: object) -> DetectorConfig:
     values: dict[str, object] = {
-        "backend": "detectron2", "backbone": "resnet18", "side": 64, "fpn_channels": 16,
-        "head_channels": 16, "roi_size": 3,
-    }  # fmt: skip
+        "backend": "detectron2",
+        "backbone": "resnet18",
+        "side": 64,
+        "fpn_channels": 16,
+        "head_channels": 16,
+        "roi_size": 3,
+    }
     return DetectorConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -306,10 +310,13 @@ def test_no_network_is_answered_with_what_to_do(
             build_detector(tiny(backbone=backbone, weights=weights))
 
 
-@pytest.mark.parametrize(("backbone", "weights", "why"), [
-    ("resnet18", "coco", "exists for backbone resnet50"),
-    ("resnet50_msra", "imagenet", "are pickles"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("backbone", "weights", "why"),
+    [
+        ("resnet18", "coco", "exists for backbone resnet50"),
+        ("resnet50_msra", "imagenet", "are pickles"),
+    ],
+)
 def test_weights_that_exist_for_no_such_backbone_are_refused(
     library: None, backbone: str, weights: str, why: str
 ) -> None:
@@ -323,12 +330,20 @@ def test_a_bundle_answers_as_the_network_it_was_saved_from(
     torch.manual_seed(0)
     config = tiny(frozen_batchnorm=True, freeze_stages=1)
     model = build_detector(config).half().float()  # what fp16 can hold, so that nothing is lost
-    point = {"ok_score": 0.0, "reject_score": 0.0, "aspect_range": [0.0, 99.0],
-             "min_area_share": 0.0, "flips": False}  # fmt: skip
+    point = {
+        "ok_score": 0.0,
+        "reject_score": 0.0,
+        "aspect_range": [0.0, 99.0],
+        "min_area_share": 0.0,
+        "flips": False,
+    }
     path = save_bundle(
-        tmp_path / "thorax.safetensors", "thorax", model.state_dict(),
-        model=to_plain(config), operating_point=point,
-    )  # fmt: skip
+        tmp_path / "thorax.safetensors",
+        "thorax",
+        model.state_dict(),
+        model=to_plain(config),
+        operating_point=point,
+    )
     loaded = ThoraxDetector.load(path, device="cpu")
     assert loaded.config.backend == "detectron2"
     box = loaded.predict([phantom[0]])[0]

@@ -67,8 +67,12 @@ def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     an uncertain one and a broken one; the working folder is its parent."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "films"
-    for place, width, kind in (("a", 120, np.uint8), ("b", 120, np.uint16), ("legs", 90, np.uint8),
-                               ("odd", 240, np.uint8)):  # fmt: skip
+    for place, width, kind in (
+        ("a", 120, np.uint8),
+        ("b", 120, np.uint16),
+        ("legs", 90, np.uint8),
+        ("odd", 240, np.uint8),
+    ):
         (folder / place).mkdir(parents=True)
         pixels = rng.integers(0, np.iinfo(kind).max, (100, width), kind, endpoint=True)
         cv2.imwrite(str(folder / place / "film.png"), pixels)
@@ -198,11 +202,16 @@ def test_detector_sees_no_more_than_a_batch(films: Path) -> None:
 def test_command_writes_crops_manifest_and_provenance(films: Path, fake: None) -> None:
     assert run() == 0
     header, rows = read_manifest("crops")
-    assert header["settings"] == {"margin": 0.05, "square": False,
-                                  "boxes_from": FakeDetector.weights}  # fmt: skip
+    assert header["settings"] == {
+        "margin": 0.05,
+        "square": False,
+        "boxes_from": FakeDetector.weights,
+    }
     by_film = {row.film: row for row in rows}
-    assert set(by_film) == {f"films/{n}" for n in ("a/film.png", "b/film.png", "legs/film.png",
-                                                   "odd/film.png", "broken.png")}  # fmt: skip
+    assert set(by_film) == {
+        f"films/{n}"
+        for n in ("a/film.png", "b/film.png", "legs/film.png", "odd/film.png", "broken.png")
+    }
     assert by_film["films/broken.png"].reason.split(": ")[0] in ("truncated", "not_an_image")
     assert by_film["films/legs/film.png"].crop is None
     crops = {row.crop for row in rows if row.crop}

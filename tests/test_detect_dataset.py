@@ -212,8 +212,11 @@ def test_without_a_films_csv_the_options_that_need_it_are_named(public_set: Path
 def test_two_films_of_one_base_name_are_named(public_set: Path) -> None:
     data = public_set / "chest_xray"
     (data / "test/normal/film03.png").write_bytes(b"another film")
-    with pytest.raises(ValueError, match=r"film03\.png must be one film .*test/normal/film03\.png "
-                       r"and train/normal/film03\.png, which differ"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"film03\.png must be one film .*test/normal/film03\.png "
+        r"and train/normal/film03\.png, which differ",
+    ):
         read_annotations(data, str(public_set / "boxes.json"))
 
 

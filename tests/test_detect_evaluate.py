@@ -38,8 +38,13 @@ class Oracle:
         for _ in films:
             box, second = self.answers.pop(0), self.second.pop(0)
             boxes = [box or [0, 0, 1, 1], [0, 0, 9, 9]]
-            out.append(Detections(np.array(boxes, float), np.array([0.9 if box else 0.05, second]),
-                                  np.zeros(2, int)))  # fmt: skip
+            out.append(
+                Detections(
+                    np.array(boxes, float),
+                    np.array([0.9 if box else 0.05, second]),
+                    np.zeros(2, int),
+                )
+            )
         return out
 
     def decide(self, found: Detections, size_hw: tuple[int, int]) -> ThoraxBox:
@@ -54,10 +59,14 @@ def data(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     ramp = np.tile(np.arange(80, dtype=np.uint8) * 3, (100, 1))
     films = []
-    for number, (patient, source, box) in enumerate([
-        ("p0", "here", [[10, 10, 70, 90]]), ("p1", "there", [[10, 10, 70, 90]]),
-        ("p1", "there", [[20, 10, 60, 90]]), ("p2", "here", []),
-    ]):  # fmt: skip
+    for number, (patient, source, box) in enumerate(
+        [
+            ("p0", "here", [[10, 10, 70, 90]]),
+            ("p1", "there", [[10, 10, 70, 90]]),
+            ("p1", "there", [[20, 10, 60, 90]]),
+            ("p2", "here", []),
+        ]
+    ):
         name = f"images/{number}.png"
         cv2.imwrite(str(tmp_path / name), ramp)
         extra = {"patient_id": patient, "source": source, "label": "normal"}
@@ -237,8 +246,10 @@ def test_command_writes_its_files(data: Path, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads((out / "run.json").read_text())["config"]["part"] == "all"
 
 
-@pytest.mark.parametrize("extra", [["--split", "none.json"], ["--annotations", "none.json"],
-                                   ["--weights", "none.safetensors"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [["--split", "none.json"], ["--annotations", "none.json"], ["--weights", "none.safetensors"]],
+)
 def test_missing_files_are_code_2(
     data: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
 ) -> None:

@@ -30,11 +30,19 @@ def settings(data: Path, out: Path) -> FilmClassConfig:
     plain = {
         "out": str(out),
         "data": {"data": str(data), "parts": {"train": 0.5, "val": 0.25, "test": 0.25}},
-        "model": {"backbone": "mobilenet_v3_320", "side": 96, "fpn_channels": 24,
-                  "head_channels": 32},
-        "epochs": 2, "batch": 4, "accelerator": "cpu", "picture_every": 0, "augment": "none",
+        "model": {
+            "backbone": "mobilenet_v3_320",
+            "side": 96,
+            "fpn_channels": 24,
+            "head_channels": 32,
+        },
+        "epochs": 2,
+        "batch": 4,
+        "accelerator": "cpu",
+        "picture_every": 0,
+        "augment": "none",
         "ema": 0.0,
-    }  # fmt: skip
+    }
     return from_plain(FilmClassConfig, plain)
 
 
@@ -218,10 +226,16 @@ def test_validation_counts_the_share_of_the_true_class() -> None:
     module = FilmClassModule(torch.nn.Identity(), OptimiserConfig())
     box = torch.tensor([[0.0, 0, 10, 10]])
     target = {"boxes": box, "labels": torch.tensor([2])}
-    both = {"boxes": box.repeat(2, 1), "scores": torch.tensor([0.6, 0.2]),
-            "labels": torch.tensor([2, 1])}  # fmt: skip
-    none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0),
-            "labels": torch.zeros(0, dtype=torch.int64)}  # fmt: skip
+    both = {
+        "boxes": box.repeat(2, 1),
+        "scores": torch.tensor([0.6, 0.2]),
+        "labels": torch.tensor([2, 1]),
+    }
+    none = {
+        "boxes": torch.zeros(0, 4),
+        "scores": torch.zeros(0),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    }
     module.measure(both, target)
     module.measure(none, target)
     assert module._shares == pytest.approx([0.75, 0.0]) and module._right == [True, False]

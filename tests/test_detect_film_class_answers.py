@@ -61,9 +61,12 @@ def test_the_class_of_the_best_box_is_the_films() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "box", "reason"),
-    [([], BOX[:0], "no box at all"), ([0.2], BOX, "below 0.30"),
-     ([0.9], np.array([[0.0, 0, 5, 90]]), "shape")],
-)  # fmt: skip
+    [
+        ([], BOX[:0], "no box at all"),
+        ([0.2], BOX, "below 0.30"),
+        ([0.9], np.array([[0.0, 0, 5, 90]]), "shape"),
+    ],
+)
 def test_a_film_whose_box_is_refused_has_no_box(
     scores: list[float], box: np.ndarray, reason: str
 ) -> None:
@@ -105,8 +108,9 @@ def test_a_class_that_nobody_has_or_names_has_no_f1() -> None:
 
 def test_the_box_is_compared_in_the_pixels_of_the_film() -> None:
     entry = CocoFilm("a.png", (200, 160), np.array([[20.0, 20, 140, 100]]), (1,))
-    said = ClassedFilm("a.png", "ok", "", "pneumonia", (0.2, 0.8, 0), (10, 10, 70, 90), 0.8,
-                       (100, 80))  # fmt: skip
+    said = ClassedFilm(
+        "a.png", "ok", "", "pneumonia", (0.2, 0.8, 0), (10, 10, 70, 90), 0.8, (100, 80)
+    )
     film = compare_film(entry, "pneumonia", said, CLASSES)
     assert film.truth_xyxy == (10, 10, 70, 50) and film.iou == pytest.approx(0.5)
     assert film.true_score == 0.8 and film.right
@@ -118,8 +122,10 @@ def test_a_film_without_a_box_has_the_iou_0() -> None:
     film = compare_film(entry, "normal", said, CLASSES)
     assert film.iou == 0.0
     assert measure_boxes([film, answered("normal", "normal", 1)]) == {
-        "films": 1, "mean_iou": 0.0, "share_iou_09": 0.0,
-    }  # fmt: skip
+        "films": 1,
+        "mean_iou": 0.0,
+        "share_iou_09": 0.0,
+    }
 
 
 def test_a_film_that_nobody_boxed_has_no_iou() -> None:

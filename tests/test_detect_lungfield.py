@@ -11,17 +11,17 @@ import pytest
 from torch import Tensor, nn
 
 from cxr.split import Split
-from detect.lungfield import (
+from detect.lungfield.__main__ import main
+from detect.lungfield.data import masked_rows, read_mask
+from detect.lungfield.field import (
     DEFAULT_WEIGHTS,
     LungField,
     cut_edges,
     disagreement,
     field_box_xyxy,
-    main,
 )
-from detect.lungfield_data import masked_rows, read_mask
-from detect.lungfield_metrics import overlap
-from detect.lungfield_predict import FieldRow, begin_manifest, read_fields
+from detect.lungfield.metrics import overlap
+from detect.lungfield.predict import FieldRow, begin_manifest, read_fields
 
 
 class Dark(nn.Module):
@@ -173,7 +173,7 @@ def films(tmp_path: Path) -> Path:
 def dark(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in in the bundle's place."""
     found = LungField(Dark(), 128, "cpu", {"dark.safetensors": "0" * 64})
-    monkeypatch.setattr("detect.lungfield_predict.LungField.load", lambda *_: found)
+    monkeypatch.setattr("detect.lungfield.predict.LungField.load", lambda *_: found)
 
 
 def test_predict_gives_each_film_a_row(films: Path, dark: None, tmp_path: Path) -> None:
@@ -183,8 +183,10 @@ def test_predict_gives_each_film_a_row(films: Path, dark: None, tmp_path: Path) 
     assert header["settings"]["weights"] == {"dark.safetensors": "0" * 64}
     found = {Path(r.film).name: r for r in rows}
     assert {name: r.status for name, r in found.items()} == {
-        "chest.png": "ok", "plain.png": "no_field", "torn.png": "unreadable"
-    }  # fmt: skip
+        "chest.png": "ok",
+        "plain.png": "no_field",
+        "torn.png": "unreadable",
+    }
     chest = found["chest.png"]
     mask = cv2.imread(str(out / str(chest.mask)), cv2.IMREAD_GRAYSCALE)
     assert mask.shape == (120, 90) == chest.size_hw and set(np.unique(mask)) == {0, 255}

@@ -15,8 +15,8 @@ from conftest import draw_phantom
 from cxr.bundle import load_bundle
 from cxr.films_table import read_films_table
 from cxr.split import Split
-from detect.lungfield import LungField, main
-from detect.lungfield_data import (
+from detect.lungfield.__main__ import main
+from detect.lungfield.data import (
     FieldAugment,
     FieldDataConfig,
     FieldDataset,
@@ -25,17 +25,26 @@ from detect.lungfield_data import (
     read_mask,
     select_rows,
 )
-from detect.lungfield_evaluate import constant_fields, spread
-from detect.lungfield_metrics import overlap
-from detect.lungfield_net import FieldNetConfig, build_field_net
-from detect.lungfield_tables import count_edges, percentiles
-from detect.lungfield_train import field_loss
+from detect.lungfield.evaluate import constant_fields, spread
+from detect.lungfield.field import LungField
+from detect.lungfield.metrics import overlap
+from detect.lungfield.net import FieldNetConfig, build_field_net
+from detect.lungfield.tables import count_edges, percentiles
+from detect.lungfield.train import field_loss
 
 # a shallow encoder: the deep stages are most of the time, and phantoms need none of them
 TINY = [
-    "--model.depth", "2", "--model.weights", "none", "--model.freeze_stages", "0",
-    "--model.side", "64", "--model.decoder_channels", "[8,8]",
-]  # fmt: skip
+    "--model.depth",
+    "2",
+    "--model.weights",
+    "none",
+    "--model.freeze_stages",
+    "0",
+    "--model.side",
+    "64",
+    "--model.decoder_channels",
+    "[8,8]",
+]
 
 
 # --- the loss
@@ -160,16 +169,39 @@ def test_a_small_network_learns_two_phantoms_by_heart() -> None:
 @pytest.fixture(scope="module")
 def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("lungfield") / "run"
-    code = main(["train", *TINY, "--data.data", str(phantom_folder), "--out", str(out), "--epochs",
-                 "1", "--fields_every", "1", "--accelerator", "cpu", "--ema", "0.5"])  # fmt: skip
+    code = main(
+        [
+            "train",
+            *TINY,
+            "--data.data",
+            str(phantom_folder),
+            "--out",
+            str(out),
+            "--epochs",
+            "1",
+            "--fields_every",
+            "1",
+            "--accelerator",
+            "cpu",
+            "--ema",
+            "0.5",
+        ]
+    )
     assert code == 0
     return out
 
 
 def test_training_leaves_what_a_reader_needs(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
-    assert {"run.json", "history.json", "curves.png", "val_fields.png", "split.json",
-            "lungfield.safetensors", "checkpoints"} <= names  # fmt: skip
+    assert {
+        "run.json",
+        "history.json",
+        "curves.png",
+        "val_fields.png",
+        "split.json",
+        "lungfield.safetensors",
+        "checkpoints",
+    } <= names
     row = json.loads((run / "history.json").read_text())[0]
     assert {"loss", "val_iou", "val/dice_film", "val/dice_crop"} <= set(row)
 
@@ -196,13 +228,32 @@ def test_the_bundle_is_the_network_again(run: Path, phantom_folder: Path) -> Non
 
 def test_evaluate_writes_tables_and_sheets(run: Path, phantom_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "measured"
-    code = main(["evaluate", "--weights", str(run / "lungfield.safetensors"), "--data",
-                 str(phantom_folder), "--split", str(run / "split.json"), "--part", "val",
-                 "--detector", "false", "--worst", "2", "--out", str(out)])  # fmt: skip
+    code = main(
+        [
+            "evaluate",
+            "--weights",
+            str(run / "lungfield.safetensors"),
+            "--data",
+            str(phantom_folder),
+            "--split",
+            str(run / "split.json"),
+            "--part",
+            "val",
+            "--detector",
+            "false",
+            "--worst",
+            "2",
+            "--out",
+            str(out),
+        ]
+    )
     assert code == 0
     rows = list(csv.DictReader((out / "films.csv").open()))
-    val = [r for r in read_films_table(phantom_folder / "films.csv")
-           if Split.load(run / "split.json").part_of[r.patient_id] == "val"]  # fmt: skip
+    val = [
+        r
+        for r in read_films_table(phantom_folder / "films.csv")
+        if Split.load(run / "split.json").part_of[r.patient_id] == "val"
+    ]
     assert sorted(r["film"] for r in rows) == sorted(r.image for r in val for _ in (0, 1))
     figures = json.loads((out / "metrics.json").read_text())
     mean = np.mean([float(r["dice"]) for r in rows if r["view"] == "film"])

@@ -69,10 +69,12 @@ def test_mask_coverage_of_an_empty_mask_is_unknown() -> None:
 
 
 def test_summary_counts_misses_as_zero() -> None:
-    scores = [score_film((10, 20, 30, 60), TRUTH),  # 1
-              score_film((20, 20, 40, 60), TRUTH),  # 1/3
-              score_film((10, 20, 30, 56), TRUTH),  # 36/40 = 0.9
-              score_film(None, TRUTH)]  # fmt: skip
+    scores = [
+        score_film((10, 20, 30, 60), TRUTH),  # 1
+        score_film((20, 20, 40, 60), TRUTH),  # 1/3
+        score_film((10, 20, 30, 56), TRUTH),  # 36/40 = 0.9
+        score_film(None, TRUTH),
+    ]
     got = summarise(scores, ["a", "b", "c", "d"])
     assert (got.films, got.patients, got.misses) == (4, 4, 1)
     assert got.mean_iou.value == pytest.approx((1 + 1 / 3 + 0.9 + 0) / 4)
@@ -88,8 +90,11 @@ def test_summary_counts_misses_as_zero() -> None:
 
 
 def test_summary_keeps_films_without_a_thorax_apart() -> None:
-    scores = [score_film((10, 20, 30, 60), TRUTH), score_film((0, 0, 9, 9), []),
-              score_film(None, [])]  # fmt: skip
+    scores = [
+        score_film((10, 20, 30, 60), TRUTH),
+        score_film((0, 0, 9, 9), []),
+        score_film(None, []),
+    ]
     got = summarise(scores, ["a", "b", "c"])
     assert (got.films, got.negatives, got.false_boxes, got.misses) == (1, 2, 1, 0)
     assert got.mean_iou.value == 1

@@ -15,9 +15,12 @@ from detect.start_weights import load_matching
 
 def tiny(**changes: object) -> DetectorConfig:
     values: dict[str, object] = {
-        "backbone": "mobilenet_v3_320", "side": 64, "fpn_channels": 16, "head_channels": 16,
+        "backbone": "mobilenet_v3_320",
+        "side": 64,
+        "fpn_channels": 16,
+        "head_channels": 16,
         "roi_size": 3,
-    }  # fmt: skip
+    }
     return DetectorConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 

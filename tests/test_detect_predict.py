@@ -28,8 +28,13 @@ class BrightestBox(nn.Module):
         for image in images:
             ys, xs = torch.where(image[0] > 0.85)
             box = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
-            out.append({"boxes": box[None], "scores": torch.tensor([self.score]),
-                        "labels": torch.tensor([1])})  # fmt: skip
+            out.append(
+                {
+                    "boxes": box[None],
+                    "scores": torch.tensor([self.score]),
+                    "labels": torch.tensor([1]),
+                }
+            )
         return out
 
 
@@ -137,8 +142,14 @@ def test_a_bundle_gives_the_same_boxes_again(
     model = build_detector(config).eval()
     from cxr.cli import to_plain
 
-    path = save_bundle(tmp_path / "t.safetensors", "thorax", model.state_dict(), half=False,
-                       model=to_plain(config), operating_point=POINT)  # fmt: skip
+    path = save_bundle(
+        tmp_path / "t.safetensors",
+        "thorax",
+        model.state_dict(),
+        half=False,
+        model=to_plain(config),
+        operating_point=POINT,
+    )
     loaded = ThoraxDetector.load(path, device="cpu", flips=False)
     direct = ThoraxDetector(model, config, POINT, False, "cpu")
     np.testing.assert_allclose(

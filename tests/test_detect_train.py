@@ -18,10 +18,23 @@ from detect.thresholds import pick_scores
 from detect.train import main
 
 SMALL = [
-    "--model.backbone", "mobilenet_v3_320", "--model.side", "96", "--model.fpn_channels", "24",
-    "--model.head_channels", "32", "--augment", "affine", "--batch", "4", "--accelerator", "cpu",
-    "--picture_every", "1",
-]  # fmt: skip
+    "--model.backbone",
+    "mobilenet_v3_320",
+    "--model.side",
+    "96",
+    "--model.fpn_channels",
+    "24",
+    "--model.head_channels",
+    "32",
+    "--augment",
+    "affine",
+    "--batch",
+    "4",
+    "--accelerator",
+    "cpu",
+    "--picture_every",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +47,18 @@ def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_what_a_reader_needs(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
-    assert {"run.json", "run.log", "history.json", "curves.png", "val_boxes.png", "split.json",
-            "thresholds.json", "thorax.safetensors", "tensorboard",
-            "checkpoints"} <= names  # fmt: skip
+    assert {
+        "run.json",
+        "run.log",
+        "history.json",
+        "curves.png",
+        "val_boxes.png",
+        "split.json",
+        "thresholds.json",
+        "thorax.safetensors",
+        "tensorboard",
+        "checkpoints",
+    } <= names
     record = json.loads((run / "run.json").read_text())
     assert record["config"]["model"]["side"] == 96 and record["versions"]["torch"]
     assert any((run / "tensorboard").iterdir())

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from public_worlds import WORLDS
 
-from classify.audits.truth import Truths
-from classify.cases import select_cases
+from classify.audit.truth import Truths
+from classify.films import select_cases
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import read_film
 from cxr.films_table import FilmRow, read_films_table
@@ -74,8 +74,11 @@ def test_classify_finds_the_films_and_their_crops(looked: Path) -> None:
     assert len(cases) == len(rows) and all(case.film.is_file() for case in cases)
     with ManifestWriter(looked / "crops" / "manifest.jsonl", {}, restart=True) as writer:
         for case in cases:  # named as detect.crop names the films of the set's folder
-            writer.add(CropRow(str(case.film), "0", "ok", size_hw=SIZE, crop=case.patient,
-                               frame={"any": 1}))  # fmt: skip
+            writer.add(
+                CropRow(
+                    str(case.film), "0", "ok", size_hw=SIZE, crop=case.patient, frame={"any": 1}
+                )
+            )
     cases, _ = select_cases(rows, looked, publishable_only=False, crops=looked / "crops")
     assert [c.crop.name for c in cases if c.crop] == [r.patient_id for r in rows]
 

@@ -64,8 +64,11 @@ def test_what_may_train_a_published_model_is_said(tmp_path: Path) -> None:
 
 
 def test_boxes_are_written_as_the_shared_data_have_them(tmp_path: Path) -> None:
-    table(nih(tmp_path / "nih") / "BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h]",
-          "00000013_005.png,Pneumonia,128,256,512,384")  # fmt: skip
+    table(
+        nih(tmp_path / "nih") / "BBox_List_2017.csv",
+        "Image Index,Finding Label,Bbox [x,y,w,h]",
+        "00000013_005.png,Pneumonia,128,256,512,384",
+    )
     out = convert("nih", tmp_path / "nih", tmp_path / "out")
     assert (out / "finding_boxes.csv").read_text().splitlines() == [
         "image,finding,x,y,w,h",

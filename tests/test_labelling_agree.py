@@ -18,14 +18,7 @@ from labelling.agree import AgreeConfig, run
 from labelling.agree_match import compare
 from labelling.agree_read import Mark, Reader, Side, read_sides
 from labelling.agree_stats import measure
-from labelling.agree_worst import (
-    COLOUR_A,
-    COLOUR_B,
-    FilmIndex,
-    choose_worst,
-    draw_pair,
-    draw_worst,
-)
+from labelling.agree_worst import COLOUR_A, COLOUR_B, FilmIndex, choose_worst, draw_pair, draw_worst
 
 
 def run_agree(tmp_path: Path, *readers: str, **options: object) -> int:
@@ -49,13 +42,17 @@ def test_the_files_and_the_table(tmp_path: Path, capsys) -> None:
     assert max(map(len, out.split("edges, B")[1].split("Edges are")[0].splitlines())) <= 80
     folder = tmp_path / "out"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "agreement.json", "agreement.md", "agreement.png", "films.csv",
-    ]  # fmt: skip
+        "agreement.json",
+        "agreement.md",
+        "agreement.png",
+        "films.csv",
+    ]
     with (folder / "films.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["film"], r["iou"], r["right_px"], r["right_pct"]) for r in rows] == [
-        ("f.png", "0.5000", "-80.00", "-50.00"), ("g.png", "1.0000", "0.00", "0.00"),
-    ]  # fmt: skip
+        ("f.png", "0.5000", "-80.00", "-50.00"),
+        ("g.png", "1.0000", "0.00", "0.00"),
+    ]
     found = json.loads((folder / "agreement.json").read_text())
     assert found["blocks"]["all"]["mean_iou"]["value"] == pytest.approx(0.75)
     assert (found["only_in_a"], found["only_in_b"]) == (["h.png"], ["i.png"])
@@ -120,9 +117,15 @@ def test_trouble_with_files_ends_with_1_and_a_sentence(tmp_path: Path, capsys) -
 
 
 @pytest.mark.parametrize(
-    "words", [["a"], ["a", "b", "c"], ["a", "b", "--names", "sound"], ["a", "b", "--worst", "-1"],
-              ["a", "b", "--seed", "-1"]],
-)  # fmt: skip
+    "words",
+    [
+        ["a"],
+        ["a", "b", "c"],
+        ["a", "b", "--names", "sound"],
+        ["a", "b", "--worst", "-1"],
+        ["a", "b", "--seed", "-1"],
+    ],
+)
 def test_wrong_arguments_end_with_2(words: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as end:
         parse_config(AgreeConfig, words, "agree", "agree A B", ("readers",))

@@ -66,9 +66,14 @@ def test_a_csv_with_a_size_is_compared_as_fractions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("a/b/film.jpeg", "film"), ("C:\\films\\film.dcm", "film"), ("1.2.840.113", "1.2.840.113"),
-     ("1.2.840.113.dcm", "1.2.840.113"), ("Mu\u0308ller.png", "M\u00fcller")],
-)  # fmt: skip
+    [
+        ("a/b/film.jpeg", "film"),
+        ("C:\\films\\film.dcm", "film"),
+        ("1.2.840.113", "1.2.840.113"),
+        ("1.2.840.113.dcm", "1.2.840.113"),
+        ("Mu\u0308ller.png", "M\u00fcller"),
+    ],
+)
 def test_the_stem_of_a_film(name: str, key: str) -> None:
     assert film_key(name, "stem") == key
 
@@ -104,8 +109,10 @@ def test_a_stem_of_two_films_is_refused_only_where_it_is_needed() -> None:
 
 def test_box_against_no_box_is_counted_and_named() -> None:
     boxes = {"both": (BOX, BOX), "a": (BOX, None), "b": (None, BOX), "none": (None, None)}
-    found = compare(side("a", *(Mark(f, b) for f, (b, _) in boxes.items())),
-                    side("b", *(Mark(f, b) for f, (_, b) in boxes.items())))  # fmt: skip
+    found = compare(
+        side("a", *(Mark(f, b) for f, (b, _) in boxes.items())),
+        side("b", *(Mark(f, b) for f, (_, b) in boxes.items())),
+    )
     assert [p.verdict for p in found.pairs] == [BOTH, A_ONLY, B_ONLY, NEITHER]
     blocks = measure_blocks(found.pairs)
     whole = blocks["all"]

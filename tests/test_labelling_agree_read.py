@@ -22,9 +22,12 @@ def test_each_reader_of_a_csv_is_paired_separately(tmp_path: Path) -> None:
     b = table(tmp_path / "b.csv", "\n".join(["image,reader,x,y,w,h", *rows]))
     blocks = measure_blocks(compare(*read_sides((a, b))).pairs)
     assert {n: (x.pairs, x.films) for n, x in blocks.items()} == {
-        "all": (3, 2), "reader ann": (1, 1), "reader bob": (2, 2),
-        "source s": (2, 1), "source t": (1, 1),
-    }  # fmt: skip
+        "all": (3, 2),
+        "reader ann": (1, 1),
+        "reader bob": (2, 2),
+        "source s": (2, 1),
+        "source t": (1, 1),
+    }
     assert blocks["reader bob"].mean_iou.value == pytest.approx(0.5)
     kept = compare(*read_sides((a, b), "ann"))
     assert [p.reader for p in kept.pairs] == ["ann"]
@@ -111,8 +114,10 @@ def test_two_sessions(tmp_path: Path) -> None:
     b.set_answer(b.films[2], flags=("not frontal",))  # looked at, and no box
     found = compare(*read_sides((str(a.path), str(b.path))))
     assert [(p.film, p.verdict) for p in found.pairs] == [
-        ("one.png", BOTH), ("two.png", BOTH), ("three.png", A_ONLY),
-    ]  # fmt: skip
+        ("one.png", BOTH),
+        ("two.png", BOTH),
+        ("three.png", A_ONLY),
+    ]
     assert found.pairs[0].iou == pytest.approx(0.5, abs=1e-3)
     assert found.pairs[0].patient == "p"
     assert found.pairs[1].edges_px == pytest.approx((-1, 0, 0, 0), abs=0.01)

@@ -86,8 +86,11 @@ def test_a_quantiles_interval_draws_patients_not_films() -> None:
 
 
 def test_patients_are_those_of_the_set_that_knows_them(tmp_path: Path) -> None:
-    a = coco(tmp_path / "a.json", {"1.png": BOX, "2.png": BOX, "3.png": BOX},
-             patient_id={"1.png": "p", "2.png": "p"})  # fmt: skip
+    a = coco(
+        tmp_path / "a.json",
+        {"1.png": BOX, "2.png": BOX, "3.png": BOX},
+        patient_id={"1.png": "p", "2.png": "p"},
+    )
     b = table(
         tmp_path / "b.csv", "image,x,y,w,h\n" + "".join(f"{n}.png,20,10,160,80\n" for n in "123")
     )

@@ -91,9 +91,10 @@ def test_a_film_skipped_or_sent_back_needs_no_box(session: Session, flag: str) -
 def test_films_to_do_are_faults_when_all_must_be_done(session: Session) -> None:
     session.set_answer(session.films[2], flags=["doubtful"])
     assert find(session, complete=True) == [
-        "0002 b.png: no answer yet", "0003 c.png: still ticked as doubtful",
+        "0002 b.png: no answer yet",
+        "0003 c.png: still ticked as doubtful",
         "0004 d.png: no answer yet",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_box_outside_its_film(session: Session) -> None:
@@ -218,9 +219,16 @@ def test_a_label_file_of_no_film(session: Session) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"[]", b"\xff\xfe", b'{"shapes": [7]}', b'{"shapes": [{"points": [[1]]}]}', b"[" * 100_000,
-     b'{"shapes": [{"points": [[1, 1e999], [3, 4]]}]}', b'{"shapes": [], "flags": []}'],
-)  # fmt: skip
+    [
+        b"[]",
+        b"\xff\xfe",
+        b'{"shapes": [7]}',
+        b'{"shapes": [{"points": [[1]]}]}',
+        b"[" * 100_000,
+        b'{"shapes": [{"points": [[1, 1e999], [3, 4]]}]}',
+        b'{"shapes": [], "flags": []}',
+    ],
+)
 def test_a_malformed_label_file_hides_no_other_fault(session: Session, content: bytes) -> None:
     session.label_path(session.films[0]).write_bytes(content)
     redraw(session, 2, label="lung", points=[[6, 6], [57, 115]])
@@ -247,10 +255,14 @@ def test_a_fault_is_one_line_whatever_it_holds() -> None:
 
 def write_file(path: Path, *boxes: tuple[int, list[Any]], **more: Any) -> Path:
     """A COCO file of a.png, b.png and c.png (ids 1 to 3) with boxes (image id, xywh)."""
-    images = [{"id": i, "file_name": name, "width": 100, "height": 200}
-              for i, name in enumerate(NAMES, start=1)]  # fmt: skip
-    notes = [{"id": i, "image_id": image, "category_id": 1, "bbox": box}
-             for i, (image, box) in enumerate(boxes, start=1)]  # fmt: skip
+    images = [
+        {"id": i, "file_name": name, "width": 100, "height": 200}
+        for i, name in enumerate(NAMES, start=1)
+    ]
+    notes = [
+        {"id": i, "image_id": image, "category_id": 1, "bbox": box}
+        for i, (image, box) in enumerate(boxes, start=1)
+    ]
     data = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thorax"}]}
     path.write_text(json.dumps({**data, **more}))
     return path
@@ -269,8 +281,9 @@ def test_a_film_of_a_file_needs_no_box_unless_all_must_have_one(tmp_path: Path) 
 
 
 def test_the_rules_of_the_box_hold_for_a_file(tmp_path: Path) -> None:
-    path = write_file(tmp_path / "t.json", (1, GOOD), (1, GOOD), (2, [-0.7, 20, 80, 160]),
-                      (3, [10, 20, 8, 16]))  # fmt: skip
+    path = write_file(
+        tmp_path / "t.json", (1, GOOD), (1, GOOD), (2, [-0.7, 20, 80, 160]), (3, [10, 20, 8, 16])
+    )
     faults = find_file_faults(path, classes=("hand",))
     label = "is labelled 'thorax', not hand"
     assert said(faults) == [
@@ -302,14 +315,22 @@ def test_far_outside_is_said_once(tmp_path: Path) -> None:
 
 def test_malformed_entries_hide_no_other_fault(tmp_path: Path) -> None:
     path = write_file(
-        tmp_path / "t.json", (1, [10, 20, "wide", 160]), (2, [0, 0, 10**400, 5]), (77, GOOD),
+        tmp_path / "t.json",
+        (1, [10, 20, "wide", 160]),
+        (2, [0, 0, 10**400, 5]),
+        (77, GOOD),
         (3, [10, 20, 8, 16]),
         categories=[{"id": [2], "name": "odd"}, None, {"id": 1, "name": "thorax"}],
-    )  # fmt: skip
+    )
     films = [fault.film for fault in find_file_faults(path)]
     assert films == [
-        str(path), "category 1", "annotation 3", "0001 a.png", "0002 b.png", "0003 c.png",
-    ]  # fmt: skip
+        str(path),
+        "category 1",
+        "annotation 3",
+        "0001 a.png",
+        "0002 b.png",
+        "0003 c.png",
+    ]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"images": []}', "[" * 100_000])
@@ -359,8 +380,10 @@ def test_a_film_is_known_by_its_hash(tmp_path: Path) -> None:
         {"id": i, "file_name": name, "width": 200, "height": 400, "sha256": digest}
         for i, (name, digest) in enumerate(
             # a smaller copy that was boxed itself, a changed film, one whose hash is unknown
-            [("a.png", sha256_file(films / "a.png")), ("b.png", "0" * 64), ("c.png", "")], start=1)
-    ]  # fmt: skip
+            [("a.png", sha256_file(films / "a.png")), ("b.png", "0" * 64), ("c.png", "")],
+            start=1,
+        )
+    ]
     path = write_file(tmp_path / "t.json", (1, [20, 40, 160, 320]), images=images)
     assert said(find_file_faults(path, films)) == [
         "0002 b.png: the film has changed since it was boxed"

@@ -17,10 +17,18 @@ __all__ = ["session"]
 
 SIZES = [(1422, 1152), (1152, 1422), (361, 373), (97, 640), (640, 97)]  # height, width
 ODD_NAMES = [
-    "a/film.png", "b/film.png", "plain.png", "with space/film 1.png", "dots.v1.2.png",
-    "Überblick/胸部 é.png", "R&D <1>.png", "quote\"'.png", "images/inner.png", "no%20escape#1.png",
+    "a/film.png",
+    "b/film.png",
+    "plain.png",
+    "with space/film 1.png",
+    "dots.v1.2.png",
+    "Überblick/胸部 é.png",
+    "R&D <1>.png",
+    "quote\"'.png",
+    "images/inner.png",
+    "no%20escape#1.png",
     "classes.png",
-]  # fmt: skip
+]
 
 
 def boxes_of(height: int, width: int) -> list[tuple[float, float, float, float]]:
@@ -59,8 +67,10 @@ def test_formats_with_decimals_come_back_almost_exactly(kind, tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_session_comes_back_within_half_a_pixel(kind, tmp_path):
     boxes = {f"s/f{h}x{w}.png": boxes_of(h, w)[2] for h, w in SIZES}
-    pixels = [(name, np.tile(np.linspace(0, 1, w), (h, 1)))
-              for name, (h, w) in zip(boxes, SIZES, strict=True)]  # fmt: skip
+    pixels = [
+        (name, np.tile(np.linspace(0, 1, w), (h, 1)))
+        for name, (h, w) in zip(boxes, SIZES, strict=True)
+    ]
     session = make_session(tmp_path / "s", pixels, patients={"s/f97x640.png": "p7"})
     for film in session.films:
         session.set_answer(film, xyxy=boxes[film.film])
@@ -73,8 +83,9 @@ def test_a_session_comes_back_within_half_a_pixel(kind, tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_odd_names_survive(kind, tmp_path):
     films = tmp_path / "films"
-    source = make_set(films, {n: ((30 + i, 50), [(1, 2, 30 + i, 20)])
-                              for i, n in enumerate(ODD_NAMES)})  # fmt: skip
+    source = make_set(
+        films, {n: ((30 + i, 50), [(1, 2, 30 + i, 20)]) for i, n in enumerate(ODD_NAMES)}
+    )
     back = by_name(export_and_import(tmp_path, save(tmp_path, source), kind, films))
     assert set(back) == set(ODD_NAMES)
     for i, name in enumerate(ODD_NAMES):
@@ -168,8 +179,10 @@ def test_names_become_relative_to_films(session, tmp_path):
 
 
 def test_a_label_out_of_classes_stays_and_is_named(tmp_path, capsys):
-    source = save(tmp_path, make_set(tmp_path / "f", {"a.png": ((40, 60), [(1, 2, 9, 8)]),
-                                                      "leg.png": ((40, 60), [])}))  # fmt: skip
+    source = save(
+        tmp_path,
+        make_set(tmp_path / "f", {"a.png": ((40, 60), [(1, 2, 9, 8)]), "leg.png": ((40, 60), [])}),
+    )
     config = ExportConfig((str(source),), "coco", str(tmp_path / "out"), classes=["lung"])
     assert run_export(config) == 1
     assert "a.png: label 'thorax' is not of lung" in capsys.readouterr().out

@@ -36,12 +36,33 @@ def test_voc_file_has_the_fields_of_voc(tmp_path):
     [path] = format_voc.write(source, tmp_path / "out")
     assert path == tmp_path / "out" / "a" / "R&D <1>.xml"
     root = format_voc.parse_xml(path.read_bytes())
-    texts = {tag: root.findtext(tag) for tag in (
-        "folder", "filename", "size/width", "size/height", "size/depth", "object/name",
-        "object/difficult", "object/truncated", "object/bndbox/xmin", "object/bndbox/ymax",
-    )}  # fmt: skip
-    assert list(texts.values()) == ["a", "R&D <1>.png", "50", "30", "1", "thorax", "0", "0", "5",
-                                    "20"]  # fmt: skip
+    texts = {
+        tag: root.findtext(tag)
+        for tag in (
+            "folder",
+            "filename",
+            "size/width",
+            "size/height",
+            "size/depth",
+            "object/name",
+            "object/difficult",
+            "object/truncated",
+            "object/bndbox/xmin",
+            "object/bndbox/ymax",
+        )
+    }
+    assert list(texts.values()) == [
+        "a",
+        "R&D <1>.png",
+        "50",
+        "30",
+        "1",
+        "thorax",
+        "0",
+        "0",
+        "5",
+        "20",
+    ]
 
 
 def test_labelme_file_leads_to_the_film(tmp_path):
@@ -137,12 +158,26 @@ def test_a_bare_name_that_two_films_have_is_ambiguous(tmp_path):
 
 
 def labelme_text(**changes) -> str:
-    shape = {"label": "thorax", "points": [[30, 25], [10, 5]], "shape_type": "rectangle",
-             "flags": {}, "group_id": None}  # fmt: skip
+    shape = {
+        "label": "thorax",
+        "points": [[30, 25], [10, 5]],
+        "shape_type": "rectangle",
+        "flags": {},
+        "group_id": None,
+    }
     shape |= {k: changes.pop(k) for k in ("points", "shape_type", "label") if k in changes}
-    return json.dumps({"version": "5.5.0", "flags": {}, "shapes": [shape], "imageData": None,
-                       "imagePath": "a.png", "imageHeight": 40, "imageWidth": 60,
-                       **changes})  # fmt: skip
+    return json.dumps(
+        {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": [shape],
+            "imageData": None,
+            "imagePath": "a.png",
+            "imageHeight": 40,
+            "imageWidth": 60,
+            **changes,
+        }
+    )
 
 
 def read_labelme(tmp_path: Path, text: str, films: Path | None = None, **rules):
@@ -151,21 +186,30 @@ def read_labelme(tmp_path: Path, text: str, films: Path | None = None, **rules):
     return format_labelme.read(tmp_path / "labels", films, ReadRules(**rules))
 
 
-@pytest.mark.parametrize("points", [
-    [[10, 5], [30, 25]], [[30, 25], [10, 5]], [[30, 5], [10, 25]], [[10, 25], [30, 5]],
-    [[10, 5], [30, 5], [30, 25], [10, 25]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[10, 5], [30, 25]],
+        [[30, 25], [10, 5]],
+        [[30, 5], [10, 25]],
+        [[10, 25], [30, 5]],
+        [[10, 5], [30, 5], [30, 25], [10, 25]],
+    ],
+)
 def test_a_rectangle_may_be_drawn_from_any_corner(points, tmp_path):
     coco, unusable = read_labelme(tmp_path, labelme_text(points=points))
     assert not unusable
     assert coco.films[0].boxes_xyxy.tolist() == [[10, 5, 30, 25]]
 
 
-@pytest.mark.parametrize(("shape_type", "points", "hull"), [
-    ("polygon", [[10, 5], [30, 8], [12, 25]], [10, 5, 30, 25]),
-    ("oriented_rectangle", [[20, 5], [30, 15], [20, 25], [10, 15]], [10, 5, 30, 25]),
-    ("circle", [[20, 20], [23, 24]], [15, 15, 25, 25]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape_type", "points", "hull"),
+    [
+        ("polygon", [[10, 5], [30, 8], [12, 25]], [10, 5, 30, 25]),
+        ("oriented_rectangle", [[20, 5], [30, 15], [20, 25], [10, 15]], [10, 5, 30, 25]),
+        ("circle", [[20, 20], [23, 24]], [15, 15, 25, 25]),
+    ],
+)
 def test_other_shapes_need_hull(shape_type, points, hull, tmp_path):
     text = labelme_text(shape_type=shape_type, points=points)
     _, [unusable] = read_labelme(tmp_path, text)
@@ -195,7 +239,7 @@ def test_other_shapes_need_hull(shape_type, points, hull, tmp_path):
         (labelme_text(label=""), "has no label"),
         (labelme_text(label="lung"), "'lung' is not of thorax"),
     ],
-)  # fmt: skip
+)
 def test_labelme_names_why_a_file_is_unusable(text, reason, tmp_path):
     write_film(tmp_path / "films/a.png", (40, 60))
     coco, [unusable] = read_labelme(tmp_path, text, tmp_path / "films", classes=("thorax",))
@@ -229,17 +273,25 @@ def test_labelme_without_a_size_takes_the_films(tmp_path):
 
 
 def test_coco_refuses_single_films_and_keeps_the_rest(tmp_path):
-    source = make_set(tmp_path / "films", {"a.png": ((40, 60), [(1, 2, 9, 8)]),
-                                           "gone.png": ((40, 60), []),
-                                           "other_size.png": ((40, 60), [])})  # fmt: skip
+    source = make_set(
+        tmp_path / "films",
+        {
+            "a.png": ((40, 60), [(1, 2, 9, 8)]),
+            "gone.png": ((40, 60), []),
+            "other_size.png": ((40, 60), []),
+        },
+    )
     (tmp_path / "films/gone.png").unlink()
     write_film(tmp_path / "films/other_size.png", (60, 40))
     outside = CocoFilm("../../etc/passwd", (40, 60), np.zeros((0, 4)), ())
     path = save(tmp_path, CocoSet([*source.films, outside], ("thorax",)))
     coco, unusable = FORMATS["coco"].read(path, tmp_path / "films")
     assert [f.file_name for f in coco.films] == ["a.png"]
-    assert [u.where.split()[-1] for u in unusable] == ["gone.png", "other_size.png",
-                                                       "../../etc/passwd"]  # fmt: skip
+    assert [u.where.split()[-1] for u in unusable] == [
+        "gone.png",
+        "other_size.png",
+        "../../etc/passwd",
+    ]
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"images": 1}'])

@@ -69,14 +69,16 @@ def test_a_session_is_no_folder_of_labels(path, session, tmp_path, capsys):
 
 
 def fill(session: Session, labels: Path, kind: str, **more) -> int:
-    return run_import(ImportConfig((str(labels),), kind, session=str(session.path),
-                                   annotator="a", **more))  # fmt: skip
+    return run_import(
+        ImportConfig((str(labels),), kind, session=str(session.path), annotator="a", **more)
+    )
 
 
 def empty_session(tmp_path: Path, names=("accepted.png", "drawn.png", "new.png")) -> Session:
     ramp_ = np.tile(np.linspace(0, 1, 100), (60, 1))
-    return make_session(tmp_path / "t", [(n, ramp_) for n in names],
-                        {n: (5, 5, 50, 50) for n in names})  # fmt: skip
+    return make_session(
+        tmp_path / "t", [(n, ramp_) for n in names], {n: (5, 5, 50, 50) for n in names}
+    )
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -1,7 +1,5 @@
 """Sessions merged into one COCO file: which boxes go in, whose counts, in which pixels."""
 
-# ruff: noqa: F811 - an argument named as an imported fixture is that fixture
-
 from __future__ import annotations
 
 import json
@@ -32,24 +30,52 @@ from labelling.session import Session
 
 
 def test_a_merged_box_says_whose_it_is(into: Path, session_of: Callable[..., Session]) -> None:
-    session = session_of("anna", {"1.png": BOX_A}, patients={"1.png": "p1"},
-                         labels={"1.png": "normal"}, sources={"1.png": "kermany"})  # fmt: skip
+    session = session_of(
+        "anna",
+        {"1.png": BOX_A},
+        patients={"1.png": "p1"},
+        labels={"1.png": "normal"},
+        sources={"1.png": "kermany"},
+    )
     assert do_merge(into, session) == 0
     data = json.loads(into.read_text())
     assert find_faults(data) == []
     assert data["categories"] == [{"id": 1, "name": "thorax"}]
-    assert data["images"] == [{
-        "id": 1, "file_name": "1.png", "width": 120, "height": 160, "label": "normal",
-        "patient_id": "p1", "source": "kermany", "annotator": "anna",
-        "sha256": session.films[0].sha256,
-    }]  # fmt: skip
+    assert data["images"] == [
+        {
+            "id": 1,
+            "file_name": "1.png",
+            "width": 120,
+            "height": 160,
+            "label": "normal",
+            "patient_id": "p1",
+            "source": "kermany",
+            "annotator": "anna",
+            "sha256": session.films[0].sha256,
+        }
+    ]
     bbox = [20.0, 30.0, 60.0, 80.0]
-    assert data["annotations"] == [{
-        "id": 1, "image_id": 1, "category_id": 1, "bbox": bbox, "area": 4800.0, "iscrowd": 0,
-        "bbox_fraction": [0.166667, 0.1875, 0.5, 0.5],
-        "provenance": [{"annotator": "anna", "date": DATE_A, "prelabelled": False,
-                        "action": "drawn", "session": session.session_id, "bbox": bbox}],
-    }]  # fmt: skip
+    assert data["annotations"] == [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": bbox,
+            "area": 4800.0,
+            "iscrowd": 0,
+            "bbox_fraction": [0.166667, 0.1875, 0.5, 0.5],
+            "provenance": [
+                {
+                    "annotator": "anna",
+                    "date": DATE_A,
+                    "prelabelled": False,
+                    "action": "drawn",
+                    "session": session.session_id,
+                    "bbox": bbox,
+                }
+            ],
+        }
+    ]
     assert read_coco(into).films[0].patient_id == "p1"
 
 
@@ -68,11 +94,15 @@ def test_each_action_is_named_and_what_no_human_saw_stays_out(
     assert [i["file_name"] for i in data["images"]] == ["1.png", "2.png", "5.png"]
     entries = [n["provenance"][0] for n in data["annotations"]]
     assert [(e["action"], e["prelabelled"]) for e in entries] == [
-        ("accepted", True), ("corrected", True), ("drawn", False),
-    ]  # fmt: skip
+        ("accepted", True),
+        ("corrected", True),
+        ("drawn", False),
+    ]
     said = capsys.readouterr().out
-    assert ("films: 3 merged (1 accepted, 1 corrected, 1 drawn), 0 unchanged, 1 skipped "
-            "(1 not frontal), 1 todo") in said  # fmt: skip
+    assert (
+        "films: 3 merged (1 accepted, 1 corrected, 1 drawn), 0 unchanged, 1 skipped "
+        "(1 not frontal), 1 todo"
+    ) in said
 
 
 def test_nothing_done_makes_no_file(into: Path, session_of: Callable[..., Session]) -> None:
@@ -90,9 +120,13 @@ def test_nothing_done_makes_no_file(into: Path, session_of: Callable[..., Sessio
 )
 @pytest.mark.parametrize("together", [True, False])
 def test_policies_by_hand(
-    into: Path, session_of: Callable[..., Session], policy: str, bbox: list, whose: str,
+    into: Path,
+    session_of: Callable[..., Session],
+    policy: str,
+    bbox: list,
+    whose: str,
     together: bool,
-) -> None:  # fmt: skip
+) -> None:
     anna = session_of("anna", {"1.png": BOX_A})
     ben = session_of("ben", {"1.png": BOX_B}, DATE_B)
     if together:
@@ -109,9 +143,8 @@ def test_policies_by_hand(
 
 @pytest.mark.parametrize("policy", ["refuse", "newest", "first", "mean"])
 def test_merging_twice_changes_nothing(
-    into: Path, session_of: Callable[..., Session], policy: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    into: Path, session_of: Callable[..., Session], policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     anna = session_of("anna", {"1.png": BOX_A, "2.png": (10.1234, 20.5678, 90.9, 140.3)})
     sessions = [anna]
     if policy != "refuse":

@@ -1,7 +1,5 @@
 """The file that is merged into: what stands in it, what a conflict leaves, and what a kill."""
 
-# ruff: noqa: F811 - an argument named as an imported fixture is that fixture
-
 from __future__ import annotations
 
 import json
@@ -59,8 +57,9 @@ def test_what_is_not_touched_stays_and_the_backup_is_the_old_file(
     assert all(data[k] == HAND_MADE[k] for k in ("info", "licenses", "categories"))
     assert [(i["id"], i["file_name"]) for i in data["images"][2:]] == [(41, "2.png"), (42, "3.png")]
     assert [(n["id"], n["image_id"], n["category_id"]) for n in data["annotations"][1:]] == [
-        (91, 41, 7), (92, 42, 7),
-    ]  # fmt: skip
+        (91, 41, 7),
+        (92, 42, 7),
+    ]
     assert hand_made.with_name("thorax.json.bak").read_bytes() == before
     assert "thorax.json.bak" in capsys.readouterr().out
 
@@ -75,9 +74,13 @@ def test_a_box_without_provenance_is_a_contributor_from_before(
     note = only_note(hand_made)
     assert note["bbox"] == MEAN and note["id"] == 90 and note["segmentation"]
     assert note["provenance"][0] == {
-        "annotator": "old hand", "date": "", "prelabelled": False, "action": "before",
-        "session": "before", "bbox": [20, 30, 60, 80],
-    }  # fmt: skip
+        "annotator": "old hand",
+        "date": "",
+        "prelabelled": False,
+        "action": "before",
+        "session": "before",
+        "bbox": [20, 30, 60, 80],
+    }
     for policy, left in (("newest", 24), ("first", 20)):
         assert do_merge(hand_made, anna, policy=policy) == 0
         assert only_note(hand_made)["bbox"][0] == left
@@ -111,15 +114,20 @@ def test_a_box_changed_by_hand_after_merging_is_not_overwritten(
         ({"annotations": HAND_MADE["annotations"] * 2}, "lists it with 2 boxes"),
         ({"images": [{**HAND_MADE["images"][0], "width": 240, "height": 320}]}, "one --size"),
         ({"images": [{**HAND_MADE["images"][0], "sha256": "0" * 64}]}, "two different films"),
-        ({"annotations": [{**HAND_MADE["annotations"][0], "provenance": [{"bbox": 3}]}]},
-         "each entry of provenance must have"),
+        (
+            {"annotations": [{**HAND_MADE["annotations"][0], "provenance": [{"bbox": 3}]}]},
+            "each entry of provenance must have",
+        ),
         ({"images": 3}, "images must be a list"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_by_every_policy(
-    into: Path, session_of: Callable[..., Session], capsys: pytest.CaptureFixture[str],
-    change: dict, says: str,
-) -> None:  # fmt: skip
+    into: Path,
+    session_of: Callable[..., Session],
+    capsys: pytest.CaptureFixture[str],
+    change: dict,
+    says: str,
+) -> None:
     into.parent.mkdir()
     into.write_text(json.dumps({**HAND_MADE, **change}))
     before = into.read_bytes()
@@ -153,9 +161,10 @@ def test_a_kill_while_writing_leaves_the_old_file_whole(
     anna = session_of("anna", {"2.png": BOX_B})
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, at, str(anna.path), str(hand_made)],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tools'}"},
-    )  # fmt: skip
+    )
     with process:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         os.kill(process.pid, signal.SIGKILL)
@@ -169,9 +178,11 @@ def test_a_kill_while_writing_leaves_the_old_file_whole(
 
 
 def test_two_merges_do_not_interleave(
-    hand_made: Path, session_of: Callable[..., Session], monkeypatch: pytest.MonkeyPatch,
+    hand_made: Path,
+    session_of: Callable[..., Session],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(merge, "LOCK_WAIT_S", 0.1)
     before = hand_made.read_bytes()
     anna = session_of("anna", {"2.png": BOX_B})

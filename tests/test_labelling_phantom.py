@@ -71,8 +71,10 @@ def test_a_white_lung_keeps_its_box() -> None:
     white, same = draw_chest(300, 300, 3, opaque=True, letter=False)
     assert np.array_equal(box, same)
     x0, y0, x1, y1 = box
-    part = (slice(round(y0 + 0.6 * (y1 - y0)), round(y0 + 0.8 * (y1 - y0))),
-            slice(round(x0 + 0.8 * (x1 - x0)), round(x0 + 0.92 * (x1 - x0))))  # fmt: skip
+    part = (
+        slice(round(y0 + 0.6 * (y1 - y0)), round(y0 + 0.8 * (y1 - y0))),
+        slice(round(x0 + 0.8 * (x1 - x0)), round(x0 + 0.92 * (x1 - x0))),
+    )
     assert white[part].mean() > aired[part].mean() + 0.15
 
 

@@ -34,9 +34,15 @@ def draw(session: Session, number: int, *points: list[float], kind: str = "recta
     film = session.films[number - 1]
     height, width = film.frame.canvas_hw
     shape = {"label": "thorax", "points": list(points), "shape_type": kind, "flags": {}}
-    data = {"version": "6.3.1", "flags": {"accepted": False}, "shapes": [shape],
-            "imagePath": Path(film.view).name, "imageData": None,
-            "imageHeight": height, "imageWidth": width}  # fmt: skip
+    data = {
+        "version": "6.3.1",
+        "flags": {"accepted": False},
+        "shapes": [shape],
+        "imagePath": Path(film.view).name,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }
     session.label_path(film).write_text(json.dumps(data))
 
 

@@ -237,9 +237,12 @@ def test_a_table_gives_labels_and_original_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("classes", "label", "expected"),
-    [(("thorax",), "normal", "thorax"), (("normal", "pneumonia"), "pneumonia", "pneumonia"),
-     (("normal", "pneumonia"), "covid", "")],
-)  # fmt: skip
+    [
+        (("thorax",), "normal", "thorax"),
+        (("normal", "pneumonia"), "pneumonia", "pneumonia"),
+        (("normal", "pneumonia"), "covid", ""),
+    ],
+)
 def test_a_prelabels_class(tmp_path: Path, classes: tuple, label: str, expected: str) -> None:
     from labelling.session import SessionFilm
 

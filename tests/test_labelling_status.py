@@ -37,10 +37,15 @@ def make(path: Path, prelabelled: tuple[str, ...] = NAMES[:3], **more: Any) -> S
 def events(*seconds: float, via: str = "labelme", state: str = "accepted") -> list[dict[str, Any]]:
     """A history: film 1 at the first time after nine o'clock, film 2 at the second …"""
     return [
-        {"time": f"2025-05-01T{9 + int(s) // 3600:02d}:{int(s) % 3600 // 60:02d}:{int(s) % 60:02d}"
-                 "+00:00", "number": number, "state": state, "via": via}
+        {
+            "time": f"2025-05-01T{9 + int(s) // 3600:02d}:{int(s) % 3600 // 60:02d}:"
+            f"{int(s) % 60:02d}+00:00",
+            "number": number,
+            "state": state,
+            "via": via,
+        }
         for number, s in enumerate(seconds, start=1)
-    ]  # fmt: skip
+    ]
 
 
 def test_working_time_is_the_sum_of_the_gaps() -> None:
@@ -93,8 +98,9 @@ def test_a_film_answered_twice_is_finished_once() -> None:
 
 def test_a_film_sent_back_is_work_but_not_finished() -> None:
     history = events(0, 20, 40)
-    history.append({**history[0], "number": 4, "time": "2025-05-01T09:01:20+00:00",
-                    "state": "todo"})  # fmt: skip
+    history.append(
+        {**history[0], "number": 4, "time": "2025-05-01T09:01:20+00:00", "state": "todo"}
+    )
     pace = measure_pace(history)
     assert (pace.finished, pace.working_s) == (3, 80)
 
@@ -180,9 +186,15 @@ def test_shifts_outwards_are_positive() -> None:
 
 @pytest.mark.parametrize(
     ("iou", "name"),
-    [(0, "below 0.5"), (0.5, "0.5 to 0.6"), (0.949, "0.9 to 0.95"), (0.95, "0.95 to 0.99"),
-     (0.99, "0.99 to 1"), (1, "0.99 to 1")],
-)  # fmt: skip
+    [
+        (0, "below 0.5"),
+        (0.5, "0.5 to 0.6"),
+        (0.949, "0.9 to 0.95"),
+        (0.95, "0.95 to 0.99"),
+        (0.99, "0.99 to 1"),
+        (1, "0.99 to 1"),
+    ],
+)
 def test_bins_hold_their_lower_end(iou: float, name: str) -> None:
     assert name_bin(iou) == name
 

@@ -40,8 +40,20 @@ def test_the_benchmark_gives_ratios(
     import benchmark
 
     monkeypatch.chdir(root)
-    args = ["--films", "1", "--memory", "[]", "--data", str(tmp_path / "none"), "--out",
-            str(tmp_path / "b"), "--saliency_batch", "2", "--score_films", "0"]  # fmt: skip
+    args = [
+        "--films",
+        "1",
+        "--memory",
+        "[]",
+        "--data",
+        str(tmp_path / "none"),
+        "--out",
+        str(tmp_path / "b"),
+        "--saliency_batch",
+        "2",
+        "--score_films",
+        "0",
+    ]
     assert benchmark.main(args) == 0
     record = json.loads((tmp_path / "b/benchmark.json").read_text())
     rows = {row["what"]: row for row in record["rows"]}
@@ -64,11 +76,11 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     from classify.iscore_train import IscoreConfig
     from classify.pretrain_config import PretrainConfig
     from classify.recipe import TrainConfig as EnsembleConfig
-    from classify.risk import read_tiers
+    from classify.screening.tiers import read_tiers
     from classify.singles.config import SingleConfig
     from cxr.cli import parse_config
     from detect.film_class import FilmClassConfig
-    from detect.lungfield_train import FieldTrainConfig
+    from detect.lungfield.train import FieldTrainConfig
     from detect.train import TrainConfig as DetectConfig
 
     path = root / "configs" / stage / name

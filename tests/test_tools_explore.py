@@ -86,11 +86,14 @@ def test_the_json_says_what_was_shown_and_how_it_was_made(
     assert {k: len(v) for k, v in found["shown"].items()} == {
         "here · normal": 20,
         "here · pneumonia": 20,
-    }  # fmt: skip - 80 films of 40 patients, one of each
+    }  # 80 films of 40 patients, one of each
     assert found["config"]["seed"] == 0
     assert found["sizes"]["here · normal"] == {
-        "n": 40, "slope": None, "intercept": None, "ratio": 1.0,
-    }  # fmt: skip
+        "n": 40,
+        "slope": None,
+        "intercept": None,
+        "ratio": 1.0,
+    }
 
 
 def test_hostile_names_are_escaped_and_bad_films_counted(tmp_path: Path) -> None:
@@ -98,10 +101,20 @@ def test_hostile_names_are_escaped_and_bad_films_counted(tmp_path: Path) -> None
     film = (np.random.default_rng(0).random((70, 90)) * 255).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "images" / "0.png"), film)
     (tmp_path / "images" / "1.png").write_text("no film")
-    write_table(tmp_path, [
-        {"source": HOSTILE, "label": HOSTILE, "licence": HOSTILE, "sex": HOSTILE, "view": HOSTILE},
-        {"source": HOSTILE}, {"image": f"images/{HOSTILE}.png"},
-    ])  # fmt: skip
+    write_table(
+        tmp_path,
+        [
+            {
+                "source": HOSTILE,
+                "label": HOSTILE,
+                "licence": HOSTILE,
+                "sex": HOSTILE,
+                "view": HOSTILE,
+            },
+            {"source": HOSTILE},
+            {"image": f"images/{HOSTILE}.png"},
+        ],
+    )
     code, found, page = run(tmp_path, tmp_path / "out")
     assert code == 0
     assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page

@@ -42,8 +42,13 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows([*rows, {**rows[0], "image": f"images/{SCRIPT}.png"},
-                          {**rows[0], "image": f"images/{WIDE}.png"}])  # fmt: skip
+        writer.writerows(
+            [
+                *rows,
+                {**rows[0], "image": f"images/{SCRIPT}.png"},
+                {**rows[0], "image": f"images/{WIDE}.png"},
+            ]
+        )
     words = [str(data), "--out", str(folder / "out"), "--draws", "50", "--jobs", "0"]
     assert explore.main(words) == 0
     with started_on(folder / "out" / "report.html", folder / "profile") as browser:

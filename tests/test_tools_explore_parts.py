@@ -31,59 +31,84 @@ from exploring.scatter import MOST_DOTS, fit_slope, size_scatter
 @pytest.mark.parametrize(
     ("age", "band"),
     [
-        ("0", "under 18"), ("17.9", "under 18"), ("18", "18–39"), ("39", "18–39"),
+        ("0", "under 18"),
+        ("17.9", "under 18"),
+        ("18", "18–39"),
+        ("39", "18–39"),
         ("40.0", "40–59"),
-        ("60", "60–79"), ("79", "60–79"), ("80", "80 and over"), ("058Y", "40–59"),
-        ("008M", "under 18"), ("paediatric 1-5 y", "under 18"), ("", "not stated"),
-        ("-3", "not stated"), ("<b>", "not stated"), ("1e9", "not stated"),
+        ("60", "60–79"),
+        ("79", "60–79"),
+        ("80", "80 and over"),
+        ("058Y", "40–59"),
+        ("008M", "under 18"),
+        ("paediatric 1-5 y", "under 18"),
+        ("", "not stated"),
+        ("-3", "not stated"),
+        ("<b>", "not stated"),
+        ("1e9", "not stated"),
     ],
-)  # fmt: skip
+)
 def test_ages_fall_into_their_band(age: str, band: str) -> None:
     assert age_band(age) == band
 
 
 def test_sexes() -> None:
     assert [sex_of(s) for s in ("M", "female", " f", "", "X")] == [
-        "M", "F", "F", "not stated", "not stated",
-    ]  # fmt: skip
+        "M",
+        "F",
+        "F",
+        "not stated",
+        "not stated",
+    ]
 
 
 def test_groups_count_films_and_patients(tmp_path: Path) -> None:
     rows = [
-        {"age": "20", "sex": "F", "patient_id": "a"}, {"age": "20", "sex": "F", "patient_id": "a"},
+        {"age": "20", "sex": "F", "patient_id": "a"},
+        {"age": "20", "sex": "F", "patient_id": "a"},
         {"age": "50", "sex": "M", "patient_id": "b", "view": "AP", "licence": "CC0"},
         {"age": "50", "label": "covid", "patient_id": "c"},
-    ]  # fmt: skip
+    ]
     entries = entries_of(tmp_path, rows)
     first = count_groups(entries)[0]
     assert first == {
-        "source": "here", "label": "normal", "age": "18–39", "films": 2, "patients": 1,
-        "licences": {"CC BY 4.0": 2}, "views": {"PA": 2}, "sexes": {"F": 2},
-    }  # fmt: skip
+        "source": "here",
+        "label": "normal",
+        "age": "18–39",
+        "films": 2,
+        "patients": 1,
+        "licences": {"CC BY 4.0": 2},
+        "views": {"PA": 2},
+        "sexes": {"F": 2},
+    }
     assert age_table(entries)["rows"] == [
-        ["here", "normal", "3 (2)", "2 (1)", "1 (1)"], ["here", "covid", "1 (1)", "–", "1 (1)"],
+        ["here", "normal", "3 (2)", "2 (1)", "1 (1)"],
+        ["here", "covid", "1 (1)", "–", "1 (1)"],
         ["all", "", "4 (3)", "2 (1)", "2 (2)"],
-    ]  # fmt: skip
+    ]
 
 
 def test_a_label_is_parted_where_two_parts_are_large(tmp_path: Path) -> None:
     rows = [
         *({"label": "pneumonia", "sublabel": s} for s in ["viral/SARS", "viral", "bacterial"] * 2),
-        {"label": "pneumonia", "sublabel": "fungal"}, {"label": "normal", "sublabel": "No Finding"},
+        {"label": "pneumonia", "sublabel": "fungal"},
+        {"label": "normal", "sublabel": "No Finding"},
         *({"label": "other", "sublabel": "A|B"} for _ in range(3)),
-    ]  # fmt: skip
+    ]
     found = dict(ordered_classes(entries_of(tmp_path, rows, smallest=2)))
     assert found == {
-        FilmClass("here", "normal"): 1, FilmClass("here", "pneumonia", "viral"): 4,
-        FilmClass("here", "pneumonia", "bacterial"): 2, FilmClass("here", "pneumonia"): 1,
+        FilmClass("here", "normal"): 1,
+        FilmClass("here", "pneumonia", "viral"): 4,
+        FilmClass("here", "pneumonia", "bacterial"): 2,
+        FilmClass("here", "pneumonia"): 1,
         FilmClass("here", "other"): 3,
-    }  # fmt: skip
+    }
     assert next(iter(found)).label == "normal"
     assert dict(ordered_classes(entries_of(tmp_path, rows, smallest=3))) == {
         FilmClass("here", "normal"): 1,
         FilmClass("here", "pneumonia"): 7,
         FilmClass("here", "other"): 3,
-    }  # fmt: skip - viral alone parts nothing
+    }  # viral alone parts nothing
 
 
 def test_slopes_by_hand() -> None:
@@ -97,8 +122,11 @@ def test_slopes_by_hand() -> None:
 def test_a_scatter_draws_at_most_so_many_dots_and_escapes_names() -> None:
     sizes = np.random.default_rng(0).integers(100, 900, (2 * MOST_DOTS, 2))
     chart = size_scatter({"<b>": sizes, "few": sizes[:3]}, "<about>")
-    spots = [e.attrib["d"] for e in ElementTree.fromstring(chart).iter()
-             if e.attrib.get("class", "").startswith("spots")]  # fmt: skip
+    spots = [
+        e.attrib["d"]
+        for e in ElementTree.fromstring(chart).iter()
+        if e.attrib.get("class", "").startswith("spots")
+    ]
     assert sorted(d.count("M") for d in spots) == [1, 1, 3, MOST_DOTS]
     assert "<b>" not in chart and "&lt;b&gt;: slope" in chart
 
@@ -121,15 +149,16 @@ def test_differences_put_the_parts_of_a_label_together() -> None:
         return moments
 
     moments = {
-        FilmClass("a", "normal"): flat(0.5, 2), FilmClass("a", "pneumonia", "viral"): flat(0.1, 3),
+        FilmClass("a", "normal"): flat(0.5, 2),
+        FilmClass("a", "pneumonia", "viral"): flat(0.1, 3),
         FilmClass("a", "pneumonia", "bacterial"): flat(0.3, 1),
         FilmClass("b", "normal"): flat(1, 1),
-    }  # fmt: skip
+    }
     found, top = differences(moments)
     assert [(d.source, d.first, d.second, d.n) for d in found] == [
         ("a", "normal", "pneumonia", (2, 4)),
         ("a", "viral", "bacterial", (3, 1)),
-    ]  # fmt: skip - never between sources
+    ]  # never between sources
     assert [d.most for d in found] == pytest.approx([0.35, 0.2]) and top == pytest.approx(0.35)
     pictures, most = class_pictures(moments)
     assert [p.n for p in pictures] == [2, 3, 1, 1] and most == pytest.approx(0, abs=1e-12)
@@ -182,9 +211,7 @@ def test_a_film_that_cannot_be_read_gives_its_place_in_the_grid_away(tmp_path: P
         if number != first:
             film = np.random.default_rng(number).integers(0, 255, (96, 72), np.uint8)
             cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), film)
-    boxes = {
-        "images/0.png": Box((0, 0, 3, 4), (8, 6)), "images/1.png": Box((0, 0, 3, 4), (6, 8)),
-    }  # fmt: skip
+    boxes = {"images/0.png": Box((0, 0, 3, 4), (8, 6)), "images/1.png": Box((0, 0, 3, 4), (6, 8))}
     assert first not in (0, 1)
     found = gather(entries, tmp_path, boxes, jobs=0)
     shown = [i for i, _ in found.grids[FilmClass("here", "normal")]]

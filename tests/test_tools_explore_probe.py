@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from explore_world import entries_of
 
-from classify.metrics import Figure
+from cxr.stats import Figure
 from exploring import probe
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE
 from exploring.probe import Answer, auc_within, cross_validated_auc, questions
@@ -83,8 +83,10 @@ def test_questions_are_inside_a_source_and_between_sources(tmp_path: Path) -> No
     ]
     entries = entries_of(tmp_path, rows)
     seen = np.ones(len(rows), bool)
-    found = {q.name: (q.about, int((~q.positive).sum()), int(q.positive.sum()))
-             for q in questions(entries, seen)}  # fmt: skip
+    found = {
+        q.name: (q.about, int((~q.positive).sum()), int(q.positive.sum()))
+        for q in questions(entries, seen)
+    }
     assert found == {
         "a: normal / pneumonia": ("labels", 30, 61),
         "a: bacterial / viral": ("labels", 30, 31),
@@ -97,8 +99,10 @@ def test_questions_are_inside_a_source_and_between_sources(tmp_path: Path) -> No
 def test_a_side_of_few_patients_is_not_asked(tmp_path: Path) -> None:
     from exploring.gather import Gathered
 
-    rows = [{"label": "normal" if i % 2 else "covid", "patient_id": f"p{i % 2}{i % 6}"}
-            for i in range(80)]  # fmt: skip
+    rows = [
+        {"label": "normal" if i % 2 else "covid", "patient_id": f"p{i % 2}{i % 6}"}
+        for i in range(80)
+    ]
     entries = entries_of(tmp_path, rows)
     features = {n: np.zeros((80, 1), np.float32) for n in probe.FEATURES}
     gathered = Gathered(entries, np.ones((80, 2), int), features, {}, {}, [], Counter())

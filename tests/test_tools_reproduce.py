@@ -55,8 +55,20 @@ def run(world: Path) -> Callable[..., int]:
 
     def make(recipe: dict[str, Any], *flags: str) -> int:
         (world / "experiments" / "rates.yaml").write_text(yaml.safe_dump(recipe))
-        return reproduce.main(["rates", "--data", "data", "--experiments", "experiments",
-                               "--out", "out", "--draws", "50", *flags])  # fmt: skip
+        return reproduce.main(
+            [
+                "rates",
+                "--data",
+                "data",
+                "--experiments",
+                "experiments",
+                "--out",
+                "out",
+                "--draws",
+                "50",
+                *flags,
+            ]
+        )
 
     return make
 
@@ -95,8 +107,11 @@ def test_a_killed_table_goes_on_with_the_cells_that_are_missing(
         run(killed)
     assert run(RECIPE) == 0
     assert trained(world) == ["0.1 3", "0.1 3", "0.5 3"]  # low, the killed one, high
-    low = [r for r in (world / "out" / "cells").glob("*/result.json")
-           if json.loads(r.read_text())["row"] == "low"]  # fmt: skip
+    low = [
+        r
+        for r in (world / "out" / "cells").glob("*/result.json")
+        if json.loads(r.read_text())["row"] == "low"
+    ]
     assert len(low) == 1
 
 

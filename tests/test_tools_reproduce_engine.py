@@ -14,8 +14,8 @@ from reproducing.engine import ROOT, Engine, import_ray
 
 
 def test_ray_that_is_missing_is_told_with_its_install(
-    world: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch  # noqa: F811
-) -> None:  # fmt: skip
+    world: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'lungfirst\[ray\]'"):
         import_ray()
@@ -30,8 +30,8 @@ def test_a_wrong_engine_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_ray_trains_each_cell_once_and_a_failing_one_gets_its_reason(
-    world: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch  # noqa: F811
-) -> None:  # fmt: skip
+    world: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))  # where the toy is
     rows = [*RECIPE["rows"], {"name": "bad", "set": {"fault": "no luck"}}]

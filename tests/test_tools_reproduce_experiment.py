@@ -13,8 +13,15 @@ from test_tools_reproduce import RECIPE
 from reproducing.cells import Place, make_cells
 from reproducing.experiment import BUDGETS, find_experiments, flatten, merge, read_experiment
 
-TABLES = ("deck_backbones", "keras_cases", "keras_depth", "keras_fc", "keras_grid",
-          "twostage_detect", "twostage_fusion")  # fmt: skip
+TABLES = (
+    "deck_backbones",
+    "keras_cases",
+    "keras_depth",
+    "keras_fc",
+    "keras_grid",
+    "twostage_detect",
+    "twostage_fusion",
+)
 
 
 def written(tmp_path: Path, **changes: Any) -> Path:
@@ -32,8 +39,7 @@ def test_later_layers_win_and_groups_are_merged() -> None:
 
 
 def test_a_row_wins_over_the_budget_and_its_own_budget_over_both(tmp_path: Path) -> None:
-    rows = [{"name": "low", "set": {"rate": 0.1},
-             "budgets": {"small": {"set": {"rate": 0.3}}}}]  # fmt: skip
+    rows = [{"name": "low", "set": {"rate": 0.1}, "budgets": {"small": {"set": {"rate": 0.3}}}}]
     budgets = {**RECIPE["budgets"], "small": {"set": {"rate": 0.2}}}
     experiment = read_experiment(written(tmp_path, rows=rows, budgets=budgets))
     row, column = next(experiment.cells())
@@ -47,9 +53,7 @@ def test_two_kinds_of_split_are_never_mixed(tmp_path: Path, place: str) -> None:
     changes: dict[str, Any] = {
         "row": {"rows": [RECIPE["rows"][0], {"name": "high", "set": official}]},
         "budget": {"budgets": {**RECIPE["budgets"], "small": {"set": official}}},
-        "budget of a row": {
-            "rows": [{"name": "low", "budgets": {"paper": {"set": official}}}],
-        },
+        "budget of a row": {"rows": [{"name": "low", "budgets": {"paper": {"set": official}}}]},
         "base": {"base": official},
     }[place]
     with pytest.raises(ValueError, match="split alike"):
@@ -100,11 +104,18 @@ def test_every_cell_of_every_table_is_a_configuration_of_its_own(
 @pytest.mark.parametrize("table", TABLES)
 def test_only_figures_that_are_known_to_us_stand_as_the_papers(root: Path, table: str) -> None:
     experiment = read_experiment(root / "configs" / "experiments" / f"{table}.yaml")
-    known = {(p.row, p.column, name, value)
-             for p in experiment.published for name, value in p.figures.items()}  # fmt: skip
+    known = {
+        (p.row, p.column, name, value)
+        for p in experiment.published
+        for name, value in p.figures.items()
+    }
     assert known == {
-        "twostage_fusion": {("none, Adam", "2fc", "accuracy", 0.973),
-                            ("none, Adam", "2fc", "f1.pneumonia", 0.975)},
-        "twostage_detect": {("MobileNet, none", "", "accuracy", 0.941),
-                            ("MobileNet, none", "", "f1.pneumonia", 0.960)},
-    }.get(table, set())  # fmt: skip
+        "twostage_fusion": {
+            ("none, Adam", "2fc", "accuracy", 0.973),
+            ("none, Adam", "2fc", "f1.pneumonia", 0.975),
+        },
+        "twostage_detect": {
+            ("MobileNet, none", "", "accuracy", 0.941),
+            ("MobileNet, none", "", "f1.pneumonia", 0.960),
+        },
+    }.get(table, set())

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from classify.iscore_parts import SelectConfig
+from classify.features.parts import SelectConfig
 from classify.iscore_train import IscoreConfig
-from classify.metrics import Figure
 from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
-from classify.schedule import OptimConfig
 from classify.singles.config import ProtocolConfig
 from classify.singles.module import SingleModule
 from cxr.answers import Answer, write_answers
+from cxr.stats import Figure
+from cxr.training.optim import OptimConfig
 from reproducing.cells import Cell, Place
 from reproducing.experiment import Measure
 from reproducing.figures import measure_cell
@@ -29,14 +29,20 @@ def test_two_cells_of_one_network_train_it_once(
     phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = IscoreConfig(
-        classes=("normal", "pneumonia"), data=str(phantom_folder), sources=(), batch=8, draws=10,
-        optim=OptimConfig(rate=1e-3, schedule="constant", epochs=1, patience=0), device="cpu",
+        classes=("normal", "pneumonia"),
+        data=str(phantom_folder),
+        sources=(),
+        batch=8,
+        draws=10,
+        optim=OptimConfig(rate=1e-3, schedule="constant", epochs=1, patience=0),
+        device="cpu",
         protocol=ProtocolConfig(parts={"train": 0.5, "val": 0.25, "test": 0.25}),
-        backbone=BackboneConfig("baseline_cnn", weights="none"), keep="head",
+        backbone=BackboneConfig("baseline_cnn", weights="none"),
+        keep="head",
         preprocess=PreprocessConfig(side=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         select=SelectConfig(start=2, subsets=10, permutations=0, counts=(1,)),
         out=str(tmp_path / "cells/a"),
-    )  # fmt: skip
+    )
     assert iscore_cell(config) == tmp_path / "cells/a"
     monkeypatch.setattr(SingleModule, "training_step", lambda *_: pytest.fail("trained again"))
     made = iscore_cell(replace(config, keep="iscore", out=str(tmp_path / "cells/b")))

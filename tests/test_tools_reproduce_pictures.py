@@ -21,9 +21,12 @@ from reproducing.pictures import row_number
 from reproducing.runners import RUNNERS, Runner
 from reproducing.shared import shared_folder
 
-CURVE = {**RECIPE, "plot": "accuracy", "rows": [
-    {"name": "10 %", "set": {"rate": 0.1}}, {"name": "50 %", "set": {"rate": 0.5}}],
-    "published": []}  # fmt: skip
+CURVE = {
+    **RECIPE,
+    "plot": "accuracy",
+    "rows": [{"name": "10 %", "set": {"rate": 0.1}}, {"name": "50 %", "set": {"rate": 0.5}}],
+    "published": [],
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Settings:
     rate: float = 0.1
 
 
-def test_a_table_with_a_plot_has_its_curve(world: Path, run: Callable[..., int]) -> None:  # noqa: F811
+def test_a_table_with_a_plot_has_its_curve(world: Path, run: Callable[..., int]) -> None:
     assert run(CURVE) == 0
     drawn = cv2.imread(str(world / "out" / "rates_small_films.png"))
     assert drawn is not None and drawn.std() > 5
@@ -46,8 +49,8 @@ def test_a_table_with_a_plot_has_its_curve(world: Path, run: Callable[..., int])
 
 
 def test_a_cells_own_picture_and_figures_are_shown(
-    world: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch  # noqa: F811
-) -> None:  # fmt: skip
+    world: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def train(config: Any) -> Path:
         folder = reproduce_toy.train_toy(config)
         (folder / "seen.png").write_bytes(encode_png(np.full((8, 8), 90, np.uint8)))
@@ -55,12 +58,16 @@ def test_a_cells_own_picture_and_figures_are_shown(
         (folder / "figures.json").write_text(json.dumps({"goes.normal": figure}))
         return folder
 
-    toy = Runner(lambda: (reproduce_toy.ToyConfig, train), reproduce_toy.TOY.keys,
-                 protocol="protocol.kind")  # fmt: skip
+    toy = Runner(
+        lambda: (reproduce_toy.ToyConfig, train), reproduce_toy.TOY.keys, protocol="protocol.kind"
+    )
     monkeypatch.setitem(RUNNERS, "toy", toy)
     shown = {"file": "seen.png", "caption": "What it saw", "row": "low"}
-    measures = [*RECIPE["measures"], {"name": "goes.normal", "ours_only": True},
-                {"name": "goes.others", "ours_only": True}]  # fmt: skip
+    measures = [
+        *RECIPE["measures"],
+        {"name": "goes.normal", "ours_only": True},
+        {"name": "goes.others", "ours_only": True},
+    ]
     assert run({**RECIPE, "pictures": [shown], "measures": measures}, "--docs", "docs") == 0
     assert "![What it saw](rates_small_films_low_seen.png)" in text_of(world)
     assert (world / "docs" / "rates_small_films_low_seen.png").is_file()
@@ -89,7 +96,7 @@ def test_rows_of_a_plot_are_numbers() -> None:
         row_number("low")
 
 
-def test_a_shared_training_is_known_by_its_settings_and_films(world: Path) -> None:  # noqa: F811
+def test_a_shared_training_is_known_by_its_settings_and_films(world: Path) -> None:
     def folder(**changed: Any) -> Path:
         with shared_folder("out/cells/a", "net", Settings(**{"data": "data", **changed})) as path:
             return path
@@ -113,8 +120,9 @@ def test_first_weights_count_by_their_content(tmp_path: Path) -> None:
 
 
 def test_several_measures_of_each_class_stand_in_a_grid_of_their_own(
-    world: Path, run: Callable[..., int]  # noqa: F811
-) -> None:  # fmt: skip
+    world: Path,
+    run: Callable[..., int],
+) -> None:
     names = [f"{m}.{c}" for m in ("sensitivity", "auc") for c in ("normal", "pneumonia")]
     measures = [{"name": "accuracy"}, *({"name": name} for name in names)]
     assert run({**RECIPE, "measures": measures}) == 0
@@ -122,7 +130,10 @@ def test_several_measures_of_each_class_stand_in_a_grid_of_their_own(
     lines = text[text.index("## Each class against the rest") :].splitlines()
     assert lines[2] == "| System | Sensitivity: ours | AUC: ours |"
     assert [line.split(" | ")[0] for line in lines[4:8]] == [
-        "| low: normal", "| low: pneumonia", "| high: normal", "| high: pneumonia",
-    ]  # fmt: skip
+        "| low: normal",
+        "| low: pneumonia",
+        "| high: normal",
+        "| high: pneumonia",
+    ]
     assert lines[4].startswith("| low: normal | 0.500 [")
     assert "Sensitivity of normal" not in text

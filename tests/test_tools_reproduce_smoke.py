@@ -27,8 +27,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shorten(experiment: Experiment) -> Experiment:
     """The first two rows and the last, the first column and the last."""
     rows = [r for n, r in enumerate(experiment.rows) if n in (0, 1, len(experiment.rows) - 1)]
-    columns = [c for n, c in enumerate(experiment.columns)
-               if n in (0, len(experiment.columns) - 1)]  # fmt: skip
+    columns = [c for n, c in enumerate(experiment.columns) if n in (0, len(experiment.columns) - 1)]
     kept = {(r.name, c) for r in rows for c in ([c.name for c in columns] or [""])}
     pictures = [p for p in experiment.pictures if (p.row, p.column) in kept]
     return replace(experiment, rows=rows, columns=columns, pictures=pictures)

@@ -11,8 +11,8 @@ import yaml
 from reproduce_toy import TOY
 from test_tools_reproduce import RECIPE
 
-from classify.metrics import Figure
 from cxr.answers import Answer
+from cxr.stats import Figure
 from reproducing.differs import differences, guesses
 from reproducing.experiment import Experiment, Measure, read_experiment
 from reproducing.figures import measure_answers
@@ -36,8 +36,9 @@ def told(experiment: Experiment, ours: dict[str, Any], paper: dict[str, Any]) ->
 
 def test_a_setting_is_told_with_the_papers(experiment: Experiment) -> None:
     assert told(experiment, {"side": 96, "epochs": 3}, {"side": 299, "epochs": 30}) == [
-        "96 px (paper 299)", "3 epochs (paper 30)",
-    ]  # fmt: skip
+        "96 px (paper 299)",
+        "3 epochs (paper 30)",
+    ]
 
 
 def test_a_guessed_setting_is_not_called_the_papers(experiment: Experiment) -> None:
@@ -105,10 +106,15 @@ def test_texts_cannot_break_out_of_their_cell() -> None:
 
 def test_a_film_without_a_box_is_wrong_but_no_class_of_its_own() -> None:
     classes = ("normal", "pneumonia", "no box")
-    rows = [("normal", (0.9, 0.1, 0.0)), ("normal", (0.0, 0.0, 1.0)),
-            ("pneumonia", (0.2, 0.8, 0.0)), ("pneumonia", (0.7, 0.3, 0.0))]  # fmt: skip
-    answers = [Answer(f"{n}.png", f"p{n}", "toy", truth, scores)
-               for n, (truth, scores) in enumerate(rows)]  # fmt: skip
+    rows = [
+        ("normal", (0.9, 0.1, 0.0)),
+        ("normal", (0.0, 0.0, 1.0)),
+        ("pneumonia", (0.2, 0.8, 0.0)),
+        ("pneumonia", (0.7, 0.3, 0.0)),
+    ]
+    answers = [
+        Answer(f"{n}.png", f"p{n}", "toy", truth, scores) for n, (truth, scores) in enumerate(rows)
+    ]
     measures = [Measure(n) for n in ("accuracy", "f1.normal", "f1.pneumonia", "macro_f1")]
     found = measure_answers(classes, answers, measures, 50, 0).figures
     # normal: 1 right, 1 missed, 1 too many: 2 / 4; pneumonia: 1 right, 1 missed: 2 / 3
@@ -134,19 +140,27 @@ def test_phases_are_told_by_name_and_what_differs_within_them(experiment: Experi
     weak = {"name": "weak", "films": "all", "optim": {"epochs": 300}}
     ours = {"phases": [{"name": "hard", "films": "all", "optim": {"epochs": 3}}]}
     assert told(experiment, ours, {"phases": [hard, weak]}) == [
-        "phases hard (paper hard, weak)", "films of the phase all (paper with region)",
+        "phases hard (paper hard, weak)",
+        "films of the phase all (paper with region)",
         "3 epochs (paper 300)",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_members_encoder_goes_with_its_weights_and_its_region_by_kind(
     experiment: Experiment,
 ) -> None:
-    ours = {"member": {"encoder": "tu-tf_efficientnet_lite0", "weights": "imagenet"},
-            "region": {"kind": "lung_field"}, "targets": []}  # fmt: skip
-    paper = {"member": {"encoder": "densenet121", "weights": "imagenet"},
-             "region": {"kind": "lesion_masks"}, "targets": ["support_device"]}  # fmt: skip
+    ours = {
+        "member": {"encoder": "tu-tf_efficientnet_lite0", "weights": "imagenet"},
+        "region": {"kind": "lung_field"},
+        "targets": [],
+    }
+    paper = {
+        "member": {"encoder": "densenet121", "weights": "imagenet"},
+        "region": {"kind": "lesion_masks"},
+        "targets": ["support_device"],
+    }
     assert told(experiment, ours, paper) == [
         "EfficientNet-Lite0 with ImageNet weights (paper DenseNet121 with ImageNet weights)",
-        "region lung field (paper lesion masks)", "targets none (paper support device)",
-    ]  # fmt: skip
+        "region lung field (paper lesion masks)",
+        "targets none (paper support device)",
+    ]

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from classify.metrics import Figure
 from classify.models.fusion import FusionNet
 from classify.models.multitask import MemberConfig, build_member
 from classify.preprocess import PreprocessConfig
@@ -22,6 +21,7 @@ from cxr.boxes import Frame
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
 from cxr.manifest import CropRow, ManifestWriter
+from cxr.stats import Figure
 from cxr.workdir import sha256_file
 from reproducing import attention, attention_films
 from reproducing.attention import Attention, AttentionConfig, attention_of, mean_figure
@@ -78,9 +78,11 @@ def single_of(net: nn.Module, trained_on: str = "films") -> Single:
 
 
 def answer_films(folder: Path, films: Sequence[int]) -> None:
-    write_answers(folder / "answers.csv", CLASSES, [
-        Answer(f"images/toy/f{n}.png", f"p{n}", "toy", "normal", (0.5, 0.5)) for n in films
-    ])  # fmt: skip
+    write_answers(
+        folder / "answers.csv",
+        CLASSES,
+        [Answer(f"images/toy/f{n}.png", f"p{n}", "toy", "normal", (0.5, 0.5)) for n in films],
+    )
 
 
 @pytest.fixture
@@ -93,9 +95,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for n in range(4):
         pixels = np.where(lungs(), 204, 51) if n != 2 else np.where(lungs(), 40, 10)
         cv2.imwrite(str(tmp_path / f"images/toy/f{n}.png"), pixels.astype(np.uint8))
-        rows.append({"image": f"images/toy/f{n}.png", "mask": "" if n == 3 else "mask.png",
-                     "source": "toy", "patient_id": f"p{n}", "label": "normal", "sublabel": "",
-                     "licence": "none"})  # fmt: skip
+        rows.append(
+            {
+                "image": f"images/toy/f{n}.png",
+                "mask": "" if n == 3 else "mask.png",
+                "source": "toy",
+                "patient_id": f"p{n}",
+                "label": "normal",
+                "sublabel": "",
+                "licence": "none",
+            }
+        )
     with (tmp_path / "films.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -130,9 +140,19 @@ def write_crops(world: Path) -> None:
     with ManifestWriter(world / "crops/manifest.jsonl", {"settings": {}}) as book:
         for n in range(2):
             film = world / f"images/toy/f{n}.png"
-            book.add(CropRow(film.as_posix(), sha256_file(film), "ok", size_hw=(SIDE, SIDE),
-                             thorax_xyxy=(0.0, 32.0, 128.0, 96.0), score=0.9, crop_xyxy=CROP,
-                             frame=frame.to_dict(), crop=f"f{n}.png"))  # fmt: skip
+            book.add(
+                CropRow(
+                    film.as_posix(),
+                    sha256_file(film),
+                    "ok",
+                    size_hw=(SIDE, SIDE),
+                    thorax_xyxy=(0.0, 32.0, 128.0, 96.0),
+                    score=0.9,
+                    crop_xyxy=CROP,
+                    frame=frame.to_dict(),
+                    crop=f"f{n}.png",
+                )
+            )
 
 
 def test_the_lift_is_that_worked_out_by_hand(world: Path) -> None:
@@ -222,9 +242,17 @@ def test_a_member_of_an_ensemble_is_looked_at_too(world: Path) -> None:
     net = build_member(MemberConfig("resnet18", "none"), decode=False)
     settings = PreprocessConfig(side=64).to_dict()
     answer_films(world / "trained", (0, 1))
-    save_bundle(world / "trained/viral.safetensors", "member", dict(net.state_dict()),
-                target="viral", order=0, decoder=False, preprocessing=settings,
-                trained_on="films", network=to_plain(MemberConfig("resnet18")))  # fmt: skip
+    save_bundle(
+        world / "trained/viral.safetensors",
+        "member",
+        dict(net.state_dict()),
+        target="viral",
+        order=0,
+        decoder=False,
+        preprocessing=settings,
+        trained_on="films",
+        network=to_plain(MemberConfig("resnet18")),
+    )
     found = attention_of(world / "trained", world, config=AttentionConfig(draws=20))
     assert found.films == 2 and found.figure.n == 2 - found.empty and not found.nets
     (world / "trained/covid.safetensors").write_bytes(b"another")

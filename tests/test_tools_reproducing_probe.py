@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.cases import Case
+from classify.films import Case
 from cxr.answers import write_answers
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.films_table import read_films_table
@@ -45,8 +45,17 @@ def write_films(folder: Path, labels: list[int], place: str, boxes: bool = True)
         name = f"images/f{number}.png"
         cv2.imwrite(str(folder / name), (pixels * 255).astype(np.uint8))
         films.append(CocoFilm(name, SIZE, np.array([BOX]), (0,)))
-        rows.append({"image": name, "mask": "", "source": "toy", "patient_id": f"p{number}",
-                     "label": "", "sublabel": "", "licence": "CC BY 4.0"})  # fmt: skip
+        rows.append(
+            {
+                "image": name,
+                "mask": "",
+                "source": "toy",
+                "patient_id": f"p{number}",
+                "label": "",
+                "sublabel": "",
+                "licence": "CC BY 4.0",
+            }
+        )
     with (folder / "films.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -69,8 +78,14 @@ def test_a_leak_at_the_border_is_told_and_what_is_in_the_thorax_is_not(tmp_path:
     right = {}
     for place in ("border", "thorax", "none"):
         write_films(tmp_path / place, labels, place)
-        found = probe_of(cases_of(tmp_path / place), labels, TWO, [(TRAIN, TEST)],
-                         tmp_path / place, tmp_path / "cache")  # fmt: skip
+        found = probe_of(
+            cases_of(tmp_path / place),
+            labels,
+            TWO,
+            [(TRAIN, TEST)],
+            tmp_path / place,
+            tmp_path / "cache",
+        )
         right[place] = share_right(found, OUTSIDE)
         assert not found.left_out and len(found.answers[OUTSIDE][1]) == 30
     assert right["border"] == 1
@@ -86,8 +101,10 @@ def test_three_classes_are_answered_and_the_scores_sum_to_one(tmp_path: Path) ->
     classes, answers = found.answers[OUTSIDE]
     assert classes == THREE and answers[0].truth == THREE[labels[60]]
     assert (answers[0].film, answers[0].patient, answers[0].source) == (
-        "images/f60.png", "p60", "toy",
-    )  # fmt: skip
+        "images/f60.png",
+        "p60",
+        "toy",
+    )
     assert np.allclose([sum(a.scores) for a in answers], 1)
     write_answers(tmp_path / "answers.csv", classes, answers)  # as any system's
 
@@ -123,9 +140,11 @@ def test_the_crops_box_is_taken_and_films_without_one_are_counted(tmp_path: Path
             "crop": "c.png",
             "frame": {"a": 1},
         }
-        row = CropRow(case.row.image, "", **found) if n else CropRow(
-            case.row.image, "", "no_thorax", "no thorax found"
-        )  # fmt: skip
+        row = (
+            CropRow(case.row.image, "", **found)
+            if n
+            else CropRow(case.row.image, "", "no_thorax", "no thorax found")
+        )
         cases.append(Case(case.row, case.film, None, row))
     (tmp_path / "images/f5.png").write_bytes(b"no film")
     result = probe_of(cases, labels, TWO, [(TRAIN, TEST)], tmp_path, tmp_path / "c")

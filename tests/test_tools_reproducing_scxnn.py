@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.cases import Case
-from classify.metrics import Figure
+from classify.films import Case
 from cxr.films_table import FilmRow
+from cxr.stats import Figure
 from reproducing.goes import Group, draw_goes, goes_of, share_by_patient
 from reproducing.screening import ScreenJob, screen_films
 from reproducing.scxnn import ScxnnConfig, joint_scores, truth_of
@@ -53,10 +53,12 @@ def test_the_held_out_disease_is_the_followed_one() -> None:
         ({"tiers": {"soon": ("viral",)}}, "tiers must be among critical.*'soon'"),
         ({"tiers": {"critical": ("viral",), "urgent": ("viral",)}}, "each target once"),
         ({"classes": "normal"}, "three for several targets"),
-        ({"targets": ("viral",), "classes": "target", "tiers": {"urgent": ("viral",)}},
-         "three where films are screened"),
+        (
+            {"targets": ("viral",), "classes": "target", "tiers": {"urgent": ("viral",)}},
+            "three where films are screened",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ScxnnConfig(**wrong)
@@ -95,15 +97,28 @@ def test_a_screener_tells_what_is_kept_and_found_by_tier(tmp_path: Path) -> None
     logits = np.array([[sure[c.row.sublabel]] for c in cases], float) + noise
     (tmp_path / "viral.safetensors").write_bytes(b"a member")
     parts = ("val", "calibration", "test")
-    job = ScreenJob(tmp_path, ("viral",), {"critical": ("viral",)}, dict.fromkeys(parts, cases),
-                    dict.fromkeys(parts, logits), draws=20)  # fmt: skip
+    job = ScreenJob(
+        tmp_path,
+        ("viral",),
+        {"critical": ("viral",)},
+        dict.fromkeys(parts, cases),
+        dict.fromkeys(parts, logits),
+        draws=20,
+    )
     figures = screen_films(job, folds=2)
-    assert set(figures) == {"kept.critical", "found.critical", "kept.viral", "found.viral",
-                            "kept.normal"}  # fmt: skip
+    assert set(figures) == {
+        "kept.critical",
+        "found.critical",
+        "kept.viral",
+        "found.viral",
+        "kept.normal",
+    }
     assert figures["kept.critical"].value == figures["found.critical"].value == 1.0
     assert figures["kept.normal"].value == 0.0
     assert figures["found.viral"].n == 8
     rows = json.loads((tmp_path / "risk.json").read_text())
     assert [(row["tier"], row["disease"], row["films"]) for row in rows] == [
-        ("critical", "", 8), ("critical", "viral", 8)]  # fmt: skip
+        ("critical", "", 8),
+        ("critical", "viral", 8),
+    ]
     assert (tmp_path / "screener.skops").is_file()

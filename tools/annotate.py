@@ -36,14 +36,17 @@ def _job(
 
 JOBS = {
     "start": _job(
-        start.StartConfig, start.run,
+        start.StartConfig,
+        start.run,
         "start films/ --session sessions/first --annotator mk "
         "--prelabel weights/thorax_lite0.safetensors",
         ("films",),
     ),
     "review": _job(
-        review.ReviewConfig, review.run,
-        "review sessions/first --accept 1-24 --but 3,7 --doubtful 3", ("session",),
+        review.ReviewConfig,
+        review.run,
+        "review sessions/first --accept 1-24 --but 3,7 --doubtful 3",
+        ("session",),
     ),
     "status": _job(status.StatusConfig, status.run, "status sessions/first", ("session",)),
     "check": _job(check.CheckConfig, check.run, "check sessions/first", ("session",)),
@@ -51,19 +54,25 @@ JOBS = {
         agree.AgreeConfig, agree.run, "agree sessions/first sessions/second", ("readers",)
     ),
     "merge": _job(
-        merge.MergeConfig, merge.run, "merge sessions/first --into annotations/thorax.json",
+        merge.MergeConfig,
+        merge.run,
+        "merge sessions/first --into annotations/thorax.json",
         ("session",),
     ),
     "export": _job(
-        exchange.ExportConfig, exchange.run_export,
-        "export annotations/thorax.json --format voc --out voc", ("source",),
+        exchange.ExportConfig,
+        exchange.run_export,
+        "export annotations/thorax.json --format voc --out voc",
+        ("source",),
     ),
     "import": _job(
-        exchange.ImportConfig, exchange.run_import,
-        "import labels/ --format yolo --films films --into thorax.json", ("path",),
+        exchange.ImportConfig,
+        exchange.run_import,
+        "import labels/ --format yolo --films films --into thorax.json",
+        ("path",),
     ),
     "demo": _job(demo.DemoConfig, demo.run, "demo", ()),
-}  # fmt: skip
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -83,9 +83,14 @@ def detection_timers(films: list[Path]) -> list[Timer]:
     flipped = ThoraxDetector.load(device="cpu", flips=True)
     # the same network with the sizes meant for COCO's many small objects
     coco = replace(
-        plain.config, coarse_rpn=False, rpn_pre_nms=1000, proposals_test=1000, head_channels=1024,
-        anchor_sizes=[0.1, 0.2, 0.4, 0.8, 1.0], refine=0,
-    )  # fmt: skip
+        plain.config,
+        coarse_rpn=False,
+        rpn_pre_nms=1000,
+        proposals_test=1000,
+        head_channels=1024,
+        anchor_sizes=[0.1, 0.2, 0.4, 0.8, 1.0],
+        refine=0,
+    )
     many = ThoraxDetector(build_detector(coco), coco, plain.operating_point, False, "cpu")
     # no network is needed: with random weights it does the same work (150 proposals a film)
     stock = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
@@ -117,11 +122,15 @@ def stage_timers(films: list[Path], ensemble_folder: str) -> tuple[list[Timer], 
     ]
     return [
         ("read a film", lambda n: read_film(films[n])),
-        ("cut a crop",
-         lambda n: crop_film(read[n], boxes[n], 0.05, False) if boxes[n].xyxy else None),
-        (f"{len(ensemble.targets)} members on a crop",
-         lambda n: ensemble.predict([crops[n % len(crops)]])),
-    ], crops  # fmt: skip
+        (
+            "cut a crop",
+            lambda n: crop_film(read[n], boxes[n], 0.05, False) if boxes[n].xyxy else None,
+        ),
+        (
+            f"{len(ensemble.targets)} members on a crop",
+            lambda n: ensemble.predict([crops[n % len(crops)]]),
+        ),
+    ], crops
 
 
 def saliency_rows(
@@ -167,8 +176,19 @@ def peak_memory_mib(films: Sequence[Path], number: int, ensemble: str) -> float:
             "print('PEAK', status.split('VmHWM:')[1].split()[0], file=sys.stdout);"
             "sys.exit(code)"
         )
-        command = [sys.executable, "-c", program, f"{folder}/films", "--crops", "--ensemble",
-                   ensemble, "--out", f"{folder}/run", "--jobs", "0"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            f"{folder}/films",
+            "--crops",
+            "--ensemble",
+            ensemble,
+            "--out",
+            f"{folder}/run",
+            "--jobs",
+            "0",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)  # noqa: S603
         peaks = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
         if not peaks:
@@ -202,9 +222,11 @@ def source_films(config: BenchmarkConfig) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the table, write benchmark.json."""
     config = parse_config(
-        BenchmarkConfig, argv, "python tools/benchmark.py",
+        BenchmarkConfig,
+        argv,
+        "python tools/benchmark.py",
         "python tools/benchmark.py --films 10 --memory '[]'",
-    )  # fmt: skip
+    )
     torch.set_num_threads(config.threads)
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
@@ -225,14 +247,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             table.add_row(str(row["what"]), f"{row['ms']:.1f}", str(row["ratio"] or ""))
     table.add_section()
     if correlations:
-        table.add_row("Score-CAM: rank correlation of its channels' map with all channels' map",
-                      ", ".join(f"{r:.3f}" for r in correlations), "")  # fmt: skip
+        table.add_row(
+            "Score-CAM: rank correlation of its channels' map with all channels' map",
+            ", ".join(f"{r:.3f}" for r in correlations),
+            "",
+        )
     memory = {str(n): round(peak_memory_mib(films, n, config.ensemble)) for n in config.memory}
     for number, mib in memory.items():
         table.add_row(f"peak memory of the whole way, {number} films", f"{mib} MiB", "")
     console.print(table)
-    record = {"films": len(films), "rows": [row for group in groups for row in group],
-              "score_cam_rank_correlation": correlations, "memory_mib": memory}  # fmt: skip
+    record = {
+        "films": len(films),
+        "rows": [row for group in groups for row in group],
+        "score_cam_rank_correlation": correlations,
+        "memory_mib": memory,
+    }
     write_json(workdir / "benchmark.json", record)
     return 0
 

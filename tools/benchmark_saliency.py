@@ -15,8 +15,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from classify.ensemble import Ensemble
-from classify.saliency import rank_correlation, saliency_layer, saliency_maps
-from classify.saliency_score import SCORE_BATCH, TOP_K
+from classify.saliency.maps import rank_correlation, saliency_layer, saliency_maps
+from classify.saliency.score import SCORE_BATCH, TOP_K
 
 TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
 
@@ -55,14 +55,23 @@ def gradient_timers(member: nn.Module, crops: torch.Tensor) -> list[CountedTimer
     return [
         ("pytorch-grad-cam, Grad-CAM film by film", lambda n: library(alone(n)), 1),
         (f"pytorch-grad-cam, Grad-CAM of {number} films", lambda _: library(crops), number),
-        (f"lungfirst, Grad-CAM of {number} films, backward pass to the layer",
-         lambda _: saliency_maps(member, crops, everyone, closed_form=False), number),
-        ("lungfirst, Grad-CAM film by film, closed form",
-         lambda n: saliency_maps(member, alone(n), [TARGET], closed_form=True), 1),
-        (f"lungfirst, Grad-CAM of {number} films, closed form",
-         lambda _: saliency_maps(member, crops, everyone, closed_form=True), number),
+        (
+            f"lungfirst, Grad-CAM of {number} films, backward pass to the layer",
+            lambda _: saliency_maps(member, crops, everyone, closed_form=False),
+            number,
+        ),
+        (
+            "lungfirst, Grad-CAM film by film, closed form",
+            lambda n: saliency_maps(member, alone(n), [TARGET], closed_form=True),
+            1,
+        ),
+        (
+            f"lungfirst, Grad-CAM of {number} films, closed form",
+            lambda _: saliency_maps(member, crops, everyone, closed_form=True),
+            number,
+        ),
         (f"the member's forward pass alone, {number} films", forward, number),
-    ]  # fmt: skip
+    ]
 
 
 def score_timers(member: nn.Module, crops: torch.Tensor) -> list[CountedTimer]:

@@ -1,10 +1,10 @@
 """python tools/compare_explanations.py COMMAND: which of two explanations is better?
 
-    maps      the maps of one method over films, in one file
-    ssim      how alike the maps of several methods are
-    page      a page on which readers choose between two methods, not knowing which is which
-    read      what readers preferred, from the files that the page saved
-"""  # fmt: skip
+maps      the maps of one method over films, in one file
+ssim      how alike the maps of several methods are
+page      a page on which readers choose between two methods, not knowing which is which
+read      what readers preferred, from the files that the page saved
+"""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
-from comparing import likeness, maps, page, readers
-
 from classify.report import printable
+from comparing import likeness, maps, page, readers
 from cxr.cli import Command, parse_command
 from cxr.workdir import log
 
@@ -44,25 +43,31 @@ def _job(
 
 JOBS = {
     "maps": _job(
-        maps.MapsConfig, maps.run,
+        maps.MapsConfig,
+        maps.run,
         "maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
         "--out runs/maps/grad_cam.safetensors",
         ("films",),
     ),
     "ssim": _job(
-        likeness.SsimConfig, likeness.run,
-        "ssim runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors", ("maps",),
+        likeness.SsimConfig,
+        likeness.run,
+        "ssim runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors",
+        ("maps",),
     ),
     "page": _job(
-        page.PageConfig, page.run,
+        page.PageConfig,
+        page.run,
         "page runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors --out runs/ask.html",
         ("maps",),
     ),
     "read": _job(
-        readers.ReadConfig, readers.run, "read choices_mk.json choices_ab.csv "
-        "--key runs/ask.key.json", ("choices",),
+        readers.ReadConfig,
+        readers.run,
+        "read choices_mk.json choices_ab.csv --key runs/ask.key.json",
+        ("choices",),
     ),
-}  # fmt: skip
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

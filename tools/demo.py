@@ -52,7 +52,7 @@ def draw_way(film_path: Path) -> np.ndarray:
     """One film's way as an RGB picture: film, box, crop, Grad-CAM of the strongest member."""
     from classify.ensemble import Ensemble
     from classify.judge import strongest_member
-    from classify.saliency import grad_cam, saliency_layer, to_pixels
+    from classify.saliency.maps import grad_cam, saliency_layer, to_pixels
     from cxr import draw
     from cxr.film import read_film
     from detect.crop import crop_film

@@ -70,13 +70,16 @@ class ExploreConfig:
 
     def __post_init__(self) -> None:
         if len(self.data) != 1:
-            raise ValueError(f"DATA must be one folder. Got {len(self.data)} instead: "
-                             f"{PROG} ../shared/data")  # fmt: skip
+            raise ValueError(
+                f"DATA must be one folder. Got {len(self.data)} instead: {PROG} ../shared/data"
+            )
         if self.source and self.source not in SETS:
             raise ValueError(f"source must be one of {', '.join(SETS)}. Got '{self.source}'.")
         if self.uncertain != "ignore" and self.source not in UNCERTAIN_SETS:
-            raise ValueError(f"uncertain is for --source {' and '.join(UNCERTAIN_SETS)} only, "
-                             f"whose labels can be. Got source '{self.source}'.")  # fmt: skip
+            raise ValueError(
+                f"uncertain is for --source {' and '.join(UNCERTAIN_SETS)} only, "
+                f"whose labels can be. Got source '{self.source}'."
+            )
         if self.smallest < 10 or self.draws < 1 or self.seed < 0:
             raise ValueError(
                 "smallest must be at least 10, draws at least 1 and seed at least 0. "
@@ -108,16 +111,19 @@ def explore(config: ExploreConfig) -> int:
     record = workdir.start(to_plain(config))
     gathered = gather(entries, data, boxes, config.seed, config.jobs)
     if not gathered.seen.any():
-        raise ValueError(f"none of the {len(entries)} films of {table} can be read; "
-                         f"the first: {gathered.unread[0][2]}")  # fmt: skip
+        raise ValueError(
+            f"none of the {len(entries)} films of {table} can be read; "
+            f"the first: {gathered.unread[0][2]}"
+        )
     asked = questions(entries, gathered.seen, config.smallest)
     answers: list[Answer] = []
     for question in track(asked, "asking the probe", console=console, transient=True):
         answers += answer(question, gathered, config.draws, config.seed, config.smallest)
     found = verdicts(answers)
     title = config.source or data.resolve().name
-    told = Told(title, record["made"], record["command"], origin, config.seed, config.draws,
-                config.smallest)  # fmt: skip
+    told = Told(
+        title, record["made"], record["command"], origin, config.seed, config.draws, config.smallest
+    )
     write_json(workdir / "explore.json", to_json(gathered, answers, found, record))
     page = write_atomic(workdir / "report.html", page_html(told, gathered, answers, found))
     tell(answers, found, gathered)
@@ -144,17 +150,26 @@ def to_json(
 ) -> dict[str, Any]:
     """explore.json: every figure of the page."""
     return {
-        "schema": "lungfirst.explore", "version": 1, **record,
-        "films": len(gathered.entries), "read": int(gathered.seen.sum()),
+        "schema": "lungfirst.explore",
+        "version": 1,
+        **record,
+        "films": len(gathered.entries),
+        "read": int(gathered.seen.sum()),
         "unread": [{"film": i, "reason": r, "sentence": s} for i, r, s in gathered.unread],
-        "without_box": dict(gathered.box_faults), "groups": count_groups(gathered.entries),
-        "sizes": {name: fit_slope(sizes).to_dict()
-                  for classes in class_sizes(gathered).values() for name, sizes in classes.items()},
+        "without_box": dict(gathered.box_faults),
+        "groups": count_groups(gathered.entries),
+        "sizes": {
+            name: fit_slope(sizes).to_dict()
+            for classes in class_sizes(gathered).values()
+            for name, sizes in classes.items()
+        },
         "probe": [a.to_dict() for a in answers],
         "verdicts": [to_plain(v) for v in found],
-        "shown": {c.name: [gathered.entries[i].row.image for i, _ in films]
-                  for c, films in gathered.grids.items()},
-    }  # fmt: skip
+        "shown": {
+            c.name: [gathered.entries[i].row.image for i, _ in films]
+            for c, films in gathered.grids.items()
+        },
+    }
 
 
 def tell(answers: Sequence[Answer], found: Sequence[Verdict], gathered: Gathered) -> None:

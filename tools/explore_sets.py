@@ -46,8 +46,10 @@ def convert(
     loaded = load_set(source, path, uncertain)
     if not loaded.rows:
         first = f" The first: {loaded.problems[0].text}" if loaded.problems else ""
-        raise ValueError(f"'{path}' holds no film of {source} that can be read; "
-                         f"{len(loaded.problems)} problems.{first}")  # fmt: skip
+        raise ValueError(
+            f"'{path}' holds no film of {source} that can be read; "
+            f"{len(loaded.problems)} problems.{first}"
+        )
     place = partial(_place, path.resolve(), out.resolve())
     boxes = [replace(box, image=place(box.image)) for box in loaded.finding_boxes]
     rows = [replace(row, image=place(row.image)) for row in loaded.rows]
@@ -84,8 +86,10 @@ def _record(loaded: LoadedSet, path: Path, uncertain: Uncertain) -> dict[str, ob
 def check_out(out: Path) -> None:
     """Raise ValueError where `out` holds a films.csv that no conversion wrote: it may be dear."""
     if (out / "films.csv").exists() and not _is_record(out / RECORD):
-        raise ValueError(f"--out must be a new folder, or one of an earlier --source. {out} holds "
-                         "a films.csv of other origin, which would be lost.")  # fmt: skip
+        raise ValueError(
+            f"--out must be a new folder, or one of an earlier --source. {out} holds "
+            "a films.csv of other origin, which would be lost."
+        )
 
 
 def _is_record(path: Path) -> bool:

@@ -84,17 +84,26 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         if not self.table:
             raise ValueError(f"TABLE must name a table, LIST or all. Got none: {PROG} LIST")
-        for name, known in (("budget", BUDGETS), ("input", ("films", "crops")),
-                            ("engine", ENGINES), ("device", ("auto", "cpu", "gpu"))):  # fmt: skip
+        for name, known in (
+            ("budget", BUDGETS),
+            ("input", ("films", "crops")),
+            ("engine", ENGINES),
+            ("device", ("auto", "cpu", "gpu")),
+        ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}. "
-                                 f"Got {getattr(self, name)!r} instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}. "
+                    f"Got {getattr(self, name)!r} instead."
+                )
         if self.crops and self.input != "crops":
-            raise ValueError("crops must be empty for --input films. "
-                             f"Got {self.crops!r}: add --input crops.")  # fmt: skip
+            raise ValueError(
+                f"crops must be empty for --input films. Got {self.crops!r}: add --input crops."
+            )
         if min(self.seed, self.workers) < 0 or self.draws < 1:
-            raise ValueError("seed and workers must not be negative and draws at least 1. Got "
-                             f"{self.seed}, {self.workers} and {self.draws} instead.")  # fmt: skip
+            raise ValueError(
+                "seed and workers must not be negative and draws at least 1. Got "
+                f"{self.seed}, {self.workers} and {self.draws} instead."
+            )
 
     @property
     def listing(self) -> bool:
@@ -142,8 +151,9 @@ def chosen(config: ReproduceConfig) -> list[Experiment]:
     names = list(found) if every else list(dict.fromkeys(config.table))
     unknown = [name for name in names if name not in found]
     if unknown:
-        raise ValueError(f"TABLE must be LIST, all or of {', '.join(found)}. "
-                         f"Got {unknown[0]!r} instead.")  # fmt: skip
+        raise ValueError(
+            f"TABLE must be LIST, all or of {', '.join(found)}. Got {unknown[0]!r} instead."
+        )
     return [read_experiment(found[name]) for name in names]
 
 
@@ -166,15 +176,24 @@ def films_place(config: ReproduceConfig, budget: str) -> Place:
     out = config.out
     if config.engine == "ray":  # its workers have another working folder
         data, out = str(Path(data).absolute()), str(Path(out).absolute())
-    return Place(data, "", out, config.device, config.workers, config.seed, config.draws,
-                 (DRAWN,) if drawn else config.sources)  # fmt: skip
+    return Place(
+        data,
+        "",
+        out,
+        config.device,
+        config.workers,
+        config.seed,
+        config.draws,
+        (DRAWN,) if drawn else config.sources,
+    )
 
 
 def make(config: ReproduceConfig, experiment: Experiment, place: Place, engine: Engine) -> int:
     """One table; 1 when cells failed or it could not be made."""
     console.print(f"{experiment.name} at {config.budget}", highlight=False, markup=False)
-    order = Order(experiment, config.budget, place, engine, command_of(config, experiment),
-                  config.docs)  # fmt: skip
+    order = Order(
+        experiment, config.budget, place, engine, command_of(config, experiment), config.docs
+    )
     try:
         table = make_table(order, lambda text: console.print(text, highlight=False, markup=False))
     except (ValueError, OSError) as error:

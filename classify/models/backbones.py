@@ -8,7 +8,7 @@ layers. So any input size will do, the class activation map has its closed form,
 that VGG has behind its maps are left out (as in Keras with include_top=False, pooling="avg"), as
 are the auxiliary heads of GoogLeNet and InceptionV3. All networks take the same normalised input:
 those that were trained on another range rescale it themselves.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -51,22 +51,32 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         kind, stages = known(self.name), stages_of(self.name)
         if self.classes < 1 or self.extra_fc < 0:
-            raise ValueError("classes must be at least 1 and extra_fc not negative. "
-                             f"Got {self.classes} and {self.extra_fc} instead.")  # fmt: skip
+            raise ValueError(
+                "classes must be at least 1 and extra_fc not negative. "
+                f"Got {self.classes} and {self.extra_fc} instead."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout} instead.")
         if self.freeze_to and self.freeze_to not in stages:
-            raise ValueError(f"freeze_to of {self.name} must be one of {', '.join(stages)}, or "
-                             f"empty. Got {self.freeze_to!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"freeze_to of {self.name} must be one of {', '.join(stages)}, or "
+                f"empty. Got {self.freeze_to!r} instead."
+            )
         if self.freeze_to and self.weights == "none":
-            raise ValueError("freeze_to must be empty with weights: none (frozen noise learns "
-                             f"nothing). Got {self.freeze_to!r} instead.")  # fmt: skip
+            raise ValueError(
+                "freeze_to must be empty with weights: none (frozen noise learns "
+                f"nothing). Got {self.freeze_to!r} instead."
+            )
         if kind.library == "own" and self.weights == "imagenet":
-            raise ValueError(f"weights must be none or a file for {self.name}, which nobody "
-                             "trained on ImageNet. Got 'imagenet' instead.")  # fmt: skip
+            raise ValueError(
+                f"weights must be none or a file for {self.name}, which nobody "
+                "trained on ImageNet. Got 'imagenet' instead."
+            )
         if self.side and self.side < kind.least_side:
-            raise ValueError(f"side must be at least {kind.least_side} px for {self.name}. "
-                             f"Got {self.side} instead.")  # fmt: skip
+            raise ValueError(
+                f"side must be at least {kind.least_side} px for {self.name}. "
+                f"Got {self.side} instead."
+            )
 
     @property
     def input_side(self) -> int:

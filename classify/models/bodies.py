@@ -41,15 +41,19 @@ KNOWN: dict[str, Known] = {
     "baseline_cnn": Known("own", "", 256, _blocks(0, 1, 2, 3)),
     # pretrained by classify.pretrain only; their pixels come as there, from −1 to 1
     **{
-        name: Known("own", "", widths[-1], {f"stage{i}": f"stage{i}" for i in range(1, 6)}, 128,
-                    mean=0.5)
+        name: Known(
+            "own", "", widths[-1], {f"stage{i}": f"stage{i}" for i in range(1, 6)}, 128, mean=0.5
+        )
         for name, widths in WIDTHS.items()
     },
     "vgg16": Known("torchvision", "vgg16", 512, _blocks(0, 5, 10, 17, 24)),
     "vgg19": Known("torchvision", "vgg19", 512, _blocks(0, 5, 10, 19, 28)),
     "googlenet": Known(
-        "torchvision", "googlenet", 1024,
-        {"stem": "conv1", **{f"inception{i}": f"inception{i}a" for i in (3, 4, 5)}}, mean=0.5,
+        "torchvision",
+        "googlenet",
+        1024,
+        {"stem": "conv1", **{f"inception{i}": f"inception{i}a" for i in (3, 4, 5)}},
+        mean=0.5,
     ),
     "resnet18": Known("torchvision", "resnet18", 512, _RESNET),
     "resnet50": Known("torchvision", "resnet50", 2048, _RESNET),
@@ -57,37 +61,71 @@ KNOWN: dict[str, Known] = {
     "densenet169": Known("torchvision", "densenet169", 1664, _DENSENET),
     "densenet201": Known("torchvision", "densenet201", 1920, _DENSENET),
     "efficientnet_b2": Known(
-        "torchvision", "efficientnet_b2", 1408,
-        {"stem": "0", **{f"stage{i}": str(i) for i in range(1, 8)}, "top": "8"}, 288,
+        "torchvision",
+        "efficientnet_b2",
+        1408,
+        {"stem": "0", **{f"stage{i}": str(i) for i in range(1, 8)}, "top": "8"},
+        288,
     ),
     "efficientnet_lite0": Known(
-        "timm", "tf_efficientnet_lite0", 1280,
-        {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(7)},
-         "top": "conv_head"}, mean=0.498, std=0.502,
+        "timm",
+        "tf_efficientnet_lite0",
+        1280,
+        {
+            "stem": "conv_stem",
+            **{f"stage{i + 1}": f"blocks.{i}" for i in range(7)},
+            "top": "conv_head",
+        },
+        mean=0.498,
+        std=0.502,
     ),
     "mobilenet": Known(
-        "timm", "mobilenetv1_100", 1024,
-        {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(5)}}, mean=0.5,
+        "timm",
+        "mobilenetv1_100",
+        1024,
+        {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(5)}},
+        mean=0.5,
     ),
     "mobilenet_v2": Known(
-        "torchvision", "mobilenet_v2", 1280,
+        "torchvision",
+        "mobilenet_v2",
+        1280,
         {"stem": "0", "stage1": "2", "stage2": "4", "stage3": "7", "stage4": "14", "top": "18"},
     ),
     "inception_v3": Known(
-        "torchvision", "inception_v3", 2048,
+        "torchvision",
+        "inception_v3",
+        2048,
         {"stem": "Conv2d_1a_3x3", "mixed5": "Mixed_5b", "mixed6": "Mixed_6a", "mixed7": "Mixed_7a"},
-        299, 75, 0.5,
+        299,
+        75,
+        0.5,
     ),
     "xception": Known(
-        "timm", "legacy_xception", 2048,
-        {"stem": "conv1", "entry": "block1", "middle": "block4", "exit": "block12"}, 299, 71, 0.5,
+        "timm",
+        "legacy_xception",
+        2048,
+        {"stem": "conv1", "entry": "block1", "middle": "block4", "exit": "block12"},
+        299,
+        71,
+        0.5,
     ),
     "inception_resnet_v2": Known(
-        "timm", "inception_resnet_v2", 1536,
-        {"stem": "conv2d_1a", "block35": "mixed_5b", "block17": "mixed_6a", "block8": "mixed_7a",
-         "top": "conv2d_7b"}, 299, 75, 0.5,
+        "timm",
+        "inception_resnet_v2",
+        1536,
+        {
+            "stem": "conv2d_1a",
+            "block35": "mixed_5b",
+            "block17": "mixed_6a",
+            "block8": "mixed_7a",
+            "top": "conv2d_7b",
+        },
+        299,
+        75,
+        0.5,
     ),
-}  # fmt: skip
+}
 
 
 def known(name: str) -> Known:
@@ -113,12 +151,15 @@ def build_body(name: str) -> nn.Sequential:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         return layers
     if kind.library == "timm":
-        return _chain(timm.create_model(kind.name, num_classes=0).named_children(),
-                      ("global_pool", "head_drop", "classif", "classifier", "fc"))  # fmt: skip
+        return _chain(
+            timm.create_model(kind.name, num_classes=0).named_children(),
+            ("global_pool", "head_drop", "classif", "classifier", "fc"),
+        )
     plain: dict[str, object] = (
-        {"aux_logits": False, "init_weights": True} if "inception" in name or name == "googlenet"
+        {"aux_logits": False, "init_weights": True}
+        if "inception" in name or name == "googlenet"
         else {}
-    )  # fmt: skip
+    )
     net = tv.get_model(kind.name, weights=None, **plain)
     if name.startswith("densenet"):
         return _chain([*net.features.named_children(), ("relu5", nn.ReLU(inplace=True))])
@@ -135,9 +176,11 @@ def _chain(parts: Iterable[tuple[str, nn.Module]], leave: tuple[str, ...] = ()) 
 
 def _block(inner: int, outer: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inner, outer, 3, padding=1, bias=False), nn.BatchNorm2d(outer),
-        nn.ReLU(inplace=True), nn.MaxPool2d(2),
-    )  # fmt: skip
+        nn.Conv2d(inner, outer, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outer),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )
 
 
 def parts_to(body: nn.Module, stages: dict[str, str], last: str) -> list[str]:

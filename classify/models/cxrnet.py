@@ -27,7 +27,7 @@ steps, `area` 0.1 to 1) m stayed half open and no brighter on the sought patch t
 the answers were all right: judge m by the audit's lift before reading it. `explanations` of
 `classify.saliency_explained` also weighs it by one class's gradient, and there the patch had about
 ten times its share.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -68,18 +68,24 @@ class CXRNetConfig:
 
     def __post_init__(self) -> None:
         if self.classes < 1 or self.width < 1:
-            raise ValueError("classes and width must be at least 1. "
-                             f"Got {self.classes} and {self.width} instead.")  # fmt: skip
+            raise ValueError(
+                "classes and width must be at least 1. "
+                f"Got {self.classes} and {self.width} instead."
+            )
         if not 2 <= self.depth <= 7:
             raise ValueError(f"depth must lie between 2 and 7. Got {self.depth} instead.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout} instead.")
         if min(self.first, self.area, self.smooth) < 0:
-            raise ValueError("first, area and smooth must not be negative. Got "
-                             f"{self.first}, {self.area} and {self.smooth} instead.")  # fmt: skip
+            raise ValueError(
+                "first, area and smooth must not be negative. Got "
+                f"{self.first}, {self.area} and {self.smooth} instead."
+            )
         if self.side < self.least_side:
-            raise ValueError(f"side must be at least {self.least_side} px with depth {self.depth}. "
-                             f"Got {self.side} instead.")  # fmt: skip
+            raise ValueError(
+                f"side must be at least {self.least_side} px with depth {self.depth}. "
+                f"Got {self.side} instead."
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -172,8 +178,11 @@ class CXRNet(nn.Module):
         own = self.first_head(features[-1].mean((2, 3)))
         # the mean over films, as for the answer: it does not hang on how films make batches
         first = F.cross_entropy(own, labels, weight, reduction="none").mean()
-        return (config.first * first
-                + config.area * shown.mean() + config.smooth * total_variation(shown))  # fmt: skip
+        return (
+            config.first * first
+            + config.area * shown.mean()
+            + config.smooth * total_variation(shown)
+        )
 
 
 class Encoder(nn.Module):

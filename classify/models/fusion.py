@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from classify.models.backbones import BackboneConfig, build_backbone, check_name, least_side
-from classify.saliency_hooks import saliency_layer
+from classify.saliency.hooks import saliency_layer
 
 HEADS = ("1fc", "2fc")
 FEATURES, HIDDEN = 128, 64
@@ -61,8 +61,10 @@ class FusionConfig:
         self._check_weights()
         least = max(least_side(name) for name in self.nets)
         if self.side < least:
-            raise ValueError(f"side must be at least {least} px for {', '.join(self.nets)}. "
-                             f"Got {self.side} instead.")  # fmt: skip
+            raise ValueError(
+                f"side must be at least {least} px for {', '.join(self.nets)}. "
+                f"Got {self.side} instead."
+            )
         if self.classes < 1:
             raise ValueError(f"classes must be at least 1. Got {self.classes} instead.")
         self.parts()  # what one of them refuses is said before a film is read
@@ -70,25 +72,34 @@ class FusionConfig:
     def _check_weights(self) -> None:
         if isinstance(self.weights, str):
             if self.weights not in ("imagenet", "none"):
-                raise ValueError("weights must be imagenet or none, or name → imagenet, none or a "
-                                 f"file. Got {self.weights!r} instead.")  # fmt: skip
+                raise ValueError(
+                    "weights must be imagenet or none, or name → imagenet, none or a "
+                    f"file. Got {self.weights!r} instead."
+                )
         elif set(self.weights) != set(self.nets):
-            raise ValueError(f"weights by name must be for each of {', '.join(self.nets)}. "
-                             f"Got them for {', '.join(self.weights) or 'none'}.")  # fmt: skip
+            raise ValueError(
+                f"weights by name must be for each of {', '.join(self.nets)}. "
+                f"Got them for {', '.join(self.weights) or 'none'}."
+            )
         if isinstance(self.freeze_to, dict) and (odd := set(self.freeze_to) - set(self.nets)):
-            raise ValueError(f"freeze_to by name must be of {', '.join(self.nets)}. "
-                             f"Got {', '.join(sorted(odd))}.")  # fmt: skip
+            raise ValueError(
+                f"freeze_to by name must be of {', '.join(self.nets)}. "
+                f"Got {', '.join(sorted(odd))}."
+            )
 
     def parts(self) -> dict[str, BackboneConfig]:
         """The configuration of each network, by its name."""
         start, stage = self.weights, self.freeze_to
         return {
             name: BackboneConfig(
-                name, self.outputs, start if isinstance(start, str) else start[name],
-                stage if isinstance(stage, str) else stage.get(name, ""), dropout=self.dropout,
+                name,
+                self.outputs,
+                start if isinstance(start, str) else start[name],
+                stage if isinstance(stage, str) else stage.get(name, ""),
+                dropout=self.dropout,
             )
             for name in self.nets
-        }  # fmt: skip
+        }
 
     @property
     def input_side(self) -> int:

@@ -25,7 +25,8 @@ NORMAL, TARGET, OTHERS = 0, 1, 2
 # Where an encoder's stages begin, by the start of its name: the stem, then stage 1, 2, ...
 _STAGES: dict[str, tuple[str, ...]] = {
     "tu-tf_efficientnet": (
-        r"model\.(conv_stem|bn1)\.", *(rf"model\.blocks\.{i}\." for i in range(7))
+        r"model\.(conv_stem|bn1)\.",
+        *(rf"model\.blocks\.{i}\." for i in range(7)),
     ),
     "densenet": (
         r"features\.(conv0|norm0)\.",
@@ -33,7 +34,7 @@ _STAGES: dict[str, tuple[str, ...]] = {
         r"features\.(denseblock4|norm5)\.",
     ),
     "resnet": (r"(conv1|bn1)\.", *(rf"layer{i}\." for i in (1, 2, 3, 4))),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,15 @@ class MemberConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout} instead.")
         if not 1 <= len(self.decoder_channels) <= 5 or min(self.decoder_channels) < 1:
-            raise ValueError("decoder_channels must be one to five positive widths. "
-                             f"Got {self.decoder_channels} instead.")  # fmt: skip
+            raise ValueError(
+                "decoder_channels must be one to five positive widths. "
+                f"Got {self.decoder_channels} instead."
+            )
         if self.freeze_stages and self.weights == "none":
-            raise ValueError("freeze_stages must be 0 with weights: none (frozen noise learns "
-                             f"nothing). Got {self.freeze_stages} instead.")  # fmt: skip
+            raise ValueError(
+                "freeze_stages must be 0 with weights: none (frozen noise learns "
+                f"nothing). Got {self.freeze_stages} instead."
+            )
 
 
 class SCXNN(nn.Module):
@@ -222,8 +227,9 @@ def _load_imagenet(model: SCXNN, config: MemberConfig) -> None:
 
 def _load_file(encoder: nn.Module, path: Path, name: str) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"weights must be imagenet, none or a file. {path} is no file: "
-                                "check the path.")  # fmt: skip
+        raise FileNotFoundError(
+            f"weights must be imagenet, none or a file. {path} is no file: check the path."
+        )
     if path.suffix == ".safetensors":
         state: dict[str, Any] = load_file(path)
     else:

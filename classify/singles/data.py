@@ -22,9 +22,13 @@ class SingleDataset(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, images: np.ndarray, labels: Sequence[int], indices: Sequence[int],
-        change: Change | None = None, copies: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        images: np.ndarray,
+        labels: Sequence[int],
+        indices: Sequence[int],
+        change: Change | None = None,
+        copies: int = 1,
+    ) -> None:
         self.images, self.labels, self.indices = images, labels, list(indices)
         self.change, self.copies = change, copies
 
@@ -69,9 +73,13 @@ def train_loader(
     films = SingleDataset(images, labels, indices, change, config.copies)
     lonely = len(films) % config.batch == 1
     return DataLoader(
-        films, config.batch, shuffle=True, num_workers=config.workers, drop_last=lonely,
+        films,
+        config.batch,
+        shuffle=True,
+        num_workers=config.workers,
+        drop_last=lonely,
         persistent_workers=config.workers > 0,
-    )  # fmt: skip
+    )
 
 
 def film_loader(

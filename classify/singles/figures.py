@@ -9,20 +9,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.cases import Case
 from classify.ensemble import pick_device
-from classify.metrics import Report, classification_report, softmax
+from classify.films import Case
 from classify.preprocess import to_input
 from classify.singles.config import SingleConfig
 from classify.singles.data import film_loader
 from cxr.answers import Answer
-from cxr.confusion import draw_confusion
+from cxr.plots import draw_confusion
+from cxr.stats import Report, classification_report, softmax
 
 
 def answer_films(
-    net: nn.Module, config: SingleConfig, cases: Sequence[Case], labels: Sequence[int],
-    images: np.ndarray, indices: Sequence[int],
-) -> list[Answer]:  # fmt: skip
+    net: nn.Module,
+    config: SingleConfig,
+    cases: Sequence[Case],
+    labels: Sequence[int],
+    images: np.ndarray,
+    indices: Sequence[int],
+) -> list[Answer]:
     """What a network says to the films `indices`; its mode is evaluation afterwards."""
     device = pick_device(config.device)
     net = net.eval().to(device)
@@ -33,10 +37,15 @@ def answer_films(
             logits.append(net(x).float().cpu().numpy())
     scores = softmax(np.concatenate(logits))
     return [
-        Answer(cases[i].row.image, cases[i].patient, cases[i].row.source,
-               config.classes[labels[i]], tuple(float(v) for v in row))
+        Answer(
+            cases[i].row.image,
+            cases[i].patient,
+            cases[i].row.source,
+            config.classes[labels[i]],
+            tuple(float(v) for v in row),
+        )
         for i, row in zip(indices, scores, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def report_of(
@@ -54,6 +63,9 @@ def draw_report(report: Report, path: Path) -> None:
     """The confusion matrix of a report as a picture."""
     right = "?" if report.accuracy.value is None else f"{report.accuracy.value:.3f}"
     draw_confusion(
-        report.confusion, report.classes, report.classes, path,
+        report.confusion,
+        report.classes,
+        report.classes,
+        path,
         f"{report.films} tested films, accuracy {right}",
-    )  # fmt: skip
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classify.cases import Case, select_cases
+from classify.films import Case, select_cases
 from classify.singles.config import SingleConfig
 from classify.singles.parts import part_in_path
 from cxr.films_table import FilmRow, read_films_table
@@ -65,8 +65,10 @@ def load_films(config: SingleConfig) -> Films:
         labels.append(label)
     lacking = [name for k, name in enumerate(config.classes) if k not in labels]
     if lacking:
-        raise ValueError("classes must be labels or sublabels of the films that are taken. Got "
-                         f"{', '.join(lacking)}, which no film has.")  # fmt: skip
+        raise ValueError(
+            "classes must be labels or sublabels of the films that are taken. Got "
+            f"{', '.join(lacking)}, which no film has."
+        )
     if 0 < config.max_films < len(kept):
         published = [part_in_path(case.row.image) for case in kept]
         strata = list(zip(labels, published, strict=True))

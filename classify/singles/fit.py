@@ -29,8 +29,18 @@ from cxr.cli import to_plain
 from cxr.workdir import Workdir, keep_to_recipe, log, provenance, write_json
 
 # What may change between a stop and the next start; films and network are marked otherwise.
-_FREE = ("out", "cache", "workers", "device", "draws", "data", "crops", "backbone", "fusion",
-         "cxrnet")  # fmt: skip
+_FREE = (
+    "out",
+    "cache",
+    "workers",
+    "device",
+    "draws",
+    "data",
+    "crops",
+    "backbone",
+    "fusion",
+    "cxrnet",
+)
 
 
 def train_single(config: SingleConfig) -> Path:
@@ -58,24 +68,35 @@ def train_single(config: SingleConfig) -> Path:
 
 def _recipe(config: SingleConfig, films: Films) -> dict[str, Any]:
     plain = {k: v for k, v in to_plain(config).items() if k not in _FREE}
-    return {**plain, "network": to_plain(config.network()), "films": films.mark(),
-            "trained_on": "crops" if config.crops else "films"}  # fmt: skip
+    return {
+        **plain,
+        "network": to_plain(config.network()),
+        "films": films.mark(),
+        "trained_on": "crops" if config.crops else "films",
+    }
 
 
 def _tell(films: Films, every: Sequence[Shares]) -> None:
     parts = [f"{name} {len(indices)}" for name, indices in every[0].parts.items()]
     left_out = {**films.left_out, **every[0].dropped}
-    log.info("%d films (%s%s), left out: %s", len(films.cases), ", ".join(parts),
-             f" in the first of {len(every)} folds" if len(every) > 1 else "",
-             ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none")  # fmt: skip
+    log.info(
+        "%d films (%s%s), left out: %s",
+        len(films.cases),
+        ", ".join(parts),
+        f" in the first of {len(every)} folds" if len(every) > 1 else "",
+        ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none",
+    )
 
 
 def read_images(config: SingleConfig, films: Films) -> np.ndarray:
     """The decoded films (N, side, side) uint8, kept in the configuration's cache."""
     return build_cache(
-        films.cases, config.preprocess, RegionConfig("none"),
-        Path(config.cache or Path(config.out) / "cache"), config.preprocess.side,
-    ).images  # fmt: skip
+        films.cases,
+        config.preprocess,
+        RegionConfig("none"),
+        Path(config.cache or Path(config.out) / "cache"),
+        config.preprocess.side,
+    ).images
 
 
 def _jobs(config: SingleConfig, films: Films, every: Sequence[Shares]) -> list[SingleJob]:
@@ -84,10 +105,18 @@ def _jobs(config: SingleConfig, films: Films, every: Sequence[Shares]) -> list[S
     folders = [out] if len(every) == 1 else [out / f"fold{k}" for k in range(len(every))]
     nets = " + ".join(config.nets)
     return [
-        SingleJob(nets if len(every) == 1 else f"{nets}, fold {k}", folder, config, films, shares,
-                  images, k, len(every) == 1)
+        SingleJob(
+            nets if len(every) == 1 else f"{nets}, fold {k}",
+            folder,
+            config,
+            films,
+            shares,
+            images,
+            k,
+            len(every) == 1,
+        )
         for k, (folder, shares) in enumerate(zip(folders, every, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def _pool(config: SingleConfig, jobs: Sequence[SingleJob], records: list[dict[str, Any]]) -> None:
@@ -109,12 +138,22 @@ def _pool(config: SingleConfig, jobs: Sequence[SingleJob], records: list[dict[st
     write_json(out / "history.json", history)
     draw_curves(history, out / "curves.png", f"{' + '.join(config.nets)}, {len(jobs)} folds")
     log.info("all folds: %s", in_words(figures["test"]))
-    write_json(out / "metrics.json", {
-        "folds": [{k: record[k] for k in ("films", "patients", "epochs", "kept_epoch", "kept",
-                                          "seconds")} for record in records],
-        "left_out": records[0]["left_out"], "dropped": records[0]["dropped"],
-        "epochs": sum(record["epochs"] for record in records),
-        "seconds": sum(record["seconds"] for record in records),
-        "figures": figures, **provenance(),
-    })  # fmt: skip
+    write_json(
+        out / "metrics.json",
+        {
+            "folds": [
+                {
+                    k: record[k]
+                    for k in ("films", "patients", "epochs", "kept_epoch", "kept", "seconds")
+                }
+                for record in records
+            ],
+            "left_out": records[0]["left_out"],
+            "dropped": records[0]["dropped"],
+            "epochs": sum(record["epochs"] for record in records),
+            "seconds": sum(record["seconds"] for record in records),
+            "figures": figures,
+            **provenance(),
+        },
+    )
     write_json(out / "done.json", {"folds": len(jobs)})

@@ -9,10 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.saliency import backbone_maps, fuse, left_as_found, logits_and_maps, saliency_maps
-from classify.saliency_closed import CLOSED_FORMS
-from classify.saliency_fusion import has_backbones
-from classify.saliency_hooks import check_logits, on_device_of
+from classify.saliency.closed import CLOSED_FORMS
+from classify.saliency.fusion import has_backbones
+from classify.saliency.hooks import check_logits, on_device_of
+from classify.saliency.maps import (
+    backbone_maps,
+    fuse,
+    left_as_found,
+    logits_and_maps,
+    saliency_maps,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +37,11 @@ class Explained:
 
 
 def explain(
-    net: nn.Module, batch: torch.Tensor, classes: Sequence[int] | None = None,
+    net: nn.Module,
+    batch: torch.Tensor,
+    classes: Sequence[int] | None = None,
     method: str = "grad_cam",
-) -> Explained:  # fmt: skip
+) -> Explained:
     """Logits and maps of prepared films (N, 3, h, w), N at least 1.
 
     `classes` are N indices of logits; None explains what the network answered. One forward pass

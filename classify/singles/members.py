@@ -7,7 +7,7 @@ Each class but normal becomes a member that seeks it, so that classify.run and c
 any single network. The softmax of a member's three logits is the network's own P(normal),
 P(target) and P(any other class). With two classes no other is left: its logit lies 30 below the
 lower one, a probability of at most 1e-13. Maps explain the network's own logit of the target.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from classify.models.multitask import NORMAL, TARGET
-from classify.saliency_fusion import has_backbones, saliency_layers
+from classify.saliency.fusion import has_backbones, saliency_layers
 
 NAME_OF_NORMAL = "normal"
 _FAR_BELOW = 30.0
@@ -64,12 +64,13 @@ def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember
     Raises ValueError where normal is not among them: a member weighs its target against it.
     """
     if NAME_OF_NORMAL not in classes or len(classes) < 2:
-        raise ValueError(f"classes of the network must hold {NAME_OF_NORMAL!r} and one more, for "
-                         "runs and audits weigh each class against it. Got "
-                         f"{', '.join(classes)} instead.")  # fmt: skip
+        raise ValueError(
+            f"classes of the network must hold {NAME_OF_NORMAL!r} and one more, for "
+            "runs and audits weigh each class against it. Got "
+            f"{', '.join(classes)} instead."
+        )
     normal = list(classes).index(NAME_OF_NORMAL)
-    return {name: SingleMember(net, normal, k)
-            for k, name in enumerate(classes) if k != normal}  # fmt: skip
+    return {name: SingleMember(net, normal, k) for k, name in enumerate(classes) if k != normal}
 
 
 def run_members(members: Iterable[nn.Module], batch: torch.Tensor) -> Iterator[torch.Tensor]:

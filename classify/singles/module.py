@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classify.learner import Batch, Learner
 from classify.models.cxrnet import CXRNet
 from classify.preprocess import PreprocessConfig, to_input
-from classify.schedule import OptimConfig
+from cxr.training.learner import Batch, Learner
+from cxr.training.optim import OptimConfig
 
 
 class SingleModule(Learner):
@@ -19,9 +19,13 @@ class SingleModule(Learner):
     """
 
     def __init__(
-        self, net: nn.Module, settings: PreprocessConfig, optim: OptimConfig,
-        choose: str = "val_loss", weights: Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        net: nn.Module,
+        settings: PreprocessConfig,
+        optim: OptimConfig,
+        choose: str = "val_loss",
+        weights: Tensor | None = None,
+    ) -> None:
         super().__init__(net, optim, choose)
         self.settings = settings
         self.class_weights: Tensor | None

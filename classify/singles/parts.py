@@ -75,9 +75,11 @@ def part_in_path(image: str) -> str:
 
 
 def _official(
-    rows: Sequence[FilmRow], patients: Sequence[str], strata: Sequence[tuple[str, int]],
+    rows: Sequence[FilmRow],
+    patients: Sequence[str],
+    strata: Sequence[tuple[str, int]],
     protocol: ProtocolConfig,
-) -> Shares:  # fmt: skip
+) -> Shares:
     published = [part_in_path(row.image) for row in rows]
     if "" in published:
         raise ValueError(
@@ -104,8 +106,10 @@ def _of_file(patients: Sequence[str], path: Path) -> Shares:
     split = Split.load(path)
     parts = _select(split, patients)
     others = Counter(split.part_of[p] for p in patients)
-    return Shares(parts, {f"part {name} of the split": n for name, n in sorted(others.items())
-                          if name not in PARTS})  # fmt: skip
+    return Shares(
+        parts,
+        {f"part {name} of the split": n for name, n in sorted(others.items()) if name not in PARTS},
+    )
 
 
 def _select(split: Split, patients: Sequence[str]) -> dict[str, list[int]]:
@@ -119,9 +123,12 @@ def _check(shares: Shares, patients: Sequence[str], labels: Sequence[int]) -> No
     )
     for name in PARTS:
         if not shares.parts[name]:
-            raise ValueError(f"the part {name} must have films. Got none: check sources, "
-                             "max_films and protocol.")  # fmt: skip
+            raise ValueError(
+                f"the part {name} must have films. Got none: check sources, max_films and protocol."
+            )
     missing = sorted(set(labels) - {labels[i] for i in shares.parts["train"]})
     if missing:
-        raise ValueError(f"the part train must have films of every class. Got none of class number "
-                         f"{missing[0]}: check classes, sources and max_films.")  # fmt: skip
+        raise ValueError(
+            f"the part train must have films of every class. Got none of class number "
+            f"{missing[0]}: check classes, sources and max_films."
+        )

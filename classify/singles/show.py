@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from classify.ensemble import pick_device, prepare_films
-from classify.metrics import softmax
-from classify.saliency import ALL_METHODS, to_pixels
+from classify.saliency.maps import ALL_METHODS, to_pixels
 from classify.singles.bundle import Single, load_single
 from classify.singles.look import Explained, explain
 from cxr.cli import parse_config
 from cxr.draw import encode_png, fit, overlay_saliency, sheet, to_rgb
 from cxr.film import Film, list_films
+from cxr.stats import softmax
 from cxr.stream import Unread, batched, read_ahead
 from cxr.workdir import console, log, write_atomic
 
@@ -60,11 +60,14 @@ class ShowConfig:
         if not self.films:
             raise ValueError("FILMS must name a file or folder at least. Got none.")
         if self.method not in ALL_METHODS:
-            raise ValueError(f"--method must be one of {', '.join(ALL_METHODS)}. "
-                             f"Got {self.method!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"--method must be one of {', '.join(ALL_METHODS)}. Got {self.method!r} instead."
+            )
         if self.most < 0 or self.batch < 1:
-            raise ValueError("--most must be 0 or more and --batch 1 or more. Got "
-                             f"{self.most} and {self.batch} instead.")  # fmt: skip
+            raise ValueError(
+                "--most must be 0 or more and --batch 1 or more. Got "
+                f"{self.most} and {self.batch} instead."
+            )
 
     @property
     def out_path(self) -> Path:
@@ -76,10 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should
     be."""
     config = parse_config(
-        ShowConfig, argv, prog="python -m classify.singles.show",
+        ShowConfig,
+        argv,
+        prog="python -m classify.singles.show",
         example="python -m classify.singles.show ../shared/data/images/kermany --folder "
-        "runs/fusion --most 8", positionals=("films",),
-    )  # fmt: skip
+        "runs/fusion --most 8",
+        positionals=("films",),
+    )
     try:
         drawn = show(config)
     except (OSError, ValueError) as error:
@@ -94,8 +100,10 @@ def show(config: ShowConfig) -> list[Path]:
     ValueError."""
     single = load_single(Path(config.folder) / "single.safetensors")
     if config.explain and config.explain not in single.classes:
-        raise ValueError(f"--explain must be one of {', '.join(single.classes)}, or empty. "
-                         f"Got {config.explain!r} instead.")  # fmt: skip
+        raise ValueError(
+            f"--explain must be one of {', '.join(single.classes)}, or empty. "
+            f"Got {config.explain!r} instead."
+        )
     if single.trained_on == "crops":
         log.info("the network was trained on crops: give it crops of detect.crop")
     device = pick_device(config.device)
@@ -131,10 +139,15 @@ def _draw_batch(
     }
     planes |= {name: to_pixels(maps, frames, sizes) for name, maps in found.nets.items()}
     return [
-        draw_film(path.name, pixels[n], {name: maps[n] for name, maps in planes.items()},
-                  energy_shares(found, n), answer_line(found, n, single.classes))
+        draw_film(
+            path.name,
+            pixels[n],
+            {name: maps[n] for name, maps in planes.items()},
+            energy_shares(found, n),
+            answer_line(found, n, single.classes),
+        )
         for n, (path, _) in enumerate(good)
-    ]  # fmt: skip
+    ]
 
 
 def draw_film(

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.cases import Case
 from classify.dataset import class_weights
-from classify.learner import best_epoch
+from classify.films import Case
 from classify.panels import draw_curves
 from classify.singles.bundle import build_net, save_single
 from classify.singles.config import PARTS, SingleConfig
@@ -23,8 +22,9 @@ from classify.singles.figures import answer_films, draw_report, report_of
 from classify.singles.films import Films
 from classify.singles.module import SingleModule
 from classify.singles.parts import Shares
-from classify.trainer import BEST, LAST, fit_learner
 from cxr.answers import write_answers
+from cxr.training.learner import best_epoch
+from cxr.training.loop import BEST, LAST, fit_learner
 from cxr.workdir import log, provenance, seed_everything, write_json
 
 ANSWERS, VAL_ANSWERS, BUNDLE = "answers.csv", "answers_val.csv", "single.safetensors"
@@ -100,10 +100,14 @@ def _fit(job: SingleJob, module: SingleModule) -> None:
     if not finished.exists():
         train = balance_films(job.labels, parts["train"], config.balance, config.seed)
         fit_learner(
-            module, job.name, folder, train_loader(config, job.images, job.labels, train),
-            film_loader(config, job.images, job.labels, parts["val"]), config.device,
+            module,
+            job.name,
+            folder,
+            train_loader(config, job.images, job.labels, train),
+            film_loader(config, job.images, job.labels, parts["val"]),
+            config.device,
             config.precision,
-        )  # fmt: skip
+        )
         write_json(finished, [_plain(row) for row in module.history])
     state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)
@@ -144,21 +148,25 @@ def counts_of(films: Films, shares: Shares, classes: Sequence[str]) -> dict[str,
     """Films of each class and patients in each part, and the films in none by reason."""
     labels = {part: [films.labels[i] for i in shares.parts[part]] for part in PARTS}
     return {
-        "films": {part: {name: labels[part].count(k) for k, name in enumerate(classes)}
-                  for part in PARTS},
-        "patients": {part: len({films.cases[i].patient for i in shares.parts[part]})
-                     for part in PARTS},
+        "films": {
+            part: {name: labels[part].count(k) for k, name in enumerate(classes)} for part in PARTS
+        },
+        "patients": {
+            part: len({films.cases[i].patient for i in shares.parts[part]}) for part in PARTS
+        },
         "left_out": films.left_out,
         "dropped": shares.dropped,
-    }  # fmt: skip
+    }
 
 
 def in_words(figures: dict[str, Any]) -> str:
     """Accuracy and macro AUC of a report, for the log."""
     texts = []
     for key, name in (("accuracy", "accuracy"), ("macro_auc", "macro AUC")):
-        shown = [f"{v:.3f}" if (v := figures[key][k]) is not None else "?"
-                 for k in ("value", "low", "high")]  # fmt: skip
+        shown = [
+            f"{v:.3f}" if (v := figures[key][k]) is not None else "?"
+            for k in ("value", "low", "high")
+        ]
         texts.append(f"{name} {shown[0]} ({shown[1]} to {shown[2]})")
     return f"{', '.join(texts)} on {figures['films']} tested films"
 
@@ -166,14 +174,18 @@ def in_words(figures: dict[str, Any]) -> str:
 def _save(job: SingleJob, net: nn.Module, record: dict[str, Any]) -> None:
     licences = sorted({job.cases[i].row.licence for i in job.shares.parts["train"]})
     save_single(
-        job.folder / BUNDLE, net, job.config,
-        training={**{k: record[k] for k in ("films", "patients", "epochs", "git_commit",
-                                            "versions")},
-                  "seed": job.config.seed, "sources": list(job.config.sources),
-                  "protocol": job.config.protocol.kind},
+        job.folder / BUNDLE,
+        net,
+        job.config,
+        training={
+            **{k: record[k] for k in ("films", "patients", "epochs", "git_commit", "versions")},
+            "seed": job.config.seed,
+            "sources": list(job.config.sources),
+            "protocol": job.config.protocol.kind,
+        },
         metrics={"command": record["command"], "figures": record["figures"]},
         licence_note="trained on films under: " + "; ".join(licences),
-    )  # fmt: skip
+    )
 
 
 def _plain(row: dict[str, float]) -> dict[str, float | None]:

@@ -14,7 +14,18 @@ from cxr.public_sets.registry import SETS, detect_set, load_set
 from cxr.public_sets.tables import write_films_table, write_finding_boxes, write_problems
 
 __all__ = [
-    "COLUMNS", "SETS", "FindingBox", "LayoutError", "LoadedSet", "Loader", "Problem", "PublicFilm",
-    "Uncertain", "detect_set", "load_set", "write_films_table", "write_finding_boxes",
+    "COLUMNS",
+    "SETS",
+    "FindingBox",
+    "LayoutError",
+    "LoadedSet",
+    "Loader",
+    "Problem",
+    "PublicFilm",
+    "Uncertain",
+    "detect_set",
+    "load_set",
+    "write_films_table",
+    "write_finding_boxes",
     "write_problems",
-]  # fmt: skip
+]

@@ -17,11 +17,13 @@ def is_root(folder: Path) -> bool:
 def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     """All films; those without a finding whose notes say so are `inconclusive`."""
     return read_collection(
-        root, "actualmed", "imagename",
+        root,
+        "actualmed",
+        "imagename",
         find_file=lambda name, index: index.get(name, ""),
         patient_of=str,
         licence_of=lambda row: RESEARCH_ONLY,
-    )  # fmt: skip
+    )
 
 
 LOADER = Loader(

@@ -70,8 +70,11 @@ def _film(
         return
     patient = next((p for p in PurePosixPath(path).parts if _PATIENT.match(p)), "")
     if not patient:
-        yield Problem("odd_name", where, f"{path} has no folder patientNNNNN; the film is taken "
-                      "for a patient of its own.")  # fmt: skip
+        yield Problem(
+            "odd_name",
+            where,
+            f"{path} has no folder patientNNNNN; the film is taken for a patient of its own.",
+        )
     values, odd = read_values(row)
     if odd:
         yield Problem("unknown_label", where, f"{path}: {', '.join(odd)} is taken for not stated.")
@@ -81,10 +84,17 @@ def _film(
     label, sublabel = label_of_values(values, uncertain)
     view = row.get("ap/pa", "").upper()
     yield PublicFilm(
-        _place(path, root, batches), "", "chexpert",
-        f"chexpert-{patient or PurePosixPath(path).as_posix()}", label, sublabel, LICENCE,
-        view if view in {"AP", "PA"} else "unknown", age=age or "", sex=sex_of(row.get("sex", "")),
-    )  # fmt: skip
+        _place(path, root, batches),
+        "",
+        "chexpert",
+        f"chexpert-{patient or PurePosixPath(path).as_posix()}",
+        label,
+        sublabel,
+        LICENCE,
+        view if view in {"AP", "PA"} else "unknown",
+        age=age or "",
+        sex=sex_of(row.get("sex", "")),
+    )
 
 
 LOADER = Loader(

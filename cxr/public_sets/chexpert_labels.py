@@ -8,10 +8,19 @@ from cxr.public_sets.records import Uncertain
 
 NO_FINDING = "No Finding"
 FINDINGS = (
-    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion",
-    "Pleural Other", "Fracture",
-)  # fmt: skip
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+)
 SUPPORT = "Support Devices"  # a tube is no disease: the labeller allows it beside No Finding
 COLUMNS = (NO_FINDING, *FINDINGS, SUPPORT)
 _VALUES = {"1": 1, "0": 0, "-1": -1, "": None}
@@ -20,8 +29,9 @@ _VALUES = {"1": 1, "0": 0, "-1": -1, "": None}
 def check_uncertain(policy: str) -> None:
     """Raise ValueError for a policy that there is not."""
     if policy not in get_args(Uncertain):
-        raise ValueError(f"uncertain must be one of {', '.join(get_args(Uncertain))}. "
-                         f"Got '{policy}'.")  # fmt: skip
+        raise ValueError(
+            f"uncertain must be one of {', '.join(get_args(Uncertain))}. Got '{policy}'."
+        )
 
 
 def read_values(row: dict[str, str]) -> tuple[dict[str, int], list[str]]:

@@ -56,12 +56,23 @@ def read_collection(
         patient = patient_of(row.get("patientid", "")) or f"film-{Path(row[key]).stem}"
         view, _ = frontal_view(row.get("view", ""))
         yield PublicFilm(
-            image or f"images/{row[key]}", "", source, f"{source}-{patient}", label, sublabel,
-            licence_of(row), view, age=row.get("age", ""), sex=sex_of(row.get("sex", "")),
-        )  # fmt: skip
+            image or f"images/{row[key]}",
+            "",
+            source,
+            f"{source}-{patient}",
+            label,
+            sublabel,
+            licence_of(row),
+            view,
+            age=row.get("age", ""),
+            sex=sex_of(row.get("sex", "")),
+        )
     if unlisted:
-        yield Problem("unlisted_file", ", ".join(sorted(unlisted)[:5]), f"{len(unlisted)} pictures "
-                      f"are not in {TABLE}; left out.")  # fmt: skip
+        yield Problem(
+            "unlisted_file",
+            ", ".join(sorted(unlisted)[:5]),
+            f"{len(unlisted)} pictures are not in {TABLE}; left out.",
+        )
 
 
 def _not_a_frontal_film(row: dict[str, str]) -> str:
@@ -81,10 +92,16 @@ def _label(row: dict[str, str]) -> tuple[str, str]:
 
 def _odd_words(where: str, row: dict[str, str], key: str) -> Iterator[Problem]:
     if label_of_finding(row.get("finding", "")) is None:
-        yield Problem("unknown_label", where, f"{row[key]}: '{row['finding']}' is no known "
-                      "finding; taken for unknown.")  # fmt: skip
+        yield Problem(
+            "unknown_label",
+            where,
+            f"{row[key]}: '{row['finding']}' is no known finding; taken for unknown.",
+        )
     if not is_known_view(row.get("view", "")):
         yield Problem("odd_value", where, f"{row[key]}: view '{row['view']}' is taken for unknown.")
     if not row.get("patientid", ""):
-        yield Problem("no_patient", where, f"{row[key]} names no patient; the film is taken for a "
-                      "patient of its own.")  # fmt: skip
+        yield Problem(
+            "no_patient",
+            where,
+            f"{row[key]} names no patient; the film is taken for a patient of its own.",
+        )

@@ -22,11 +22,13 @@ def is_root(folder: Path) -> bool:
 def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     """All films; the table names them by `patientid`, and `a`, `b` are films of one patient."""
     return read_collection(
-        root, "figure1", "patientid",
+        root,
+        "figure1",
+        "patientid",
         find_file=find_file,
         patient_of=lambda name: re.sub(r"(?<=\d)[a-z]$", "", name),
         licence_of=lambda row: RESEARCH_ONLY,
-    )  # fmt: skip
+    )
 
 
 def find_file(name: str, index: dict[str, str]) -> str:

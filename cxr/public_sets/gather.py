@@ -48,8 +48,13 @@ def gather(
         else:
             rows[film.image] = found
     kept = [_check_box(box, rows.get(box.image), problems) for box in boxes]
-    return LoadedSet(list(rows.values()), problems, [box for box in kept if box],
-                     dict(sorted(left_out.items())), source)  # fmt: skip
+    return LoadedSet(
+        list(rows.values()),
+        problems,
+        [box for box in kept if box],
+        dict(sorted(left_out.items())),
+        source,
+    )
 
 
 def _measure(
@@ -88,21 +93,36 @@ def _check_box(
 ) -> FindingBox | None:
     """The box in pixels of the file, clipped to it; None, and a problem, when nothing is left."""
     if film is None:
-        problems.append(Problem("box_without_film", box.image, f"A box of {box.finding} has no "
-                                "film; left out."))  # fmt: skip
+        problems.append(
+            Problem("box_without_film", box.image, f"A box of {box.finding} has no film; left out.")
+        )
         return None
     scale = film.width / box.of_width if box.of_width else 1.0
     x0, y0 = max(0.0, box.x * scale), max(0.0, box.y * scale)
     x1 = min(float(film.width), (box.x + box.w) * scale)
     y1 = min(float(film.height), (box.y + box.h) * scale)
     if not (x1 > x0 and y1 > y0):
-        problems.append(Problem("bad_box", film.image, f"The box of {box.finding} has no area on "
-                                "the film; left out."))  # fmt: skip
+        problems.append(
+            Problem(
+                "bad_box",
+                film.image,
+                f"The box of {box.finding} has no area on the film; left out.",
+            )
+        )
         return None
-    clipped = max(x0 - box.x * scale, y0 - box.y * scale, (box.x + box.w) * scale - x1,
-                  (box.y + box.h) * scale - y1)  # fmt: skip
+    clipped = max(
+        x0 - box.x * scale,
+        y0 - box.y * scale,
+        (box.x + box.w) * scale - x1,
+        (box.y + box.h) * scale - y1,
+    )
     if clipped > 1:
-        problems.append(Problem("bad_box", film.image, f"The box of {box.finding} leaves the film "
-                                "and was cut at its edge."))  # fmt: skip
+        problems.append(
+            Problem(
+                "bad_box",
+                film.image,
+                f"The box of {box.finding} leaves the film and was cut at its edge.",
+            )
+        )
     x, y, w, h = (round(v, 1) for v in (x0, y0, x1 - x0, y1 - y0))
     return replace(box, image=film.image, x=x, y=y, w=w, h=h, of_width=film.width)

@@ -18,11 +18,13 @@ def is_root(folder: Path) -> bool:
 def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     """Frontal radiographs with each film's own licence."""
     return read_collection(
-        root, "ieee8023", "filename",
+        root,
+        "ieee8023",
+        "filename",
         find_file=lambda name, index: index.get(name, ""),
         patient_of=lambda patient: patient.removesuffix(".0"),
         licence_of=lambda row: row.get("license", "") or row.get("licence", "") or NOT_STATED,
-    )  # fmt: skip
+    )
 
 
 LOADER = Loader(

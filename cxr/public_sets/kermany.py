@@ -49,8 +49,11 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
             continue
         for folder in list_folders(root / part):
             if folder.name not in LABELS:
-                yield Problem("odd_name", f"{part}/{folder.name}", "No class of this set; its "
-                              "films were left out.")  # fmt: skip
+                yield Problem(
+                    "odd_name",
+                    f"{part}/{folder.name}",
+                    "No class of this set; its films were left out.",
+                )
         for word, label in LABELS.items():
             names = list_pictures(root / part / word)
             if not names:
@@ -63,27 +66,41 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     shared = sorted(p for p, parts in parts_of_patient.items() if len(parts) > 1)
     if shared:
         yield Problem(
-            "patient_in_two_parts", ", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
+            "patient_in_two_parts",
+            ", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
             f"{len(shared)} patients' names are in more than one of train, val and test: the "
             "official split may share patients. Split by patient_id.",
-        )  # fmt: skip
+        )
 
 
 def _film(image: str, label: str) -> Iterator[PublicFilm | Problem]:
     stem = Path(image).stem
     named = name_of_film(stem)
     if named is None:
-        yield Problem("odd_name", image, "The name says no patient; the film is taken for a "
-                      "patient of its own.")  # fmt: skip
+        yield Problem(
+            "odd_name",
+            image,
+            "The name says no patient; the film is taken for a patient of its own.",
+        )
     patient, cause = named or (stem, "")
     if named and (cause != "") != (label == "pneumonia"):
-        yield Problem("odd_name", image, f"The name says {cause or 'normal'}, the folder {label}; "
-                      "the folder counts.")  # fmt: skip
+        yield Problem(
+            "odd_name",
+            image,
+            f"The name says {cause or 'normal'}, the folder {label}; the folder counts.",
+        )
     sublabel = "No Finding" if label == "normal" else cause or "unspecified"
     yield PublicFilm(
-        image, "", "kermany", f"kermany-{patient}", label, sublabel, LICENCE, "AP",
+        image,
+        "",
+        "kermany",
+        f"kermany-{patient}",
+        label,
+        sublabel,
+        LICENCE,
+        "AP",
         age="paediatric 1-5 y",
-    )  # fmt: skip
+    )
 
 
 LOADER = Loader(

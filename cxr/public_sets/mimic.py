@@ -16,8 +16,9 @@ _Labels = dict[str, tuple[str, str]]  # study → label, sublabel
 
 def find_table(folder: Path, kind: str) -> Path | None:
     """`mimic-cxr-2.0.0-KIND.csv` or its .gz; the newest."""
-    found = sorted([*folder.glob(f"mimic-cxr-*-{kind}.csv"),
-                    *folder.glob(f"mimic-cxr-*-{kind}.csv.gz")])  # fmt: skip
+    found = sorted(
+        [*folder.glob(f"mimic-cxr-*-{kind}.csv"), *folder.glob(f"mimic-cxr-*-{kind}.csv.gz")]
+    )
     return found[-1] if found else None
 
 
@@ -32,8 +33,11 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     labels: _Labels = {}
     table = find_table(root, "chexpert")
     if table is None:
-        yield Problem("missing_file", "mimic-cxr-2.0.0-chexpert.csv.gz", "The table of the labels "
-                      "is not there: all labels are unknown.")  # fmt: skip
+        yield Problem(
+            "missing_file",
+            "mimic-cxr-2.0.0-chexpert.csv.gz",
+            "The table of the labels is not there: all labels are unknown.",
+        )
     else:
         yield from _read_labels(table, uncertain, labels)
     films = find_table(root, "metadata")
@@ -53,8 +57,11 @@ def _read_labels(table: Path, uncertain: Uncertain, labels: _Labels) -> Iterator
         where, row = line
         values, odd = read_values(row)
         if odd:
-            yield Problem("unknown_label", where, f"study {row['study_id']}: {', '.join(odd)} is "
-                          "taken for not stated.")  # fmt: skip
+            yield Problem(
+                "unknown_label",
+                where,
+                f"study {row['study_id']}: {', '.join(odd)} is taken for not stated.",
+            )
         labels[row["study_id"]] = label_of_values(values, uncertain)
 
 
@@ -65,8 +72,9 @@ def _film(where: str, row: dict[str, str], labels: _Labels, labelled: bool) -> I
         return
     patient, study = row.get("subject_id", ""), row.get("study_id", "")
     if not (patient.isdigit() and study.isdigit()):
-        yield Problem("bad_line", where, f"{row['dicom_id']} names no patient or no study; left "
-                      "out.")  # fmt: skip
+        yield Problem(
+            "bad_line", where, f"{row['dicom_id']} names no patient or no study; left out."
+        )
         return
     if labelled and study not in labels:
         yield Problem("unknown_label", where, f"study {study} has no line among the labels.")

@@ -13,10 +13,24 @@ from cxr.public_sets.tables import read_lines
 from cxr.public_sets.words import frontal_view, sex_of, years_of
 
 LICENCE = NIH_TERMS  # by which `FilmRow.publishable` knows it
-FINDINGS = frozenset({
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis",
-    "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
-})  # fmt: skip
+FINDINGS = frozenset(
+    {
+        "Atelectasis",
+        "Cardiomegaly",
+        "Consolidation",
+        "Edema",
+        "Effusion",
+        "Emphysema",
+        "Fibrosis",
+        "Hernia",
+        "Infiltration",
+        "Mass",
+        "Nodule",
+        "Pleural_Thickening",
+        "Pneumonia",
+        "Pneumothorax",
+    }
+)
 NO_FINDING = "No Finding"
 BOX_TABLE = "BBox_List_2017.csv"
 _BOXES_DRAWN_ON = 1024  # px, side of the published films
@@ -63,8 +77,11 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
         unlisted.discard(line[1]["image index"])
         yield from _film(*line, index)
     if unlisted:
-        yield Problem("unlisted_file", ", ".join(sorted(unlisted)[:5]), f"{len(unlisted)} pictures "
-                      f"are not in {tables[-1].name}; left out.")  # fmt: skip
+        yield Problem(
+            "unlisted_file",
+            ", ".join(sorted(unlisted)[:5]),
+            f"{len(unlisted)} pictures are not in {tables[-1].name}; left out.",
+        )
     if (root / BOX_TABLE).exists():
         yield from _boxes(root / BOX_TABLE, index)
 
@@ -74,15 +91,22 @@ def _film(where: str, row: dict[str, str], index: dict[str, str]) -> Iterator[It
     findings = row.get("finding labels", "")
     label, odd = label_of_findings(findings)
     if odd or not findings:
-        yield Problem("unknown_label", where, f"{name}: {', '.join(odd) or 'no label'} is no "
-                      f"finding of this set; taken for {label}.")  # fmt: skip
+        yield Problem(
+            "unknown_label",
+            where,
+            f"{name}: {', '.join(odd) or 'no label'} is no finding of this set; taken for {label}.",
+        )
     elif NO_FINDING in findings and label != "normal":
-        yield Problem("unknown_label", where, f"{name}: 'No Finding' beside findings; taken for "
-                      f"{label}.")  # fmt: skip
+        yield Problem(
+            "unknown_label", where, f"{name}: 'No Finding' beside findings; taken for {label}."
+        )
     in_name, stated = name.split("_")[0].lstrip("0"), row.get("patient id", "").lstrip("0")
     if not stated or (in_name.isdigit() and stated != in_name):
-        yield Problem("no_patient" if not stated else "odd_name", where, f"{name} does not "
-                      f"go with patient '{stated}'; the name counts.")  # fmt: skip
+        yield Problem(
+            "no_patient" if not stated else "odd_name",
+            where,
+            f"{name} does not go with patient '{stated}'; the name counts.",
+        )
     patient = in_name if in_name.isdigit() else stated or Path(name).stem
     view, _ = frontal_view(row.get("view position", ""))
     if view not in {"PA", "AP"}:
@@ -91,10 +115,17 @@ def _film(where: str, row: dict[str, str], index: dict[str, str]) -> Iterator[It
     if age is None:
         yield Problem("odd_value", where, f"{name}: age '{row['patient age']}' is left empty.")
     yield PublicFilm(
-        index.get(name, name), "", "nih", f"nih-{patient.zfill(5)}", label, findings, LICENCE,
-        view or "unknown", age=age or "",
+        index.get(name, name),
+        "",
+        "nih",
+        f"nih-{patient.zfill(5)}",
+        label,
+        findings,
+        LICENCE,
+        view or "unknown",
+        age=age or "",
         sex=sex_of(row.get("patient gender", "") or row.get("patient sex", "")),
-    )  # fmt: skip
+    )
 
 
 def _boxes(table: Path, index: dict[str, str]) -> Iterator[Item]:

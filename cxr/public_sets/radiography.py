@@ -41,9 +41,13 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     missing = {sub for _, sub in CLASSES.values()} - {sub for _, sub in found.values()}
     for sublabel in sorted(missing - {"Lung_Opacity"}):  # the first releases had no Lung_Opacity
         yield Problem("missing_folder", sublabel, "The class is not there.")
-    yield Problem("no_patient", "all films", "The set names no patients: each film is taken for a "
-                  "patient of its own, and one patient may be in two parts of a split. Viral "
-                  "pneumonia are children of kermany.")  # fmt: skip
+    yield Problem(
+        "no_patient",
+        "all films",
+        "The set names no patients: each film is taken for a "
+        "patient of its own, and one patient may be in two parts of a split. Viral "
+        "pneumonia are children of kermany.",
+    )
     for folder, (label, sublabel) in found.items():
         nested = folder / "images"
         films = nested if nested.is_dir() else folder
@@ -52,9 +56,15 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9 _-]*?[ _-]?\(?\d+\)?", stem):
                 yield Problem("odd_name", f"{folder.name}/{name}", "Not a name as `COVID-1`; kept.")
             yield PublicFilm(
-                (films / name).relative_to(root).as_posix(), "", "radiography",
-                f"radiography-{stem}", label, sublabel, LICENCE, "unknown",
-            )  # fmt: skip
+                (films / name).relative_to(root).as_posix(),
+                "",
+                "radiography",
+                f"radiography-{stem}",
+                label,
+                sublabel,
+                LICENCE,
+                "unknown",
+            )
 
 
 LOADER = Loader(

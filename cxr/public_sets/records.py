@@ -9,8 +9,22 @@ from typing import Literal
 
 from cxr.films_table import FilmRow
 
-COLUMNS = ("image", "mask", "source", "patient_id", "view", "label", "sublabel", "age", "sex",
-           "licence", "width", "height", "orig_width", "orig_height")  # fmt: skip
+COLUMNS = (
+    "image",
+    "mask",
+    "source",
+    "patient_id",
+    "view",
+    "label",
+    "sublabel",
+    "age",
+    "sex",
+    "licence",
+    "width",
+    "height",
+    "orig_width",
+    "orig_height",
+)
 
 # What an uncertain mention (-1 of CheXpert's labeller) is taken for.
 Uncertain = Literal["ignore", "positive", "negative"]
@@ -29,8 +43,9 @@ class PublicFilm(FilmRow):
 
     def sized(self, image: str, width: int, height: int) -> PublicFilm:
         """The row under its final name with the size of the file, which is the original's too."""
-        return replace(self, image=image, width=width, height=height, orig_width=width,
-                       orig_height=height)  # fmt: skip
+        return replace(
+            self, image=image, width=width, height=height, orig_width=width, orig_height=height
+        )
 
 
 @dataclass(frozen=True)

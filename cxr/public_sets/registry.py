@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cxr.public_sets import (
-    actualmed,
-    chexpert,
-    figure1,
-    ieee8023,
-    kermany,
-    mimic,
-    nih,
-    radiography,
-)
+from cxr.public_sets import actualmed, chexpert, figure1, ieee8023, kermany, mimic, nih, radiography
 from cxr.public_sets.chexpert_labels import check_uncertain
 from cxr.public_sets.folders import describe, levels
 from cxr.public_sets.gather import gather
@@ -59,11 +50,14 @@ def detect_set(path: str | Path) -> str:
         return found[0][0]
     if found:
         places = ", ".join(f"{name} in {root}" for name, root in found)
-        raise LayoutError(f"'{path}' must hold one public set. Got {len(found)}: {places}. Name "
-                          "the folder of one of them.")  # fmt: skip
+        raise LayoutError(
+            f"'{path}' must hold one public set. Got {len(found)}: {places}. Name "
+            "the folder of one of them."
+        )
     layouts = "".join(f"\n  {loader.name}: {loader.layout}" for loader in SETS.values())
-    raise LayoutError(f"'{path}' must be the folder of a public set. Found: {describe(path)}. "
-                      f"Known are{layouts}")  # fmt: skip
+    raise LayoutError(
+        f"'{path}' must be the folder of a public set. Found: {describe(path)}. Known are{layouts}"
+    )
 
 
 def find_root(name: str, path: Path) -> Path:
@@ -74,19 +68,26 @@ def find_root(name: str, path: Path) -> Path:
             return roots[0]
         if roots:
             places = ", ".join(str(root) for root in roots)
-            raise LayoutError(f"'{path}' must hold {name} once. Got {len(roots)}: {places}. Name "
-                              "the folder of one of them.")  # fmt: skip
+            raise LayoutError(
+                f"'{path}' must hold {name} once. Got {len(roots)}: {places}. Name "
+                "the folder of one of them."
+            )
     others = _detect(path)
     hint = "".join(f" It looks like {other}: use --source {other}." for other, _ in others[:1])
-    raise LayoutError(f"'{path}' must be a folder of {name}: {SETS[name].layout}. Found: "
-                      f"{describe(path)}.{hint}")  # fmt: skip
+    raise LayoutError(
+        f"'{path}' must be a folder of {name}: {SETS[name].layout}. Found: {describe(path)}.{hint}"
+    )
 
 
 def _detect(path: Path) -> list[tuple[str, Path]]:
     """(name, top) of the sets at the shallowest level that has any."""
     for level in levels(path) if path.is_dir() else ():
-        found = [(name, folder) for folder in level for name, loader in SETS.items()
-                 if loader.is_root(folder)]  # fmt: skip
+        found = [
+            (name, folder)
+            for folder in level
+            for name, loader in SETS.items()
+            if loader.is_root(folder)
+        ]
         if found:
             return found
     return []

@@ -21,8 +21,12 @@ if TYPE_CHECKING:  # detect.model imports this module when the backend is asked 
 
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet50_msra": 50}
 
-_NEEDED = ("detectron2.config", "detectron2.modeling", "detectron2.structures",
-           "detectron2.utils.events")  # fmt: skip
+_NEEDED = (
+    "detectron2.config",
+    "detectron2.modeling",
+    "detectron2.structures",
+    "detectron2.utils.events",
+)
 _HOW_TO_INSTALL = (
     "It is installed from its own repository, with torch already in the environment and a C++ "
     "compiler at hand:\n"
@@ -54,8 +58,10 @@ def check_library() -> None:
                 what = f"the installed package detectron2 has no {name}: it is another project."
             else:
                 # its compiled part is bound to the torch it was built with
-                what = (f"the installed detectron2 does not load ({error}). Was torch changed "
-                        "since it was built? Uninstall it and build it anew.")  # fmt: skip
+                what = (
+                    f"the installed detectron2 does not load ({error}). Was torch changed "
+                    "since it was built? Uninstall it and build it anew."
+                )
             raise BackendMissingError(
                 f"model.backend detectron2 cannot be used: {what} {_HOW_TO_INSTALL}"
             ) from error
@@ -71,8 +77,10 @@ def build_config(config: DetectorConfig) -> Any:
     from detectron2.config import get_cfg
 
     if config.backbone not in DEPTHS:
-        raise ValueError("model.backbone must be one of " + ", ".join(DEPTHS) + " with backend "
-                         f"detectron2. Got {config.backbone!r} instead.")  # fmt: skip
+        raise ValueError(
+            "model.backbone must be one of " + ", ".join(DEPTHS) + " with backend "
+            f"detectron2. Got {config.backbone!r} instead."
+        )
     cfg = get_cfg()
     cfg.VERSION = 2
     cfg.INPUT.MIN_SIZE_TEST = 0  # films are letterboxed before they come here
@@ -219,7 +227,9 @@ def to_instances(
 
     labels = target["labels"].to(device=device, dtype=torch.int64).reshape(-1)
     if len(labels) and not (int(labels.min()) >= 1 and int(labels.max()) <= classes):
-        raise ValueError(f"labels of a target must be 1 to {classes} (0 is background). "
-                         f"Got {labels.tolist()} instead.")  # fmt: skip
+        raise ValueError(
+            f"labels of a target must be 1 to {classes} (0 is background). "
+            f"Got {labels.tolist()} instead."
+        )
     boxes = target["boxes"].to(device=device, dtype=torch.float32).reshape(-1, 4)
     return Instances(size_hw, gt_boxes=Boxes(boxes), gt_classes=labels - 1)

@@ -57,8 +57,12 @@ def load_detectron2_weights(adapter: nn.Module, backbone: str, weights: str) -> 
         state = read_checkpoint(weights)
     ready = {f"network.{k}": v for k, v in to_detectron2_names(state).items()}
     fitted = load_matching(adapter, ready)
-    log.info("%d of the network's %d tensors start from weights %s", fitted,
-             len(adapter.state_dict()), weights)  # fmt: skip
+    log.info(
+        "%d of the network's %d tensors start from weights %s",
+        fitted,
+        len(adapter.state_dict()),
+        weights,
+    )
 
 
 def _torchvision_state(backbone: str, weights: str) -> dict[str, Tensor]:
@@ -68,8 +72,10 @@ def _torchvision_state(backbone: str, weights: str) -> dict[str, Tensor]:
             f"{_WHY_NO_PICKLE}. Or take backbone resnet50."
         )
     if weights == "coco" and backbone != "resnet50":
-        raise ValueError("model.weights coco exists for backbone resnet50 of the detectron2 "
-                         f"backend. Got backbone {backbone!r} instead: take imagenet.")  # fmt: skip
+        raise ValueError(
+            "model.weights coco exists for backbone resnet50 of the detectron2 "
+            f"backend. Got backbone {backbone!r} instead: take imagenet."
+        )
     if weights == "coco":
         choice: Any = tv_detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     else:
@@ -90,11 +96,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     as detectron2 saves while training, is understood. Raises ValueError with the remedy."""
     path = Path(path)
     if path.suffix in (".pkl", ".pickle"):
-        raise ValueError(f"model.weights must be .safetensors or .pth. Got {path.name}: "
-                         f"{_WHY_NO_PICKLE}.")  # fmt: skip
+        raise ValueError(
+            f"model.weights must be .safetensors or .pth. Got {path.name}: {_WHY_NO_PICKLE}."
+        )
     if not path.is_file():
-        raise ValueError("model.weights must be coco, imagenet, none or a file that exists. "
-                         f"Got {str(path)!r} instead.")  # fmt: skip
+        raise ValueError(
+            "model.weights must be coco, imagenet, none or a file that exists. "
+            f"Got {str(path)!r} instead."
+        )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

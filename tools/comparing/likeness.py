@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from classify.metrics import Figure, bootstrap_weights, figure
 from classify.report import printable
 from classify.ssim import WINDOW, ssim
 from comparing.maps import MAP_SIDE, Explained, MapSet, common_films, load_all
 from cxr.cli import to_plain
+from cxr.stats import Figure, bootstrap_weights, figure
 from cxr.workdir import console, provenance, write_json
 
 
@@ -71,8 +71,13 @@ def run(config: SsimConfig) -> int:
         table.add_row(printable(f"{one.first} – {one.second}"), str(one.films), *cells)
     console.print(table, markup=False)
     if config.out:
-        record = {"schema": "lungfirst.ssim", "version": 1, **provenance(),
-                  "maps": {s.name: s.sha256 for s in sets}, "pairs": to_plain(found)}  # fmt: skip
+        record = {
+            "schema": "lungfirst.ssim",
+            "version": 1,
+            **provenance(),
+            "maps": {s.name: s.sha256 for s in sets},
+            "pairs": to_plain(found),
+        }
         write_json(Path(config.out), record)
     return 0
 
@@ -86,8 +91,9 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
     patients = [e.patient for e in one]
     own = np.array([map_ssim(a, b) for a, b in zip(one, two, strict=True)])
     partner = other_films(patients, seed)
-    other = np.array([np.nan if j < 0 else map_ssim(a, two[j])
-                      for a, j in zip(one, partner, strict=True)])  # fmt: skip
+    other = np.array(
+        [np.nan if j < 0 else map_ssim(a, two[j]) for a, j in zip(one, partner, strict=True)]
+    )
     weights = np.concatenate([np.ones((1, len(films))), bootstrap_weights(patients, draws, seed)])
 
     def mean(values: np.ndarray) -> Figure:
@@ -98,8 +104,9 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
         return figure(means[0], means[1:], int(known.sum()))
 
     left_out = len({*first.films, *second.films}) - len(films)
-    return Likeness(first.name, second.name, len(films), left_out, mean(own), mean(other),
-                    mean(own - other))  # fmt: skip
+    return Likeness(
+        first.name, second.name, len(films), left_out, mean(own), mean(other), mean(own - other)
+    )
 
 
 def map_ssim(a: Explained, b: Explained) -> float:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from classify.audits.truth import Truths
+from classify.audit.truth import Truths
 from classify.ensemble import Ensemble
 from classify.inputs import Item, crop_on_disk, name_of, whole_films
 from classify.models.multitask import TARGET
 from classify.report import printable
-from classify.saliency import ALL_METHODS, saliency_maps, to_pixels
-from classify.saliency_explained import check_draws
+from classify.saliency.maps import ALL_METHODS, saliency_maps, to_pixels
+from classify.saliency.own import check_draws
 from cxr.bundle import load_bundle, save_bundle
 from cxr.draw import fit
 from cxr.film import list_films
@@ -101,16 +101,21 @@ class MapsConfig:
 
     def __post_init__(self) -> None:
         if bool(self.films) == bool(self.crops):
-            raise ValueError("either FILMS or --crops must be given, and not both. Got "
-                             f"{len(self.films)} FILMS and --crops {self.crops!r}.")  # fmt: skip
+            raise ValueError(
+                "either FILMS or --crops must be given, and not both. Got "
+                f"{len(self.films)} FILMS and --crops {self.crops!r}."
+            )
         if self.method not in ALL_METHODS:
-            raise ValueError(f"--method must be one of {', '.join(ALL_METHODS)}. "
-                             f"Got {self.method!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"--method must be one of {', '.join(ALL_METHODS)}. Got {self.method!r} instead."
+            )
         if self.showing and not self.data:
             raise ValueError("--showing needs --data, whose films.csv has the labels. Got none.")
         if self.batch < 1 or self.most < 0:
-            raise ValueError("--batch must be at least 1 and --most at least 0. "
-                             f"Got {self.batch} and {self.most} instead.")  # fmt: skip
+            raise ValueError(
+                "--batch must be at least 1 and --most at least 0. "
+                f"Got {self.batch} and {self.most} instead."
+            )
         if not self.out.endswith(".safetensors"):
             raise ValueError(f"--out must end in .safetensors. Got {self.out!r} instead.")
 
@@ -124,8 +129,13 @@ def run(config: MapsConfig) -> int:
     truths = Truths.load(config.data) if config.data else Truths()
     films: dict[str, Explained] = {}
     names, items = _items(config, truths, target)
-    steps = track(batched(items, config.batch), "maps", -(-len(names) // config.batch),
-                  console=console, transient=True)  # fmt: skip
+    steps = track(
+        batched(items, config.batch),
+        "maps",
+        -(-len(names) // config.batch),
+        console=console,
+        transient=True,
+    )
     for group in steps:
         shown = [i for i in group if i.pixels is not None]
         for item in group:
@@ -162,8 +172,17 @@ def save_maps(path: str | Path, maps: MapSet, weights: dict[str, str] | None = N
         tensors[f"picture.{number}"] = torch.from_numpy(np.ascontiguousarray(film.picture))
         tensors[f"map.{number}"] = torch.from_numpy(np.ascontiguousarray(film.plane, np.float32))
         rows.append({"film": film.film, "patient": film.patient, "label": film.label})
-    return save_bundle(path, KIND, tensors, half=False, name=maps.name, method=maps.method,
-                       target=maps.target, films=rows, weights=weights or {})  # fmt: skip
+    return save_bundle(
+        path,
+        KIND,
+        tensors,
+        half=False,
+        name=maps.name,
+        method=maps.method,
+        target=maps.target,
+        films=rows,
+        weights=weights or {},
+    )
 
 
 def load_maps(path: str | Path) -> MapSet:
@@ -175,28 +194,33 @@ def load_maps(path: str | Path) -> MapSet:
             picture = bundle.tensors[f"picture.{number}"].numpy()
             plane = bundle.tensors[f"map.{number}"].numpy()
             if picture.ndim != 2 or plane.ndim != 2 or plane.min() < 0 or plane.max() > 1:
-                raise ValueError(f"picture and map of {row['film']!r} must be (H, W), and the map "
-                                 "in [0, 1].")  # fmt: skip
+                raise ValueError(
+                    f"picture and map of {row['film']!r} must be (H, W), and the map in [0, 1]."
+                )
             films[row["film"]] = Explained(
                 row["film"], row["patient"], row["label"], picture, plane
             )
-        return MapSet(bundle.meta["name"], bundle.meta["method"], bundle.meta["target"], films,
-                      bundle.sha256)  # fmt: skip
+        return MapSet(
+            bundle.meta["name"], bundle.meta["method"], bundle.meta["target"], films, bundle.sha256
+        )
     except KeyError as error:
-        raise ValueError(f"{path} must hold a picture and a map for each of its films. "
-                         f"{error} is missing.") from error  # fmt: skip
+        raise ValueError(
+            f"{path} must hold a picture and a map for each of its films. {error} is missing."
+        ) from error
 
 
 def load_all(paths: Sequence[str]) -> list[MapSet]:
     """Two files or more, with different names and films in common; raises ValueError."""
     if len(paths) < 2:
-        raise ValueError("MAPS must be two files or more. Got "
-                         f"{len(paths)}: make them with the command maps.")  # fmt: skip
+        raise ValueError(
+            f"MAPS must be two files or more. Got {len(paths)}: make them with the command maps."
+        )
     sets = [load_maps(path) for path in paths]
     names = [s.name for s in sets]
     if len(set(names)) < len(names):
-        raise ValueError("MAPS must have different names. Got "
-                         f"{', '.join(names)}: make one again with --name.")  # fmt: skip
+        raise ValueError(
+            f"MAPS must have different names. Got {', '.join(names)}: make one again with --name."
+        )
     if not common_films(sets):
         raise ValueError(f"MAPS must have films in common. Got none in all of {', '.join(paths)}.")
     return sets
@@ -222,8 +246,10 @@ def _chosen(names: list[str], config: MapsConfig, truths: Truths, target: str) -
     if config.showing:
         names = [n for n in names if truths.of(n).label_for(target) == TARGET]
     if not names:
-        raise ValueError("no film is left: none was found" +
-                         (f" whose label is {target}." if config.showing else "."))  # fmt: skip
+        raise ValueError(
+            "no film is left: none was found"
+            + (f" whose label is {target}." if config.showing else ".")
+        )
     if config.most and config.most < len(names):
         order = np.random.default_rng(config.seed).permutation(len(names))
         names = [names[i] for i in sorted(islice(order, config.most))]

@@ -22,7 +22,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from classify.audits.page import to_json
+from classify.audit.page import to_json
 from classify.report import csp_hash, printable
 from comparing.maps import Explained, MapSet, common_films, load_all
 from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
@@ -58,8 +58,10 @@ class PageConfig:
         if len(self.maps) != 2:
             raise ValueError(f"MAPS must be two files. Got {len(self.maps)} instead.")
         if min(self.films, self.repeats, self.seed) < 0:
-            raise ValueError("--films, --repeats and --seed must not be negative. Got "
-                             f"{self.films}, {self.repeats} and {self.seed} instead.")  # fmt: skip
+            raise ValueError(
+                "--films, --repeats and --seed must not be negative. Got "
+                f"{self.films}, {self.repeats} and {self.seed} instead."
+            )
         if not self.out.endswith(".html"):
             raise ValueError(f"--out must end in .html. Got {self.out!r} instead.")
 
@@ -90,8 +92,12 @@ def run(config: PageConfig) -> int:
     page_id = identity(sets, trials, config.question)
     write_json(config.key_path, key_of(sets, trials, page_id, config.question))
     write_atomic(config.out, page_html(sets, trials, page_id, config.question))
-    console.print(f"{len(trials)} questions: open {config.out} in a browser. The key, not for "
-                  f"readers: {config.key_path}", highlight=False, markup=False)  # fmt: skip
+    console.print(
+        f"{len(trials)} questions: open {config.out} in a browser. The key, not for "
+        f"readers: {config.key_path}",
+        highlight=False,
+        markup=False,
+    )
     return 0
 
 
@@ -101,11 +107,15 @@ def draw_trials(films: list[str], wanted: int, repeats: int, seed: int) -> list[
     count = min(wanted or len(films), len(films))
     chosen = [films[i] for i in rng.permutation(len(films))[:count]]
     sides = rng.permutation([i % 2 for i in range(count)])
-    first = [Trial(n, film, int(side))
-             for n, (film, side) in enumerate(zip(chosen, sides, strict=True), 1)]  # fmt: skip
+    first = [
+        Trial(n, film, int(side))
+        for n, (film, side) in enumerate(zip(chosen, sides, strict=True), 1)
+    ]
     again = [first[i] for i in rng.permutation(count)[:repeats]]
-    return [*first, *(Trial(count + n, t.film, 1 - t.left, t.number)
-                      for n, t in enumerate(again, 1))]  # fmt: skip
+    return [
+        *first,
+        *(Trial(count + n, t.film, 1 - t.left, t.number) for n, t in enumerate(again, 1)),
+    ]
 
 
 def identity(sets: list[MapSet], trials: list[Trial], question: str) -> str:
@@ -116,15 +126,31 @@ def identity(sets: list[MapSet], trials: list[Trial], question: str) -> str:
 
 def key_of(sets: list[MapSet], trials: list[Trial], page_id: str, question: str) -> dict[str, Any]:
     """What the page does not say: which method stood where."""
-    methods = [{"name": s.name, "method": s.method, "target": s.target, "sha256": s.sha256}
-               for s in sets]  # fmt: skip
+    methods = [
+        {"name": s.name, "method": s.method, "target": s.target, "sha256": s.sha256} for s in sets
+    ]
     rows = []
     for t in trials:
         film = sets[0].films[t.film]
-        rows.append({"trial": t.number, "film": t.film, "patient": film.patient,
-                     "label": film.label, "left": t.left, "repeats": t.repeats})  # fmt: skip
-    return {"schema": KEY_SCHEMA, "version": VERSION, **provenance(), "page": page_id,
-            "question": question, "methods": methods, "trials": rows}  # fmt: skip
+        rows.append(
+            {
+                "trial": t.number,
+                "film": t.film,
+                "patient": film.patient,
+                "label": film.label,
+                "left": t.left,
+                "repeats": t.repeats,
+            }
+        )
+    return {
+        "schema": KEY_SCHEMA,
+        "version": VERSION,
+        **provenance(),
+        "page": page_id,
+        "question": question,
+        "methods": methods,
+        "trials": rows,
+    }
 
 
 def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: str) -> str:
@@ -133,13 +159,23 @@ def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: s
     for t in trials:
         film = sets[0].films[t.film]
         sides = [overlay_uri(film, sets[k].films[t.film]) for k in (t.left, 1 - t.left)]
-        shown.append({"trial": t.number, "film": picture_uri(film), "left": sides[0],
-                      "right": sides[1], "label": printable(film.label)})  # fmt: skip
+        shown.append(
+            {
+                "trial": t.number,
+                "film": picture_uri(film),
+                "left": sides[0],
+                "right": sides[1],
+                "label": printable(film.label),
+            }
+        )
     return _template().render(
-        question=printable(question), page=page_id, trials=len(shown),
-        data=to_json({"page": page_id, "trials": shown}), style=_style(),
+        question=printable(question),
+        page=page_id,
+        trials=len(shown),
+        data=to_json({"page": page_id, "trials": shown}),
+        style=_style(),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704 - our own
-    )  # fmt: skip
+    )
 
 
 def picture_uri(film: Explained) -> str:
@@ -156,15 +192,18 @@ def overlay_uri(film: Explained, explained: Explained) -> str:
 
 
 def _style() -> Markup:
-    shared = (files("classify") / "audits" / "page.css").read_text(encoding="utf-8")
+    shared = (files("classify") / "audit" / "page.css").read_text(encoding="utf-8")
     return Markup(shared + (HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704 - our own
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["csp_hash"] = csp_hash
     return environment.get_template("page.html")

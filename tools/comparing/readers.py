@@ -20,12 +20,12 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import binomtest
 
-from classify.guarantee import exact_interval
-from classify.metrics import Figure, bootstrap_weights, figure
 from classify.report import printable
+from classify.screening.guarantee import exact_interval
 from comparing.choices import FIRST, NEITHER, SECOND, Key, Reading, read_all, read_key
 from comparing.likeness import figure_text
 from cxr.cli import to_plain
+from cxr.stats import Figure, bootstrap_weights, figure
 from cxr.workdir import console, provenance, write_json
 
 MOST = "most readers"
@@ -51,8 +51,9 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         if not self.key:
-            raise ValueError("--key must be the .key.json that was written beside the page. "
-                             "Got none.")  # fmt: skip
+            raise ValueError(
+                "--key must be the .key.json that was written beside the page. Got none."
+            )
         if self.draws < 1:
             raise ValueError(f"--draws must be at least 1. Got {self.draws} instead.")
 
@@ -98,21 +99,30 @@ def run(config: ReadConfig) -> int:
     readings = read_all(config.choices, key)
     preferred = preferences(key, readings)
     steady = [steadiness(key, r) for r in readings]
-    agreed = [agreement(key, a, b, config.draws, config.seed)
-              for a, b in combinations(readings, 2)]  # fmt: skip
+    agreed = [agreement(key, a, b, config.draws, config.seed) for a, b in combinations(readings, 2)]
     _tell(key, preferred, steady, agreed)
     if config.out:
-        record = {"schema": "lungfirst.preferences", "version": 1, **provenance(),
-                  "page": key.page, "methods": list(key.names), "preferences": to_plain(preferred),
-                  "steadiness": to_plain(steady), "agreement": to_plain(agreed)}  # fmt: skip
+        record = {
+            "schema": "lungfirst.preferences",
+            "version": 1,
+            **provenance(),
+            "page": key.page,
+            "methods": list(key.names),
+            "preferences": to_plain(preferred),
+            "steadiness": to_plain(steady),
+            "agreement": to_plain(agreed),
+        }
         write_json(Path(config.out), record)
     return 0
 
 
 def first_answers(key: Key, reading: Reading) -> dict[str, int]:
     """Film → FIRST, SECOND or NEITHER, without the repeats."""
-    return {key.trials[n].film: choice for n, choice in sorted(reading.chosen.items())
-            if not key.trials[n].repeats}  # fmt: skip
+    return {
+        key.trials[n].film: choice
+        for n, choice in sorted(reading.chosen.items())
+        if not key.trials[n].repeats
+    }
 
 
 def preferences(key: Key, readings: Sequence[Reading]) -> list[Preference]:
@@ -139,8 +149,15 @@ def count(reader: str, answers: Iterable[int]) -> Preference:
     found = Counter(answers)
     first, second = found[FIRST], found[SECOND]
     p = float(binomtest(first, first + second).pvalue) if first + second else None
-    return Preference(reader, sum(found.values()), first, second, found[NEITHER],
-                      exact_share(first, first + second), p)  # fmt: skip
+    return Preference(
+        reader,
+        sum(found.values()),
+        first,
+        second,
+        found[NEITHER],
+        exact_share(first, first + second),
+        p,
+    )
 
 
 def exact_share(hits: int, total: int) -> Figure:
@@ -171,8 +188,12 @@ def agreement(key: Key, a: Reading, b: Reading, draws: int = 1000, seed: int = 0
     alike = int((pairs[:, 0] == pairs[:, 1]).sum())
     weights = np.concatenate([np.ones((1, len(films))), bootstrap_weights(films, draws, seed)])
     values = kappas(pairs, weights)
-    return Agreed(readers, len(films), exact_share(alike, len(films)),
-                  figure(values[0], values[1:], len(films)))  # fmt: skip
+    return Agreed(
+        readers,
+        len(films),
+        exact_share(alike, len(films)),
+        figure(values[0], values[1:], len(films)),
+    )
 
 
 def kappas(pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -180,8 +201,9 @@ def kappas(pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     makes the readers agree on all films."""
     whole = weights.sum(1)
     alike = weights @ (pairs[:, 0] == pairs[:, 1]) / whole
-    shares = [[weights @ (pairs[:, r] == k) / whole for r in (0, 1)]
-              for k in (FIRST, SECOND, NEITHER)]  # fmt: skip
+    shares = [
+        [weights @ (pairs[:, r] == k) / whole for r in (0, 1)] for k in (FIRST, SECOND, NEITHER)
+    ]
     chance = np.sum([one * two for one, two in shares], axis=0)
     room = 1 - chance
     enough = room > 1e-12
@@ -189,15 +211,18 @@ def kappas(pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _tell(
-    key: Key, preferred: Sequence[Preference], steady: Sequence[Steadiness],
+    key: Key,
+    preferred: Sequence[Preference],
+    steady: Sequence[Steadiness],
     agreed: Sequence[Agreed],
-) -> None:  # fmt: skip
+) -> None:
     first, second = (printable(n) for n in key.names)
     table = Table("reader", "films", first, second, "neither", f"{first} of those [95 %]", "p")
     for p in preferred:
         cells = [str(v) for v in (p.films, p.first, p.second, p.neither)]
-        table.add_row(printable(p.reader), *cells, figure_text(p.share),
-                      "–" if p.p is None else f"{p.p:.3f}")  # fmt: skip
+        table.add_row(
+            printable(p.reader), *cells, figure_text(p.share), "–" if p.p is None else f"{p.p:.3f}"
+        )
     console.print(table, markup=False)
     table = Table("reader", "came twice", "answered alike", "left of sides taken [95 %]")
     for s in steady:
@@ -206,6 +231,10 @@ def _tell(
     if agreed:
         table = Table("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]")
         for a in agreed:
-            table.add_row(printable(" – ".join(a.readers)), str(a.films), figure_text(a.alike),
-                          figure_text(a.kappa))  # fmt: skip
+            table.add_row(
+                printable(" – ".join(a.readers)),
+                str(a.films),
+                figure_text(a.alike),
+                figure_text(a.kappa),
+            )
         console.print(table, markup=False)

@@ -33,15 +33,24 @@ class Box:
 
 def coco_boxes(path: str | Path, images: Sequence[str]) -> dict[str, Box]:
     """Image of the table → the union of its boxes; raises ValueError for a file with faults."""
-    return _matched({f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
-                     for f in read_coco(path).films if len(f.boxes_xyxy)}, images)  # fmt: skip
+    return _matched(
+        {
+            f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
+            for f in read_coco(path).films
+            if len(f.boxes_xyxy)
+        },
+        images,
+    )
 
 
 def crop_boxes(folder: str | Path, images: Sequence[str]) -> dict[str, Box]:
     """Image of the table → its box in the manifest of detect.crop. Raises ValueError."""
-    boxes = {row.film: Box(_four(np.asarray(row.thorax_xyxy)), row.size_hw)
-             if row.thorax_xyxy is not None and row.size_hw is not None else None
-             for row in read_manifest(folder)[1]}  # fmt: skip
+    boxes = {
+        row.film: Box(_four(np.asarray(row.thorax_xyxy)), row.size_hw)
+        if row.thorax_xyxy is not None and row.size_hw is not None
+        else None
+        for row in read_manifest(folder)[1]
+    }
     return _matched(boxes, images)
 
 

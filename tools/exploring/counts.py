@@ -17,14 +17,17 @@ def count_groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     order = sorted(groups, key=lambda k: (k[0], k[1] != "normal", k[1], BANDS.index(k[2])))
     return [
         {
-            "source": key[0], "label": key[1], "age": key[2], "films": len(groups[key]),
+            "source": key[0],
+            "label": key[1],
+            "age": key[2],
+            "films": len(groups[key]),
             "patients": len({e.row.patient_id for e in groups[key]}),
             "licences": _count(e.row.licence or "not stated" for e in groups[key]),
             "views": _count(e.row.view or "not stated" for e in groups[key]),
             "sexes": _count(e.sex for e in groups[key]),
         }
         for key in order
-    ]  # fmt: skip
+    ]
 
 
 def age_table(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -45,12 +48,20 @@ def terms_table(entries: Sequence[Entry]) -> dict[str, Any]:
     rows = []
     for (source, label), own in _by_label(entries).items():
         licences = _count(e.row.licence or "not stated" for e in own)
-        rows.append([
-            source, label or "no label", _words(_count(e.sex for e in own)),
-            _words(_count(e.row.view or "not stated" for e in own)), _words(licences),
-        ])  # fmt: skip
-    return {"head": ["Source", "Label", "Sex", "View", "Licence as stated"], "words": 5,
-            "rows": rows}  # fmt: skip
+        rows.append(
+            [
+                source,
+                label or "no label",
+                _words(_count(e.sex for e in own)),
+                _words(_count(e.row.view or "not stated" for e in own)),
+                _words(licences),
+            ]
+        )
+    return {
+        "head": ["Source", "Label", "Sex", "View", "Licence as stated"],
+        "words": 5,
+        "rows": rows,
+    }
 
 
 def _by_label(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:

@@ -86,9 +86,14 @@ def ordered_classes(entries: Sequence[Entry]) -> list[tuple[FilmClass, int]]:
     of_source = Counter(e.row.source for e in entries)
     return sorted(
         counts.items(),
-        key=lambda item: (-of_source[item[0].source], item[0].source, item[0].label != "normal",
-                          -item[1], item[0]),
-    )  # fmt: skip
+        key=lambda item: (
+            -of_source[item[0].source],
+            item[0].source,
+            item[0].label != "normal",
+            -item[1],
+            item[0],
+        ),
+    )
 
 
 def _printable(row: FilmRow) -> FilmRow:
@@ -106,8 +111,10 @@ def _kinds(rows: Sequence[FilmRow], smallest: int) -> list[str]:
         if films >= smallest:
             large[source, label].add(kind)
     parted = {key: kinds for key, kinds in large.items() if len(kinds) > 1}
-    return [kind if kind in parted.get((row.source, row.label), ()) else ""
-            for row, kind in zip(rows, named, strict=True)]  # fmt: skip
+    return [
+        kind if kind in parted.get((row.source, row.label), ()) else ""
+        for row, kind in zip(rows, named, strict=True)
+    ]
 
 
 def _kind(row: FilmRow) -> str:

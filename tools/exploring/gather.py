@@ -16,7 +16,7 @@ import numpy as np
 from rich.progress import track
 
 from classify import shortcuts
-from classify.audits.pictures import picture_uri
+from classify.audit.pictures import picture_uri
 from cxr.boxes import Frame
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
@@ -87,21 +87,27 @@ class Gathered:
 
 
 def gather(
-    entries: Sequence[Entry], data: Path, boxes: Mapping[str, Box], seed: int = 0,
+    entries: Sequence[Entry],
+    data: Path,
+    boxes: Mapping[str, Box],
+    seed: int = 0,
     jobs: int | None = None,
-) -> Gathered:  # fmt: skip
+) -> Gathered:
     """Read every film once, in order; a film that cannot be read is counted with its reason."""
     shown = [c for c, films in ordered_classes(entries) if films >= SMALLEST_SHOWN]
     shown = (shown or [c for c, _ in ordered_classes(entries)])[:MOST_SHOWN]
     n = len(entries)
     out = Gathered(
-        entries, np.zeros((n, 2), np.int64),
+        entries,
+        np.zeros((n, 2), np.int64),
         {name: np.full((n, width), np.nan, np.float32) for name, width in _WIDTHS.items()},
-        {c: Moments() for c in shown}, {c: [] for c in shown},
-    )  # fmt: skip
+        {c: Moments() for c in shown},
+        {c: [] for c in shown},
+    )
     for_grid = choose_for_grid(entries, shown, seed)
-    films = read_ahead((data / e.row.image for e in entries),
-                       default_jobs(n) if jobs is None else jobs)  # fmt: skip
+    films = read_ahead(
+        (data / e.row.image for e in entries), default_jobs(n) if jobs is None else jobs
+    )
     steps = track(films, "reading films", n, console=console, transient=True)
     for number, (_, film) in enumerate(steps):
         entry = entries[number]

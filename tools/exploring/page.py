@@ -18,9 +18,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from classify.audits.axes import WIDTH
-from classify.audits.charts import Row, both, forest
-from classify.audits.pictures import inferno
+from classify.audit.axes import WIDTH
+from classify.audit.charts import Row, both, forest
+from classify.audit.pictures import inferno
 from classify.report import csp_hash, printable
 from exploring.counts import age_table, terms_table
 from exploring.entries import ordered_classes
@@ -56,24 +56,46 @@ def page_html(
     pairs, most_difference = differences(gathered.moments)
     reasons = Counter(reason for _, reason, _ in gathered.unread)
     shown = {
-        "title": told.title, "made": told.made, "command": told.command, "boxes": told.boxes,
-        "seed": told.seed, "draws": told.draws, "smallest": told.smallest, "folds": FOLDS,
-        "limit": LIMIT, "answer": headline(found), "label_verdicts": _worst_first(found),
+        "title": told.title,
+        "made": told.made,
+        "command": told.command,
+        "boxes": told.boxes,
+        "seed": told.seed,
+        "draws": told.draws,
+        "smallest": told.smallest,
+        "folds": FOLDS,
+        "limit": LIMIT,
+        "answer": headline(found),
+        "label_verdicts": _worst_first(found),
         "source_verdicts": [v for v in found if v.about == "sources"],
-        "films": len(entries), "patients": len({e.row.patient_id for e in entries}),
+        "films": len(entries),
+        "patients": len({e.row.patient_id for e in entries}),
         "read": int(gathered.seen.sum()),
         "boxed": int(np.isfinite(gathered.features[OUTSIDE]).all(1).sum()),
-        "unread": gathered.unread, "cautions": cautions(gathered),
+        "unread": gathered.unread,
+        "cautions": cautions(gathered),
         "unread_words": ", ".join(f"{r.replace('_', ' ')} {n}" for r, n in reasons.most_common()),
-        "unread_table": {"head": ["Film", "Reason"], "words": 2,
-                         "rows": [[i, s] for i, _, s in gathered.unread[:MOST_UNREAD]]},
-        "probe_charts": probe_charts(answers), "probe_tables": probe_tables(answers),
-        "notes": _notes(answers), "ages": age_table(entries), "terms": terms_table(entries),
-        "size_charts": size_charts(gathered, told.seed), "slopes": slope_table(gathered),
-        "differences": pairs, "most_difference": most_difference, "classes": classes,
-        "most_variance": most_variance, "inferno": inferno(), "per_class": GRID,
-        "small_words": _small_words(gathered), "grids": _grids(gathered),
-    }  # fmt: skip
+        "unread_table": {
+            "head": ["Film", "Reason"],
+            "words": 2,
+            "rows": [[i, s] for i, _, s in gathered.unread[:MOST_UNREAD]],
+        },
+        "probe_charts": probe_charts(answers),
+        "probe_tables": probe_tables(answers),
+        "notes": _notes(answers),
+        "ages": age_table(entries),
+        "terms": terms_table(entries),
+        "size_charts": size_charts(gathered, told.seed),
+        "slopes": slope_table(gathered),
+        "differences": pairs,
+        "most_difference": most_difference,
+        "classes": classes,
+        "most_variance": most_variance,
+        "inferno": inferno(),
+        "per_class": GRID,
+        "small_words": _small_words(gathered),
+        "grids": _grids(gathered),
+    }
     return _template().render(style=_style(), **_printable(shown))
 
 
@@ -85,12 +107,20 @@ def probe_tables(answers: Sequence[Answer]) -> list[dict[str, Any]]:
         for name in dict.fromkeys(a.question for a in answers if a.about == about):
             own = {a.what: a for a in answers if a.question == name}
             sides = max((a.sides for a in own.values()), key=sum)
-            cells = [auc_text(own[w].auc) if own[w].auc.value is not None else "–"
-                     for w in FEATURES]  # fmt: skip
+            cells = [
+                auc_text(own[w].auc) if own[w].auc.value is not None else "–" for w in FEATURES
+            ]
             rows.append([name, f"{sides[0]:,} / {sides[1]:,}", *cells])
         if rows:
-            head = ["Question", "Films", "Film 8×8", "Thorax blacked out", "Box’s numbers",
-                    "Aspect ratio", "Crop 8×8"]  # fmt: skip
+            head = [
+                "Question",
+                "Films",
+                "Film 8×8",
+                "Thorax blacked out",
+                "Box’s numbers",
+                "Aspect ratio",
+                "Crop 8×8",
+            ]
             tables.append({"title": title, "head": head, "words": 1, "rows": rows})
     return tables
 
@@ -98,24 +128,40 @@ def probe_tables(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 def probe_charts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """A forest of AUCs for each question about labels, all on one scale."""
     charts = []
-    span = [v for a in answers if a.about == "labels" for v in (a.auc.value, a.auc.low, a.auc.high)
-            if v is not None]  # fmt: skip
+    span = [
+        v
+        for a in answers
+        if a.about == "labels"
+        for v in (a.auc.value, a.auc.low, a.auc.high)
+        if v is not None
+    ]
     for name in dict.fromkeys(a.question for a in answers if a.about == "labels"):
         own = [a for a in answers if a.question == name and a.auc.value is not None]
-        rows = [Row(_SHORT[a.what], a.auc.value, a.auc.low, a.auc.high, auc_text(a.auc))
-                for a in own]  # fmt: skip
+        rows = [
+            Row(_SHORT[a.what], a.auc.value, a.auc.low, a.auc.high, auc_text(a.auc)) for a in own
+        ]
         if rows:
             about = f"{name}: AUC of linear models. " + "; ".join(
                 f"{WHAT[a.what]} {auc_text(a.auc)}" for a in own
             )
             draw = partial(forest, rows, about, "score", line=(0.5, "chance"), span=span)
-            charts.append({"title": name, "means": "AUC of each shortcut, with its interval.",
-                           "svg": both(draw)})  # fmt: skip
+            charts.append(
+                {
+                    "title": name,
+                    "means": "AUC of each shortcut, with its interval.",
+                    "svg": both(draw),
+                }
+            )
     return charts
 
 
-_SHORT = dict(zip(FEATURES, ("film, 8×8", "thorax blacked out", "box’s numbers", "aspect ratio",
-                             "crop, 8×8"), strict=True))  # fmt: skip
+_SHORT = dict(
+    zip(
+        FEATURES,
+        ("film, 8×8", "thorax blacked out", "box’s numbers", "aspect ratio", "crop, 8×8"),
+        strict=True,
+    )
+)
 
 
 def class_sizes(gathered: Gathered) -> dict[str, dict[str, np.ndarray]]:
@@ -137,15 +183,17 @@ def size_charts(gathered: Gathered, seed: int) -> list[dict[str, Any]]:
         if large:
             some = dict(list(large.items())[:MOST_CLASSES])
             about = f"{source}: height against width of the films, by class"
-            charts.append({"title": source, "means": "",
-                           "svg": both(partial(_scatter, some, about, seed))})  # fmt: skip
+            charts.append(
+                {"title": source, "means": "", "svg": both(partial(_scatter, some, about, seed))}
+            )
     return charts
 
 
 def n_enough(sizes: np.ndarray, gathered: Gathered) -> bool:
     """Are there as many films as a class needs for its pictures (any, in a small set)?"""
-    return len(sizes) >= min(SMALLEST_SHOWN, max((m.n for m in gathered.moments.values()),
-                                                 default=0))  # fmt: skip
+    return len(sizes) >= min(
+        SMALLEST_SHOWN, max((m.n for m in gathered.moments.values()), default=0)
+    )
 
 
 def slope_table(gathered: Gathered) -> dict[str, Any]:
@@ -155,8 +203,15 @@ def slope_table(gathered: Gathered) -> dict[str, Any]:
         for name, sizes in classes.items():
             fit = fit_slope(sizes)
             middle = np.median(sizes, axis=0)
-            rows.append([name, f"{fit.n:,}", fit.words, f"{fit.ratio:.3f}",
-                         f"{middle[0]:.0f} × {middle[1]:.0f}"])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    f"{fit.n:,}",
+                    fit.words,
+                    f"{fit.ratio:.3f}",
+                    f"{middle[0]:.0f} × {middle[1]:.0f}",
+                ]
+            )
     head = ["Class", "Films", "Slope", "Height / width, median", "Median size, px"]
     return {"head": head, "words": 1, "rows": rows}
 
@@ -204,11 +259,16 @@ def _small_words(gathered: Gathered) -> str:
 def _grids(gathered: Gathered) -> list[dict[str, Any]]:
     counts = dict(ordered_classes(gathered.entries))
     return [
-        {"name": c.name, "n": counts[c],
-         "films": [{"uri": uri, "name": Path(gathered.entries[i].row.image).name}
-                   for i, uri in films]}
-        for c, films in gathered.grids.items() if films
-    ]  # fmt: skip
+        {
+            "name": c.name,
+            "n": counts[c],
+            "films": [
+                {"uri": uri, "name": Path(gathered.entries[i].row.image).name} for i, uri in films
+            ],
+        }
+        for c, films in gathered.grids.items()
+        if films
+    ]
 
 
 def _worst_first(found: Sequence[Verdict]) -> list[Verdict]:
@@ -227,15 +287,18 @@ def _printable(value: Any) -> Any:
 
 @cache
 def _style() -> Markup:
-    shared = (files("classify") / "audits" / "page.css").read_text(encoding="utf-8")
+    shared = (files("classify") / "audit" / "page.css").read_text(encoding="utf-8")
     return Markup(shared + (HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704 - our own
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["csp_hash"] = csp_hash
     return environment.get_template("page.html")

@@ -59,12 +59,15 @@ def differences(moments: Mapping[FilmClass, Moments]) -> tuple[list[Difference],
     for source in dict.fromkeys(c.source for c in moments):
         own = {c: m for c, m in moments.items() if c.source == source and m.n}
         labels = list(dict.fromkeys(c.label for c in own))
-        groups = {label or "no label": _sum(m for c, m in own.items() if c.label == label)
-                  for label in labels}  # fmt: skip
+        groups = {
+            label or "no label": _sum(m for c, m in own.items() if c.label == label)
+            for label in labels
+        }
         found += _pairs(source, groups)
         for label in labels:
-            found += _pairs(source, {c.kind: m for c, m in own.items()
-                                     if c.label == label and c.kind})  # fmt: skip
+            found += _pairs(
+                source, {c.kind: m for c, m in own.items() if c.label == label and c.kind}
+            )
     planes = [b.mean - a.mean for _, _, _, a, b in found]
     top = max((float(np.abs(p).max()) for p in planes), default=0.0)
     out = []
@@ -102,8 +105,9 @@ def _pairs(
     source: str, groups: Mapping[str, Moments]
 ) -> list[tuple[str, str, str, Moments, Moments]]:
     names = list(groups)
-    return [(source, a, b, groups[a], groups[b])
-            for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
+    return [
+        (source, a, b, groups[a], groups[b]) for i, a in enumerate(names) for b in names[i + 1 :]
+    ]
 
 
 def _sum(moments: Iterable[Moments]) -> Moments:

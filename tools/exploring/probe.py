@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from classify.metrics import Figure, bootstrap_weights, figure, weighted_auc
 from classify.shortcuts import shortcut_scores
+from cxr.stats import Figure, bootstrap_weights, figure, weighted_auc
 from exploring.entries import UNKNOWN, Entry
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Gathered
 
@@ -49,10 +49,19 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"question": self.question, "about": self.about, "what": self.what,
-                "auc": self.auc.value, "low": self.auc.low, "high": self.auc.high,
-                "films": sum(self.sides), "negative": self.sides[0], "positive": self.sides[1],
-                "patients": self.patients, "why_not": self.why_not}  # fmt: skip
+        return {
+            "question": self.question,
+            "about": self.about,
+            "what": self.what,
+            "auc": self.auc.value,
+            "low": self.auc.low,
+            "high": self.auc.high,
+            "films": sum(self.sides),
+            "negative": self.sides[0],
+            "positive": self.sides[1],
+            "patients": self.patients,
+            "why_not": self.why_not,
+        }
 
 
 def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) -> list[Question]:
@@ -64,15 +73,21 @@ def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) ->
         labels = [e.row.label if own[i] else "" for i, e in enumerate(entries)]
         found = _sides(labels, seen, smallest)
         order = sorted(found, key=lambda label: (label != "normal", -found[label].sum(), label))
-        out += [_question(f"{source}: {a} / {b}", "labels", found[a], found[b])
-                for a, b in combinations(order, 2)]  # fmt: skip
+        out += [
+            _question(f"{source}: {a} / {b}", "labels", found[a], found[b])
+            for a, b in combinations(order, 2)
+        ]
         for label in order:
             kinds = [e.kind if found[label][i] else "" for i, e in enumerate(entries)]
             parts = _sides(kinds, seen, smallest)
-            out += [_question(f"{source}: {a} / {b}", "labels", parts[a], parts[b])
-                    for a, b in combinations(sorted(parts), 2)]  # fmt: skip
-    out += [_question(f"{a} / {b}", "sources", sources[a], sources[b])
-            for a, b in combinations(sources, 2)]  # fmt: skip
+            out += [
+                _question(f"{source}: {a} / {b}", "labels", parts[a], parts[b])
+                for a, b in combinations(sorted(parts), 2)
+            ]
+    out += [
+        _question(f"{a} / {b}", "sources", sources[a], sources[b])
+        for a, b in combinations(sources, 2)
+    ]
     return out
 
 
@@ -84,9 +99,12 @@ def answer(
 
 
 def cross_validated_auc(
-    features: np.ndarray, positive: np.ndarray, patients: Sequence[str],
-    draws: int = 1000, seed: int = 0,
-) -> Figure:  # fmt: skip
+    features: np.ndarray,
+    positive: np.ndarray,
+    patients: Sequence[str],
+    draws: int = 1000,
+    seed: int = 0,
+) -> Figure:
     """AUC of a logistic regression over five folds of patients, with its interval by patient.
 
     `features` (N, F) finite, `positive` (N,) bool. Pairs of films are counted inside their fold.
@@ -99,8 +117,9 @@ def cross_validated_auc(
         if len(np.unique(positive[train])) < 2:
             continue
         fold[test] = number
-        scores[test] = shortcut_scores({"": features[train]}, positive[train],
-                                       {"": features[test]})[""]  # fmt: skip
+        scores[test] = shortcut_scores(
+            {"": features[train]}, positive[train], {"": features[test]}
+        )[""]
 
     def auc(weights: np.ndarray) -> np.ndarray:
         return auc_within(scores, positive, fold, weights)
@@ -130,8 +149,10 @@ def _bootstrap(
     """(draws,) values over draws of patients, a block of draws at a time: all weights at once
     would need a gigabyte for 100,000 films."""
     block = max(1, _WEIGHTS // max(1, len(patients)))
-    parts = [auc(bootstrap_weights(patients, min(block, draws - done), seed + done))
-             for done in range(0, draws, block)]  # fmt: skip
+    parts = [
+        auc(bootstrap_weights(patients, min(block, draws - done), seed + done))
+        for done in range(0, draws, block)
+    ]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -143,16 +164,20 @@ def _answer(
     films, positive = question.films[known], question.positive[known]
     patients = [gathered.entries[i].row.patient_id for i in films]
     sides = (int((~positive).sum()), int(positive.sum()))
-    of_side = [len({p for p, s in zip(patients, positive, strict=True) if s == side})
-               for side in (False, True)]  # fmt: skip
+    of_side = [
+        len({p for p, s in zip(patients, positive, strict=True) if s == side})
+        for side in (False, True)
+    ]
     why_not = ""
     if min(sides) < smallest:
         why_not = f"fewer than {smallest} films with a box on one side"
     elif min(of_side) < FOLDS:
         why_not = f"fewer than {FOLDS} patients on one side"
-    found = Figure(None, None, None, len(films)) if why_not else cross_validated_auc(
-        values[known].astype(np.float64), positive, patients, draws, seed
-    )  # fmt: skip
+    found = (
+        Figure(None, None, None, len(films))
+        if why_not
+        else cross_validated_auc(values[known].astype(np.float64), positive, patients, draws, seed)
+    )
     return Answer(question.name, question.about, what, found, sides, len(set(patients)), why_not)
 
 

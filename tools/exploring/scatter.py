@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from classify.audits.axes import LETTER, NARROW, WIDTH, Axis, nice_ticks, svg, text_at
+from classify.audit.axes import LETTER, NARROW, WIDTH, Axis, nice_ticks, svg, text_at
 
 MOST_DOTS = 400  # of a class; the fit takes all films
 _STYLES = "abcdef"  # classes .k-a … of the style sheet: colour, and dash of the fitted line
@@ -69,8 +69,9 @@ def size_scatter(
     for tick in nice_ticks(up.low, up.high, 4):
         out.append(f'<path class="grid" d="M{left} {up(tick)}H{width - 14}"/>')
         out.append(text_at(left - 8, up(tick) + 4, f"{tick:g}", "end soft"))
-    out += across.ticks(nice_ticks(across.low, across.high, 4 if width > NARROW else 3), top,
-                        bottom, "px")  # fmt: skip
+    out += across.ticks(
+        nice_ticks(across.low, across.high, 4 if width > NARROW else 3), top, bottom, "px"
+    )
     rng = np.random.default_rng(seed)
     for number, sizes in enumerate(shown.values()):
         some = sizes if len(sizes) <= MOST_DOTS else rng.choice(sizes, MOST_DOTS, replace=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from classify.metrics import Figure
+from cxr.stats import Figure
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE
 from exploring.probe import WITHOUT_LUNGS, Answer
 
@@ -17,7 +17,7 @@ WHAT = {
     NUMBERS: "the thorax box's four numbers and the aspect ratio",
     ASPECT: "the aspect ratio alone",
     CROP: "8×8 thumbnail of the thorax crop",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ def headline(found: Sequence[Verdict]) -> str:
         parts.append(f"Not checked for want of thorax boxes: {_list(unknown)}.")
     told = sum(v.about == "sources" and v.level == "warning" for v in found)
     if told:
-        parts.append("Sources can be told apart without lungs too: never pool sources whose "
-                     "labels differ.")  # fmt: skip
+        parts.append(
+            "Sources can be told apart without lungs too: never pool sources whose labels differ."
+        )
     return " ".join(parts)
 
 
@@ -84,8 +85,10 @@ def _verdict(own: Sequence[Answer]) -> Verdict:
             if about == "labels"
             else "Films of both in one training set teach the source in the label's place."
         )
-        text = (f"The {things} can be told without lungs. AUC of linear models that see no lung: "
-                f"{figures}. {end}")  # fmt: skip
+        text = (
+            f"The {things} can be told without lungs. AUC of linear models that see no lung: "
+            f"{figures}. {end}"
+        )
         return Verdict(question, about, "warning", text)
     film = by_name.get(FILM)
     beside = f" From the {WHAT[FILM]}: {auc_text(film.auc)}." if film else ""

@@ -86,9 +86,10 @@ def write_agreement(
 ) -> None:
     """The tables and each film's numbers, into `config.out`."""
     folder = Path(config.out)
-    write_json(folder / "agreement.json", {
-        **to_json(comparison, blocks), "config": to_plain(config), **provenance(),
-    })  # fmt: skip
+    write_json(
+        folder / "agreement.json",
+        {**to_json(comparison, blocks), "config": to_plain(config), **provenance()},
+    )
     write_atomic(folder / "agreement.md", to_markdown(comparison, blocks))
     write_atomic(folder / "films.csv", to_csv(comparison.pairs))
 

@@ -92,11 +92,14 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
     by_path, by_stem = (len(_keys(films_a, n) & _keys(films_b, n)) for n in ("path", "stem"))
     if names == "path" and not by_path and by_stem:
         names = "stem"
-        notes.append("No film of A has the path of one of B; matched by stem, the file's name "
-                     "without folder and suffix.")  # fmt: skip
+        notes.append(
+            "No film of A has the path of one of B; matched by stem, the file's name "
+            "without folder and suffix."
+        )
     elif names == "path" and by_stem > by_path:
-        notes.append(f"{by_stem - by_path} more films would match by their names alone: "
-                     "--names stem.")  # fmt: skip
+        notes.append(
+            f"{by_stem - by_path} more films would match by their names alone: --names stem."
+        )
     pairs = [p for ra, rb in twos for p in _pair_readers(ra, rb, names, a, b)]
     if not pairs:
         raise ValueError(
@@ -105,10 +108,12 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
             f"{names}."
         )
     done = {film_key(p.film, names) for p in pairs}
-    only_a, only_b = ([f for f in films if film_key(f, names) not in done]
-                      for films in (films_a, films_b))  # fmt: skip
-    return Comparison(a, b, names, tuple(pairs), tuple(only_a),
-                      () if same else tuple(only_b), tuple(notes))  # fmt: skip
+    only_a, only_b = (
+        [f for f in films if film_key(f, names) not in done] for films in (films_a, films_b)
+    )
+    return Comparison(
+        a, b, names, tuple(pairs), tuple(only_a), () if same else tuple(only_b), tuple(notes)
+    )
 
 
 def _names(readers: Iterable[Reader]) -> list[str]:
@@ -145,8 +150,12 @@ def _index(marks: Sequence[Mark], names: str) -> dict[str, list[Mark]]:
 
 def _pair(a: Mark, b: Mark, reader: str, hands: tuple[str, str]) -> Pair:
     size_a, size_b = a.size_hw or b.size_hw, b.size_hw or a.size_hw
-    verdict = {(True, True): BOTH, (True, False): A_ONLY, (False, True): B_ONLY,
-               (False, False): NEITHER}[a.xyxy is not None, b.xyxy is not None]  # fmt: skip
+    verdict = {
+        (True, True): BOTH,
+        (True, False): A_ONLY,
+        (False, True): B_ONLY,
+        (False, False): NEITHER,
+    }[a.xyxy is not None, b.xyxy is not None]
     patient = a.patient_id or b.patient_id or a.film
     pair = Pair(a.film, reader, a.source or b.source, patient, verdict, a, b, hands)
     if size_a and size_b and not _alike(size_a, size_b):

@@ -38,8 +38,9 @@ def draw_agreement(comparison: Comparison, blocks: dict[str, Agreement], path: P
     _draw_edges(right, both, readers, whole)
     figure.suptitle(
         f"A: {_short(comparison.a.path)}    B: {_short(comparison.b.path)}    "
-        f"{whole.pairs} pairs of boxes, {whole.patients} patients", fontsize=12,
-    )  # fmt: skip
+        f"{whole.pairs} pairs of boxes, {whole.patients} patients",
+        fontsize=12,
+    )
     FigureCanvasAgg(figure)  # drawn without pyplot: no global state, no window
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
@@ -66,18 +67,38 @@ def _draw_histogram(
     start = math.floor(min(lowest, 0.9) * 20) / 20
     bins = np.linspace(start, 1, round((1 - start) / (0.01 if start >= 0.5 else 0.02)) + 1)
     values = [[p.iou for p in both if p.reader == r] for r in readers]
-    labels = [f"{_plain(r, 26)}: median {np.median(v):.3f} of {len(v)}"
-              for r, v in zip(readers, values, strict=True)]  # fmt: skip
+    labels = [
+        f"{_plain(r, 26)}: median {np.median(v):.3f} of {len(v)}"
+        for r, v in zip(readers, values, strict=True)
+    ]
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(readers))]
-    axis.hist(values, bins=list(bins), stacked=True, label=labels, color=colours,
-              edgecolor="white", linewidth=0.6)  # fmt: skip
-    for value, style, name in ((whole.median_iou.value, "-", "median"),
-                               (whole.p5_iou.value, ":", "5th percentile")):  # fmt: skip
-        axis.axvline(value, 0, 1 - 0.9 * room, color="black", linestyle=style, linewidth=1.8,
-                     label=f"{name} {value:.3f}")  # fmt: skip
+    axis.hist(
+        values,
+        bins=list(bins),
+        stacked=True,
+        label=labels,
+        color=colours,
+        edgecolor="white",
+        linewidth=0.6,
+    )
+    for value, style, name in (
+        (whole.median_iou.value, "-", "median"),
+        (whole.p5_iou.value, ":", "5th percentile"),
+    ):
+        axis.axvline(
+            value,
+            0,
+            1 - 0.9 * room,
+            color="black",
+            linestyle=style,
+            linewidth=1.8,
+            label=f"{name} {value:.3f}",
+        )
     axis.set(xlabel="IoU of A's and B's box", ylabel="pairs of boxes", xlim=(start, 1))
-    axis.set_title(f"IoU ≥ 0.9: {whole.share_90.value:.0%}     "
-                   f"IoU ≥ 0.95: {whole.share_95.value:.0%}", fontsize=11)  # fmt: skip
+    axis.set_title(
+        f"IoU ≥ 0.9: {whole.share_90.value:.0%}     IoU ≥ 0.95: {whole.share_95.value:.0%}",
+        fontsize=11,
+    )
     axis.set_ylim(0, axis.get_ylim()[1] / max(1 - room, 0.3))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -91,17 +112,24 @@ def _draw_edges(
     """Four panels with one scale: difference against the mean place of the edge."""
     axes = figure.subplots(2, 2, sharey=True)
     farthest = max(abs(v) for p in both for v in p.edges_pct)
-    reach = 1.12 * max(farthest, *(abs(v) for e in whole.edges_pct for v in (e.low, e.high, 1.0)
-                                   if not math.isnan(v)))  # fmt: skip
+    reach = 1.12 * max(
+        farthest,
+        *(abs(v) for e in whole.edges_pct for v in (e.low, e.high, 1.0) if not math.isnan(v)),
+    )
     sized = all(p.size_hw for p in both)
     for i, axis in enumerate(axes.flat):
         for number, reader in enumerate(readers):
             own = [p for p in both if p.reader == reader]
             axis.scatter(
-                [_place(p, i, sized) for p in own], [p.edges_pct[i] for p in own], s=20,
-                alpha=0.65 if len(both) < 400 else 0.35, linewidths=0, label=_plain(reader),
-                color=COLOURS[number % len(COLOURS)], marker=SHAPES[number % len(SHAPES)],
-            )  # fmt: skip
+                [_place(p, i, sized) for p in own],
+                [p.edges_pct[i] for p in own],
+                s=20,
+                alpha=0.65 if len(both) < 400 else 0.35,
+                linewidths=0,
+                label=_plain(reader),
+                color=COLOURS[number % len(COLOURS)],
+                marker=SHAPES[number % len(SHAPES)],
+            )
         _draw_limits(axis, whole.edges_pct[i])
         box_side = "width" if i % 2 == 0 else "height"
         axis.set_title(f"{SIDES[i]} edge", fontsize=11, loc="left", fontweight="bold")
@@ -129,5 +157,13 @@ def _draw_limits(axis: Axes, edge: Limits) -> None:
     words = f"bias {signed(edge.bias)} %"
     if not math.isnan(edge.sd):
         words += f", limits {signed(edge.low)} to {signed(edge.high)} %"
-    axis.text(0.5, 0.02, words, transform=axis.transAxes, fontsize=10, ha="center", va="bottom",
-              bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85})  # fmt: skip
+    axis.text(
+        0.5,
+        0.02,
+        words,
+        transform=axis.transAxes,
+        fontsize=10,
+        ha="center",
+        va="bottom",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+    )

@@ -123,20 +123,31 @@ def _read_session(path: Path) -> Side:
         box = answer.box.xyxy if answer.box else None
         as_drawn = answer.state == "accepted" and film.prelabel_xyxy is not None
         marks.append(
-            Mark(film.film, box, film.size_hw, film.patient_id, film.source,
-                 session.film_path(film), as_drawn)
-        )  # fmt: skip
+            Mark(
+                film.film,
+                box,
+                film.size_hw,
+                film.patient_id,
+                film.source,
+                session.film_path(film),
+                as_drawn,
+            )
+        )
     if not marks:
         raise ValueError(
             f"'{path}' has no film done yet; go on with `python tools/annotate.py start`."
         )
     if faulty:
-        notes.append(f"{len(faulty)} label files of '{path}' cannot be used, the first of film "
-                     f"{faulty[0]}: see `python tools/annotate.py check`.")  # fmt: skip
+        notes.append(
+            f"{len(faulty)} label files of '{path}' cannot be used, the first of film "
+            f"{faulty[0]}: see `python tools/annotate.py check`."
+        )
     accepted = sum(m.as_prelabelled for m in marks)
     if accepted:
-        notes.append(f"{accepted} of the {len(marks)} answers of '{path}' are the detector's box, "
-                     "accepted as drawn: two readers shown the same box agree more.")  # fmt: skip
+        notes.append(
+            f"{accepted} of the {len(marks)} answers of '{path}' are the detector's box, "
+            "accepted as drawn: two readers shown the same box agree more."
+        )
     return Side(path, (Reader(session.annotator or path.name, tuple(marks)),), tuple(notes))
 
 
@@ -182,9 +193,13 @@ def _read_csv(path: Path) -> Side:
 
 
 def _add_row(
-    path: Path, line: int, row: dict[str, str], film_column: str, kind: Sequence[str],
+    path: Path,
+    line: int,
+    row: dict[str, str],
+    film_column: str,
+    kind: Sequence[str],
     marks: dict[str, dict[str, tuple[int, Mark]]],
-) -> None:  # fmt: skip
+) -> None:
     """Put a row under its reader and film; raises ValueError for one that stands twice."""
     film = (row[film_column] or "").strip()
     if not film:

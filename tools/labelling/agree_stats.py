@@ -60,9 +60,13 @@ class Agreement:
 
 
 def bootstrap_quantiles(
-    values: Any, patients: Sequence[str], quantiles: Sequence[float], draws: int = 2000,
-    seed: int = 0, confidence: float = 0.95,
-) -> list[Interval]:  # fmt: skip
+    values: Any,
+    patients: Sequence[str],
+    quantiles: Sequence[float],
+    draws: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> list[Interval]:
     """Quantiles of (N,) values, each with the percentile interval of resampled *patients*.
 
     The counterpart of detect.metrics.bootstrap_mean; fewer than two patients give no interval.
@@ -92,8 +96,10 @@ def bootstrap_quantiles(
         drawn[start : start + len(times)] = low + (high - low) * (rank - np.floor(rank))
     tail = (1 - confidence) / 2
     lows, highs = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    return [Interval(float(v), float(low), float(high))
-            for v, low, high in zip(found, lows, highs, strict=True)]  # fmt: skip
+    return [
+        Interval(float(v), float(low), float(high))
+        for v, low, high in zip(found, lows, highs, strict=True)
+    ]
 
 
 def limits(differences: Any) -> Limits:
@@ -112,11 +118,14 @@ def measure(pairs: Sequence[Pair], seed: int = 0) -> Agreement:
     iou = np.array([p.iou for p in both], dtype=np.float64)
     patients = [p.patient for p in both]
     # 1e-9: boxes that meet at exactly 0.9 must not fail by rounding
-    shares = [bootstrap_mean((iou >= level - 1e-9).astype(float), patients, seed=seed)
-              for level in LEVELS]  # fmt: skip
+    shares = [
+        bootstrap_mean((iou >= level - 1e-9).astype(float), patients, seed=seed) for level in LEVELS
+    ]
     median, p5 = bootstrap_quantiles(iou, patients, (0.5, 0.05), seed=seed)
-    px, pct = (np.array([getattr(p, name) for p in both], dtype=np.float64).reshape(-1, 4)
-               for name in ("edges_px", "edges_pct"))  # fmt: skip
+    px, pct = (
+        np.array([getattr(p, name) for p in both], dtype=np.float64).reshape(-1, 4)
+        for name in ("edges_px", "edges_pct")
+    )
     verdicts = Counter(p.verdict for p in pairs)
     return Agreement(
         pairs=len(both),

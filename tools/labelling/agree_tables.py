@@ -31,20 +31,42 @@ def printable(text: str) -> str:
 
 def iou_rows(blocks: Blocks) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of IoU."""
-    head = ["films of", "boxes", "films", "patients", "mean IoU [95 %]", "median [95 %]",
-            "5th percentile [95 %]", "IoU≥.9 [95 %]", "IoU≥.95 [95 %]"]  # fmt: skip
+    head = [
+        "films of",
+        "boxes",
+        "films",
+        "patients",
+        "mean IoU [95 %]",
+        "median [95 %]",
+        "5th percentile [95 %]",
+        "IoU≥.9 [95 %]",
+        "IoU≥.95 [95 %]",
+    ]
     rows = [
-        [printable(name), str(a.pairs), str(a.films), str(a.patients),
-         *(_interval(v) for v in (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95))]
+        [
+            printable(name),
+            str(a.pairs),
+            str(a.films),
+            str(a.patients),
+            *(_interval(v) for v in (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)),
+        ]
         for name, a in blocks.items()
-    ]  # fmt: skip
+    ]
     return head, rows
 
 
 def edge_rows(blocks: Blocks) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of edge differences; no row for a block without two boxes."""
-    head = ["films of", "edge", "bias px", "SD px", "95 % limits px", "bias %", "SD %",
-            "95 % limits %"]  # fmt: skip
+    head = [
+        "films of",
+        "edge",
+        "bias px",
+        "SD px",
+        "95 % limits px",
+        "bias %",
+        "SD %",
+        "95 % limits %",
+    ]
     rows = []
     for name, a in blocks.items():
         for side, px, pct in zip(SIDES, a.edges_px, a.edges_pct, strict=True):
@@ -76,8 +98,11 @@ def remarks(comparison: Comparison, blocks: Blocks) -> list[str]:
     a = blocks["all"]
     lines = [printable(note) for note in comparison.notes]
     lonely = (("A", "B", comparison.only_a), ("B", "A", comparison.only_b))
-    lines += [f"{_films(films)} only in {own}, without an answer in {other}: {_first(films)}"
-              for own, other, films in lonely if films]  # fmt: skip
+    lines += [
+        f"{_films(films)} only in {own}, without an answer in {other}: {_first(films)}"
+        for own, other, films in lonely
+        if films
+    ]
     verdicts = {
         A_ONLY: (a.a_only, "have a box in A and none in B"),
         B_ONLY: (a.b_only, "have none in A and a box in B"),
@@ -113,8 +138,12 @@ def legend(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison, blocks: Blocks) -> str:
     """Both tables, how to read them, and the remarks."""
-    lines = ["# Agreement of two readers", "", f"A: {_code(comparison.a.path)}  ",
-             f"B: {_code(comparison.b.path)}"]  # fmt: skip
+    lines = [
+        "# Agreement of two readers",
+        "",
+        f"A: {_code(comparison.a.path)}  ",
+        f"B: {_code(comparison.b.path)}",
+    ]
     for head, rows in (iou_rows(blocks), edge_rows(blocks)):
         table = [head, ["---"] * len(head), *rows]
         lines += ["", *("| " + " | ".join(map(_cell, row)) + " |" for row in table)]
@@ -143,11 +172,15 @@ def to_json(comparison: Comparison, blocks: Blocks) -> dict[str, Any]:
         for word in (A_ONLY, B_ONLY, NEITHER, UNLIKE)
     }
     whole = {
-        **sides, "matched_by": comparison.names, "edges": SIDES,
+        **sides,
+        "matched_by": comparison.names,
+        "edges": SIDES,
         "blocks": {name: asdict(a) for name, a in blocks.items()},
-        "only_in_a": comparison.only_a, "only_in_b": comparison.only_b, **by_verdict,
+        "only_in_a": comparison.only_a,
+        "only_in_b": comparison.only_b,
+        **by_verdict,
         "notes": comparison.notes,
-    }  # fmt: skip
+    }
     return {k: _no_nan(v) for k, v in whole.items()}
 
 
@@ -163,15 +196,29 @@ def to_csv(pairs: Sequence[Pair]) -> str:
     """A row a film and reader; empty cells where there is nothing to measure. Boxes in A's px."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["film", "reader", "source", "patient", "verdict", "iou",
-                     *(f"{s}_px" for s in SIDES), *(f"{s}_pct" for s in SIDES),
-                     *(f"{w}_{c}" for w in "ab" for c in ("x0", "y0", "x1", "y1"))])  # fmt: skip
+    writer.writerow(
+        [
+            "film",
+            "reader",
+            "source",
+            "patient",
+            "verdict",
+            "iou",
+            *(f"{s}_px" for s in SIDES),
+            *(f"{s}_pct" for s in SIDES),
+            *(f"{w}_{c}" for w in "ab" for c in ("x0", "y0", "x1", "y1")),
+        ]
+    )
     for p in pairs:
         boxes = [*(p.a_xyxy or [math.nan] * 4), *(p.b_xyxy or [math.nan] * 4)]
-        writer.writerow([
-            *map(printable, (p.film, p.reader, p.source, p.patient)), p.verdict,
-            _number(p.iou, 4), *(_number(v, 2) for v in (*p.edges_px, *p.edges_pct, *boxes)),
-        ])  # fmt: skip
+        writer.writerow(
+            [
+                *map(printable, (p.film, p.reader, p.source, p.patient)),
+                p.verdict,
+                _number(p.iou, 4),
+                *(_number(v, 2) for v in (*p.edges_px, *p.edges_pct, *boxes)),
+            ]
+        )
     return out.getvalue()
 
 
@@ -188,11 +235,17 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
     _, rows = iou_rows(blocks)
     # the interval below its value, no leading zeros, and a block's name without its word
     cells = [
-        [_bare(name), boxes, patients,
-         *(re.sub(r"\b0\.", ".", v.replace(" [", "\n").strip("]").replace(", ", "–"))
-           for v in rest)]
+        [
+            _bare(name),
+            boxes,
+            patients,
+            *(
+                re.sub(r"\b0\.", ".", v.replace(" [", "\n").strip("]").replace(", ", "–"))
+                for v in rest
+            ),
+        ]
         for name, boxes, _, patients, *rest in rows
-    ]  # fmt: skip
+    ]
     title = f"IoU of {whole.pairs} pairs of boxes on {whole.films} films"
     head = ["", "boxes", "pat.", "mean", "median", "5th %", "≥ .9", "≥ .95"]
     _print_table(console, title, head, cells)
@@ -216,12 +269,16 @@ def _bare(block: str) -> str:
 def _print_table(
     console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0,
-                  show_edge=False)  # fmt: skip
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     for number, name in enumerate(head):
         words = number == 0
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words,
-                         overflow="fold", min_width=18 if words else None)  # fmt: skip
+        table.add_column(
+            name,
+            justify="left" if words else "right",
+            no_wrap=not words,
+            overflow="fold",
+            min_width=18 if words else None,
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: a name may hold [brackets]
     console.print("", table)

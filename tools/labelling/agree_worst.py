@@ -7,17 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr.draw import (
-    BLUE,
-    ORANGE,
-    draw_box,
-    draw_text,
-    encode_png,
-    fit,
-    sheet,
-    shorten,
-    to_rgb,
-)
+from cxr.draw import BLUE, ORANGE, draw_box, draw_text, encode_png, fit, sheet, shorten, to_rgb
 from cxr.film import FilmError, list_films, read_film
 from cxr.workdir import write_atomic
 from labelling.agree_match import BOTH, Comparison, Pair, film_key

@@ -46,12 +46,15 @@ class CheckConfig:
 
     def __post_init__(self) -> None:
         if not self.session:
-            raise ValueError("session must name a session's folder or a COCO file. Got none "
-                             "instead.")  # fmt: skip
+            raise ValueError(
+                "session must name a session's folder or a COCO file. Got none instead."
+            )
         only_files = [f"--{name}" for name in ("films", "classes") if getattr(self, name)]
         if only_files and all(map(is_session, self.session)):
-            raise ValueError(f"{' and '.join(only_files)} must stand beside a COCO file. A session "
-                             "knows its films and classes itself.")  # fmt: skip
+            raise ValueError(
+                f"{' and '.join(only_files)} must stand beside a COCO file. A session "
+                "knows its films and classes itself."
+            )
 
 
 def run(config: CheckConfig) -> int:

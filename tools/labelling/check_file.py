@@ -61,9 +61,13 @@ class FileContent:
 
 
 def find_file_faults(
-    coco_path: str | Path, films: str | Path | None = None, classes: Sequence[str] = (),
-    complete: bool = False, hashes: bool = True, follow: Follow = no_bar,
-) -> list[Fault]:  # fmt: skip
+    coco_path: str | Path,
+    films: str | Path | None = None,
+    classes: Sequence[str] = (),
+    complete: bool = False,
+    hashes: bool = True,
+    follow: Follow = no_bar,
+) -> list[Fault]:
     """All faults of a COCO file, those of its format first.
 
     Args:
@@ -101,8 +105,14 @@ def read_content(coco_path: str | Path) -> FileContent:
     found: list[Fault] = []
     if isinstance(data, dict) and isinstance(data.get("categories"), list):
         odd = [c for c in data["categories"] if not _has_plain_id(c)]
-        found = [Fault(where, f"a category must have a number or a text as id. Got {c!r}",
-                       f"Correct it in {where}") for c in odd]  # fmt: skip
+        found = [
+            Fault(
+                where,
+                f"a category must have a number or a text as id. Got {c!r}",
+                f"Correct it in {where}",
+            )
+            for c in odd
+        ]
         data = {**data, "categories": [c for c in data["categories"] if _has_plain_id(c)]}
     lines = find_faults(data)
     images = _sound_images(data)
@@ -181,9 +191,12 @@ def _to_fault(line: str, numbers: dict[str, int], where: str) -> Fault:
 
 
 def _image_faults(
-    image: dict[str, Any], notes: Sequence[dict[str, Any]], labels: dict[Any, str],
-    classes: Sequence[str], complete: bool,
-) -> Iterator[tuple[str, str]]:  # fmt: skip
+    image: dict[str, Any],
+    notes: Sequence[dict[str, Any]],
+    labels: dict[Any, str],
+    classes: Sequence[str],
+    complete: bool,
+) -> Iterator[tuple[str, str]]:
     if complete and not notes:
         yield "no box", "Draw one and merge again, or leave the film out"
     if len(notes) > 1:

@@ -47,10 +47,13 @@ def find_session_faults(
     # One line for a folder that is gone, not one for each film in it.
     folder_gone = hashes and not session.root.is_dir()
     if folder_gone:
-        faults.append(Fault(
-            str(session.root), "the folder of the films is missing",
-            "Put it back, or check the boxes alone: --hashes=false",
-        ))  # fmt: skip
+        faults.append(
+            Fault(
+                str(session.root),
+                "the folder of the films is missing",
+                "Put it back, or check the boxes alone: --hashes=false",
+            )
+        )
     last = {str(entry["number"]): entry.get("state") for entry in session.history()}
     answered = {number for number, state in last.items() if state in DONE_STATES}
     answers = read_answers(session)
@@ -166,5 +169,8 @@ def _stray_faults(session: Session) -> Iterator[Fault]:
     folder = session.path / "views"
     for path in sorted(folder.glob("*.json")):
         if path.name not in own:
-            yield Fault(f"views/{path.name}", "this label file belongs to no film of the session",
-                        f"Move it out of {folder}, or delete it")  # fmt: skip
+            yield Fault(
+                f"views/{path.name}",
+                "this label file belongs to no film of the session",
+                f"Move it out of {folder}, or delete it",
+            )

@@ -57,8 +57,9 @@ def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> 
         listed = [c for c in listed if c.source == source]
     if not listed:
         rest = f" of the source {source!r}; see the column source of the table" if source else ""
-        raise ValueError(f"films must hold at least one film{rest}. Got none in "
-                         f"{', '.join(films)}.")  # fmt: skip
+        raise ValueError(
+            f"films must hold at least one film{rest}. Got none in {', '.join(films)}."
+        )
     folders = {_absolute(c.path).parent for c in listed}
     root = Path(os.path.commonpath(folders))
     if tables or table:  # names as the table has them

@@ -17,8 +17,11 @@ from labelling.session import PRELABELLED, Session
 from labelling.session_fill import FillReport, fill_session, name_films
 
 FORMATS: dict[str, ModuleType] = {
-    "coco": format_coco, "voc": format_voc, "labelme": format_labelme, "yolo": format_yolo,
-}  # fmt: skip
+    "coco": format_coco,
+    "voc": format_voc,
+    "labelme": format_labelme,
+    "yolo": format_yolo,
+}
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
 
 
@@ -48,12 +51,14 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if len(self.source) != 1:
-            raise ValueError("source must be one session's folder or COCO file. Got "
-                             f"{len(self.source)} instead.")  # fmt: skip
+            raise ValueError(
+                f"source must be one session's folder or COCO file. Got {len(self.source)} instead."
+            )
         _check_format(self.format)
         if not self.out:
-            raise ValueError("out must be the folder for the label files, such as --out labels/. "
-                             "Got none.")  # fmt: skip
+            raise ValueError(
+                "out must be the folder for the label files, such as --out labels/. Got none."
+            )
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,14 @@ class ImportConfig:
         if self.into and Path(self.into).suffix.lower() != ".json":
             raise ValueError(f"into must be a file named .json. Got '{self.into}' instead.")
         if self.session and not self.annotator:
-            raise ValueError("annotator must say who drew the boxes that go into the session. Got "
-                             "nobody.")  # fmt: skip
+            raise ValueError(
+                "annotator must say who drew the boxes that go into the session. Got nobody."
+            )
         if self.format == "yolo" and not (self.films or self.session):
-            raise ValueError("films must be the folder of the films: YOLO's fractions need their "
-                             "sizes. Got none.")  # fmt: skip
+            raise ValueError(
+                "films must be the folder of the films: YOLO's fractions need their "
+                "sizes. Got none."
+            )
 
 
 def run_export(config: ExportConfig) -> int:
@@ -110,8 +118,9 @@ def run_export(config: ExportConfig) -> int:
         outgoing = read_outgoing(Path(config.source[0]), films, _names(config.classes), config.all)
         _report_left(outgoing)
         if not outgoing.coco.films:
-            raise ValueError(f"source must have a film that can go out. '{config.source[0]}' has "
-                             "none.")  # fmt: skip
+            raise ValueError(
+                f"source must have a film that can go out. '{config.source[0]}' has none."
+            )
         paths = FORMATS[config.format].write(
             outgoing.coco, Path(config.out), outgoing.films, config.overwrite
         )
@@ -146,14 +155,20 @@ def _write(config: ImportConfig) -> int:
     coco, unusable = FORMATS[config.format].read(Path(config.path[0]), films, rules)
     _report_unusable(unusable)
     if not coco.films:
-        raise ValueError(f"path must hold labels of a film. Nothing in '{config.path[0]}' can be "
-                         f"used; '{into}' was not written.")  # fmt: skip
+        raise ValueError(
+            f"path must hold labels of a film. Nothing in '{config.path[0]}' can be "
+            f"used; '{into}' was not written."
+        )
     if config.annotator:
-        coco = replace(coco, films=[
-            f if f.extra.get(PRELABELLED)
-            else replace(f, extra={"annotator": config.annotator, **f.extra})
-            for f in coco.films
-        ])  # fmt: skip
+        coco = replace(
+            coco,
+            films=[
+                f
+                if f.extra.get(PRELABELLED)
+                else replace(f, extra={"annotator": config.annotator, **f.extra})
+                for f in coco.films
+            ],
+        )
     write_coco(into, coco)
     _say(f"{_count(coco)} → {into}")
     return int(bool(unusable))
@@ -168,8 +183,10 @@ def _fill(config: ImportConfig) -> int:
         )
     classes = _names(config.classes) or session.classes
     if set(classes) - set(session.classes):
-        raise ValueError(f"classes must be of {', '.join(session.classes)}, the session's. Got "
-                         f"{', '.join(classes)} instead.")  # fmt: skip
+        raise ValueError(
+            f"classes must be of {', '.join(session.classes)}, the session's. Got "
+            f"{', '.join(classes)} instead."
+        )
     films = Path(config.films) if config.films else session.root
     named = name_films(session, films) if config.films else {f.film: f for f in session.films}
     known = {name: film.size_hw for name, film in named.items()}
@@ -223,9 +240,11 @@ def _report_fill(report: FillReport) -> None:
     ):
         for name in names:
             _say(f"{word:8}  {name}: {why}")
-    _say(f"{len(report.filled)} boxes set, {len(report.skipped)} films skipped by their flags, "
-         f"{len(report.kept)} kept, {len(report.untouched) + len(report.boxless)} not set, "
-         f"{len(report.unknown)} unknown, {len(report.faults)} refused")  # fmt: skip
+    _say(
+        f"{len(report.filled)} boxes set, {len(report.skipped)} films skipped by their flags, "
+        f"{len(report.kept)} kept, {len(report.untouched) + len(report.boxless)} not set, "
+        f"{len(report.unknown)} unknown, {len(report.faults)} refused"
+    )
 
 
 def _say(text: str, file: object = None) -> None:

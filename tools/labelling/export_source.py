@@ -120,9 +120,13 @@ def _find_untouched(answer: Answer) -> LabelledBox | None:
 
 
 def _to_film(
-    session: Session, film: SessionFilm, answer: Answer, box: LabelledBox, name: str,
+    session: Session,
+    film: SessionFilm,
+    answer: Answer,
+    box: LabelledBox,
+    name: str,
     classes: tuple[str, ...],
-) -> CocoFilm:  # fmt: skip
+) -> CocoFilm:
     extra: dict[str, Any] = {k: getattr(film, k) for k in _KEPT if getattr(film, k)}
     if box.prelabelled:
         extra[PRELABELLED] = True

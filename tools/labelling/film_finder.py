@@ -53,8 +53,9 @@ class FilmFinder:
             return frozenset(self.known)
         if self.folder is None:
             return frozenset()
-        return frozenset(p.relative_to(self.folder).as_posix()
-                         for p in list_films([self.folder]).films)  # fmt: skip
+        return frozenset(
+            p.relative_to(self.folder).as_posix() for p in list_films([self.folder]).films
+        )
 
     @cached_property
     def _composed(self) -> dict[str, str]:

@@ -42,9 +42,15 @@ def write(
     """
     paths = plan_files(coco.films, out, file_places(coco.films, ".json"), overwrite)
     for path, film in zip(paths, coco.films, strict=True):
-        write_label_file(path, _image_path(path, film.file_name, films), film.size_hw,
-                         _to_shapes(film, coco.classes), dict.fromkeys(ticked(film.extra), True),
-                         film.file_name, "")  # fmt: skip
+        write_label_file(
+            path,
+            _image_path(path, film.file_name, films),
+            film.size_hw,
+            _to_shapes(film, coco.classes),
+            dict.fromkeys(ticked(film.extra), True),
+            film.file_name,
+            "",
+        )
     return paths
 
 

@@ -107,8 +107,12 @@ def _to_element(film: CocoFilm, classes: tuple[str, ...]) -> ElementTree.Element
     _add(root, "segmented", "0")
     for box, label in zip(film.boxes_xyxy, film.labels, strict=True):
         item = _add(root, "object")
-        for tag, text in (("name", classes[label]), ("pose", "Unspecified"), ("truncated", "0"),
-                          ("difficult", "0")):  # fmt: skip
+        for tag, text in (
+            ("name", classes[label]),
+            ("pose", "Unspecified"),
+            ("truncated", "0"),
+            ("difficult", "0"),
+        ):
             _add(item, tag, text)
         if film.extra.get(PRELABELLED):  # no key of VOC's own, and its readers pass over it
             _add(item, PRELABELLED, "1")

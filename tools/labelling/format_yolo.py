@@ -74,8 +74,9 @@ def read(
     """
     rules = rules or ReadRules()
     if films is None and rules.known is None:
-        raise ValueError("films must be the films' folder: YOLO's fractions need their sizes. "
-                         "Got none instead.")  # fmt: skip
+        raise ValueError(
+            "films must be the films' folder: YOLO's fractions need their sizes. Got none instead."
+        )
     stems = _Stems(FilmFinder(films, rules.known))
     base, files = list_label_files(path, ".txt", LABELS)
     classes, own = _find_classes(base, rules)
@@ -153,8 +154,12 @@ def _to_lines(film: CocoFilm) -> str:
     lines = []
     for box, label in zip(film.boxes_xyxy, film.labels, strict=True):
         x0, y0, x1, y1 = (float(v) for v in box)
-        numbers = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height,
-                   (x1 - x0) / width, (y1 - y0) / height)  # fmt: skip
+        numbers = (
+            (x0 + x1) / 2 / width,
+            (y0 + y1) / 2 / height,
+            (x1 - x0) / width,
+            (y1 - y0) / height,
+        )
         lines.append(" ".join([str(label), *(f"{v:.8f}" for v in numbers)]) + "\n")
     return "".join(lines)
 
@@ -233,5 +238,9 @@ def _read_line(
         xs, ys = numbers[0::2], numbers[1::2]
         return label, (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
     cx, cy, w, h = numbers
-    return label, ((cx - w / 2) * width, (cy - h / 2) * height,
-                   (cx + w / 2) * width, (cy + h / 2) * height)  # fmt: skip
+    return label, (
+        (cx - w / 2) * width,
+        (cy - h / 2) * height,
+        (cx + w / 2) * width,
+        (cy + h / 2) * height,
+    )

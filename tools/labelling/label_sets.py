@@ -115,9 +115,12 @@ def _single(labels: FilmLabels) -> CocoSet:
 
 
 def read_files(
-    files: Iterable[Path], base: Path, rules: ReadRules, read_one: Callable[[Path], FilmLabels],
+    files: Iterable[Path],
+    base: Path,
+    rules: ReadRules,
+    read_one: Callable[[Path], FilmLabels],
     classes: Sequence[str] = (),
-) -> tuple[CocoSet, list[Unusable]]:  # fmt: skip
+) -> tuple[CocoSet, list[Unusable]]:
     """Read one label file after the other; what cannot be used is noted, and the rest goes on."""
     collector = Collector(rules)
     for file in track(list(files), "reading labels", console=console, transient=True):
@@ -154,8 +157,13 @@ def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, l
             "are in the pixels of its views: export the session first."
         )
     base = path / marker if marker and (path / marker).is_dir() else path
-    files = [p for p in base.rglob("*") if p.suffix.lower() == suffix and p.is_file()
-             and not any(part.startswith(".") for part in p.relative_to(base).parts)]  # fmt: skip
+    files = [
+        p
+        for p in base.rglob("*")
+        if p.suffix.lower() == suffix
+        and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(base).parts)
+    ]
     if not files:
         raise ValueError(f"path must hold label files named *{suffix}. Got '{path}' with none.")
     return base, sorted(files)

@@ -81,9 +81,14 @@ def read_label_file(path: str | Path) -> LabelFile:
 
 
 def write_label_file(
-    path: str | Path, image_path: str, size_hw: tuple[int, int], shapes: Iterable[Shape],
-    flags: dict[str, bool], film: str, sha256: str,
-) -> Path:  # fmt: skip
+    path: str | Path,
+    image_path: str,
+    size_hw: tuple[int, int],
+    shapes: Iterable[Shape],
+    flags: dict[str, bool],
+    film: str,
+    sha256: str,
+) -> Path:
     """Write one atomically. labelme keeps the keys it does not know, so `film` stays with it."""
     data = {
         "version": FORMAT_VERSION,

@@ -83,8 +83,12 @@ def run_labelme(session: Session, film: SessionFilm) -> int:
     if process.returncode != 0:
         messages = session.path / "labelme.log"
         last = messages.read_text(errors="replace").strip().splitlines()[-3:]
-        log.warning("labelme ended with code %d. The last of %s:\n%s",
-                    process.returncode, messages, "\n".join(last))  # fmt: skip
+        log.warning(
+            "labelme ended with code %d. The last of %s:\n%s",
+            process.returncode,
+            messages,
+            "\n".join(last),
+        )
     return int(process.returncode)
 
 

@@ -62,13 +62,16 @@ class MergeConfig:
             raise ValueError("session must name at least one session's folder. Got none.")
         for name, known in (("policy", POLICIES), ("size", SIZES), ("names", NAMES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"--{name} must be one of {', '.join(known)}. "
-                                 f"Got {getattr(self, name)!r} instead.")  # fmt: skip
+                raise ValueError(
+                    f"--{name} must be one of {', '.join(known)}. "
+                    f"Got {getattr(self, name)!r} instead."
+                )
         if not self.into or Path(self.into).is_dir():
             raise ValueError(f"--into must be a file. Got {self.into!r} instead.")
         if self.suffix and not re.fullmatch(r"\.\w+", self.suffix):
-            raise ValueError("--suffix must be a dot and letters, such as .jpeg. "
-                             f"Got {self.suffix!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"--suffix must be a dot and letters, such as .jpeg. Got {self.suffix!r} instead."
+            )
 
 
 class RefusedError(Exception):
@@ -178,8 +181,9 @@ def find_box(answer: Answer, classes: Sequence[str]) -> LabelledBox | None:
     if len(human) != 1 or answer.box is None:
         raise ValueError(f"it must have one rectangle. Got {len(human)} shapes{fix}")
     if answer.box.label not in classes:
-        raise ValueError(f"its box must be labelled {' or '.join(classes)}. "
-                         f"Got {answer.box.label!r}{fix}")  # fmt: skip
+        raise ValueError(
+            f"its box must be labelled {' or '.join(classes)}. Got {answer.box.label!r}{fix}"
+        )
     return answer.box
 
 
@@ -193,17 +197,24 @@ def list_film(
     size_hw = film.size_hw
     if config.size == "original":
         if film.original_hw is None:
-            raise ValueError("its original size is unknown, for its films.csv has no orig_width "
-                             "and orig_height; take --size film")  # fmt: skip
+            raise ValueError(
+                "its original size is unknown, for its films.csv has no orig_width "
+                "and orig_height; take --size film"
+            )
         size_hw = film.original_hw
         inside = scale_xyxy(inside, film.size_hw, size_hw)
     # rounded here and nowhere else: what is computed from it is then the same in each merge
     x, y, w, h = (round(float(v), 3) for v in xyxy_to_xywh(inside)[0])
     facts = {k: getattr(film, k) for k in ("label", "sublabel", "patient_id", "source")}
     contributor = Contributor(
-        session.annotator, answer.changed, film.prelabel_xyxy is not None, answer.state,
-        session.session_id, (x, y, w, h), box.label,
-    )  # fmt: skip
+        session.annotator,
+        answer.changed,
+        film.prelabel_xyxy is not None,
+        answer.state,
+        session.session_id,
+        (x, y, w, h),
+        box.label,
+    )
     name = listed_name(film.film, config)
     return ListedFilm(name, size_hw, film.sha256, facts, film.film, contributor)
 
@@ -273,11 +284,17 @@ def tell(target: Target, tally: Tally, backup: Path | None) -> None:
     """Print what was done."""
     by_action = ", ".join(f"{tally.actions[a]} {a}" for a in ACTIONS if tally.actions[a])
     merged = f"{tally.merged} merged" + (f" ({by_action})" if by_action else "")
-    skipped = ", ".join(f"{tally.left_out[why]} {why}" for why in (*SKIP_FLAGS, "file unreadable")
-                        if tally.left_out[why])  # fmt: skip
+    skipped = ", ".join(
+        f"{tally.left_out[why]} {why}"
+        for why in (*SKIP_FLAGS, "file unreadable")
+        if tally.left_out[why]
+    )
     number = sum(tally.left_out.values()) - tally.left_out["todo"]
-    print(f"films: {merged}, {tally.unchanged} unchanged, {number} skipped"
-          + (f" ({skipped})" if skipped else "") + f", {tally.left_out['todo']} todo")  # fmt: skip
+    print(
+        f"films: {merged}, {tally.unchanged} unchanged, {number} skipped"
+        + (f" ({skipped})" if skipped else "")
+        + f", {tally.left_out['todo']} todo"
+    )
     if tally.copies:
         print(f"one film under several names, listed once: {_some(tally.copies)}")
     if tally.withdrawn:
@@ -285,8 +302,10 @@ def tell(target: Target, tally: Tally, backup: Path | None) -> None:
     if not tally.merged:
         print(f"nothing to change in {target.path}")
         return
-    print(f"{target.path} lists {len(target.data['images'])} films"
-          + (f"; its old content lies in {backup}" if backup else ""))  # fmt: skip
+    print(
+        f"{target.path} lists {len(target.data['images'])} films"
+        + (f"; its old content lies in {backup}" if backup else "")
+    )
 
 
 def _some(names: Sequence[str], at_most: int = 12) -> str:

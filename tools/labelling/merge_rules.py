@@ -63,9 +63,13 @@ class Contributor:
     def to_entry(self, category: str) -> dict[str, Any]:
         """For the `provenance` of an annotation of `category`; its own is named if it differs."""
         entry = {
-            "annotator": self.annotator, "date": self.date, "prelabelled": self.prelabelled,
-            "action": self.action, "session": self.session, "bbox": list(self.bbox),
-        }  # fmt: skip
+            "annotator": self.annotator,
+            "date": self.date,
+            "prelabelled": self.prelabelled,
+            "action": self.action,
+            "session": self.session,
+            "bbox": list(self.bbox),
+        }
         return entry if category == self.category else {**entry, "category": self.category}
 
     @classmethod
@@ -74,10 +78,14 @@ class Contributor:
         try:
             x, y, w, h = (float(v) for v in entry["bbox"])
             found = cls(
-                str(entry["annotator"]), str(entry["date"]), bool(entry["prelabelled"]),
-                str(entry["action"]), str(entry["session"]), (x, y, w, h),
+                str(entry["annotator"]),
+                str(entry["date"]),
+                bool(entry["prelabelled"]),
+                str(entry["action"]),
+                str(entry["session"]),
+                (x, y, w, h),
                 str(entry.get("category", category)),
-            )  # fmt: skip
+            )
             _ = found.when
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(
@@ -118,8 +126,9 @@ def find_conflicts(
                 conflicts.append((own, one))
         elif not standing:
             standing.append(one)
-        elif not (standing[0].session == BEFORE and len(standing) == 1
-                  and standing[0].is_same(one)):  # fmt: skip
+        elif not (
+            standing[0].session == BEFORE and len(standing) == 1 and standing[0].is_same(one)
+        ):
             conflicts.append((standing[0], one))
     return conflicts
 
@@ -158,11 +167,15 @@ def choose(contributors: Sequence[Contributor], policy: str) -> Choice:
 def _mean(contributors: Sequence[Contributor]) -> Choice:
     classes = sorted({c.category for c in contributors})
     if len(classes) > 1:
-        raise ValueError(f"its boxes have the classes {' and '.join(classes)}, of which there is "
-                         "no mean; take one with --policy newest or first")  # fmt: skip
+        raise ValueError(
+            f"its boxes have the classes {' and '.join(classes)}, of which there is "
+            "no mean; take one with --policy newest or first"
+        )
     # the mean of x, y, width and height is the mean of the edges: one follows from the other
-    x, y, w, h = (round(sum(side) / len(contributors), 3)
-                  for side in zip(*(c.bbox for c in contributors), strict=True))  # fmt: skip
+    x, y, w, h = (
+        round(sum(side) / len(contributors), 3)
+        for side in zip(*(c.bbox for c in contributors), strict=True)
+    )
     names = dict.fromkeys(c.annotator for c in contributors if c.annotator != BEFORE)
     return Choice((x, y, w, h), classes[0], ", ".join(names))
 
@@ -171,6 +184,7 @@ def is_explained(bbox: Sequence[float], contributors: Sequence[Contributor]) -> 
     """Whether an annotation's box is a contributor's or their mean, not one changed by hand."""
     if any(is_near(bbox, c.bbox) for c in contributors):
         return True
-    mean = [sum(side) / len(contributors) for side in zip(*(c.bbox for c in contributors),
-                                                          strict=True)]  # fmt: skip
+    mean = [
+        sum(side) / len(contributors) for side in zip(*(c.bbox for c in contributors), strict=True)
+    ]
     return is_near(bbox, mean)

@@ -90,9 +90,13 @@ class Target:
         self.data: dict[str, Any] = (
             read_coco_json(path)
             if path.exists()
-            else {"info": _INFO, "images": [], "annotations": [],
-                  "categories": [{"id": i, "name": n} for i, n in enumerate(classes, 1)]}
-        )  # fmt: skip
+            else {
+                "info": _INFO,
+                "images": [],
+                "annotations": [],
+                "categories": [{"id": i, "name": n} for i, n in enumerate(classes, 1)],
+            }
+        )
         self._id_of = {str(c["name"]): c["id"] for c in self.data["categories"]}
         self._name_of = {c["id"]: str(c["name"]) for c in self.data["categories"]}
         missing = [name for name in classes if name not in self._id_of]
@@ -129,8 +133,10 @@ class Target:
             self._read_boxes(place)
         if place.size_hw != film.size_hw:
             (h, w), (height, width) = film.size_hw, place.size_hw
-            raise ValueError(f"it is listed with {width} × {height} px and comes with {w} × {h} px;"
-                             " one file takes one --size")  # fmt: skip
+            raise ValueError(
+                f"it is listed with {width} × {height} px and comes with {w} × {h} px;"
+                " one file takes one --size"
+            )
         place.film = place.film or film
         place.new.append(film.contributor)
         place.names |= {place.file_name: None, film.file_name: None}
@@ -139,11 +145,15 @@ class Target:
         named, same = self._by_name.get(film.file_name), self._by_sha.get(film.sha256)
         if named is not None and named.sha256 and film.sha256 and named.sha256 != film.sha256:
             other = named.film.film if named.film is not None else f"the one in {self.path}"
-            raise ValueError(f"two different films have this name, {film.film} and {other}: their "
-                             "contents (sha256) differ")  # fmt: skip
+            raise ValueError(
+                f"two different films have this name, {film.film} and {other}: their "
+                "contents (sha256) differ"
+            )
         if named is not None and same is not None and named is not same:
-            raise ValueError(f"{self.path} lists the same film (sha256) as {same.file_name} too; "
-                             "take one of them out")  # fmt: skip
+            raise ValueError(
+                f"{self.path} lists the same film (sha256) as {same.file_name} too; "
+                "take one of them out"
+            )
         place = named or same
         if place is None:
             place = Place(film)
@@ -157,8 +167,10 @@ class Target:
         notes = self._notes[place.image["id"]]
         if len(notes) != 1:
             held = f"{len(notes)} boxes" if notes else "no box, as a film without a thorax"
-            raise ValueError(f"{self.path} lists it with {held}, and merge keeps one box a film; "
-                             "take its entry out first")  # fmt: skip
+            raise ValueError(
+                f"{self.path} lists it with {held}, and merge keeps one box a film; "
+                "take its entry out first"
+            )
         place.note = notes[0]
         category = self._name_of[place.note["category_id"]]
         x, y, w, h = place.note["bbox"]
@@ -169,8 +181,10 @@ class Target:
         place.stored = self._read_provenance(place.note["provenance"], category)
         foreign = sorted({c.category for c in place.stored} - set(self._id_of))
         if foreign:
-            raise ValueError(f"its provenance names the class {foreign[0]!r}, which is none of the "
-                             "file's categories")  # fmt: skip
+            raise ValueError(
+                f"its provenance names the class {foreign[0]!r}, which is none of the "
+                "file's categories"
+            )
         if not is_explained(place.note["bbox"], place.stored):
             raise ValueError(
                 f"its box in {self.path} is none of its provenance, so it was changed by hand "
@@ -224,9 +238,11 @@ class Target:
         height, width = place.size_hw
         assert place.film is not None
         image = place.image or {
-            "id": _next_id(self.data["images"]), "file_name": place.file_name,
-            "width": width, "height": height,
-        }  # fmt: skip
+            "id": _next_id(self.data["images"]),
+            "file_name": place.file_name,
+            "width": width,
+            "height": height,
+        }
         facts = {k: v for k, v in place.film.facts.items() if v and not image.get(k)}
         whose = {"annotator": choice.annotator} if choice.annotator else {}
         digest = {"sha256": place.sha256} if place.sha256 else {}

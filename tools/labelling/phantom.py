@@ -18,20 +18,68 @@ Curve = Sequence[tuple[float, float]]
 # Outlines of one lung, x outward from the midline: from the heart up over the apex and down the
 # ribs to the costophrenic angle, and from there back along the diaphragm. Two curves, because the
 # angle between them is sharp.
-_RIGHT_WALL: Curve = ((0.17, 0.84), (0.25, 0.70), (0.20, 0.50), (0.15, 0.34), (0.15, 0.16),
-                      (0.24, 0.03), (0.38, 0.0), (0.56, 0.06), (0.74, 0.21), (0.88, 0.43),
-                      (0.96, 0.68), (1.0, 0.88), (0.985, 1.0))  # fmt: skip
+_RIGHT_WALL: Curve = (
+    (0.17, 0.84),
+    (0.25, 0.70),
+    (0.20, 0.50),
+    (0.15, 0.34),
+    (0.15, 0.16),
+    (0.24, 0.03),
+    (0.38, 0.0),
+    (0.56, 0.06),
+    (0.74, 0.21),
+    (0.88, 0.43),
+    (0.96, 0.68),
+    (1.0, 0.88),
+    (0.985, 1.0),
+)
 _RIGHT_DOME: Curve = ((0.985, 1.0), (0.86, 0.90), (0.66, 0.82), (0.42, 0.79), (0.17, 0.84))
-_LEFT_WALL: Curve = ((0.52, 0.87), (0.55, 0.78), (0.42, 0.62), (0.26, 0.50), (0.19, 0.38),
-                     (0.22, 0.28), (0.16, 0.16), (0.25, 0.04), (0.38, 0.01), (0.56, 0.07),
-                     (0.74, 0.22), (0.88, 0.44), (0.96, 0.68), (1.0, 0.88),
-                     (0.985, 0.99))  # fmt: skip
+_LEFT_WALL: Curve = (
+    (0.52, 0.87),
+    (0.55, 0.78),
+    (0.42, 0.62),
+    (0.26, 0.50),
+    (0.19, 0.38),
+    (0.22, 0.28),
+    (0.16, 0.16),
+    (0.25, 0.04),
+    (0.38, 0.01),
+    (0.56, 0.07),
+    (0.74, 0.22),
+    (0.88, 0.44),
+    (0.96, 0.68),
+    (1.0, 0.88),
+    (0.985, 0.99),
+)
 _LEFT_DOME: Curve = ((0.985, 0.99), (0.88, 0.92), (0.72, 0.86), (0.52, 0.87))
-_TORSO: Curve = ((0.27, -1.6), (0.27, -0.5), (0.30, -0.32), (0.46, -0.2), (0.85, -0.11),
-                 (1.25, -0.05), (1.42, 0.08), (1.36, 0.3), (1.2, 0.5), (1.13, 0.75),
-                 (1.12, 1.0), (1.14, 1.4), (1.2, 2.4))  # fmt: skip
-_HEART: Curve = ((-0.15, 0.2), (0.12, 0.2), (0.25, 0.28), (0.21, 0.37), (0.32, 0.5), (0.48, 0.66),
-                 (0.58, 0.82), (0.5, 1.0), (-0.2, 1.0), (-0.265, 0.74), (-0.22, 0.52))  # fmt: skip
+_TORSO: Curve = (
+    (0.27, -1.6),
+    (0.27, -0.5),
+    (0.30, -0.32),
+    (0.46, -0.2),
+    (0.85, -0.11),
+    (1.25, -0.05),
+    (1.42, 0.08),
+    (1.36, 0.3),
+    (1.2, 0.5),
+    (1.13, 0.75),
+    (1.12, 1.0),
+    (1.14, 1.4),
+    (1.2, 2.4),
+)
+_HEART: Curve = (
+    (-0.15, 0.2),
+    (0.12, 0.2),
+    (0.25, 0.28),
+    (0.21, 0.37),
+    (0.32, 0.5),
+    (0.48, 0.66),
+    (0.58, 0.82),
+    (0.5, 1.0),
+    (-0.2, 1.0),
+    (-0.265, 0.74),
+    (-0.22, 0.52),
+)
 _BLADE: Curve = ((1.26, 0.03), (1.02, 0.1), (0.98, 0.3), (1.05, 0.52), (1.12, 0.3))
 _ARM = np.array([(1.35, 0.08), (1.68, 0.7), (1.78, 1.1), (1.8, 2.4)])
 _COLUMN = np.array([(-0.15, -0.3), (0.15, -0.3), (0.17, 2.4), (-0.17, 2.4)])
@@ -89,10 +137,15 @@ def _curve(points: Curve | np.ndarray, closed: bool = False) -> np.ndarray:
     p = np.concatenate([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
     t = np.linspace(0, 1, 16, endpoint=False)[:, None]
     parts = [
-        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2
-               + (3 * b - a - 3 * c + d) * t**3)
+        0.5
+        * (
+            2 * b
+            + (c - a) * t
+            + (2 * a - 5 * b + 4 * c - d) * t**2
+            + (3 * b - a - 3 * c + d) * t**3
+        )
         for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False)
-    ]  # fmt: skip
+    ]
     return np.concatenate([*parts, p[-2:-1]])
 
 
@@ -122,8 +175,10 @@ def draw_chest(
         ValueError: for a film smaller than 64 px.
     """
     if height < 64 or width < 64:
-        raise ValueError(f"height and width of draw_chest must be at least 64 px. Got {height} × "
-                         f"{width} instead.")  # fmt: skip
+        raise ValueError(
+            f"height and width of draw_chest must be at least 64 px. Got {height} × "
+            f"{width} instead."
+        )
     rng = np.random.default_rng(seed)
     place = _lay_out(height, width, rng)
     wobble = 1 + rng.uniform(-0.03, 0.03, 4)
@@ -183,10 +238,16 @@ def _soft_tissue(
         white = place.blur(wide * np.clip((yy - 0.28) / 0.16, 0, 1), 0.01)
     film = 0.62 * thick * (1 - 0.72 * air * (1 - white))
     # Heart, abdomen and a white lung are as dense as each other: no edge is seen between them.
-    belly = place.fill(np.concatenate([
-        [(-1.6, 2.6), (-1.2, 1.06)], right[_N_WALL[0] :], left[_N_WALL[1] :][::-1],
-        [(1.2, 1.06), (1.6, 2.6)],
-    ]))  # fmt: skip
+    belly = place.fill(
+        np.concatenate(
+            [
+                [(-1.6, 2.6), (-1.2, 1.06)],
+                right[_N_WALL[0] :],
+                left[_N_WALL[1] :][::-1],
+                [(1.2, 1.06), (1.6, 2.6)],
+            ]
+        )
+    )
     film += 0.19 * place.blur(np.maximum(np.maximum(belly, middle), 0.9 * white), 0.006) * thick
     film += 0.1 * place.blur(place.fill(_COLUMN), 0.03)
     film += 0.2 * place.blur(place.disc(0, -0.82, 0.3, 0.48), 0.012)  # the head, when in sight
@@ -237,8 +298,15 @@ def _bones(place: _Place, rng: np.random.Generator) -> np.ndarray:
         for number in range(9):
             y, drop = 0.095 * number, 0.16 + 0.012 * number
             reach = float(np.interp(y + drop, *_CAGE))
-            back = _curve([(0.1, y), (0.32, y - 0.02), (reach * 0.72, y + drop * 0.3),
-                           (reach, y + drop), (reach * 0.99, y + drop + 0.07)])  # fmt: skip
+            back = _curve(
+                [
+                    (0.1, y),
+                    (0.32, y - 0.02),
+                    (reach * 0.72, y + drop * 0.3),
+                    (reach, y + drop),
+                    (reach * 0.99, y + drop + 0.07),
+                ]
+            )
             _add_bone(place, plane, back * [side, 1], 0.11, 0.042)
             if 0 < number < 5:  # the front parts, fainter, down towards the breastbone
                 front = _curve([back[-1], (reach * 0.8, y + drop + 0.17), (0.45, y + drop + 0.2)])

@@ -79,8 +79,14 @@ def find_prelabels(detector: ThoraxDetector, films: Sequence[np.ndarray]) -> lis
             disagreement = 1 - float(iou_xyxy(box, back)[0, 0])
             box = (box + back) / 2 if disagreement < 0.5 else box
         xyxy = tuple(round(float(v), 3) for v in box)
-        out.append(Prelabel(xyxy, decision.score, round(disagreement, 4),  # type: ignore[arg-type]
-                            round(doubt + disagreement, 4)))  # fmt: skip
+        out.append(
+            Prelabel(
+                xyxy,  # type: ignore[arg-type]
+                decision.score,
+                round(disagreement, 4),
+                round(doubt + disagreement, 4),
+            )
+        )
     return out
 
 
@@ -125,9 +131,13 @@ def _counted(
 def _to_row(
     candidate: Candidate, name: str, film: Film | Unread, prelabel: Prelabel, path: Path
 ) -> SessionFilm:
-    known = {"patient_id": candidate.patient_id, "label": candidate.label,
-             "sublabel": candidate.sublabel, "source": candidate.source,
-             "original_hw": candidate.original_hw}  # fmt: skip
+    known = {
+        "patient_id": candidate.patient_id,
+        "label": candidate.label,
+        "sublabel": candidate.sublabel,
+        "source": candidate.source,
+        "original_hw": candidate.original_hw,
+    }
     if isinstance(film, Unread):
         return SessionFilm(0, name, film.sha256, reason=str(film), **known)  # type: ignore[arg-type]
     pixels, frame = make_view(film.pixels)
@@ -135,11 +145,18 @@ def _to_row(
     write_atomic(path / view, encode_jpeg(pixels, quality=93))
     known["patient_id"] = candidate.patient_id or film.patient
     return SessionFilm(
-        0, name, film.sha256, (film.pixels.shape[0], film.pixels.shape[1]), view, frame,
-        prelabel_xyxy=prelabel.xyxy, prelabel_score=prelabel.score,
-        disagreement=prelabel.disagreement, uncertainty=prelabel.uncertainty,
+        0,
+        name,
+        film.sha256,
+        (film.pixels.shape[0], film.pixels.shape[1]),
+        view,
+        frame,
+        prelabel_xyxy=prelabel.xyxy,
+        prelabel_score=prelabel.score,
+        disagreement=prelabel.disagreement,
+        uncertainty=prelabel.uncertainty,
         **known,  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def _without_doubles(rows: Sequence[SessionFilm]) -> list[SessionFilm]:
@@ -217,9 +234,11 @@ def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:
         if isinstance(read_film, Film) and read_film.sha256 == film.sha256:
             session.label_path(film).unlink(missing_ok=True)
             values: dict[str, Any] = {
-                "prelabel_xyxy": found.xyxy, "prelabel_score": found.score,
-                "disagreement": found.disagreement, "uncertainty": found.uncertainty,
-            }  # fmt: skip
+                "prelabel_xyxy": found.xyxy,
+                "prelabel_score": found.score,
+                "disagreement": found.disagreement,
+                "uncertainty": found.uncertainty,
+            }
             renewed[film.number] = replace(film, **values)
     session.films = [renewed.get(f.number, f) for f in session.films]
     write_films(session.path, session.films)

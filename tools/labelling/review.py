@@ -16,14 +16,7 @@ from cxr.workdir import console
 from labelling.check_session import read_answers
 from labelling.review_orders import Orders, parse_orders
 from labelling.review_plan import Plan, plan_changes
-from labelling.review_sheet import (
-    Film,
-    Sheet,
-    SheetLook,
-    draw_sheets,
-    join_numbers,
-    read_drawn,
-)
+from labelling.review_sheet import Film, Sheet, SheetLook, draw_sheets, join_numbers, read_drawn
 from labelling.session import Session
 
 _PROG = "python tools/annotate.py"
@@ -71,12 +64,15 @@ class ReviewConfig:
 
     def __post_init__(self) -> None:
         if len(self.session) != 1:
-            raise ValueError("session must name one session folder. Got "
-                             f"{', '.join(self.session) or 'none'} instead.")  # fmt: skip
+            raise ValueError(
+                "session must name one session folder. Got "
+                f"{', '.join(self.session) or 'none'} instead."
+            )
         for name, low, high in (("per_sheet", 1, 200), ("columns", 1, 20), ("tile", 120, 2000)):
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie in {low} to {high}. Got {getattr(self, name)} "
-                                 "instead.")  # fmt: skip
+                raise ValueError(
+                    f"{name} must lie in {low} to {high}. Got {getattr(self, name)} instead."
+                )
         _ = self.orders
 
     @property

@@ -34,9 +34,13 @@ class Orders:
 
 
 def parse_orders(
-    set_: str = "", skip: str = "", flag: str = "", doubtful: str = "", accept: str = "",
+    set_: str = "",
+    skip: str = "",
+    flag: str = "",
+    doubtful: str = "",
+    accept: str = "",
     but: str = "",
-) -> Orders:  # fmt: skip
+) -> Orders:
     """Read the words of the command line; raises ValueError with the word that is wrong."""
     if but.strip() and not accept.strip():
         raise ValueError(f"but takes films out of accept. Got but {but!r} without an accept.")
@@ -44,9 +48,10 @@ def parse_orders(
         tuple((spans, _parse_edges(words)) for spans, words in _parse_pairs("set", set_, ":")),
         tuple(_parse_flags("skip", skip, SKIP_FLAGS)),
         tuple(_parse_flags("flag", flag, _OWN_FLAGS)),
-        parse_numbers("doubtful", doubtful), parse_numbers("accept", accept),
+        parse_numbers("doubtful", doubtful),
+        parse_numbers("accept", accept),
         parse_numbers("but", but),
-    )  # fmt: skip
+    )
 
 
 def parse_numbers(name: str, text: str) -> Spans:
@@ -93,8 +98,9 @@ def _parse_edges(words: str) -> dict[str, float | str]:
     for word in words.split(","):
         name, _, value = (w.strip() for w in word.partition("="))
         if name not in (*EDGES, "label"):
-            raise ValueError("set must name left, top, right, bottom or label. "
-                             f"Got {word.strip()!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"set must name left, top, right, bottom or label. Got {word.strip()!r} instead."
+            )
         if name in edges:
             raise ValueError(f"set must name each edge once. Got {name} twice in {words!r}.")
         edges[name] = value if name == "label" else _parse_fraction(name, value)
@@ -107,6 +113,8 @@ def _parse_fraction(name: str, value: str) -> float:
     except ValueError:
         fraction = float("nan")
     if not 0 <= fraction <= 1:
-        raise ValueError(f"set must give {name} as a fraction of the film's width or height, 0 to "
-                         f"1. Got {value!r} instead.")  # fmt: skip
+        raise ValueError(
+            f"set must give {name} as a fraction of the film's width or height, 0 to "
+            f"1. Got {value!r} instead."
+        )
     return fraction

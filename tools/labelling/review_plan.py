@@ -53,14 +53,22 @@ def plan_changes(orders: Orders, session: Session, drawn: Mapping[int, Mapping[s
     planner.refuse(but - asked, "but takes out film {}, which accept does not name")
     accept = asked - but
     for one, other, both in (
-        ("set", "skip", sets.keys() & skips.keys()), ("skip", "doubtful", skips.keys() & doubtful),
-        ("skip", "accept", skips.keys() & accept), ("doubtful", "accept", doubtful & accept),
-    ):  # fmt: skip
+        ("set", "skip", sets.keys() & skips.keys()),
+        ("skip", "doubtful", skips.keys() & doubtful),
+        ("skip", "accept", skips.keys() & accept),
+        ("doubtful", "accept", doubtful & accept),
+    ):
         hint = ": take it out with but" if other == "accept" else ""
         planner.refuse(both, f"film {{}} stands in {one} and in {other}{hint}")
     for number in sorted({*sets, *skips, *flags, *doubtful, *accept}):
-        planner.plan_film(number, sets.get(number), skips.get(number), flags.get(number),
-                          number in doubtful, number in accept)  # fmt: skip
+        planner.plan_film(
+            number,
+            sets.get(number),
+            skips.get(number),
+            flags.get(number),
+            number in doubtful,
+            number in accept,
+        )
     return planner.finish()
 
 
@@ -98,9 +106,14 @@ class _Planner:
         self.faults += [sentence.format(n) for n in sorted(numbers)]
 
     def plan_film(
-        self, number: int, edges: dict[str, float | str] | None, skip: str | None, flag: str | None,
-        doubtful: bool, accept: bool,
-    ) -> None:  # fmt: skip
+        self,
+        number: int,
+        edges: dict[str, float | str] | None,
+        skip: str | None,
+        flag: str | None,
+        doubtful: bool,
+        accept: bool,
+    ) -> None:
         film = self.films[number]
         answer = self.session.answer(film)
         fault = _why_untouchable(self.session, film, answer)
@@ -128,8 +141,9 @@ class _Planner:
     def _set(self, change: Change, answer: Answer, edges: dict[str, float | str]) -> Change:
         film, label = change.film, edges.get("label")
         if label is not None and label not in self.session.classes:
-            raise ValueError(f"must get a label of {', '.join(self.session.classes)}. "
-                             f"Got {label!r} instead.")  # fmt: skip
+            raise ValueError(
+                f"must get a label of {', '.join(self.session.classes)}. Got {label!r} instead."
+            )
         kept = [edge for edge in EDGES if edge not in edges]
         old: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
         if kept:
@@ -166,8 +180,10 @@ class _Planner:
         _only_box(answer, ": set its edges, skip it, or leave it out with but")
         self._check_seen(change.film, answer)
         if _DOUBTFUL in answer.flags and not self.drawn[change.film.number]["doubtful"]:
-            raise ValueError("was marked doubtful since the sheet was drawn; leave it out with "
-                             "but, or run review again with --show doubtful")  # fmt: skip
+            raise ValueError(
+                "was marked doubtful since the sheet was drawn; leave it out with "
+                "but, or run review again with --show doubtful"
+            )
         return _mark(change, "accepted", _ACCEPTED, {_DOUBTFUL})
 
     def _check_seen(self, film: SessionFilm, answer: Answer) -> None:

@@ -45,9 +45,12 @@ class Sheet:
 
 
 def draw_sheets(
-    session: Session, films: Sequence[Film], folder: Path, look: SheetLook,
+    session: Session,
+    films: Sequence[Film],
+    folder: Path,
+    look: SheetLook,
     follow: Follow = lambda sheets, _: sheets,
-) -> list[Sheet]:  # fmt: skip
+) -> list[Sheet]:
     """Draw the films into `folder`, sheet after sheet, and record what is drawn.
 
     The sheets of an earlier call go away first: an old sheet must not pass for a new one.
@@ -110,9 +113,16 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _write_record(
     folder: Path, session: Session, names: Sequence[str], drawn: Mapping[int, Any]
 ) -> None:
-    write_json(folder / RECORD, {"schema": _SCHEMA, "version": _VERSION,
-                                 "session_id": session.session_id, "sheets": list(names),
-                                 "drawn": drawn})  # fmt: skip
+    write_json(
+        folder / RECORD,
+        {
+            "schema": _SCHEMA,
+            "version": _VERSION,
+            "session_id": session.session_id,
+            "sheets": list(names),
+            "drawn": drawn,
+        },
+    )
 
 
 def _to_record(answer: Answer) -> dict[str, Any]:
@@ -199,8 +209,13 @@ def _draw_rulers(tile: np.ndarray, marks: Sequence[np.ndarray], margin: int) -> 
 def write_caption(film: SessionFilm, answer: Answer) -> str:
     """Three lines: where the edges lie, how sure the detector is or what the human said, which
     film it is."""
-    return "\n".join([_say_box(film, answer), _say_state(film, answer),
-                      "  ".join(filter(None, [film.label, Path(film.film).name]))])  # fmt: skip
+    return "\n".join(
+        [
+            _say_box(film, answer),
+            _say_state(film, answer),
+            "  ".join(filter(None, [film.label, Path(film.film).name])),
+        ]
+    )
 
 
 def _say_box(film: SessionFilm, answer: Answer) -> str:

@@ -48,15 +48,31 @@ def _draw_right_box() -> np.ndarray:
     # lungs it names, both in film px.
     apex = x0 + (x1 - x0) * 0.31
     edges = [
-        (("top: the lung apices,", "just above the clavicles"), (apex - 60, 8 - head),
-         (apex, 70 - head), (apex, y0)),
-        (("left: inner side", "of the outermost", "ribs, where the", "lung ends"),
-         (14 - side, down + 26), (-36, down + 88), (x0, down + 88)),
-        (("right: the same", "on the other side"), (_SIDE + 28, down + 58),
-         (_SIDE + 18, down + 88), (x1, down + 88)),
-        (("bottom: the lowest", "costophrenic angle"), (_SIDE + 28, y1 - 30),
-         (_SIDE + 18, y1), (x1, y1)),
-    ]  # fmt: skip
+        (
+            ("top: the lung apices,", "just above the clavicles"),
+            (apex - 60, 8 - head),
+            (apex, 70 - head),
+            (apex, y0),
+        ),
+        (
+            ("left: inner side", "of the outermost", "ribs, where the", "lung ends"),
+            (14 - side, down + 26),
+            (-36, down + 88),
+            (x0, down + 88),
+        ),
+        (
+            ("right: the same", "on the other side"),
+            (_SIDE + 28, down + 58),
+            (_SIDE + 18, down + 88),
+            (x1, down + 88),
+        ),
+        (
+            ("bottom: the lowest", "costophrenic angle"),
+            (_SIDE + 28, y1 - 30),
+            (_SIDE + 18, y1),
+            (x1, y1),
+        ),
+    ]
     for lines, (x, y), start, end in edges:
         canvas = _point_at(canvas, start, end, (side, head))
         for row, line in enumerate(lines):
@@ -75,14 +91,18 @@ def _draw_cases() -> np.ndarray:
     tight = (x0 + 0.07 * wide, y0, x1, y1 - 0.13 * tall)
     aired = (x0, y0, x0 + 0.8 * wide, y1)
     cases = [
-        (film[cut:], box - [0, cut, 0, cut], None,
-         "RIGHT: the apices are cut off,\nthe box ends at the film's edge"),
+        (
+            film[cut:],
+            box - [0, cut, 0, cut],
+            None,
+            "RIGHT: the apices are cut off,\nthe box ends at the film's edge",
+        ),
         (white, box, None, "RIGHT: a white lung counts as\nif it were aired"),
         (_leg(), None, None, "RIGHT: no chest, no box"),
         (film, box, loose, "WRONG: too loose, it takes in\nneck, arms and abdomen"),
         (film, box, tight, "WRONG: too tight, it cuts the\ncostophrenic angles and one side"),
         (white, box, aired, "WRONG: it leaves out the\nwhite part of the lung"),
-    ]  # fmt: skip
+    ]
     tiles = []
     for picture, right, wrong, _ in cases:
         if right is not None:
@@ -105,9 +125,11 @@ def _outline(image: np.ndarray, xyxy: object, colour: draw.Colour, thick: int) -
     x0, y0, x1, y1 = (round(float(v)) for v in np.asarray(xyxy).ravel())
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, out.shape[1]), min(y1, out.shape[0])
     for rows, columns in (
-        ((y0, y0 + thick), (x0, x1)), ((y1 - thick, y1), (x0, x1)),
-        ((y0, y1), (x0, x0 + thick)), ((y0, y1), (x1 - thick, x1)),
-    ):  # fmt: skip
+        ((y0, y0 + thick), (x0, x1)),
+        ((y1 - thick, y1), (x0, x1)),
+        ((y0, y1), (x0, x0 + thick)),
+        ((y0, y1), (x1 - thick, x1)),
+    ):
         out[slice(*rows), slice(*columns)] = colour
     return out
 
@@ -116,9 +138,7 @@ def _point_at(
     image: np.ndarray, start: tuple[float, float], end: tuple[float, float], shift: tuple[int, int]
 ) -> np.ndarray:
     out = image.copy()
-    (ax, ay), (bx, by) = (
-        (round(x + shift[0]), round(y + shift[1])) for x, y in (start, end)
-    )  # fmt: skip
+    (ax, ay), (bx, by) = ((round(x + shift[0]), round(y + shift[1])) for x, y in (start, end))
     cv2.line(out, (ax, ay), (bx, by), _INK, 2, cv2.LINE_AA)
     cv2.circle(out, (bx, by), 9, _INK, -1, cv2.LINE_AA)
     cv2.circle(out, (bx, by), 6, draw.GREEN, -1, cv2.LINE_AA)
@@ -145,11 +165,15 @@ def _mark(image: np.ndarray, right: bool) -> np.ndarray:
 def _leg() -> np.ndarray:
     """A knee: what a folder of chest films may hold as well."""
     parts = [
-        ((0.5, -0.2), (0.48, 1.2), 300), ((0.5, -0.2), (0.5, 0.42), 96),
-        ((0.455, 0.4), (0.545, 0.4), 124), ((0.5, 0.3), (0.5, 0.4), 130),
-        ((0.45, 0.56), (0.55, 0.56), 112), ((0.5, 0.56), (0.49, 0.68), 120),
-        ((0.5, 0.56), (0.48, 1.2), 88), ((0.6, 0.6), (0.585, 1.2), 40),
-    ]  # fmt: skip
+        ((0.5, -0.2), (0.48, 1.2), 300),
+        ((0.5, -0.2), (0.5, 0.42), 96),
+        ((0.455, 0.4), (0.545, 0.4), 124),
+        ((0.5, 0.3), (0.5, 0.4), 130),
+        ((0.45, 0.56), (0.55, 0.56), 112),
+        ((0.5, 0.56), (0.49, 0.68), 120),
+        ((0.5, 0.56), (0.48, 1.2), 88),
+        ((0.6, 0.6), (0.585, 1.2), 40),
+    ]
     planes = []
     for a, b, thick in parts:
         part = np.zeros((_SIDE, _SIDE), np.uint8)

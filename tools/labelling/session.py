@@ -38,9 +38,18 @@ from labelling.answers import (
 from labelling.labelme_file import Shape, read_label_file, write_label_file
 
 __all__ = [
-    "DONE_STATES", "FLAGS", "PRELABELLED", "SKIP_FLAGS", "Answer", "LabelledBox", "Session",
-    "SessionFilm", "is_session", "to_shape", "write_films",
-]  # fmt: skip
+    "DONE_STATES",
+    "FLAGS",
+    "PRELABELLED",
+    "SKIP_FLAGS",
+    "Answer",
+    "LabelledBox",
+    "Session",
+    "SessionFilm",
+    "is_session",
+    "to_shape",
+    "write_films",
+]
 
 SCHEMA, VERSION = "lungfirst.labelling", 1
 
@@ -132,9 +141,14 @@ class Session:
         return [e for e in entries if isinstance(e, dict) and "number" in e]
 
     def set_answer(
-        self, film: SessionFilm, *, xyxy: Sequence[float] | None = None, label: str | None = None,
-        flags: Collection[str] = (), via: str = "review",
-    ) -> Answer:  # fmt: skip
+        self,
+        film: SessionFilm,
+        *,
+        xyxy: Sequence[float] | None = None,
+        label: str | None = None,
+        flags: Collection[str] = (),
+        via: str = "review",
+    ) -> Answer:
         """Answer for one film and note it in the history.
 
         Args:
@@ -164,15 +178,19 @@ class Session:
         return self.answer(film)
 
     def _check_answer(
-        self, film: SessionFilm, xyxy: Sequence[float] | None, label: str | None,
+        self,
+        film: SessionFilm,
+        xyxy: Sequence[float] | None,
+        label: str | None,
         flags: Collection[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         where = f"film {film.number} ({film.film})"
         if not film.view:
             raise ValueError(f"{where} cannot be read and takes no box: {film.reason}")
         if set(flags) - set(FLAGS):
-            raise ValueError(f"flags must be of {', '.join(FLAGS)}. Got {', '.join(flags)} "
-                             "instead.")  # fmt: skip
+            raise ValueError(
+                f"flags must be of {', '.join(FLAGS)}. Got {', '.join(flags)} instead."
+            )
         if label is not None and label not in self.classes:
             raise ValueError(f"label must be of {', '.join(self.classes)}. Got {label!r} instead.")
         if xyxy is None:
@@ -192,8 +210,9 @@ class Session:
         assert film.frame is not None
         ticks = {name: name in flags for name in FLAGS}
         name = Path(film.view).name
-        write_label_file(self.label_path(film), name, film.frame.canvas_hw, shapes, ticks,
-                         film.film, film.sha256)  # fmt: skip
+        write_label_file(
+            self.label_path(film), name, film.frame.canvas_hw, shapes, ticks, film.film, film.sha256
+        )
 
     def note_change(self, film: SessionFilm, via: str) -> bool:
         """Add a line to the history if the film's answer differs from the last one noted."""

@@ -69,18 +69,25 @@ def _is_answered(answer: Answer) -> bool:
 
 
 def _fill_one(
-    session: Session, target: SessionFilm, film: CocoFilm, classes: tuple[str, ...],
+    session: Session,
+    target: SessionFilm,
+    film: CocoFilm,
+    classes: tuple[str, ...],
     report: FillReport,
-) -> None:  # fmt: skip
+) -> None:
     name, flags = film.file_name, ticked(film.extra)
     try:
         if len(film.boxes_xyxy) > 1:
             raise ValueError(f"a session takes one box a film. Got {len(film.boxes_xyxy)}")
         if len(film.boxes_xyxy):
             box: np.ndarray = clip_xyxy(film.boxes_xyxy, target.size_hw)[0]
-            session.set_answer(target, xyxy=box.tolist(), label=classes[film.labels[0]],
-                               flags=[f for f in flags if f in CARRIED_FLAGS],
-                               via="import")  # fmt: skip
+            session.set_answer(
+                target,
+                xyxy=box.tolist(),
+                label=classes[film.labels[0]],
+                flags=[f for f in flags if f in CARRIED_FLAGS],
+                via="import",
+            )
             report.filled.append(name)
         elif set(flags) & set(SKIP_FLAGS):
             session.set_answer(target, flags=[f for f in flags if f in SKIP_FLAGS], via="import")

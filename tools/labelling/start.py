@@ -76,12 +76,16 @@ class StartConfig:
 
     def __post_init__(self) -> None:
         if not self.session:
-            raise ValueError("session must be the folder of the session, such as "
-                             "--session sessions/first. Got none.")  # fmt: skip
+            raise ValueError(
+                "session must be the folder of the session, such as "
+                "--session sessions/first. Got none."
+            )
         parse_sample(self.sample)
         if self.order == "uncertain" and not self.prelabel and not is_session(self.session):
-            raise ValueError("order uncertain needs a detector to be uncertain: add --prelabel "
-                             "weights/thorax_lite0.safetensors.")  # fmt: skip
+            raise ValueError(
+                "order uncertain needs a detector to be uncertain: add --prelabel "
+                "weights/thorax_lite0.safetensors."
+            )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -118,12 +122,15 @@ def create_session(config: StartConfig) -> None:
     if not config.films:
         raise ValueError(f"films must be given to make the session '{config.session}'. Got none.")
     if not config.annotator.strip():
-        raise ValueError("annotator must be the name of who draws, such as --annotator mk. "
-                         "Got none.")  # fmt: skip
+        raise ValueError(
+            "annotator must be the name of who draws, such as --annotator mk. Got none."
+        )
     path = Path(config.session)
     if path.exists() and any(path.iterdir()):
-        raise ValueError(f"session must be a new folder or a session. Got '{path}' instead, "
-                         "which holds other files.")  # fmt: skip
+        raise ValueError(
+            f"session must be a new folder or a session. Got '{path}' instead, "
+            "which holds other files."
+        )
     root = find_candidates(config.films, config.table, config.source).root
     path.mkdir(parents=True, exist_ok=True)
     made = provenance()
@@ -175,8 +182,10 @@ def _open_labelme(session: Session, config: StartConfig) -> int:
     if config.film:
         film = next((f for f in session.films if f.number == config.film), None)
         if film is None or not film.view:
-            raise ValueError(f"film must be the number of a readable film of the session, 1 to "
-                             f"{len(session.films)}. Got {config.film} instead.")  # fmt: skip
+            raise ValueError(
+                f"film must be the number of a readable film of the session, 1 to "
+                f"{len(session.films)}. Got {config.film} instead."
+            )
     if film is None:
         print("Every film has its answer. `annotate.py check` and `annotate.py merge` come next.")
         return 0
@@ -197,8 +206,10 @@ def _check_same(session: Session, config: StartConfig) -> None:
         own = getattr(session, name)
         if value and value != own:
             shown = ", ".join(own) if isinstance(own, tuple) else own
-            raise ValueError(f"{name} of '{session.path}' is {shown} and stays so; make another "
-                             "session for other ones.")  # fmt: skip
+            raise ValueError(
+                f"{name} of '{session.path}' is {shown} and stays so; make another "
+                "session for other ones."
+            )
 
 
 def _other_weights(session: Session, config: StartConfig) -> bool:
@@ -221,8 +232,11 @@ def _report(session: Session, restored: list[str]) -> None:
     done = sum(counts[s] for s in DONE_STATES)
     console = Console()
     asked = len(session.films) - counts["unreadable"]
-    console.print(f"{done} of {asked} films done, {asked - done} to do · {session.annotator} · "
-                  + escape(str(session.path)), highlight=False)  # fmt: skip
+    console.print(
+        f"{done} of {asked} films done, {asked - done} to do · {session.annotator} · "
+        + escape(str(session.path)),
+        highlight=False,
+    )
     for name in restored:
         console.print(f"restored from the history: {escape(name)}", highlight=False)
     unreadable = [f for f in session.films if not f.view]

@@ -141,19 +141,22 @@ def summarise(session: Session) -> SessionStatus:
         session.annotator,
         counts,
         {label: count_states(a for f, a in answers if f.label == label) for label in labels}
-        if len(labels) > 1 else {},
+        if len(labels) > 1
+        else {},
         sum(bool(a.fault) and a.state != "unreadable" for _, a in answers),
         pace,
         pace.seconds_for(counts.todo),
         compare_boxes(answers),
-    )  # fmt: skip
+    )
 
 
 def count_states(answers: Iterable[Answer]) -> Counts:
     """Films by state."""
     known = list(answers)
-    by_state = {state: sum(a.state == state for a in known) for state in
-                ("accepted", "corrected", "drawn", "skipped", "todo", "unreadable")}  # fmt: skip
+    by_state = {
+        state: sum(a.state == state for a in known)
+        for state in ("accepted", "corrected", "drawn", "skipped", "todo", "unreadable")
+    }
     doubtful = sum(a.state == "todo" and "doubtful" in a.flags for a in known)
     return Counts(**by_state, doubtful=doubtful)
 
@@ -168,15 +171,18 @@ def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> BoxChange | 
     if not pairs:
         return None
     ious = [float(iou_xyxy(before, after)[0, 0]) for before, after, _ in pairs]
-    bins = [UNCHANGED if same else name_bin(iou)
-            for iou, (_, _, same) in zip(ious, pairs, strict=True)]  # fmt: skip
+    bins = [
+        UNCHANGED if same else name_bin(iou) for iou, (_, _, same) in zip(ious, pairs, strict=True)
+    ]
     shifts = np.concatenate([shift_percent(before, after) for before, after, _ in pairs])
     return BoxChange(
-        len(pairs), fmean(ious), median(ious),
+        len(pairs),
+        fmean(ious),
+        median(ious),
         tuple((name, bins.count(name)) for name in (*_NAMES, UNCHANGED)),
         dict(zip(SIDES, map(float, shifts.mean(0)), strict=True)),
         dict(zip(SIDES, map(float, np.abs(shifts).mean(0)), strict=True)),
-    )  # fmt: skip
+    )
 
 
 def name_bin(iou: float) -> str:
@@ -243,16 +249,20 @@ def _say_pace(status: SessionStatus) -> list[str]:
     if pace.films_per_hour is None:
         lines.append("Films an hour: too few films to tell.")
     else:
-        lines.append(f"Films an hour: {pace.films_per_hour:.0f} ({say_duration(pace.working_s)} "
-                     "of work; breaks of more than 5 min left out).")  # fmt: skip
+        lines.append(
+            f"Films an hour: {pace.films_per_hour:.0f} ({say_duration(pace.working_s)} "
+            "of work; breaks of more than 5 min left out)."
+        )
     if not status.counts.todo:
         lines.append("To the end: nothing left to do.")
     elif status.seconds_left is not None:
         lines.append(f"To the end: {say_duration(status.seconds_left)}.")
     if status.unusable_label_files:
-        lines.append(f"{status.unusable_label_files} of those to do have a label file that cannot "
-                     "be used. To see which: "
-                     f"python tools/annotate.py check {shlex.quote(status.session)}")  # fmt: skip
+        lines.append(
+            f"{status.unusable_label_files} of those to do have a label file that cannot "
+            "be used. To see which: "
+            f"python tools/annotate.py check {shlex.quote(status.session)}"
+        )
     return lines
 
 
@@ -265,21 +275,32 @@ def _draw_change(change: BoxChange) -> Sequence[Any]:
         length = max(1, round(_BARS * count / top)) if count else 0
         bars.add_row(name, str(count), Text("█" * length, style="green"))
     edges = Table(
-        "edge", "mean shift", "mean distance",
-        box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+        "edge",
+        "mean shift",
+        "mean distance",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     edges.columns[1].justify = edges.columns[2].justify = "right"
     for side in SIDES:
-        edges.add_row(side, f"{round(change.shift_percent[side], 1) + 0.0:+.1f} %",
-                      f"{change.distance_percent[side]:.1f} %")  # fmt: skip
+        edges.add_row(
+            side,
+            f"{round(change.shift_percent[side], 1) + 0.0:+.1f} %",
+            f"{change.distance_percent[side]:.1f} %",
+        )
     return (
-        Text(f"\nFinal boxes against the pre-drawn ones: {change.boxes}\n"
-             "IoU is 1 for the same box and 0 for boxes that do not touch.\n"),
+        Text(
+            f"\nFinal boxes against the pre-drawn ones: {change.boxes}\n"
+            "IoU is 1 for the same box and 0 for boxes that do not touch.\n"
+        ),
         bars,
-        Text(f"\nMean IoU {change.mean_iou:.3f}, median {change.median_iou:.3f}.\n"
-             "Edges moved by, in % of the box' width or height; + is outwards:\n"),
+        Text(
+            f"\nMean IoU {change.mean_iou:.3f}, median {change.median_iou:.3f}.\n"
+            "Edges moved by, in % of the box' width or height; + is outwards:\n"
+        ),
         edges,
-    )  # fmt: skip
+    )
 
 
 def _to_json(status: SessionStatus) -> dict[str, Any]:

@@ -6,8 +6,8 @@
     found.nets["explanation"]  # and of the map that a network draws itself, such as CXRNet
 
 Maps are Grad-CAM of the answered class; lift is the share of the energy inside the lungs over the
-lungs' share of what the network saw (classify.audits.metrics): 1 is chance.
-"""  # fmt: skip
+lungs' share of what the network saw (classify.audit.metrics): 1 is chance.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from classify.audits.truth import Truths
-from classify.cases import Case, select_cases
+from classify.audit.truth import Truths
 from classify.ensemble import member_of
-from classify.metrics import Figure, bootstrap_weights, figure
+from classify.films import Case, select_cases
 from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import Single, load_single
 from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
+from cxr.stats import Figure, bootstrap_weights, figure
 from cxr.workdir import log, sha256_file, write_json
-from detect.lungfield import DEFAULT_WEIGHTS
+from detect.lungfield.field import DEFAULT_WEIGHTS
 from reproducing.attention_films import WHOLE, FilmLook, Lungs, look_at_films
 
 RESULT = "attention.json"  # in the training's folder
@@ -133,8 +133,10 @@ def attention_of(
         looks += look_at_films(single, shown, lungs, config.batch, config.device, left_out)
     result = _summarise(looks, {why: n for why, n in left_out.items() if n}, config)
     if result.left_out:
-        log.warning("attention: films left out: %s",
-                    ", ".join(f"{n} {why}" for why, n in result.left_out.items()))  # fmt: skip
+        log.warning(
+            "attention: films left out: %s",
+            ", ".join(f"{n} {why}" for why, n in result.left_out.items()),
+        )
     write_json(folder / RESULT, {"key": key, **asdict(result)})
     return result
 
@@ -166,8 +168,10 @@ def _bundle_in(place: Path) -> Path:
     own = place / "single.safetensors"
     members = [] if own.exists() else sorted(place.glob("*.safetensors"))
     if len(members) > 1:
-        raise ValueError(f"{place} must hold one network, for the lift is that of one network's "
-                         f"maps. Got {', '.join(p.stem for p in members)}.")  # fmt: skip
+        raise ValueError(
+            f"{place} must hold one network, for the lift is that of one network's "
+            f"maps. Got {', '.join(p.stem for p in members)}."
+        )
     return members[0] if members else own
 
 
@@ -178,19 +182,24 @@ def _load_any(path: Path) -> Single:
     bundle = load_bundle(path, "member")
     target = bundle.meta["target"]
     return Single(
-        member_of(bundle).eval(), tuple(bundle.meta.get("classes") or ("normal", target, "others")),
-        PreprocessConfig.from_dict(bundle.meta["preprocessing"]), bundle.meta["trained_on"],
-        bundle.sha256, bundle.meta,
-    )  # fmt: skip
+        member_of(bundle).eval(),
+        tuple(bundle.meta.get("classes") or ("normal", target, "others")),
+        PreprocessConfig.from_dict(bundle.meta["preprocessing"]),
+        bundle.meta["trained_on"],
+        bundle.sha256,
+        bundle.meta,
+    )
 
 
 def _load(bundle: Path, cropped: bool) -> Single:
     single = _load_any(bundle)
     if (single.trained_on == "crops") != cropped:
         given = "crops" if cropped else "none"
-        raise ValueError(f"crops must be given for a network that was trained on crops, and for no "
-                         f"other. {bundle} was trained on {single.trained_on}. "
-                         f"Got {given}.")  # fmt: skip
+        raise ValueError(
+            f"crops must be given for a network that was trained on crops, and for no "
+            f"other. {bundle} was trained on {single.trained_on}. "
+            f"Got {given}."
+        )
     return single
 
 
@@ -212,12 +221,18 @@ def _summarise(
 ) -> Attention:
     nets = dict.fromkeys(name for look in looks for name in look.lifts if name != WHOLE)
     patients = [look.patient for look in looks]
-    by_name = {name: mean_figure([look.lifts[name] for look in looks], patients,
-                                 config.draws, config.seed) for name in (WHOLE, *nets)}  # fmt: skip
+    by_name = {
+        name: mean_figure([look.lifts[name] for look in looks], patients, config.draws, config.seed)
+        for name in (WHOLE, *nets)
+    }
     return Attention(
-        by_name.pop(WHOLE), by_name, len(looks), sum(look.empty for look in looks), left_out,
+        by_name.pop(WHOLE),
+        by_name,
+        len(looks),
+        sum(look.empty for look in looks),
+        left_out,
         dict(Counter(look.lung_by for look in looks)),
-    )  # fmt: skip
+    )
 
 
 def _key(
@@ -231,8 +246,10 @@ def _key(
         "bundles": [_hash(part.bundle) for part in parts],
         "answers": [_hash(part.answers) for part in parts],
         **{path.name: _hash(path) for path in rest},
-        "max_films": config.max_films, "draws": config.draws, "seed": config.seed,
-    }  # fmt: skip
+        "max_films": config.max_films,
+        "draws": config.draws,
+        "seed": config.seed,
+    }
 
 
 def _hash(path: Path) -> str:

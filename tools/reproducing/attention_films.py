@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from classify.audits.metrics import Regions, measure
-from classify.audits.sight import draw_lungs
-from classify.audits.truth import Truths
-from classify.cases import Case
+from classify.audit.metrics import Regions, measure
+from classify.audit.sight import draw_lungs
+from classify.audit.truth import Truths
 from classify.ensemble import pick_device, prepare_films
-from classify.saliency import saliency_maps, to_pixels
-from classify.saliency_explained import OWN_MAPS, explains_itself
+from classify.films import Case
+from classify.saliency.maps import saliency_maps, to_pixels
+from classify.saliency.own import OWN_MAPS, explains_itself
 from classify.singles.bundle import Single
 from classify.singles.look import explain
 from cxr.boxes import Frame
 from cxr.film import Film
 from cxr.stream import Unread, batched, default_jobs, read_ahead
-from detect.lungfield import LungField
+from detect.lungfield.field import LungField
 
 WHOLE = ""  # the network's own map among those of its nets
 
@@ -60,9 +60,13 @@ class Lungs:
 
 
 def look_at_films(
-    single: Single, cases: Sequence[Case], lungs: Lungs, batch: int, device: str,
+    single: Single,
+    cases: Sequence[Case],
+    lungs: Lungs,
+    batch: int,
+    device: str,
     left_out: Counter[str],
-) -> Iterator[FilmLook]:  # fmt: skip
+) -> Iterator[FilmLook]:
     """What the network answered on each film and where it looked for it.
 
     Films are read once each and at most a batch is held; those that cannot be measured are counted
@@ -88,8 +92,10 @@ def _look(
     single: Single, good: Sequence[tuple[Case, Film]], lungs: Lungs, device: Any
 ) -> Iterator[FilmLook]:
     crops = [case.crop_row.to_frame() if case.crop_row else None for case, _ in good]
-    shown = [film.pixels if crop is None else crop.apply(film.pixels)
-             for crop, (_, film) in zip(crops, good, strict=True)]  # fmt: skip
+    shown = [
+        film.pixels if crop is None else crop.apply(film.pixels)
+        for crop, (_, film) in zip(crops, good, strict=True)
+    ]
     sizes = [(p.shape[0], p.shape[1]) for p in shown]
     batch, frames = prepare_films(shown, single.settings, device)
     found = explain(single.net, batch)
@@ -102,8 +108,12 @@ def _look(
         seen = None if crop is None else crop.source_xyxy
         regions = Regions(lung, who, None, _size(film), seen_xyxy=seen)
         figures = {name: _measure(planes[n], regions, crop) for name, planes in maps.items()}
-        yield FilmLook(case.patient, who, bool(figures[WHOLE]["empty"]),
-                       {name: values["lift"] for name, values in figures.items()})  # fmt: skip
+        yield FilmLook(
+            case.patient,
+            who,
+            bool(figures[WHOLE]["empty"]),
+            {name: values["lift"] for name, values in figures.items()},
+        )
 
 
 def _measure(plane: np.ndarray, regions: Regions, crop: Frame | None) -> dict[str, Any]:

@@ -103,8 +103,10 @@ def make_cells(
     """
     runner = find_runner(experiment.runner)
     if place.crops and "crops" not in runner.keys:
-        raise ValueError(f"input must be films for {experiment.name}: its detector looks at whole "
-                         "films. Got crops instead.")  # fmt: skip
+        raise ValueError(
+            f"input must be films for {experiment.name}: its detector looks at whole "
+            "films. Got crops instead."
+        )
     marks = fingerprint(place, runner.files)
     cells = []
     for row, column in experiment.cells():
@@ -120,9 +122,17 @@ def make_cells(
         folder = Path(place.out) / "cells" / key
         merge(settings, {runner.keys["out"]: str(folder)})
         cells.append(
-            Cell(experiment.name, row.name, column.name, experiment.runner, key, folder,
-                 settings, paper)
-        )  # fmt: skip
+            Cell(
+                experiment.name,
+                row.name,
+                column.name,
+                experiment.runner,
+                key,
+                folder,
+                settings,
+                paper,
+            )
+        )
     return cells
 
 
@@ -173,12 +183,16 @@ def fingerprint(place: Place, files: Sequence[str]) -> tuple[str, ...]:
     are left out, so that a copy of the same data counts as the same."""
     data = Path(place.data)
     if not (data / "films.csv").is_file():
-        raise ValueError(f"data must be a folder with films.csv. Got {place.data!r} instead: give "
-                         "--data FOLDER, or see tools/explore.py --source.")  # fmt: skip
+        raise ValueError(
+            f"data must be a folder with films.csv. Got {place.data!r} instead: give "
+            "--data FOLDER, or see tools/explore.py --source."
+        )
     marks = [sha256_file(data / f) for f in files if (data / f).is_file()]
     if place.crops:
-        rows = [(Path(r.film).name, r.sha256, r.status, r.crop_xyxy)
-                for r in read_manifest(Path(place.crops))[1]]  # fmt: skip
+        rows = [
+            (Path(r.film).name, r.sha256, r.status, r.crop_xyxy)
+            for r in read_manifest(Path(place.crops))[1]
+        ]
         text = json.dumps(sorted(rows, key=str), default=list)
         marks.append(hashlib.sha256(text.encode()).hexdigest())
     return tuple(marks)

@@ -13,59 +13,136 @@ from reproducing.experiment import Experiment, flatten
 from reproducing.runners import find_runner
 
 NAMES = {
-    "baseline_cnn": "a small CNN", "vgg16": "VGG16", "vgg19": "VGG19", "googlenet": "GoogLeNet",
-    "resnet18": "ResNet18", "resnet50": "ResNet50", "densenet121": "DenseNet121",
-    "densenet169": "DenseNet169", "densenet201": "DenseNet201",
-    "efficientnet_b2": "EfficientNet-B2", "efficientnet_lite0": "EfficientNet-Lite0",
-    "mobilenet_v2": "MobileNetV2", "inception_v3": "InceptionV3", "xception": "Xception",
-    "inception_resnet_v2": "Inception-ResNet-V2", "mobilenet_v3": "MobileNetV3",
-    "mobilenet_v3_320": "MobileNetV3 (320 px)", "resnet50_v2": "ResNet50 v2",
-    "tf_efficientnet_lite0": "EfficientNet-Lite0", "tu-test_efficientnet": "a tiny network",
-    "tu-tf_efficientnet_lite0": "EfficientNet-Lite0", "tu-mobilenetv3_large_100": "MobileNetV3",
-    "unet_cbam": "UNet + CBAM", "unet_cbam_small": "small UNet + CBAM", "mobilenet": "MobileNet",
-}  # fmt: skip
-START = {"imagenet": "ImageNet weights", "none": "random weights", "coco": "COCO weights",
-         "pretrained": "pretraining without labels", "own": "no pretraining"}  # fmt: skip
+    "baseline_cnn": "a small CNN",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "googlenet": "GoogLeNet",
+    "resnet18": "ResNet18",
+    "resnet50": "ResNet50",
+    "densenet121": "DenseNet121",
+    "densenet169": "DenseNet169",
+    "densenet201": "DenseNet201",
+    "efficientnet_b2": "EfficientNet-B2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "mobilenet_v2": "MobileNetV2",
+    "inception_v3": "InceptionV3",
+    "xception": "Xception",
+    "inception_resnet_v2": "Inception-ResNet-V2",
+    "mobilenet_v3": "MobileNetV3",
+    "mobilenet_v3_320": "MobileNetV3 (320 px)",
+    "resnet50_v2": "ResNet50 v2",
+    "tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "tu-test_efficientnet": "a tiny network",
+    "tu-tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "tu-mobilenetv3_large_100": "MobileNetV3",
+    "unet_cbam": "UNet + CBAM",
+    "unet_cbam_small": "small UNet + CBAM",
+    "mobilenet": "MobileNet",
+}
+START = {
+    "imagenet": "ImageNet weights",
+    "none": "random weights",
+    "coco": "COCO weights",
+    "pretrained": "pretraining without labels",
+    "own": "no pretraining",
+}
 
 # What a setting is called by the last part (or two) of its key: "{} px" holds the value's place.
 _PHRASES = {
-    "side": "{} px", "epochs": "{} epochs", "max_epochs": "at most {} epochs", "batch": "batch {}",
-    "rate": "learning rate {}", "optimizer": "optimiser {}", "schedule": "{} schedule",
-    "folds": "{} folds", "seed": "seed {}", "freeze_to": "frozen to {}", "dropout": "dropout {}",
-    "extra_fc": "extra FC layer {}", "augment": "augmentation {}", "copies": "{} copies a film",
-    "balance": "balance {}", "head": "head {}", "nets": "networks {}",
-    "weight_decay": "weight decay {}", "max_films": "at most {} films",
-    "per_label": "films of each class {}", "contrast": "contrast {}", "clip": "percentile clip {}",
-    "parts": "parts {}", "classes": "classes {}", "sources": "films of {}",
-    "choose": "epoch chosen by {}", "ema": "averaged weights (decay {})",
-    "kind": "split of kind {}", "learn": "learnt from {} of the patients",
-    "encoder_rate": "encoder's rate times {}", "publishable_only": "publishable films only: {}",
+    "side": "{} px",
+    "epochs": "{} epochs",
+    "max_epochs": "at most {} epochs",
+    "batch": "batch {}",
+    "rate": "learning rate {}",
+    "optimizer": "optimiser {}",
+    "schedule": "{} schedule",
+    "folds": "{} folds",
+    "seed": "seed {}",
+    "freeze_to": "frozen to {}",
+    "dropout": "dropout {}",
+    "extra_fc": "extra FC layer {}",
+    "augment": "augmentation {}",
+    "copies": "{} copies a film",
+    "balance": "balance {}",
+    "head": "head {}",
+    "nets": "networks {}",
+    "weight_decay": "weight decay {}",
+    "max_films": "at most {} films",
+    "per_label": "films of each class {}",
+    "contrast": "contrast {}",
+    "clip": "percentile clip {}",
+    "parts": "parts {}",
+    "classes": "classes {}",
+    "sources": "films of {}",
+    "choose": "epoch chosen by {}",
+    "ema": "averaged weights (decay {})",
+    "kind": "split of kind {}",
+    "learn": "learnt from {} of the patients",
+    "encoder_rate": "encoder's rate times {}",
+    "publishable_only": "publishable films only: {}",
     "warmup_epochs": "{} epochs of warm-up",
-    "decoder": "decoder {}", "decoder_channels": "decoder widths {}", "restore_weight": "λ {}",
-    "region.kind": "region {}", "region.path": "region's folder {}", "neck_channels": "neck {}",
-    "dilation": "region dilated by {} px", "unseen": "held out {}", "targets": "targets {}",
-    "phases": "phases {}", "films": "films of the phase {}", "work_side": "shrunk to {} px first",
-    "factor": "rate cut by {}", "floor_rate": "lowest rate {}", "shift": "shifts up to {}",
-    "clahe_clip": "CLAHE clip limit {}", "clahe_tiles": "CLAHE tiles {}", "gamma": "gamma up to {}",
-    "rotate": "rotations up to {}°", "sensitivity": "sensitivity to be proven {}",
+    "decoder": "decoder {}",
+    "decoder_channels": "decoder widths {}",
+    "restore_weight": "λ {}",
+    "region.kind": "region {}",
+    "region.path": "region's folder {}",
+    "neck_channels": "neck {}",
+    "dilation": "region dilated by {} px",
+    "unseen": "held out {}",
+    "targets": "targets {}",
+    "phases": "phases {}",
+    "films": "films of the phase {}",
+    "work_side": "shrunk to {} px first",
+    "factor": "rate cut by {}",
+    "floor_rate": "lowest rate {}",
+    "shift": "shifts up to {}",
+    "clahe_clip": "CLAHE clip limit {}",
+    "clahe_tiles": "CLAHE tiles {}",
+    "gamma": "gamma up to {}",
+    "rotate": "rotations up to {}°",
+    "sensitivity": "sensitivity to be proven {}",
     "screen_folds": "{} folds of the screener",
-    "freeze_stages": "{} frozen stages", "negatives": "share of empty pictures {}",
-    "select.start": "random sets of {} features", "select.subsets": "{} random sets",
-    "select.penalty": "regression with C {}", "select.permutations": "{} permutations of labels",
-    "select.counts": "numbers of kept features {}", "cxrnet.width": "{} channels at full size",
-    "cxrnet.depth": "{} stages an encoder", "cxrnet.area": "weight of the map's mean {}",
+    "freeze_stages": "{} frozen stages",
+    "negatives": "share of empty pictures {}",
+    "select.start": "random sets of {} features",
+    "select.subsets": "{} random sets",
+    "select.penalty": "regression with C {}",
+    "select.permutations": "{} permutations of labels",
+    "select.counts": "numbers of kept features {}",
+    "cxrnet.width": "{} channels at full size",
+    "cxrnet.depth": "{} stages an encoder",
+    "cxrnet.area": "weight of the map's mean {}",
     "cxrnet.first": "weight of the first encoder's own answer {}",
     "cxrnet.smooth": "weight of the map's variation {}",
-}  # fmt: skip
+}
 # Settings that two cells of one result may differ in without a reader caring.
-_SILENT = ("data", "crops", "out", "cache", "device", "workers", "draws", "seed", "precision",
-           "accelerator", "devices", "bundle", "picture_every", "half", "restart", "split",
-           "follow")  # fmt: skip
+_SILENT = (
+    "data",
+    "crops",
+    "out",
+    "cache",
+    "device",
+    "workers",
+    "draws",
+    "seed",
+    "precision",
+    "accelerator",
+    "devices",
+    "bundle",
+    "picture_every",
+    "half",
+    "restart",
+    "split",
+    "follow",
+)
 _ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
 _BEFORE = "pretraining."  # settings of what came before the training itself
 # A network's name and its first weights make one phrase.
-_PAIRS = {"backbone.name": "backbone.weights", "model.backbone": "model.weights",
-          "member.encoder": "member.weights"}  # fmt: skip
+_PAIRS = {
+    "backbone.name": "backbone.weights",
+    "model.backbone": "model.weights",
+    "member.encoder": "member.weights",
+}
 
 
 def differences(
@@ -115,8 +192,9 @@ def guesses(experiment: Experiment, papers: Sequence[Mapping[str, Any]]) -> str:
             said.append("pretraining: " * key.startswith(_BEFORE) + words)
     if not said:
         return ""
-    return ("The paper as we have it does not give these, so the full recipe takes: "
-            f"{', '.join(said)}.")  # fmt: skip
+    return (
+        f"The paper as we have it does not give these, so the full recipe takes: {', '.join(said)}."
+    )
 
 
 def _spread(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,8 +244,9 @@ def _phrase(group: Sequence[str]) -> Callable[..., str]:
             return f"{NAMES.get(str(name), name)} with {START.get(str(weights), weights)}"
         head, _, last = key.rpartition(".")
         if head.endswith(("parts", "per_label")):
-            shares = [f"{k.rpartition('.')[2]} {_value(settings[k])}" for k in group
-                      if k in settings]  # fmt: skip
+            shares = [
+                f"{k.rpartition('.')[2]} {_value(settings[k])}" for k in group if k in settings
+            ]
             phrase = _PHRASES[head.rpartition(".")[2]]
             return ", ".join(shares) if alone else phrase.format(", ".join(shares))
         if last in ("max_films", "sources") and not settings.get(key):

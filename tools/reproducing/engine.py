@@ -36,8 +36,10 @@ class Engine:
         if self.name not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}. Got {self.name!r}.")
         if self.cpus <= 0 or self.gpus < 0:
-            raise ValueError("cpus must be above 0 and gpus not negative. "
-                             f"Got {self.cpus} and {self.gpus} instead.")  # fmt: skip
+            raise ValueError(
+                "cpus must be above 0 and gpus not negative. "
+                f"Got {self.cpus} and {self.gpus} instead."
+            )
 
 
 def run_cells(cells: Sequence[Cell], engine: Engine) -> Iterator[Outcome]:
@@ -57,8 +59,9 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("engine must be local where Ray is not installed. Got ray: "
-                         "pip install 'lungfirst[ray]'") from error  # fmt: skip
+        raise ValueError(
+            "engine must be local where Ray is not installed. Got ray: pip install 'lungfirst[ray]'"
+        ) from error
     return ray
 
 

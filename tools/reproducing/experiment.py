@@ -169,8 +169,10 @@ def find_experiments(folder: str | Path) -> dict[str, Path]:
     """Name → file of all tables, by name; raises ValueError for a folder without any."""
     found = {p.stem: p for p in sorted(Path(folder).glob("*.yaml"))}
     if not found:
-        raise ValueError(f"experiments must be a folder with a YAML file for each table. "
-                         f"Got none in {folder}: run from the project's root.")  # fmt: skip
+        raise ValueError(
+            f"experiments must be a folder with a YAML file for each table. "
+            f"Got none in {folder}: run from the project's root."
+        )
     return found
 
 
@@ -184,17 +186,23 @@ def _check_lines(experiment: Experiment) -> None:
         for line in lines:
             unknown = set(line.budgets) - set(BUDGETS)
             if unknown:
-                raise ValueError(f"budgets of {line.name} must be of {', '.join(BUDGETS)}. "
-                                 f"Got {', '.join(sorted(unknown))} instead.")  # fmt: skip
+                raise ValueError(
+                    f"budgets of {line.name} must be of {', '.join(BUDGETS)}. "
+                    f"Got {', '.join(sorted(unknown))} instead."
+                )
     if set(experiment.budgets) != set(BUDGETS):
-        raise ValueError(f"budgets must be {', '.join(BUDGETS)}. "
-                         f"Got {', '.join(experiment.budgets) or 'none'} instead.")  # fmt: skip
+        raise ValueError(
+            f"budgets must be {', '.join(BUDGETS)}. "
+            f"Got {', '.join(experiment.budgets) or 'none'} instead."
+        )
     cells = {(row.name, column.name) for row, column in experiment.cells()}
     named = [(known.row, known.column) for known in experiment.published]
     for row, column in (*named, *((shown.row, shown.column) for shown in experiment.pictures)):
         if (row, column) not in cells:
-            raise ValueError("published and pictures must name a row and a column of the table. "
-                             f"Got {row!r}, {column!r} instead.")  # fmt: skip
+            raise ValueError(
+                "published and pictures must name a row and a column of the table. "
+                f"Got {row!r}, {column!r} instead."
+            )
 
 
 def _check_measures(experiment: Experiment) -> None:
@@ -203,8 +211,10 @@ def _check_measures(experiment: Experiment) -> None:
         group, _, rest = name.partition(".")
         known_groups = OF_A_CLASS + OF_A_PART + OF_THE_TRAINING
         if name not in MEASURES and not (rest and group in known_groups):
-            raise ValueError(f"a measure must be one of {', '.join(MEASURES)}, or one of "
-                             f"{', '.join(OF_A_CLASS)} with .CLASS. Got {name!r}.")  # fmt: skip
+            raise ValueError(
+                f"a measure must be one of {', '.join(MEASURES)}, or one of "
+                f"{', '.join(OF_A_CLASS)} with .CLASS. Got {name!r}."
+            )
         if name not in names:
             raise ValueError(f"published must give figures of the measures only. Got {name!r}.")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from classify.metrics import Figure, Report
 from classify.singles.figures import report_of
 from cxr.answers import Answer, read_answers
+from cxr.stats import Figure, Report
 from reproducing.attention import AttentionConfig, attention_of
 from reproducing.cells import Cell, Place
 from reproducing.experiment import OF_THE_TRAINING, Measure
@@ -43,9 +43,12 @@ def pick(report: Report, name: str) -> Figure | None:
 
 
 def measure_answers(
-    classes: Sequence[str], answers: Sequence[Answer], measures: Sequence[Measure],
-    draws: int, seed: int,
-) -> Found:  # fmt: skip
+    classes: Sequence[str],
+    answers: Sequence[Answer],
+    measures: Sequence[Measure],
+    draws: int,
+    seed: int,
+) -> Found:
     """The measures that need nothing but answers."""
     report = report_of(classes, answers, draws, seed)
     wanted = [m.name for m in measures if not (is_attention(m.name) or is_own(m.name))]
@@ -78,8 +81,9 @@ def measure_cell(
     `attention_films`: the lift is measured on so many of the tested films; 0 for all.
     """
     folder = answers_folder(cell)
-    found = measure_answers(*read_answers(folder / "answers.csv"), measures, place.draws,
-                            place.seed)  # fmt: skip
+    found = measure_answers(
+        *read_answers(folder / "answers.csv"), measures, place.draws, place.seed
+    )
     own = own_figures(folder)
     figures = found.figures | {m.name: own.get(m.name) for m in measures if is_own(m.name)}
     reasons = {name: NOT_ITS for name, known in figures.items() if known is None}

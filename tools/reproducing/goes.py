@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Picture
 
-from classify.guarantee import exact_interval
-from classify.metrics import Figure, bootstrap_weights, figure
 from classify.panels import write_figure
+from classify.screening.guarantee import exact_interval
+from cxr.stats import Figure, bootstrap_weights, figure
 
 # normal, the target, others: told apart in grey print and by eyes that see few colours, too
 _COLOURS = ("#4c9f70", "#c8553d", "#8d99ae", "#e0a458", "#5b5f97", "#2f4858")
@@ -48,13 +48,17 @@ def share_by_patient(
 
 
 def goes_of(
-    said: np.ndarray, patients: Sequence[str], classes: Sequence[str], draws: int = 1000,
+    said: np.ndarray,
+    patients: Sequence[str],
+    classes: Sequence[str],
+    draws: int = 1000,
     seed: int = 0,
-) -> dict[str, Figure]:  # fmt: skip
+) -> dict[str, Figure]:
     """Answer → share of N films whose largest score is for it; `said` (N,) are numbers of
     `classes`."""
-    return {name: share_by_patient(said == k, patients, draws, seed)
-            for k, name in enumerate(classes)}  # fmt: skip
+    return {
+        name: share_by_patient(said == k, patients, draws, seed) for k, name in enumerate(classes)
+    }
 
 
 def draw_goes(groups: Sequence[Group], path: Path) -> Path:
@@ -69,24 +73,49 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
         for k, answer in enumerate(answers):
             found = group.shares[answer]
             width = found.value or 0.0
-            axis.barh(place, width, left=left, height=0.74, color=_COLOURS[k % len(_COLOURS)],
-                      alpha=1.0 if place == 0 else 0.72, label=answer if place == 0 else None,
-                      edgecolor="white", linewidth=1.2)  # fmt: skip
+            axis.barh(
+                place,
+                width,
+                left=left,
+                height=0.74,
+                color=_COLOURS[k % len(_COLOURS)],
+                alpha=1.0 if place == 0 else 0.72,
+                label=answer if place == 0 else None,
+                edgecolor="white",
+                linewidth=1.2,
+            )
             if width >= _NARROW:
-                axis.text(left + width / 2, place, _words(found), ha="center", va="center",
-                          color="#1b1b1b", fontsize=9, linespacing=1.25)  # fmt: skip
+                axis.text(
+                    left + width / 2,
+                    place,
+                    _words(found),
+                    ha="center",
+                    va="center",
+                    color="#1b1b1b",
+                    fontsize=9,
+                    linespacing=1.25,
+                )
             left += width
     if len(groups) > 1:
         axis.axhline(0.675, color="0.75", linewidth=0.8)
     axis.set_yticks(places, [f"{g.name}\n{g.films} films, {g.patients} patients" for g in groups])
     axis.get_yticklabels()[0].set_fontweight("bold")
-    axis.set(xlim=(0, 1), ylim=(places[-1] + 0.5, -0.5), xticks=np.linspace(0, 1, 6),
-             xticklabels=[f"{n} %" for n in range(0, 101, 20)],
-             xlabel="share of the tested films (95 % interval by patient)")  # fmt: skip
+    axis.set(
+        xlim=(0, 1),
+        ylim=(places[-1] + 0.5, -0.5),
+        xticks=np.linspace(0, 1, 6),
+        xticklabels=[f"{n} %" for n in range(0, 101, 20)],
+        xlabel="share of the tested films (95 % interval by patient)",
+    )
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
-    picture.legend(*axis.get_legend_handles_labels(), title="answered", frameon=False,
-                   loc="outside upper right", ncols=len(answers))  # fmt: skip
+    picture.legend(
+        *axis.get_legend_handles_labels(),
+        title="answered",
+        frameon=False,
+        loc="outside upper right",
+        ncols=len(answers),
+    )
     return write_figure(picture, path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from classify.metrics import Figure
+from cxr.stats import Figure
 from reproducing.experiment import OF_A_CLASS, Measure
 from reproducing.table import Entry, Row, Table, spans
 
@@ -56,11 +56,16 @@ def probe_grid(table: Table) -> Grid | None:
     if not table.probe or table.budget == "smoke":
         return None
     apart = [m.name for found in _class_measures(table).values() for m in found]
-    measures = [m for m in table.measures
-                if m.name in table.probe[0].figures and m.name not in apart]  # fmt: skip
+    measures = [
+        m for m in table.measures if m.name in table.probe[0].figures and m.name not in apart
+    ]
     rows = [(p.name, tuple(number(p.figures[m.name]) for m in measures)) for p in table.probe]
-    return Grid("The same films without a lung", "A linear model on",
-                tuple((m.title, ("ours",)) for m in measures), tuple(rows))  # fmt: skip
+    return Grid(
+        "The same films without a lung",
+        "A linear model on",
+        tuple((m.title, ("ours",)) for m in measures),
+        tuple(rows),
+    )
 
 
 def _class_measures(table: Table) -> dict[str, list[Measure]]:
@@ -82,8 +87,10 @@ def _by_class(table: Table, classes: dict[str, list[Measure]]) -> Grid:
     names = [m.name.partition(".")[0].replace("auc", "AUC") for m in first]
     named = {m for known in table.experiment.published for m in known.figures}
     bare = not any(m.name in named for found in classes.values() for m in found)
-    shown = {name: [replace(m, ours_only=m.ours_only or bare) for m in found]
-             for name, found in classes.items()}  # fmt: skip
+    shown = {
+        name: [replace(m, ours_only=m.ours_only or bare) for m in found]
+        for name, found in classes.items()
+    }
     heads = [_heads(m) for m in next(iter(shown.values()))]
     groups = tuple((n[:1].upper() + n[1:], head) for n, head in zip(names, heads, strict=True))
     rows = []
@@ -155,8 +162,10 @@ def number(figure: Figure | None) -> str:
 def facts(table: Table) -> list[tuple[str, str]]:
     """What a reader must know before the figures: (what, text)."""
     made, experiment = table.made, table.experiment
-    parts = ", ".join(f"{name} {p.get('films', '?')} films of {p.get('patients', '?')} patients"
-                      for name, p in made.parts.items())  # fmt: skip
+    parts = ", ".join(
+        f"{name} {p.get('films', '?')} films of {p.get('patients', '?')} patients"
+        for name, p in made.parts.items()
+    )
     first = " of the first fold" if experiment.protocol == "folds" else ""
     versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
     return [

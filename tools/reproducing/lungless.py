@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from classify.cases import Case, select_cases
+from classify.films import Case, select_cases
 from cxr.films_table import read_films_table
 from detect.predict import DEFAULT_WEIGHTS
 from reproducing.cells import Cell, Place

@@ -82,23 +82,41 @@ def collect(order: Order, cells: Sequence[Cell]) -> Table:
     split, why = split_of(cells)
     probe, reason = probe_rows(experiment, split, place)
     made = Made(
-        command=order.command, made=datetime.now(UTC).date().isoformat(), commit=git_commit(),
+        command=order.command,
+        made=datetime.now(UTC).date().isoformat(),
+        commit=git_commit(),
         versions={k: v for k, v in library_versions().items() if k in _SHOWN},
-        seed=place.seed, draws=place.draws, parts=split.parts if split else {}, films=films,
-    )  # fmt: skip
-    return Table(experiment, order.budget, place.input, rows, legend, probe, why or reason,
-                 notes_of(experiment, order.budget, cells), made)  # fmt: skip
+        seed=place.seed,
+        draws=place.draws,
+        parts=split.parts if split else {},
+        films=films,
+    )
+    return Table(
+        experiment,
+        order.budget,
+        place.input,
+        rows,
+        legend,
+        probe,
+        why or reason,
+        notes_of(experiment, order.budget, cells),
+        made,
+    )
 
 
 def films_words(experiment: Experiment, cells: Sequence[Cell], place: Place) -> str:
     """The films that the table's sources hold, such as «kermany, 833 of 500 patients»."""
     wanted = sources_of(experiment, cells[0])
-    rows = [r for r in read_films_table(Path(place.data) / "films.csv")
-            if not wanted or r.source in wanted]  # fmt: skip
+    rows = [
+        r
+        for r in read_films_table(Path(place.data) / "films.csv")
+        if not wanted or r.source in wanted
+    ]
     films = Counter(r.source for r in rows)
     patients = {s: len({r.patient_id for r in rows if r.source == s}) for s in films}
-    return "; ".join(f"{s.replace('_', ' ')}, {n} of {patients[s]} patients"
-                     for s, n in sorted(films.items()))  # fmt: skip
+    return "; ".join(
+        f"{s.replace('_', ' ')}, {n} of {patients[s]} patients" for s, n in sorted(films.items())
+    )
 
 
 def sources_of(experiment: Experiment, cell: Cell) -> tuple[str, ...]:
@@ -124,8 +142,14 @@ def write_table(order: Order, table: Table, pictures: Sequence[Picture] = ()) ->
     write_atomic(out / f"{order.stem}.html", page_html(table, pictures))
     plain = to_plain(table)
     json.dumps(plain)  # a wrong type must fail here, not write half
-    write_json(out / f"{order.stem}.json", {"schema": "lungfirst.table", "version": 1,
-                                            "means_nothing": order.budget == "smoke",
-                                            **plain})  # fmt: skip
+    write_json(
+        out / f"{order.stem}.json",
+        {
+            "schema": "lungfirst.table",
+            "version": 1,
+            "means_nothing": order.budget == "smoke",
+            **plain,
+        },
+    )
     if order.docs:
         write_atomic(Path(order.docs) / f"{order.stem}.md", text)

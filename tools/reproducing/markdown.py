@@ -46,17 +46,23 @@ def _probe(table: Table) -> list[str]:
         why = "it only runs" if table.budget == "smoke" else table.probe_reason
         return ["## The same films without a lung", "", f"No shortcut probe: {_text(why)}.", ""]
     return [
-        f"## {grid.title}", "",
+        f"## {grid.title}",
+        "",
         "Shortcut probe: logistic regressions on almost nothing, fitted on this table's training "
         "films and tested on its test films. A network is worth what it adds to these."
         + (f" ({_text(table.probe_reason)}.)" if table.probe_reason else ""),
-        "", *_grid(grid), "",
-    ]  # fmt: skip
+        "",
+        *_grid(grid),
+        "",
+    ]
 
 
 def _grid(grid: Grid) -> list[str]:
-    heads = [": ".join(filter(None, (group, column)))
-             for group, columns in grid.groups for column in columns]  # fmt: skip
+    heads = [
+        ": ".join(filter(None, (group, column)))
+        for group, columns in grid.groups
+        for column in columns
+    ]
     rule = ["---", *["---:"] * len(heads)]
     rows = [[_text(name), *map(_text, texts)] for name, texts in grid.rows]
     return [_row([_text(grid.row_title), *map(_text, heads)]), _row(rule), *map(_row, rows)]

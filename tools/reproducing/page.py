@@ -27,28 +27,39 @@ def page_html(table: Table, pictures: Sequence[Picture] = ()) -> str:
     """The whole page."""
     experiment, smoke = table.experiment, table.budget == "smoke"
     shown: dict[str, Any] = {
-        "title": experiment.title, "study": experiment.study, "about": experiment.about,
-        "budget": table.budget, "smoke": SMOKE if smoke else "", "headline": headline(table),
-        "key": KEY, "grids": grids(table), "legend": table.legend, "notes": table.notes,
-        "probe": probe_grid(table), "facts": facts(table),
+        "title": experiment.title,
+        "study": experiment.study,
+        "about": experiment.about,
+        "budget": table.budget,
+        "smoke": SMOKE if smoke else "",
+        "headline": headline(table),
+        "key": KEY,
+        "grids": grids(table),
+        "legend": table.legend,
+        "notes": table.notes,
+        "probe": probe_grid(table),
+        "facts": facts(table),
         "pictures": pictures,
         "probe_reason": "this budget only shows that it runs" if smoke else table.probe_reason,
-    }  # fmt: skip
+    }
     return _template().render(style=_style(), **shown)
 
 
 @cache
 def _style() -> Markup:
-    shared = (files("classify") / "audits" / "page.css").read_text(encoding="utf-8")
+    shared = (files("classify") / "audit" / "page.css").read_text(encoding="utf-8")
     return Markup(shared + (HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704 - our own
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         finalize=lambda v: printable(v) if type(v) is str else v,
-    )  # fmt: skip
+    )
     environment.filters["csp_hash"] = csp_hash
     return environment.get_template("page.html")

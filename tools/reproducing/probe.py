@@ -6,7 +6,7 @@
 A multinomial logistic regression on each shortcut of tools/explore.py is fitted on the training
 films of a table and answers its test films, so that every figure of the table has its counterpart
 without lungs. A network is only worth as much as it adds to these.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classify.cases import Case
+from classify.films import Case
 from cxr.answers import Answer
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file
@@ -47,9 +47,14 @@ class Probe:
 
 
 def probe_of(
-    cases: Sequence[Case], labels: Sequence[int], classes: Sequence[str], folds: Sequence[Fold],
-    data: str | Path, cache: str | Path, detector: str | Path = "",
-) -> Probe:  # fmt: skip
+    cases: Sequence[Case],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    folds: Sequence[Fold],
+    data: str | Path,
+    cache: str | Path,
+    detector: str | Path = "",
+) -> Probe:
     """Fit each shortcut on the training films of every fold, answer its test films, pool them.
 
     Args:
@@ -74,36 +79,50 @@ def probe_of(
         boxes |= found_boxes(bare, data, Path(cache), detector)
     places = {i: boxes[cases[i].row.image] for i in used if cases[i].row.image in boxes}
     if not places:
-        raise ValueError(f"the probe needs thorax boxes, and no film has one. Give crops of "
-                         f"detect.crop, or boxes in {data / 'thorax.json'}.")  # fmt: skip
-    found = _features({cases[i].row.image: box for i, box in places.items()}, data, Path(cache),
-                      left_out)  # fmt: skip
+        raise ValueError(
+            f"the probe needs thorax boxes, and no film has one. Give crops of "
+            f"detect.crop, or boxes in {data / 'thorax.json'}."
+        )
+    found = _features(
+        {cases[i].row.image: box for i, box in places.items()}, data, Path(cache), left_out
+    )
     left_out["no thorax box"] += len(used) - len(places)
     known = {i: found[cases[i].row.image] for i in places if cases[i].row.image in found}
     if missing := len(used) - len(known):
-        log.warning("shortcut probe: %d of %d films are left out: %s", missing, len(used),
-                    ", ".join(f"{n} {why}" for why, n in left_out.items() if n))  # fmt: skip
+        log.warning(
+            "shortcut probe: %d of %d films are left out: %s",
+            missing,
+            len(used),
+            ", ".join(f"{n} {why}" for why, n in left_out.items() if n),
+        )
     answers = {
-        name: (tuple(classes), _answers({i: f[name] for i, f in known.items()}, cases, labels,
-                                        classes, folds))
+        name: (
+            tuple(classes),
+            _answers({i: f[name] for i, f in known.items()}, cases, labels, classes, folds),
+        )
         for name in FEATURES
-    }  # fmt: skip
+    }
     return Probe(answers, {why: n for why, n in left_out.items() if n})
 
 
 def _answers(
-    features: Mapping[int, np.ndarray], cases: Sequence[Case], labels: Sequence[int],
-    classes: Sequence[str], folds: Sequence[Fold],
-) -> list[Answer]:  # fmt: skip
+    features: Mapping[int, np.ndarray],
+    cases: Sequence[Case],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    folds: Sequence[Fold],
+) -> list[Answer]:
     """One shortcut's answers to the test films of all folds."""
     out = []
     for number, (train, test) in enumerate(folds):
         learnt, asked = [i for i in train if i in features], [i for i in test if i in features]
         truth = np.array([labels[i] for i in learnt])
         if len(set(truth.tolist())) < 2:
-            raise ValueError(f"the training films of fold {number} must have two classes at least "
-                             f"to fit a probe. Got {len(learnt)} films with a box, of one class or "
-                             "none.")  # fmt: skip
+            raise ValueError(
+                f"the training films of fold {number} must have two classes at least "
+                f"to fit a probe. Got {len(learnt)} films with a box, of one class or "
+                "none."
+            )
         if not asked:
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=2000))
@@ -112,8 +131,15 @@ def _answers(
         scores[:, model.classes_] = model.predict_proba(np.stack([features[i] for i in asked]))
         for i, row in zip(asked, scores, strict=True):
             film = cases[i].row
-            out.append(Answer(film.image, film.patient_id, film.source, classes[labels[i]],
-                              tuple(float(s) for s in row)))  # fmt: skip
+            out.append(
+                Answer(
+                    film.image,
+                    film.patient_id,
+                    film.source,
+                    classes[labels[i]],
+                    tuple(float(s) for s in row),
+                )
+            )
     return out
 
 
@@ -170,8 +196,9 @@ def _load(path: Path) -> dict[Key, Features]:
             columns = {name: file[name] for name in FEATURES}
             rows = [file[name].tolist() for name in ("images", "boxes", "stamps")]
             keys = [(i, tuple(box), tuple(stamp)) for i, box, stamp in zip(*rows, strict=True)]
-            return {key: {name: columns[name][n] for name in FEATURES}
-                    for n, key in enumerate(keys)}  # fmt: skip
+            return {
+                key: {name: columns[name][n] for name in FEATURES} for n, key in enumerate(keys)
+            }
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return {}
 
@@ -191,8 +218,9 @@ def _check(
     cases: Sequence[Case], labels: Sequence[int], classes: Sequence[str], folds: Sequence[Fold]
 ) -> None:
     if len(cases) != len(labels):
-        raise ValueError(f"labels must be one for each of the {len(cases)} cases. "
-                         f"Got {len(labels)} instead.")  # fmt: skip
+        raise ValueError(
+            f"labels must be one for each of the {len(cases)} cases. Got {len(labels)} instead."
+        )
     wrong = [k for k in labels if not 0 <= k < len(classes)]
     if wrong:
         raise ValueError(f"labels must be indices of the {len(classes)} classes. Got {wrong[0]}.")

@@ -33,8 +33,9 @@ def found_boxes(
         known |= {marks[i]: found for i, found in _detect(pending, data, Path(weights)).items()}
         write_json(path, known)
     boxes = {image: known[mark] for image, mark in marks.items()}
-    return {image: _box(*found["xyxy"], *found["size_hw"])
-            for image, found in boxes.items() if found}  # fmt: skip
+    return {
+        image: _box(*found["xyxy"], *found["size_hw"]) for image, found in boxes.items() if found
+    }
 
 
 def _box(x0: float, y0: float, x1: float, y1: float, height: float, width: float) -> Box:
@@ -53,8 +54,7 @@ def _detect(
             good, detector.predict([film.pixels for _, film in good]), strict=True
         ):
             if box.xyxy is not None:
-                out[image] = {"xyxy": [float(v) for v in box.xyxy],
-                              "size_hw": [*film.pixels.shape]}  # fmt: skip
+                out[image] = {"xyxy": [float(v) for v in box.xyxy], "size_hw": [*film.pixels.shape]}
     return out
 
 

@@ -83,30 +83,52 @@ def _film_class() -> tuple[type[Any], Training]:
 _PLACES = ("data", "crops", "out", "cache", "device", "workers", "seed", "draws")
 
 RUNNERS: dict[str, Runner] = {
-    "single": Runner(_single, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
-                     protocol="protocol.kind", split=split_of_single,
-                     split_files=("protocol.split",), later=("protocol.learn", "cxrnet")),
+    "single": Runner(
+        _single,
+        {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        protocol="protocol.kind",
+        split=split_of_single,
+        split_files=("protocol.split",),
+        later=("protocol.learn", "cxrnet"),
+    ),
     "finetune": Runner(
-        _finetune, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
-        protocol="protocol.kind", split=split_of_single, split_files=("protocol.split",),
+        _finetune,
+        {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        protocol="protocol.kind",
+        split=split_of_single,
+        split_files=("protocol.split",),
     ),
     "iscore": Runner(
-        _iscore, {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
-        free=("trained",), protocol="protocol.kind", split=split_of_single,
+        _iscore,
+        {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        free=("trained",),
+        protocol="protocol.kind",
+        split=split_of_single,
         split_files=("protocol.split",),
     ),
     "scxnn": Runner(
-        _scxnn, {name: name for name in _PLACES}, free=("evaluate",), only="file",
-        split=split_of_scxnn, split_files=("split",),
+        _scxnn,
+        {name: name for name in _PLACES},
+        free=("evaluate",),
+        only="file",
+        split=split_of_scxnn,
+        split_files=("split",),
     ),
     "film_class": Runner(
         _film_class,
-        {"data": "data.data", "out": "out", "device": "accelerator", "workers": "workers",
-         "seed": "seed"},
+        {
+            "data": "data.data",
+            "out": "out",
+            "device": "accelerator",
+            "workers": "workers",
+            "seed": "seed",
+        },
         free=("picture_every", "restart", "keep_checkpoints", "strategy", "devices"),
-        files=("films.csv", "thorax.json"), sources="data.sources", split=split_of_film_class,
+        files=("films.csv", "thorax.json"),
+        sources="data.sources",
+        split=split_of_film_class,
     ),
-}  # fmt: skip
+}
 
 
 def find_runner(name: str) -> Runner:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from classify.cases import Case, has_disease
-from classify.guarantee import choose_operating_point
-from classify.metrics import Figure
-from classify.risk import risk_table
+from classify.films import Case, has_disease
 from classify.screener import CLEARED, Screener, fit_screener
 from classify.screener_config import FitConfig
-from classify.screening_films import ScreeningFilms
+from classify.screening.films import ScreeningFilms
+from classify.screening.guarantee import choose_operating_point
+from classify.screening.tiers import risk_table
+from cxr.stats import Figure
 from cxr.workdir import provenance, sha256_file, write_json
 from reproducing.goes import share_by_patient
 
@@ -38,11 +38,13 @@ class ScreenJob:
         """The films of a part as the screener takes them."""
         rows = [case.row for case in self.cases[part]]
         return ScreeningFilms(
-            self.targets, np.asarray(self.logits[part], dtype=np.float64),
+            self.targets,
+            np.asarray(self.logits[part], dtype=np.float64),
             np.array([row.label != "normal" for row in rows], dtype=bool),
-            [row.patient_id for row in rows], [row.source for row in rows],
+            [row.patient_id for row in rows],
+            [row.source for row in rows],
             [row.image for row in rows],
-        )  # fmt: skip
+        )
 
 
 def screen_films(
@@ -55,17 +57,26 @@ def screen_films(
     kept for reading, and of those on which the member (of a tier, any of it) said target. A film
     counts in the most pressing tier it has. Raises ValueError for too few patients.
     """
-    settings = FitConfig(("the members' own logits",), sensitivity=sensitivity,
-                         confidence=confidence, folds=folds, seed=job.seed)  # fmt: skip
+    settings = FitConfig(
+        ("the members' own logits",),
+        sensitivity=sensitivity,
+        confidence=confidence,
+        folds=folds,
+        seed=job.seed,
+    )
     fitted, calibration = job.films("val"), job.films("calibration")
     model = fit_screener(fitted, settings)
     chances = model.predict_proba(calibration.logits.reshape(len(calibration.logits), -1))[:, 1]
-    point = choose_operating_point(chances, calibration.abnormal, calibration.patients,
-                                   sensitivity, confidence)  # fmt: skip
+    point = choose_operating_point(
+        chances, calibration.abnormal, calibration.patients, sensitivity, confidence
+    )
     members = {t: sha256_file(job.out / f"{t}.safetensors") for t in job.targets}
-    meta = {"members": members, "fit_films_by_source": fitted.count_by_source(),
-            "calibration_films_by_source": calibration.count_by_source(),
-            "provenance": provenance(members)}  # fmt: skip
+    meta = {
+        "members": members,
+        "fit_films_by_source": fitted.count_by_source(),
+        "calibration_films_by_source": calibration.count_by_source(),
+        "provenance": provenance(members),
+    }
     screener = Screener(model, job.targets, point, meta).save(job.out)
     tested = job.films("test")
     kept = np.array([d != CLEARED for d in screener.decide(tested.logits)[1]], dtype=bool)
@@ -74,13 +85,17 @@ def screen_films(
 
 def _figures(job: ScreenJob, tested: ScreeningFilms, kept: np.ndarray) -> dict[str, Figure]:
     tier_of = {target: tier for tier, targets in job.tiers.items() for target in targets}
-    diseases = [frozenset(t for t in job.targets if has_disease(case.row, [t]))
-                for case in job.cases["test"]]  # fmt: skip
+    diseases = [
+        frozenset(t for t in job.targets if has_disease(case.row, [t]))
+        for case in job.cases["test"]
+    ]
     table = risk_table(tested.logits, kept, diseases, job.targets, tier_of)
     write_json(job.out / "risk.json", [asdict(row) for row in table])
     # film by film the table says who counts where: an interval by patient needs to know
-    films = [risk_table(tested.logits[[i]], kept[[i]], [diseases[i]], job.targets, tier_of)
-             for i in range(len(diseases))]  # fmt: skip
+    films = [
+        risk_table(tested.logits[[i]], kept[[i]], [diseases[i]], job.targets, tier_of)
+        for i in range(len(diseases))
+    ]
     figures = {}
     for n, row in enumerate(table):
         among = [i for i, rows in enumerate(films) if rows[n].films]

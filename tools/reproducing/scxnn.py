@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from classify.cases import Case, class_of, has_disease
 from classify.ensemble import member_of, pick_device
+from classify.films import Case, class_of, has_disease
 from classify.fit import predict
-from classify.metrics import Figure, softmax
 from classify.recipe import TrainConfig
-from classify.risk import TIERS
+from classify.screening.tiers import TIERS
 from classify.train import load_cases, member_job, train_ensemble
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
+from cxr.stats import Figure, softmax
 from cxr.workdir import log, write_json
 from reproducing.goes import Group, draw_goes, goes_of
 from reproducing.screening import ScreenJob, screen_films
@@ -60,11 +60,11 @@ class ScxnnConfig(TrainConfig):
         if len(set(named)) != len(named):
             raise ValueError(f"tiers must name each target once. Got {', '.join(named)} instead.")
         if self.tiers and self.classes != "three":
-            raise ValueError("classes must be three where films are screened (tiers). "
-                             f"Got {self.classes}.")  # fmt: skip
+            raise ValueError(
+                f"classes must be three where films are screened (tiers). Got {self.classes}."
+            )
         if len(self.targets) > 1 and self.classes != "three":
-            raise ValueError("classes must be three for several targets. "
-                             f"Got {self.classes}.")  # fmt: skip
+            raise ValueError(f"classes must be three for several targets. Got {self.classes}.")
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -150,26 +150,33 @@ def _answers(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> 
         truth = truth_of(case, config)
         if truth is not None:
             film = case.row
-            out.append(Answer(film.image, film.patient_id, film.source, truth,
-                              tuple(float(s) for s in row)))  # fmt: skip
+            out.append(
+                Answer(
+                    film.image, film.patient_id, film.source, truth, tuple(float(s) for s in row)
+                )
+            )
     if len(out) < len(cases):
-        log.info("%d tested films have no target and are not normal: not in answers.csv",
-                 len(cases) - len(out))  # fmt: skip
+        log.info(
+            "%d tested films have no target and are not normal: not in answers.csv",
+            len(cases) - len(out),
+        )
     return out
 
 
-def _follow(
-    config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray
-) -> dict[str, Figure]:  # fmt: skip
+def _follow(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> dict[str, Figure]:
     """goes.ANSWER of the followed films, and unseen.png with the other films beside them."""
     followed = [has_disease(case.row, config.followed) for case in cases]
     if not any(followed):
-        raise ValueError("follow must name diseases of tested films. "
-                         f"Got {', '.join(config.followed)}.")  # fmt: skip
+        raise ValueError(
+            f"follow must name diseases of tested films. Got {', '.join(config.followed)}."
+        )
     held = "held out" if config.unseen else "learnt"
-    names = [f"{' + '.join(config.followed)} ({held})" if apart
-             else truth_of(case, config) or "none of the targets"
-             for case, apart in zip(cases, followed, strict=True)]  # fmt: skip
+    names = [
+        f"{' + '.join(config.followed)} ({held})"
+        if apart
+        else truth_of(case, config) or "none of the targets"
+        for case, apart in zip(cases, followed, strict=True)
+    ]
     patients = [case.patient for case in cases]
     said = scores.argmax(1)
     order = [n for n, apart in zip(names, followed, strict=True) if apart][:1]
@@ -177,13 +184,16 @@ def _follow(
     groups = []
     for name in order:
         chosen = [i for i, other in enumerate(names) if other == name]
-        shares = goes_of(said[chosen], [patients[i] for i in chosen], config.answers,
-                         config.draws, config.seed)  # fmt: skip
+        shares = goes_of(
+            said[chosen], [patients[i] for i in chosen], config.answers, config.draws, config.seed
+        )
         groups.append(Group(name, len(chosen), len({patients[i] for i in chosen}), shares))
     draw_goes(groups, Path(config.out) / "unseen.png")
     one = config.targets[0] if len(config.targets) == 1 else None
-    return {f"goes.{'target' if answer == one else answer}": figure
-            for answer, figure in groups[0].shares.items()}  # fmt: skip
+    return {
+        f"goes.{'target' if answer == one else answer}": figure
+        for answer, figure in groups[0].shares.items()
+    }
 
 
 def split_of(settings: Mapping[str, Any]) -> SplitOf:
@@ -194,8 +204,11 @@ def split_of(settings: Mapping[str, Any]) -> SplitOf:
     cases, parts = load_cases(config.ensemble())
     known = {case.row.image: truth_of(case, config) for case in cases}
     truths = {image: truth for image, truth in known.items() if truth is not None}
-    films = {part: [(cases[i].row.image, cases[i].patient) for i in numbers
-                    if cases[i].row.image in truths]
-             for part, numbers in parts.items()}  # fmt: skip
+    films = {
+        part: [
+            (cases[i].row.image, cases[i].patient) for i in numbers if cases[i].row.image in truths
+        ]
+        for part, numbers in parts.items()
+    }
     learnt, tested = ([image for image, _ in films[part]] for part in ("train", "test"))
     return SplitOf(config.answers, truths, [(learnt, tested)], count_parts(films))

@@ -28,8 +28,10 @@ class SplitOf:
 
 def count_parts(films: Mapping[str, Films]) -> dict[str, dict[str, int]]:
     """Part → number of its films and patients."""
-    return {part: {"films": len(some), "patients": len({patient for _, patient in some})}
-            for part, some in films.items()}  # fmt: skip
+    return {
+        part: {"films": len(some), "patients": len({patient for _, patient in some})}
+        for part, some in films.items()
+    }
 
 
 def split_of_single(settings: dict[str, Any]) -> SplitOf:
@@ -46,10 +48,14 @@ def split_of_single(settings: dict[str, Any]) -> SplitOf:
     rows = [case.row for case in films.cases]
     every = share_films(rows, films.labels, config.protocol)
     truths = {row.image: config.classes[k] for row, k in zip(rows, films.labels, strict=True)}
-    folds = [([rows[i].image for i in s.parts["train"]], [rows[i].image for i in s.parts["test"]])
-             for s in every]  # fmt: skip
-    first = {part: [(rows[i].image, rows[i].patient_id) for i in indices]
-             for part, indices in every[0].parts.items()}  # fmt: skip
+    folds = [
+        ([rows[i].image for i in s.parts["train"]], [rows[i].image for i in s.parts["test"]])
+        for s in every
+    ]
+    first = {
+        part: [(rows[i].image, rows[i].patient_id) for i in indices]
+        for part, indices in every[0].parts.items()
+    }
     return SplitOf(tuple(config.classes), truths, folds, count_parts(first))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count, product
 from string import ascii_lowercase
 
-from classify.metrics import Figure
+from cxr.stats import Figure
 from reproducing.cells import Cell, Place
 from reproducing.differs import NAMES, differences, guesses
 from reproducing.experiment import Experiment, Measure
@@ -15,9 +15,12 @@ from reproducing.figures import Found, measure_cell
 from reproducing.work import failure, read_result, short_reason
 
 TITLES = {
-    "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_auc": "AUC (macro)",
-    "macro_f1": "F1 (macro)", "lift": "Attention: lift in the lungs",
-}  # fmt: skip
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_auc": "AUC (macro)",
+    "macro_f1": "F1 (macro)",
+    "lift": "Attention: lift in the lungs",
+}
 LIFTS = {"explanation": "Lift of its own map", "explanation_class": "Lift of that for the class"}
 ATTENTION_FILMS = {"smoke": 8, "small": 120, "paper": 0}
 
@@ -141,8 +144,9 @@ def fill_rows(
             if sentence not in letters:
                 letters[sentence] = next(names)
         found, reason = _measure(cell, experiment, place, budget)
-        entries = {m.name: _entry(experiment, cell, m.name, found, reason)
-                   for m in experiment.measures}  # fmt: skip
+        entries = {
+            m.name: _entry(experiment, cell, m.name, found, reason) for m in experiment.measures
+        }
         seconds = float(read_result(cell)["seconds"]) if cell.finished else None
         ours = tuple(sorted((letters[s] for s in sentences), key=lambda x: (len(x), x)))
         rows.append(Row(cell.row, cell.column, entries, ours, cell.key, seconds))

@@ -68,10 +68,19 @@ def run_task(task: Task) -> Outcome:
         finally:
             gc.collect()
         seconds = time.monotonic() - started
-        record = {"schema": "lungfirst.cell", "version": 1, "table": cell.table, "row": cell.row,
-                  "column": cell.column, "runner": cell.runner, "key": cell.key,
-                  "answers": answered, "seconds": round(seconds, 1), "settings": cell.settings,
-                  **provenance()}  # fmt: skip
+        record = {
+            "schema": "lungfirst.cell",
+            "version": 1,
+            "table": cell.table,
+            "row": cell.row,
+            "column": cell.column,
+            "runner": cell.runner,
+            "key": cell.key,
+            "answers": answered,
+            "seconds": round(seconds, 1),
+            "settings": cell.settings,
+            **provenance(),
+        }
         write_json(folder / RESULT, record)
         with contextlib.suppress(FileNotFoundError):
             (folder / FAILED).unlink()

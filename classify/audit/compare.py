@@ -1,0 +1,338 @@
+"""Whole film against crop: two audits of the same films, paired film by film.
+
+How to read the metrics:
+
+lift, lift_z, lift_over_gaussian
+    The honest comparison. Lift asks: more attention on lung than by chance, in what the network
+    was given? Chance is taken over what each arm saw: a map without any preference stays at 1.
+    lift_z = (lift - random_lift) / random_sd is in units of what luck gives a map as coarse as
+    this one; lift_over_gaussian = lift - gaussian_lift is the gain over a map that looks at the
+    middle of everything. A crop leaves lift less room: it cannot be above 1 / area share.
+inside_share
+    Asks: how much of what it looked at was lung? Energy lies nowhere but in what an arm saw, and
+    the lung is the same on the film in both arms, so the share is a measure against one common
+    reference. It rises by cropping alone: lungs cover about 0.37 of a film and 0.59 of a crop, and
+    a map without any preference rises with them. A higher share says that less attention can
+    fall, and does fall, beside the lungs; not that the network prefers them.
+outside_box_share, border_share
+    A crop is the thorax box and a margin: what it can put outside the box is small by
+    construction. The border is that of what each arm saw; a crop's runs through the chest wall.
+pointing_hit, finding_lift
+    The pointing game's chance level is the lung's share of the area, so it rises by cropping too;
+    finding_lift has chance taken out as lift has.
+
+Intervals draw patients, the same ones for both arms. Means are tested by swapping the arms patient
+by patient; AUCs by the paired bootstrap, as scores of two networks are on no common scale to be
+swapped. Holm's correction is over all tests inside one source, members and metrics together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from classify.audit.paired import (
+    BOOTSTRAP_TEST,
+    SWAP_TEST,
+    bootstrap_p,
+    holm,
+    swap_p,
+    weighted_mean,
+    with_draws,
+)
+from classify.audit.rows import UNKNOWN, AuditRow, lift_z
+from classify.models.multitask import TARGET
+from cxr.stats import figure, weighted_auc
+
+ALL_SOURCES = "all"
+NO_SOURCE = "unknown"
+AUC = "auc"
+Pair = tuple[AuditRow, AuditRow]  # the film's row, the crop's
+Value = Callable[[AuditRow], float | None]
+
+
+@dataclass(frozen=True)
+class CompareRow:
+    """One metric of one member on the films of one source.
+
+    Attributes:
+        source: "all" for all of them together, "unknown" where the films name none.
+        metric: accuracy, auc (TARGET against the rest), or one of `MAP_METRICS`.
+        film, crop: mean over the films (the AUC) in either arm; None where not defined.
+        difference: crop minus film, with its 95 % interval `low` to `high`.
+        p, p_holm: of `test`; the latter corrected for all tests inside the source.
+        test: classify.audit.paired.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
+        n, patients: films that have the metric in both arms, and their patients.
+        left_out: films of this source and member without the metric in one arm or both, by reason.
+    """
+
+    source: str
+    member: str
+    metric: str
+    film: float | None
+    crop: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    test: str
+    n: int
+    patients: int
+    left_out: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON and the audit page."""
+        return {**asdict(self), "left_out": dict(self.left_out)}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Films that both arms judged, and how many are left out by (source, member, reason)."""
+
+    pairs: list[Pair]
+    left_out: Counter[tuple[str, str, str]]
+
+
+def _number(name: str) -> Value:
+    return lambda row: row.value(name)
+
+
+def _right(row: AuditRow) -> float | None:
+    return None if row.right is None else float(row.right)
+
+
+def _over_gaussian(row: AuditRow) -> float | None:
+    lift, blob = row.value("lift"), row.value("gaussian_lift")
+    return None if lift is None or blob is None else lift - blob
+
+
+MAP_METRICS: dict[str, Value] = {
+    "lift": _number("lift"),
+    "lift_z": lift_z,
+    "lift_over_gaussian": _over_gaussian,
+    **{
+        name: _number(name)
+        for name in (
+            "inside_share",
+            "border_share",
+            "outside_box_share",
+            "pointing_hit",
+            "finding_lift",
+        )
+    },
+}
+ALL_METRICS: dict[str, Value] = {"accuracy": _right, AUC: _number("p_target"), **MAP_METRICS}
+
+
+def compare(
+    film_rows: Sequence[AuditRow],
+    crop_rows: Sequence[AuditRow],
+    seed: int = 0,
+    draws: int = 2000,
+    methods: bool = False,
+) -> list[CompareRow]:
+    """Rows by source ("all" last, where there are several), member and metric.
+
+    Films are matched by name and member; `pair_rows` gives the reasons of those left out, and each
+    row counts them. A metric without a film that has it, such as finding_lift of a source without
+    findings, has no row. A source of one truth has its AUC's row, without a value. With `methods`
+    the arms are two methods on the same answers, so that their maps alone are compared.
+
+    Raises ValueError for a film that stands twice in an arm, or is not the same in both.
+    """
+    paired = pair_rows(film_rows, crop_rows, methods)
+    metrics = MAP_METRICS if methods else ALL_METRICS
+    members = list(dict.fromkeys(f.member for f, _ in paired.pairs))
+    sources = sorted({_source(f) for f, _ in paired.pairs})
+    rows: list[CompareRow] = []
+    for source in [*sources, *([ALL_SOURCES] if len(sources) > 1 else [])]:
+        family = [r for m in members for r in _member_rows(paired, source, m, metrics, seed, draws)]
+        corrected = holm([row.p for row in family])
+        rows += [replace(r, p_holm=p) for r, p in zip(family, corrected, strict=True)]
+    return rows
+
+
+def pair_rows(
+    film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow], methods: bool = False
+) -> Paired:
+    """Rows of both arms matched by film and member.
+
+    A film that no member saw in one arm (a row without a member) is left out for each member of
+    the other arm. Raises ValueError as `compare` does.
+    """
+    films, crops = _by_key(film_rows, "film_rows"), _by_key(crop_rows, "crop_rows")
+    pairs, left_out = [], Counter[tuple[str, str, str]]()
+    for key in [*films, *(k for k in crops if k not in films)]:
+        if not key[1]:
+            continue  # named by its partners, or seen in neither arm
+        one, other = films.get(key), crops.get(key)
+        if one is not None and other is not None:
+            _check_same(one, other, methods)
+            pairs.append((one, other))
+            continue
+        row = one or other
+        assert row is not None
+        arm, rows = ("crop", crops) if one is not None else ("film", films)
+        unseen = rows.get((key[0], ""))
+        why = f"not judged as a {arm}: {unseen.status}" if unseen else f"no row as a {arm}"
+        left_out[_source(row), row.member, why] += 1
+    return Paired(pairs, left_out)
+
+
+def compare_markdown(rows: Sequence[CompareRow], one: str = "film", other: str = "crop") -> str:
+    """The table as Markdown; `one` and `other` are what the arms are called."""
+    lines = [
+        f"| films of | member | metric | {one} | {other} | {other} − {one} [95 %] | p | p (Holm) "
+        "| films | patients | left out |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        gap = _words(r.difference, "+.3f")
+        if r.low is not None and r.high is not None:
+            gap += f" [{r.low:+.3f}, {r.high:+.3f}]"
+        why = "; ".join(f"{count} {reason}" for reason, count in r.left_out.items()) or "–"
+        lines.append(
+            f"| {r.source} | {r.member} | {r.metric} | {_words(r.film)} | {_words(r.crop)} | {gap} "
+            f"| {_chance(r.p)} | {_chance(r.p_holm)} | {r.n} | {r.patients} | {why} |"
+        )
+    tests = sorted(
+        {f"{r.test} ({r.metric if r.metric == AUC else 'means'})" for r in rows if r.test}
+    )
+    return "\n".join([*lines, "", f"Tests: {'; '.join(tests) or 'none'}."]) + "\n"
+
+
+def _member_rows(
+    paired: Paired, source: str, member: str, metrics: Mapping[str, Value], seed: int, draws: int
+) -> Iterator[CompareRow]:
+    pairs = [
+        pair
+        for pair in paired.pairs
+        if pair[0].member == member and source in (_source(pair[0]), ALL_SOURCES)
+    ]
+    if not pairs:
+        return
+    without = Counter[str]()
+    for (at, whose, why), count in paired.left_out.items():
+        if whose == member and source in (at, ALL_SOURCES):
+            without[why] += count
+    weights = with_draws([f.patient for f, _ in pairs], draws, seed)
+    for metric, value in metrics.items():
+        film, crop = (_values(arm, value) for arm in zip(*pairs, strict=True))
+        if metric == AUC:
+            film[[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
+        known = ~np.isnan(film) & ~np.isnan(crop)
+        if not known.any():
+            continue
+        gone = without + Counter(_reason(pair, value) for pair in _take(pairs, ~known))
+        kept = _take(pairs, known)
+        found = _test(metric, film[known], crop[known], kept, weights[:, known], seed, draws)
+        patients = len({f.patient for f, _ in kept})
+        yield CompareRow(
+            source,
+            member,
+            metric,
+            **found,
+            p_holm=None,
+            n=len(kept),
+            patients=patients,
+            left_out=dict(sorted(gone.items())),
+        )
+
+
+def _test(
+    metric: str,
+    film: np.ndarray,
+    crop: np.ndarray,
+    pairs: Sequence[Pair],
+    weights: np.ndarray,
+    seed: int,
+    draws: int,
+) -> dict[str, Any]:
+    """Values, difference, interval and p; `weights` (1 + draws, n) begin with the films as is."""
+    patients = [f.patient for f, _ in pairs]
+    if metric == AUC:
+        positive = np.array([f.truth == TARGET for f, _ in pairs])
+        arms = [weighted_auc(scores, positive, weights) for scores in (film, crop)]
+    else:
+        arms = [weighted_mean(values, weights) for values in (film, crop)]
+    gap = arms[1] - arms[0]
+    several = len(set(patients)) > 1  # one patient drawn again and again shows no spread
+    shown = figure(float(gap[0]), gap[1:] if several else gap[:0], len(pairs))
+    p, test = float("nan"), ""
+    if shown.value is not None and several:
+        p, test = (
+            (bootstrap_p(gap[1:]), BOOTSTRAP_TEST)
+            if metric == AUC
+            else (swap_p(crop - film, patients, draws, seed), SWAP_TEST)
+        )
+    return {
+        "film": _or_none(arms[0][0]),
+        "crop": _or_none(arms[1][0]),
+        "difference": shown.value,
+        "low": shown.low,
+        "high": shown.high,
+        "p": _or_none(p),
+        "test": "" if np.isnan(p) else test,
+    }
+
+
+def _reason(pair: Pair, value: Value) -> str:
+    """Why a pair has no value of a metric."""
+    for row, arm in zip(pair, ("film", "crop"), strict=True):
+        if value(row) is None and (value is not _right or row.truth != UNKNOWN):
+            return f"{'map empty' if row.empty else 'not defined'} on the {arm}"
+    return "truth unknown"
+
+
+def _by_key(rows: Sequence[AuditRow], name: str) -> dict[tuple[str, str], AuditRow]:
+    out: dict[tuple[str, str], AuditRow] = {}
+    for row in rows:
+        if (row.film, row.member) in out:
+            raise ValueError(
+                f"{name} must hold each film once a member. Got {row.film} of "
+                f"{row.member or 'no member'} twice."
+            )
+        out[row.film, row.member] = row
+    return out
+
+
+def _check_same(film: AuditRow, crop: AuditRow, methods: bool) -> None:
+    for name in ("truth", "patient", "source", "probabilities" if methods else "method"):
+        one, other = getattr(film, name), getattr(crop, name)
+        if one != other:
+            raise ValueError(
+                f"film_rows and crop_rows must agree in {name}. {film.film} of "
+                f"{film.member} has {one!r} and {other!r}: audit both with the same "
+                "films.csv and settings."
+            )
+
+
+def _values(rows: Sequence[AuditRow], value: Value) -> np.ndarray:
+    """(N,) with NaN where a row has none."""
+    found = (value(row) for row in rows)
+    return np.array([np.nan if v is None else v for v in found])
+
+
+def _take(pairs: Sequence[Pair], wanted: np.ndarray) -> list[Pair]:
+    return [pairs[i] for i in np.flatnonzero(wanted).tolist()]
+
+
+def _source(row: AuditRow) -> str:
+    return row.source or NO_SOURCE
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _chance(p: float | None) -> str:
+    return "<0.001" if p is not None and p < 0.001 else _words(p)
+
+
+def _words(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else f"{value:{form}}"

@@ -1,0 +1,203 @@
+"""Flags with reasons: films on which a member looked elsewhere than it does on training films.
+
+A threshold is a quantile of the training patients' own values, so a flag says «unusual for this
+member», not «wrong». How good or bad the usual is, the audit's averages and controls say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classify.audit.rows import AuditRow
+from cxr.workdir import log, write_json
+
+SCHEMA, VERSION = "lungfirst.audit_thresholds", 1
+OUTSIDE, BORDER, TEXT, EMPTY = "looks outside", "border", "text", "map empty"
+DISAGREE = "field and box disagree"
+FLAGS = (OUTSIDE, BORDER, TEXT, EMPTY, DISAGREE)
+LOWER, UPPER = {"lift": OUTSIDE}, {"border_share": BORDER, "text_share": TEXT}
+_LEAST = {"text_share": 0.01}  # where training films hardly look, a trace is no reason to flag
+_FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail
+_WORDS = {
+    "lift": "lift",
+    "border_share": "share of energy in the border band",
+    "text_share": "share of energy on burnt-in text",
+}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where flags begin, by member and metric; None where there were too few training films.
+
+    Attributes:
+        method: of saliency: another method's maps are spread otherwise.
+        by_member: member → lift (below is flagged), border_share and text_share (above is).
+        field_disagreement: of lung field and thorax box (above is flagged).
+        tail: share of the training films on the worse side.
+        films, patients: how many the thresholds were taken from.
+        members: member → SHA-256 of its file.
+    """
+
+    method: str
+    by_member: Mapping[str, Mapping[str, float | None]]
+    field_disagreement: float | None
+    tail: float
+    films: int
+    patients: int
+    members: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """As JSON, atomically."""
+        return write_json(path, {"schema": SCHEMA, "version": VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Thresholds:
+        """Raises ValueError for what are no thresholds, OSError for a file that is not there."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path} must hold thresholds of an audit. There is no such "
+                "file: store them with python -m classify.audit RUN "
+                "--fit"
+            )
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} must be JSON: {error}") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} must hold thresholds of an audit (schema {SCHEMA}): "
+                "store them with python -m classify.audit RUN --fit"
+            )
+        if data.get("version") != VERSION:
+            raise ValueError(f"{path} must be of version {VERSION}. Got {data.get('version')!r}.")
+        try:
+            found = cls(**{k: v for k, v in data.items() if k not in ("schema", "version")})
+            bounds = [v for own in found.by_member.values() for v in own.values() if v is not None]
+            bounds += [found.tail, found.field_disagreement or 0.0]
+            if not all(isinstance(v, int | float) for v in bounds):
+                raise TypeError("bounds must be numbers")
+            return found
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path} must hold all parts of the thresholds: {error}") from error
+
+
+def fit_thresholds(
+    rows: Sequence[AuditRow], tail: float = 0.05, members: Mapping[str, str] | None = None
+) -> Thresholds:
+    """Quantiles of the rows of training films; empty maps and missing values are left out.
+
+    Raises ValueError for rows of several methods, or too few films for any threshold.
+    """
+    rows = [row for row in rows if row.member]
+    methods = sorted({row.method for row in rows})
+    films = {row.film: row for row in rows}
+    if len(methods) != 1 or len(films) < _FEWEST:
+        raise ValueError(
+            f"thresholds need at least {_FEWEST} films with maps of one method. Got "
+            f"{len(films)} films, method {', '.join(methods) or 'none'}."
+        )
+    names = list(dict.fromkeys(row.member for row in rows))
+    by_member = {
+        name: {
+            metric: _bound(metric, [r.value(metric) for r in rows if r.member == name], tail)
+            for metric in (*LOWER, *UPPER)
+        }
+        for name in names
+    }
+    disagreements = [row.field_disagreement for row in films.values()]
+    return Thresholds(
+        methods[0],
+        by_member,
+        _quantile(disagreements, 1 - tail),
+        tail,
+        len(films),
+        len({row.patient for row in films.values()}),
+        dict(members or {}),
+    )
+
+
+def read_thresholds(
+    path: Path, asked_for: bool, method: str, members: Mapping[str, str] | None = None
+) -> Thresholds | None:
+    """Thresholds that fit the method and the members (name → SHA-256); None, with a warning, for
+    those of others, and None where there is no file and none was asked for. Raises OSError or
+    ValueError."""
+    if not path.exists() and not asked_for:
+        return None
+    found = Thresholds.load(path)
+    if found.method != method:
+        log.warning(
+            "%s was taken from maps of %s and says nothing of %s: only empty maps are flagged",
+            path,
+            found.method,
+            method,
+        )
+        return None
+    others = [k for k, v in (members or {}).items() if found.members.get(k, v) != v]
+    if others:
+        log.warning(
+            "%s was taken from another training of %s: only empty maps are flagged. Store "
+            "it anew with --fit",
+            path,
+            ", ".join(others),
+        )
+        return None
+    return found
+
+
+def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, ...], ...]:
+    """Flags, and a sentence for each, of one film under one member.
+
+    An empty map is flagged without thresholds too. A lung field that is missing altogether
+    disagrees with any box: field_disagreement is 1 then.
+    """
+    found: list[tuple[str, str]] = []
+    if row.empty:
+        found.append((EMPTY, f"{row.member}: the map is 0 everywhere, so it shows nothing"))
+    if thresholds is None:
+        return _pairs(found)
+    own = thresholds.by_member.get(row.member, {})
+    for metric, flag in (LOWER | UPPER).items():
+        value, bound = row.value(metric), own.get(metric)
+        if value is None or bound is None:
+            continue
+        if value < bound if metric in LOWER else value > bound:
+            side = "below" if metric in LOWER else "above"
+            share = f"{100 * thresholds.tail:g} % of training films"
+            found.append(
+                (
+                    flag,
+                    f"{row.member}: {_WORDS[metric]} {value:.3g} is {side} {bound:.3g},"
+                    f" as on {share}",
+                )
+            )
+    value, bound = row.field_disagreement, thresholds.field_disagreement
+    if value is not None and bound is not None and value > bound:
+        found.append(
+            (
+                DISAGREE,
+                f"lung field and thorax box overlap by {1 - value:.2f} (IoU), "
+                f"less than {1 - bound:.2f}",
+            )
+        )
+    return _pairs(found)
+
+
+def _pairs(found: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(flag for flag, _ in found), tuple(reason for _, reason in found)
+
+
+def _bound(metric: str, values: Sequence[float | None], tail: float) -> float | None:
+    found = _quantile(values, tail if metric in LOWER else 1 - tail)
+    return found if found is None else max(found, _LEAST.get(metric, 0.0))
+
+
+def _quantile(values: Sequence[float | None], share: float) -> float | None:
+    known: list[Any] = [v for v in values if v is not None]
+    return float(np.quantile(known, share)) if len(known) >= _FEWEST else None

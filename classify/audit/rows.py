@@ -1,0 +1,271 @@
+"""audit.csv: a row a film and member with what the member answered and where it looked.
+
+A film without a map (refused, unreadable) has its row and its reason too. Rows are flushed as they
+are added, so a killed audit goes on from there. Numbers are written in full: what is read back is
+what was written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from classify.audit.metrics import METRICS
+from cxr.workdir import Appender, drop_torn_line, write_atomic
+
+UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
+HITS = ("pointing_hit", "finding_hit")
+_TEXTS = (
+    "film",
+    "status",
+    "reason",
+    "source",
+    "label",
+    "sublabel",
+    "patient",
+    "member",
+    "method",
+    "lung_by",
+)
+_NUMBERS = ("p_normal", "p_target", "p_others", "field_disagreement", *METRICS)
+AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", "cut_edges", "flags", "flag_reasons")
+_BETWEEN = " | "  # parts of a cell; no flag, edge or reason may hold it
+_ODD = "surrogateescape"  # names that are no UTF-8, as the file system gives them
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One film under one member; `member` is "" in the only row of a film that no member saw.
+
+    Attributes:
+        film: name as in predictions.csv.
+        status: ok, or fallback (the box is uncertain), or why no member saw the film.
+        reason: sentence for a status that is not ok, or for metrics that are missing.
+        source, label, sublabel: from films.csv; "" where unknown.
+        patient: id that is safe to group by; the film's own name where nothing is known.
+        member: target of the network; the logit explained is its TARGET.
+        method: one of classify.saliency.ALL_METHODS.
+        lung_by: who drew the lung field, "human" or "lungfield".
+        truth: 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown.
+        probabilities: of NORMAL, TARGET, OTHERS.
+        field_disagreement: 1 − IoU of the lung field's box and the thorax box.
+        metrics: of classify.audit.metrics.METRICS; None where not defined.
+        empty: the map is 0 everywhere.
+        cut_edges: film edges into which the lung field runs.
+        flags, flag_reasons: of classify.audit.flags, one reason a flag.
+    """
+
+    film: str
+    status: str = "ok"
+    reason: str = ""
+    source: str = ""
+    label: str = ""
+    sublabel: str = ""
+    patient: str = ""
+    member: str = ""
+    method: str = ""
+    lung_by: str = ""
+    truth: int = UNKNOWN
+    probabilities: tuple[float, float, float] | None = None
+    field_disagreement: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    empty: bool = False
+    cut_edges: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    flag_reasons: tuple[str, ...] = ()
+
+    def value(self, name: str) -> float | None:
+        """A metric as a number (hits are 0 or 1), p_target, or field_disagreement; None where it is
+        not defined. Raises ValueError for a name that is none of these."""
+        if name == "field_disagreement":
+            return self.field_disagreement
+        if name in ("p_normal", "p_target", "p_others"):
+            place = ("p_normal", "p_target", "p_others").index(name)
+            return None if self.probabilities is None else self.probabilities[place]
+        if name not in METRICS:
+            raise ValueError(f"name must be one of {', '.join(_NUMBERS)}. Got {name!r} instead.")
+        found = self.metrics.get(name)
+        return None if found is None else float(found)
+
+    @property
+    def answer(self) -> int | None:
+        """0, 1 or 2: the largest probability; None for a film that no member saw."""
+        if self.probabilities is None:
+            return None
+        return self.probabilities.index(max(self.probabilities))
+
+    @property
+    def right(self) -> bool | None:
+        """Is the answer the truth? None where either is unknown."""
+        unknown = self.answer is None or self.truth == UNKNOWN
+        return None if unknown else self.answer == self.truth
+
+
+def lift_z(row: AuditRow) -> float | None:
+    """The lift's distance from that of random maps as coarse, in their standard deviations."""
+    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
+    return None if lift is None or mean is None or not spread else (lift - mean) / spread
+
+
+class AuditWriter(Appender):
+    """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film.
+
+    A film is added with all its rows at once, so a film with fewer rows than `members` was cut off
+    by a kill: it is dropped, and may be added again. Raises ValueError for a file that is no
+    audit.csv, or has a film with more members.
+    """
+
+    def __init__(self, path: str | Path, members: int) -> None:
+        self.path, self.members = Path(path), members
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.done: dict[str, list[AuditRow]] = {}
+        if self.path.exists():
+            drop_torn_line(self.path)
+        if self.path.exists() and self.path.stat().st_size:
+            for row in read_audit(self.path):
+                self.done.setdefault(row.film, []).append(row)
+        more = [film for film, rows in self.done.items() if len(rows) > max(1, members)]
+        if more:
+            raise ValueError(
+                f"{self.path} was begun with other members: {more[0]} has "
+                f"{len(self.done[more[0]])} rows, and there are {members} members. "
+                "Give another folder, or remove the file."
+            )
+        torn = [film for film, rows in self.done.items() if rows[0].member and len(rows) < members]
+        for film in torn:
+            del self.done[film]
+        if torn:
+            write_audit(self.path, [row for rows in self.done.values() for row in rows])
+        self._file: TextIO = self.path.open("a", newline="", encoding="utf-8", errors=_ODD)
+        if self._file.tell() == 0:
+            self._file.write(_line(AUDIT_COLUMNS))
+            self._file.flush()
+
+    def add(self, rows: Sequence[AuditRow]) -> None:
+        """Write all rows of one film: one a member, or the only one of a film that none saw.
+
+        Raises ValueError for other rows, and when the film has some already.
+        """
+        found = [row.member for row in rows]
+        if found != [""] and (
+            "" in found
+            or len({*found}) != len(found)
+            or len(found) != self.members
+            or len({row.film for row in rows}) != 1
+        ):
+            raise ValueError(
+                f"rows must be those of one film under {self.members} members. Got "
+                f"{[(row.film, row.member) for row in rows]} instead."
+            )
+        film = rows[0].film
+        if film in self.done:
+            raise ValueError(f"{film} stands in {self.path} already.")
+        self._file.write("".join(_line(_cells(row)) for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done[film] = list(rows)
+
+
+def write_audit(path: str | Path, rows: Sequence[AuditRow]) -> Path:
+    """All rows at once, atomically."""
+    text = _line(AUDIT_COLUMNS) + "".join(_line(_cells(r)) for r in rows)
+    return write_atomic(path, text.encode("utf-8", _ODD))
+
+
+def read_audit(path: str | Path) -> list[AuditRow]:
+    """Rows of an audit.csv; raises ValueError naming the line that is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"{path} must be an audit.csv. It does not exist: make one with "
+            "python -m classify.audit RUN"
+        )
+    rows: dict[tuple[str, str], AuditRow] = {}
+    with path.open(newline="", encoding="utf-8", errors=_ODD) as file:
+        reader = csv.reader(file)
+        header = tuple(next(reader, []))
+        if header != AUDIT_COLUMNS:
+            wrong = sorted(set(AUDIT_COLUMNS) ^ set(header))
+            raise ValueError(
+                f"{path} must have the columns of an audit.csv. Missing or unknown: "
+                f"{', '.join(wrong) or 'none, but in another order'}."
+            )
+        for cells in reader:
+            try:
+                row = _row(cells)
+                if (row.film, row.member) in rows:
+                    raise ValueError(f"{row.film} stands there twice under {row.member!r}.")
+            except ValueError as error:
+                raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+            rows[row.film, row.member] = row
+    return list(rows.values())
+
+
+def _cells(row: AuditRow) -> list[str]:
+    values = {name: row.value(name) for name in _NUMBERS}
+    _check_finite(values)
+    lists = (row.cut_edges, row.flags, row.flag_reasons)
+    wrong = [part for parts in lists for part in parts if not part or _BETWEEN in part]
+    if wrong:
+        raise ValueError(
+            f"cut_edges, flags and flag_reasons of {row.film} must hold words without "
+            f"{_BETWEEN!r}, which stands between them. Got {wrong[0]!r}."
+        )
+    return [
+        *(str(getattr(row, name)) for name in _TEXTS),
+        str(row.truth),
+        *(
+            "" if v is None else f"{v:.0f}" if name in HITS else repr(float(v))
+            for name, v in values.items()
+        ),
+        "1" if row.empty else "",
+        *(_BETWEEN.join(parts) for parts in lists),
+    ]
+
+
+def _row(texts: Sequence[str]) -> AuditRow:
+    if len(texts) != len(AUDIT_COLUMNS):
+        raise ValueError(f"a row must have {len(AUDIT_COLUMNS)} cells. Got {len(texts)} instead.")
+    cells = dict(zip(AUDIT_COLUMNS, texts, strict=True))
+    numbers = {name: float(cells[name]) if cells[name] else None for name in _NUMBERS}
+    _check_finite(numbers)
+    shares = [numbers[name] for name in ("p_normal", "p_target", "p_others")]
+    known = [s for s in shares if s is not None]
+    parts = {
+        name: tuple(cells[name].split(_BETWEEN)) if cells[name] else ()
+        for name in ("cut_edges", "flags", "flag_reasons")
+    }
+    plain: dict[str, Any] = {**{name: cells[name] for name in _TEXTS}, **parts}
+    return AuditRow(
+        truth=int(cells["truth"]),
+        probabilities=(known[0], known[1], known[2]) if len(known) == 3 else None,
+        field_disagreement=numbers["field_disagreement"],
+        metrics={
+            n: bool(numbers[n]) if n in HITS and numbers[n] is not None else numbers[n]
+            for n in METRICS
+        },
+        empty=cells["empty"] == "1",
+        **plain,
+    )
+
+
+def _check_finite(numbers: Mapping[str, float | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, or missing. Got {value} instead.")
+
+
+def _line(cells: Sequence[str]) -> str:
+    # one line a row, always: a line break inside a reason would look like a torn row. Only what
+    # ends a line of a file: str.splitlines breaks at more, and would change the films' names
+    buffer = io.StringIO()
+    clean = [re.sub(r"[\r\n]+", " ", cell) for cell in cells]
+    csv.writer(buffer, lineterminator="\n").writerow(clean)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Which features carry the answer (I-score)."""

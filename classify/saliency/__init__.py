@@ -1,0 +1,1 @@
+"""Where a network looked: saliency maps, laid back on the film."""

@@ -1,0 +1,1 @@
+"""What is definitely normal, and how surely."""

@@ -1,0 +1,148 @@
+"""Risk tiers: how soon a film should be read, from which members found their target on it.
+
+After Kim's thesis: thirteen diseases in three tiers. Which disease is in which tier is
+configuration (configs/classify/tiers.yaml), not code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from classify.screening.guarantee import exact_interval
+
+TIERS = ("critical", "urgent", "non_urgent", "untiered")  # the most pressing first
+_TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
+
+
+@dataclass(frozen=True)
+class RiskRow:
+    """One tier or disease of `risk_table`. Shares are (value, low, high) or None without films.
+
+    `kept` of its `films` were kept for reading by the screener; on `found` its own member (for a
+    tier: any member of that tier) said target.
+    """
+
+    tier: str
+    disease: str
+    films: int
+    kept: int
+    found: int
+
+    @property
+    def sensitivity(self) -> tuple[float, float, float] | None:
+        """Share kept for reading, with its exact 95 % interval."""
+        return _with_interval(self.kept, self.films)
+
+    @property
+    def recall(self) -> tuple[float, float, float] | None:
+        """Share on which the member said target, with its exact 95 % interval."""
+        return _with_interval(self.found, self.films)
+
+
+def read_tiers(path: str | Path) -> dict[str, str]:
+    """Target → tier from a YAML file with lists of targets under `tiers`; raises ValueError."""
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    groups = data.get("tiers") if isinstance(data, dict) else None
+    if not isinstance(groups, dict):
+        raise ValueError(
+            f"{path} must hold `tiers:` with lists of targets under {', '.join(TIERS)}."
+        )
+    tiers: dict[str, str] = {}
+    for tier, targets in groups.items():
+        if tier not in TIERS:
+            raise ValueError(
+                f"tiers of {path} must be among {', '.join(TIERS)}. Got {tier!r} instead."
+            )
+        for target in targets or []:
+            if target in tiers:
+                raise ValueError(
+                    f"{path}: {target} must be in one tier. Got {tiers[target]} and {tier}."
+                )
+            tiers[str(target)] = tier
+    return tiers
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """(…, 3) logits to (…, 3) softmax probabilities."""
+    logits = np.asarray(logits, dtype=np.float64)
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
+def found_targets(logits: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """(N, M, 3) logits to (N, M) bool: which member says target.
+
+    By the largest of the three logits, or, with a `threshold`, by the target's probability.
+    """
+    logits = np.asarray(logits)
+    if threshold is None:
+        return np.asarray(logits.argmax(axis=-1) == _TARGET)
+    return probabilities(logits)[..., _TARGET] >= threshold
+
+
+def film_tiers(
+    logits: np.ndarray,
+    targets: Sequence[str],
+    tiers: Mapping[str, str],
+    threshold: float | None = None,
+) -> list[str]:
+    """The most pressing tier among the targets found on each of N films; "" where none was.
+
+    A target that no tier names counts as `untiered`.
+    """
+    ranks = np.array([TIERS.index(tiers.get(t, "untiered")) for t in targets], dtype=int)
+    found = found_targets(logits, threshold)
+    return [TIERS[ranks[row].min()] if row.any() else "" for row in found]
+
+
+def risk_table(
+    logits: np.ndarray,
+    is_kept: np.ndarray,
+    diseases: Sequence[frozenset[str]],
+    targets: Sequence[str],
+    tiers: Mapping[str, str],
+    threshold: float | None = None,
+) -> list[RiskRow]:
+    """The thesis' table: a row for each tier, then for each of its diseases.
+
+    Args:
+        logits: (N, M, 3), members in the order of `targets`.
+        is_kept: (N,) films that the screener kept for reading.
+        diseases: the true diseases of each film; a film counts in the most pressing tier it has.
+        targets: the M members' targets.
+        tiers: target → tier.
+        threshold: as in `found_targets`.
+    """
+    kept = np.asarray(is_kept, dtype=bool)
+    found = found_targets(logits, threshold)
+    rank = {t: TIERS.index(tiers.get(t, "untiered")) for t in targets}
+    worst = [min((rank[d] for d in film if d in rank), default=-1) for film in diseases]
+    rows: list[RiskRow] = []
+    for number, tier in enumerate(TIERS):
+        members = [i for i, t in enumerate(targets) if rank[t] == number]
+        if not members:
+            continue
+        here = np.array([w == number for w in worst], dtype=bool)
+        anyone = np.asarray(found[:, members].any(axis=1))
+        rows.append(_row(tier, "", here, kept, anyone))
+        for i in members:
+            has = np.array([targets[i] in film for film in diseases], dtype=bool)
+            rows.append(_row(tier, targets[i], has, kept, np.asarray(found[:, i])))
+    return rows
+
+
+def _row(
+    tier: str, disease: str, chosen: np.ndarray, kept: np.ndarray, found: np.ndarray
+) -> RiskRow:
+    return RiskRow(
+        tier, disease, int(chosen.sum()), int((chosen & kept).sum()), int((chosen & found).sum())
+    )
+
+
+def _with_interval(hits: int, total: int) -> tuple[float, float, float] | None:
+    return (hits / total, *exact_interval(hits, total)) if total else None

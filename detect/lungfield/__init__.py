@@ -1,0 +1,1 @@
+"""A small network that segments the lung field of a film or a crop."""

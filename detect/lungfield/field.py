@@ -1,0 +1,159 @@
+"""The lung field of a film: segment it, and compare it with the thorax box.
+
+    python -m detect.lungfield train --config configs/detect/lungfield.yaml
+    python -m detect.lungfield evaluate --part test --out runs/lungfield_test
+    python -m detect.lungfield predict FILMS --out runs/fields
+
+The lung field is both lungs as the masks of the training films have it: drawn through the heart's
+shadow and, where seen, behind the diaphragm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from cxr.boxes import iou_xyxy
+from cxr.bundle import load_bundle
+from cxr.cli import from_plain
+from cxr.intensity import check_pixels
+from detect.dataset import prepare_film, to_input
+from detect.lungfield.net import FieldNetConfig, build_field_net
+
+DEFAULT_WEIGHTS = Path("weights/lungfield.safetensors")  # commands run from the project's folder
+
+MIN_COMPONENT = 0.02  # of the film: smaller specks are no lung
+EDGE_BAND, EDGE_LENGTH = 0.01, 0.03  # of the film's side across, and along, the edge
+_BATCH = 8  # films in one forward pass: bounds memory whatever the number asked for
+
+
+class LungField:
+    """A trained lung-field network with its preprocessing."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        side: int,
+        device: str = "auto",
+        weights: dict[str, str] | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.side = side
+        self.weights = weights or {}  # file name → SHA-256
+        self.meta = meta or {}
+        self.threshold = float(self.meta.get("operating_point", {}).get("threshold", 0.5))
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, device: str = "auto") -> LungField:
+        """Read a bundle; the shipped one when `path` is None.
+
+        Raises FileNotFoundError or ValueError for what is no bundle of a lung-field network.
+        """
+        bundle = load_bundle(path or DEFAULT_WEIGHTS, "lungfield")
+        config = from_plain(FieldNetConfig, bundle.meta["model"])
+        model = build_field_net(config)
+        model.load_state_dict(bundle.tensors)
+        name = Path(bundle.path).name
+        return cls(model, config.side, device, {name: bundle.sha256}, bundle.meta)
+
+    @torch.inference_mode()
+    def segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The lung field of each film or thorax crop.
+
+        Args:
+            films: N of (H, W) float32 in [0, 1], of any sizes.
+
+        Returns:
+            N of (H, W) float32 in [0, 1], in the pixels of that film; above 0.5 is lung field.
+            Nothing else is done to it: a film without lungs gives a map without values above 0.5.
+
+        Raises ValueError for pixels that are no such film.
+        """
+        out: list[np.ndarray] = []
+        for start in range(0, len(films), _BATCH):
+            batch = films[start : start + _BATCH]
+            for pixels in batch:
+                check_pixels(pixels, "segment")
+            prepared = [prepare_film(pixels, self.side) for pixels in batch]
+            images = torch.stack([to_input(canvas) for canvas, _ in prepared]).to(self.device)
+            images = images.contiguous(memory_format=torch.channels_last)
+            maps = torch.sigmoid(self.model(images)[:, 0].float()).cpu().numpy()
+            for field, (_, frame), pixels in zip(maps, prepared, batch, strict=True):
+                out.append(frame.restore(field, (pixels.shape[0], pixels.shape[1])))
+        return out
+
+
+def field_box_xyxy(mask: np.ndarray) -> tuple[float, float, float, float] | None:
+    """The tight box round a field's parts of at least 2 % of the film; None without one.
+
+    Args:
+        mask: (H, W) bool, film pixels.
+
+    Returns:
+        xyxy in the same pixels: the thorax box as the rule of the annotations has it (the tight
+        union of both lungs). Smaller parts are left out: one speck would stretch the box.
+    """
+    inside = _as_mask(mask, "field_box_xyxy")
+    _, _, stats, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=8)
+    large = stats[1:][stats[1:, cv2.CC_STAT_AREA] >= MIN_COMPONENT * inside.size]
+    if not len(large):
+        return None
+    x0, y0 = large[:, cv2.CC_STAT_LEFT].min(), large[:, cv2.CC_STAT_TOP].min()
+    x1 = (large[:, cv2.CC_STAT_LEFT] + large[:, cv2.CC_STAT_WIDTH]).max()
+    y1 = (large[:, cv2.CC_STAT_TOP] + large[:, cv2.CC_STAT_HEIGHT]).max()
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def cut_edges(mask: np.ndarray) -> tuple[str, ...]:
+    """Where the lung field runs into the film's edge: of left, top, right, bottom, in that order.
+
+    Args:
+        mask: (H, W) bool, film pixels.
+
+    An edge cuts the field when field lies within the outermost 1 % of the film over at least 3 %
+    of the edge's length: a corner that grazes the edge does not count.
+    """
+    inside = _as_mask(mask, "cut_edges")
+    height, width = inside.shape
+    rows, columns = max(1, round(EDGE_BAND * height)), max(1, round(EDGE_BAND * width))
+    along = {
+        "left": inside[:, :columns].any(1),
+        "top": inside[:rows].any(0),
+        "right": inside[:, -columns:].any(1),
+        "bottom": inside[-rows:].any(0),
+    }
+    return tuple(name for name, line in along.items() if line.mean() >= EDGE_LENGTH)
+
+
+def disagreement(mask: np.ndarray, box_xyxy: Sequence[float] | np.ndarray) -> float:
+    """How far a lung field and a thorax box contradict each other: 1 − IoU of the field's box.
+
+    Args:
+        mask: (H, W) bool, film pixels.
+        box_xyxy: (4,) the thorax box in the same pixels.
+
+    Returns:
+        In [0, 1]; 0 when the box is the field's own, 1 when there is no field.
+    """
+    own = field_box_xyxy(mask)
+    return 1.0 if own is None else 1.0 - float(iou_xyxy(own, box_xyxy)[0, 0])
+
+
+def _as_mask(mask: np.ndarray, function: str) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.dtype != bool or not mask.size:
+        raise ValueError(
+            f"mask of {function} must be (H, W) bool. Got {mask.dtype} of shape "
+            f"{mask.shape} instead: compare probabilities with 0.5."
+        )
+    return mask

@@ -1,0 +1,277 @@
+"""Lung fields of a folder of films: `python -m detect.lungfield predict FILMS --out DIR`
+
+DIR holds one PNG a film (0 / 255, the film's own pixels), manifest.jsonl with a row for each film,
+unreadable ones with their reason, and sheet.png. A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import MofNCompleteColumn, Progress
+
+from cxr.cli import to_plain
+from cxr.draw import BLUE, draw_contour, encode_png, fit, sheet, to_rgb
+from cxr.film import Film, list_films
+from cxr.manifest import check_same_settings
+from cxr.stream import Unread, default_jobs, read_ahead
+from cxr.workdir import Workdir, console, drop_torn_line, log, provenance, sha256_file, write_atomic
+from detect.crop import crop_name
+from detect.lungfield.field import MIN_COMPONENT, LungField, cut_edges, field_box_xyxy
+
+SCHEMA, VERSION = "lungfirst.fields", 1
+STATUSES = ("ok", "no_field", "unreadable")
+_TILE = 256
+
+
+@dataclass(frozen=True)
+class FieldPredictConfig:
+    """Segment the lung field of chest films: one mask a film, and manifest.jsonl.
+
+    Args:
+        films: files and folders of films (DICOM, PNG, JPEG, TIFF).
+        out: folder for the masks and their manifest; a stopped run goes on there.
+        weights: the network's bundle; empty takes the one that comes with lungfirst.
+        device: auto, cpu, or cuda.
+        jobs: processes that read films; -1 takes up to four, and none for a few films.
+        batch: films the network sees at a time.
+        tiles: films on sheet.png, spread evenly over this run's; 0 for no sheet.
+        restart: forget an earlier run in this folder.
+    """
+
+    films: tuple[str, ...] = ()
+    out: str = "runs/fields"
+    weights: str = ""
+    device: str = "auto"
+    jobs: int = -1
+    batch: int = 8
+    tiles: int = 24
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("batch", 1, 1024), ("jobs", -1, 256), ("tiles", 0, 200)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"--{name} must lie between {low} and {high}. Got {value}.")
+
+
+@dataclass(frozen=True)
+class FieldRow:
+    """One film. `field_xyxy` is in the film's pixels; `mask` is relative to the manifest;
+    `field_share` is the field's share of the film; `cut_edges` are where the film cuts it off."""
+
+    film: str
+    sha256: str
+    status: str
+    reason: str = ""
+    patient: str = ""
+    study: str = ""
+    size_hw: tuple[int, int] | None = None
+    field_share: float | None = None
+    field_xyxy: tuple[float, float, float, float] | None = None
+    cut_edges: tuple[str, ...] = ()
+    mask: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(
+                f"status must be one of {', '.join(STATUSES)}. Got {self.status!r} instead."
+            )
+        if (self.status == "ok") != (self.mask is not None) or (self.status == "ok") == bool(
+            self.reason
+        ):
+            raise ValueError(
+                f"{self.film}: status ok needs a mask and no reason, any other "
+                "a reason and no mask."
+            )
+
+
+def to_row(path: Path, film: Film, mask: np.ndarray, name: str) -> FieldRow:
+    """The manifest's row of a film that was read, with its mask (H, W) bool in film pixels."""
+    share = round(float(mask.mean()), 5)
+    known: dict[str, Any] = {
+        "patient": film.patient,
+        "study": film.study,
+        "field_share": share,
+        "size_hw": (film.pixels.shape[0], film.pixels.shape[1]),
+    }
+    box = field_box_xyxy(mask)
+    if box is None:
+        why = (
+            f"no lung field found: {share:.1%} of the film is marked, and no part of it covers "
+            f"{MIN_COMPONENT:.0%}"
+        )
+        return FieldRow(path.as_posix(), film.sha256, "no_field", why, **known)
+    return FieldRow(
+        path.as_posix(),
+        film.sha256,
+        "ok",
+        field_xyxy=box,
+        cut_edges=cut_edges(mask),
+        mask=name,
+        **known,
+    )
+
+
+def iter_fields(
+    paths: Sequence[Path], net: LungField, out: Path, jobs: int, batch: int
+) -> Iterator[tuple[FieldRow, Film | None, np.ndarray | None]]:
+    """Read and segment films in batches; each mask is on disk before its row is given.
+
+    Rows come in the order of `paths`; Film and its mask (H, W) bool are None for an unreadable one.
+    """
+    waiting: list[tuple[Path, Film | Unread]] = []
+    for number, item in enumerate(read_ahead(paths, jobs), 1):
+        waiting.append(item)
+        if len(waiting) < batch and number < len(paths):
+            continue
+        films = [film for _, film in waiting if isinstance(film, Film)]
+        found = iter(net.segment([film.pixels for film in films]))
+        for path, film in waiting:
+            if isinstance(film, Unread):
+                row = FieldRow(path.as_posix(), film.sha256, "unreadable", str(film))
+                yield row, None, None
+                continue
+            mask = next(found) > net.threshold
+            row = to_row(path, film, mask, f"{crop_name(path, film.sha256)}.png")
+            if row.mask:
+                write_atomic(out / row.mask, encode_png(mask.astype(np.uint8) * 255))
+            yield row, film, mask
+        waiting = []
+
+
+def read_fields(path: str | Path) -> tuple[dict[str, Any], list[FieldRow]]:
+    """Header and rows of a manifest of lung fields; raises ValueError with the wrong line."""
+    path = Path(path)
+    header: dict[str, Any] = {}
+    rows = []
+    names = {f.name for f in fields(FieldRow)}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            data = json.loads(line)
+            if number == 1:
+                if data.get("schema") != SCHEMA or data.get("version") != VERSION:
+                    raise ValueError(f"must be a header with schema {SCHEMA} {VERSION}")
+                header = data
+                continue
+            if unknown := set(data) - names:
+                raise ValueError(f"unknown keys {sorted(unknown)}")
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+            }
+            rows.append(FieldRow(**values))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} line {number}: {error}") from error
+    if not header:
+        raise ValueError(f"{path} is empty: its first line must be the header.")
+    return header, rows
+
+
+def begin_manifest(
+    path: Path, header: Mapping[str, Any], films: Sequence[Path], restart: bool
+) -> dict[str, FieldRow]:
+    """Write the manifest's header and the rows that still hold; returns those by film.
+
+    A row holds while the film has its bytes and the mask is there; rows of films that are not
+    asked for now stay. Raises ValueError when it was begun with other settings.
+    """
+    kept: dict[str, FieldRow] = {}
+    head: Mapping[str, Any] = {"schema": SCHEMA, "version": VERSION, **header}
+    if path.exists() and not restart:
+        drop_torn_line(path)
+    if path.exists() and path.stat().st_size and not restart:
+        old, rows = read_fields(path)
+        check_same_settings(path, old, {**header})
+        asked = {film.as_posix(): film for film in films}
+        head = old
+        kept = {r.film: r for r in rows if _holds(r, asked.get(r.film), path.parent)}
+    lines = [json.dumps(head), *(_to_line(row) for row in kept.values())]
+    write_atomic(path, "\n".join(lines) + "\n")
+    return kept
+
+
+def _holds(row: FieldRow, film: Path | None, folder: Path) -> bool:
+    if film is None:
+        return True
+    same = row.sha256 == (sha256_file(film) if film.is_file() else "")
+    return same and (row.mask is None or (folder / row.mask).is_file())
+
+
+def _to_line(row: FieldRow) -> str:
+    return json.dumps({k: v for k, v in asdict(row).items() if v is not None}, allow_nan=False)
+
+
+def predict(config: FieldPredictConfig) -> int:
+    """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
+    try:
+        if not config.films:
+            raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
+        films = list_films(config.films).films
+        net = LungField.load(config.weights or None, config.device)
+        workdir = Workdir(config.out)
+        path = workdir / "manifest.jsonl"
+        header = {**provenance(net.weights), "settings": {"weights": net.weights}}
+        done = begin_manifest(path, header, films, config.restart)
+    except (OSError, ValueError) as error:
+        log.error("%s", error)
+        return 2
+    workdir.start(to_plain(config), weights=net.weights)
+    pending = [film for film in films if film.as_posix() not in done]
+    if len(pending) < len(films):
+        log.info("%d of %d films are done already", len(films) - len(pending), len(films))
+    try:
+        tiles = _segment_pending(pending, net, config, path, done)
+    except KeyboardInterrupt:
+        log.warning("stopped; the same command goes on from here")
+        return 130
+    if tiles:
+        pictures, captions = zip(*tiles, strict=True)
+        page = sheet(pictures, captions, columns=6, tile=_TILE, title="lung fields")
+        write_atomic(workdir / "sheet.png", encode_png(page))
+    rows = [done[film.as_posix()] for film in films]
+    counts = Counter(row.status for row in rows)
+    console.print(", ".join(f"{counts[s]} {s}" for s in STATUSES) + f": {path}", highlight=False)
+    return 0 if any(row.status != "unreadable" for row in rows) else 1
+
+
+def _segment_pending(
+    pending: Sequence[Path],
+    net: LungField,
+    config: FieldPredictConfig,
+    path: Path,
+    done: dict[str, FieldRow],
+) -> list[tuple[np.ndarray, str]]:
+    """Append each film's row to the manifest and to `done`; returns the sheet's tiles."""
+    jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
+    wanted = set(np.linspace(0, max(0, len(pending) - 1), config.tiles, dtype=int).tolist())
+    tiles = []
+    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+    with bar, path.open("a", encoding="utf-8") as file:
+        task = bar.add_task("segmenting", total=len(pending))
+        steps = iter_fields(pending, net, path.parent, jobs, config.batch)
+        for number, (row, film, mask) in enumerate(steps):
+            file.write(_to_line(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            done[row.film] = row
+            bar.advance(task)
+            if row.reason:
+                log.warning("%s: %s (%s)", row.film, row.status, row.reason)
+            if number in wanted and film is not None and mask is not None:
+                tiles.append(_tile(row, film, mask))
+    return tiles
+
+
+def _tile(row: FieldRow, film: Film, mask: np.ndarray) -> tuple[np.ndarray, str]:
+    picture = fit(to_rgb(film.pixels), 2 * _TILE)
+    small = fit(mask.astype(np.uint8) * 255, 2 * _TILE) > 127
+    share = f"{row.field_share or 0:.0%} of the film"
+    edges = f", cut {' '.join(row.cut_edges)}" if row.cut_edges else ""
+    return draw_contour(picture, small, BLUE), f"{Path(row.film).name}\n{share}{edges}"
