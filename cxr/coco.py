@@ -6,10 +6,10 @@ Boxes are held as xyxy in the pixels of the film as listed; on disk they are COC
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class CocoFilm:
     boxes_xyxy: np.ndarray
     labels: tuple[int, ...]  # category index of each box, from 0 in the order of `classes`
     extra: dict[str, Any] = field(default_factory=dict)  # label, patient_id, source, annotator …
+    notes: tuple[dict[str, Any], ...] = ()  # other keys of each box: area, provenance …
 
     @property
     def patient_id(self) -> str:
@@ -33,7 +34,7 @@ class CocoFilm:
         return str(self.extra.get("patient_id") or self.file_name)
 
     def resized(self, size_hw: tuple[int, int]) -> CocoFilm:
-        """The entry of the film's copy at another size, its boxes scaled.
+        """The entry of the film's copy at another size, its boxes scaled, without their notes.
 
         Raises ValueError when the aspect ratios differ by more than 1 %.
         """
@@ -47,7 +48,7 @@ class CocoFilm:
                 f"{self.file_name} must have the size of its annotation, {width} × {height} px, or "
                 f"be a scaled copy of it. Got {w} × {h} px instead."
             ) from error
-        return replace(self, size_hw=size_hw, boxes_xyxy=boxes)
+        return replace(self, size_hw=size_hw, boxes_xyxy=boxes, notes=())
 
 
 @dataclass(frozen=True)
@@ -60,47 +61,80 @@ class CocoSet:
 
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
+OUTSIDE = "reaches out of the film"  # of a fault; check has a stricter rule of its own
+_BEYOND = 1e300
+_NOTE_KEYS = ("id", "image_id", "category_id", "bbox")
+
+
+class CocoFault(NamedTuple):
+    """One fault. `where` is an entry as `image 3` (counted from 0) or a film; "" is the file."""
+
+    where: str
+    what: str
+    film: str = ""  # file_name of the image that it belongs to, where that is sound
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
 
 
 def find_faults(data: Any) -> list[str]:
     """One line for each fault of a COCO detection object; an empty list when it is sound."""
+    return [str(fault) for fault in iter_faults(data)]
+
+
+def iter_faults(data: Any) -> Iterator[CocoFault]:
+    """The faults of `find_faults`, whatever the object holds."""
+    keys = ("images", "annotations", "categories")
     if not isinstance(data, dict):
-        return ["the file must hold a JSON object with images, annotations and categories"]
-    faults = [
-        f"{k} must be a list"
-        for k in ("images", "annotations", "categories")
-        if not isinstance(data.get(k), list)
-    ]
-    if faults:
-        return faults
-    sizes: dict[Any, tuple[str, float, float]] = {}
+        yield CocoFault(
+            "", "the file must hold a JSON object with images, annotations and categories"
+        )
+        return
+    odd = [k for k in keys if not isinstance(data.get(k), list)]
+    if odd:
+        yield from (CocoFault("", f"{k} must be a list") for k in odd)
+        return
+    sound: dict[Any, dict[str, Any]] = {}
     names: set[str] = set()
     for number, image in enumerate(data["images"]):
-        fault = _image_fault(image)
-        if fault:
-            faults.append(f"image {number}: {fault}")
+        if fault := _image_fault(image):
+            yield CocoFault(f"image {number}", fault)
             continue
-        if image["id"] in sizes:
-            faults.append(f"image {image['file_name']}: id {image['id']} stands twice")
-        if image["file_name"] in names:
-            faults.append(f"image {image['file_name']}: listed twice")
-        names.add(image["file_name"])
-        sizes[image["id"]] = (image["file_name"], image["width"], image["height"])
+        name = image["file_name"]
+        if image["id"] in sound:
+            yield CocoFault(f"image {name}", f"id {image['id']} stands twice", name)
+        if name in names:
+            yield CocoFault(f"image {name}", "listed twice", name)
+        names.add(name)
+        sound[image["id"]] = image
     known: set[Any] = set()
     for number, category in enumerate(data["categories"]):
         if not isinstance(category, dict) or not {"id", "name"} <= set(category):
-            faults.append(f"category {number}: it must have an id and a name")
+            yield CocoFault(f"category {number}", "it must have an id and a name")
+        elif not isinstance(category["id"], int | str):
+            yield CocoFault(f"category {number}", _id_fault(category["id"]))
         elif category["id"] in known:
-            faults.append(f"category {category['name']}: id {category['id']} stands twice")
+            what = f"id {category['id']} stands twice"
+            yield CocoFault(f"category {category['name']}", what)
         else:
             known.add(category["id"])
     for number, note in enumerate(data["annotations"]):
-        faults += _annotation_faults(number, note, sizes, known)
-    return faults
+        yield from _annotation_faults(number, note, sound, known)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < _BEYOND  # False for NaN too
+
+
+def _say(value: Any) -> str:
+    beyond = isinstance(value, int) and abs(value) >= _BEYOND
+    return "a number beyond all films" if beyond else repr(value)
+
+
+def _id_fault(value: Any) -> str:
+    return f"id must be a number or a text. Got {value!r}"
 
 
 def _image_fault(image: Any) -> str:
@@ -113,33 +147,49 @@ def _image_fault(image: Any) -> str:
         return f"file_name must be a text. Got {image['file_name']!r}"
     for side in ("width", "height"):
         if not _is_number(image[side]) or image[side] < 1:
-            return f"{image['file_name']}: {side} must be 1 px or more. Got {image[side]!r}"
+            return f"{image['file_name']}: {side} must be 1 px or more. Got {_say(image[side])}"
     if not isinstance(image["id"], int | str):
-        return f"{image['file_name']}: id must be a number or a text. Got {image['id']!r}"
+        return f"{image['file_name']}: {_id_fault(image['id'])}"
     return ""
 
 
 def _annotation_faults(
-    number: int, note: Any, sizes: dict[Any, tuple[str, float, float]], known: set[Any]
-) -> list[str]:
+    number: int, note: Any, images: dict[Any, dict[str, Any]], known: set[Any]
+) -> Iterator[CocoFault]:
     if not isinstance(note, dict):
-        return [f"annotation {number}: it must be a JSON object"]
-    if not isinstance(note.get("image_id"), int | str) or note["image_id"] not in sizes:
-        return [f"annotation {number}: image_id {note.get('image_id')!r} is no image of the file"]
-    name, width, height = sizes[note["image_id"]]
-    faults = []
+        yield CocoFault(f"annotation {number}", "it must be a JSON object")
+        return
+    owner = note.get("image_id")
+    image = images.get(owner) if isinstance(owner, int | str) else None
+    if image is None:
+        yield CocoFault(f"annotation {number}", f"image_id {owner!r} is no image of the file")
+        return
+    name, width, height = image["file_name"], image["width"], image["height"]
     category = note.get("category_id")
     if not isinstance(category, int | str) or category not in known:
-        faults.append(f"{name}: category_id {category!r} is not in categories")
+        yield CocoFault(name, f"category_id {category!r} is not in categories", name)
     box = note.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return [*faults, f"{name}: bbox must be four numbers x, y, width, height. Got {box!r}"]
+        said = f"[{', '.join(map(_say, box))}]" if isinstance(box, list) else repr(box)
+        yield CocoFault(name, f"bbox must be four numbers x, y, width, height. Got {said}", name)
+        return
     x, y, w, h = box
     if w <= 0 or h <= 0:
-        faults.append(f"{name}: bbox must have a width and a height above 0. Got {box}")
+        yield CocoFault(name, f"bbox must have a width and a height above 0. Got {box}", name)
     elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        faults.append(f"{name}: bbox {box} reaches out of the film of {width} × {height}")
-    return faults
+        yield CocoFault(name, f"bbox {box} {OUTSIDE} of {width} × {height}", name)
+
+
+def load_json(path: str | Path) -> Any:
+    """What a JSON file in UTF-8 holds; raises ValueError, or OSError for one that cannot be read.
+
+    A whole number beyond all floats is infinite, which every rule refuses by name.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        return json.loads(text, parse_int=lambda t: int(t) if len(t) < 300 else float(t))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_coco_json(path: str | Path) -> dict[str, Any]:
@@ -149,7 +199,7 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path)
     except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{path} must be JSON. {error}") from error
     faults = find_faults(data)
@@ -176,6 +226,7 @@ def read_coco(path: str | Path) -> CocoSet:
                 xywh_to_xyxy([n["bbox"] for n in own]),
                 tuple(order[n["category_id"]] for n in own),
                 {k: v for k, v in image.items() if k not in _IMAGE_KEYS},
+                tuple({k: v for k, v in n.items() if k not in _NOTE_KEYS} for n in own),
             )
         )
     return CocoSet(films, tuple(c["name"] for c in data["categories"]), data.get("info") or {})
@@ -187,27 +238,15 @@ def to_coco(coco: CocoSet) -> dict[str, Any]:
     notes: list[dict[str, Any]] = []
     for number, film in enumerate(coco.films, 1):
         height, width = film.size_hw
-        images.append(
-            {
-                "id": number,
-                "file_name": film.file_name,
-                "width": width,
-                "height": height,
-                **film.extra,
-            }
-        )
-        for box, label in zip(xyxy_to_xywh(film.boxes_xyxy), film.labels, strict=True):
-            x, y, w, h = (round(float(v), 3) for v in box)
-            notes.append(
-                {
-                    "id": len(notes) + 1,
-                    "image_id": number,
-                    "category_id": label + 1,
-                    "bbox": [x, y, w, h],
-                    "area": round(w * h, 3),
-                    "iscrowd": 0,
-                }
-            )
+        head = {"id": number, "file_name": film.file_name, "width": width, "height": height}
+        images.append({**head, **film.extra})
+        boxes = xyxy_to_xywh(film.boxes_xyxy).tolist()
+        extras = film.notes or ({},) * len(boxes)
+        for box, label, extra in zip(boxes, film.labels, extras, strict=True):
+            bbox = [round(v, 3) for v in box]
+            head = {"id": len(notes) + 1, "image_id": number, "category_id": label + 1}
+            area = round(bbox[2] * bbox[3], 3)
+            notes.append({**head, "bbox": bbox, "area": area, "iscrowd": 0, **extra})
     categories = [{"id": i, "name": name} for i, name in enumerate(coco.classes, 1)]
     return {"info": coco.info, "categories": categories, "images": images, "annotations": notes}
 

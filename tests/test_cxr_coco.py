@@ -66,6 +66,18 @@ def test_written_set_reads_back_the_same(tmp_path: Path) -> None:
         assert np.array_equal(a.boxes_xyxy, b.boxes_xyxy)
 
 
+def test_other_keys_of_an_annotation_are_kept_but_on_a_scaled_copy(tmp_path: Path) -> None:
+    more = {"area": 900, "iscrowd": 1, "segmentation": [[1, 2, 3, 4]], "provenance": [{"a": 1}]}
+    notes = [SOUND["annotations"][0] | more, SOUND["annotations"][1]]
+    (tmp_path / "a.json").write_text(json.dumps(SOUND | {"annotations": notes}))
+    first = read_coco(tmp_path / "a.json")
+    write_coco(tmp_path / "b.json", first)
+    written = json.loads((tmp_path / "b.json").read_text())["annotations"]
+    assert {k: written[0][k] for k in more} == more
+    assert written[1]["area"] == 199.5 * 99.5 and written[1]["iscrowd"] == 0
+    assert first.films[0].resized((50, 100)).notes == ()
+
+
 def test_pycocotools_reads_what_is_written(tmp_path: Path) -> None:
     from pycocotools.coco import COCO
 
@@ -99,10 +111,12 @@ def change(path: list, value: object) -> dict:
         (["images", 0, "width"], "200", "width must be 1 px or more"),
         (["images", 0, "height"], 0, "height must be 1 px or more"),
         (["images", 0, "width"], float("nan"), "width must be 1 px or more"),
+        (["images", 0, "width"], 10**400, "width must be 1 px or more. Got a number beyond"),
         (["images", 0, "id"], [1], "id must be a number or a text"),
         (["images", 1, "id"], 7, "image leg.png: id 7 stands twice"),
         (["images", 1, "file_name"], "a.png", "image a.png: listed twice"),
         (["categories", 0], {"name": "x"}, "category 0: it must have an id and a name"),
+        (["categories", 0, "id"], [9], "category 0: id must be a number or a text. Got [9]"),
         (["categories", 1, "id"], 9, "category pneumonia: id 9 stands twice"),
         (["annotations", 0], 3, "annotation 0: it must be a JSON object"),
         (["annotations", 0, "image_id"], 99, "annotation 0: image_id 99 is no image"),
@@ -110,6 +124,7 @@ def change(path: list, value: object) -> dict:
         (["annotations", 0, "category_id"], 1, "a.png: category_id 1 is not in categories"),
         (["annotations", 0, "category_id"], {}, "a.png: category_id"),
         (["annotations", 0, "bbox"], None, "a.png: bbox must be four numbers"),
+        (["annotations", 0, "bbox"], [1, 2, 3, 10**400], "[1, 2, 3, a number beyond all films]"),
         (["annotations", 0, "bbox"], [1, 2, 3], "a.png: bbox must be four numbers"),
         (["annotations", 0, "bbox"], [1, 2, "3", 4], "a.png: bbox must be four numbers"),
         (["annotations", 0, "bbox"], [1, 2, float("inf"), 4], "a.png: bbox must be four numbers"),
