@@ -22,7 +22,7 @@ from cxr.cli import parse_config, to_plain
 from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
 from cxr.split import Split
-from cxr.stats import Figure, bootstrap_weights, figure, softmax, weighted_auc
+from cxr.stats import Figure, figure_of, softmax, weighted_auc, with_draws
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
 
 
@@ -175,11 +175,10 @@ def _rows(
     patients: list[str],
     draws: int,
 ) -> list[dict[str, Any]]:
-    weights = np.concatenate([np.ones((1, len(positive))), bootstrap_weights(patients, draws)])
+    weights = with_draws(patients, draws)
     rows = []
     for name, values in scores.items():
-        aucs = weighted_auc(values, positive, weights)
-        found = figure(float(aucs[0]), aucs[1:], len(positive))
+        found = figure_of(weighted_auc(values, positive, weights), len(positive))
         rows.append(
             {
                 "question": question,

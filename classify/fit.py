@@ -17,11 +17,11 @@ from classify.dataset import MemberDataset, PixelCache, class_weights
 from classify.films import Case
 from classify.models.multitask import SCXNN, TARGET, build_member
 from classify.module import MemberModule
-from classify.panels import draw_curves, draw_panels
 from classify.preprocess import to_input
 from classify.recipe import PhaseConfig, TrainConfig
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
+from cxr.plots import draw_curves, draw_panels
 from cxr.stats import classification_report
 from cxr.training.loop import BEST, fit_learner
 from cxr.workdir import log, provenance, seed_everything, write_json

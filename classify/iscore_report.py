@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from classify.features.select import ORDERS, Point, Selection
-from classify.panels import write_figure
+from cxr.plots import LINES, new_figure, write_figure
 from cxr.workdir import write_json
 
-# Okabe and Ito's colours, and a line style each: told apart without colour too
-_LOOKS = {"i_score": ("#0072B2", "o-"), "single": ("#D55E00", "s--"), "random": ("#666666", "^:")}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LOOKS = {"i_score": LINES[0], "single": LINES[1], "random": ("#666666", "^:")}
 
 
 def write_selection(folder: str | Path, selection: Selection) -> Path:
@@ -27,7 +28,7 @@ def write_selection(folder: str | Path, selection: Selection) -> Path:
 
 def draw_selection(selection: Selection, path: str | Path) -> Path:
     """Validation AUC, by which the number was chosen, and test AUC with intervals by patient."""
-    figure = Figure(figsize=(9.5, 3.9), layout="constrained")
+    figure = new_figure(9.5, 3.9)
     axes = figure.subplots(1, 2, sharey=True)
     for name, words in ORDERS.items():
         points = [p for p in selection.points if p.order == name]

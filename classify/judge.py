@@ -14,8 +14,9 @@ from classify.predictions import PredictionRow
 from classify.report import FilmCard, MemberBar, make_picture, make_saliency_picture
 from classify.saliency.maps import logits_and_saliency, saliency_maps, to_pixels
 from classify.screener import NOT_READ, READ, Screener
-from classify.screening.tiers import film_tiers, probabilities
+from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
+from cxr.stats import softmax
 
 _TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
 
@@ -92,7 +93,7 @@ class Judge:
             found, decisions, threshold_id = self.screener.decide(logits)
             scores = [float(s) for s in found]
         tiers = film_tiers(logits, self.members.targets, self.tiers, self.tier_threshold)
-        shares = probabilities(logits)
+        shares = softmax(logits)
         out = []
         for n, item in enumerate(items):
             pixels = item.pixels

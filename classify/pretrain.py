@@ -25,12 +25,13 @@ from classify.genesis import genesis_sheet
 from classify.models.unet_cbam import UnetCbam
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import DistortedFilms, EpochOrder, PretrainModule
-from classify.pretrain_pictures import PANELS, draw_losses, restored_sheet
+from classify.pretrain_pictures import PANELS, restored_sheet
 from classify.regions import RegionConfig
 from classify.ssim import ssim
 from cxr import draw
 from cxr.cli import parse_config, to_plain
 from cxr.films_table import read_films_table
+from cxr.plots import draw_restoring
 from cxr.split import Split
 from cxr.training.learner import NonFiniteLossError
 from cxr.training.loop import BEST, fit_learner
@@ -180,7 +181,7 @@ def fit(config: PretrainConfig, workdir: Workdir, films: Films) -> PretrainModul
     state = torch.load(workdir / BEST, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)
     write_json(workdir / "history.json", module.history)
-    draw_losses(module.history, workdir / "curves.png")
+    draw_restoring(module.history, workdir / "curves.png")
     return module
 
 

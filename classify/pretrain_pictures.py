@@ -1,50 +1,22 @@
-"""Pictures of a pretraining: its curves, and films distorted and restored."""
+"""The picture of a pretraining: films distorted and restored."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from classify.genesis import NAMES, TRANSFORMS, GenesisConfig, distort
 from classify.models.unet_cbam import UnetCbam
 from classify.ssim import ssim
 from cxr import draw
-from cxr.workdir import write_atomic
 
 # What the panels show: each distortion alone, then all four at once (more than training ever does).
 PANELS: dict[str, tuple[str, ...]] = {
     **{name: (kind,) for kind, name in NAMES.items()},
     "all four": tuple(TRANSFORMS),
 }
-
-
-def draw_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
-    """The loss of each epoch, and as a dashed line that of the distorted films themselves."""
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
-    axis = figure.subplots()
-    epochs = [int(r["epoch"]) + 1 for r in history]
-    for key, name in (("train_loss", "training"), ("val_loss", "validation")):
-        axis.plot(epochs, [r.get(key, np.nan) for r in history], marker=".", label=name)
-    axis.plot(
-        epochs,
-        [r["val_untouched"] for r in history],
-        color="grey",
-        linestyle="--",
-        label="distorted films as they are",
-    )
-    axis.set(xlabel="epoch", ylabel="1 − SSIM", ylim=(0, None))
-    axis.legend(frameon=False)
-    axis.grid(alpha=0.3)
-    FigureCanvasAgg(figure)  # drawn without pyplot: no global state, no window
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return write_atomic(path, buffer.getvalue())
 
 
 def restored_sheet(

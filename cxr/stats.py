@@ -1,18 +1,23 @@
-"""Figures of a three-way classifier with bootstrap intervals by patient. Pure NumPy.
+"""Figures with intervals by patient, exact bounds, and paired tests. Pure NumPy.
 
-A draw takes patients with replacement, all films of a patient together: films of one patient are
-no independent evidence. Each draw is a weight for each film, so that all draws are done at once.
+A bootstrap draw takes patients with replacement, all films of a patient together: films of one
+patient are no independent evidence. Each draw is a weight for each film, so that all draws are
+done at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray
+SWAP_TEST = "permutation: the arms swapped patient by patient"
+BOOTSTRAP_TEST = "paired bootstrap of patients"
+_CELLS = 4_000_000  # a block of draws is at most this many numbers: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,201 @@ class Figure:
     low: float | None
     high: float | None
     n: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value over films with its 95 % interval by patient; NaN where it is unknown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def in_words(found: Figure | Interval, signed: bool = False, missing: str = "–") -> str:
+    """A value with its interval, for tables: 0.837 [0.715, 0.936]; `missing` without a value."""
+    form = "+.3f" if signed else ".3f"
+    if found.value is None or math.isnan(found.value):
+        return missing
+    if found.low is None or found.high is None or math.isnan(found.low):
+        return f"{found.value:{form}}"
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+# --- the bootstrap ---
+
+
+def _patient_draws(
+    patients: Sequence[str] | Array, draws: int, seed: int, per_draw: int = 1
+) -> tuple[Array, Iterator[Array]]:
+    """(N,) the number of each film's patient; and (B, P) how often each patient stands in a draw,
+    a block of draws at a time, so many that `per_draw` numbers a patient stay small."""
+    _, group = np.unique(np.asarray(patients), return_inverse=True)
+    count = int(group.max()) + 1 if len(group) else 0
+    step = max(1, _CELLS // max(1, count * per_draw))
+
+    def blocks() -> Iterator[Array]:
+        rng, shares = np.random.default_rng(seed), np.full(count, 1 / max(count, 1))
+        for start in range(0, draws, step):
+            yield rng.multinomial(count, shares, size=min(step, draws - start))
+
+    return group, blocks()
+
+
+def bootstrap_weights(patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Array:
+    """(draws, N) how often each of the N films stands in each draw of patients."""
+    group, blocks = _patient_draws(patients, draws, seed)
+    parts = [times[:, group].astype(np.float64) for times in blocks]
+    return np.concatenate(parts) if parts else np.zeros((0, len(group)))
+
+
+def with_draws(patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Array:
+    """(1 + draws, N) weights: row 0 the films themselves, then bootstrap draws of patients."""
+    return np.concatenate([np.ones((1, len(patients))), bootstrap_weights(patients, draws, seed)])
+
+
+def figure(value: float, draws: Array, n: int, level: float = 0.95) -> Figure:
+    """A value with the percentile interval of its bootstrap draws; draws without a value are
+    left out, and when more than half have none there is no interval."""
+    known = draws[~np.isnan(draws)]
+    if np.isnan(value):
+        return Figure(None, None, None, n)
+    if len(known) * 2 < len(draws) or not len(draws):
+        return Figure(float(value), None, None, n)
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Figure(float(value), float(low), float(high), n)
+
+
+def figure_of(values: Array, n: int) -> Figure:
+    """(1 + B,) the value of the films themselves, then its draws: what `with_draws` leads to."""
+    return figure(float(values[0]), values[1:], n)
+
+
+def _means(values: Array, patients: Sequence[str] | Array, draws: int, seed: int) -> Array:
+    """(draws,) means of (N,) values over draws of patients."""
+    group, blocks = _patient_draws(patients, draws, seed)
+    sums, counts = np.bincount(group, values), np.bincount(group)
+    return np.concatenate([np.zeros(0), *((t @ sums) / (t @ counts) for t in blocks)])
+
+
+def _known(values: Any, patients: Sequence[str]) -> tuple[Array, Array]:
+    """The values that are not NaN (None is), and their patients."""
+    x = np.asarray(values, dtype=np.float64)
+    if x.shape != (len(patients),):
+        raise ValueError(
+            f"values and patients must be of one length. Got {x.shape} and {len(patients)} instead."
+        )
+    known = ~np.isnan(x)
+    return x[known], np.asarray(patients)[known]
+
+
+def mean_figure(values: Any, patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Figure:
+    """Mean of values (N,) with its 95 % interval by patient; NaN and None are left out and not
+    counted."""
+    known, owners = _known(values, patients)
+    if not len(known):
+        return Figure(None, None, None, 0)
+    return figure(float(known.mean()), _means(known, owners, draws, seed), len(known))
+
+
+def share_figure(hits: Any, patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Figure:
+    """Share of N films with a 95 % bootstrap interval by patient.
+
+    Where all or none are hit, the bootstrap knows no spread: the interval is then the exact one
+    with each patient counted once.
+    """
+    found = mean_figure(hits, patients, draws, seed)
+    if found.value is None or 0 < found.value < 1:
+        return found
+    count = len(set(patients))
+    return Figure(found.value, *exact_interval(round(found.value) * count, count), found.n)
+
+
+def bootstrap_mean(
+    values: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of (N,) values with the percentile interval of resampled *patients*.
+
+    Films of one patient are alike, so films must not be drawn one by one (Efron and Tibshirani
+    1993, chapter 8). NaN values are left out with their films. Fewer than two patients give no
+    interval.
+    """
+    known, owners = _known(values, patients)
+    if not len(known):
+        return Interval(math.nan)
+    if len(np.unique(owners)) < 2:
+        return Interval(float(known.mean()))
+    found = figure(float(known.mean()), _means(known, owners, draws, seed), len(known))
+    return Interval(float(known.mean()), float(found.low or 0.0), float(found.high or 0.0))
+
+
+def bootstrap_quantiles(
+    values: Any,
+    patients: Sequence[str],
+    quantiles: Sequence[float],
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[Interval]:
+    """Quantiles of (N,) values, each with the percentile interval of resampled *patients*; fewer
+    than two patients give no interval."""
+    x, q = np.asarray(values, dtype=np.float64), np.asarray(quantiles, dtype=np.float64)
+    if not len(x):
+        return [Interval(math.nan)] * len(q)
+    found = np.quantile(x, q)
+    if len(set(patients)) < 2:
+        return [Interval(float(v)) for v in found]
+    order = np.argsort(x)
+    x = x[order]
+    per_patient = len(x) * len(q) // len(set(patients)) + 1
+    group, blocks = _patient_draws(np.asarray(patients)[order], draws, seed, per_patient)
+    drawn = []
+    for times in blocks:
+        # (B, N): how many drawn values lie at or below each of x, which is sorted
+        below = np.cumsum(times[:, group], axis=1)
+        rank = (below[:, -1:] - 1) * q  # as np.quantile interpolates, counting from 0
+        low, high = (
+            x[(below[:, None] <= r[..., None]).sum(axis=2)] for r in (np.floor(rank), np.ceil(rank))
+        )
+        drawn.append(low + (high - low) * (rank - np.floor(rank)))
+    lows, highs = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+    return [Interval(*map(float, row)) for row in zip(found, lows, highs, strict=True)]
+
+
+# --- exact bounds (Clopper and Pearson 1934) ---
+
+
+def exact_interval(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided Clopper–Pearson interval of hits / total; (0, 1) when total is 0."""
+    tail = (1 - confidence) / 2
+    return lower_bound(hits, total, 1 - tail), 1 - lower_bound(total - hits, total, 1 - tail)
+
+
+def lower_bound(hits: int, total: int, confidence: float = 0.95) -> float:
+    """One-sided Clopper–Pearson lower bound of hits / total; 0 when there is no hit."""
+    from scipy.special import betaincinv
+
+    if not 0 <= hits <= total:
+        raise ValueError(f"hits must lie in 0…total. Got {hits} of {total} instead.")
+    return float(betaincinv(hits, total - hits + 1, 1 - confidence)) if hits else 0.0
+
+
+def exact_share(hits: int, total: int) -> Figure:
+    """A share with its exact 95 % interval; without any, no value."""
+    if not total:
+        return Figure(None, None, None, 0)
+    return Figure(hits / total, *exact_interval(hits, total), total)
+
+
+def sign_p(first: int, second: int) -> float | None:
+    """Two-sided exact binomial p of `first` against `second`, both alike; None without any."""
+    total = first + second
+    if not total:
+        return None
+    tail = sum(math.comb(total, k) for k in range(min(first, second) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+# --- one classifier ---
 
 
 @dataclass(frozen=True)
@@ -48,15 +248,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {**asdict(self), "classes": list(self.classes)}
-
-
-def bootstrap_weights(patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Array:
-    """(draws, N) how often each of the N films stands in each draw of patients."""
-    _, group = np.unique(np.asarray(patients), return_inverse=True)
-    count = int(group.max()) + 1 if len(group) else 0
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(count, np.full(count, 1 / max(count, 1)), size=draws)
-    return drawn[:, group].astype(np.float64)
 
 
 def weighted_auc(scores: Any, positive: Any, weights: Array | None = None) -> Array:
@@ -130,16 +321,12 @@ def f1(said: Any, truth: Any, weights: Array | None = None) -> Array:
     return np.divide(2 * both, whole, out=np.full(len(weights), np.nan), where=here > 0)
 
 
-def figure(value: float, draws: Array, n: int, level: float = 0.95) -> Figure:
-    """A value with the percentile interval of its bootstrap draws; draws without a value are
-    left out, and when more than half have none there is no interval."""
-    known = draws[~np.isnan(draws)]
-    if np.isnan(value):
-        return Figure(None, None, None, n)
-    if len(known) * 2 < len(draws) or not len(draws):
-        return Figure(float(value), None, None, n)
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return Figure(float(value), float(low), float(high), n)
+def weighted_mean(values: Any, weights: np.ndarray) -> np.ndarray:
+    """(B,) means of values (N,) for each row of weights (B, N); NaN where all weigh nothing."""
+    values = np.asarray(values, float)
+    whole = weights.sum(1)
+    out = np.full(len(weights), np.nan)
+    return np.divide(weights @ values, whole, out=out, where=whole > 0)
 
 
 def classification_report(
@@ -157,9 +344,7 @@ def classification_report(
     """
     probabilities, labels = softmax(logits), np.asarray(labels)
     _check(probabilities, labels, patients, classes)
-    weights = np.concatenate(
-        [np.ones((1, len(labels))), bootstrap_weights(patients, draws, seed)]
-    )  # row 0: the films themselves
+    weights = with_draws(patients, draws, seed)
     answer, kinds = probabilities.argmax(1), range(len(classes))
     truth = [labels == k for k in kinds]
     said = [answer == k for k in kinds]
@@ -172,7 +357,7 @@ def classification_report(
 
     def by_class(values: list[Array], among: list[Array]) -> dict[str, Figure]:
         return {
-            name: _figure_of(v, int(a.sum()))
+            name: figure_of(v, int(a.sum()))
             for name, v, a in zip(classes, values, among, strict=True)
         }
 
@@ -182,24 +367,19 @@ def classification_report(
         films=n,
         patients=len(set(patients)),
         classes=tuple(classes),
-        macro_auc=_figure_of(_mean_of_known(aucs), n),
-        accuracy=_figure_of(right, n),
-        balanced_accuracy=_figure_of(_mean_of_known(sens), n),
+        macro_auc=figure_of(_mean_of_known(aucs), n),
+        accuracy=figure_of(right, n),
+        balanced_accuracy=figure_of(_mean_of_known(sens), n),
         auc=by_class(aucs, every),
         sensitivity=by_class(sens, truth),
         specificity=by_class(spec, [~t for t in truth]),
         class_accuracy=by_class(alike, every),
         f1=by_class(f1s, truth),
-        macro_f1=_figure_of(_mean_of_known(f1s), n),
+        macro_f1=figure_of(_mean_of_known(f1s), n),
         confusion=[[int((truth[i] & said[j]).sum()) for j in kinds] for i in kinds],
         draws=draws,
         seed=seed,
     )
-
-
-def _figure_of(values: Array, n: int) -> Figure:
-    """(1 + B,) the value of the films themselves, then its draws."""
-    return figure(values[0], values[1:], n)
 
 
 def _mean_of_known(values: list[Array]) -> Array:
@@ -223,3 +403,67 @@ def _check(
         )
     if not len(labels):
         raise ValueError("labels must hold at least one film. Got none: check the split.")
+
+
+# --- two arms on the same films ---
+
+
+def swap_p(differences: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0) -> float:
+    """Two-sided p of a mean paired difference: how often chance gives one as large.
+
+    If the arms do not differ, each patient's differences (N,) may as well have the other sign, all
+    films of a patient together. Every pattern of signs is tried where there are at most `draws` of
+    them, and the p is exact; else `draws` random ones are, and the films as they are count as one
+    more, so that p is never 0 (Phipson and Smyth 2010). NaN without films.
+    """
+    differences = np.asarray(differences, float)
+    if not len(differences):
+        return float("nan")
+    names, group = np.unique(np.asarray(patients), return_inverse=True)
+    sums = np.bincount(group, weights=differences, minlength=len(names))
+    if not np.isfinite(sums).all():
+        raise ValueError(
+            "differences of swap_p must be finite. Got NaN or infinity: leave those films out."
+        )
+    # a hair below, so that patterns that give the same sum in another order count as equal
+    reached = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()
+    if 2 ** min(len(sums), 60) <= draws:
+        patterns = np.arange(2 ** len(sums))
+        signs = 1.0 - 2.0 * ((patterns[:, None] >> np.arange(len(sums))) & 1)
+        return float((np.abs(signs @ sums) >= reached).mean())
+    rng = np.random.default_rng(seed)
+    beyond, left = 0, draws
+    while left:
+        block = min(left, max(1, _CELLS // len(sums)))
+        signs = rng.integers(0, 2, (block, len(sums))) * 2.0 - 1.0
+        beyond += int((np.abs(signs @ sums) >= reached).sum())
+        left -= block
+    return (1 + beyond) / (1 + draws)
+
+
+def bootstrap_p(draws: Any) -> float:
+    """Two-sided p of a difference from its bootstrap draws (B,): twice the smaller share of draws
+    on either side of 0, at least 2 / (B + 1). It says the same as the percentile interval: p is
+    below 0.05 where the 95 % interval leaves 0 out. Draws without a value (NaN) are left out; NaN
+    when more than half have none."""
+    draws = np.asarray(draws, float)
+    known = draws[~np.isnan(draws)]
+    if not len(known) or len(known) * 2 < len(draws):
+        return float("nan")
+    tail = 1 + min(int((known <= 0).sum()), int((known >= 0).sum()))
+    return min(1.0, 2 * tail / (1 + len(known)))
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Each p corrected for the number of tests (Holm 1979); None stays None and is no test.
+
+    The smallest p is multiplied by the number of tests, the next by one less, and so on; none
+    becomes smaller than the one before it, or larger than 1.
+    """
+    tests = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    out: list[float | None] = [None] * len(ps)
+    floor = 0.0
+    for rank, (p, i) in enumerate(tests):
+        floor = max(floor, min(1.0, p * (len(tests) - rank)))
+        out[i] = floor
+    return out

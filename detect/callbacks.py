@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from cxr import draw
 from cxr.boxes import iou_xyxy
+from cxr.plots import draw_history
 from cxr.workdir import write_atomic, write_json
 from detect.dataset import ThoraxDataset
 
@@ -40,24 +41,7 @@ class History(Callback):
             self.rows.append({"epoch": trainer.current_epoch, **values})
         if trainer.is_global_zero:
             write_json(self.folder / "history.json", self.rows)
-            plot_history(self.rows, self.shown, self.folder / "curves.png")
-
-
-def plot_history(rows: list[dict[str, float]], names: tuple[str, ...], path: Path) -> None:
-    """One panel a name over the epochs, as PNG."""
-    import io
-
-    from matplotlib.figure import Figure  # no pyplot: it keeps every figure it ever made
-
-    figure = Figure(figsize=(4.5 * len(names), 3.2), layout="constrained")
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        points = [(r["epoch"] + 1, r[name]) for r in rows if name in r]
-        panel.plot(*zip(*points, strict=True), marker=".") if points else None
-        panel.set(xlabel="epoch", title=name.replace("_", " "))
-        panel.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    write_atomic(path, buffer.getvalue())
+            draw_history(self.rows, self.shown, self.folder / "curves.png")
 
 
 class ValidationPicture(Callback):

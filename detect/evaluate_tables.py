@@ -18,13 +18,13 @@ from rich.table import Table
 
 from cxr.coco import CocoFilm
 from cxr.draw import GREEN, ORANGE, RED, draw_box, encode_png, sheet, to_rgb
+from cxr.stats import in_words
 from cxr.stream import Unread, read_ahead
 from cxr.workdir import Workdir, console, write_atomic, write_json
 from detect.metrics import (
     SIDES,
     AveragePrecision,
     FilmScore,
-    Interval,
     Summary,
     average_precision,
     summarise,
@@ -234,9 +234,9 @@ def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
                 method,
                 str(s.films),
                 str(s.patients),
-                _interval(s.mean_iou),
+                in_words(s.mean_iou),
                 _number(s.median_iou),
-                _interval(s.share_iou_90),
+                in_words(s.share_iou_90),
                 _number(s.share_iou_75.value),
                 _number(s.coverage.value),
                 _number(s.share_covered.value),
@@ -256,7 +256,11 @@ def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 def _short_cells(line: Line) -> list[str]:
     """Intervals below their values, no leading zeros, so that twelve columns fit a terminal."""
     s, p = line.summary, line.precision
-    parts = [_interval(s.mean_iou), _number(s.median_iou), _interval(s.share_iou_90)]
+    parts = [
+        in_words(s.mean_iou),
+        _number(s.median_iou),
+        in_words(s.share_iou_90),
+    ]
     parts += [_number(v) for v in (s.share_iou_75.value, s.coverage.value, p.ap, p.ap50, p.ap75)]
     short = [v.replace(" [", "\n").replace("]", "").replace(", ", "–") for v in parts]
     short = [re.sub(r"\b0\.", ".", v) for v in short]
@@ -267,12 +271,6 @@ def _short_cells(line: Line) -> list[str]:
 
 def _number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _interval(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return _number(interval.value)
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def table_markdown(evaluation: Evaluation) -> str:

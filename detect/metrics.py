@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cxr.boxes import area_xyxy, as_boxes, intersection_xyxy, iou_xyxy, union_xyxy
+from cxr.stats import Interval, bootstrap_mean
 
 NAN4 = (math.nan,) * 4
 SIDES = ("left", "top", "right", "bottom")
@@ -39,15 +40,6 @@ class FilmScore:
     def missed(self) -> bool:
         """There is a thorax, and no box."""
         return self.has_truth and not self.has_box
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over films with its bootstrap interval by patient; NaN where it is unknown."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -134,39 +126,6 @@ def score_film(
         edges_px=tuple(float(v) for v in edges),
         edges_mm=tuple(float(v) for v in edges * mm),
     )
-
-
-def bootstrap_mean(
-    values: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> Interval:
-    """Mean of (N,) values with the percentile interval of resampled *patients*.
-
-    Films of one patient are alike, so films must not be drawn one by one (Efron and Tibshirani
-    1993, chapter 8). NaN values are left out with their films. Fewer than two patients give no
-    interval.
-    """
-    x = np.asarray(values, dtype=np.float64)
-    if x.shape != (len(patients),):
-        raise ValueError(
-            f"values and patients must be of one length. Got {x.shape} and {len(patients)} instead."
-        )
-    known = ~np.isnan(x)
-    if not known.any():
-        return Interval(math.nan)
-    _, group = np.unique(np.asarray(patients)[known], return_inverse=True)
-    sums, counts = np.bincount(group, x[known]), np.bincount(group)
-    value, n = float(x[known].mean()), len(counts)
-    if n < 2:
-        return Interval(value)
-    rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    step = max(1, 4_000_000 // n)  # (step, n) drawn counts at a time: at most 32 MB
-    for start in range(0, draws, step):
-        times = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start))
-        means[start : start + len(times)] = (times @ sums) / (times @ counts)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
 
 
 def summarise(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from classify.audit.compare import CompareRow, compare, compare_markdown, pair_rows
-from classify.audit.paired import BOOTSTRAP_TEST, SWAP_TEST
 from classify.audit.rows import AuditRow
+from cxr.stats import BOOTSTRAP_TEST, SWAP_TEST
 
 NORMAL, TARGET, OTHERS = 0, 1, 2
 

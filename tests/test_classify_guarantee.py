@@ -7,26 +7,11 @@ import pytest
 
 from classify.screening.guarantee import (
     choose_operating_point,
-    exact_interval,
     films_needed,
-    lower_bound,
     misses_allowed,
     percent,
 )
-
-
-def test_no_miss_in_n_has_the_bound_alpha_to_the_one_over_n() -> None:
-    assert lower_bound(10, 10, 0.95) == pytest.approx(0.05 ** (1 / 10))
-    assert exact_interval(10, 10, 0.95) == pytest.approx((0.025 ** (1 / 10), 1.0))
-
-
-def test_exact_interval_of_5_in_10() -> None:
-    low, high = exact_interval(5, 10)  # the textbook's 0.187 to 0.813
-    assert (low, high) == pytest.approx((0.1871, 0.8129), abs=1e-4)
-
-
-def test_exact_interval_without_films_is_everything() -> None:
-    assert exact_interval(0, 0) == (0.0, 1.0)
+from cxr.stats import exact_interval, lower_bound
 
 
 def test_99_percent_at_95_needs_299_films() -> None:

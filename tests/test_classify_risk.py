@@ -10,7 +10,6 @@ import pytest
 from classify.screening.tiers import (
     film_tiers,
     found_targets,
-    probabilities,
     read_tiers,
     risk_table,
 )
@@ -27,13 +26,8 @@ def test_a_film_takes_its_most_pressing_tier() -> None:
 
 def test_a_threshold_on_the_probability_replaces_the_largest_logit() -> None:
     logits = np.array([[[np.log(5.0), np.log(4.0), 0.0]]])  # probabilities 0.5, 0.4, 0.1
-    assert probabilities(logits)[0, 0] == pytest.approx([0.5, 0.4, 0.1])
     assert not found_targets(logits).any()
     assert found_targets(logits, 0.4 - 1e-9).all()
-
-
-def test_probabilities_of_large_logits_stay_finite() -> None:
-    assert probabilities(np.array([1000.0, 0.0, 0.0])) == pytest.approx([1, 0, 0])
 
 
 def test_risk_table_counts_films_by_their_true_tier_and_disease() -> None:

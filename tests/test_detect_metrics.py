@@ -9,7 +9,6 @@ import pytest
 
 from detect.metrics import (
     average_precision,
-    bootstrap_mean,
     constant_box,
     mask_coverage,
     scale_box,
@@ -108,41 +107,6 @@ def test_summary_of_no_film_is_unknown() -> None:
 def test_doubles_are_counted() -> None:
     scores = [score_film((10, 20, 30, 60), TRUTH, doubled=d) for d in (True, False, True)]
     assert summarise(scores, list("abc")).doubles == 2
-
-
-def test_bootstrap_is_by_patient() -> None:
-    # 50 films of one patient at 0, 50 of another at 1: by film the interval is narrow, by patient
-    # a draw of two holds (0, 0) or (1, 1) half of the time
-    values = np.repeat([0.0, 1.0], 50)
-    by_patient = bootstrap_mean(values, ["a"] * 50 + ["b"] * 50)
-    by_film = bootstrap_mean(values, [str(i) for i in range(100)])
-    assert (by_patient.value, by_patient.low, by_patient.high) == (0.5, 0, 1)
-    assert by_film.low == pytest.approx(0.40, abs=0.02)  # 0.5 − 1.96 · 0.05
-    assert by_film.high == pytest.approx(0.60, abs=0.02)
-
-
-def test_bootstrap_weighs_patients_by_their_films() -> None:
-    interval = bootstrap_mean([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"])
-    assert (interval.value, interval.low, interval.high) == (0.75, 0, 1)
-
-
-def test_bootstrap_is_the_same_for_the_same_seed() -> None:
-    values = np.random.default_rng(1).random(30)
-    patients = [str(i) for i in range(30)]
-    assert bootstrap_mean(values, patients, seed=3) == bootstrap_mean(values, patients, seed=3)
-    assert bootstrap_mean(values, patients, seed=3) != bootstrap_mean(values, patients, seed=4)
-
-
-def test_bootstrap_leaves_out_nan_and_gives_no_interval_for_one_patient() -> None:
-    interval = bootstrap_mean([0.25, math.nan, 0.75], ["a", "b", "a"])
-    assert interval.value == 0.5
-    assert math.isnan(interval.low) and math.isnan(interval.high)
-    assert math.isnan(bootstrap_mean([math.nan], ["a"]).value)
-
-
-def test_bootstrap_refuses_patients_of_another_length() -> None:
-    with pytest.raises(ValueError, match="one length"):
-        bootstrap_mean([1.0], ["a", "b"])
 
 
 def test_ap_of_perfect_boxes_is_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from labelling_marks import BOX, coco, one_pair, side, table
 
 from labelling.agree_match import compare
 from labelling.agree_read import Mark, read_sides
-from labelling.agree_stats import bootstrap_quantiles, limits, measure, measure_blocks
+from labelling.agree_stats import limits, measure, measure_blocks
 from labelling.agree_tables import to_json
 
 
@@ -63,26 +62,6 @@ def test_the_fifth_percentile_lies_between_the_two_lowest() -> None:
     full = [Mark(m.film, (0, 0, 100, 100)) for m in marks]
     found = measure(compare(side("a", *full), side("b", *marks)).pairs)
     assert found.p5_iou.value == pytest.approx(0.5 + 0.2 * 0.1)
-
-
-def test_quantiles_are_numpys_of_the_drawn_values() -> None:
-    values, patients = [0.9, 0.5, 0.7, 0.8], ["p", "q", "q", "r"]
-    found = bootstrap_quantiles(values, patients, [0.5, 0.05], draws=50, seed=3)
-    times = np.random.default_rng(3).multinomial(3, [1 / 3] * 3, size=50)
-    drawn = [np.quantile(np.repeat(values, row[[0, 1, 1, 2]]), [0.5, 0.05]) for row in times]
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    assert [v.low for v in found] == pytest.approx(list(low))
-    assert [v.high for v in found] == pytest.approx(list(high))
-    assert found[0].value == pytest.approx(0.75)
-
-
-def test_a_quantiles_interval_draws_patients_not_films() -> None:
-    # two patients are drawn twice: 0 and 0, 0 and 1, 1 and 1; the median is 0, 0.5 or 1
-    (median,) = bootstrap_quantiles([0, 1], ["p", "q"], [0.5])
-    assert (median.value, median.low, median.high) == (0.5, 0, 1)
-    (median,) = bootstrap_quantiles([0, 1, 1], ["p", "p", "p"], [0.5])
-    assert median.value == 1
-    assert np.isnan(median.low)
 
 
 def test_patients_are_those_of_the_set_that_knows_them(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from classify.films import Case
 from cxr.films_table import FilmRow
-from cxr.stats import Figure
-from reproducing.goes import Group, draw_goes, goes_of, share_by_patient
+from reproducing.goes import Group, draw_goes, goes_of
 from reproducing.screening import ScreenJob, screen_films
 from reproducing.scxnn import ScxnnConfig, joint_scores, truth_of
 
@@ -62,20 +61,6 @@ def test_the_held_out_disease_is_the_followed_one() -> None:
 def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ScxnnConfig(**wrong)
-
-
-def test_a_share_counts_films_and_draws_patients() -> None:
-    share = share_by_patient([True, True, False, False], ["a", "a", "b", "c"], draws=200)
-    assert share.value == 0.5 and share.n == 4
-    assert share.low == 0.0 and share.high == 1.0  # all of a, or none
-
-
-def test_a_share_of_all_has_the_exact_interval_of_its_patients() -> None:
-    # 3 of 3 patients: 0.025 to the power of 1 / 3
-    share = share_by_patient([True] * 5, ["a", "a", "b", "c", "c"])
-    assert (share.value, share.high) == (1.0, 1.0)
-    assert share.low == pytest.approx(0.025 ** (1 / 3))
-    assert share_by_patient([], []) == Figure(None, None, None, 0)
 
 
 def test_where_films_go_adds_up_and_is_drawn(tmp_path: Path) -> None:

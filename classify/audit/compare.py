@@ -35,18 +35,19 @@ from typing import Any
 
 import numpy as np
 
-from classify.audit.paired import (
+from classify.audit.rows import UNKNOWN, AuditRow, lift_z
+from classify.models.multitask import TARGET
+from cxr.stats import (
     BOOTSTRAP_TEST,
     SWAP_TEST,
     bootstrap_p,
+    figure,
     holm,
     swap_p,
+    weighted_auc,
     weighted_mean,
     with_draws,
 )
-from classify.audit.rows import UNKNOWN, AuditRow, lift_z
-from classify.models.multitask import TARGET
-from cxr.stats import figure, weighted_auc
 
 ALL_SOURCES = "all"
 NO_SOURCE = "unknown"
@@ -65,7 +66,7 @@ class CompareRow:
         film, crop: mean over the films (the AUC) in either arm; None where not defined.
         difference: crop minus film, with its 95 % interval `low` to `high`.
         p, p_holm: of `test`; the latter corrected for all tests inside the source.
-        test: classify.audit.paired.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
+        test: cxr.stats.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
         n, patients: films that have the metric in both arms, and their patients.
         left_out: films of this source and member without the metric in one arm or both, by reason.
     """

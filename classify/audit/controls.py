@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from classify.audit.masking import AS_IS
-from classify.audit.paired import weighted_mean, with_draws
 from classify.models.multitask import NORMAL, TARGET
-from cxr.stats import Figure, figure, softmax, weighted_auc
+from cxr.stats import Figure, figure, in_words, softmax, weighted_auc, weighted_mean, with_draws
 
 ALL_SOURCES = "all"
+UNDEFINED = "not defined"
 UNKNOWN = -1  # the truth of a film that a member's AUC leaves out
 
 
@@ -134,21 +134,12 @@ def control_markdown(rows: Sequence[ControlRow]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r.source} | {r.member} | {r.control} | {in_words(r.auc)} | "
-        f"{in_words(r.difference, signed=True)} | {in_words(r.changed)} | {r.auc.n} |"
+        f"| {r.source} | {r.member} | {r.control} | {in_words(r.auc, missing=UNDEFINED)} | "
+        f"{in_words(r.difference, True, UNDEFINED)} | "
+        f"{in_words(r.changed, missing=UNDEFINED)} | {r.auc.n} |"
         for r in rows
     ]
     return "\n".join(lines) + "\n"
-
-
-def in_words(found: Figure, signed: bool = False) -> str:
-    """A figure with its interval, for tables: 0.837 [0.715, 0.936]."""
-    if found.value is None:
-        return "not defined"
-    form = "+.3f" if signed else ".3f"
-    if found.low is None or found.high is None:
-        return f"{found.value:{form}}"
-    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def _answers(

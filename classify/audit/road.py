@@ -32,10 +32,9 @@ import torch
 from torch import nn
 
 from classify.audit.impute import NOISE, impute
-from classify.audit.paired import mean_figure
 from classify.saliency.hooks import check_classes, check_logits, on_device_of
 from classify.saliency.maps import left_as_found
-from cxr.stats import Figure
+from cxr.stats import Figure, mean_figure
 
 PERCENTILES = (20, 40, 60, 80)
 ORDERS = ("morf", "lerf", "random")

@@ -11,10 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from classify.audit.flags import Thresholds
-from classify.audit.paired import mean_figure
 from classify.audit.rows import AuditRow, lift_z
 from classify.models.multitask import TARGET
-from cxr.stats import Figure
+from cxr.stats import Figure, mean_figure
 
 Row = dict[str, Any]
 ALL = ""  # the source of figures over all films

@@ -39,7 +39,7 @@ from cxr.stats import (
     Report,
     bootstrap_weights,
     classification_report,
-    figure,
+    figure_of,
     macro_auc,
     softmax,
     weighted_auc,
@@ -152,13 +152,13 @@ def select_features(
         _chance(bits, outcomes, train.patients, subsets, config),
         kept,
         tuple(
-            Point(name, k, _known(on_validation[name, k]), figure(a[0], a[1:], n))
+            Point(name, k, _known(on_validation[name, k]), figure_of(a, n))
             for (name, k), a in aucs.items()
         ),
         classification_report(
             logits, test.labels, test.patients, classes, config.draws, config.seed
         ),
-        figure(difference[0], difference[1:], n),
+        figure_of(difference, n),
         scores,
     )
 

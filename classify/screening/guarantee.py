@@ -14,22 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 
-
-def exact_interval(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided Clopper–Pearson interval of hits / total; (0, 1) when total is 0."""
-    _check_counts(hits, total)
-    tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, total - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, total - hits)) if hits < total else 1.0
-    return low, high
-
-
-def lower_bound(hits: int, total: int, confidence: float = 0.95) -> float:
-    """One-sided Clopper–Pearson lower bound of hits / total; 0 when there is no hit."""
-    _check_counts(hits, total)
-    return float(beta.ppf(1 - confidence, hits, total - hits + 1)) if hits else 0.0
+from cxr.stats import lower_bound
 
 
 def films_needed(sensitivity: float, confidence: float) -> int:
@@ -141,11 +127,6 @@ def percent(share: float) -> str:
     """0.99 as '99 %', 0.9876 as '98.7 %': rounded down, so that a proof is never overstated."""
     tenths = np.floor(share * 1000 + 1e-9) / 10
     return f"{tenths:g} %"
-
-
-def _check_counts(hits: int, total: int) -> None:
-    if not 0 <= hits <= total:
-        raise ValueError(f"hits must lie in 0…total. Got {hits} of {total} instead.")
 
 
 def _check_shares(sensitivity: float, confidence: float) -> None:

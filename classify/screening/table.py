@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from sklearn.metrics import roc_auc_score
 
 from classify.screening.films import ScreeningFilms
-from classify.screening.guarantee import exact_interval
+from cxr.stats import auc, exact_interval
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def figures_by_source(
             **table.figures(),
             "abnormal_patients": len(set(patients[sick])),
             "missed_patients": len(set(patients[sick & gone])),
-            "auroc": float(roc_auc_score(sick, scores[rows])) if both else None,
+            "auroc": auc(scores[rows], sick) if both else None,
         }
     return report
 

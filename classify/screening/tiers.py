@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from classify.screening.guarantee import exact_interval
+from cxr.stats import exact_interval, softmax
 
 TIERS = ("critical", "urgent", "non_urgent", "untiered")  # the most pressing first
 _TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
@@ -67,13 +67,6 @@ def read_tiers(path: str | Path) -> dict[str, str]:
     return tiers
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """(…, 3) logits to (…, 3) softmax probabilities."""
-    logits = np.asarray(logits, dtype=np.float64)
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
-
-
 def found_targets(logits: np.ndarray, threshold: float | None = None) -> np.ndarray:
     """(N, M, 3) logits to (N, M) bool: which member says target.
 
@@ -82,7 +75,7 @@ def found_targets(logits: np.ndarray, threshold: float | None = None) -> np.ndar
     logits = np.asarray(logits)
     if threshold is None:
         return np.asarray(logits.argmax(axis=-1) == _TARGET)
-    return probabilities(logits)[..., _TARGET] >= threshold
+    return softmax(logits)[..., _TARGET] >= threshold
 
 
 def film_tiers(

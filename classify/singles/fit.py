@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from classify.dataset import build_cache
-from classify.panels import draw_curves
 from classify.regions import RegionConfig
 from classify.singles.config import SingleConfig
 from classify.singles.figures import draw_report, report_of
@@ -26,6 +25,7 @@ from classify.singles.training import (
 )
 from cxr.answers import Answer, read_answers, write_answers
 from cxr.cli import to_plain
+from cxr.plots import draw_curves
 from cxr.workdir import Workdir, keep_to_recipe, log, provenance, write_json
 
 # What may change between a stop and the next start; films and network are marked otherwise.

@@ -14,7 +14,6 @@ from torch import nn
 
 from classify.dataset import class_weights
 from classify.films import Case
-from classify.panels import draw_curves
 from classify.singles.bundle import build_net, save_single
 from classify.singles.config import PARTS, SingleConfig
 from classify.singles.data import balance_films, film_loader, train_loader
@@ -23,6 +22,7 @@ from classify.singles.films import Films
 from classify.singles.module import SingleModule
 from classify.singles.parts import Shares
 from cxr.answers import write_answers
+from cxr.plots import draw_curves
 from cxr.training.learner import best_epoch
 from cxr.training.loop import BEST, LAST, fit_learner
 from cxr.workdir import log, provenance, seed_everything, write_json

@@ -13,9 +13,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from cxr.stats import Interval, bootstrap_mean, in_words
 from cxr.workdir import Workdir, console, write_atomic, write_json
 from detect.lungfield.data import VIEWS
-from detect.metrics import Interval, bootstrap_mean
 
 if TYPE_CHECKING:
     from detect.lungfield.evaluate import FieldResult
@@ -217,14 +217,14 @@ def table_rows(tables: FieldTables) -> tuple[list[str], list[list[str]]]:
             method,
             str(s.films),
             str(s.patients),
-            _interval(s.dice),
+            in_words(s.dice),
             _number(s.median_dice),
             _number(s.low_dice),
-            _interval(s.share_95),
-            _interval(s.iou),
-            _interval(s.coverage),
-            _interval(s.precision),
-            _interval(s.box_iou),
+            in_words(s.share_95),
+            in_words(s.iou),
+            in_words(s.coverage),
+            in_words(s.precision),
+            in_words(s.box_iou),
             str(s.misses),
         ]
         for block, views in tables.lines.items()
@@ -270,9 +270,3 @@ def print_tables(tables: FieldTables) -> None:
 
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-def _interval(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return _number(interval.value)
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -22,7 +22,7 @@ from classify.report import printable
 from classify.ssim import WINDOW, ssim
 from comparing.maps import MAP_SIDE, Explained, MapSet, common_films, load_all
 from cxr.cli import to_plain
-from cxr.stats import Figure, bootstrap_weights, figure
+from cxr.stats import Figure, in_words, mean_figure
 from cxr.workdir import console, provenance, write_json
 
 
@@ -67,7 +67,7 @@ def run(config: SsimConfig) -> int:
     found = [compare(a, b, config.draws, config.seed) for a, b in combinations(sets, 2)]
     table = Table("methods", "films", "SSIM [95 %]", "with another film", "difference")
     for one in found:
-        cells = [figure_text(f) for f in (one.own, one.other, one.own_less_other)]
+        cells = [in_words(f) for f in (one.own, one.other, one.own_less_other)]
         table.add_row(printable(f"{one.first} – {one.second}"), str(one.films), *cells)
     console.print(table, markup=False)
     if config.out:
@@ -94,14 +94,9 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
     other = np.array(
         [np.nan if j < 0 else map_ssim(a, two[j]) for a, j in zip(one, partner, strict=True)]
     )
-    weights = np.concatenate([np.ones((1, len(films))), bootstrap_weights(patients, draws, seed)])
 
     def mean(values: np.ndarray) -> Figure:
-        known = ~np.isnan(values)
-        whole = weights @ known
-        sums = weights @ np.where(known, values, 0.0)
-        means = np.divide(sums, whole, out=np.full(len(weights), np.nan), where=whole > 0)
-        return figure(means[0], means[1:], int(known.sum()))
+        return mean_figure(values, patients, draws, seed)
 
     left_out = len({*first.films, *second.films}) - len(films)
     return Likeness(
@@ -127,12 +122,3 @@ def other_films(patients: Sequence[str], seed: int) -> list[int]:
         others = np.flatnonzero(names != name)
         out.append(int(rng.choice(others)) if len(others) else -1)
     return out
-
-
-def figure_text(one: Figure) -> str:
-    """A value with its interval."""
-    if one.value is None:
-        return "–"
-    if one.low is None:
-        return f"{one.value:.3f}"
-    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"

@@ -18,14 +18,11 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Table
-from scipy.stats import binomtest
 
 from classify.report import printable
-from classify.screening.guarantee import exact_interval
 from comparing.choices import FIRST, NEITHER, SECOND, Key, Reading, read_all, read_key
-from comparing.likeness import figure_text
 from cxr.cli import to_plain
-from cxr.stats import Figure, bootstrap_weights, figure
+from cxr.stats import Figure, exact_share, figure_of, in_words, sign_p, with_draws
 from cxr.workdir import console, provenance, write_json
 
 MOST = "most readers"
@@ -148,7 +145,6 @@ def count(reader: str, answers: Iterable[int]) -> Preference:
     """Counts with the exact interval and test."""
     found = Counter(answers)
     first, second = found[FIRST], found[SECOND]
-    p = float(binomtest(first, first + second).pvalue) if first + second else None
     return Preference(
         reader,
         sum(found.values()),
@@ -156,15 +152,8 @@ def count(reader: str, answers: Iterable[int]) -> Preference:
         second,
         found[NEITHER],
         exact_share(first, first + second),
-        p,
+        sign_p(first, second),
     )
-
-
-def exact_share(hits: int, total: int) -> Figure:
-    """A share with its exact 95 % interval; without any, no value."""
-    if not total:
-        return Figure(None, None, None, 0)
-    return Figure(hits / total, *exact_interval(hits, total), total)
 
 
 def steadiness(key: Key, reading: Reading) -> Steadiness:
@@ -186,13 +175,12 @@ def agreement(key: Key, a: Reading, b: Reading, draws: int = 1000, seed: int = 0
         return Agreed(readers, 0, exact_share(0, 0), Figure(None, None, None, 0))
     pairs = np.array([[one[f], two[f]] for f in films])
     alike = int((pairs[:, 0] == pairs[:, 1]).sum())
-    weights = np.concatenate([np.ones((1, len(films))), bootstrap_weights(films, draws, seed)])
-    values = kappas(pairs, weights)
+    values = kappas(pairs, with_draws(films, draws, seed))
     return Agreed(
         readers,
         len(films),
         exact_share(alike, len(films)),
-        figure(values[0], values[1:], len(films)),
+        figure_of(values, len(films)),
     )
 
 
@@ -221,12 +209,15 @@ def _tell(
     for p in preferred:
         cells = [str(v) for v in (p.films, p.first, p.second, p.neither)]
         table.add_row(
-            printable(p.reader), *cells, figure_text(p.share), "–" if p.p is None else f"{p.p:.3f}"
+            printable(p.reader),
+            *cells,
+            in_words(p.share),
+            "–" if p.p is None else f"{p.p:.3f}",
         )
     console.print(table, markup=False)
     table = Table("reader", "came twice", "answered alike", "left of sides taken [95 %]")
     for s in steady:
-        table.add_row(printable(s.reader), str(s.repeated), str(s.alike), figure_text(s.left))
+        table.add_row(printable(s.reader), str(s.repeated), str(s.alike), in_words(s.left))
     console.print(table, markup=False)
     if agreed:
         table = Table("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]")
@@ -234,7 +225,7 @@ def _tell(
             table.add_row(
                 printable(" – ".join(a.readers)),
                 str(a.films),
-                figure_text(a.alike),
-                figure_text(a.kappa),
+                in_words(a.alike),
+                in_words(a.kappa),
             )
         console.print(table, markup=False)

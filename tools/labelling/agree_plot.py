@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +9,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cxr.workdir import write_atomic
+from cxr.plots import COLOURS, new_figure, write_figure
 from detect.metrics import SIDES
 from labelling.agree_match import BOTH, Comparison, Pair
 from labelling.agree_stats import Agreement, Limits
 from labelling.agree_tables import signed
 
-# Okabe and Ito's palette and a shape each: told apart without colours as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHAPES = ("o", "^", "s", "D", "v", "P")
 
 
@@ -30,7 +25,7 @@ def draw_agreement(comparison: Comparison, blocks: dict[str, Agreement], path: P
     both = [p for p in comparison.pairs if p.verdict == BOTH]
     whole = blocks["all"]
     readers = list(dict.fromkeys(p.reader for p in both))
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = new_figure(12, 8)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr,call-arg]
     panes: Any = figure.subfigures(1, 2, width_ratios=(2, 3))
     left, right = panes
@@ -41,10 +36,7 @@ def draw_agreement(comparison: Comparison, blocks: dict[str, Agreement], path: P
         f"{whole.pairs} pairs of boxes, {whole.patients} patients",
         fontsize=12,
     )
-    FigureCanvasAgg(figure)  # drawn without pyplot: no global state, no window
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    write_atomic(path, buffer.getvalue())
+    write_figure(figure, path, dpi=100)
 
 
 def _short(path: Path) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from detect.metrics import SIDES, Interval, bootstrap_mean
+from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
+from detect.metrics import SIDES
 from labelling.agree_match import A_ONLY, B_ONLY, BOTH, NEITHER, UNLIKE, Pair
 
 Z95 = 1.96  # as the paper has it
@@ -57,49 +58,6 @@ class Agreement:
     b_only: int
     neither: int
     unlike: int
-
-
-def bootstrap_quantiles(
-    values: Any,
-    patients: Sequence[str],
-    quantiles: Sequence[float],
-    draws: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> list[Interval]:
-    """Quantiles of (N,) values, each with the percentile interval of resampled *patients*.
-
-    The counterpart of detect.metrics.bootstrap_mean; fewer than two patients give no interval.
-    """
-    x = np.asarray(values, dtype=np.float64)
-    if not len(x):
-        return [Interval(math.nan)] * len(quantiles)
-    q = np.asarray(quantiles, dtype=np.float64)
-    found = np.quantile(x, q)
-    names, group = np.unique(np.asarray(patients), return_inverse=True)
-    n = len(names)
-    if n < 2:
-        return [Interval(float(v)) for v in found]
-    order = np.argsort(x)
-    x, group = x[order], group[order]
-    rng = np.random.default_rng(seed)
-    drawn = np.empty((draws, len(q)))
-    step = max(1, 4_000_000 // (len(x) * len(q)))  # so many draws at a time: a few dozen MB
-    for start in range(0, draws, step):
-        times = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start))
-        # (draws, N): how many drawn values lie at or below each of x, which is sorted
-        below = np.cumsum(times[:, group], axis=1)
-        rank = (below[:, -1:] - 1) * q  # as np.quantile interpolates, counting from 0
-        low, high = (
-            x[(below[:, None] <= r[..., None]).sum(axis=2)] for r in (np.floor(rank), np.ceil(rank))
-        )
-        drawn[start : start + len(times)] = low + (high - low) * (rank - np.floor(rank))
-    tail = (1 - confidence) / 2
-    lows, highs = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    return [
-        Interval(float(v), float(low), float(high))
-        for v, low, high in zip(found, lows, highs, strict=True)
-    ]
 
 
 def limits(differences: Any) -> Limits:

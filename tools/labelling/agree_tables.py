@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detect.metrics import SIDES, Interval
+from cxr.stats import in_words
+from detect.metrics import SIDES
 from labelling.agree_match import A_ONLY, B_ONLY, NEITHER, UNLIKE, Comparison, Pair
 from labelling.agree_stats import Agreement, Limits
 
@@ -48,7 +49,7 @@ def iou_rows(blocks: Blocks) -> tuple[list[str], list[list[str]]]:
             str(a.pairs),
             str(a.films),
             str(a.patients),
-            *(_interval(v) for v in (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)),
+            *(in_words(v) for v in (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)),
         ]
         for name, a in blocks.items()
     ]
@@ -73,12 +74,6 @@ def edge_rows(blocks: Blocks) -> tuple[list[str], list[list[str]]]:
             if a.pairs:
                 rows.append([printable(name), side, *_limits(px), *_limits(pct)])
     return head, rows
-
-
-def _interval(v: Interval) -> str:
-    if math.isnan(v.value):
-        return "–"
-    return f"{v.value:.3f}" + ("" if math.isnan(v.low) else f" [{v.low:.3f}, {v.high:.3f}]")
 
 
 def _limits(v: Limits) -> list[str]:

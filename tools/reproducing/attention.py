@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from classify.audit.truth import Truths
 from classify.ensemble import member_of
 from classify.films import Case, select_cases
@@ -30,7 +28,7 @@ from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.film_names import FilmNames
 from cxr.films_table import read_films_table
-from cxr.stats import Figure, bootstrap_weights, figure
+from cxr.stats import Figure, mean_figure
 from cxr.workdir import log, sha256_file, write_json
 from detect.lungfield.field import DEFAULT_WEIGHTS
 from reproducing.attention_films import WHOLE, FilmLook, Lungs, look_at_films
@@ -139,18 +137,6 @@ def attention_of(
         )
     write_json(folder / RESULT, {"key": key, **asdict(result)})
     return result
-
-
-def mean_figure(
-    values: Sequence[float | None], patients: Sequence[str], draws: int = 1000, seed: int = 0
-) -> Figure:
-    """Mean of N values with its 95 % bootstrap interval by patient; None are left out."""
-    known = [n for n, value in enumerate(values) if value is not None]
-    if not known:
-        return Figure(None, None, None, 0)
-    given = np.array([values[n] for n in known], dtype=np.float64)
-    weights = bootstrap_weights([patients[n] for n in known], draws, seed)
-    return figure(float(given.mean()), weights @ given / weights.sum(1), len(known))
 
 
 def _parts(folder: Path) -> list[_Part]:

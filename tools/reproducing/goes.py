@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure as Picture
 
-from classify.panels import write_figure
-from classify.screening.guarantee import exact_interval
-from cxr.stats import Figure, bootstrap_weights, figure
+from cxr.plots import new_figure, write_figure
+from cxr.stats import Figure, share_figure
 
 # normal, the target, others: told apart in grey print and by eyes that see few colours, too
 _COLOURS = ("#4c9f70", "#c8553d", "#8d99ae", "#e0a458", "#5b5f97", "#2f4858")
@@ -28,25 +26,6 @@ class Group:
     shares: dict[str, Figure]
 
 
-def share_by_patient(
-    hits: Sequence[bool] | np.ndarray, patients: Sequence[str], draws: int = 1000, seed: int = 0
-) -> Figure:
-    """Share of N films with a 95 % bootstrap interval by patient.
-
-    Where all or none are hit, the bootstrap knows no spread: the interval is then the exact one
-    with each patient counted once.
-    """
-    hit = np.asarray(hits, dtype=np.float64)
-    if not len(hit):
-        return Figure(None, None, None, 0)
-    value = float(hit.mean())
-    if value in (0.0, 1.0):
-        count = len(set(patients))
-        return Figure(value, *exact_interval(round(value) * count, count), len(hit))
-    weights = bootstrap_weights(patients, draws, seed)
-    return figure(value, weights @ hit / weights.sum(1), len(hit))
-
-
 def goes_of(
     said: np.ndarray,
     patients: Sequence[str],
@@ -56,15 +35,13 @@ def goes_of(
 ) -> dict[str, Figure]:
     """Answer → share of N films whose largest score is for it; `said` (N,) are numbers of
     `classes`."""
-    return {
-        name: share_by_patient(said == k, patients, draws, seed) for k, name in enumerate(classes)
-    }
+    return {name: share_figure(said == k, patients, draws, seed) for k, name in enumerate(classes)}
 
 
 def draw_goes(groups: Sequence[Group], path: Path) -> Path:
     """A bar a group, the first one (the followed films) on top and set apart, cut into the
     answers; each with its share and interval in per cent."""
-    picture = Picture(figsize=(9.0, 1.5 + 0.72 * len(groups)), layout="constrained")
+    picture = new_figure(9.0, 1.5 + 0.72 * len(groups))
     axis = picture.subplots()
     answers = list(groups[0].shares)
     places = [0.0] + [k + 0.35 for k in range(1, len(groups))]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cxr.plots import LINES, new_figure, to_png
 from reproducing.cells import Cell
 from reproducing.table import Table
 from reproducing.work import answers_folder
-
-# Okabe and Ito's colours with a mark each: told apart without colour, too
-_LOOKS = (("#0072B2", "o-"), ("#D55E00", "s--"), ("#009E73", "^:"), ("#CC79A7", "D-."))
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,12 @@ def pictures_of(table: Table, cells: Sequence[Cell], stem: str) -> list[Picture]
 
 def plot(table: Table) -> bytes:
     """The plotted measure of each column against the numbers that rows are named by, as PNG."""
-    from matplotlib.figure import Figure as Canvas  # no pyplot: it keeps every figure it ever made
-
     experiment, measure = table.experiment, table.experiment.plot
-    canvas = Canvas(figsize=(6.4, 4.2), layout="constrained")
+    canvas = new_figure(6.4, 4.2)
     axis = canvas.subplots()
     columns = [c.name for c in experiment.columns] or [""]
     for number, column in enumerate(columns):
-        colour, style = _LOOKS[number % len(_LOOKS)]
+        colour, style = LINES[number % 4]
         points = sorted(_points(table, column, measure))
         if points:
             x, value, low, high = zip(*points, strict=True)
@@ -69,9 +64,7 @@ def plot(table: Table) -> bytes:
     axis.set(xlabel=experiment.row_title, ylabel=table.title_of(measure), title=experiment.title)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, dpi=140)
-    return buffer.getvalue()
+    return to_png(canvas, dpi=140)
 
 
 def row_number(name: str) -> float:

@@ -14,9 +14,8 @@ from classify.screener_config import FitConfig
 from classify.screening.films import ScreeningFilms
 from classify.screening.guarantee import choose_operating_point
 from classify.screening.tiers import risk_table
-from cxr.stats import Figure
+from cxr.stats import Figure, share_figure
 from cxr.workdir import provenance, sha256_file, write_json
-from reproducing.goes import share_by_patient
 
 
 @dataclass(frozen=True)
@@ -112,4 +111,4 @@ def _share(
     job: ScreenJob, films: ScreeningFilms, among: Sequence[int], hits: Sequence[bool]
 ) -> Figure:
     patients = [films.patients[i] for i in among]
-    return share_by_patient(hits, patients, job.draws, job.seed)
+    return share_figure(hits, patients, job.draws, job.seed)
