@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import annotate
@@ -15,7 +15,7 @@ from dicom_films import film, written
 from labelme_screen import Screen, annotate_start, missing_programs, open_screen, wait_until
 
 from cxr.coco import read_coco
-from labelling.session import Session
+from labelling.session import Session, write_films
 
 PLATE = (200, 400, 950, 1500)  # x0, y0, x1, y1 of a bright plate on a film of 1100 × 1800 px
 
@@ -98,10 +98,8 @@ def test_a_box_drawn_in_labelme_arrives_in_coco(
 
 
 def test_a_prelabel_is_accepted_by_a_tick(session: Session, screen: Screen, root: Path) -> None:
-    rows = [f.to_dict() for f in session.films]
-    for row in rows[1:]:
-        row["prelabel_xyxy"] = list(PLATE)
-    (session.path / "films.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    first, *others = session.films
+    write_films(session.path, [first, *(replace(f, prelabel_xyxy=PLATE) for f in others)])
     with annotate_start(screen, root, session.path):
         window = screen.wait_for_window("0002_film1.jpg")
         screen.fill(window)

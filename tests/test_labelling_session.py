@@ -126,7 +126,7 @@ def test_set_answer_writes_what_labelme_reads(session: Session) -> None:
     session.set_answer(film, xyxy=BOX)
     file = read_label_file(session.label_path(film))
     assert file.image_path == Path(film.view).name
-    assert file.shapes[0].hull_xyxy == pytest.approx((6.4, 12.8, 57.6, 115.2))
+    assert file.shapes[0].xyxy == pytest.approx((6.4, 12.8, 57.6, 115.2))
     assert session.answer(film).state == "drawn"
 
 

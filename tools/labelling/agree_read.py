@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxr.coco import read_coco
-from labelling.answers import usable
 from labelling.session import Session, is_session
 
 Xyxy = tuple[float, float, float, float]
@@ -114,7 +113,7 @@ def _read_session(path: Path) -> Side:
             faulty.append(film.film)
         if not answer.done:
             continue
-        human = [b for b in answer.boxes if usable(b) and not b.prelabelled]
+        human = answer.human_boxes
         if answer.box and len(human) > 1:
             raise ValueError(
                 f"'{path}' has {len(human)} boxes on film {film.film}; agree compares one box a "

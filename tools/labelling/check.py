@@ -15,9 +15,8 @@ from rich.text import Text
 from cxr.workdir import console as progress_console
 from labelling.box_rules import Fault
 from labelling.check_file import find_file_faults, read_content
-from labelling.check_session import find_session_faults, read_answers
-from labelling.session import Session, is_session
-from labelling.status import count_states
+from labelling.check_session import find_session_faults
+from labelling.session import Session, count_states, is_session
 
 __all__ = ["CheckConfig", "Fault", "find_file_faults", "find_session_faults", "run"]
 
@@ -99,7 +98,7 @@ def _check(path: str, config: CheckConfig) -> tuple[list[Fault], str]:
 
 def say_session(session: Session) -> str:
     """Films and boxes of a session, and the films that have none, in words."""
-    answers = read_answers(session)
+    answers = session.answers()
     counts = count_states(answer for _, answer in answers)
     boxes = sum(answer.box is not None for _, answer in answers)
     doubtful = f" ({counts.doubtful} of them doubtful)" if counts.doubtful else ""

@@ -15,22 +15,11 @@ from labelling.box_rules import (
     name_film,
     no_bar,
 )
-from labelling.session import DONE_STATES, Answer, LabelledBox, Session, SessionFilm
+from labelling.labelme_file import Shape
+from labelling.session import DONE_STATES, Answer, Session, SessionFilm
 
 START = "python tools/annotate.py start --session"
 _ACCEPTED, _DOUBTFUL = "accepted", "doubtful"
-
-
-def read_answers(session: Session) -> list[tuple[SessionFilm, Answer]]:
-    """Each film with its answer; whatever a label file holds, it becomes that film's fault."""
-    return [(film, _read_answer(session, film)) for film in session.films]
-
-
-def _read_answer(session: Session, film: SessionFilm) -> Answer:
-    try:
-        return session.answer(film)
-    except Exception as error:  # a fault in one film must not hide those of the others
-        return Answer("todo", fault=f"cannot be read: {type(error).__name__}: {error}")
 
 
 def find_session_faults(
@@ -56,7 +45,7 @@ def find_session_faults(
         )
     last = {str(entry["number"]): entry.get("state") for entry in session.history()}
     answered = {number for number, state in last.items() if state in DONE_STATES}
-    answers = read_answers(session)
+    answers = session.answers()
     for film, answer in follow(answers, len(answers)):
         if answer.state == "unreadable":
             continue  # it never had a view to draw on
@@ -148,7 +137,7 @@ def _no_box_fault(
 
 
 def _box_faults(
-    session: Session, film: SessionFilm, box: LabelledBox, name: str
+    session: Session, film: SessionFilm, box: Shape, name: str
 ) -> Iterator[tuple[str, str]]:
     wrong_label = find_wrong_label(box.label, session.classes, name)
     if wrong_label:

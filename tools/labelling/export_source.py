@@ -10,10 +10,10 @@ from typing import Any
 
 from cxr.boxes import as_boxes
 from cxr.coco import CocoFilm, CocoSet, read_coco
-from labelling.answers import usable
 from labelling.film_finder import name_below
 from labelling.label_sets import Unusable
-from labelling.session import PRELABELLED, Answer, LabelledBox, Session, SessionFilm, is_session
+from labelling.labelme_file import PRELABELLED, Shape
+from labelling.session import Answer, Session, SessionFilm, is_session
 
 _KEPT = ("patient_id", "label", "sublabel", "source")
 
@@ -100,30 +100,32 @@ def _read_session(
 
 
 def _find_fault(
-    film: SessionFilm, answer: Answer, box: LabelledBox | None, classes: Sequence[str]
+    film: SessionFilm, answer: Answer, box: Shape | None, classes: Sequence[str]
 ) -> str:
     if answer.fault and answer.state != "unreadable":
         return f"its label file {answer.fault}"
-    human = sum(usable(b) and not b.prelabelled for b in answer.boxes)
-    if answer.box and human > 1:
-        return f"{human} boxes were drawn; delete the wrong one (`annotate.py check` lists such)"
+    human = answer.human_boxes
+    if answer.box and len(human) > 1:
+        return (
+            f"{len(human)} boxes were drawn; delete the wrong one (`annotate.py check` lists such)"
+        )
     if box and box.label not in classes:
         return _say_foreign(box.label, classes)
     return ""
 
 
-def _find_untouched(answer: Answer) -> LabelledBox | None:
+def _find_untouched(answer: Answer) -> Shape | None:
     """The detector's box of a film that still waits for a human."""
     if answer.state != "todo":
         return None
-    return next((b for b in answer.boxes if usable(b) and b.prelabelled), None)
+    return next((b for b in answer.boxes if b.usable and b.prelabelled), None)
 
 
 def _to_film(
     session: Session,
     film: SessionFilm,
     answer: Answer,
-    box: LabelledBox,
+    box: Shape,
     name: str,
     classes: tuple[str, ...],
 ) -> CocoFilm:

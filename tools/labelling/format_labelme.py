@@ -25,8 +25,7 @@ from labelling.label_sets import (
     read_files,
     ticked,
 )
-from labelling.labelme_file import LabelFile, Shape, read_label_file, write_label_file
-from labelling.session import PRELABELLED
+from labelling.labelme_file import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 HULL_SHAPES = ("polygon", "oriented_rectangle", "circle")
 
@@ -42,15 +41,11 @@ def write(
     """
     paths = plan_files(coco.films, out, file_places(coco.films, ".json"), overwrite)
     for path, film in zip(paths, coco.films, strict=True):
-        write_label_file(
-            path,
-            _image_path(path, film.file_name, films),
-            film.size_hw,
-            _to_shapes(film, coco.classes),
-            dict.fromkeys(ticked(film.extra), True),
-            film.file_name,
-            "",
-        )
+        flags = ticked(film.extra)
+        shapes = tuple(_to_shapes(film, coco.classes))
+        where = _image_path(path, film.file_name, films)
+        file = LabelFile(where, shapes, frozenset(flags), film.size_hw, film.file_name)
+        write_label_file(path, file, flags)
     return paths
 
 
@@ -126,19 +121,19 @@ def _find_film(file: Path, base: Path, finder: FilmFinder, labels: LabelFile) ->
 def _to_box(shape: Shape, hull: bool) -> tuple[float, float, float, float]:
     """The shape as xyxy in film pixels."""
     if shape.shape_type == "rectangle" and (len(shape.points) == 2 or _is_upright(shape)):
-        return shape.hull_xyxy
+        return shape.xyxy
     if shape.shape_type not in HULL_SHAPES and shape.shape_type != "rectangle":
         raise LabelError(f"a {shape.shape_type} is no box")
     if not hull:
         raise LabelError(f"a {shape.shape_type} is no upright rectangle; --hull takes its hull")
     if shape.shape_type == "circle":
         return _round_hull(shape)
-    return shape.hull_xyxy
+    return shape.xyxy
 
 
 def _is_upright(shape: Shape) -> bool:
     """Whether the points are the four corners of their hull, as some programs write a rectangle."""
-    x0, y0, x1, y1 = shape.hull_xyxy
+    x0, y0, x1, y1 = shape.xyxy
     return len(shape.points) == 4 and set(shape.points) == {(x0, y0), (x1, y0), (x1, y1), (x0, y1)}
 
 

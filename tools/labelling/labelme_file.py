@@ -7,38 +7,56 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from cxr.workdir import write_atomic
 
 FORMAT_VERSION = "6.3.1"  # of the format that is written here
+PRELABELLED = "prelabelled"
+
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One drawn shape; `points` (x, y) in view pixels, as drawn."""
+    """One drawn shape; `points` (x, y) as drawn, `flags` the ticked ones.
+
+    A label file has it in the pixels of its picture, an Answer in those of the film.
+    """
 
     label: str
-    points: tuple[tuple[float, float], ...]
-    shape_type: str
-    flags: frozenset[str]  # ticked ones
+    points: tuple[Point, ...]
+    shape_type: str = "rectangle"
+    flags: frozenset[str] = frozenset()
 
     @property
-    def hull_xyxy(self) -> tuple[float, float, float, float]:
+    def xyxy(self) -> tuple[float, float, float, float]:
         """The smallest box round all points; a rectangle may be drawn from any corner."""
-        xs, ys = [p[0] for p in self.points], [p[1] for p in self.points]
+        xs, ys = zip(*self.points, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     @property
     def crossed(self) -> bool:
         """Whether it has no width or height, or its edges cross, as those of a bow tie do."""
-        x0, y0, x1, y1 = self.hull_xyxy
+        x0, y0, x1, y1 = self.xyxy
         if x1 <= x0 or y1 <= y0:
             return True
-        return len(self.points) > 3 and _edges_cross(self.points)
+        edges = list(zip(self.points, [*self.points[1:], self.points[0]], strict=True))
+        return any(_cross(*one, *two) for one, two in combinations(edges, 2))
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be a box."""
+        return self.shape_type == "rectangle" and not self.crossed
+
+    @property
+    def prelabelled(self) -> bool:
+        """Of an Answer: as the detector drew it, and not accepted."""
+        return PRELABELLED in self.flags
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,8 @@ class LabelFile:
 
 
 def read_label_file(path: str | Path) -> LabelFile:
-    """Read one; raises ValueError that says what is wrong, or FileNotFoundError."""
+    """Read one; raises ValueError that says what is wrong, OverflowError for a number beyond all
+    floats, or FileNotFoundError."""
     try:
         data = json.loads(Path(path).read_bytes().decode("utf-8"))
     except FileNotFoundError:
@@ -63,9 +82,6 @@ def read_label_file(path: str | Path) -> LabelFile:
         raise ValueError(f"not JSON, or cut off: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("shapes"), list):
         raise ValueError("not a label file of labelme: it has no list of shapes")
-    flags = data.get("flags") or {}
-    if not isinstance(flags, dict):
-        raise ValueError(f"flags must be an object of true and false. Got {flags!r}")
     height, width = data.get("imageHeight"), data.get("imageWidth")
     known = all(isinstance(v, int) and v > 0 for v in (height, width))
     own = data.get("lungfirst")
@@ -73,46 +89,41 @@ def read_label_file(path: str | Path) -> LabelFile:
     return LabelFile(
         str(data.get("imagePath") or "").replace("\\", "/"),
         tuple(_read_shape(number, s) for number, s in enumerate(data["shapes"], start=1)),
-        _ticked(flags),
+        _ticked(data, "flags must be an object of true and false"),
         (int(height), int(width)) if known else None,  # type: ignore[arg-type]
         str(own.get("film", "")),
         str(own.get("sha256", "")),
     )
 
 
-def write_label_file(
-    path: str | Path,
-    image_path: str,
-    size_hw: tuple[int, int],
-    shapes: Iterable[Shape],
-    flags: dict[str, bool],
-    film: str,
-    sha256: str,
-) -> Path:
-    """Write one atomically. labelme keeps the keys it does not know, so `film` stays with it."""
+def write_label_file(path: str | Path, file: LabelFile, flags: Iterable[str]) -> Path:
+    """Write one atomically; `flags` are those that labelme shows, ticked where `file` has them.
+
+    labelme keeps the keys it does not know, so `film` stays with it.
+    """
+    assert file.size_hw is not None
     data = {
         "version": FORMAT_VERSION,
-        "flags": flags,
-        "shapes": [_to_json(shape) for shape in shapes],
-        "imagePath": image_path,
+        "flags": {name: name in file.flags for name in flags},
+        "shapes": [
+            {
+                "label": shape.label,
+                "points": shape.points,
+                "group_id": None,
+                "description": "",
+                "shape_type": shape.shape_type,
+                "flags": dict.fromkeys(sorted(shape.flags), True),
+                "mask": None,
+            }
+            for shape in file.shapes
+        ],
+        "imagePath": file.image_path,
         "imageData": None,
-        "imageHeight": size_hw[0],
-        "imageWidth": size_hw[1],
-        "lungfirst": {"film": film, "sha256": sha256},
+        "imageHeight": file.size_hw[0],
+        "imageWidth": file.size_hw[1],
+        "lungfirst": {"film": file.film, "sha256": file.sha256},
     }
     return write_atomic(path, json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False))
-
-
-def _to_json(shape: Shape) -> dict[str, Any]:
-    return {
-        "label": shape.label,
-        "points": [[x, y] for x, y in shape.points],
-        "group_id": None,
-        "description": "",
-        "shape_type": shape.shape_type,
-        "flags": dict.fromkeys(sorted(shape.flags), True),
-        "mask": None,
-    }
 
 
 def _read_shape(number: int, data: Any) -> Shape:
@@ -121,45 +132,33 @@ def _read_shape(number: int, data: Any) -> Shape:
     points = data.get("points")
     if not isinstance(points, list) or not points or not all(map(_is_point, points)):
         raise ValueError(f"points of shape {number} must be pairs of numbers. Got {points!r}")
-    flags = data.get("flags") or {}
-    if not isinstance(flags, dict):
-        raise ValueError(f"flags of shape {number} must be an object. Got {flags!r}")
     return Shape(
         str(data.get("label", "")),
         tuple((float(x), float(y)) for x, y in points),
         str(data.get("shape_type") or "polygon"),
-        _ticked(flags),
+        _ticked(data, f"flags of shape {number} must be an object"),
     )
 
 
-def _ticked(flags: dict[Any, Any]) -> frozenset[str]:
+def _ticked(data: dict[str, Any], rule: str) -> frozenset[str]:
+    flags = data.get("flags") or {}
+    if not isinstance(flags, dict):
+        raise ValueError(f"{rule}. Got {flags!r}")
     return frozenset(str(name) for name, value in flags.items() if value is True)
 
 
 def _is_point(point: Any) -> bool:
     return (
         isinstance(point, list)
-        and len(point) == 2
-        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in point)
-        and all(math.isfinite(v) for v in point)
+        and [type(v) in (int, float) for v in point] == [True, True]
+        and all(map(math.isfinite, point))
     )
 
 
-def _edges_cross(points: Sequence[tuple[float, float]]) -> bool:
-    """Whether any two edges of the closed outline that share no corner cross each other."""
-    edges = list(zip(points, [*points[1:], points[0]], strict=True))
-    return any(
-        _cross(*edges[i], *edges[j])
-        for i in range(len(edges))
-        for j in range(i + 2, len(edges))
-        if not (i == 0 and j == len(edges) - 1)
-    )
+def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
+    """Whether the lines from `a` to `b` and from `c` to `d` cross; sharing a corner is no cross."""
 
-
-def _cross(
-    a: tuple[float, float], b: tuple[float, float], c: tuple[float, float], d: tuple[float, float]
-) -> bool:
-    def side(p: tuple[float, float], q: tuple[float, float], r: tuple[float, float]) -> float:
+    def side(p: Point, q: Point, r: Point) -> float:
         return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
 
     return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0

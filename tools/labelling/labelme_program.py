@@ -107,8 +107,9 @@ class _Watch:
             if self.seen.get(name) == stamp:
                 continue
             film = self.films[name]
-            self.session.note_change(film, "labelme")
-            if not self.session.answer(film).fault:
+            answer = self.session.answer(film)
+            self.session.note(film, answer, "labelme")
+            if not answer.fault:
                 self.seen[name] = stamp
 
     def _stamps(self) -> dict[str, tuple[int, int]]:

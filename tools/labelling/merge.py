@@ -22,9 +22,10 @@ from cxr.boxes import as_boxes, clip_xyxy, scale_xyxy, xyxy_to_xywh
 from cxr.coco import write_coco_json
 from cxr.film import FILM_SUFFIXES
 from cxr.workdir import write_atomic
+from labelling.labelme_file import Shape
 from labelling.merge_rules import POLICIES, Contributor
 from labelling.merge_target import ListedFilm, Target
-from labelling.session import SKIP_FLAGS, Answer, LabelledBox, Session, SessionFilm
+from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
 ACTIONS = ("accepted", "corrected", "drawn")
@@ -165,7 +166,7 @@ def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Ta
     return tally
 
 
-def find_box(answer: Answer, classes: Sequence[str]) -> LabelledBox | None:
+def find_box(answer: Answer, classes: Sequence[str]) -> Shape | None:
     """The one box of a film that is done; None for a film that is not, or is skipped.
 
     Raises ValueError for an answer that must be put right first.
@@ -188,7 +189,7 @@ def find_box(answer: Answer, classes: Sequence[str]) -> LabelledBox | None:
 
 
 def list_film(
-    session: Session, film: SessionFilm, answer: Answer, box: LabelledBox, config: MergeConfig
+    session: Session, film: SessionFilm, answer: Answer, box: Shape, config: MergeConfig
 ) -> ListedFilm:
     """The film with its box as the merged file lists it; raises ValueError where it cannot."""
     inside = clip_xyxy(box.xyxy, film.size_hw)

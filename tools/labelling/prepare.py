@@ -6,7 +6,6 @@ it stopped; numbers are given when all films are known, because doubt decides th
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -109,7 +108,7 @@ def prepare_films(
     with log_path.open("a", encoding="utf-8") as log:
         for file, film, prelabel in steps:
             row = _to_row(by_path[file], name_of[file], film, prelabel, path)
-            log.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
+            log.write(row.to_json())
             log.flush()
             done[row.film] = row
     return _without_doubles([done[name_of[c.path]] for c in candidates])
@@ -259,7 +258,7 @@ def _read_prepared(path: Path) -> dict[str, SessionFilm]:
     if not path.exists():
         return {}
     drop_torn_line(path)
-    rows = [SessionFilm.from_dict(json.loads(x)) for x in path.read_text("utf-8").splitlines()]
+    rows = [SessionFilm.from_json(x) for x in path.read_text("utf-8").splitlines()]
     return {row.film: row for row in rows}
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from rich.progress import track
 
 from cxr.workdir import console
-from labelling.check_session import read_answers
 from labelling.review_orders import Orders, parse_orders
 from labelling.review_plan import Plan, plan_changes
 from labelling.review_sheet import Film, Sheet, SheetLook, draw_sheets, join_numbers, read_drawn
@@ -120,7 +119,7 @@ def choose_films(answers: Iterable[Film], show: str) -> list[Film]:
 
 
 def _draw(session: Session, folder: Path, config: ReviewConfig) -> None:
-    films = choose_films(read_answers(session), config.show)
+    films = choose_films(session.answers(), config.show)
     look = SheetLook(config.per_sheet, config.columns, config.tile, config.grid)
     sheets = draw_sheets(session, films, folder, look, _follow)
     if not sheets:
@@ -159,7 +158,7 @@ def _say_plan(plan: Plan) -> None:
 
 
 def _say_next(session: Session, config: ReviewConfig) -> None:
-    answers = read_answers(session)
+    answers = session.answers()
     todo, doubtful = (len(choose_films(answers, show)) for show in ("todo", "doubtful"))
     asked = sum(answer.state != "unreadable" for _, answer in answers)
     waiting = f", and {doubtful} doubtful" if doubtful else ""

@@ -14,44 +14,143 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
+from cxr.boxes import Frame
 from cxr.workdir import drop_torn_line, write_atomic
-from labelling.answers import (
-    DONE_STATES,
-    FLAGS,
+from labelling.labelme_file import (
     PRELABELLED,
-    SKIP_FLAGS,
-    Answer,
-    LabelledBox,
-    SessionFilm,
-    find_foreign,
-    find_state,
-    to_box,
-    to_shape,
+    LabelFile,
+    Shape,
+    read_label_file,
+    write_label_file,
 )
-from labelling.labelme_file import Shape, read_label_file, write_label_file
-
-__all__ = [
-    "DONE_STATES",
-    "FLAGS",
-    "PRELABELLED",
-    "SKIP_FLAGS",
-    "Answer",
-    "LabelledBox",
-    "Session",
-    "SessionFilm",
-    "is_session",
-    "to_shape",
-    "write_films",
-]
 
 SCHEMA, VERSION = "lungfirst.labelling", 1
+FLAGS = ("accepted", "doubtful", "unreadable", "not frontal", "apices cut off")
+SKIP_FLAGS = ("unreadable", "not frontal")
+DONE_STATES = ("accepted", "corrected", "drawn", "skipped")
+TOUCHED_PX = 0.05  # view pixels; less than this is rounding, not a hand
+
+Xyxy = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class SessionFilm:
+    """One film of the session; boxes in its own pixels.
+
+    Attributes:
+        number: from 1, the order of asking; 0 for a film that is not in the session yet.
+        film: posix path relative to the session's root, or absolute where it lies elsewhere.
+        sha256: of the film's file; "" when it cannot be read.
+        size_hw: of the film; (0, 0) when it cannot be read.
+        view: the 8-bit view, relative to the session's folder; "" when the film cannot be read.
+        frame: film → view.
+        original_hw: the film's size in the public set, where films.csv knows it.
+        prelabel_xyxy: the detector's box, None where there is none.
+        disagreement: 1 − IoU of the detector's boxes on the film and on its mirror image.
+        uncertainty: how doubtful the pre-label is; the order of asking.
+        reason: why the film cannot be read.
+    """
+
+    number: int
+    film: str
+    sha256: str = ""
+    size_hw: tuple[int, int] = (0, 0)
+    view: str = ""
+    frame: Frame | None = None
+    patient_id: str = ""
+    label: str = ""
+    sublabel: str = ""
+    source: str = ""
+    original_hw: tuple[int, int] | None = None
+    prelabel_xyxy: Xyxy | None = None
+    prelabel_score: float = 0.0
+    disagreement: float = 0.0
+    uncertainty: float = 0.0
+    reason: str = ""
+
+    def to_json(self) -> str:
+        """As one line of films.jsonl."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, line: str) -> SessionFilm:
+        """The inverse of `to_json`; raises ValueError, TypeError or KeyError for what is none."""
+        values = json.loads(line)
+        values["frame"] = Frame.from_dict(values["frame"]) if values["frame"] else None
+        for key in ("size_hw", "original_hw", "prelabel_xyxy"):
+            values[key] = tuple(values[key]) if values[key] is not None else None
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one film now; `boxes` in film pixels, all shapes of the label file.
+
+    `via` and `changed` say who changed it last, and when (UTC, or "").
+    """
+
+    state: str  # todo, accepted, corrected, drawn, skipped or unreadable
+    boxes: tuple[Shape, ...] = ()
+    flags: frozenset[str] = frozenset()
+    fault: str = ""
+    via: str = ""
+    changed: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether a human has answered for this film."""
+        return self.state in DONE_STATES
+
+    @property
+    def human_boxes(self) -> list[Shape]:
+        """The rectangles that a human drew, moved or accepted."""
+        return [b for b in self.boxes if b.usable and not b.prelabelled]
+
+    @property
+    def box(self) -> Shape | None:
+        """The box that counts: the first human one of a film that is done and not skipped."""
+        counts = self.state in ("accepted", "corrected", "drawn")
+        return next(iter(self.human_boxes), None) if counts else None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Films by state; `doubtful` ones are part of `todo`."""
+
+    accepted: int = 0
+    corrected: int = 0
+    drawn: int = 0
+    skipped: int = 0
+    todo: int = 0
+    doubtful: int = 0
+    unreadable: int = 0
+
+    @property
+    def done(self) -> int:
+        """Films that a human has answered for."""
+        return self.accepted + self.corrected + self.drawn + self.skipped
+
+    @property
+    def films(self) -> int:
+        """All films."""
+        return self.done + self.todo + self.unreadable
+
+
+def count_states(answers: Iterable[Answer]) -> Counts:
+    """Films by state."""
+    known = list(answers)
+    states = [answer.state for answer in known]
+    doubtful = sum(a.state == "todo" and "doubtful" in a.flags for a in known)
+    return Counts(**{s: states.count(s) for s in set(states)}, doubtful=doubtful)
 
 
 def is_session(path: str | Path) -> bool:
@@ -85,7 +184,7 @@ class Session:
             if meta.get("schema") != SCHEMA or meta.get("version") != VERSION:
                 raise ValueError(f"schema {meta.get('schema')!r} version {meta.get('version')!r}")
             lines = (path / "films.jsonl").read_text(encoding="utf-8").splitlines()
-            return cls(path, meta, [SessionFilm.from_dict(json.loads(line)) for line in lines])
+            return cls(path, meta, [SessionFilm.from_json(line) for line in lines])
         except FileNotFoundError as error:
             raise ValueError(
                 f"'{path}' was not prepared to the end; run `annotate.py start` again."
@@ -106,24 +205,18 @@ class Session:
         return self.view_path(film).with_suffix(".json")
 
     def answer(self, film: SessionFilm) -> Answer:
-        """What the film's label file says now."""
+        """What the film's label file says now; whatever is wrong with it becomes its `fault`."""
         if not film.view:
             return Answer("unreadable", fault=film.reason)
-        entry = self._last_entries().get(film.number, {})
         try:
-            file = read_label_file(self.label_path(film))
+            answer = judge(film, read_label_file(self.label_path(film)))
         except FileNotFoundError:
             return Answer("todo")
         except ValueError as error:
             return Answer("todo", fault=str(error))
-        fault = find_foreign(film, file)
-        boxes = tuple(to_box(film, s, file.flags) for s in file.shapes)
-        if fault:
-            return Answer("todo", boxes, file.flags, fault)
-        state = find_state(film, boxes, file.flags)
-        if entry.get("state") == state:
-            return Answer(state, boxes, file.flags, "", str(entry["via"]), str(entry["time"]))
-        return Answer(state, boxes, file.flags, "", "labelme", _changed(self.label_path(film)))
+        except Exception as error:  # a fault in one film must not hide those of the others
+            return Answer("todo", fault=f"cannot be read: {type(error).__name__}: {error}")
+        return answer if answer.fault else self._date(film, answer)
 
     def answers(self) -> list[tuple[SessionFilm, Answer]]:
         """Each film with its answer, in the order of asking."""
@@ -161,21 +254,18 @@ class Session:
             ValueError: for a film without a view, a box outside the film, an unknown flag or label.
         """
         self._check_answer(film, xyxy, label, flags)
-        assert film.frame is not None
-        old = self.answer(film)
-        shapes: tuple[Shape, ...] = ()
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        try:
             shapes = read_label_file(self.label_path(film)).shapes
+        except (FileNotFoundError, ValueError, OverflowError):
+            shapes = ()
         if "accepted" in flags:
-            shapes = tuple(
-                Shape(s.label, s.points, s.shape_type, s.flags - {PRELABELLED}) for s in shapes
-            )
+            shapes = tuple(replace(s, flags=s.flags - {PRELABELLED}) for s in shapes)
         if xyxy is not None:
-            name = label or (old.boxes[0].label if old.boxes else self.classes[0])
+            name = label or (shapes[0].label if shapes else self.classes[0])
             shapes = (to_shape(film, xyxy, name),)
-        self.write_shapes(film, shapes, flags)
-        self.note_change(film, via)
-        return self.answer(film)
+        answer = judge(film, self.write_shapes(film, shapes, flags))
+        self.note(film, answer, via)
+        return self._date(film, answer)
 
     def _check_answer(
         self,
@@ -204,30 +294,38 @@ class Session:
             )
 
     def write_shapes(
-        self, film: SessionFilm, shapes: Sequence[Shape], flags: Collection[str] = ()
-    ) -> None:
-        """Write the film's label file; `flags` are the ticked ones."""
+        self, film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str] = ()
+    ) -> LabelFile:
+        """Write the film's label file, shapes in view pixels; `flags` are the ticked ones."""
         assert film.frame is not None
-        ticks = {name: name in flags for name in FLAGS}
-        name = Path(film.view).name
-        write_label_file(
-            self.label_path(film), name, film.frame.canvas_hw, shapes, ticks, film.film, film.sha256
-        )
+        name, size_hw = Path(film.view).name, film.frame.canvas_hw
+        file = LabelFile(name, tuple(shapes), frozenset(flags), size_hw, film.film, film.sha256)
+        write_label_file(self.label_path(film), file, FLAGS)
+        return file
 
-    def note_change(self, film: SessionFilm, via: str) -> bool:
-        """Add a line to the history if the film's answer differs from the last one noted."""
-        answer = self.answer(film)
-        last = self._last_entries().get(film.number)
-        entry = _to_entry(film, answer, via)
-        if _same(entry, last):
+    def note(self, film: SessionFilm, answer: Answer, via: str) -> bool:
+        """Add a line to the history if the answer differs from the film's last one noted.
+
+        A fault is no answer: the last good one stands. An untouched film is nothing to note.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        box = answer.box
+        said = {
+            "state": answer.state,
+            "label": box.label if box else "",
+            "xyxy": [round(v, 3) for v in box.xyxy] if box else None,
+            "flags": sorted(answer.flags),
+        }
+        untouched: dict[str, Any] = {"state": "todo", "label": "", "xyxy": None, "flags": []}
+        last = self._last_entries().get(film.number, untouched)
+        if answer.fault or all(last.get(key) == value for key, value in said.items()):
             return False
-        if answer.fault:  # a torn file is no answer; the last good one stands
-            return False
+        if via == "labelme":  # when the hand moved, not when it was seen
+            now = self._changed(film) or now
+        entry = {"time": now, "number": film.number, "film": film.film, **said, "via": via}
         path = self.path / "history.jsonl"
         if path.exists():
             drop_torn_line(path)
-        if via == "labelme":  # when the hand moved, not when it was seen
-            entry["time"] = _changed(self.label_path(film)) or entry["time"]
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
@@ -235,9 +333,9 @@ class Session:
         self._last_entries()[film.number] = entry
         return True
 
-    def note_changes(self, via: str = "labelme") -> int:
-        """Note all films whose answers changed; returns how many."""
-        return sum(self.note_change(film, via) for film in self.films if film.view)
+    def note_changes(self) -> int:
+        """Note all films whose answers were changed in labelme; returns how many."""
+        return sum(self.note(f, answer, "labelme") for f, answer in self.answers() if f.view)
 
     def restore_lost(self) -> list[SessionFilm]:
         """Make label files again that are gone or torn though a human had answered."""
@@ -277,37 +375,76 @@ class Session:
             self._last = {entry["number"]: entry for entry in self.history()}
         return self._last
 
+    def _date(self, film: SessionFilm, answer: Answer) -> Answer:
+        """The answer with who gave it and when: from the history, or just now in labelme."""
+        entry = self._last_entries().get(film.number, {})
+        if entry.get("state") == answer.state:
+            return replace(answer, via=str(entry["via"]), changed=str(entry["time"]))
+        return replace(answer, via="labelme", changed=self._changed(film))
 
-def write_films(path: Path, films: Sequence[SessionFilm]) -> None:
+    def _changed(self, film: SessionFilm) -> str:
+        """When the label file was written, as UTC time; "" where it is gone."""
+        try:
+            seconds = self.label_path(film).stat().st_mtime
+        except FileNotFoundError:
+            return ""
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def write_films(path: Path, films: Iterable[SessionFilm]) -> None:
     """Write films.jsonl of the session in `path`, atomically."""
-    lines = [json.dumps(f.to_dict(), ensure_ascii=False) for f in films]
-    write_atomic(path / "films.jsonl", "".join(line + "\n" for line in lines))
+    write_atomic(path / "films.jsonl", "".join(film.to_json() for film in films))
 
 
-def _to_entry(film: SessionFilm, answer: Answer, via: str) -> dict[str, Any]:
-    box = answer.box
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "number": film.number,
-        "film": film.film,
-        "state": answer.state,
-        "label": box.label if box else "",
-        "xyxy": [round(v, 3) for v in box.xyxy] if box else None,
-        "flags": sorted(answer.flags),
-        "via": via,
-    }
+def to_shape(
+    film: SessionFilm, xyxy: Sequence[float], label: str, prelabelled: bool = False
+) -> Shape:
+    """A box in film pixels as labelme's rectangle in view pixels."""
+    assert film.frame is not None
+    x0, y0, x1, y1 = (round(float(v), 3) for v in film.frame.to_model_xyxy(xyxy)[0])
+    flags = frozenset({PRELABELLED} if prelabelled else ())
+    return Shape(label, ((x0, y0), (x1, y1)), "rectangle", flags)
 
 
-def _same(entry: dict[str, Any], last: dict[str, Any] | None) -> bool:
-    if last is None:  # an untouched film is nothing to note
-        return entry["state"] == "todo" and not entry["flags"]
-    return all(entry[key] == last.get(key) for key in ("state", "label", "xyxy", "flags"))
+def judge(film: SessionFilm, file: LabelFile) -> Answer:
+    """The answer that a label file is for its film: its boxes in film pixels, its state."""
+    boxes = tuple(_to_film(film, shape, "accepted" in file.flags) for shape in file.shapes)
+    answer = Answer("todo", boxes, file.flags, _find_foreign(film, file))
+    return answer if answer.fault else replace(answer, state=_find_state(film, answer))
 
 
-def _changed(path: Path) -> str:
-    """When a label file was written, as UTC time; "" where it is gone."""
-    try:
-        seconds = path.stat().st_mtime
-    except FileNotFoundError:
-        return ""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _to_film(film: SessionFilm, shape: Shape, accepted: bool) -> Shape:
+    """A shape in view pixels in those of the film; `prelabelled` where no hand has moved it."""
+    assert film.frame is not None
+    untouched = False
+    if shape.prelabelled and film.prelabel_xyxy and not accepted:
+        drawn = film.frame.to_model_xyxy(film.prelabel_xyxy)[0]
+        untouched = bool(np.abs(np.subtract(shape.xyxy, drawn)).max() <= TOUCHED_PX)
+    moved = film.frame.to_original_xyxy([point * 2 for point in shape.points])
+    points = tuple((float(x), float(y)) for x, y, *_ in moved)
+    return replace(shape, points=points, flags=frozenset({PRELABELLED} if untouched else ()))
+
+
+def _find_state(film: SessionFilm, answer: Answer) -> str:
+    if answer.flags & set(SKIP_FLAGS):
+        return "skipped"
+    if "doubtful" in answer.flags or not answer.human_boxes:
+        return "todo"
+    if film.prelabel_xyxy is None:
+        return "drawn"
+    assert film.frame is not None
+    sides = film.frame.to_model_xyxy([answer.human_boxes[0].xyxy, film.prelabel_xyxy])
+    return "accepted" if abs(sides[0] - sides[1]).max() <= TOUCHED_PX else "corrected"
+
+
+def _find_foreign(film: SessionFilm, file: LabelFile) -> str:
+    """Why this label file is not the film's own; "" when it is."""
+    named = Path(file.image_path).name
+    if named != Path(film.view).name:
+        return f"belongs to another film: it names {named or 'no picture'}"
+    if (file.sha256 and file.sha256 != film.sha256) or (file.film and file.film != film.film):
+        return f"belongs to another film: it was made for {file.film}"
+    if film.frame and file.size_hw and file.size_hw != film.frame.canvas_hw:
+        (h, w), (vh, vw) = file.size_hw, film.frame.canvas_hw
+        return f"belongs to another film: its picture is {w} × {h} px, the view {vw} × {vh}"
+    return ""

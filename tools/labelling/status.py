@@ -18,9 +18,8 @@ from rich.text import Text
 from cxr.boxes import as_boxes, iou_xyxy
 from cxr.cli import to_plain
 from cxr.workdir import write_json
-from labelling.check_session import read_answers
 from labelling.pace import Pace, measure_pace, say_duration
-from labelling.session import Answer, Session, SessionFilm
+from labelling.session import Answer, Counts, Session, SessionFilm, count_states
 
 SIDES = ("left", "top", "right", "bottom")
 _BARS = 30  # characters of the longest bar
@@ -49,29 +48,6 @@ class StatusConfig:
     def __post_init__(self) -> None:
         if not self.session:
             raise ValueError("session must name at least one session folder. Got none instead.")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Films by state; `doubtful` ones are part of `todo`."""
-
-    accepted: int = 0
-    corrected: int = 0
-    drawn: int = 0
-    skipped: int = 0
-    todo: int = 0
-    doubtful: int = 0
-    unreadable: int = 0
-
-    @property
-    def done(self) -> int:
-        """Films that a human has answered for."""
-        return self.accepted + self.corrected + self.drawn + self.skipped
-
-    @property
-    def films(self) -> int:
-        """All films."""
-        return self.done + self.todo + self.unreadable
 
 
 @dataclass(frozen=True)
@@ -131,7 +107,7 @@ def run(config: StatusConfig) -> int:
 
 def summarise(session: Session) -> SessionStatus:
     """Count and compare what the label files say now; writes nothing."""
-    answers = read_answers(session)
+    answers = session.answers()
     labels = sorted({film.label for film in session.films})
     counts = count_states(answer for _, answer in answers)
     pace = measure_pace(session.history())
@@ -148,17 +124,6 @@ def summarise(session: Session) -> SessionStatus:
         pace.seconds_for(counts.todo),
         compare_boxes(answers),
     )
-
-
-def count_states(answers: Iterable[Answer]) -> Counts:
-    """Films by state."""
-    known = list(answers)
-    by_state = {
-        state: sum(a.state == state for a in known)
-        for state in ("accepted", "corrected", "drawn", "skipped", "todo", "unreadable")
-    }
-    doubtful = sum(a.state == "todo" and "doubtful" in a.flags for a in known)
-    return Counts(**by_state, doubtful=doubtful)
 
 
 def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> BoxChange | None:
