@@ -113,7 +113,7 @@ def _read_session(path: Path) -> Side:
             faulty.append(film.film)
         if not answer.done:
             continue
-        human = answer.human_boxes
+        human = answer.human
         if answer.box and len(human) > 1:
             raise ValueError(
                 f"'{path}' has {len(human)} boxes on film {film.film}; agree compares one box a "

@@ -104,7 +104,7 @@ def _find_fault(
 ) -> str:
     if answer.fault and answer.state != "unreadable":
         return f"its label file {answer.fault}"
-    human = answer.human_boxes
+    human = answer.human
     if answer.box and len(human) > 1:
         return (
             f"{len(human)} boxes were drawn; delete the wrong one (`annotate.py check` lists such)"

@@ -36,7 +36,8 @@ from labelling.labelme_file import (
 SCHEMA, VERSION = "lungfirst.labelling", 1
 FLAGS = ("accepted", "doubtful", "unreadable", "not frontal", "apices cut off")
 SKIP_FLAGS = ("unreadable", "not frontal")
-DONE_STATES = ("accepted", "corrected", "drawn", "skipped")
+BOX_STATES = ("accepted", "corrected", "drawn")
+DONE_STATES = (*BOX_STATES, "skipped")
 TOUCHED_PX = 0.05  # view pixels; less than this is rounding, not a hand
 
 Xyxy = tuple[float, float, float, float]
@@ -111,15 +112,14 @@ class Answer:
         return self.state in DONE_STATES
 
     @property
-    def human_boxes(self) -> list[Shape]:
+    def human(self) -> tuple[Shape, ...]:
         """The rectangles that a human drew, moved or accepted."""
-        return [b for b in self.boxes if b.usable and not b.prelabelled]
+        return tuple(b for b in self.boxes if b.usable and not b.prelabelled)
 
     @property
     def box(self) -> Shape | None:
         """The box that counts: the first human one of a film that is done and not skipped."""
-        counts = self.state in ("accepted", "corrected", "drawn")
-        return next(iter(self.human_boxes), None) if counts else None
+        return next(iter(self.human), None) if self.state in BOX_STATES else None
 
 
 @dataclass(frozen=True)
@@ -428,12 +428,12 @@ def _to_film(film: SessionFilm, shape: Shape, accepted: bool) -> Shape:
 def _find_state(film: SessionFilm, answer: Answer) -> str:
     if answer.flags & set(SKIP_FLAGS):
         return "skipped"
-    if "doubtful" in answer.flags or not answer.human_boxes:
+    if "doubtful" in answer.flags or not answer.human:
         return "todo"
     if film.prelabel_xyxy is None:
         return "drawn"
     assert film.frame is not None
-    sides = film.frame.to_model_xyxy([answer.human_boxes[0].xyxy, film.prelabel_xyxy])
+    sides = film.frame.to_model_xyxy([answer.human[0].xyxy, film.prelabel_xyxy])
     return "accepted" if abs(sides[0] - sides[1]).max() <= TOUCHED_PX else "corrected"
 
 
