@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classify.models.unet_cbam import UnetCbam, UnetCbamConfig
+from classify.models.settings import UnetCbamConfig
+from classify.models.unet_cbam import UnetCbam
 from classify.preprocess import PreprocessConfig
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import from_plain, to_plain

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from classify.augment import Augment, centre, dilate
 from classify.films import Case
-from classify.models.multitask import TARGET
+from classify.labels import TARGET
 from classify.preprocess import PreprocessConfig, preprocess
 from classify.regions import RegionConfig, RegionFinder
 from cxr.boxes import Frame, expand_xyxy

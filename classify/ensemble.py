@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.models.multitask import SCXNN, MemberConfig, build_member
+from classify.models.multitask import SCXNN, build_member
+from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
 from classify.singles.members import members_of, run_members
 from cxr.boxes import Frame

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.models.multitask import NORMAL, OTHERS, TARGET
+from classify.labels import NORMAL, OTHERS, TARGET
 from cxr.film_names import FilmNames
 from cxr.films_table import FilmRow
 from cxr.manifest import CropRow, read_manifest

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from classify.augment import build_augment
 from classify.dataset import MemberDataset, PixelCache, class_weights
 from classify.films import Case
-from classify.models.multitask import SCXNN, TARGET, build_member
+from classify.labels import TARGET
+from classify.models.multitask import SCXNN, build_member
 from classify.module import MemberModule
 from classify.preprocess import to_input
 from classify.recipe import PhaseConfig, TrainConfig

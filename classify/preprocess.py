@@ -7,10 +7,9 @@ settings belong to the weights, so they are stored in each member's bundle.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from cxr.boxes import Frame
 from cxr.intensity import (
@@ -22,6 +21,10 @@ from cxr.intensity import (
     percentile_clip,
     resize,
 )
+from cxr.rules import require, require_one_of
+
+if TYPE_CHECKING:
+    import torch
 
 CONTRASTS = ("clahe", "hist-equalization", "none")
 
@@ -56,19 +59,14 @@ class PreprocessConfig:
     std: tuple[float, float, float] = (0.502, 0.502, 0.502)
 
     def __post_init__(self) -> None:
-        if self.contrast not in CONTRASTS:
-            raise ValueError(
-                f"contrast must be one of {', '.join(CONTRASTS)}. Got {self.contrast!r} instead."
-            )
-        if self.side < 32:
-            raise ValueError(f"side must be at least 32 px. Got {self.side} instead.")
-        if not 0 <= self.low_percentile < self.high_percentile <= 100:
-            raise ValueError(
-                "low_percentile must lie below high_percentile, both in [0, 100]. Got "
-                f"{self.low_percentile} and {self.high_percentile} instead."
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive. Got {self.std} instead.")
+        require_one_of(self, contrast=CONTRASTS)
+        require(self.side >= 32, "side must be at least 32 px", self.side)
+        require(
+            0 <= self.low_percentile < self.high_percentile <= 100,
+            "low_percentile must lie below high_percentile, both in [0, 100]",
+            (self.low_percentile, self.high_percentile),
+        )
+        require(min(self.std) > 0, "std must be positive", self.std)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreprocessConfig:
@@ -80,10 +78,8 @@ class PreprocessConfig:
                 f"preprocessing holds unknown keys {unknown}: the bundle was made by "
                 "another version."
             )
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
-        }
-        return cls(**values)
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -122,8 +118,9 @@ def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> n
 
 def to_input(images: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
     """(N, 1, side, side) in [0, 1] to the encoder's normalised (N, 3, side, side)."""
-    mean = torch.tensor(config.mean, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    std = torch.tensor(config.std, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    import torch  # late: settings and `preprocess` need none of it
+
+    mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (config.mean, config.std))
     ready = (images.expand(-1, 3, -1, -1) - mean) / std
     return ready.contiguous(memory_format=torch.channels_last)
 

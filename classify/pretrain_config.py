@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from classify.genesis import GenesisConfig
-from classify.models.unet_cbam import UnetCbamConfig
+from classify.models.settings import UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from cxr.training.optim import OptimConfig
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from classify.augment import AugmentConfig
-from classify.models.multitask import MemberConfig
+from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.regions import RegionConfig
 from cxr.cli import to_plain

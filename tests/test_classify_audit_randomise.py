@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from classify.audit.randomise import Stage, another_film, randomisation_curve, randomise, stages_of
-from classify.models.multitask import SCXNN, MemberConfig
+from classify.models.multitask import SCXNN
+from classify.models.settings import MemberConfig
 from classify.saliency.maps import grad_cam
 
 

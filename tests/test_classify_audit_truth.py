@@ -12,7 +12,7 @@ from audit_world import write_table
 
 from classify.audit.rows import UNKNOWN
 from classify.audit.truth import Truth, Truths
-from classify.models.multitask import NORMAL, OTHERS, TARGET
+from classify.labels import NORMAL, OTHERS, TARGET
 from cxr.films_table import FilmRow
 from cxr.split import Split
 

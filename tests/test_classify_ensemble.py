@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from classify.ensemble import Ensemble, member_of, pick_device
-from classify.models.multitask import MemberConfig, build_member
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain

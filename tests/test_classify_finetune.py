@@ -12,8 +12,7 @@ import torch
 from classify.bundles import load_pretrained
 from classify.finetune import FinetuneConfig, finetune, main
 from classify.genesis import GenesisConfig
-from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
-from classify.models.unet_cbam import UnetCbamConfig
+from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import PretrainModule

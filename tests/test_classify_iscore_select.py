@@ -21,7 +21,8 @@ from classify.features.select import (
     select_features,
 )
 from classify.iscore_report import write_selection
-from classify.models.backbones import BackboneConfig, build_backbone
+from classify.models.backbones import build_backbone
+from classify.models.settings import BackboneConfig
 from cxr.stats import macro_auc
 
 QUICK = SelectConfig(start=4, subsets=150, permutations=5, draws=60)

@@ -12,7 +12,7 @@ import pytest
 from classify import iscore_train
 from classify.features.parts import SelectConfig
 from classify.iscore_train import IscoreConfig, main, train_iscore
-from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
 from classify.singles.config import ProtocolConfig
 from classify.singles.module import SingleModule

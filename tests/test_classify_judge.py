@@ -12,7 +12,8 @@ from torch import nn
 from classify.ensemble import Ensemble
 from classify.inputs import Item
 from classify.judge import Judge, strongest_member
-from classify.models.multitask import MemberConfig, build_member
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import grad_cam, saliency_layer, to_pixels
 

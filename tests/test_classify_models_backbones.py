@@ -12,17 +12,8 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
-from classify.models.backbones import (
-    BACKBONES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Backbone,
-    BackboneConfig,
-    build_backbone,
-    least_side,
-    stages_of,
-)
-from classify.models.bodies import known, parts_to
+from classify.models.backbones import Backbone, build_backbone, parts_to
+from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, KNOWN, BackboneConfig, known
 from classify.saliency.maps import METHODS, saliency_maps
 
 # Those that take seconds each run only when asked for: LUNGFIRST_SLOW=1 python -m pytest …
@@ -56,7 +47,7 @@ def small(folder: Path, name: str = "resnet18", **settings: object) -> Backbone:
 
 
 def test_every_network_of_the_papers_is_there() -> None:
-    assert set(BACKBONES) >= {
+    assert set(KNOWN) >= {
         "baseline_cnn",
         "vgg16",
         "vgg19",
@@ -76,9 +67,9 @@ def test_every_network_of_the_papers_is_there() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [slow(n) if n in BIG else n for n in BACKBONES])
+@pytest.mark.parametrize("name", [slow(n) if n in BIG else n for n in KNOWN])
 def test_films_give_one_logit_a_class(name: str) -> None:
-    side = least_side(name)
+    side = known(name).least_side
     assert on_meta(name, classes=3)(torch.empty(2, 3, side, side, device="meta")).shape == (2, 3)
 
 
@@ -187,13 +178,13 @@ def test_the_parts_up_to_the_named_stage_are_frozen(name: str, stage: str) -> No
     assert all(p.requires_grad for p in net.head.parameters())
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_each_stage_freezes_more_and_the_last_the_whole_body(name: str) -> None:
     net = on_meta(name, classes=3)
-    parts = [parts_to(net.body, known(name).stages, s) for s in stages_of(name)]
+    parts = [parts_to(net.body, known(name).stages, s) for s in list(known(name).stages)]
     counts = [len(p) for p in parts]
     assert counts == sorted(set(counts))
-    net.freeze_to(stages_of(name)[-1])
+    net.freeze_to(list(known(name).stages)[-1])
     assert not any(p.requires_grad for p in net.body.parameters())
     net.freeze_to("")
     assert all(p.requires_grad for p in net.parameters())

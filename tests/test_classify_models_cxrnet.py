@@ -10,8 +10,9 @@ from saliency_nets import state_of
 from torch import nn
 
 from classify.audit.metrics import Regions, measure
-from classify.models.backbones import BackboneConfig, build_backbone
-from classify.models.cxrnet import CXRNet, CXRNetConfig, build_cxrnet, total_variation
+from classify.models.backbones import build_backbone
+from classify.models.cxrnet import CXRNet, build_cxrnet, total_variation
+from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.saliency.maps import saliency_maps, to_pixels
 from classify.saliency.own import explains_itself, explanations
 from cxr.boxes import Frame
@@ -80,16 +81,16 @@ def test_the_extra_loss_by_hand(net: CXRNet) -> None:
     # an edge of height ½ crosses 2 · 16 of the 31 · 32 steps, down and across alike
     edges = 2 * (2 * 16 * 0.5) / (31 * 32)
     wanted = 0.5 * own + 0.3 * 0.5 * 256 / 1024 + 0.1 * edges
-    assert net.extra_loss(films(), labels).item() == pytest.approx(wanted, rel=1e-5)
+    assert net.terms(films(), labels)[1].item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_one_pass_gives_the_logits_and_the_same_extra_loss(net: CXRNet) -> None:
     batch, labels = films(), torch.tensor([0, 1, 2, 0])
     logits, extra = net.terms(batch, labels)
     assert torch.allclose(logits, net(batch), atol=1e-6)
-    assert torch.allclose(extra, net.extra_loss(batch, labels), atol=1e-6)
+    assert torch.allclose(extra, net.terms(batch, labels)[1], atol=1e-6)
     weight = torch.tensor([1.0, 5.0, 1.0])
-    assert not torch.allclose(extra, net.extra_loss(batch, labels, weight), atol=1e-4)
+    assert not torch.allclose(extra, net.terms(batch, labels, weight)[1], atol=1e-4)
 
 
 def test_total_variation_by_hand() -> None:

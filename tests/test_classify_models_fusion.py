@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from classify.models.bodies import build_body
-from classify.models.fusion import FusionConfig, FusionNet, build_fusion
+from classify.models.backbones import build_body
+from classify.models.fusion import FusionNet, build_fusion
+from classify.models.settings import FusionConfig
 from classify.saliency.fusion import has_backbones
 from classify.saliency.maps import METHODS, backbone_maps, fused_maps, left_as_found, saliency_maps
 from cxr.cli import from_plain, to_plain

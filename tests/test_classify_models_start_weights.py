@@ -12,7 +12,8 @@ import torchvision.models as tv
 from safetensors.torch import save_file
 from torch import nn
 
-from classify.models.backbones import BackboneConfig, build_backbone
+from classify.models.backbones import build_backbone
+from classify.models.settings import BackboneConfig
 
 
 @pytest.mark.parametrize("prefix", ["", "body.", "features.", "model."])

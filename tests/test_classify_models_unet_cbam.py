@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from classify.models.backbones import BackboneConfig, build_backbone, stages_of
-from classify.models.bodies import known
-from classify.models.cbam import CBAM
-from classify.models.unet_cbam import WIDTHS, UnetCbam, UnetCbamConfig, build_encoder
+from classify.models.backbones import build_backbone
+from classify.models.settings import UNET_WIDTHS, BackboneConfig, UnetCbamConfig, known
+from classify.models.unet_cbam import CBAM, UnetCbam, build_encoder
 from classify.saliency.maps import METHODS, saliency_maps
 from cxr.bundle import save_bundle
 
@@ -60,7 +59,7 @@ def test_each_stage_of_the_encoder_halves_the_size() -> None:
     assert encoder(torch.rand(1, 3, 40, 24)).shape == (1, 8, 10, 6)
 
 
-@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("name", UNET_WIDTHS)
 def test_the_encoder_is_a_body_of_the_classifiers(name: str) -> None:
     with torch.device("meta"):
         net = UnetCbam(UnetCbamConfig(name))
@@ -68,8 +67,8 @@ def test_the_encoder_is_a_body_of_the_classifiers(name: str) -> None:
     assert {k: v.shape for k, v in net.encoder.state_dict().items()} == {
         k: v.shape for k, v in body.state_dict().items()
     }
-    assert known(name).width == WIDTHS[name][-1]
-    assert stages_of(name) == ("stage1", "stage2", "stage3", "stage4", "stage5")
+    assert known(name).width == UNET_WIDTHS[name][-1]
+    assert tuple(known(name).stages) == ("stage1", "stage2", "stage3", "stage4", "stage5")
 
 
 def test_a_classifier_starts_from_the_bundle_of_a_pretraining(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from classify.models.multitask import MemberConfig, build_member
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
 from classify.module import MemberModule, restoration_loss
 from classify.preprocess import PreprocessConfig
 from cxr.training.learner import NonFiniteLossError

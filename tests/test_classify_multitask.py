@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from classify.models.multitask import MemberConfig, build_member
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
 
 TINY = MemberConfig("tu-test_efficientnet", "none", 24, 0.1, decoder_channels=(8, 8, 8, 8, 4))
 LITE = "tu-tf_efficientnet_lite0"

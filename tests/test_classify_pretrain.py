@@ -14,7 +14,7 @@ import torch
 
 from classify.bundles import load_pretrained
 from classify.genesis import GenesisConfig
-from classify.models.unet_cbam import UnetCbamConfig
+from classify.models.settings import UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from classify.pretrain import load_films, main, pretrain
 from classify.pretrain_config import PretrainConfig

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from classify.genesis import GenesisConfig
-from classify.models.unet_cbam import UnetCbam, UnetCbamConfig
+from classify.models.settings import UnetCbamConfig
+from classify.models.unet_cbam import UnetCbam
 from classify.pretrain_module import DistortedFilms, EpochOrder, PretrainModule
 from classify.pretrain_pictures import PANELS, restored_sheet
 from cxr.training.optim import OptimConfig

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from classify.films import class_of, has_disease
-from classify.models.multitask import NORMAL, OTHERS, TARGET
+from classify.labels import NORMAL, OTHERS, TARGET
 from classify.recipe import TrainConfig
 from cxr.films_table import FilmRow
 

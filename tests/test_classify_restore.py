@@ -8,7 +8,8 @@ import cv2
 import pytest
 
 from classify.bundles import save_pretrained
-from classify.models.unet_cbam import UnetCbam, UnetCbamConfig
+from classify.models.settings import UnetCbamConfig
+from classify.models.unet_cbam import UnetCbam
 from classify.preprocess import PreprocessConfig
 from classify.restore import RestoreConfig, main, restore
 

@@ -24,7 +24,8 @@ from saliency_nets import (
 )
 from torch import nn
 
-from classify.models.multitask import MemberConfig, build_member
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.saliency.closed import CLOSED_FORMS, may_be_closed
 from classify.saliency.maps import logits_and_maps, logits_and_saliency, saliency_maps

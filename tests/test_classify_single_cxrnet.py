@@ -16,8 +16,8 @@ from classify.audit import __main__ as audit
 from classify.audit.randomise import stages_of
 from classify.audit.rows import read_audit
 from classify.ensemble import Ensemble
-from classify.models.backbones import BackboneConfig
-from classify.models.cxrnet import CXRNetConfig, build_cxrnet
+from classify.models.cxrnet import build_cxrnet
+from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import saliency_maps
 from classify.saliency.own import explanations

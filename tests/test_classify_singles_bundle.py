@@ -9,9 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
-from classify.models.cxrnet import CXRNetConfig
-from classify.models.fusion import FusionConfig
+from classify.models.settings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BackboneConfig,
+    CXRNetConfig,
+    FusionConfig,
+)
 from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import build_net, load_single, save_single
 from classify.singles.config import SingleConfig

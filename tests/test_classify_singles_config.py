@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
-from classify.models.cxrnet import CXRNetConfig
-from classify.models.fusion import FusionConfig
+from classify.models.settings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BackboneConfig,
+    CXRNetConfig,
+    FusionConfig,
+)
 from classify.preprocess import PreprocessConfig
 from classify.singles.config import ProtocolConfig, SingleConfig
 from cxr.cli import build_parser, from_plain, to_plain

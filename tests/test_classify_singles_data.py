@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from classify.models.backbones import BackboneConfig
-from classify.singles.augment import AUGMENTS, build_change
+from classify.augment import AUGMENTS, build_change
+from classify.models.settings import BackboneConfig
 from classify.singles.config import SingleConfig
 from classify.singles.data import SingleDataset, balance_films, film_loader, train_loader
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from classify.models.backbones import BackboneConfig
+from classify.models.settings import BackboneConfig
 from classify.singles.config import SingleConfig
 from classify.singles.films import class_of, load_films, thin_out
 from cxr.films_table import FilmRow

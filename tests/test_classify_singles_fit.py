@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classify.models.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
-from classify.models.fusion import FusionConfig
+from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import load_single
 from classify.singles.config import ProtocolConfig, SingleConfig

@@ -21,8 +21,7 @@ from classify.audit.look import member_maps
 from classify.audit.randomise import randomise, stages_of
 from classify.audit.rows import read_audit
 from classify.ensemble import Ensemble
-from classify.models.backbones import BackboneConfig
-from classify.models.fusion import FusionConfig
+from classify.models.settings import BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.saliency.fusion import has_backbones
 from classify.saliency.maps import METHODS, fused_maps, logits_and_saliency, saliency_maps

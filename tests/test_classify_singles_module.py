@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from classify.models.backbones import BackboneConfig
-from classify.models.cxrnet import CXRNetConfig, build_cxrnet
+from classify.models.cxrnet import build_cxrnet
+from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.preprocess import PreprocessConfig, to_input
 from classify.singles.bundle import build_net
 from classify.singles.module import SingleModule
@@ -60,7 +60,7 @@ def test_a_network_that_draws_adds_its_own_terms() -> None:
     shares, labels = logits.softmax(1), batch["label"]
     answer = (weights[labels] * -shares[torch.arange(3), labels].log()).mean()
     assert terms["answer"].item() == pytest.approx(answer.item(), rel=1e-5)
-    extra = net.extra_loss(x, batch["label"], weights)
+    extra = net.terms(x, batch["label"], weights)[1]
     assert terms["loss"].item() == pytest.approx((answer + extra).item(), rel=1e-5)
     assert terms["map"].item() == pytest.approx(extra.item(), rel=1e-5)
 

@@ -14,7 +14,7 @@ from classify.augment import AugmentConfig
 from classify.dataset import PixelCache
 from classify.films import label_of
 from classify.fit import MemberJob, films_of_phase
-from classify.models.multitask import MemberConfig
+from classify.models.settings import MemberConfig
 from classify.module import MemberModule
 from classify.preprocess import PreprocessConfig
 from classify.recipe import PhaseConfig, TrainConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from classify.films import has_disease
-from classify.models.multitask import MemberConfig
+from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.recipe import PhaseConfig, TrainConfig
 from classify.train import load_cases, train_ensemble

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from classify.models.fusion import FusionNet
-from classify.models.multitask import MemberConfig, build_member
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import Single
 from cxr.answers import Answer, write_answers

@@ -40,7 +40,7 @@ from classify.audit.summary import (
 from classify.audit.trials import Sample, draw_sample, masked_rows, randomised_rows, road_rows
 from classify.audit.truth import Truths
 from classify.ensemble import Ensemble
-from classify.models.multitask import TARGET
+from classify.labels import TARGET
 from classify.saliency.own import check_draws
 from classify.screener import Screener
 from cxr.cli import parse_config, to_plain

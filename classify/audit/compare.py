@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from classify.audit.rows import UNKNOWN, AuditRow, lift_z
-from classify.models.multitask import TARGET
+from classify.labels import TARGET
 from cxr.stats import (
     BOOTSTRAP_TEST,
     SWAP_TEST,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from classify.audit.masking import AS_IS
-from classify.models.multitask import NORMAL, TARGET
+from classify.labels import NORMAL, TARGET
 from cxr.stats import Figure, figure, in_words, softmax, weighted_auc, weighted_mean, with_draws
 
 ALL_SOURCES = "all"

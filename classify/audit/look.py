@@ -19,7 +19,7 @@ from classify.audit.rows import AuditRow
 from classify.audit.sight import Sight
 from classify.audit.text import find_text
 from classify.judge import Members
-from classify.models.multitask import TARGET
+from classify.labels import TARGET
 from classify.saliency.maps import logits_and_saliency, saliency_maps, to_pixels
 from cxr.boxes import Frame
 from cxr.stats import softmax

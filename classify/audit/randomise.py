@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from classify.audit.likeness import Likeness, likeness
-from classify.models.multitask import _STAGES
+from classify.models.multitask import STAGES
 from classify.saliency.hooks import rearranges
 
 HOWS = ("reset", "normal")
@@ -266,7 +266,7 @@ def _config(model: nn.Module) -> Any:
 def _encoder_stages(name: str, encoder: nn.Module, family: str) -> list[Stage]:
     """Shallow to deep."""
     owners = _owners(encoder, name)
-    patterns = next((s for start, s in _STAGES.items() if family.startswith(start)), ())
+    patterns = next((s for start, s in STAGES.items() if family.startswith(start)), ())
     if not patterns:
         return _by_children(name, encoder)
     groups: list[list[str]] = [[] for _ in patterns]

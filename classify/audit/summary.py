@@ -12,7 +12,7 @@ from rich.table import Table
 
 from classify.audit.flags import Thresholds
 from classify.audit.rows import AuditRow, lift_z
-from classify.models.multitask import TARGET
+from classify.labels import TARGET
 from cxr.stats import Figure, mean_figure
 
 Row = dict[str, Any]

@@ -30,7 +30,7 @@ from classify.audit.truth import Truth
 from classify.ensemble import Ensemble
 from classify.evaluate import QUESTIONS, Question, ensemble_score
 from classify.films import Case
-from classify.models.multitask import TARGET
+from classify.labels import TARGET
 from classify.saliency.maps import saliency_maps
 from cxr.boxes import Frame
 from cxr.workdir import console, log

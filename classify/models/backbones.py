@@ -12,76 +12,21 @@ those that were trained on another range rescale it themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable
 
+import timm
 import torch
+import torchvision.models as tv
 from torch import Tensor, nn
 
-from classify.models.bodies import KNOWN, Known, build_body, known, parts_to
+from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, UNET_WIDTHS, BackboneConfig, known
 from classify.models.start_weights import load_start_weights
+from classify.models.unet_cbam import build_encoder
+from cxr.rules import require
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-BACKBONES: tuple[str, ...] = tuple(KNOWN)
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """One classifying network.
-
-    Args:
-        name: one of BACKBONES.
-        classes: number of logits.
-        weights: imagenet, none, or a file of weights (.safetensors, or .pth of tensors only).
-        freeze_to: this stage and all before it keep their initial weights, BatchNorm statistics
-            included; empty trains everything. `stages_of(name)` lists them.
-        extra_fc: width of one more linear layer (with ReLU) before the last; 0 for none.
-        dropout: before each linear layer.
-        side: side of the square input in px; 0 takes the network's published one.
-    """
-
-    name: str = "resnet50"
-    classes: int = 2
-    weights: str = "imagenet"
-    freeze_to: str = ""
-    extra_fc: int = 0
-    dropout: float = 0.0
-    side: int = 0
-
-    def __post_init__(self) -> None:
-        kind, stages = known(self.name), stages_of(self.name)
-        if self.classes < 1 or self.extra_fc < 0:
-            raise ValueError(
-                "classes must be at least 1 and extra_fc not negative. "
-                f"Got {self.classes} and {self.extra_fc} instead."
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout} instead.")
-        if self.freeze_to and self.freeze_to not in stages:
-            raise ValueError(
-                f"freeze_to of {self.name} must be one of {', '.join(stages)}, or "
-                f"empty. Got {self.freeze_to!r} instead."
-            )
-        if self.freeze_to and self.weights == "none":
-            raise ValueError(
-                "freeze_to must be empty with weights: none (frozen noise learns "
-                f"nothing). Got {self.freeze_to!r} instead."
-            )
-        if kind.library == "own" and self.weights == "imagenet":
-            raise ValueError(
-                f"weights must be none or a file for {self.name}, which nobody "
-                "trained on ImageNet. Got 'imagenet' instead."
-            )
-        if self.side and self.side < kind.least_side:
-            raise ValueError(
-                f"side must be at least {kind.least_side} px for {self.name}. "
-                f"Got {self.side} instead."
-            )
-
-    @property
-    def input_side(self) -> int:
-        """Side of the square input in px."""
-        return self.side or known(self.name).side
+_BASELINE_WIDTHS = (3, 32, 64, 128, 256)
 
 
 class Backbone(nn.Module):
@@ -99,7 +44,11 @@ class Backbone(nn.Module):
             self.head.append(nn.Linear(width, config.extra_fc)).append(nn.ReLU())
             width = config.extra_fc
         self.head.append(nn.Dropout(config.dropout)).append(nn.Linear(width, config.classes))
-        scale, shift = _rescaling(kind)
+        # from ImageNet's normalisation to the network's own
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        scale, shift = torch.ones_like(std), torch.zeros_like(mean)
+        if kind.mean is not None:
+            scale, shift = std / kind.std, (mean - kind.mean) / kind.std
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", scale, persistent=False)
@@ -145,30 +94,59 @@ class Backbone(nn.Module):
 def build_backbone(config: BackboneConfig) -> Backbone:
     """A network with its initial weights; errors (ValueError, ConnectionError, ImportError) name
     the remedy."""
-    net = Backbone(config)
-    kind = known(config.name)
+    net, kind = Backbone(config), known(config.name)
     load_start_weights(net.body, kind.name or config.name, kind.library, config.weights)
     return net.to(memory_format=torch.channels_last)
 
 
-def stages_of(name: str) -> tuple[str, ...]:
-    """Names of a network's stages from the input on, for `freeze_to`."""
-    return tuple(known(name).stages)
+def build_body(name: str) -> nn.Sequential:
+    """Everything from the pixels to the last maps, under the library's own names."""
+    kind = known(name)
+    if name == "baseline_cnn":
+        return nn.Sequential(*(_block(a, b) for a, b in itertools.pairwise(_BASELINE_WIDTHS)))
+    if name in UNET_WIDTHS:
+        return build_encoder(UNET_WIDTHS[name])
+    if name.startswith("vgg"):  # without the 120 million weights behind the maps
+        layers = tv.vgg.make_layers(tv.vgg.cfgs["D" if name == "vgg16" else "E"])
+        for module in layers:
+            if isinstance(module, nn.Conv2d):  # as torchvision's VGG does
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        return layers
+    if kind.library == "timm":
+        parts = timm.create_model(kind.name, num_classes=0).named_children()
+        return _chain(parts, ("global_pool", "head_drop", "classif", "classifier", "fc"))
+    plain = {"aux_logits": False, "init_weights": True}
+    google = name in ("googlenet", "inception_v3")
+    net = tv.get_model(name, weights=None, **(plain if google else {}))
+    if name.startswith("densenet"):
+        return _chain([*net.features.named_children(), ("relu5", nn.ReLU(inplace=True))])
+    if hasattr(net, "features"):
+        return net.features
+    return _chain(net.named_children(), ("avgpool", "dropout", "fc", "AuxLogits", "aux1", "aux2"))
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError, with the names there are, for an unknown one."""
-    known(name)
+def _chain(parts: Iterable[tuple[str, nn.Module]], leave: tuple[str, ...] = ()) -> nn.Sequential:
+    """Parts one after the other, which is how these networks run."""
+    return nn.Sequential(OrderedDict((name, part) for name, part in parts if name not in leave))
 
 
-def least_side(name: str) -> int:
-    """Side in px of the smallest input that leaves a network something to pool."""
-    return known(name).least_side
+def _block(inner: int, outer: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inner, outer, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outer),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )
 
 
-def _rescaling(kind: Known) -> tuple[Tensor, Tensor]:
-    """(1, 3, 1, 1) factor and summand from ImageNet's normalisation to the network's own."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    if kind.mean is None:
-        return torch.ones_like(mean), torch.zeros_like(mean)
-    return std / kind.std, (mean - kind.mean) / kind.std
+def parts_to(body: nn.Module, stages: dict[str, str], last: str) -> list[str]:
+    """Dotted names of the body's parts up to the end of the stage `last`."""
+    parts = []
+    for name, part in body.named_children():
+        inner = [f"{name}.{k}" for k, _ in part.named_children()] if name == "blocks" else [name]
+        parts += inner
+    names = list(stages)
+    require(last in names, f"stage must be one of {', '.join(names)}", last)
+    after = names.index(last) + 1
+    return parts if after == len(names) else parts[: parts.index(stages[names[after]])]

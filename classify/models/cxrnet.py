@@ -25,82 +25,21 @@ needed; `smooth` × total variation of m, so that what is shown hangs together.
 What it cannot do: m says what is shown, whatever the class. In short trials on synthetic films (120
 steps, `area` 0.1 to 1) m stayed half open and no brighter on the sought patch than elsewhere, while
 the answers were all right: judge m by the audit's lift before reading it. `explanations` of
-`classify.saliency_explained` also weighs it by one class's gradient, and there the patch had about
+`classify.saliency.own` also weighs it by one class's gradient, and there the patch had about
 ten times its share.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from classify.models.settings import CXRNetConfig
+
 _OPEN = 2.0  # the map starts at 0.88: the second encoder must first see films to learn from
-_WIDEST = 8  # times `width`: deeper stages stay at that
-
-
-@dataclass(frozen=True)
-class CXRNetConfig:
-    """A CXRNet, small enough for two cores at 96 to 128 px.
-
-    Args:
-        classes: number of logits.
-        width: channels at the film's own resolution; each stage doubles them, up to 8 times.
-        depth: stages of each encoder; each but the first halves the resolution.
-        dropout: before each linear layer.
-        first: weight of the first encoder's own cross-entropy.
-        area: weight of the map's mean.
-        smooth: weight of the map's total variation, in map units a pixel.
-        side: side of the square input in px, for those who prepare films; the network takes any.
-    """
-
-    classes: int = 2
-    width: int = 12
-    depth: int = 5
-    dropout: float = 0.0
-    first: float = 0.5
-    area: float = 0.3
-    smooth: float = 0.1
-    side: int = 128
-
-    def __post_init__(self) -> None:
-        if self.classes < 1 or self.width < 1:
-            raise ValueError(
-                "classes and width must be at least 1. "
-                f"Got {self.classes} and {self.width} instead."
-            )
-        if not 2 <= self.depth <= 7:
-            raise ValueError(f"depth must lie between 2 and 7. Got {self.depth} instead.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout} instead.")
-        if min(self.first, self.area, self.smooth) < 0:
-            raise ValueError(
-                "first, area and smooth must not be negative. Got "
-                f"{self.first}, {self.area} and {self.smooth} instead."
-            )
-        if self.side < self.least_side:
-            raise ValueError(
-                f"side must be at least {self.least_side} px with depth {self.depth}. "
-                f"Got {self.side} instead."
-            )
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each stage, fine to coarse."""
-        return tuple(self.width * min(1 << stage, _WIDEST) for stage in range(self.depth))
-
-    @property
-    def least_side(self) -> int:
-        """Side in px of the smallest film that leaves the last stage two places a side."""
-        return 2 << (self.depth - 1)
-
-    @property
-    def input_side(self) -> int:
-        """Side of the square input in px."""
-        return self.side
 
 
 class CXRNet(nn.Module):
@@ -136,16 +75,14 @@ class CXRNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and the extra loss, a scalar, from one forward pass; `weight` of the
         classes (classes,) multiplies each film's cross-entropy."""
-        features = self.first(x)
+        config, features = self.config, self.first(x)
         shown = self._explained(features)
         logits = self.head(self.second(x * shown).mean((2, 3)))
-        return logits, self._extra(features, shown, labels, weight)
-
-    def extra_loss(self, x: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """What is added to the answer's cross-entropy, a scalar. It runs the first encoder and the
-        decoder anew: `terms` saves that where logits are wanted too."""
-        features = self.first(x)
-        return self._extra(features, self._explained(features), labels, weight)
+        own = self.first_head(features[-1].mean((2, 3)))
+        # the mean over films, as for the answer: it does not hang on how films make batches
+        first = F.cross_entropy(own, labels, weight, reduction="none").mean()
+        extra = config.first * first + config.area * shown.mean()
+        return logits, extra + config.smooth * total_variation(shown)
 
     @property
     def encoder(self) -> nn.Module:
@@ -170,19 +107,6 @@ class CXRNet(nn.Module):
 
     def _explained(self, features: list[Tensor]) -> Tensor:
         return self.explainer(self.decoder(features))
-
-    def _extra(
-        self, features: list[Tensor], shown: Tensor, labels: Tensor, weight: Tensor | None
-    ) -> Tensor:
-        config = self.config
-        own = self.first_head(features[-1].mean((2, 3)))
-        # the mean over films, as for the answer: it does not hang on how films make batches
-        first = F.cross_entropy(own, labels, weight, reduction="none").mean()
-        return (
-            config.first * first
-            + config.area * shown.mean()
-            + config.smooth * total_variation(shown)
-        )
 
 
 class Encoder(nn.Module):

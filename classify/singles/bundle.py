@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from classify.models.backbones import BackboneConfig, build_backbone
-from classify.models.cxrnet import CXRNetConfig, build_cxrnet
-from classify.models.fusion import FusionConfig, build_fusion
+from classify.models.backbones import build_backbone
+from classify.models.cxrnet import build_cxrnet
+from classify.models.fusion import build_fusion
+from classify.models.settings import BackboneConfig, CXRNetConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.singles.config import NetworkConfig, SingleConfig
 from cxr.bundle import load_bundle, save_bundle

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from classify.models.backbones import (
+from classify.augment import AUGMENTS
+from classify.models.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     BackboneConfig,
-    check_name,
-    least_side,
+    CXRNetConfig,
+    FusionConfig,
+    known,
 )
-from classify.models.cxrnet import CXRNetConfig
-from classify.models.fusion import FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.singles.augment import AUGMENTS
 from cxr.training.optim import CHOICES, OptimConfig
 
 PARTS = ("train", "val", "test")
@@ -151,10 +150,10 @@ class SingleConfig:
                 f"classes must name at least two answers, each once. Got {self.classes} instead."
             )
         words = {"kind": KINDS, "augment": tuple(AUGMENTS), "balance": BALANCES, "choose": CHOICES}
-        for name, known in words.items():
-            if getattr(self, name) not in known:
+        for name, choices in words.items():
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} must be one of {', '.join(known)}. "
+                    f"{name} must be one of {', '.join(choices)}. "
                     f"Got {getattr(self, name)!r} instead."
                 )
         self._check_numbers()
@@ -181,9 +180,7 @@ class SingleConfig:
         if self.kind == "cxrnet":
             least = self.cxrnet.least_side
         else:
-            for name in names:
-                check_name(name)
-            least = max(least_side(name) for name in names)
+            least = max(known(name).least_side for name in names)
         if side < least:
             raise ValueError(
                 f"preprocess.side must be at least {least} px for {', '.join(names)}. "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from classify.singles.augment import Change, build_change
+from classify.augment import Change, build_change
 from classify.singles.config import SingleConfig
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
-from classify.models.multitask import NORMAL, TARGET
+from classify.labels import NORMAL, TARGET
 from classify.saliency.fusion import has_backbones, saliency_layers
 
 NAME_OF_NORMAL = "normal"

@@ -20,7 +20,7 @@ from rich.progress import track
 from classify.audit.truth import Truths
 from classify.ensemble import Ensemble
 from classify.inputs import Item, crop_on_disk, name_of, whole_films
-from classify.models.multitask import TARGET
+from classify.labels import TARGET
 from classify.report import printable
 from classify.saliency.maps import ALL_METHODS, saliency_maps, to_pixels
 from classify.saliency.own import check_draws

@@ -1,0 +1,25 @@
+"""What the fields of settings must keep; each raises ValueError: the name, the rule, the value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+
+def require(holds: bool, rule: str, got: Any) -> None:
+    """`rule` is a sentence without its stop, such as "side must be at least 32 px"."""
+    if not holds:
+        raise ValueError(f"{rule}. Got {got!r} instead.")
+
+
+def require_one_of(config: Any, **known: Collection[str]) -> None:
+    """Each field named here must be one of these words."""
+    for name, words in known.items():
+        got = getattr(config, name)
+        require(got in words, f"{name} must be one of {', '.join(words)}", got)
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """Fields that are counts or sizes."""
+    for name in names:
+        require(getattr(config, name) >= 0, f"{name} must not be negative", getattr(config, name))
