@@ -97,7 +97,7 @@ def iter_faults(data: Any) -> Iterator[CocoFault]:
     sound: dict[Any, dict[str, Any]] = {}
     names: set[str] = set()
     for number, image in enumerate(data["images"]):
-        if fault := _image_fault(image):
+        if fault := image_fault(image):
             yield CocoFault(f"image {number}", fault)
             continue
         name = image["file_name"]
@@ -122,6 +122,11 @@ def iter_faults(data: Any) -> Iterator[CocoFault]:
         yield from _annotation_faults(number, note, sound, known)
 
 
+def is_box(value: Any) -> bool:
+    """Whether it is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
 def _is_number(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
@@ -137,7 +142,8 @@ def _id_fault(value: Any) -> str:
     return f"id must be a number or a text. Got {value!r}"
 
 
-def _image_fault(image: Any) -> str:
+def image_fault(image: Any) -> str:
+    """What is wrong with an entry of `images` by itself; "" when it is sound."""
     if not isinstance(image, dict):
         return "it must be a JSON object"
     missing = [k for k in _IMAGE_KEYS if k not in image]
@@ -169,7 +175,7 @@ def _annotation_faults(
     if not isinstance(category, int | str) or category not in known:
         yield CocoFault(name, f"category_id {category!r} is not in categories", name)
     box = note.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not is_box(box):
         said = f"[{', '.join(map(_say, box))}]" if isinstance(box, list) else repr(box)
         yield CocoFault(name, f"bbox must be four numbers x, y, width, height. Got {said}", name)
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 _TELLING = 2  # parts: source/name
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # not the .3 of the UID 1.2.840.3
 
 Parts = tuple[str, ...]
 
@@ -41,6 +44,26 @@ class FilmNames:
             return self._names.bare.get(wanted[-1])
         exact = [name for name in self._names.of(wanted, len(wanted)) if _parts(name) == wanted]
         return exact[0] if exact else None
+
+
+class FilmStems:
+    """Films found by the end of their name without folder and suffix, where only one has it."""
+
+    def __init__(self, films: Iterable[Path]) -> None:
+        self._films: dict[str, list[Path]] = defaultdict(list)
+        for film in films:
+            self._films[film_stem(str(film))].append(film)
+
+    def find(self, name: str) -> Path | None:
+        """The only film of that stem; None for none or several."""
+        found = self._films.get(film_stem(name), [])
+        return found[0] if len(found) == 1 else None
+
+
+def film_stem(name: str) -> str:
+    """A film's name without folder and suffix, accents as one character (a Mac writes two)."""
+    path = unicodedata.normalize("NFC", name).replace("\\", "/")
+    return _SUFFIX.sub("", path.rpartition("/")[2])
 
 
 class _Ends:

@@ -13,8 +13,7 @@ import pytest
 from labelling_sessions import make_session
 
 from cxr.workdir import sha256_file
-from labelling.box_rules import Fault, find_box_faults
-from labelling.check import CheckConfig, find_file_faults, find_session_faults, run
+from labelling.check import CheckConfig, Fault, check_file, check_session, find_box_faults, run
 from labelling.session import Session
 
 FILM = np.zeros((200, 100), np.float32)  # a view of 128 × 64 px: scale 0.64
@@ -50,7 +49,7 @@ def said(faults: list[Fault]) -> list[str]:
 
 
 def find(session: Session, **options: Any) -> list[str]:
-    return said(find_session_faults(Session.open(session.path), **options))
+    return said(check_session(Session.open(session.path), **options)[0])
 
 
 def test_a_sound_session_has_no_faults(session: Session) -> None:
@@ -59,7 +58,7 @@ def test_a_sound_session_has_no_faults(session: Session) -> None:
 
 def test_a_line_has_number_name_and_fix(session: Session) -> None:
     edit(session, 1, lambda data: data["shapes"].append(data["shapes"][0]))
-    (fault,) = find_session_faults(session)
+    ((fault,), _) = check_session(session)
     assert str(fault) == (
         "0001 a.png: two boxes. Delete the one that is wrong in labelme: "
         f"python tools/annotate.py start --session {session.path} --film 1"
@@ -190,7 +189,7 @@ def test_a_folder_that_is_gone_is_one_line(session: Session) -> None:
 def test_the_label_file_of_another_film(session: Session) -> None:
     path = session.label_path(session.films[1])
     path.write_text(session.label_path(session.films[2]).read_text())
-    (fault,) = find_session_faults(session)
+    ((fault,), _) = check_session(session)
     assert fault.film == "0002 b.png"
     assert fault.what.startswith(f"its label file {path.name} belongs to another film")
     assert fault.fix.startswith(f"Move {path} elsewhere and draw the box again")
@@ -198,7 +197,7 @@ def test_the_label_file_of_another_film(session: Session) -> None:
 
 def test_a_torn_label_file_of_a_done_film_can_be_put_back(session: Session) -> None:
     session.label_path(session.films[0]).write_text('{"shapes": [')
-    (fault,) = find_session_faults(session)
+    ((fault,), _) = check_session(session)
     assert "is of no use: not JSON, or cut off" in fault.what
     assert fault.fix.startswith("Its last answer is kept, and put back by: python tools/annotate")
     assert session.restore_lost() == [session.films[0]]
@@ -272,19 +271,19 @@ GOOD = [10, 20, 80, 160]
 
 
 def test_a_sound_file_has_no_faults(tmp_path: Path) -> None:
-    assert find_file_faults(write_file(tmp_path / "t.json", (1, GOOD), (2, GOOD))) == []
+    assert check_file(write_file(tmp_path / "t.json", (1, GOOD), (2, GOOD)))[0] == []
 
 
 def test_a_film_of_a_file_needs_no_box_unless_all_must_have_one(tmp_path: Path) -> None:
     path = write_file(tmp_path / "t.json", (1, GOOD), (2, GOOD))
-    assert said(find_file_faults(path, complete=True)) == ["0003 c.png: no box"]
+    assert said(check_file(path, complete=True)[0]) == ["0003 c.png: no box"]
 
 
 def test_the_rules_of_the_box_hold_for_a_file(tmp_path: Path) -> None:
     path = write_file(
         tmp_path / "t.json", (1, GOOD), (1, GOOD), (2, [-0.7, 20, 80, 160]), (3, [10, 20, 8, 16])
     )
-    faults = find_file_faults(path, classes=("hand",))
+    faults, _ = check_file(path, classes=("hand",))
     label = "is labelled 'thorax', not hand"
     assert said(faults) == [
         "0001 a.png: two boxes",
@@ -300,7 +299,7 @@ def test_the_rules_of_the_box_hold_for_a_file(tmp_path: Path) -> None:
 
 def test_crossed_edges_of_a_file(tmp_path: Path) -> None:
     path = write_file(tmp_path / "t.json", (2, [90, 20, -80, 160]))
-    (fault,) = find_file_faults(path)
+    ((fault,), _) = check_file(path)
     assert fault.film == "0002 b.png"
     assert "width and a height above 0" in fault.what
     assert fault.fix.startswith("Its edges are crossed")
@@ -308,7 +307,7 @@ def test_crossed_edges_of_a_file(tmp_path: Path) -> None:
 
 def test_far_outside_is_said_once(tmp_path: Path) -> None:
     path = write_file(tmp_path / "t.json", (1, [10, 60, 80, 160]))
-    assert said(find_file_faults(path)) == [
+    assert said(check_file(path)[0]) == [
         "0001 a.png: the box reaches out of the film by 20.0 px at the bottom"
     ]
 
@@ -322,10 +321,10 @@ def test_malformed_entries_hide_no_other_fault(tmp_path: Path) -> None:
         (3, [10, 20, 8, 16]),
         categories=[{"id": [2], "name": "odd"}, None, {"id": 1, "name": "thorax"}],
     )
-    films = [fault.film for fault in find_file_faults(path)]
+    films = [fault.film for fault in check_file(path)[0]]
     assert films == [
-        str(path),
         "category 1",
+        "category 2",
         "annotation 3",
         "0001 a.png",
         "0002 b.png",
@@ -337,13 +336,13 @@ def test_malformed_entries_hide_no_other_fault(tmp_path: Path) -> None:
 def test_a_file_that_is_no_coco_file_is_a_fault(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.json"
     path.write_text(content)
-    assert {fault.film for fault in find_file_faults(path)} == {str(path)}
+    assert {fault.film for fault in check_file(path)[0]} == {str(path)}
 
 
 def test_a_colon_in_a_name_is_part_of_it(tmp_path: Path) -> None:
     image = {"id": 1, "file_name": "a: b.png", "width": 100, "height": 200}
     path = write_file(tmp_path / "t.json", (1, [90, 20, -80, 160]), images=[image])
-    assert [fault.film for fault in find_file_faults(path)] == ["0001 a: b.png"]
+    assert [fault.film for fault in check_file(path)[0]] == ["0001 a: b.png"]
 
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (400, 400), np.uint8)
@@ -360,16 +359,32 @@ def put_films(folder: Path, **sizes_hw: tuple[int, int]) -> Path:
 def test_a_film_missing_and_one_of_another_size(tmp_path: Path) -> None:
     films = put_films(tmp_path / "films", a=SIZE_HW, c=(100, 200))
     path = write_file(tmp_path / "t.json", (1, GOOD))
-    assert said(find_file_faults(path, films)) == [
+    assert said(check_file(path, films)[0]) == [
         "0002 b.png: the film is missing",
         "0003 c.png: the film is 200 × 100 px, the file says 100 × 200",
     ]
 
 
+def test_a_film_merged_by_its_base_name_is_found_under_another_suffix(tmp_path: Path) -> None:
+    films = put_films(tmp_path / "films", a=SIZE_HW, c=SIZE_HW)
+    (films / "deep").mkdir()
+    (films / "c.png").rename(films / "deep/c.png")
+    cv2.imwrite(str(films / "deep/d.jpg"), PIXELS[:200, :100])
+    names = ("a.png", "c.jpeg", "d.jpeg", "e.jpeg", "a.jpeg")  # a.png is another film's already
+    images = [
+        {"id": i, "file_name": n, "width": 100, "height": 200} for i, n in enumerate(names, 1)
+    ]
+    path = write_file(tmp_path / "t.json", (1, GOOD), images=images)
+    missing = ["0004 e.jpeg: the film is missing", "0005 a.jpeg: the film is missing"]
+    assert said(check_file(path, films)[0]) == missing
+    cv2.imwrite(str(films / "d.png"), PIXELS[:200, :100])  # two may be d.jpeg now
+    assert said(check_file(path, films)[0]) == ["0003 d.jpeg: the film is missing", *missing]
+
+
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
     path = write_file(tmp_path / "t.json", (1, GOOD))
     for folder in (put_films(tmp_path / "empty"), tmp_path / "none"):
-        assert said(find_file_faults(path, folder)) == [
+        assert said(check_file(path, folder)[0]) == [
             f"{folder}: none of the 3 films is in this folder"
         ]
 
@@ -385,10 +400,10 @@ def test_a_film_is_known_by_its_hash(tmp_path: Path) -> None:
         )
     ]
     path = write_file(tmp_path / "t.json", (1, [20, 40, 160, 320]), images=images)
-    assert said(find_file_faults(path, films)) == [
+    assert said(check_file(path, films)[0]) == [
         "0002 b.png: the film has changed since it was boxed"
     ]
-    assert find_file_faults(path, films, hashes=False) == []
+    assert check_file(path, films, hashes=False)[0] == []
 
 
 # The command
