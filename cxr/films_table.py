@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
+
+import numpy as np
 
 # A model whose weights are published may be trained on films under these licences only.
 _PUBLISHABLE = ("CC BY 3.0", "CC BY 4.0", "CC BY", "CC BY-SA", "listed as authorized for everyone")
@@ -68,3 +71,28 @@ def read_films_table(path: str | Path) -> list[FilmRow]:
     if nameless:
         raise ValueError(f"{path} must name a patient_id for each film. Missing for {nameless[0]}.")
     return rows
+
+
+def take_films(
+    patients: Sequence[str], strata: Sequence[Hashable], most: int, seed: int = 0
+) -> list[int]:
+    """Indices of at most `most` of N films, drawn by the seed: whole patients, the strata (such as
+    class or source) in their shares. What `max_films` means everywhere; 0 takes all."""
+    if not 0 < most < len(patients):
+        return list(range(len(patients)))
+    shares = {s: most * n / len(strata) for s, n in Counter(strata).items()}
+    room = Counter({s: int(share) for s, share in shares.items()})
+    by_rest = sorted(shares, key=lambda s: int(shares[s]) - shares[s])  # largest remainder first
+    room.update(by_rest[: most - room.total()])
+    films_of: dict[str, list[int]] = defaultdict(list)
+    for i, patient in enumerate(patients):
+        films_of[patient].append(i)
+    names = sorted(films_of)
+    chosen: list[int] = []
+    for k in np.random.default_rng(seed).permutation(len(names)):
+        films = films_of[names[k]]
+        needed = Counter(strata[i] for i in films)
+        if all(room[s] >= n for s, n in needed.items()):
+            room.subtract(needed)
+            chosen += films
+    return sorted(chosen)

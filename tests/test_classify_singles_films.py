@@ -10,7 +10,7 @@ import pytest
 
 from classify.models.settings import BackboneConfig
 from classify.singles.config import SingleConfig
-from classify.singles.films import class_of, load_films, thin_out
+from classify.singles.films import class_of, load_films
 from cxr.films_table import FilmRow
 
 TWO, THREE = ("normal", "pneumonia"), ("normal", "bacterial", "viral")
@@ -58,17 +58,6 @@ def test_max_films_keeps_the_classes_and_whole_patients(config: SingleConfig) ->
     assert Counter(films.labels) == {0: 4, 1: 4, 2: 4}
     assert films.left_out == {"over max_films": 12}
     assert set(Counter(case.patient for case in films.cases).values()) == {2}
-
-
-def test_thinning_out_never_takes_more_and_keeps_the_shares() -> None:
-    patients = [f"p{i // 2}" for i in range(40)]
-    strata = ["a"] * 30 + ["b"] * 10
-    for most in (7, 12, 20):
-        chosen = thin_out(patients, strata, most)
-        taken = Counter(strata[i] for i in chosen)
-        assert most - 2 <= len(chosen) <= most
-        assert taken["a"] == pytest.approx(0.75 * most, abs=2)
-        assert set(Counter(patients[i] for i in chosen).values()) == {2}
 
 
 def test_the_mark_changes_with_the_films(config: SingleConfig) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from cxr.films_table import FilmRow, read_films_table
+from cxr.films_table import FilmRow, read_films_table, take_films
 
 HEAD = "image,mask,source,patient_id,label,sublabel,licence\n"
 
@@ -49,3 +50,16 @@ def test_a_licence_says_whether_a_model_may_be_published(
     source: str, licence: str, may: bool
 ) -> None:
     assert FilmRow("a.png", "", source, "p", "normal", "", licence).publishable is may
+
+
+def test_max_films_never_takes_more_and_keeps_the_shares() -> None:
+    patients = [f"p{i // 2}" for i in range(40)]
+    strata = ["a"] * 30 + ["b"] * 10
+    for most in (7, 12, 20):
+        chosen = take_films(patients, strata, most)
+        taken = Counter(strata[i] for i in chosen)
+        assert most - 2 <= len(chosen) <= most
+        assert taken["a"] == pytest.approx(0.75 * most, abs=2)
+        assert set(Counter(patients[i] for i in chosen).values()) == {2}
+    assert take_films(patients, strata, 0) == take_films(patients, strata, 99) == list(range(40))
+    assert take_films(patients, strata, 12, seed=1) != take_films(patients, strata, 12, seed=2)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from classify.films import Case, select_cases
 from classify.singles.config import SingleConfig
 from classify.singles.parts import part_in_path
-from cxr.films_table import FilmRow, read_films_table
+from cxr.films_table import FilmRow, read_films_table, take_films
 
 
 @dataclass(frozen=True)
@@ -72,29 +70,7 @@ def load_films(config: SingleConfig) -> Films:
     if 0 < config.max_films < len(kept):
         published = [part_in_path(case.row.image) for case in kept]
         strata = list(zip(labels, published, strict=True))
-        chosen = thin_out([c.patient for c in kept], strata, config.max_films, config.seed)
+        chosen = take_films([c.patient for c in kept], strata, config.max_films, config.seed)
         counted["over max_films"] += len(kept) - len(chosen)
         kept, labels = [kept[i] for i in chosen], [labels[i] for i in chosen]
     return Films(kept, labels, dict(counted))
-
-
-def thin_out(
-    patients: Sequence[str], strata: Sequence[Hashable], most: int, seed: int = 0
-) -> list[int]:
-    """Indices of at most `most` of N films: whole patients, the strata in their shares."""
-    shares = {s: most * n / len(strata) for s, n in Counter(strata).items()}
-    room = Counter({s: int(share) for s, share in shares.items()})
-    by_rest = sorted(shares, key=lambda s: int(shares[s]) - shares[s])  # largest remainder first
-    room.update(by_rest[: most - room.total()])
-    films_of: dict[str, list[int]] = defaultdict(list)
-    for i, patient in enumerate(patients):
-        films_of[patient].append(i)
-    names = sorted(films_of)
-    chosen: list[int] = []
-    for k in np.random.default_rng(seed).permutation(len(names)):
-        films = films_of[names[k]]
-        needed = Counter(strata[i] for i in films)
-        if all(room[s] >= n for s, n in needed.items()):
-            room.subtract(needed)
-            chosen += films
-    return sorted(chosen)
