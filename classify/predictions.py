@@ -5,17 +5,14 @@ Rows are flushed as they are added, so a killed run loses no finished film and g
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
-from cxr.workdir import Appender, drop_torn_line, write_atomic
+from cxr.ledger import ODD, Ledger, csv_line, read_csv
+from cxr.workdir import write_atomic
 
 ANSWERS = ("normal", "target", "others")
 _BEFORE = ("film", "status", "reason")
@@ -36,50 +33,40 @@ class PredictionRow:
     threshold_id: str = ""
 
 
-class PredictionWriter(Appender):
+class PredictionWriter(Ledger[PredictionRow]):
     """Appends rows to a predictions.csv; `done` holds those of an earlier run by film.
 
-    A last line cut off by a kill is dropped. Raises ValueError when the file has other members.
+    Raises ValueError when the file has other members.
     """
 
     def __init__(self, path: str | Path, targets: Sequence[str]) -> None:
-        self.path, self.targets = Path(path), tuple(targets)
-        self.done: dict[str, PredictionRow] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            drop_torn_line(self.path)
-        if self.path.exists() and self.path.stat().st_size:
-            found, rows = read_predictions(self.path)
-            if found != self.targets:
-                raise ValueError(
-                    f"{self.path} was begun with the members {', '.join(found)}. Got "
-                    f"{', '.join(self.targets)} instead: give another folder, or remove the file."
-                )
-            self.done = {row.film: row for row in rows}
-        self._file: TextIO = self.path.open("a", newline="", encoding="utf-8")
-        if self._file.tell() == 0:
-            self._write(list(columns_of(self.targets)))
+        self.targets = tuple(targets)
+        super().__init__(path, csv_line(columns_of(self.targets)), self._earlier, self._line)
 
     def add(self, row: PredictionRow) -> None:
         """Write one film's row; raises ValueError when the film has one, or for other logits."""
-        if row.film in self.done:
-            raise ValueError(f"{row.film} stands in {self.path} already.")
-        self._write(_cells(row, len(self.targets)))
-        self.done[row.film] = row
+        self.put(row.film, row)
 
-    def _write(self, cells: list[str]) -> None:
-        self._file.write(_line(cells))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _earlier(self, path: Path) -> dict[str, PredictionRow]:
+        found, rows = read_predictions(path)
+        if found != self.targets:
+            raise ValueError(
+                f"{path} was begun with the members {', '.join(found)}. Got "
+                f"{', '.join(self.targets)} instead: give another folder, or remove the file."
+            )
+        return {row.film: row for row in rows}
+
+    def _line(self, row: PredictionRow) -> str:
+        return csv_line(_cells(row, len(self.targets)))
 
 
 def write_predictions(
     path: str | Path, targets: Sequence[str], rows: Iterable[PredictionRow]
 ) -> Path:
     """All rows at once, atomically."""
-    lines = [_line(list(columns_of(targets)))]
-    lines += [_line(_cells(row, len(targets))) for row in rows]
-    return write_atomic(path, "".join(lines))
+    lines = [csv_line(columns_of(targets))]
+    lines += [csv_line(_cells(row, len(targets))) for row in rows]
+    return write_atomic(path, "".join(lines).encode("utf-8", ODD))
 
 
 def read_predictions(path: str | Path) -> tuple[tuple[str, ...], list[PredictionRow]]:
@@ -90,25 +77,28 @@ def read_predictions(path: str | Path) -> tuple[tuple[str, ...], list[Prediction
             f"{path} must be a predictions.csv. It does not exist: make one with "
             "python -m classify.run FILMS --crops"
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = tuple(next(reader, []))
+    targets: tuple[str, ...] = ()
+    films: set[str] = set()
+
+    def reader_of(header: tuple[str, ...]) -> Callable[[list[str]], PredictionRow]:
+        nonlocal targets
         targets = tuple(c.removesuffix(".normal") for c in header if c.endswith(".normal"))
         if header != columns_of(targets):
             raise ValueError(
                 f"{path} must have the columns {', '.join(columns_of(targets))}. "
                 f"Got {', '.join(header)} instead."
             )
-        rows: dict[str, PredictionRow] = {}
-        for cells in reader:
-            try:
-                row = _row(cells, len(targets))
-            except ValueError as error:
-                raise ValueError(f"{path} line {reader.line_num}: {error}") from error
-            if row.film in rows:
-                raise ValueError(f"{path} line {reader.line_num}: {row.film} stands there twice.")
-            rows[row.film] = row
-    return targets, list(rows.values())
+        return read
+
+    def read(cells: list[str]) -> PredictionRow:
+        row = _row(cells, len(targets))
+        if row.film in films:
+            raise ValueError(f"{row.film} stands there twice.")
+        films.add(row.film)
+        return row
+
+    rows = read_csv(path, reader_of, ODD)
+    return targets, rows
 
 
 def columns_of(targets: Sequence[str]) -> tuple[str, ...]:
@@ -152,13 +142,3 @@ def _row(cells: list[str], members: int) -> PredictionRow:
         tier,
         threshold_id,
     )
-
-
-def _line(cells: list[str]) -> str:
-    # one line a row, always: a line break inside a reason would look like a torn row
-    buffer = io.StringIO()
-    clean = [
-        " ".join(cell.splitlines()) if "\n" in cell or "\r" in cell else cell for cell in cells
-    ]
-    csv.writer(buffer, lineterminator="\n").writerow(clean)
-    return buffer.getvalue()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,8 @@ from classify.screening.tiers import TIERS
 from cxr.boxes import as_boxes
 from cxr.draw import encode_jpeg, fit, to_data_uri
 from cxr.intensity import to_uint8
-from cxr.workdir import Appender, replacing
+from cxr.ledger import FilmRecords
+from cxr.workdir import replacing
 
 SIDE, QUALITY, MAP_SIDE = 360, 72, 64  # 1,000 films stay below 60 MB
 _DECISIONS = ("read", "not_read_by_model", "definitely_normal")
@@ -88,56 +88,25 @@ class ReportSummary:
     complete: bool = True
 
 
-class ReportBook(Appender):
-    """report.jsonl: a line a film, appended and flushed; knows where each film's line starts.
-
-    A file that exists is continued; a last line cut off by a kill is dropped.
-    """
+class ReportBook(FilmRecords):
+    """report.jsonl: a line a film; memory holds how urgent each is."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._places: dict[str, tuple[tuple[Any, ...], int]] = {}
-        self.counts: Counter[str] = Counter()
-        if self.path.exists():
-            self._take_up()
-        self._file = self.path.open("ab")
+        super().__init__(path, _urgency)
 
-    def add(self, card: FilmCard) -> None:
+    def add(self, card: FilmCard) -> None:  # type: ignore[override]
         """Write one film's card; a film that stands there already is replaced by the new one."""
-        line = json.dumps(asdict(card), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        place = self._file.tell()
-        self._file.write(line)
-        self._file.flush()
-        self._note(asdict(card), place)
+        super().add(asdict(card))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many films have each decision."""
+        return Counter(_DECISIONS[urgency[0]] for urgency in self.kept())
 
     def cards(self) -> Iterator[dict[str, Any]]:
         """The films as plain values, those to be read first, each read from disk when asked for."""
-        places = sorted(self._places.values())
-        with self.path.open("rb") as file:
-            for number, (_, place) in enumerate(places, 1):
-                file.seek(place)
-                yield {"number": number, **json.loads(file.readline())}
-
-    def _note(self, card: dict[str, Any], place: int) -> None:
-        old = self._places.get(card["film"])
-        if old is not None:
-            self.counts[_DECISIONS[old[0][0]]] -= 1
-        self._places[card["film"]] = (_urgency(card), place)
-        self.counts[card["decision"]] += 1
-
-    def _take_up(self) -> None:
-        place = 0
-        with self.path.open("r+b") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    file.truncate(place)
-                    break
-                self._note(json.loads(line), place)
-                place += len(line)
-
-    def __len__(self) -> int:
-        return len(self._places)
+        for number, card in enumerate(self.records(ranked=True), 1):
+            yield {"number": number, **card}
 
 
 def make_picture(
@@ -177,12 +146,12 @@ def printable(text: str) -> str:
 
 def write_report(path: str | Path, summary: ReportSummary, book: ReportBook) -> Path:
     """Put the page together from the book, one film at a time, and move it into place whole."""
-    path = Path(path)
+    path, counts = Path(path), book.counts
     shown = {
         "summary": summary,
         "cards": book.cards,
         "films": len(book),
-        "counts": {d: book.counts[d] for d in _DECISIONS},
+        "counts": {d: counts[d] for d in _DECISIONS},
     }
     with replacing(path) as file:
         for piece in _template().generate(**shown):
@@ -212,7 +181,7 @@ def _name_of(film: str) -> str:
     return film.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or film
 
 
-def _urgency(card: dict[str, Any]) -> tuple[Any, ...]:
+def _urgency(card: Mapping[str, Any]) -> tuple[Any, ...]:
     """Films to be read come first, then refused ones; pressing tiers and high scores before."""
     tier = TIERS.index(card["tier"]) if card["tier"] in TIERS else len(TIERS)
     score = card["abnormal_score"]

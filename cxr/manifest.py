@@ -6,15 +6,12 @@ finished; a film without a crop stays in, with its status and reason.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cxr.boxes import Frame
-from cxr.workdir import Appender, drop_torn_line, write_atomic
+from cxr.ledger import RowLedger, read_rows
 
 SCHEMA, VERSION = "lungfirst.crops", 1
 STATUSES = ("ok", "fallback", "no_thorax", "unreadable")
@@ -60,69 +57,15 @@ class CropRow:
         return Frame.from_dict(self.frame)
 
 
-class ManifestWriter(Appender):
-    """Appends rows, each flushed to disk, so that a killed run loses no finished film.
-
-    A manifest that exists is continued: `done` holds its rows by film. A last line cut off by a
-    kill is dropped, and its film is done again.
-    """
+class ManifestWriter(RowLedger[CropRow]):
+    """A manifest that is begun, or continued; `done` holds its rows by film."""
 
     def __init__(self, path: str | Path, provenance: dict[str, Any], restart: bool = False) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.done: dict[str, CropRow] = {}
-        if restart:
-            self.path.unlink(missing_ok=True)
-        if self.path.exists() and self.path.stat().st_size:
-            drop_torn_line(self.path)
-        if self.path.exists() and self.path.stat().st_size:
-            header, rows = read_manifest(self.path)
-            check_same_settings(self.path, header, provenance)
-            self.done = {row.film: row for row in rows}
-        self._file: TextIO = self.path.open("a", encoding="utf-8")
-        if self._file.tell() == 0:
-            self._write({"schema": SCHEMA, "version": VERSION, **provenance})
-
-    def add(self, row: CropRow) -> None:
-        """Write one film's row; raises ValueError when the film has one already."""
-        if row.film in self.done:
-            raise ValueError(f"{row.film} stands in {self.path} already.")
-        self._write({k: v for k, v in asdict(row).items() if v is not None})
-        self.done[row.film] = row
-
-    def drop(self, films: Sequence[str]) -> None:
-        """Take out the rows of these films, atomically, so that they can be made anew."""
-        if not films:
-            return
-        gone = set(films)
-        self._file.close()
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if json.loads(line)["film"] not in gone]
-        write_atomic(self.path, b"".join([lines[0], *kept]))
-        self.done = {film: row for film, row in self.done.items() if film not in gone}
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def _write(self, data: dict[str, Any]) -> None:
-        self._file.write(json.dumps(data, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-
-def check_same_settings(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise ValueError when a manifest was begun with other settings than it would be continued."""
-    before, now = old.get("settings"), new.get("settings")
-    if before != now:
-        old_values, new_values = before or {}, now or {}
-        names = {*old_values, *new_values}
-        differs = sorted(k for k in names if old_values.get(k) != new_values.get(k))
-        raise ValueError(
-            f"{path} was begun with other settings ({', '.join(differs)}). "
-            "Give another --out, or --restart to make the crops anew."
-        )
+        super().__init__(path, CropRow, SCHEMA, VERSION, provenance, restart)
 
 
 def read_manifest(path: str | Path) -> tuple[dict[str, Any], list[CropRow]]:
-    """Header and rows of a manifest; raises ValueError with the line that is wrong."""
+    """Header and rows of a manifest, or of its folder; raises ValueError with the wrong line."""
     path = Path(path)
     if path.is_dir():
         path = path / "manifest.jsonl"
@@ -131,38 +74,5 @@ def read_manifest(path: str | Path) -> tuple[dict[str, Any], list[CropRow]]:
             f"{path} does not exist. Make crops first: "
             f"python -m detect.crop FILMS --out {path.parent}"
         )
-    names = {f.name for f in fields(CropRow)}
-    header: dict[str, Any] = {}
-    rows: dict[str, CropRow] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                data = json.loads(line)
-                if number == 1:
-                    _check_header(data)
-                    header = data
-                    continue
-                if not isinstance(data, dict):
-                    raise ValueError("a row must be a JSON object")
-                unknown = set(data) - names
-                if unknown:
-                    raise ValueError(f"unknown keys {sorted(unknown)}")
-                values: dict[str, Any] = {
-                    k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
-                }
-                row = CropRow(**values)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path} line {number}: {error}") from error
-            if row.film in rows:
-                raise ValueError(f"{path} line {number}: {row.film} stands there twice")
-            rows[row.film] = row
-    if not header:
-        raise ValueError(f"{path} is empty: its first line must be the header.")
+    header, rows = read_rows(path, CropRow, SCHEMA, VERSION)
     return header, list(rows.values())
-
-
-def _check_header(data: Any) -> None:
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ValueError(f"the first line must be a header with schema {SCHEMA!r}")
-    if data.get("version") != VERSION:
-        raise ValueError(f"version must be {VERSION}. Got {data.get('version')!r} instead")

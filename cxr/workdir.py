@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
@@ -63,31 +62,6 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
     return Path(path)
-
-
-def drop_torn_line(path: str | Path) -> None:
-    """Cut off a last line without its end, as a killed writer leaves it; its item is done again."""
-    raw = Path(path).read_bytes()
-    if raw and not raw.endswith(b"\n"):
-        with Path(path).open("r+b") as file:
-            file.truncate(raw.rfind(b"\n") + 1)
-
-
-class Appender:
-    """A writer that appends to `_file`, which the end of a with block closes."""
-
-    _file: IO[Any]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def write_json(path: str | Path, data: Any) -> Path:

@@ -21,7 +21,7 @@ from detect.lungfield.field import (
     field_box_xyxy,
 )
 from detect.lungfield.metrics import overlap
-from detect.lungfield.predict import FieldRow, begin_manifest, read_fields
+from detect.lungfield.predict import FieldRow, open_fields, read_fields
 
 
 class Dark(nn.Module):
@@ -214,12 +214,14 @@ def test_a_row_without_its_mask_is_made_anew(tmp_path: Path) -> None:
     film.write_bytes(b"x")
     header = {"settings": {}}
     path = tmp_path / "manifest.jsonl"
-    begin_manifest(path, header, [film], False)
+    with open_fields(path, header, [film], False):
+        pass
     row = {"film": film.as_posix(), "sha256": "0", "status": "unreadable", "reason": "why"}
     path.write_text(path.read_text() + json.dumps(row) + "\n")
-    assert begin_manifest(path, header, [film], False) == {}  # the film has other bytes by now
+    with open_fields(path, header, [film], False) as book:
+        assert book.done == {}  # the film has other bytes by now
     with pytest.raises(ValueError, match="other settings"):
-        begin_manifest(path, {"settings": {"weights": {"other": "1"}}}, [film], False)
+        open_fields(path, {"settings": {"weights": {"other": "1"}}}, [film], False)
 
 
 def test_a_row_needs_a_mask_or_a_reason() -> None:

@@ -19,7 +19,6 @@ from typing import Any
 from rich.progress import MofNCompleteColumn, Progress
 
 from classify.audit.against import Compared, check_against, compare_against
-from classify.audit.book import PageBook
 from classify.audit.config import NAMES, THRESHOLDS, AuditConfig
 from classify.audit.flags import Thresholds, fit_thresholds, read_thresholds
 from classify.audit.look import FieldCheck, Looker, refused
@@ -44,6 +43,7 @@ from classify.labels import TARGET
 from classify.saliency.own import check_draws
 from classify.screener import Screener
 from cxr.cli import parse_config, to_plain
+from cxr.ledger import FilmRecords
 from cxr.split import Split
 from cxr.stream import default_jobs
 from cxr.workdir import Workdir, console, log, write_json
@@ -164,7 +164,7 @@ def audit(auditor: Auditor) -> int:
     check_resumable(workdir, auditor.settings(), config.restart)
     with (
         AuditWriter(workdir / "audit.csv", len(auditor.members)) as writer,
-        PageBook(workdir / "films.jsonl") as book,
+        FilmRecords(workdir / "films.jsonl") as book,
     ):
         weights = {**auditor.members.weights, **auditor.field.weights}
         workdir.start(to_plain(config), seed=config.seed, weights=weights)
@@ -185,7 +185,7 @@ def audit(auditor: Auditor) -> int:
     return 0 if judged else 1
 
 
-def look_at_all(auditor: Auditor, writer: AuditWriter, book: PageBook) -> None:
+def look_at_all(auditor: Auditor, writer: AuditWriter, book: FilmRecords) -> None:
     """Rows and records of the films that have none yet."""
     pending = [f for f in auditor.films if f.name not in writer.done or f.name not in book]
     if len(pending) < len(auditor.films):
@@ -210,7 +210,7 @@ def look_at_all(auditor: Auditor, writer: AuditWriter, book: PageBook) -> None:
 
 
 def _keep(
-    found: tuple[list[AuditRow], dict[str, Any]], writer: AuditWriter, book: PageBook
+    found: tuple[list[AuditRow], dict[str, Any]], writer: AuditWriter, book: FilmRecords
 ) -> None:
     rows, record = found
     book.add(record)  # first: a film whose rows stand has its record

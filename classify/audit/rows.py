@@ -7,18 +7,15 @@ what was written.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from classify.audit.metrics import METRICS
-from cxr.workdir import Appender, drop_torn_line, write_atomic
+from cxr.ledger import ODD, Ledger, csv_line, read_csv
+from cxr.workdir import write_atomic
 
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
 HITS = ("pointing_hit", "finding_hit")
@@ -37,7 +34,6 @@ _TEXTS = (
 _NUMBERS = ("p_normal", "p_target", "p_others", "field_disagreement", *METRICS)
 AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", "cut_edges", "flags", "flag_reasons")
 _BETWEEN = " | "  # parts of a cell; no flag, edge or reason may hold it
-_ODD = "surrogateescape"  # names that are no UTF-8, as the file system gives them
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def lift_z(row: AuditRow) -> float | None:
     return None if lift is None or mean is None or not spread else (lift - mean) / spread
 
 
-class AuditWriter(Appender):
+class AuditWriter(Ledger[list[AuditRow]]):
     """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film.
 
     A film is added with all its rows at once, so a film with fewer rows than `members` was cut off
@@ -123,30 +119,22 @@ class AuditWriter(Appender):
     """
 
     def __init__(self, path: str | Path, members: int) -> None:
-        self.path, self.members = Path(path), members
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.done: dict[str, list[AuditRow]] = {}
-        if self.path.exists():
-            drop_torn_line(self.path)
-        if self.path.exists() and self.path.stat().st_size:
-            for row in read_audit(self.path):
-                self.done.setdefault(row.film, []).append(row)
-        more = [film for film, rows in self.done.items() if len(rows) > max(1, members)]
+        self.members = members
+        super().__init__(path, csv_line(AUDIT_COLUMNS), self._earlier, _lines)
+        self.drop([f for f, rows in self.done.items() if rows[0].member and len(rows) < members])
+
+    def _earlier(self, path: Path) -> dict[str, list[AuditRow]]:
+        found: dict[str, list[AuditRow]] = {}
+        for row in read_audit(path):
+            found.setdefault(row.film, []).append(row)
+        more = [film for film, rows in found.items() if len(rows) > max(1, self.members)]
         if more:
             raise ValueError(
-                f"{self.path} was begun with other members: {more[0]} has "
-                f"{len(self.done[more[0]])} rows, and there are {members} members. "
+                f"{path} was begun with other members: {more[0]} has "
+                f"{len(found[more[0]])} rows, and there are {self.members} members. "
                 "Give another folder, or remove the file."
             )
-        torn = [film for film, rows in self.done.items() if rows[0].member and len(rows) < members]
-        for film in torn:
-            del self.done[film]
-        if torn:
-            write_audit(self.path, [row for rows in self.done.values() for row in rows])
-        self._file: TextIO = self.path.open("a", newline="", encoding="utf-8", errors=_ODD)
-        if self._file.tell() == 0:
-            self._file.write(_line(AUDIT_COLUMNS))
-            self._file.flush()
+        return found
 
     def add(self, rows: Sequence[AuditRow]) -> None:
         """Write all rows of one film: one a member, or the only one of a film that none saw.
@@ -164,19 +152,12 @@ class AuditWriter(Appender):
                 f"rows must be those of one film under {self.members} members. Got "
                 f"{[(row.film, row.member) for row in rows]} instead."
             )
-        film = rows[0].film
-        if film in self.done:
-            raise ValueError(f"{film} stands in {self.path} already.")
-        self._file.write("".join(_line(_cells(row)) for row in rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.done[film] = list(rows)
+        self.put(rows[0].film, list(rows))
 
 
 def write_audit(path: str | Path, rows: Sequence[AuditRow]) -> Path:
     """All rows at once, atomically."""
-    text = _line(AUDIT_COLUMNS) + "".join(_line(_cells(r)) for r in rows)
-    return write_atomic(path, text.encode("utf-8", _ODD))
+    return write_atomic(path, (csv_line(AUDIT_COLUMNS) + _lines(rows)).encode("utf-8", ODD))
 
 
 def read_audit(path: str | Path) -> list[AuditRow]:
@@ -187,25 +168,29 @@ def read_audit(path: str | Path) -> list[AuditRow]:
             f"{path} must be an audit.csv. It does not exist: make one with "
             "python -m classify.audit RUN"
         )
-    rows: dict[tuple[str, str], AuditRow] = {}
-    with path.open(newline="", encoding="utf-8", errors=_ODD) as file:
-        reader = csv.reader(file)
-        header = tuple(next(reader, []))
+    seen: set[tuple[str, str]] = set()
+
+    def reader_of(header: tuple[str, ...]) -> Callable[[list[str]], AuditRow]:
         if header != AUDIT_COLUMNS:
             wrong = sorted(set(AUDIT_COLUMNS) ^ set(header))
             raise ValueError(
                 f"{path} must have the columns of an audit.csv. Missing or unknown: "
                 f"{', '.join(wrong) or 'none, but in another order'}."
             )
-        for cells in reader:
-            try:
-                row = _row(cells)
-                if (row.film, row.member) in rows:
-                    raise ValueError(f"{row.film} stands there twice under {row.member!r}.")
-            except ValueError as error:
-                raise ValueError(f"{path} line {reader.line_num}: {error}") from error
-            rows[row.film, row.member] = row
-    return list(rows.values())
+        return read
+
+    def read(cells: list[str]) -> AuditRow:
+        row = _row(cells)
+        if (row.film, row.member) in seen:
+            raise ValueError(f"{row.film} stands there twice under {row.member!r}.")
+        seen.add((row.film, row.member))
+        return row
+
+    return read_csv(path, reader_of, ODD)
+
+
+def _lines(rows: Sequence[AuditRow]) -> str:
+    return "".join(csv_line(_cells(row)) for row in rows)
 
 
 def _cells(row: AuditRow) -> list[str]:
@@ -260,12 +245,3 @@ def _check_finite(numbers: Mapping[str, float | None]) -> None:
     for name, value in numbers.items():
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, or missing. Got {value} instead.")
-
-
-def _line(cells: Sequence[str]) -> str:
-    # one line a row, always: a line break inside a reason would look like a torn row. Only what
-    # ends a line of a file: str.splitlines breaks at more, and would change the films' names
-    buffer = io.StringIO()
-    clean = [re.sub(r"[\r\n]+", " ", cell) for cell in cells]
-    csv.writer(buffer, lineterminator="\n").writerow(clean)
-    return buffer.getvalue()

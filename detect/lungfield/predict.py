@@ -6,11 +6,9 @@ unreadable ones with their reason, and sheet.png. A run that was stopped goes on
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from rich.progress import MofNCompleteColumn, Progress
 from cxr.cli import to_plain
 from cxr.draw import BLUE, draw_contour, encode_png, fit, sheet, to_rgb
 from cxr.film import Film, list_films
-from cxr.manifest import check_same_settings
+from cxr.ledger import RowLedger, read_rows
 from cxr.stream import Unread, default_jobs, read_ahead
-from cxr.workdir import Workdir, console, drop_torn_line, log, provenance, sha256_file, write_atomic
+from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
 from detect.crop import crop_name
 from detect.lungfield.field import MIN_COMPONENT, LungField, cut_edges, field_box_xyxy
 
@@ -149,52 +147,23 @@ def iter_fields(
 
 def read_fields(path: str | Path) -> tuple[dict[str, Any], list[FieldRow]]:
     """Header and rows of a manifest of lung fields; raises ValueError with the wrong line."""
-    path = Path(path)
-    header: dict[str, Any] = {}
-    rows = []
-    names = {f.name for f in fields(FieldRow)}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            data = json.loads(line)
-            if number == 1:
-                if data.get("schema") != SCHEMA or data.get("version") != VERSION:
-                    raise ValueError(f"must be a header with schema {SCHEMA} {VERSION}")
-                header = data
-                continue
-            if unknown := set(data) - names:
-                raise ValueError(f"unknown keys {sorted(unknown)}")
-            values: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
-            }
-            rows.append(FieldRow(**values))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} line {number}: {error}") from error
-    if not header:
-        raise ValueError(f"{path} is empty: its first line must be the header.")
-    return header, rows
+    header, rows = read_rows(Path(path), FieldRow, SCHEMA, VERSION)
+    return header, list(rows.values())
 
 
-def begin_manifest(
+def open_fields(
     path: Path, header: Mapping[str, Any], films: Sequence[Path], restart: bool
-) -> dict[str, FieldRow]:
-    """Write the manifest's header and the rows that still hold; returns those by film.
+) -> RowLedger[FieldRow]:
+    """The manifest, begun or continued with the rows that still hold.
 
     A row holds while the film has its bytes and the mask is there; rows of films that are not
     asked for now stay. Raises ValueError when it was begun with other settings.
     """
-    kept: dict[str, FieldRow] = {}
-    head: Mapping[str, Any] = {"schema": SCHEMA, "version": VERSION, **header}
-    if path.exists() and not restart:
-        drop_torn_line(path)
-    if path.exists() and path.stat().st_size and not restart:
-        old, rows = read_fields(path)
-        check_same_settings(path, old, {**header})
-        asked = {film.as_posix(): film for film in films}
-        head = old
-        kept = {r.film: r for r in rows if _holds(r, asked.get(r.film), path.parent)}
-    lines = [json.dumps(head), *(_to_line(row) for row in kept.values())]
-    write_atomic(path, "\n".join(lines) + "\n")
-    return kept
+    book = RowLedger(path, FieldRow, SCHEMA, VERSION, header, restart)
+    asked = {film.as_posix(): film for film in films}
+    rows = book.done.values()
+    book.drop({r.film for r in rows if not _holds(r, asked.get(r.film), path.parent)})
+    return book
 
 
 def _holds(row: FieldRow, film: Path | None, folder: Path) -> bool:
@@ -202,10 +171,6 @@ def _holds(row: FieldRow, film: Path | None, folder: Path) -> bool:
         return True
     same = row.sha256 == (sha256_file(film) if film.is_file() else "")
     return same and (row.mask is None or (folder / row.mask).is_file())
-
-
-def _to_line(row: FieldRow) -> str:
-    return json.dumps({k: v for k, v in asdict(row).items() if v is not None}, allow_nan=False)
 
 
 def predict(config: FieldPredictConfig) -> int:
@@ -218,16 +183,17 @@ def predict(config: FieldPredictConfig) -> int:
         workdir = Workdir(config.out)
         path = workdir / "manifest.jsonl"
         header = {**provenance(net.weights), "settings": {"weights": net.weights}}
-        done = begin_manifest(path, header, films, config.restart)
+        book = open_fields(path, header, films, config.restart)
     except (OSError, ValueError) as error:
         log.error("%s", error)
         return 2
     workdir.start(to_plain(config), weights=net.weights)
-    pending = [film for film in films if film.as_posix() not in done]
+    pending = [film for film in films if film.as_posix() not in book.done]
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
     try:
-        tiles = _segment_pending(pending, net, config, path, done)
+        with book:
+            tiles = _segment_pending(pending, net, config, book)
     except KeyboardInterrupt:
         log.warning("stopped; the same command goes on from here")
         return 130
@@ -235,7 +201,7 @@ def predict(config: FieldPredictConfig) -> int:
         pictures, captions = zip(*tiles, strict=True)
         page = sheet(pictures, captions, columns=6, tile=_TILE, title="lung fields")
         write_atomic(workdir / "sheet.png", encode_png(page))
-    rows = [done[film.as_posix()] for film in films]
+    rows = [book.done[film.as_posix()] for film in films]
     counts = Counter(row.status for row in rows)
     console.print(", ".join(f"{counts[s]} {s}" for s in STATUSES) + f": {path}", highlight=False)
     return 0 if any(row.status != "unreadable" for row in rows) else 1
@@ -245,22 +211,18 @@ def _segment_pending(
     pending: Sequence[Path],
     net: LungField,
     config: FieldPredictConfig,
-    path: Path,
-    done: dict[str, FieldRow],
+    book: RowLedger[FieldRow],
 ) -> list[tuple[np.ndarray, str]]:
-    """Append each film's row to the manifest and to `done`; returns the sheet's tiles."""
+    """Append each film's row to the manifest; returns the sheet's tiles."""
     jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
     wanted = set(np.linspace(0, max(0, len(pending) - 1), config.tiles, dtype=int).tolist())
     tiles = []
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
-    with bar, path.open("a", encoding="utf-8") as file:
+    with bar:
         task = bar.add_task("segmenting", total=len(pending))
-        steps = iter_fields(pending, net, path.parent, jobs, config.batch)
+        steps = iter_fields(pending, net, book.path.parent, jobs, config.batch)
         for number, (row, film, mask) in enumerate(steps):
-            file.write(_to_line(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            done[row.film] = row
+            book.add(row)
             bar.advance(task)
             if row.reason:
                 log.warning("%s: %s (%s)", row.film, row.status, row.reason)

@@ -23,8 +23,9 @@ from cxr.boxes import Frame, flip_x_xyxy, iou_xyxy
 from cxr.draw import encode_jpeg
 from cxr.film import Film
 from cxr.intensity import clahe, min_max, percentile_clip, resize
+from cxr.ledger import drop_torn_line
 from cxr.stream import Unread, default_jobs, read_ahead
-from cxr.workdir import console, drop_torn_line, write_atomic
+from cxr.workdir import console, write_atomic
 from detect.predict import ThoraxDetector
 from labelling.choose import Candidate
 from labelling.session import Session, SessionFilm, to_shape, write_films

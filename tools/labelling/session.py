@@ -24,7 +24,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cxr.boxes import Frame
-from cxr.workdir import drop_torn_line, write_atomic
+from cxr.ledger import append_line, drop_torn_line
+from cxr.workdir import write_atomic
 from labelling.labelme_file import (
     PRELABELLED,
     LabelFile,
@@ -324,12 +325,9 @@ class Session:
             now = self._changed(film) or now
         entry = {"time": now, "number": film.number, "film": film.film, **said, "via": via}
         path = self.path / "history.jsonl"
-        if path.exists():
-            drop_torn_line(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        drop_torn_line(path)
+        with path.open("ab") as file:
+            append_line(file, json.dumps(entry).encode() + b"\n")
         self._last_entries()[film.number] = entry
         return True
 

@@ -1,0 +1,277 @@
+"""Append-only files: what is finished is on disk at once, so that a killed run loses no film."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Generic, Self, TypeVar
+
+from cxr.workdir import write_atomic
+
+Row = TypeVar("Row")
+ODD = "surrogateescape"  # names that are no UTF-8, as the file system gives them
+
+
+def drop_torn_line(path: str | Path) -> None:
+    """Cut off a last line without its end, as a killed writer leaves it; its item is done again."""
+    path = Path(path)
+    raw = path.read_bytes() if path.exists() else b""
+    if raw and not raw.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(raw.rfind(b"\n") + 1)
+
+
+def append_line(file: IO[bytes], line: bytes) -> None:
+    """Write to the disk itself, not only to the system's cache."""
+    file.write(line)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class _Appender:
+    """A file that is continued, without a torn last line; the end of a with block closes it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        drop_torn_line(self.path)
+        self._file: IO[bytes] = self.path.open("ab")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+class Ledger(_Appender, Generic[Row]):
+    """A file with a header and what belongs to each film, once; `done` holds it by film.
+
+    `read` gives what an earlier run left and raises ValueError where that does not fit; `lines`
+    are the text of one film's row.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        header: str,
+        read: Callable[[Path], dict[str, Row]],
+        lines: Callable[[Row], str],
+    ) -> None:
+        super().__init__(path)
+        self._lines = lines
+        begun = self.path.stat().st_size > 0
+        try:
+            self.done: dict[str, Row] = read(self.path) if begun else {}
+        except BaseException:
+            self._file.close()
+            raise
+        if not begun:
+            append_line(self._file, header.encode("utf-8", ODD))
+
+    def put(self, film: str, row: Row) -> None:
+        """Write what belongs to one film; raises ValueError when that stands there already."""
+        if film in self.done:
+            raise ValueError(f"{film} stands in {self.path} already.")
+        append_line(self._file, self._lines(row).encode("utf-8", ODD))
+        self.done[film] = row
+
+    def drop(self, films: Collection[str]) -> None:
+        """Take these films out, atomically, so that they can be made anew."""
+        if not films:
+            return
+        self.done = {film: row for film, row in self.done.items() if film not in films}
+        self._file.close()
+        with self.path.open("rb") as file:
+            header = file.readline()
+        text = "".join(self._lines(row) for row in self.done.values())
+        write_atomic(self.path, header + text.encode("utf-8", ODD))
+        self._file = self.path.open("ab")
+
+
+class FilmRecords(_Appender):
+    """A JSON line a film, each with its `film`; memory holds where it begins, and what `keep` takes
+    from it. A film that is added again is replaced.
+
+    Raises ValueError for a file of another kind.
+    """
+
+    def __init__(
+        self, path: str | Path, keep: Callable[[Mapping[str, Any]], Any] | None = None
+    ) -> None:
+        super().__init__(path)
+        self._keep = keep
+        self._places: dict[str, tuple[Any, int]] = {}
+        place = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    self._note(json.loads(line), place)
+                except (ValueError, KeyError, TypeError) as error:
+                    self._file.close()
+                    raise ValueError(
+                        f"{self.path} line {number} must be the record of a film: remove the file, "
+                        "or give --restart."
+                    ) from error
+                place += len(line)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Write one film's record."""
+        line = json.dumps(record, allow_nan=False, separators=(",", ":"))
+        place = self._file.tell()
+        append_line(self._file, line.encode() + b"\n")
+        self._note(record, place)
+
+    def records(
+        self, films: Collection[str] | None = None, ranked: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """The films, or those of them that are named, each read when it is asked for: in the order
+        in which they came first, or ranked by what is kept of them."""
+        places = [place for film, place in self._places.items() if films is None or film in films]
+        with self.path.open("rb") as file:
+            for _, place in sorted(places) if ranked else places:
+                file.seek(place)
+                yield json.loads(file.readline())
+
+    def kept(self) -> list[Any]:
+        """What memory holds of each film."""
+        return [kept for kept, _ in self._places.values()]
+
+    def _note(self, record: Mapping[str, Any], place: int) -> None:
+        kept = self._keep(record) if self._keep else None
+        self._places[record["film"]] = (kept, place)
+
+    def __contains__(self, film: str) -> bool:
+        return film in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def row_line(row: Any) -> str:
+    """A dataclass as a JSON line, without what is None."""
+    known = {k: v for k, v in asdict(row).items() if v is not None}
+    return json.dumps(known, allow_nan=False) + "\n"
+
+
+def read_rows(
+    path: Path, kind: type[Row], schema: str, version: int
+) -> tuple[dict[str, Any], dict[str, Row]]:
+    """Header and rows by film of a file of JSON lines; raises ValueError with the line that is
+    wrong. The header names schema and version, and `kind` is the dataclass of a row."""
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    header: dict[str, Any] = {}
+    rows: dict[str, Row] = {}
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                data = json.loads(line)
+                if number == 1:
+                    if not isinstance(data, dict) or data.get("schema") != schema:
+                        raise ValueError(f"the first line must be a header with schema {schema!r}")
+                    if data.get("version") != version:
+                        found = data.get("version")
+                        raise ValueError(f"version must be {version}. Got {found!r} instead")
+                    header = data
+                    continue
+                if not isinstance(data, dict):
+                    raise ValueError("a row must be a JSON object")
+                if unknown := set(data) - names:
+                    raise ValueError(f"unknown keys {sorted(unknown)}")
+                row = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+                if data["film"] in rows:
+                    raise ValueError(f"{data['film']} stands there twice")
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} line {number}: {error}") from error
+            rows[data["film"]] = row
+    if not header:
+        raise ValueError(f"{path} is empty: its first line must be the header.")
+    return header, rows
+
+
+class RowLedger(Ledger[Row]):
+    """A ledger of JSON lines: a header with schema, version and provenance, then a row a film.
+
+    Raises ValueError when it was begun with other settings than it would be continued with.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kind: type[Row],
+        schema: str,
+        version: int,
+        provenance: Mapping[str, Any],
+        restart: bool = False,
+    ) -> None:
+        def read(path: Path) -> dict[str, Row]:
+            header, rows = read_rows(path, kind, schema, version)
+            check_same_settings(path, header, provenance)
+            return rows
+
+        if restart:
+            Path(path).unlink(missing_ok=True)
+        header = {"schema": schema, "version": version, **provenance}
+        super().__init__(path, json.dumps(header, allow_nan=False) + "\n", read, row_line)
+
+    def add(self, row: Row) -> None:
+        """Write one film's row; raises ValueError when the film has one already."""
+        self.put(row.film, row)  # type: ignore[attr-defined]
+
+
+def check_same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ValueError when a file was begun with other settings than it would be continued."""
+    before, now = old.get("settings"), new.get("settings")
+    if before != now:
+        before, now = before or {}, now or {}
+        differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        raise ValueError(
+            f"{path} was begun with other settings ({', '.join(differs)}). "
+            "Give another --out, or --restart to make the crops anew."
+        )
+
+
+# --- CSV ---
+
+
+def csv_line(cells: Sequence[str]) -> str:
+    """One line of a CSV file, always one: a line break inside a cell would look like a torn row.
+    Only what ends a line of a file is taken out: str.splitlines breaks at more, and would change
+    the films' names."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow([re.sub(r"[\r\n]+", " ", c) for c in cells])
+    return buffer.getvalue()
+
+
+def read_csv(
+    path: Path,
+    reader_of: Callable[[tuple[str, ...]], Callable[[list[str]], Row]],
+    errors: str = "strict",
+) -> list[Row]:
+    """Rows of a CSV file; raises ValueError naming the line that is wrong.
+
+    `reader_of` is given the header, raises ValueError where that is wrong, and returns what makes a
+    row of a line's cells.
+    """
+    with path.open(newline="", encoding="utf-8", errors=errors) as file:
+        lines = csv.reader(file)
+        read = reader_of(tuple(next(lines, [])))
+        rows = []
+        for cells in lines:
+            try:
+                rows.append(read(cells))
+            except ValueError as error:
+                raise ValueError(f"{path} line {lines.line_num}: {error}") from error
+    return rows
