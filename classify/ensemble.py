@@ -21,6 +21,7 @@ from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
 from classify.singles.members import members_of, run_members
 from cxr.boxes import Frame
 from cxr.bundle import Bundle, bundle_kind, load_bundle
+from cxr.devices import pick_device
 
 
 class Ensemble:
@@ -179,15 +180,3 @@ def _check_three_classes(bundles: Sequence[Bundle]) -> None:
                 f"a member must answer normal / target / others to be screened with. {bundle.path} "
                 f"answers {' / '.join(names)}: train it with classes: three."
             )
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU where there is none; `gpu` is CUDA."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device("cuda" if device == "gpu" else device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device must be auto, cpu, gpu or a name of torch. Got {device!r}."
-        ) from error

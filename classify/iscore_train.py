@@ -36,7 +36,8 @@ from cxr.answers import Answer, read_answers, write_answers
 from cxr.cli import parse_config, to_plain
 from cxr.stats import Figure
 from cxr.training.learner import NonFiniteLossError
-from cxr.workdir import Workdir, keep_to_recipe, log, provenance, write_json
+from cxr.training.recipe import keep_to_recipe
+from cxr.workdir import Workdir, log, provenance, write_json
 
 EXAMPLE = "python -m classify.iscore_train --config configs/classify/iscore.yaml"
 KEEPS = ("iscore", "all", "head")

@@ -35,9 +35,9 @@ from cxr.plots import draw_restoring
 from cxr.split import Split
 from cxr.training.learner import NonFiniteLossError
 from cxr.training.loop import BEST, fit_learner
+from cxr.training.recipe import keep_to_recipe
 from cxr.workdir import (
     Workdir,
-    keep_to_recipe,
     log,
     provenance,
     seed_everything,

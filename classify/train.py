@@ -21,7 +21,8 @@ from classify.recipe import TrainConfig
 from cxr.cli import parse_config, to_plain
 from cxr.films_table import read_films_table
 from cxr.split import Split
-from cxr.workdir import Workdir, keep_to_recipe, log
+from cxr.training.recipe import keep_to_recipe
+from cxr.workdir import Workdir, log
 
 EXAMPLE = "python -m classify.train --config configs/classify/kermany_crops.yaml --max_films 60"
 

@@ -75,24 +75,6 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def keep_to_recipe(folder: str | Path, settings: dict[str, Any]) -> None:
-    """Note in `folder` with which settings its work was begun (recipe.json); raise ValueError,
-    naming what differs, when it was begun with other ones than it would go on with."""
-    path = Path(folder) / "recipe.json"
-    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    if not path.exists():
-        write_json(path, {"sha256": mark, "settings": settings})
-        return
-    old = json.loads(path.read_text())
-    if old["sha256"] != mark:
-        before = old["settings"]
-        differs = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-        raise ValueError(
-            f"{folder} was begun with other settings ({', '.join(differs)}). "
-            "Give another --out, or remove that folder."
-        )
-
-
 def git_commit() -> str:
     """The commit of the code that runs, '-dirty' appended when it was changed, '' outside git."""
     root = Path(__file__).resolve().parent.parent

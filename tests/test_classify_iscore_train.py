@@ -98,7 +98,7 @@ def test_what_is_finished_is_neither_trained_nor_chosen_again(
     again = replace(config, out=str(outs["iscore"]))
     assert train_iscore(again) == outs["iscore"]
     other = replace(again, select=replace(config.select, subsets=30))
-    with pytest.raises(ValueError, match=r"begun with other settings \(select\)"):
+    with pytest.raises(ValueError, match=r"begun with other settings \(select\.subsets\)"):
         train_iscore(other)
 
 

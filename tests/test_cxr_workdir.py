@@ -15,7 +15,6 @@ import torch
 import cxr.workdir
 from cxr.workdir import (
     Workdir,
-    keep_to_recipe,
     log,
     provenance,
     sha256_file,
@@ -98,10 +97,3 @@ def test_update_adds_fields_and_keeps_the_others(tmp_path: Path) -> None:
     workdir.update(films=8, seconds=1.5)
     record = json.loads((workdir / "run.json").read_text())
     assert (record["config"], record["films"], record["seconds"]) == ({"side": 320}, 8, 1.5)
-
-
-def test_work_goes_on_with_the_settings_it_was_begun_with(tmp_path: Path) -> None:
-    keep_to_recipe(tmp_path / "run", {"seed": 0, "batch": 4})
-    keep_to_recipe(tmp_path / "run", {"batch": 4, "seed": 0})
-    with pytest.raises(ValueError, match=r"run was begun with other settings \(seed, side\)"):
-        keep_to_recipe(tmp_path / "run", {"seed": 1, "batch": 4, "side": 32})

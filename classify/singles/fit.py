@@ -26,7 +26,8 @@ from classify.singles.training import (
 from cxr.answers import Answer, read_answers, write_answers
 from cxr.cli import to_plain
 from cxr.plots import draw_curves
-from cxr.workdir import Workdir, keep_to_recipe, log, provenance, write_json
+from cxr.training.recipe import keep_to_recipe
+from cxr.workdir import Workdir, log, provenance, write_json
 
 # What may change between a stop and the next start; films and network are marked otherwise.
 _FREE = (

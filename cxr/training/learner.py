@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,42 +13,58 @@ import torch
 from torch import Tensor, nn
 
 from cxr.stats import macro_auc, softmax
-from cxr.training.optim import CHOICES, OptimConfig, PlateauHalving, cosine_factor
+from cxr.training.optim import OptimConfig, PlateauHalving, cosine_factor
 
 Batch = dict[str, Tensor]
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """The loss became infinite or NaN: training on would only spoil the weights."""
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], choose: str) -> int:
     """Number, from 0, of the epoch that is kept: the first of equals; one without a value never is,
-    unless none has one."""
-    sign = -1.0 if choose == "val_loss" else 1.0
-    values = [sign * row[choose] for row in history]
+    unless none has one. A loss is best where it is lowest, any other column where it is highest."""
+    sign = -1.0 if choose.endswith("loss") else 1.0
+    values = [sign * row.get(choose, math.nan) for row in history]
     return max(range(len(values)), key=lambda k: -math.inf if math.isnan(values[k]) else values[k])
 
 
 class Learner(pl.LightningModule):
     """A network in training; a subclass gives `losses`.
 
-    `model` has an `encoder`, whose rate may be another. `choose` is the column of `history` by
-    which the best epoch is known: val_auc (the highest) or val_loss (the lowest).
+    `choose` is the column of `history` by which the best epoch is known (see `best_epoch`); after
+    `stop_after` epochs without a better one training ends (0 never; None: the optimiser's
+    patience, unless that is the plateau's). Here `model` has an `encoder`, whose rate may be
+    another, and answers with logits; what is trained otherwise says so in `groups`,
+    `validation_step` and `figures`.
     """
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, choose: str = "val_auc") -> None:
+    nesterov = True
+    least_gain = 0.0  # of the schedule plateau
+    advice = "lower the learning rate, or clip the gradient (clip_norm)"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        choose: str = "val_auc",
+        stop_after: int | None = None,
+    ) -> None:
         super().__init__()
-        assert choose in CHOICES, choose
         self.model: Any = model
         self.optim, self.choose = optim, choose
-        self.plateau = PlateauHalving(optim.rate, optim.patience, optim.factor, optim.floor_rate)
+        waits = optim.patience if optim.schedule != "plateau" else 0
+        self.stop_after = waits if stop_after is None else stop_after
+        self.plateau = PlateauHalving(
+            optim.rate, optim.patience, optim.factor, optim.floor_rate, self.least_gain
+        )
         self.history: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
         self._answers: list[tuple[Tensor, Tensor]] = []
         self._began = time.monotonic()
 
-    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, batch: Any) -> tuple[dict[str, Tensor], Any]:
         """The loss (key `loss`) with its terms, and the logits (N, K), of one batch."""
         raise NotImplementedError
 
@@ -55,47 +72,55 @@ class Learner(pl.LightningModule):
         """A fresh sum of the losses."""
         self._sums, self._began = {}, time.monotonic()
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Any, _: int) -> Tensor:
         """Loss of one batch; raises NonFiniteLossError with its terms."""
         terms, _logits = self.losses(batch)
         if not torch.isfinite(terms["loss"]):
             shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
             raise NonFiniteLossError(
                 f"the loss must be finite. Got {shown} in epoch {self.current_epoch}: "
-                "lower the learning rate, or clip the gradient (clip_norm)."
+                f"{self.advice}."
             )
-        self._add("train", terms, len(next(iter(batch.values()))))
+        films = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+        self._add("train", terms, len(films))
         return terms["loss"]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the answers of the epoch before."""
         self._answers = []
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Any, _: int) -> None:
         """Keeps logits and labels until the epoch's end."""
         terms, logits = self.losses(batch)
         self._add("val", terms, len(batch["label"]))
         self._answers.append((logits.float().cpu(), batch["label"].cpu()))
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the epoch, sets the next rate, and stops when the rule says so."""
-        row = {
-            "epoch": float(self.current_epoch),
-            "rate": self._rate(),
-            "seconds": time.monotonic() - self._began,
-        }
-        for key, total in self._sums.items():
-            part, term = key.split(".")
-            if term != "n":
-                row[f"{part}_{term}"] = float(total / self._sums[f"{part}.n"])
+    def figures(self, means: dict[str, float]) -> dict[str, float]:
+        """The epoch's row of `history`, from the mean of each loss term (train_loss, val_loss)."""
+        seconds = time.monotonic() - self._began
+        epoch = float(self.current_epoch)
+        row = {"epoch": epoch, "rate": self._rate(), "seconds": seconds, **means}
         if self._answers:  # none where a network does not classify
             logits = torch.cat([a for a, _ in self._answers]).numpy()
             labels = torch.cat([b for _, b in self._answers]).numpy()
             row["val_auc"] = macro_auc(softmax(logits), labels)
             row["val_accuracy"] = float((logits.argmax(1) == labels).mean())
+        return row
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the epoch, sets the next rate, and stops when the rule says so."""
+        means = {}
+        for key, total in self._sums.items():
+            part, term = key.split(".")
+            if term != "n":
+                means[f"{part}_{term}"] = float(total / self._sums[f"{part}.n"])
+        row = self.figures(means)
+        if self.trainer.world_size > 1:
+            values = {k: torch.tensor(v, device=self.device) for k, v in row.items()}
+            reduce = self.trainer.strategy.reduce
+            row = {k: float(reduce(v, reduce_op="mean")) for k, v in values.items()}
         self.history.append(row)
-        names = [k for k in row if k != "epoch"]
-        self.log_dict({k: row[k] for k in names}, prog_bar=False, on_epoch=True)
+        self.log_dict({k: v for k, v in row.items() if k != "epoch"})
         self._after_epoch(row)
 
     def line(self) -> str:
@@ -114,17 +139,17 @@ class Learner(pl.LightningModule):
             f"rate {row['rate']:.2g}, {row['seconds']:.0f} s"
         )
 
+    def plateau_loss(self, row: Mapping[str, float]) -> float:
+        """What the schedule plateau wants lower."""
+        return row["val_loss"]
+
     def _after_epoch(self, row: dict[str, float]) -> None:
         if self.optim.schedule == "plateau":
-            rate = self.plateau.step(row["val_loss"])
+            rate = self.plateau.step(self.plateau_loss(row))
             for group in self.optimizers().param_groups:  # type: ignore[union-attr]
                 group["lr"] = rate * group["factor"]
-            if self.plateau.finished:
-                self.trainer.should_stop = True
-        elif (
-            self.optim.patience
-            and len(self.history) - 1 - best_epoch(self.history, self.choose) >= self.optim.patience
-        ):
+        late = len(self.history) - 1 - best_epoch(self.history, self.choose)
+        if self.plateau.finished or (self.stop_after and late >= self.stop_after):
             self.trainer.should_stop = True
 
     def _rate(self) -> float:
@@ -136,36 +161,44 @@ class Learner(pl.LightningModule):
             add = value.detach().float().cpu() * n
             self._sums[key] = self._sums.get(key, torch.zeros(())) + add
 
-    def configure_optimizers(self) -> Any:
-        """Optimiser over what is trained, the encoder at its own rate; schedule by step."""
-        optim = self.optim
+    def groups(self) -> list[dict[str, Any]]:
+        """What is trained, each group with the `factor` on its rate."""
         encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
         known = {id(p) for p in encoder}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
-        groups = [
-            {"params": ps, "lr": optim.rate * factor, "factor": factor}
-            for ps, factor in ((encoder, optim.encoder_rate), (rest, 1.0))
-            if ps
+        return [
+            {"params": encoder, "factor": self.optim.encoder_rate},
+            {"params": rest, "factor": 1.0},
         ]
-        decay = optim.weight_decay
-        optimizer: torch.optim.Optimizer
-        if optim.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=decay)
-        elif optim.optimizer == "adam":
-            optimizer = torch.optim.Adam(groups, weight_decay=decay)
-        else:
-            optimizer = torch.optim.AdamW(groups, weight_decay=decay)
-        if optim.schedule in ("plateau", "constant"):
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """Factor on the rate at a step of so many, for the schedules cosine and constant."""
+        if self.optim.schedule == "constant":
+            return 1.0
+        warm = round(self.optim.warmup_epochs * steps / self.optim.epochs)
+        return cosine_factor(step, steps, warm)
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over `groups`, and the schedule by step."""
+        optim, kinds = self.optim, torch.optim
+        make: Any = {
+            "sgd": partial(kinds.SGD, momentum=0.9, nesterov=self.nesterov),
+            "adam": kinds.Adam,
+            "adamw": kinds.AdamW,
+        }[optim.optimizer]
+        groups = [{"lr": optim.rate * g["factor"], **g} for g in self.groups() if g["params"]]
+        optimizer = make(groups, weight_decay=optim.weight_decay)
+        still = optim.schedule == "constant" and not optim.warmup_epochs
+        if optim.schedule == "plateau" or still:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule: torch.optim.lr_scheduler.LRScheduler
         if optim.schedule == "onecycle":
             rates = [g["lr"] for g in optimizer.param_groups]
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1)
         else:
-            warm = round(optim.warmup_epochs * steps / optim.epochs)
             schedule = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: cosine_factor(step, steps, warm)
+                optimizer, lambda step: self.rate_factor(step, steps)
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -175,6 +208,6 @@ class Learner(pl.LightningModule):
         checkpoint["plateau"] = self.plateau.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """And come back when a killed run is resumed."""
-        self.history = list(checkpoint["history"])
-        self.plateau.load_state_dict(checkpoint["plateau"])
+        """And come back when a killed run is resumed; a detector's old checkpoint has neither."""
+        self.history = list(checkpoint.get("history", []))
+        self.plateau.load_state_dict(checkpoint.get("plateau", self.plateau.state_dict()))

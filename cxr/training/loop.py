@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from cxr import draw
+from cxr.plots import draw_history
 from cxr.training.learner import Learner
-from cxr.workdir import log
+from cxr.workdir import log, write_atomic, write_json
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+_USUAL = (  # what Lightning says of small trainings and of frozen networks
+    ".*does not have many workers.*",
+    ".*Checkpoint directory.*",
+    ".*number of training batches.*",
+    r".*module\(s\) in eval mode.*",
+    ".*isinstance.treespec.*",
+)
 
 
-def fit_learner(
+def fit(
     learner: Learner,
     name: str,
     folder: Path,
     train: DataLoader[Any],
     val: DataLoader[Any],
-    device: str,
-    precision: str,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    devices: str | int = 1,
+    strategy: str = "auto",
+    restart: bool = False,
+    events: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> None:
     """Train until the schedule or the stop rule ends it; `folder` then holds the best epoch
     (BEST, by `learner.choose`) and the last (LAST), from which a killed training goes on.
 
+    Args:
+        learner: has the epochs, the gradient's clip and the moving average in its `optim`.
+        name: of the training, in the log.
+        folder: of the checkpoints.
+        train: batches to learn from.
+        val: batches to validate on.
+        device: auto, cpu or cuda; gpu and Lightning's other accelerators are taken too.
+        precision: auto (16-mixed on a GPU, 32 elsewhere) or any of Lightning's.
+        devices: how many; above 1 trains with DDP.
+        strategy: Lightning's.
+        restart: begin anew although there is a checkpoint.
+        events: folder of TensorBoard's events; None: `folder`.
+        callbacks: what else looks on.
+
     Raises NonFiniteLossError, and KeyboardInterrupt when it was stopped.
     """
-    optim = learner.optim
+    optim, last = learner.optim, folder / LAST
+    if restart:
+        last.unlink(missing_ok=True)
+    if precision == "auto":
+        on_gpu = torch.cuda.is_available() and device in ("auto", "gpu", "cuda")
+        precision = "16-mixed" if on_gpu else "32-true"
     # At the end of an epoch, or a resume would repeat it; and two of them, as one with `save_last`
     # writes no `last` in an epoch that brings no gain.
     often: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
@@ -40,44 +78,49 @@ def fit_learner(
         folder,
         Path(BEST).stem,
         monitor=learner.choose,
-        mode="min" if learner.choose == "val_loss" else "max",
+        mode="min" if learner.choose.endswith("loss") else "max",
         save_weights_only=not optim.ema_decay,  # the averaged weights come by the whole road only
         **often,
     )
     newest = ModelCheckpoint(folder, Path(LAST).stem, **often)
-    callbacks: list[pl.Callback] = [best, newest, EpochLine(name)]
+    watching: list[pl.Callback] = [best, newest, LearningRateMonitor(), EpochLine(name), *callbacks]
     if optim.ema_decay:
-        callbacks.append(EMAWeightAveraging(decay=optim.ema_decay))
+        watching.append(EMAWeightAveraging(decay=optim.ema_decay))
     trainer = pl.Trainer(
         accelerator=device,
-        devices=1,
+        devices=devices,
+        strategy=strategy,
         precision=precision,  # type: ignore[arg-type]
         max_epochs=optim.epochs,
         gradient_clip_val=optim.clip_norm or None,
-        callbacks=callbacks,
-        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        callbacks=watching,
+        logger=TensorBoardLogger(str(events or folder), name="", version="tensorboard"),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=1_000_000,
+        log_every_n_steps=10,
         default_root_dir=str(folder),
     )
-    last = folder / LAST
     if last.exists():
         log.info("%s: going on from the last finished epoch", name)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*")
-        warnings.filterwarnings(
-            "ignore", message=r".*module\(s\) in eval mode.*"
-        )  # frozen on purpose
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+        for message in _USUAL:
+            warnings.filterwarnings("ignore", message=message)
         trainer.fit(
             learner, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True
         )
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+fit_learner = fit  # its name before
+
+
+def load_best(learner: Learner, folder: Path) -> None:
+    """The weights of the best epoch into `learner`, ready to answer on the CPU."""
+    state = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    learner.load_state_dict(state["state_dict"])
+    learner.eval().to("cpu")
 
 
 class EpochLine(pl.Callback):
@@ -92,3 +135,55 @@ class EpochLine(pl.Callback):
         assert isinstance(pl_module, Learner)
         epoch = int(pl_module.history[-1]["epoch"]) + 1
         log.info("%s epoch %d of %s: %s", self.name, epoch, trainer.max_epochs, pl_module.line())
+
+
+class HistoryFile(pl.Callback):
+    """The history so far in history.json, and `shown` of its columns drawn in curves.png."""
+
+    def __init__(self, folder: Path, shown: Sequence[str]) -> None:
+        self.path, self.shown = folder / "history.json", shown
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A checkpoint of a detector from before had no history along."""
+        if trainer.ckpt_path and not pl_module.history and self.path.exists():
+            rows = json.loads(self.path.read_text())
+            pl_module.history = [r for r in rows if r["epoch"] < trainer.current_epoch]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """After each epoch."""
+        if trainer.is_global_zero:
+            write_json(self.path, rounded(pl_module.history))
+            draw_history(pl_module.history, self.shown, self.path.with_name("curves.png"))
+
+
+def rounded(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """As history.json has it: five digits behind the point."""
+    return [{k: round(v, 5) for k, v in row.items()} for row in history]
+
+
+Tile = tuple[np.ndarray, str]
+
+
+class ValidationPicture(pl.Callback):
+    """Twelve validation films each `every` epochs as one PNG; `tile` draws one and says how good
+    it is, from the network, the film's picture (3, S, S) and its target."""
+
+    def __init__(
+        self, path: Path, films: Dataset[Any], every: int, tile: Callable[[Any, Any, Any], Tile]
+    ) -> None:
+        self.path, self.films, self.every, self.tile = path, films, every, tile
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw where it is time."""
+        if (trainer.current_epoch + 1) % self.every or not trainer.is_global_zero:
+            return
+        films: Any = self.films
+        chosen = range(0, len(films), max(1, len(films) // 12))[:12]
+        with torch.inference_mode():
+            made = [self.tile(pl_module.model, *films[i]) for i in chosen]
+        sheet = draw.sheet([t for t, _ in made], [c for _, c in made], columns=6, tile=220)
+        write_atomic(self.path, draw.encode_png(sheet))
+        board: Any = trainer.logger
+        board.experiment.add_image(
+            self.path.stem.replace("_", " "), sheet, trainer.current_epoch, dataformats="HWC"
+        )

@@ -62,19 +62,27 @@ class OptimConfig:
 
 class PlateauHalving:
     """The thesis' rule: cut the rate after `patience` epochs without gain; end when it lies below
-    `floor_rate` and another `patience` epochs bring no gain.
+    `floor_rate` and another `patience` epochs bring no gain. A gain must exceed the share
+    `least_gain` of the best loss.
     """
 
-    def __init__(self, rate: float, patience: int, factor: float, floor_rate: float) -> None:
+    def __init__(
+        self,
+        rate: float,
+        patience: int,
+        factor: float,
+        floor_rate: float,
+        least_gain: float = 0.0,
+    ) -> None:
         self.rate, self.patience, self.factor = rate, patience, factor
-        self.floor_rate = floor_rate
+        self.floor_rate, self.least_gain = floor_rate, least_gain
         self.best = math.inf
         self.without_gain = 0
         self.finished = False
 
     def step(self, loss: float) -> float:
         """Tell it an epoch's validation loss; returns the rate of the next epoch."""
-        if loss < self.best:
+        if math.isinf(self.best) or loss < self.best - self.least_gain * abs(self.best):
             self.best, self.without_gain = loss, 0
             return self.rate
         self.without_gain += 1
