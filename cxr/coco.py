@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -122,7 +122,7 @@ def iter_faults(data: Any) -> Iterator[CocoFault]:
         yield from _annotation_faults(number, note, sound, known)
 
 
-def is_box(value: Any) -> bool:
+def is_box(value: Any) -> TypeGuard[list[float]]:
     """Whether it is a list of four finite numbers."""
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 

@@ -25,7 +25,7 @@ from labelling_merging import (  # noqa: F401 - fixtures too
 from cxr.cli import build_parser
 from cxr.coco import find_faults, read_coco
 from labelling.merge import MergeConfig, listed_name, run
-from labelling.merge_rules import Contributor, choose, combine
+from labelling.merged_file import Contributor, choose, combine
 from labelling.session import Session
 
 

@@ -23,8 +23,7 @@ from cxr.coco import write_coco_json
 from cxr.film import FILM_SUFFIXES
 from cxr.workdir import write_atomic
 from labelling.labelme_file import Shape
-from labelling.merge_rules import POLICIES, Contributor
-from labelling.merge_target import ListedFilm, Target
+from labelling.merged_file import POLICIES, Contributor, Target
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
@@ -75,17 +74,9 @@ class MergeConfig:
             )
 
 
-class RefusedError(Exception):
-    """Why nothing was written, a line for each reason."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = list(lines)
-
-
 @dataclass
 class Tally:
-    """What became of the sessions' films."""
+    """What became of the sessions' films; `reasons` are why nothing may be written."""
 
     merged: int = 0
     unchanged: int = 0
@@ -93,6 +84,7 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)  # todo, unreadable, not frontal …
     withdrawn: list[str] = field(default_factory=list)  # merged before, todo or skipped since
     copies: list[str] = field(default_factory=list)  # names of one film that came under several
+    reasons: list[str] = field(default_factory=list)
 
 
 def run(config: MergeConfig) -> int:
@@ -106,14 +98,14 @@ def run(config: MergeConfig) -> int:
         with alone_with(path):
             target = Target(path, _common_classes(sessions))
             tally = fill(target, sessions, config)
-            backup = write(target) if tally.merged else None
-    except RefusedError as refusal:
-        for line in refusal.lines:
-            print(line, file=sys.stderr)
-        print(f"nothing was written to {path}: {len(refusal.lines)} reasons above", file=sys.stderr)
-        return 1
+            backup = write(target) if tally.merged and not tally.reasons else None
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
+        return 1
+    if tally.reasons:
+        count = len(tally.reasons)
+        last = f"nothing was written to {path}: {count} reasons above"
+        print(*tally.reasons, last, sep="\n", file=sys.stderr)
         return 1
     tell(target, tally, backup)
     return 0
@@ -132,37 +124,37 @@ def _common_classes(sessions: Sequence[Session]) -> tuple[str, ...]:
 
 
 def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Tally:
-    """Put all boxes that count into `target`; raises RefusedError with every reason there is."""
-    tally, reasons = Tally(), []
+    """Put all boxes that count into `target`, or gather every reason why they may not go in."""
+    tally = Tally()
     for session in sessions:
         for film, answer in session.answers():
+            name = listed_name(film.film, config)
             try:
                 box = find_box(answer, session.classes)
                 if box is not None:
-                    target.add(list_film(session, film, answer, box, config))
+                    size_hw, contributor = _place_box(session, film, answer, box, config.size)
+                    target.add(name, size_hw, film, contributor)
                     continue
             except ValueError as error:
-                reasons.append(f"{session.path}: {film.film}: {error}")
+                tally.reasons.append(f"{session.path}: {film.film}: {error}")
                 continue
             tally.left_out[_why_left_out(answer)] += 1
-            held = target.stored_for(listed_name(film.film, config), film.sha256)
+            held = target.stored_for(name, film.sha256)
             if any(c.session == session.session_id for c in held):
                 tally.withdrawn.append(film.film)
     if config.policy == "refuse":
-        reasons += target.find_conflicts()
+        tally.reasons += target.find_conflicts()
     for place in target.touched:
         try:
             changed = target.put(place, config.policy)
         except ValueError as error:
-            reasons.append(f"{place.file_name}: {error}")
+            tally.reasons.append(f"{place.file_name}: {error}")
             continue
         tally.merged += changed
         tally.unchanged += not changed
         tally.copies += [" = ".join(place.names)] * (len(place.names) > 1)
         boxes = {c.key: c.action for c in place.new if changed}  # one under two names counts once
         tally.actions.update(boxes.values())
-    if reasons:
-        raise RefusedError(reasons)
     return tally
 
 
@@ -188,15 +180,15 @@ def find_box(answer: Answer, classes: Sequence[str]) -> Shape | None:
     return answer.box
 
 
-def list_film(
-    session: Session, film: SessionFilm, answer: Answer, box: Shape, config: MergeConfig
-) -> ListedFilm:
-    """The film with its box as the merged file lists it; raises ValueError where it cannot."""
-    inside = clip_xyxy(box.xyxy, film.size_hw)
+def _place_box(
+    session: Session, film: SessionFilm, answer: Answer, box: Shape, size: str
+) -> tuple[tuple[int, int], Contributor]:
+    """The size that the merged file lists the film with, and the box in its pixels; raises
+    ValueError where there is none."""
+    inside, size_hw = clip_xyxy(box.xyxy, film.size_hw), film.size_hw
     if abs(inside - as_boxes(box.xyxy)).max() > 1:
         raise ValueError("its box reaches out of the film; see `annotate.py check`")
-    size_hw = film.size_hw
-    if config.size == "original":
+    if size == "original":
         if film.original_hw is None:
             raise ValueError(
                 "its original size is unknown, for its films.csv has no orig_width "
@@ -206,8 +198,7 @@ def list_film(
         inside = scale_xyxy(inside, film.size_hw, size_hw)
     # rounded here and nowhere else: what is computed from it is then the same in each merge
     x, y, w, h = (round(float(v), 3) for v in xyxy_to_xywh(inside)[0])
-    facts = {k: getattr(film, k) for k in ("label", "sublabel", "patient_id", "source")}
-    contributor = Contributor(
+    return size_hw, Contributor(
         session.annotator,
         answer.changed,
         film.prelabel_xyxy is not None,
@@ -216,8 +207,6 @@ def list_film(
         (x, y, w, h),
         box.label,
     )
-    name = listed_name(film.film, config)
-    return ListedFilm(name, size_hw, film.sha256, facts, film.film, contributor)
 
 
 def listed_name(film: str, config: MergeConfig) -> str:
@@ -246,17 +235,14 @@ def alone_with(path: Path) -> Iterator[None]:
     lets two in (github.com/tox-dev/filelock/issues/574), and would litter the annotations.
     """
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"lungfirst-merge-{digest}.lock", mode=0o666)
+    file = Path(tempfile.gettempdir()) / f"lungfirst-merge-{digest}.lock"
     try:
-        lock.acquire(timeout=LOCK_WAIT_S)
+        with FileLock(file, timeout=LOCK_WAIT_S, mode=0o666):
+            yield
     except Timeout as error:
         raise ValueError(
             f"{path} is being written by another merge; run this again when that is done."
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write(target: Target) -> Path | None:
@@ -265,20 +251,15 @@ def write(target: Target) -> Path | None:
     A kill at any moment leaves the old file or the new one whole. Call it under `alone_with`.
     """
     path = target.path
-    remove_leftovers(path)
+    leftover = re.compile(rf"\.{re.escape(path.name)}(\.bak)?\.[a-z0-9_]{{8}}")
+    for other in path.parent.glob(f".{path.name}.*"):  # a killed merge's files of cxr.workdir
+        if leftover.fullmatch(other.name):
+            other.unlink(missing_ok=True)
     backup = path.with_name(f"{path.name}.bak") if path.exists() else None
     if backup is not None:
         write_atomic(backup, path.read_bytes())
     write_coco_json(path, target.data)
     return backup
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what a killed merge left of its writing: temporary files of cxr.workdir beside it."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}(\.bak)?\.[a-z0-9_]{{8}}")
-    for other in path.parent.glob(f".{path.name}.*") if path.parent.is_dir() else ():
-        if pattern.fullmatch(other.name):
-            other.unlink(missing_ok=True)
 
 
 def tell(target: Target, tally: Tally, backup: Path | None) -> None:
