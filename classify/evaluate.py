@@ -19,8 +19,7 @@ from classify.films import Case, select_cases
 from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
 from cxr.cli import parse_config, to_plain
-from cxr.film_names import FilmNames
-from cxr.films_table import read_films_table
+from cxr.films_table import FilmNames, read_films_table
 from cxr.split import Split
 from cxr.stats import Figure, figure_of, softmax, weighted_auc, with_draws
 from cxr.workdir import Workdir, console, log, write_atomic, write_json

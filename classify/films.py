@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classify.labels import NORMAL, OTHERS, TARGET
-from cxr.film_names import FilmNames
-from cxr.films_table import FilmRow
+from cxr.films_table import FilmNames, FilmRow, has_disease
 from cxr.manifest import CropRow, read_manifest
 from cxr.split import Split
 
@@ -29,33 +28,16 @@ class Case:
         return self.row.patient_id
 
 
-def label_of(row: FilmRow, target: str) -> int | None:
-    """NORMAL, TARGET or OTHERS for one target; None where the film's truth is unknown.
-
-    Normal is no disease at all. The target is present when the sublabel (or label) names it:
-    `bacterial` also for `bacterial/Klebsiella`, and each of the findings joined by `|`.
-    """
+def label_of(row: FilmRow, target: str, classes: str = "three") -> int | None:
+    """What a member should answer: NORMAL (no disease at all), TARGET or OTHERS for three classes;
+    with two (`normal` or `target` against all else) 0 or 1, the disease sought being 1. None where
+    the film's truth is unknown."""
     if row.label == "unknown":
         return None
-    if row.label == "normal":
-        return NORMAL
-    named = {row.label, *row.sublabel.split("|"), *row.sublabel.split("/")[:1]}
-    wanted = target.replace("_", " ").casefold()
-    return TARGET if wanted in {n.replace("_", " ").casefold() for n in named} else OTHERS
-
-
-def has_disease(row: FilmRow, diseases: Sequence[str]) -> bool:
-    """Does the film's label or sublabel name one of these diseases?"""
-    return any(label_of(row, disease) == TARGET for disease in diseases)
-
-
-def class_of(row: FilmRow, target: str, classes: str = "three") -> int | None:
-    """What a member should answer: `label_of` for three classes; with two (`normal` or `target`
-    against all else) 0 or 1, the disease sought being 1. None where the truth is unknown."""
-    label = label_of(row, target)
-    if label is None or classes == "three":
-        return label
-    return int(label != NORMAL if classes == "normal" else label == TARGET)
+    sick, found = row.label != "normal", has_disease(row, [target])
+    if classes == "three":
+        return TARGET if found else OTHERS if sick else NORMAL
+    return int(sick if classes == "normal" else found)
 
 
 def select_cases(
@@ -69,7 +51,7 @@ def select_cases(
     """The films that may be used, and how many were left out for which reason.
 
     With `crops` (a folder of detect.crop) each film is matched to its manifest row by the end of
-    its path (`cxr.film_names`); films without a crop are left out.
+    its path (`cxr.films_table`); films without a crop are left out.
     """
     cases: list[Case] = []
     out: Counter[str] = Counter()

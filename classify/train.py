@@ -15,11 +15,11 @@ import numpy as np
 
 from classify.augment import cache_side
 from classify.dataset import build_cache
-from classify.films import Case, class_of, has_disease, part_of, select_cases
+from classify.films import Case, label_of, part_of, select_cases
 from classify.fit import MemberJob, fit_member
 from classify.recipe import TrainConfig
 from cxr.cli import parse_config, to_plain
-from cxr.films_table import read_films_table
+from cxr.films_table import has_disease, read_films_table
 from cxr.split import Split
 from cxr.training.recipe import keep_to_recipe
 from cxr.workdir import Workdir, log
@@ -111,7 +111,7 @@ def member_job(
     config: TrainConfig, cases: list[Case], parts: dict[str, list[int]], target: str, order: int
 ) -> MemberJob:
     """All that one member is trained from; its films are decoded where they are not yet."""
-    labels = [class_of(case.row, target, config.classes) for case in cases]
+    labels = [label_of(case.row, target, config.classes) for case in cases]
     known = [k for k in labels if k is not None]
     assert len(known) == len(cases), "select_cases leaves unknown truths out"
     if not any(has_disease(cases[i].row, [target]) for i in parts["train"]):

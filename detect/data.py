@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.coco import CocoFilm, read_coco
-from cxr.film_names import FilmNames
-from cxr.films_table import read_films_table
+from cxr.films_table import FilmNames, read_films_table
 from cxr.split import Split, make_split
 from cxr.workdir import Workdir, log, sha256_file
 

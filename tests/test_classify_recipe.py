@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from classify.films import class_of, has_disease
+from classify.films import label_of
 from classify.labels import NORMAL, OTHERS, TARGET
 from classify.recipe import TrainConfig
-from cxr.films_table import FilmRow
+from cxr.films_table import FilmRow, has_disease
 
 
 def row(label: str, sublabel: str = "") -> FilmRow:
@@ -33,7 +33,7 @@ FILMS = (
     ],
 )
 def test_a_film_is_one_of_three_or_of_two(classes: str, answers: list[int | None]) -> None:
-    assert [class_of(film, "bacterial", classes) for film in FILMS] == answers
+    assert [label_of(film, "bacterial", classes) for film in FILMS] == answers
 
 
 def test_a_disease_is_known_by_label_or_sublabel() -> None:

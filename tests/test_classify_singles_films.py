@@ -10,8 +10,8 @@ import pytest
 
 from classify.models.settings import BackboneConfig
 from classify.singles.config import SingleConfig
-from classify.singles.films import class_of, load_films
-from cxr.films_table import FilmRow
+from classify.singles.films import load_films
+from cxr.films_table import FilmRow, class_of
 
 TWO, THREE = ("normal", "pneumonia"), ("normal", "bacterial", "viral")
 

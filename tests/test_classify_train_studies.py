@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from classify.films import has_disease
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.recipe import PhaseConfig, TrainConfig
 from classify.train import load_cases, train_ensemble
 from cxr.bundle import load_bundle
-from cxr.films_table import read_films_table
+from cxr.films_table import has_disease, read_films_table
 from cxr.split import make_split
 from cxr.training.optim import OptimConfig
 

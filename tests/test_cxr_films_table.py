@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.films_table import FilmRow, read_films_table, take_films
+from cxr.films_table import FilmNames, FilmRow, read_films_table, take_films
 
 HEAD = "image,mask,source,patient_id,label,sublabel,licence\n"
 
@@ -63,3 +63,47 @@ def test_max_films_never_takes_more_and_keeps_the_shares() -> None:
         assert set(Counter(patients[i] for i in chosen).values()) == {2}
     assert take_films(patients, strata, 0) == take_films(patients, strata, 99) == list(range(40))
     assert take_films(patients, strata, 12, seed=1) != take_films(patients, strata, 12, seed=2)
+
+
+# --- which name is which film
+
+CHEXPERT = [f"/set/train/patient0000{n}/study1/view1_frontal.jpg" for n in (1, 2)]
+
+
+def test_folder_and_file_are_enough() -> None:
+    names = FilmNames(["images/nih/1.png", "images/kermany/1.png"])
+    assert names.find("../films/nih/1.png") == "images/nih/1.png"
+    assert names.find("nih/1.png") == "images/nih/1.png"
+    assert names.find("..\\films\\kermany\\1.png") == "images/kermany/1.png"
+
+
+def test_another_folder_or_file_is_another_film() -> None:
+    names = FilmNames(["images/nih/1.png"])
+    assert names.find("images/tbx/1.png") is None
+    assert names.find("images/nih/2.png") is None
+    assert names.find("1.png") is None
+
+
+def test_names_that_end_alike_need_more_parts() -> None:
+    names = FilmNames(CHEXPERT)
+    assert names.find("elsewhere/patient00002/study1/view1_frontal.jpg") == CHEXPERT[1]
+    assert names.find("study1/view1_frontal.jpg") is None
+    assert names.find("x/patient00009/study1/view1_frontal.jpg") is None
+
+
+def test_a_lone_name_is_not_taken_for_the_other_films_that_end_like_it() -> None:
+    asked = [f"films/{path}" for path in CHEXPERT]
+    names = FilmNames(CHEXPERT[:1], asked)
+    assert [names.find(path) for path in asked] == [CHEXPERT[0], None]
+
+
+def test_a_name_that_is_the_end_of_another_is_found_by_the_whole() -> None:
+    names = FilmNames(["b/1.png", "a/b/1.png"])
+    assert names.find("a/b/1.png") == "a/b/1.png"
+    assert names.find("b/1.png") == "b/1.png"
+
+
+def test_a_name_without_a_folder_is_found_by_itself() -> None:
+    names = FilmNames(["1.png"])
+    assert names.find("anywhere/1.png") == "1.png"
+    assert names.find("1.png") == "1.png"

@@ -17,8 +17,7 @@ from classify.audit.rows import UNKNOWN
 from classify.films import label_of
 from classify.inputs import name_of
 from cxr.boxes import as_boxes, clip_xyxy
-from cxr.film_names import FilmNames
-from cxr.films_table import FilmRow, read_films_table
+from cxr.films_table import FilmNames, FilmRow, read_films_table
 from cxr.split import Split
 from cxr.workdir import log
 

@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from classify.predictions import read_predictions
-from cxr.film_names import FilmNames
-from cxr.films_table import FilmRow, read_films_table
+from cxr.films_table import FilmNames, FilmRow, read_films_table
 from cxr.split import Split
 
 
@@ -68,7 +67,7 @@ def read_screening_films(
 
     A film with status `fallback` is never cleared, so it neither proves nor teaches anything here.
     Films are matched to films.csv by the longest end of their path that stands there, else by
-    `cxr.film_names`. Raises ValueError when the runs have different members or no film is left.
+    `cxr.films_table`. Raises ValueError when the runs have different members or no film is left.
     """
     table = {row.image: row for row in read_films_table(labels)}
     names = FilmNames(table)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from classify.films import Case, select_cases
 from classify.singles.config import SingleConfig
 from classify.singles.parts import part_in_path
-from cxr.films_table import FilmRow, read_films_table, take_films
+from cxr.films_table import class_of, read_films_table, take_films
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,6 @@ class Films:
         pairs = zip(self.cases, self.labels, strict=True)
         lines = [f"{case.row.image}\t{case.patient}\t{label}" for case, label in pairs]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def class_of(row: FilmRow, classes: Sequence[str]) -> int | None:
-    """Number of a film's class: its sublabel's first word (`bacterial/Klebsiella` → `bacterial`)
-    where that is a class, else its label; None where neither is."""
-    first = re.split(r"[/|\s]", row.sublabel.strip(), maxsplit=1)[0].casefold()
-    wanted = [name.casefold() for name in classes]
-    for name in (first, row.label.casefold()):
-        if name in wanted:
-            return wanted.index(name)
-    return None
 
 
 def load_films(config: SingleConfig) -> Films:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
 from cxr.coco import read_coco
-from cxr.film_names import FilmNames
+from cxr.films_table import FilmNames
 from cxr.manifest import read_manifest
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from cxr.boxes import area_xyxy, clip_xyxy, xywh_to_xyxy
 from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults, load_json
 from cxr.film import Film, list_films
-from cxr.film_names import FilmStems, film_stem
+from cxr.films_table import FilmStems, film_stem
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
 from cxr.workdir import sha256_file

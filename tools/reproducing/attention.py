@@ -26,8 +26,7 @@ from classify.preprocess import PreprocessConfig
 from classify.singles.bundle import Single, load_single
 from cxr.answers import read_answers
 from cxr.bundle import load_bundle
-from cxr.film_names import FilmNames
-from cxr.films_table import read_films_table
+from cxr.films_table import FilmNames, read_films_table
 from cxr.stats import Figure, mean_figure
 from cxr.workdir import log, sha256_file, write_json
 from detect.lungfield.field import DEFAULT_WEIGHTS

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from classify.films import Case, has_disease
+from classify.films import Case
 from classify.screener import CLEARED, Screener, fit_screener
 from classify.screener_config import FitConfig
 from classify.screening.films import ScreeningFilms
 from classify.screening.guarantee import choose_operating_point
 from classify.screening.tiers import risk_table
+from cxr.films_table import has_disease
 from cxr.stats import Figure, share_figure
 from cxr.workdir import provenance, sha256_file, write_json
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from classify.ensemble import member_of, pick_device
-from classify.films import Case, class_of, has_disease
+from classify.films import Case, label_of
 from classify.fit import predict
 from classify.recipe import TrainConfig
 from classify.screening.tiers import TIERS
 from classify.train import load_cases, member_job, train_ensemble
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
+from cxr.films_table import has_disease
 from cxr.stats import Figure, softmax
 from cxr.workdir import log, write_json
 from reproducing.goes import Group, draw_goes, goes_of
@@ -137,7 +138,7 @@ def truth_of(case: Case, config: ScxnnConfig) -> str | None:
     """A film's class among `config.answers`; with several targets the first that it has, and None
     for a film that is neither normal nor has one."""
     if len(config.targets) == 1:
-        number = class_of(case.row, config.targets[0], config.classes)
+        number = label_of(case.row, config.targets[0], config.classes)
         return None if number is None else config.answers[number]
     if case.row.label == "normal":
         return "normal"
