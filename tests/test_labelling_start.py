@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 from dicom_films import film, written
 
-from detect.predict import Detections, ThoraxBox
-from labelling import start
-from labelling.choose import Candidate, parse_sample, sample_films
-from labelling.prepare import find_prelabels, make_view, prelabel_class, renew_prelabels
-from labelling.session import Session
+from detect.predict import Detections, ThoraxBox, ThoraxDetector
+from labelling.prepare import (
+    find_prelabels,
+    make_view,
+    parse_sample,
+    prelabel_class,
+    renew_prelabels,
+    sample_films,
+)
+from labelling.session import Session, SessionFilm
 
 
 class FixedDetector:
@@ -52,7 +57,7 @@ def write_films(folder: Path, greys: dict[str, int]) -> Path:
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> FixedDetector:
     fixed = FixedDetector()
-    monkeypatch.setattr(start.ThoraxDetector, "load", lambda path: fixed)
+    monkeypatch.setattr(ThoraxDetector, "load", lambda path: fixed)
     return fixed
 
 
@@ -98,9 +103,9 @@ def test_a_12_bit_dicom_fills_the_views_greys(tmp_path: Path) -> None:
 def test_the_prelabel_is_the_mean_of_both_looks() -> None:
     # on a film of 120 px the mirror image's box 10–90 lies at 30–110: IoU 60 / 100
     found = find_prelabels(FixedDetector(), [np.full((100, 120), 0.9, np.float32)])[0]  # type: ignore[arg-type]
-    assert found.xyxy == pytest.approx((20, 20, 100, 80))
-    assert found.disagreement == pytest.approx(0.4)
-    assert found.uncertainty == pytest.approx(0.1 + 0.4, abs=1e-3)
+    assert found["prelabel_xyxy"] == pytest.approx((20, 20, 100, 80))
+    assert found["disagreement"] == pytest.approx(0.4)
+    assert found["uncertainty"] == pytest.approx(0.1 + 0.4, abs=1e-3)
 
 
 def test_the_most_doubtful_film_is_asked_first(
@@ -202,14 +207,16 @@ def test_a_folder_with_other_files_is_left_alone(
 
 
 def test_a_sample_takes_each_patient_before_a_second_film() -> None:
-    films = [Candidate(Path(f"{p}{n}.png"), p, "normal") for p in "abc" for n in range(5)]
+    films = [
+        SessionFilm(0, f"{p}{n}.png", patient_id=p, label="normal") for p in "abc" for n in range(5)
+    ]
     patients = [c.patient_id for c in sample_films(films, {"normal": 4}, seed=1)]
     assert sorted(set(patients)) == ["a", "b", "c"]
     assert sample_films(films, {"normal": 4}, 1) == sample_films(films[::-1], {"normal": 4}, 1)
 
 
 def test_too_large_a_sample_names_the_labels() -> None:
-    films = [Candidate(Path("a.png"), "a", "normal", "no finding")]
+    films = [SessionFilm(0, "a.png", patient_id="a", label="normal", sublabel="no finding")]
     with pytest.raises(ValueError, match="asks for 2 films of 'viral', there are 0"):
         sample_films(films, {"viral": 2}, 0)
 
@@ -244,8 +251,6 @@ def test_a_table_gives_labels_and_original_sizes(tmp_path: Path) -> None:
     ],
 )
 def test_a_prelabels_class(tmp_path: Path, classes: tuple, label: str, expected: str) -> None:
-    from labelling.session import SessionFilm
-
     assert prelabel_class(classes, SessionFilm(1, "a", label=label)) == expected
 
 

@@ -12,13 +12,15 @@ import pytest
 from labelling_sessions import make_session
 from rich.console import Console
 
-from labelling.pace import Pace, measure_pace, say_duration, working_seconds
 from labelling.session import Session
 from labelling.status import (
+    Pace,
     StatusConfig,
     compare_boxes,
+    measure_pace,
     name_bin,
     run,
+    say_duration,
     shift_percent,
     show,
     summarise,
@@ -48,21 +50,18 @@ def events(*seconds: float, via: str = "labelme", state: str = "accepted") -> li
     ]
 
 
-def test_working_time_is_the_sum_of_the_gaps() -> None:
-    assert working_seconds([0, 10, 40]) == 40
-
-
-def test_times_may_come_in_any_order() -> None:
-    assert working_seconds([40, 0, 10]) == 40
-
-
-def test_a_gap_of_five_minutes_is_work_and_a_longer_one_a_break() -> None:
-    assert working_seconds([0, 300]) == 300
-    assert working_seconds([0, 60, 361, 371]) == 60 + 10
-
-
-def test_no_events_are_no_work() -> None:
-    assert working_seconds([]) == 0
+@pytest.mark.parametrize(
+    ("times", "seconds"),
+    [
+        ((), 0),
+        ((0, 10, 40), 40),
+        ((40, 0, 10), 40),  # in any order
+        ((0, 300), 300),  # five minutes are work, more is a break
+        ((0, 60, 361, 371), 60 + 10),
+    ],
+)
+def test_working_time_is_the_sum_of_the_gaps(times: tuple[float, ...], seconds: float) -> None:
+    assert measure_pace(events(*times)).working_s == seconds
 
 
 def test_the_first_film_has_no_known_time() -> None:
@@ -209,7 +208,7 @@ def test_boxes_are_compared_with_their_prelabels(tmp_path: Path) -> None:
     assert change is not None
     assert change.boxes == 3
     assert (change.mean_iou, change.median_iou) == pytest.approx((0.8, 0.8), abs=1e-4)
-    seen = {name: count for name, count in change.histogram if count}
+    seen = {name: count for name, count in change.histogram.items() if count}
     assert sum(seen.values()) == 3
     assert seen["unchanged"] == 1
     # the lower edges went in by 0, 32 and 64 px on boxes of 160, 128 and 96 px

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
-from cxr.cli import Command, parse_command
-from labelling import agree, check, demo, exchange, merge, review, start, status
+from cxr.cli import Command, parse_command, parse_config
 
 PROG = "python tools/annotate.py"
 ABOUT = (
@@ -21,68 +20,51 @@ ABOUT = (
 )
 
 
-class Job(NamedTuple):
-    """One word of the command: how it is parsed and what runs it."""
-
-    command: Command
-    run: Callable[[Any], int]
-
-
-def _job(
-    config_class: type[Any], run: Callable[[Any], int], example: str, positionals: Sequence[str]
-) -> Job:
-    return Job(Command(config_class, f"{PROG} {example}", positionals), run)
-
-
+# word: what runs it, its positional argument, an example
 JOBS = {
-    "start": _job(
-        start.StartConfig,
-        start.run,
-        "start films/ --session sessions/first --annotator mk "
-        "--prelabel weights/thorax_lite0.safetensors",
+    "start": (
+        "start.run",
         ("films",),
+        "films/ --session sessions/first --annotator mk "
+        "--prelabel weights/thorax_lite0.safetensors",
     ),
-    "review": _job(
-        review.ReviewConfig,
-        review.run,
-        "review sessions/first --accept 1-24 --but 3,7 --doubtful 3",
+    "review": (
+        "review.run",
         ("session",),
+        "sessions/first --accept 1-24 --but 3,7 --doubtful 3",
     ),
-    "status": _job(status.StatusConfig, status.run, "status sessions/first", ("session",)),
-    "check": _job(check.CheckConfig, check.run, "check sessions/first", ("session",)),
-    "agree": _job(
-        agree.AgreeConfig, agree.run, "agree sessions/first sessions/second", ("readers",)
-    ),
-    "merge": _job(
-        merge.MergeConfig,
-        merge.run,
-        "merge sessions/first --into annotations/thorax.json",
-        ("session",),
-    ),
-    "export": _job(
-        exchange.ExportConfig,
-        exchange.run_export,
-        "export annotations/thorax.json --format voc --out voc",
+    "status": ("status.run", ("session",), "sessions/first"),
+    "check": ("check.run", ("session",), "sessions/first"),
+    "agree": ("agree.run", ("readers",), "sessions/first sessions/second"),
+    "merge": ("merge.run", ("session",), "sessions/first --into annotations/thorax.json"),
+    "export": (
+        "exchange.run_export",
         ("source",),
+        "annotations/thorax.json --format voc --out voc",
     ),
-    "import": _job(
-        exchange.ImportConfig,
-        exchange.run_import,
-        "import labels/ --format yolo --films films --into thorax.json",
+    "import": (
+        "exchange.run_import",
         ("path",),
+        "labels/ --format yolo --films films --into thorax.json",
     ),
-    "demo": _job(demo.DemoConfig, demo.run, "demo", ()),
+    "demo": ("demo.run", (), ""),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it went well, 1 for trouble with files or faults, 2 for arguments."""
-    commands = {word: job.command for word, job in JOBS.items()}
-    config = parse_command(commands, argv, PROG, ABOUT)
-    for job in JOBS.values():
-        if isinstance(config, job.command.config_class):
-            return job.run(config)
-    raise AssertionError(f"no command for {config!r}")
+    words = list(sys.argv[1:] if argv is None else argv)
+    word = words[0] if words else ""
+    examples = {name: f"{PROG} {name} {job[2]}".strip() for name, job in JOBS.items()}
+    if word not in JOBS:  # the help, or a refusal; both exit
+        commands = {name: Command(object, example) for name, example in examples.items()}
+        return int(parse_command(commands, words, PROG, ABOUT))
+    runner, positionals, _ = JOBS[word]
+    module_name, _, function = runner.partition(".")
+    module = import_module(f"labelling.{module_name}")  # no command pays for another's libraries
+    config_class = getattr(module, f"{word.capitalize()}Config")
+    config = parse_config(config_class, words[1:], f"{PROG} {word}", examples[word], positionals)
+    return int(getattr(module, function)(config))
 
 
 if __name__ == "__main__":

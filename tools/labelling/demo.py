@@ -11,7 +11,6 @@ import numpy as np
 from cxr.draw import encode_png
 from cxr.intensity import to_uint16
 from cxr.workdir import write_atomic
-from detect.predict import DEFAULT_WEIGHTS
 from labelling import start
 from labelling.phantom import draw_chest
 from labelling.rule_pictures import write_rule_pictures
@@ -41,6 +40,8 @@ def run(config: DemoConfig) -> int:
     if config.rule:
         write_rule_pictures(Path(config.rule))
         return 0
+    from detect.predict import DEFAULT_WEIGHTS  # late: the pictures of the rule need no torch
+
     out = Path(config.out)
     write_films(out / "films")
     session = out / "session"

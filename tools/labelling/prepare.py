@@ -1,4 +1,4 @@
-"""From films to a session: 8-bit views, pre-labels and the order of asking.
+"""From films to a session: which films it asks for, their 8-bit views, pre-labels and the order.
 
 Each film is written down as it is prepared (prepared.jsonl), so that a killed start goes on where
 it stopped; numbers are given when all films are known, because doubt decides the order.
@@ -6,42 +6,148 @@ it stopped; numbers are given when all films are known, because doubt decides th
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.progress import track
 
 from cxr.boxes import Frame, flip_x_xyxy, iou_xyxy
 from cxr.draw import encode_jpeg
-from cxr.film import Film
+from cxr.film import Film, list_films
+from cxr.films_table import open_table
 from cxr.intensity import clahe, min_max, percentile_clip, resize
-from cxr.ledger import drop_torn_line
-from cxr.stream import Unread, default_jobs, read_ahead
+from cxr.ledger import FilmRecords
+from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import console, write_atomic
-from detect.predict import ThoraxDetector
-from labelling.choose import Candidate
 from labelling.session import Session, SessionFilm, to_shape, write_films
+
+if TYPE_CHECKING:
+    from detect.predict import ThoraxDetector
 
 VIEW_SIDE = 1600  # px: a full chest on a large screen
 BATCH = 4  # films in memory at once; one of 4,000 × 4,000 px takes 64 MB
 
 
-@dataclass(frozen=True)
-class Prelabel:
-    """The detector's box in film pixels, or None, and how doubtful it is."""
+class Candidates(NamedTuple):
+    """The films that may be asked for (number 0, `film` the path of its file), the folder their
+    names will be relative to, and how many files were passed over for which reason."""
 
-    xyxy: tuple[float, float, float, float] | None = None
-    score: float = 0.0
-    disagreement: float = 0.0
-    uncertainty: float = 0.0
+    films: list[SessionFilm]
+    root: Path
+    passed_over: dict[str, int]
+
+
+def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> Candidates:
+    """Films of folders, files and tables (`.csv`); `table` tells the labels of films in folders.
+
+    Args:
+        films: folders, files, or tables with the columns image, patient_id and label.
+        table: such a table, for films that are given as folders or files.
+        source: keep the films of this source only.
+
+    Raises:
+        ValueError: for a table without its columns, or when no film is left.
+        FileNotFoundError: for a path that does not exist.
+    """
+    tables = [Path(f) for f in films if f.lower().endswith(".csv")]
+    listed = [film for path in tables for film in read_table(path)]
+    found = list_films([f for f in films if not f.lower().endswith(".csv")])
+    known = {absolute(f.film): f for f in read_table(Path(table))} if table else {}
+    listed += [known.get(absolute(path), SessionFilm(0, str(path))) for path in found.films]
+    if source:
+        listed = [film for film in listed if film.source == source]
+    if not listed:
+        rest = f" of the source {source!r}; see the column source of the table" if source else ""
+        raise ValueError(
+            f"films must hold at least one film{rest}. Got none in {', '.join(films)}."
+        )
+    folders = {absolute(film.film).parent for film in listed}
+    root = Path(os.path.commonpath(folders))
+    if tables or table:  # names as the table has them
+        base = absolute(table or tables[0]).parent
+        root = base if all(f.is_relative_to(base) for f in folders) else root
+    return Candidates(listed, root, found.passed_over)
+
+
+def read_table(path: Path) -> list[SessionFilm]:
+    """The films of a CSV. Columns: image (relative to the table), and where known patient_id,
+    label, sublabel, source, orig_width, orig_height; raises ValueError without `image`."""
+    with open_table(path) as file:
+        reader = csv.DictReader(file)
+        if "image" not in (reader.fieldnames or []):
+            raise ValueError(
+                f"{path} must have a column image (and patient_id, label to sample by). "
+                f"Got {', '.join(reader.fieldnames or ['no columns'])} instead."
+            )
+        return [_to_film(path, row) for row in reader if row["image"]]
+
+
+def _to_film(path: Path, row: dict[str, str]) -> SessionFilm:
+    width, height = row.get("orig_width") or "", row.get("orig_height") or ""
+    size = (int(height), int(width)) if width.isdigit() and height.isdigit() else None
+    texts = {k: row.get(k) or "" for k in ("patient_id", "label", "sublabel", "source")}
+    return SessionFilm(0, str(path.parent / row["image"]), **texts, original_hw=size)  # type: ignore[arg-type]
+
+
+def parse_sample(text: str) -> dict[str, int]:
+    """`normal=200,pneumonia=200` as a dict; raises ValueError for anything else."""
+    sample: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        label, _, number = part.partition("=")
+        if not label.strip() or not number.strip().isdigit() or int(number) < 1:
+            raise ValueError(
+                "sample must be label=number, with commas between, such as "
+                f"normal=200,pneumonia=200. Got {text!r} instead."
+            )
+        sample[label.strip()] = int(number)
+    return sample
+
+
+def sample_films(
+    films: Sequence[SessionFilm], sample: dict[str, int], seed: int
+) -> list[SessionFilm]:
+    """So many films of each label (or sublabel), from as many patients as there are: a patient
+    gives a second film only after every patient of the label has given one.
+
+    Raises:
+        ValueError: when a label has too few films.
+    """
+    if not sample:
+        return list(films)
+    chosen: list[SessionFilm] = []
+    for label, number in sample.items():
+        pool = [f for f in films if label in (f.label, f.sublabel) and f not in chosen]
+        if len(pool) < number:
+            labels = sorted({f.label for f in films} | {f.sublabel for f in films} - {""})
+            raise ValueError(
+                f"sample asks for {number} films of {label!r}, there are {len(pool)}. "
+                f"Labels of these films: {', '.join(labels)[:300]}."
+            )
+        chosen += _by_patient(pool, seed)[:number]
+    return sorted(chosen, key=lambda f: f.film)
+
+
+def _by_patient(pool: Sequence[SessionFilm], seed: int) -> list[SessionFilm]:
+    """Films in rounds: one of each patient in random order, then a second one of each …"""
+    rng = random.Random(seed)
+    films_of: dict[str, list[SessionFilm]] = defaultdict(list)
+    for film in sorted(pool, key=lambda f: f.film):
+        films_of[film.patient_id or film.film].append(film)
+    patients = sorted(films_of)
+    rng.shuffle(patients)
+    for patient in patients:
+        rng.shuffle(films_of[patient])
+    rounds = max(map(len, films_of.values()), default=0)
+    return [films_of[p][i] for i in range(rounds) for p in patients if i < len(films_of[p])]
 
 
 def make_view(pixels: np.ndarray, side: int = VIEW_SIDE) -> tuple[np.ndarray, Frame]:
@@ -50,112 +156,101 @@ def make_view(pixels: np.ndarray, side: int = VIEW_SIDE) -> tuple[np.ndarray, Fr
     height, width = pixels.shape
     scale = min(1.0, side / max(height, width))
     view_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small = resize(pixels, view_hw)
-    grey = clahe(min_max(percentile_clip(small)))
+    grey = clahe(min_max(percentile_clip(resize(pixels, view_hw))))
     return (grey * 255 + 0.5).astype(np.uint8), Frame((0, 0, width, height), view_hw, view_hw)
 
 
-def find_prelabels(detector: ThoraxDetector, films: Sequence[np.ndarray]) -> list[Prelabel]:
-    """One pre-label a film (H, W): the mean of the boxes on the film and on its mirror image.
+def load_detector(weights: str) -> ThoraxDetector | None:
+    """The detector of a file of weights, None without one: then nothing here needs torch."""
+    if not weights:
+        return None
+    from detect.predict import ThoraxDetector
+
+    return ThoraxDetector.load(weights)
+
+
+def find_prelabels(detector: ThoraxDetector, films: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """The pre-label of each film (H, W), as fields of a SessionFilm: the mean of the boxes on the
+    film and on its mirror image, and how doubtful it is.
 
     The doubt is 1 − score, plus 1 − IoU of those two boxes, plus 1 where the detector would not
     use the box itself, plus 1 where it sees no thorax.
     """
     plain = detector.detect(films)
     mirrored = detector.detect([np.ascontiguousarray(f[:, ::-1]) for f in films])
-    out = []
-    for film, one, two in zip(films, plain, mirrored, strict=True):
-        size_hw = (film.shape[0], film.shape[1])
-        decision = detector.decide(one, size_hw)
-        doubt = {"ok": 0.0, "fallback": 1.0}.get(decision.status, 2.0) + 1 - decision.score
-        if decision.status == "no_thorax" or not len(one.boxes_xyxy):
-            out.append(Prelabel(None, decision.score, 1.0, doubt + 1))
-            continue
-        box = one.boxes_xyxy[0] if decision.status != "ok" else np.asarray(decision.xyxy)
-        disagreement = 1.0
-        other = detector.decide(two, size_hw)
+    return [_find_prelabel(detector, *looks) for looks in zip(films, plain, mirrored, strict=True)]
+
+
+def _find_prelabel(
+    detector: ThoraxDetector, film: np.ndarray, plain: Any, mirrored: Any
+) -> dict[str, Any]:
+    size_hw = (film.shape[0], film.shape[1])
+    decision = detector.decide(plain, size_hw)
+    doubt = {"ok": 0.0, "fallback": 1.0}.get(decision.status, 2.0) + 1 - decision.score
+    xyxy, disagreement = None, 1.0
+    if decision.status != "no_thorax" and len(plain.boxes_xyxy):
+        box = plain.boxes_xyxy[0] if decision.status != "ok" else np.asarray(decision.xyxy)
+        other = detector.decide(mirrored, size_hw)
         if other.status == "ok":
             back = flip_x_xyxy(other.xyxy, size_hw[1])[0]
             disagreement = 1 - float(iou_xyxy(box, back)[0, 0])
             box = (box + back) / 2 if disagreement < 0.5 else box
         xyxy = tuple(round(float(v), 3) for v in box)
-        out.append(
-            Prelabel(
-                xyxy,  # type: ignore[arg-type]
-                decision.score,
-                round(disagreement, 4),
-                round(doubt + disagreement, 4),
-            )
-        )
-    return out
+    return {
+        "prelabel_xyxy": xyxy,
+        "prelabel_score": decision.score,
+        "disagreement": round(disagreement, 4),
+        "uncertainty": round(doubt + disagreement, 4) if xyxy else doubt + 1,
+    }
+
+
+def _look_at(
+    paths: Sequence[Path], detector: ThoraxDetector | None, said: str
+) -> Iterator[tuple[Path, Film | Unread, dict[str, Any]]]:
+    """Each film in its turn, with its pre-label; looked at a few together."""
+    read = read_ahead(paths, jobs=default_jobs(len(paths)))
+    for batch in batched(track(read, said, len(paths), console=console), BATCH):
+        films = [film.pixels for _, film in batch if isinstance(film, Film)]
+        found = iter(find_prelabels(detector, films) if detector else [{}] * len(films))
+        for path, film in batch:
+            yield path, film, next(found) if isinstance(film, Film) else {}
 
 
 def prepare_films(
-    path: Path, candidates: Sequence[Candidate], root: Path, detector: ThoraxDetector | None
+    path: Path, candidates: Sequence[SessionFilm], root: Path, detector: ThoraxDetector | None
 ) -> list[SessionFilm]:
     """Views and pre-labels of films that the session does not know yet; not numbered (0).
 
     Films that are in prepared.jsonl already are not read again. A film that cannot be read, or
     that is the same file as an earlier one, has its reason instead of a view.
     """
-    log_path = path / "prepared.jsonl"
-    done = _read_prepared(log_path)
-    name_of = {c.path: _relative(c.path, root) for c in candidates}
-    pending = [c for c in candidates if name_of[c.path] not in done]
-    by_path = {c.path: c for c in pending}
     (path / "prepared").mkdir(parents=True, exist_ok=True)
-    read = read_ahead([c.path for c in pending], jobs=default_jobs(len(pending)))
-    steps = track(_counted(read, detector), "Preparing films", len(pending), console=console)
-    with log_path.open("a", encoding="utf-8") as log:
-        for file, film, prelabel in steps:
-            row = _to_row(by_path[file], name_of[file], film, prelabel, path)
-            log.write(row.to_json())
-            log.flush()
-            done[row.film] = row
-    return _without_doubles([done[name_of[c.path]] for c in candidates])
+    named = [replace(c, film=_relative(c.film, root)) for c in candidates]
+    by_path = dict(zip((Path(c.film) for c in candidates), named, strict=True))
+    with FilmRecords(path / "prepared.jsonl", SessionFilm.from_dict) as log:
+        pending = [file for file, film in by_path.items() if film.film not in log]
+        for file, film, prelabel in _look_at(pending, detector, "Preparing films"):
+            log.add(asdict(_prepare(by_path[file], film, prelabel, path)))
+        done = {film.film: film for film in log.kept()}
+    return _without_doubles([done[film.film] for film in named])
 
 
-def _counted(
-    read: Iterable[tuple[Path, Film | Unread]], detector: ThoraxDetector | None
-) -> Iterator[tuple[Path, Film | Unread, Prelabel]]:
-    """Each film with its pre-label, found in batches, in the order read."""
-    source = iter(read)
-    while batch := list(islice(source, BATCH)):
-        films = [f for _, f in batch if isinstance(f, Film)]
-        empty = [Prelabel()] * len(films)
-        found = iter(find_prelabels(detector, [f.pixels for f in films]) if detector else empty)
-        for file, film in batch:
-            yield file, film, next(found) if isinstance(film, Film) else Prelabel()
-
-
-def _to_row(
-    candidate: Candidate, name: str, film: Film | Unread, prelabel: Prelabel, path: Path
+def _prepare(
+    row: SessionFilm, film: Film | Unread, prelabel: dict[str, Any], path: Path
 ) -> SessionFilm:
-    known = {
-        "patient_id": candidate.patient_id,
-        "label": candidate.label,
-        "sublabel": candidate.sublabel,
-        "source": candidate.source,
-        "original_hw": candidate.original_hw,
-    }
     if isinstance(film, Unread):
-        return SessionFilm(0, name, film.sha256, reason=str(film), **known)  # type: ignore[arg-type]
+        return replace(row, sha256=film.sha256, reason=str(film))
     pixels, frame = make_view(film.pixels)
     view = f"prepared/{film.sha256}.jpg"
     write_atomic(path / view, encode_jpeg(pixels, quality=93))
-    known["patient_id"] = candidate.patient_id or film.patient
-    return SessionFilm(
-        0,
-        name,
-        film.sha256,
-        (film.pixels.shape[0], film.pixels.shape[1]),
-        view,
-        frame,
-        prelabel_xyxy=prelabel.xyxy,
-        prelabel_score=prelabel.score,
-        disagreement=prelabel.disagreement,
-        uncertainty=prelabel.uncertainty,
-        **known,  # type: ignore[arg-type]
+    return replace(
+        row,
+        sha256=film.sha256,
+        size_hw=(film.pixels.shape[0], film.pixels.shape[1]),
+        view=view,
+        frame=frame,
+        patient_id=row.patient_id or film.patient,
+        **prelabel,
     )
 
 
@@ -179,15 +274,14 @@ def add_films(
     """
     (path / "views").mkdir(exist_ok=True)
     films = list(old)
-    for row in _in_order(new, order, seed):
-        number = max((f.number for f in films), default=0) + 1
-        if not row.view:
-            films.append(replace(row, number=number))
-            continue
-        stem = re.sub(r"[^\w.-]+", "_", Path(row.film).stem)[:60]
-        view = f"views/{number:04d}_{stem}.jpg"
-        with suppress(FileNotFoundError):  # moved already
-            os.replace(path / row.view, path / view)  # noqa: PTH105
+    first = max((f.number for f in old), default=0) + 1
+    for number, row in enumerate(_in_order(new, order, seed), first):
+        view = ""
+        if row.view:
+            stem = re.sub(r"[^\w.-]+", "_", Path(row.film).stem)[:60]
+            view = f"views/{number:04d}_{stem}.jpg"
+            with suppress(FileNotFoundError):  # moved already
+                os.replace(path / row.view, path / view)  # noqa: PTH105
         films.append(replace(row, number=number, view=view))
     write_films(path, films)
     return films
@@ -202,15 +296,12 @@ def _in_order(rows: Sequence[SessionFilm], order: str, seed: int) -> list[Sessio
     return sorted(rows, key=lambda r: not r.view)
 
 
-def draw_prelabels(session: Session) -> int:
-    """Write the pre-labels of films that have no label file yet; returns how many."""
-    drawn = 0
+def draw_prelabels(session: Session) -> None:
+    """Write the pre-labels of films that have no label file yet."""
     for film in session.films:
         label = prelabel_class(session.classes, film)
         if film.view and film.prelabel_xyxy and label and not session.label_path(film).exists():
             session.write_shapes(film, [to_shape(film, film.prelabel_xyxy, label, True)])
-            drawn += 1
-    return drawn
 
 
 def prelabel_class(classes: Sequence[str], film: SessionFilm) -> str:
@@ -226,20 +317,12 @@ def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:
     noted = {entry["number"] for entry in session.history()}
     free = [f for f in session.films if f.view and f.number not in noted and _is_free(session, f)]
     by_path = {session.film_path(f): f for f in free}
-    read = read_ahead(list(by_path), jobs=default_jobs(len(free)))
-    steps = track(_counted(read, detector), "Pre-labelling again", len(free), console=console)
     renewed = {}
-    for path, read_film, found in steps:
+    for path, read, prelabel in _look_at(list(by_path), detector, "Pre-labelling again"):
         film = by_path[path]
-        if isinstance(read_film, Film) and read_film.sha256 == film.sha256:
+        if isinstance(read, Film) and read.sha256 == film.sha256:
             session.label_path(film).unlink(missing_ok=True)
-            values: dict[str, Any] = {
-                "prelabel_xyxy": found.xyxy,
-                "prelabel_score": found.score,
-                "disagreement": found.disagreement,
-                "uncertainty": found.uncertainty,
-            }
-            renewed[film.number] = replace(film, **values)
+            renewed[film.number] = replace(film, **prelabel)
     session.films = [renewed.get(f.number, f) for f in session.films]
     write_films(session.path, session.films)
     draw_prelabels(session)
@@ -255,14 +338,11 @@ def _is_free(session: Session, film: SessionFilm) -> bool:
     return answer.state == "todo" and not answer.fault and not answer.flags and untouched
 
 
-def _read_prepared(path: Path) -> dict[str, SessionFilm]:
-    if not path.exists():
-        return {}
-    drop_torn_line(path)
-    rows = [SessionFilm.from_json(x) for x in path.read_text("utf-8").splitlines()]
-    return {row.film: row for row in rows}
+def absolute(path: str | Path) -> Path:
+    """The path from the root, links left as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
 
 
-def _relative(path: Path, root: Path) -> str:
-    full = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+def _relative(path: str, root: Path) -> str:
+    full = absolute(path)
     return full.relative_to(root).as_posix() if full.is_relative_to(root) else full.as_posix()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,14 +79,10 @@ class SessionFilm:
     uncertainty: float = 0.0
     reason: str = ""
 
-    def to_json(self) -> str:
-        """As one line of films.jsonl."""
-        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
-
     @classmethod
-    def from_json(cls, line: str) -> SessionFilm:
-        """The inverse of `to_json`; raises ValueError, TypeError or KeyError for what is none."""
-        values = json.loads(line)
+    def from_dict(cls, data: Mapping[str, Any]) -> SessionFilm:
+        """From what `asdict` gives; raises TypeError or KeyError for what is none."""
+        values = dict(data)
         values["frame"] = Frame.from_dict(values["frame"]) if values["frame"] else None
         for key in ("size_hw", "original_hw", "prelabel_xyxy"):
             values[key] = tuple(values[key]) if values[key] is not None else None
@@ -184,8 +180,8 @@ class Session:
             meta = json.loads((path / "session.json").read_text(encoding="utf-8"))
             if meta.get("schema") != SCHEMA or meta.get("version") != VERSION:
                 raise ValueError(f"schema {meta.get('schema')!r} version {meta.get('version')!r}")
-            lines = (path / "films.jsonl").read_text(encoding="utf-8").splitlines()
-            return cls(path, meta, [SessionFilm.from_json(line) for line in lines])
+            lines = filter(None, (path / "films.jsonl").read_text("utf-8").split("\n"))
+            return cls(path, meta, [SessionFilm.from_dict(json.loads(x)) for x in lines])
         except FileNotFoundError as error:
             raise ValueError(
                 f"'{path}' was not prepared to the end; run `annotate.py start` again."
@@ -391,7 +387,8 @@ class Session:
 
 def write_films(path: Path, films: Iterable[SessionFilm]) -> None:
     """Write films.jsonl of the session in `path`, atomically."""
-    write_atomic(path / "films.jsonl", "".join(film.to_json() for film in films))
+    lines = [json.dumps(asdict(film), ensure_ascii=False) + "\n" for film in films]
+    write_atomic(path / "films.jsonl", "".join(lines))
 
 
 def to_shape(

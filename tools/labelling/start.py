@@ -7,25 +7,32 @@ import json
 import os
 import shutil
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
 
 from cxr.workdir import provenance, sha256_file, write_json
-from detect.predict import ThoraxDetector
-from labelling.choose import Candidates, find_candidates, parse_sample, sample_films
 from labelling.labelme_program import HOW_TO_INSTALL, find_labelme, has_screen, run_labelme
-from labelling.prepare import add_films, draw_prelabels, prepare_films, renew_prelabels
+from labelling.prepare import (
+    absolute,
+    add_films,
+    draw_prelabels,
+    find_candidates,
+    load_detector,
+    parse_sample,
+    prepare_films,
+    renew_prelabels,
+    sample_films,
+)
 from labelling.session import (
-    DONE_STATES,
     SCHEMA,
     VERSION,
     Session,
     SessionFilm,
+    count_states,
     is_session,
     write_films,
 )
@@ -97,7 +104,7 @@ def run(config: StartConfig) -> int:
     """Prepare what is missing, open labelme, tell how far it is; 0 when that went well."""
     path = Path(config.session)
     try:
-        detector = ThoraxDetector.load(config.prelabel) if config.prelabel else None
+        detector = load_detector(config.prelabel)
         new = not is_session(path)
         if new:
             create_session(config)
@@ -107,10 +114,11 @@ def run(config: StartConfig) -> int:
             session = add_missing(session, config, detector)
             lost = session.restore_lost()
             session.note_changes()
-            if detector and not new and _other_weights(session, config):
+            weights = _hash(config.prelabel)
+            if detector and not new and session.meta.get("prelabel") != weights:
                 renew_prelabels(session, detector)
-                write_json(path / "session.json", {**session.meta, **_prelabel_meta(config)})
-            _report(session, [f.film for f in lost])
+                write_json(path / "session.json", {**session.meta, "prelabel": weights})
+            _report(session, lost)
             return _open_labelme(session, config) if config.open else 0
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -144,48 +152,50 @@ def create_session(config: StartConfig) -> None:
         "root": os.path.relpath(root, path),
         "order": config.order or ("uncertain" if config.prelabel else "path"),
         "seed": config.seed,
-        **_prelabel_meta(config),
+        "prelabel": _hash(config.prelabel),
         **made,
     }
     write_films(path, [])
     write_json(path / "session.json", meta)
 
 
-def add_missing(session: Session, config: StartConfig, detector: ThoraxDetector | None) -> Session:
+def _hash(weights: str) -> dict[str, str]:
+    return {Path(weights).name: sha256_file(weights)} if weights else {}
+
+
+def add_missing(session: Session, config: StartConfig, detector: Any) -> Session:
     """Prepare the films that the session does not hold yet; returns it opened anew."""
+    path = session.path
     if config.films:
         found = find_candidates(config.films, config.table, config.source)
-        _tell_passed_over(found)
+        for reason, number in found.passed_over.items():
+            print(f"{number} files passed over: {reason}", file=sys.stderr)
         chosen = sample_films(found.films, parse_sample(config.sample), config.seed)
-        known = {_absolute(session.film_path(f)) for f in session.films}
-        new = [c for c in chosen if _absolute(c.path) not in known]
+        known = {absolute(session.film_path(f)) for f in session.films}
+        new = [film for film in chosen if absolute(film.film) not in known]
         if new:
-            rows = prepare_films(session.path, new, _absolute(session.root), detector)
+            rows = prepare_films(path, new, absolute(session.root), detector)
             order = str(config.order or session.meta["order"])
-            add_films(session.path, session.films, rows, order, int(session.meta["seed"]))
-    shutil.rmtree(session.path / "prepared", ignore_errors=True)
-    (session.path / "prepared.jsonl").unlink(missing_ok=True)
-    session = Session.open(session.path)
+            add_films(path, session.films, rows, order, int(session.meta["seed"]))
+    shutil.rmtree(path / "prepared", ignore_errors=True)
+    (path / "prepared.jsonl").unlink(missing_ok=True)
+    session = Session.open(path)
     if not session.films:
-        raise ValueError(f"films must be given: '{session.path}' holds none yet.")
+        raise ValueError(f"films must be given: '{path}' holds none yet.")
     draw_prelabels(session)
     return session
 
 
-def next_film(session: Session) -> SessionFilm | None:
-    """The first film in the order of asking that no human has answered; None when all are."""
-    return next((f for f, a in session.answers() if f.view and not a.done), None)
-
-
 def _open_labelme(session: Session, config: StartConfig) -> int:
-    film = next_film(session)
     if config.film:
-        film = next((f for f in session.films if f.number == config.film), None)
-        if film is None or not film.view:
+        film = next((f for f in session.films if f.number == config.film and f.view), None)
+        if film is None:
             raise ValueError(
                 f"film must be the number of a readable film of the session, 1 to "
                 f"{len(session.films)}. Got {config.film} instead."
             )
+    else:
+        film = next((f for f, answer in session.answers() if f.view and not answer.done), None)
     if film is None:
         print("Every film has its answer. `annotate.py check` and `annotate.py merge` come next.")
         return 0
@@ -201,50 +211,28 @@ def _open_labelme(session: Session, config: StartConfig) -> int:
 
 def _check_same(session: Session, config: StartConfig) -> None:
     """A session keeps its annotator and its classes: the boxes in it were drawn under them."""
-    given = {"annotator": config.annotator.strip(), "classes": config.class_names}
-    for name, value in given.items():
-        own = getattr(session, name)
-        if value and value != own:
-            shown = ", ".join(own) if isinstance(own, tuple) else own
+    for name, given, own in (
+        ("annotator", config.annotator.strip(), session.annotator),
+        ("classes", ", ".join(config.class_names), ", ".join(session.classes)),
+    ):
+        if given and given != own:
             raise ValueError(
-                f"{name} of '{session.path}' is {shown} and stays so; make another "
+                f"{name} of '{session.path}' is {own} and stays so; make another "
                 "session for other ones."
             )
 
 
-def _other_weights(session: Session, config: StartConfig) -> bool:
-    return bool(session.meta.get("prelabel") != _prelabel_meta(config)["prelabel"])
-
-
-def _prelabel_meta(config: StartConfig) -> dict[str, dict[str, str]]:
-    if not config.prelabel:
-        return {"prelabel": {}}
-    return {"prelabel": {Path(config.prelabel).name: sha256_file(config.prelabel)}}
-
-
-def _tell_passed_over(found: Candidates) -> None:
-    for reason, number in found.passed_over.items():
-        print(f"{number} files passed over: {reason}", file=sys.stderr)
-
-
-def _report(session: Session, restored: list[str]) -> None:
-    counts = Counter(a.state for _, a in session.answers())
-    done = sum(counts[s] for s in DONE_STATES)
-    console = Console()
-    asked = len(session.films) - counts["unreadable"]
+def _report(session: Session, restored: list[SessionFilm]) -> None:
+    counts = count_states(answer for _, answer in session.answers())
+    console = Console(highlight=False)
     console.print(
-        f"{done} of {asked} films done, {asked - done} to do · {session.annotator} · "
-        + escape(str(session.path)),
-        highlight=False,
+        f"{counts.done} of {counts.films - counts.unreadable} films done, {counts.todo} to do · "
+        f"{session.annotator} · {escape(str(session.path))}"
     )
-    for name in restored:
-        console.print(f"restored from the history: {escape(name)}", highlight=False)
+    for film in restored:
+        console.print(f"restored from the history: {escape(film.film)}")
     unreadable = [f for f in session.films if not f.view]
     for film in unreadable[:10]:
-        console.print(f"left out: {escape(film.film)}: {escape(film.reason)}", highlight=False)
+        console.print(f"left out: {escape(film.film)}: {escape(film.reason)}")
     if len(unreadable) > 10:
         console.print(f"left out: {len(unreadable) - 10} more; see `annotate.py status`")
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from statistics import fmean, median
 from typing import Any
 
@@ -16,20 +18,35 @@ from rich.table import Table
 from rich.text import Text
 
 from cxr.boxes import as_boxes, iou_xyxy
-from cxr.cli import to_plain
 from cxr.workdir import write_json
-from labelling.pace import Pace, measure_pace, say_duration
-from labelling.session import Answer, Counts, Session, SessionFilm, count_states
+from labelling.session import DONE_STATES, Answer, Counts, Session, SessionFilm, count_states
 
 SIDES = ("left", "top", "right", "bottom")
+PAUSE_S = 300.0  # a longer gap between two answers is a break, not work
+BURST_S = 1.0  # answers this close were given at one stroke, as on a sheet of `review`
+_ENOUGH = 3  # films; below, a rate would be a guess
+_ENOUGH_S = 60.0  # working time; in less, two sheets accepted in a row are "50,000 films an hour"
 _BARS = 30  # characters of the longest bar
-# Lower ends of the bins of IoU; boxes that nobody moved have a bin of their own.
-_EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-_NAMES = (
-    "below 0.5",
-    *(f"{low:g} to {high:g}" for low, high in zip(_EDGES[1:], (*_EDGES[2:], 1), strict=True)),
-)
+# Upper ends of the bins of IoU; boxes that nobody moved have a bin of their own.
+_BINS = {
+    0.5: "below 0.5",
+    0.6: "0.5 to 0.6",
+    0.7: "0.6 to 0.7",
+    0.8: "0.7 to 0.8",
+    0.9: "0.8 to 0.9",
+    0.95: "0.9 to 0.95",
+    0.99: "0.95 to 0.99",
+    math.inf: "0.99 to 1",
+}
 UNCHANGED = "unchanged"
+_MEANINGS = {
+    "accepted": "the pre-drawn box stands as it was",
+    "corrected": "the pre-drawn box was moved",
+    "drawn": "there was no pre-drawn box",
+    "skipped": "ticked as unreadable or not frontal",
+    "doubtful": "ticked as doubtful, to be looked at again",
+    "unreadable": "the file cannot be opened, or is there twice",
+}
 
 
 @dataclass(frozen=True)
@@ -51,12 +68,25 @@ class StatusConfig:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """`finished` films in all, `working_s` without breaks, and the rate, None while too few."""
+
+    finished: int = 0
+    working_s: float = 0.0
+    films_per_hour: float | None = None
+
+    def seconds_for(self, films: int) -> float | None:
+        """How long so many films will take; None where the rate is not known."""
+        return films / self.films_per_hour * 3600 if self.films_per_hour else None
+
+
+@dataclass(frozen=True)
 class BoxChange:
     """Final boxes against their pre-labels, the unchanged ones included.
 
     Attributes:
         boxes: how many are compared.
-        histogram: (bin of IoU, boxes), the least alike first.
+        histogram: boxes by bin of IoU, the least alike first.
         shift_percent: by side, mean shift in % of the final box' width or height; + is outwards.
         distance_percent: by side, mean absolute shift.
     """
@@ -64,7 +94,7 @@ class BoxChange:
     boxes: int
     mean_iou: float
     median_iou: float
-    histogram: tuple[tuple[str, int], ...]
+    histogram: dict[str, int]
     shift_percent: dict[str, float]
     distance_percent: dict[str, float]
 
@@ -78,11 +108,11 @@ class SessionStatus:
     session_id: str
     annotator: str
     counts: Counts
-    by_label: dict[str, Counts] = field(default_factory=dict)
-    unusable_label_files: int = 0
-    pace: Pace = field(default_factory=Pace)
-    seconds_left: float | None = None
-    change: BoxChange | None = None
+    by_label: dict[str, Counts]
+    unusable_label_files: int
+    pace: Pace
+    seconds_left: float | None
+    change: BoxChange | None
 
 
 def run(config: StatusConfig) -> int:
@@ -105,25 +135,65 @@ def run(config: StatusConfig) -> int:
     return 0 if len(statuses) == len(config.session) else 1
 
 
+def _to_json(status: SessionStatus) -> dict[str, Any]:
+    counts = {**asdict(status.counts), "done": status.counts.done, "films": status.counts.films}
+    return {**asdict(status), "counts": counts}
+
+
 def summarise(session: Session) -> SessionStatus:
     """Count and compare what the label files say now; writes nothing."""
     answers = session.answers()
     labels = sorted({film.label for film in session.films})
+    by_label = {label: count_states(a for f, a in answers if f.label == label) for label in labels}
     counts = count_states(answer for _, answer in answers)
     pace = measure_pace(session.history())
     return SessionStatus(
-        str(session.path),
-        session.session_id,
-        session.annotator,
-        counts,
-        {label: count_states(a for f, a in answers if f.label == label) for label in labels}
-        if len(labels) > 1
-        else {},
-        sum(bool(a.fault) and a.state != "unreadable" for _, a in answers),
-        pace,
-        pace.seconds_for(counts.todo),
-        compare_boxes(answers),
+        session=str(session.path),
+        session_id=session.session_id,
+        annotator=session.annotator,
+        counts=counts,
+        by_label=by_label if len(labels) > 1 else {},
+        unusable_label_files=sum(bool(a.fault) and a.state != "unreadable" for _, a in answers),
+        pace=pace,
+        seconds_left=pace.seconds_for(counts.todo),
+        change=compare_boxes(answers),
     )
+
+
+def measure_pace(history: Iterable[Mapping[str, Any]]) -> Pace:
+    """The pace from `Session.history()`. Imported answers took no work here and do not count.
+
+    The films that open a stretch of work are left out of the rate: the time that they took lies
+    before the first answer and is not known. On sheets of 24 they would double the rate.
+    """
+    first_done: dict[int, float] = {}
+    openings: set[float] = set()  # times of the bursts after a break, or of the very first
+    working_s, before = 0.0, -math.inf
+    for seconds, number, state in sorted(_read_events(history)):
+        gap = seconds - before
+        working_s += gap if gap <= PAUSE_S else 0
+        if gap > PAUSE_S or (gap <= BURST_S and before in openings):
+            openings.add(seconds)
+        if state in DONE_STATES:
+            first_done.setdefault(number, seconds)
+        before = seconds
+    timed = sum(seconds not in openings for seconds in first_done.values())
+    known = len(first_done) >= _ENOUGH and timed > 0 and working_s >= _ENOUGH_S
+    return Pace(len(first_done), working_s, timed / working_s * 3600 if known else None)
+
+
+def _read_events(history: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, int, str]]:
+    """Time (s), film and state of each answer given here."""
+    for entry in history:
+        number = entry.get("number")
+        if entry.get("via") == "import" or not isinstance(number, int):
+            continue
+        try:
+            time = datetime.fromisoformat(str(entry.get("time")))
+        except ValueError:
+            continue  # a line that somebody edited; one line is no reason to give no status
+        aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+        yield aware.timestamp(), number, str(entry.get("state"))
 
 
 def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> BoxChange | None:
@@ -137,14 +207,14 @@ def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> BoxChange | 
         return None
     ious = [float(iou_xyxy(before, after)[0, 0]) for before, after, _ in pairs]
     bins = [
-        UNCHANGED if same else name_bin(iou) for iou, (_, _, same) in zip(ious, pairs, strict=True)
+        UNCHANGED if same else name_bin(iou) for iou, (*_, same) in zip(ious, pairs, strict=True)
     ]
     shifts = np.concatenate([shift_percent(before, after) for before, after, _ in pairs])
     return BoxChange(
         len(pairs),
         fmean(ious),
         median(ious),
-        tuple((name, bins.count(name)) for name in (*_NAMES, UNCHANGED)),
+        {name: bins.count(name) for name in (*_BINS.values(), UNCHANGED)},
         dict(zip(SIDES, map(float, shifts.mean(0)), strict=True)),
         dict(zip(SIDES, map(float, np.abs(shifts).mean(0)), strict=True)),
     )
@@ -152,7 +222,7 @@ def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> BoxChange | 
 
 def name_bin(iou: float) -> str:
     """The bin of the histogram that an IoU in [0, 1] of a moved box falls into."""
-    return _NAMES[sum(iou >= edge for edge in _EDGES[1:])]
+    return next(name for end, name in _BINS.items() if iou < end)
 
 
 def shift_percent(before_xyxy: Any, after_xyxy: Any) -> np.ndarray:
@@ -174,103 +244,102 @@ def show(status: SessionStatus, console: Console) -> None:
     for line in _say_pace(status):
         console.print(Text(line), soft_wrap=True)
     if status.change:
-        for part in _draw_change(status.change):
-            console.print(part)
+        _show_change(status.change, console)
+
+
+def _table(first: str, *others: str) -> Table:
+    """An empty table, its first column to the left and the others to the right."""
+    table = Table(first, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for head in others:
+        table.add_column(head, justify="right")
+    return table
 
 
 def _draw_counts(counts: Counts) -> Table:
-    table = Table("films", "", "", "", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.columns[1].justify = table.columns[2].justify = "right"
-    for name, count, meaning in (
-        ("done", counts.done, ""),
-        ("  accepted", counts.accepted, "the pre-drawn box stands as it was"),
-        ("  corrected", counts.corrected, "the pre-drawn box was moved"),
-        ("  drawn", counts.drawn, "there was no pre-drawn box"),
-        ("  skipped", counts.skipped, "ticked as unreadable or not frontal"),
-        ("to do", counts.todo, ""),
-        ("  doubtful", counts.doubtful, "ticked as doubtful, to be looked at again"),
-        ("unreadable", counts.unreadable, "the file cannot be opened, or is there twice"),
-    ):
-        top = not name.startswith(" ")
+    table = _table("films", "", "")
+    table.add_column()
+    for name in ("done", *DONE_STATES, "todo", "doubtful", "unreadable"):
+        count = getattr(counts, name)
+        top = name in ("done", "todo", "unreadable")
         share = f"{100 * count / counts.films:.0f} %" if top and count else ""
-        table.add_row(name, str(count), share, meaning, style="bold" if top else "")
+        words = "to do" if name == "todo" else name
+        table.add_row(
+            words if top else f"  {words}",
+            str(count),
+            share,
+            _MEANINGS.get(name, ""),
+            style="bold" if top else "",
+        )
     return table
 
 
 def _draw_labels(by_label: dict[str, Counts]) -> Table:
     """A row a label; states that no film is in are left out, so that it fits a terminal."""
-    states = ("done", "accepted", "corrected", "drawn", "skipped", "todo", "doubtful", "unreadable")
+    states = ("done", *DONE_STATES, "todo", "doubtful", "unreadable")
     heads = [s for s in states if any(getattr(c, s) for c in by_label.values())]
-    table = Table("by label", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for head in heads:
-        table.add_column("to do" if head == "todo" else head, justify="right")
+    table = _table("by label", *("to do" if head == "todo" else head for head in heads))
     for label, counts in by_label.items():
         table.add_row(Text(label or "no label"), *(str(getattr(counts, h)) for h in heads))
     return table
 
 
-def _say_pace(status: SessionStatus) -> list[str]:
-    pace, lines = status.pace, [""]
-    if pace.films_per_hour is None:
-        lines.append("Films an hour: too few films to tell.")
+def _say_pace(status: SessionStatus) -> Iterator[str]:
+    yield ""
+    if status.pace.films_per_hour is None:
+        yield "Films an hour: too few films to tell."
     else:
-        lines.append(
-            f"Films an hour: {pace.films_per_hour:.0f} ({say_duration(pace.working_s)} "
-            "of work; breaks of more than 5 min left out)."
+        worked = say_duration(status.pace.working_s)
+        yield (
+            f"Films an hour: {status.pace.films_per_hour:.0f} ({worked} of work; breaks of more "
+            "than 5 min left out)."
         )
     if not status.counts.todo:
-        lines.append("To the end: nothing left to do.")
+        yield "To the end: nothing left to do."
     elif status.seconds_left is not None:
-        lines.append(f"To the end: {say_duration(status.seconds_left)}.")
+        yield f"To the end: {say_duration(status.seconds_left)}."
     if status.unusable_label_files:
-        lines.append(
+        yield (
             f"{status.unusable_label_files} of those to do have a label file that cannot "
             "be used. To see which: "
             f"python tools/annotate.py check {shlex.quote(status.session)}"
         )
-    return lines
 
 
-def _draw_change(change: BoxChange) -> Sequence[Any]:
-    bars = Table("IoU", "boxes", "", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    bars.columns[1].justify = "right"
-    top = max(count for _, count in change.histogram)
-    for name, count in change.histogram:
+def say_duration(seconds: float) -> str:
+    """A time as a person would say it: about 4 min, about 1 h 20 min."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    if minutes > 30:
+        minutes = 5 * round(minutes / 5)  # no finer than the estimate is good for
+    hours, rest = divmod(minutes, 60)
+    parts = [f"{hours} h"] * (hours > 0) + [f"{rest} min"] * (rest > 0)
+    return "about " + " ".join(parts)
+
+
+def _show_change(change: BoxChange, console: Console) -> None:
+    bars = _table("IoU", "boxes")
+    bars.add_column()
+    top = max(change.histogram.values())
+    for name, count in change.histogram.items():
         # One box among hundreds must still be seen.
         length = max(1, round(_BARS * count / top)) if count else 0
         bars.add_row(name, str(count), Text("█" * length, style="green"))
-    edges = Table(
-        "edge",
-        "mean shift",
-        "mean distance",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    edges.columns[1].justify = edges.columns[2].justify = "right"
+    edges = _table("edge", "mean shift", "mean distance")
     for side in SIDES:
-        edges.add_row(
-            side,
-            f"{round(change.shift_percent[side], 1) + 0.0:+.1f} %",
-            f"{change.distance_percent[side]:.1f} %",
-        )
-    return (
+        shift = round(change.shift_percent[side], 1) + 0.0  # no minus before a zero
+        edges.add_row(side, f"{shift:+.1f} %", f"{change.distance_percent[side]:.1f} %")
+    console.print(
         Text(
             f"\nFinal boxes against the pre-drawn ones: {change.boxes}\n"
             "IoU is 1 for the same box and 0 for boxes that do not touch.\n"
-        ),
-        bars,
+        )
+    )
+    console.print(bars)
+    console.print(
         Text(
             f"\nMean IoU {change.mean_iou:.3f}, median {change.median_iou:.3f}.\n"
             "Edges moved by, in % of the box' width or height; + is outwards:\n"
-        ),
-        edges,
+        )
     )
-
-
-def _to_json(status: SessionStatus) -> dict[str, Any]:
-    counts = {**to_plain(status.counts), "done": status.counts.done, "films": status.counts.films}
-    change = to_plain(status.change)
-    if change:
-        change["histogram"] = dict(status.change.histogram) if status.change else {}
-    return {**to_plain(status), "counts": counts, "change": change}
+    console.print(edges)
