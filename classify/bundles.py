@@ -1,23 +1,40 @@
-"""A pretrained network as one safetensors file: encoder, decoder, and how films must be prepared.
+"""Trained networks as safetensors files, each with all that is needed to use it rightly.
+
+A member of an ensemble, a single network, or a pretrained encoder and decoder, from which
+`classify.models.backbones` starts:
 
     backbone: {name: unet_cbam_small, weights: runs/pretrain/pretrained.safetensors}
-
-`classify.models.backbones` starts from the encoder in it; `load_pretrained` gives the whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from classify.models.settings import UnetCbamConfig
+import torch
+from torch import nn
+
+from classify.models.backbones import build_backbone
+from classify.models.cxrnet import build_cxrnet
+from classify.models.fusion import build_fusion
+from classify.models.multitask import SCXNN, build_member
+from classify.models.settings import (
+    BackboneConfig,
+    CXRNetConfig,
+    FusionConfig,
+    MemberConfig,
+    UnetCbamConfig,
+)
 from classify.models.unet_cbam import UnetCbam
 from classify.preprocess import PreprocessConfig
-from cxr.bundle import load_bundle, save_bundle
+from classify.singles.config import NetworkConfig, SingleConfig
+from cxr.bundle import Bundle, load_bundle, save_bundle
 from cxr.cli import from_plain, to_plain
 
 KIND = "pretrained"
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -48,10 +65,99 @@ def save_pretrained(
 def load_pretrained(path: str | Path) -> Pretrained:
     """Read what `save_pretrained` wrote; raises FileNotFoundError or ValueError."""
     bundle = load_bundle(path, KIND)
-    net = UnetCbam(from_plain(UnetCbamConfig, bundle.meta["network"]))
+    net = _filled(UnetCbam(from_plain(UnetCbamConfig, bundle.meta["network"])), bundle)
+    settings = PreprocessConfig.from_dict(bundle.meta["preprocessing"])
+    return Pretrained(net.eval(), settings, bundle.sha256, bundle.meta)
+
+
+def classes_of(bundle: Bundle) -> Sequence[str]:
+    """What a member answers; three, where its bundle does not say."""
+    return tuple(bundle.meta.get("classes") or ("normal", bundle.meta["target"], "others"))
+
+
+def member_of(bundle: Bundle) -> SCXNN:
+    """The network of a member's bundle with its weights."""
+    known = {f.name for f in fields(MemberConfig)}
+    network = {k: v for k, v in bundle.meta["network"].items() if k in known}
+    network["decoder_channels"] = tuple(network["decoder_channels"])
+    # nothing is fetched, and nothing is frozen: the weights are all in the bundle
+    network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
+    decoder = bool(bundle.meta["decoder"])
+    net = build_member(MemberConfig(**network), decoder, len(classes_of(bundle)))
+    return _filled(net, bundle)
+
+
+@dataclass(frozen=True)
+class Single:
+    """A trained network for films or crops: (N, 3, side, side) to (N, K) logits of `classes`."""
+
+    net: nn.Module
+    classes: tuple[str, ...]
+    settings: PreprocessConfig
+    trained_on: str
+    sha256: str
+    meta: dict[str, Any]
+
+
+def build_net(config: NetworkConfig) -> nn.Module:
+    """The network of a configuration with its initial weights."""
+    if isinstance(config, BackboneConfig):
+        return build_backbone(config)
+    if isinstance(config, CXRNetConfig):
+        return build_cxrnet(config)
+    return build_fusion(config).to(memory_format=torch.channels_last)
+
+
+def save_single(path: str | Path, net: nn.Module, config: SingleConfig, **meta: Any) -> Path:
+    """Write a trained network; as fp16, unless that cannot hold one of its numbers.
+
+    `meta` is put into the metadata: training, metrics, licence_note.
+    """
+    tensors = dict(net.state_dict())
+    limit = torch.finfo(torch.float16).max
+    half = all(t.abs().max() <= limit for t in tensors.values() if t.is_floating_point())
+    return save_bundle(
+        path,
+        "single",
+        tensors,
+        half=half,
+        family=config.kind,
+        network=to_plain(config.network()),
+        classes=list(config.classes),
+        preprocessing=config.preprocess.to_dict(),
+        trained_on="crops" if config.crops else "films",
+        **meta,
+    )
+
+
+def load_single(path: str | Path) -> Single:
+    """A trained network on the CPU in evaluation mode; raises FileNotFoundError or ValueError."""
+    bundle = load_bundle(path, "single")
+    kinds: dict[str, Any] = {
+        "backbone": BackboneConfig,
+        "fusion": FusionConfig,
+        "cxrnet": CXRNetConfig,
+    }
+    # nothing is fetched, and nothing is frozen: the weights are all in the bundle
+    free = {"weights": "none", "freeze_to": ""}
+    plain = {k: free.get(k, v) for k, v in bundle.meta["network"].items()}
+    net = _filled(build_net(from_plain(kinds[bundle.meta["family"]], plain)), bundle)
+    return Single(
+        net.eval(),
+        tuple(bundle.meta["classes"]),
+        PreprocessConfig.from_dict(bundle.meta["preprocessing"]),
+        bundle.meta["trained_on"],
+        bundle.sha256,
+        bundle.meta,
+    )
+
+
+def _filled(net: Net, bundle: Bundle) -> Net:
+    """The network with the bundle's weights."""
     try:
         net.load_state_dict(bundle.tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} must hold the weights of its own network. {error}") from error
-    settings = PreprocessConfig.from_dict(bundle.meta["preprocessing"])
-    return Pretrained(net.eval(), settings, bundle.sha256, bundle.meta)
+        raise ValueError(
+            f"{bundle.path} must hold the weights of its own network. {error}"
+        ) from error
+    return net

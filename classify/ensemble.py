@@ -2,33 +2,38 @@
 
 ensemble = Ensemble.load("weights/ensemble_crops")
 logits = ensemble.predict([film.pixels])  # (1, members, 3)
+
+A single network of K classes may stand in the members' place: each class but normal becomes a
+member that seeks it, so that classify.run and classify.audit take any network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from classify.models.multitask import SCXNN, build_member
-from classify.models.settings import MemberConfig
+from classify.bundles import classes_of, load_single, member_of
+from classify.inputs import member_files
+from classify.labels import NORMAL, TARGET
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
-from classify.singles.members import members_of, run_members
+from classify.saliency.hooks import bare_net, rearranges
 from cxr.boxes import Frame
 from cxr.bundle import Bundle, bundle_kind, load_bundle
 from cxr.devices import pick_device
+
+NAME_OF_NORMAL = "normal"
+_FAR_BELOW = 30.0
 
 
 class Ensemble:
     """Trained members that share one preprocessing. Targets keep the order of their training.
 
-    `weights` maps each member's target to the SHA-256 of its file; `trained_on` is `crops` or
-    `films`: what the members must be given.
+    `members` maps each target to its network, `weights` to the SHA-256 of its file; `trained_on` is
+    `crops` or `films`: what the members must be given.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class Ensemble:
         self.weights = dict(weights or {})
         self.trained_on = trained_on
         self.device = torch.device(device)
-        self._members = {
+        self.members: dict[str, nn.Module] = {
             target: net.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for target, net in members.items()
         }
@@ -59,52 +64,24 @@ class Ensemble:
         Raises ValueError when there is none, or when they do not belong together; the message
         names the file.
         """
-        folder = Path(folder)
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            folds = f" (it holds folds: give {folder / 'fold0'})" * (folder / "fold0").is_dir()
-            raise ValueError(
-                f"{folder} must hold members' bundles (TARGET.safetensors). Got none{folds}: train "
-                "them with python -m classify.train, or give another folder."
-            )
+        files = member_files(folder)
         if len(files) == 1 and bundle_kind(files[0]) == "single":
-            return cls._of_single(files[0], device)
+            single = load_single(files[0])
+            try:
+                members = members_of(single.net, single.classes)
+            except ValueError as error:
+                raise ValueError(f"{files[0]}: {error}") from error
+            weights = dict.fromkeys(members, single.sha256)
+            return cls(members, single.settings, pick_device(device), weights, single.trained_on)
         bundles = sorted((load_bundle(f, "member") for f in files), key=lambda b: b.meta["order"])
-        _check_three_classes(bundles)
-        first = bundles[0]
-        for other in bundles[1:]:
-            for key in ("preprocessing", "trained_on"):
-                if other.meta[key] != first.meta[key]:
-                    raise ValueError(
-                        f"members of {folder} must agree in {key}. {Path(other.path).name} has "
-                        f"{other.meta[key]}, {Path(first.path).name} {first.meta[key]}."
-                    )
-        names = [b.meta["target"] for b in bundles]
-        if len(set(names)) != len(names):
-            raise ValueError(f"members of {folder} must have different targets. Got {names}.")
+        _check_together(folder, bundles)
+        meta = bundles[0].meta
         return cls(
             {b.meta["target"]: member_of(b) for b in bundles},
-            PreprocessConfig.from_dict(first.meta["preprocessing"]),
+            PreprocessConfig.from_dict(meta["preprocessing"]),
             pick_device(device),
             {b.meta["target"]: b.sha256 for b in bundles},
-            first.meta["trained_on"],
-        )
-
-    @classmethod
-    def _of_single(cls, path: Path, device: str) -> Ensemble:
-        from classify.singles.bundle import load_single  # late: it trains by what stands above
-
-        single = load_single(path)
-        try:
-            members = members_of(single.net, single.classes)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        return cls(
-            members,
-            single.settings,
-            pick_device(device),
-            dict.fromkeys(members, single.sha256),
-            single.trained_on,
+            meta["trained_on"],
         )
 
     def __len__(self) -> int:
@@ -112,9 +89,9 @@ class Ensemble:
 
     def member(self, target: str) -> nn.Module:
         """The network of one target; raises ValueError for a target that has none."""
-        if target not in self._members:
+        if target not in self.members:
             raise ValueError(f"target must be one of {', '.join(self.targets)}. Got {target!r}.")
-        return self._members[target]
+        return self.members[target]
 
     def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 3, side, side) of every
@@ -130,9 +107,71 @@ class Ensemble:
 
     def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
         """(N, members, 3) logits of what `prepare` gave."""
+        ran: dict[nn.Module, torch.Tensor] = {}  # one that serves several members runs once
+        logits = []
         with torch.inference_mode():
-            logits = [z.float().cpu() for z in run_members(self._members.values(), batch)]
+            for member in self.members.values():
+                net, _ = bare_net(member, [TARGET])
+                if net not in ran:
+                    ran[net] = net(batch)
+                found = member.rearrange(ran[net]) if rearranges(member) else ran[net]
+                logits.append(found.float().cpu())
         return torch.stack(logits, dim=1).numpy()
+
+
+class SingleMember(nn.Module):
+    """A network (N, 3, h, w) → (N, K) as a member for its class `target`: (N, 3) logits.
+
+    The softmax of the three is the network's own P(normal), P(target) and P(any other class). With
+    two classes no other is left: its logit lies 30 below the lower one, a probability of at most
+    1e-13. Maps explain the network's own logit of the target.
+    """
+
+    def __init__(self, net: nn.Module, normal: int, target: int) -> None:
+        super().__init__()
+        self.net = net
+        self.normal, self.target = normal, target
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, h, w) to logits (N, 3): NORMAL, TARGET, OTHERS."""
+        return self.rearrange(self.net(x))
+
+    def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
+        """The network's logits (N, K) to the member's (N, 3)."""
+        rest = [k for k in range(logits.shape[1]) if k not in (self.normal, self.target)]
+        lowest = logits.amin(1) - _FAR_BELOW
+        others = logits[:, rest].logsumexp(1) if rest else lowest
+        return torch.stack([logits[:, self.normal], logits[:, self.target], others], dim=1)
+
+    @property
+    def bare_logits(self) -> tuple[nn.Module, dict[int, int]]:
+        """The network, and which of its logits NORMAL and TARGET are."""
+        return self.net, {NORMAL: self.normal, TARGET: self.target}
+
+    @property
+    def saliency_layer(self) -> nn.Module | None:
+        """The network's own; None for one with several backbones."""
+        return getattr(self.net, "saliency_layer", None)
+
+    @property
+    def saliency_layers(self) -> dict[str, nn.Module] | None:
+        """Those of the backbones of a fusion net; None for another."""
+        return getattr(self.net, "saliency_layers", None)
+
+
+def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember]:
+    """A member for each of the network's `classes` but normal, in their order.
+
+    Raises ValueError where normal is not among them: a member weighs its target against it.
+    """
+    if NAME_OF_NORMAL not in classes or len(classes) < 2:
+        raise ValueError(
+            f"classes of the network must hold {NAME_OF_NORMAL!r} and one more, for "
+            "runs and audits weigh each class against it. Got "
+            f"{', '.join(classes)} instead."
+        )
+    normal = list(classes).index(NAME_OF_NORMAL)
+    return {name: SingleMember(net, normal, k) for k, name in enumerate(classes) if k != normal}
 
 
 def prepare_films(
@@ -148,35 +187,22 @@ def prepare_films(
     return to_input(tensor, settings), frames
 
 
-def member_of(bundle: Bundle) -> SCXNN:
-    """The network of a member's bundle with its weights."""
-    known = {f.name for f in fields(MemberConfig)}
-    network: dict[str, Any] = {k: v for k, v in bundle.meta["network"].items() if k in known}
-    network["decoder_channels"] = tuple(network["decoder_channels"])
-    # nothing is fetched, and nothing is frozen: the weights are all in the bundle
-    network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
-    net = build_member(
-        MemberConfig(**network), bool(bundle.meta["decoder"]), len(_classes_of(bundle))
-    )
-    try:
-        net.load_state_dict(bundle.tensors)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{bundle.path} must hold the weights of its own network. {error}"
-        ) from error
-    return net
-
-
-def _classes_of(bundle: Bundle) -> Sequence[str]:
-    """What a member answers; three, where its bundle does not say."""
-    return tuple(bundle.meta.get("classes") or ("normal", bundle.meta["target"], "others"))
-
-
-def _check_three_classes(bundles: Sequence[Bundle]) -> None:
+def _check_together(folder: str | Path, bundles: Sequence[Bundle]) -> None:
+    """Raises ValueError unless the bundles are members that can be screened with as one."""
+    first = bundles[0]
     for bundle in bundles:
-        names = _classes_of(bundle)
+        names = classes_of(bundle)
         if len(names) != 3:
             raise ValueError(
                 f"a member must answer normal / target / others to be screened with. {bundle.path} "
                 f"answers {' / '.join(names)}: train it with classes: three."
             )
+        for key in ("preprocessing", "trained_on"):
+            if bundle.meta[key] != first.meta[key]:
+                raise ValueError(
+                    f"members of {folder} must agree in {key}. {Path(bundle.path).name} has "
+                    f"{bundle.meta[key]}, {Path(first.path).name} {first.meta[key]}."
+                )
+    targets = [b.meta["target"] for b in bundles]
+    if len(set(targets)) != len(targets):
+        raise ValueError(f"members of {folder} must have different targets. Got {targets}.")

@@ -112,3 +112,16 @@ def _same_film(row: CropRow) -> Film | None:
     except FilmError:
         return None
     return film if film.sha256 == row.sha256 else None
+
+
+def member_files(folder: str | Path) -> list[Path]:
+    """The bundles of a folder of members, or of a single network; raises ValueError for none."""
+    folder = Path(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        folds = f" (it holds folds: give {folder / 'fold0'})" * (folder / "fold0").is_dir()
+        raise ValueError(
+            f"{folder} must hold members' bundles (TARGET.safetensors). Got none{folds}: train "
+            "them with python -m classify.train, or give another folder."
+        )
+    return files

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from classify.ensemble import pick_device
+from classify.bundles import Single, load_single
 from classify.features.parts import Part, SelectConfig
 from classify.features.select import Selection, regress, select_features
 from classify.iscore_report import write_selection
 from classify.preprocess import to_input
-from classify.singles.bundle import Single, load_single
 from classify.singles.config import PARTS, SingleConfig
 from classify.singles.data import film_loader
 from classify.singles.figures import draw_report, report_of
@@ -34,6 +33,7 @@ from classify.singles.parts import share_films
 from classify.singles.training import ANSWERS, BUNDLE, in_words, is_done
 from cxr.answers import Answer, read_answers, write_answers
 from cxr.cli import parse_config, to_plain
+from cxr.devices import pick_device
 from cxr.stats import Figure
 from cxr.training.learner import NonFiniteLossError
 from cxr.training.recipe import keep_to_recipe

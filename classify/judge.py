@@ -12,7 +12,7 @@ import torch
 from classify.inputs import Item
 from classify.predictions import PredictionRow
 from classify.report import FilmCard, MemberBar, make_picture, make_saliency_picture
-from classify.saliency.maps import logits_and_saliency, saliency_maps, to_pixels
+from classify.saliency.maps import look, saliency_maps, to_pixels
 from classify.screener import NOT_READ, READ, Screener
 from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
@@ -134,10 +134,8 @@ class Judge:
     def _look(self, batch: torch.Tensor) -> tuple[np.ndarray, list[np.ndarray | None]]:
         """Logits (N, M, 3) and each member's Grad-CAM from one forward pass, where its head allows
         that; None for a member whose maps take a backward pass."""
-        looks = [
-            logits_and_saliency(self.members.member(target), batch, _TARGET)
-            for target in self.members.targets
-        ]
+        nets = [self.members.member(target) for target in self.members.targets]
+        looks = look(nets, batch, _TARGET)
         logits = np.stack([logits for logits, _ in looks], axis=1).astype(np.float64)
         return logits, [planes for _, planes in looks]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from classify.bundles import load_pretrained
-from classify.ensemble import pick_device
 from classify.genesis import GenesisConfig
 from classify.preprocess import preprocess
 from classify.pretrain_pictures import restored_sheet
 from cxr.cli import from_plain, parse_config
+from cxr.devices import pick_device
 from cxr.draw import encode_png
 from cxr.film import list_films
 from cxr.stream import Unread, read_ahead

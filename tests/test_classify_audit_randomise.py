@@ -12,7 +12,7 @@ from torch import nn
 from classify.audit.randomise import Stage, another_film, randomisation_curve, randomise, stages_of
 from classify.models.multitask import SCXNN
 from classify.models.settings import MemberConfig
-from classify.saliency.maps import grad_cam
+from classify.saliency.maps import saliency_maps
 
 
 class TinyNet(nn.Module):
@@ -37,7 +37,7 @@ def maps_of(
     model: nn.Module, batch: torch.Tensor, classes: Sequence[int], method: str
 ) -> np.ndarray:
     assert method == "grad_cam" and isinstance(model, TinyNet)
-    return grad_cam(model, model.neck, batch, classes)
+    return saliency_maps(model, batch, classes, layer=model.neck, closed_form=False)
 
 
 @pytest.fixture

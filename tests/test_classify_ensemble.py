@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from classify.ensemble import Ensemble, member_of, pick_device
+from classify.bundles import member_of
+from classify.ensemble import Ensemble
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain
+from cxr.devices import pick_device
 from cxr.workdir import sha256_file
 
 SETTINGS = PreprocessConfig(side=64)

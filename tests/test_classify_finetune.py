@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from classify.bundles import load_pretrained
+from classify.bundles import load_pretrained, load_single
 from classify.finetune import FinetuneConfig, finetune, main
 from classify.genesis import GenesisConfig
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from classify.pretrain_config import PretrainConfig
 from classify.pretrain_module import PretrainModule
-from classify.singles.bundle import load_single
 from classify.singles.config import ProtocolConfig
 from cxr.answers import read_answers
 from cxr.cli import write_config

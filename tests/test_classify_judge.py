@@ -15,7 +15,7 @@ from classify.judge import Judge, strongest_member
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
-from classify.saliency.maps import grad_cam, saliency_layer, to_pixels
+from classify.saliency.maps import saliency_maps, to_pixels
 
 SIZES = [(120, 100), (80, 130), (96, 96), (100, 60)]
 
@@ -54,7 +54,7 @@ def test_one_pass_gives_the_logits_and_maps_of_two(
     np.testing.assert_array_equal(np.stack([row.logits for row in rows]), logits)
     for n, plane in enumerate(planes):
         net = ensemble.member(ensemble.targets[strongest_member(logits[n])])
-        maps = grad_cam(net, saliency_layer(net), batch[n : n + 1], [1])
+        maps = saliency_maps(net, batch[n : n + 1], [1], closed_form=False)
         (expected,) = to_pixels(maps, frames[n : n + 1], [pixels[n].shape])
         assert expected.max() > 0
         np.testing.assert_allclose(plane, expected, atol=1e-4 * expected.max())

@@ -14,8 +14,9 @@ from torch import nn
 from classify.models.backbones import build_body
 from classify.models.fusion import FusionNet, build_fusion
 from classify.models.settings import FusionConfig
-from classify.saliency.fusion import has_backbones
-from classify.saliency.maps import METHODS, backbone_maps, fused_maps, left_as_found, saliency_maps
+from classify.saliency.hooks import has_backbones, left_as_found
+from classify.saliency.maps import backbone_maps, saliency_maps
+from classify.saliency.methods import METHODS
 from cxr.cli import from_plain, to_plain
 
 TINY = ("baseline_cnn", "mobilenet_v2")
@@ -227,7 +228,7 @@ def test_the_fused_map_keeps_each_networks_share() -> None:
     film[0, 0, 1, 2], film[0, 1, :2, :2] = 16.0, 4.0
     net = hand_net()
     set_linear(net.fc, torch.tensor([[3.0, 0, 0, 5], [0.0] * 4]), [0.0, 0.0])
-    fused = fused_maps(net, film, [0])
+    fused = saliency_maps(net, film, [0])
     assert fused.shape == (1, 4, 4)
     assert fused.sum() == pytest.approx(8.0, rel=1e-5)  # the logit: 3 · 1 + 5 · 1
 
@@ -247,7 +248,7 @@ def test_every_map_of_a_fusion_net_can_be_made(tiny: FusionNet, method: str) -> 
 
 
 def test_a_map_of_one_network_alone_can_be_asked_for(tiny: FusionNet) -> None:
-    _, layer = tiny.backbones["mobilenet_v2"]
+    layer = tiny.saliency_layers["mobilenet_v2"]
     alone = saliency_maps(tiny, films(), [0, 1], layer=layer, closed_form=False)
     both = backbone_maps(tiny, films(), [0, 1])
     assert alone == pytest.approx(both["mobilenet_v2"], abs=1e-6)

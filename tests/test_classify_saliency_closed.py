@@ -27,8 +27,9 @@ from torch import nn
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, preprocess, to_input
-from classify.saliency.closed import CLOSED_FORMS, may_be_closed
-from classify.saliency.maps import logits_and_maps, logits_and_saliency, saliency_maps
+from classify.saliency.closed import logits_and_maps, may_be_closed
+from classify.saliency.maps import look, saliency_maps
+from classify.saliency.methods import CLOSED_FORMS
 from cxr.bundle import load_bundle
 
 LIBRARY = {
@@ -71,7 +72,7 @@ def test_a_member_gets_the_library_s_map(method: str, neck: int) -> None:
 
 @pytest.fixture(scope="module")
 def shipped(root: Path) -> nn.Module:
-    from classify.ensemble import member_of
+    from classify.bundles import member_of
 
     path = root / "weights/ensemble_crops/bacterial.safetensors"
     if not path.is_file():
@@ -127,7 +128,7 @@ def heads_that_are_not_linear() -> dict[str, HeadNet]:
 
 
 @pytest.mark.parametrize("name", heads_that_are_not_linear())
-def test_another_head_falls_back_to_the_library(name: str) -> None:
+def test_another_head_falls_back_to_a_backward_pass(name: str) -> None:
     net = heads_that_are_not_linear()[name].eval()
     assert logits_and_maps(net, films()).head is None
     assert not may_be_closed(net.neck)
@@ -177,9 +178,9 @@ def test_one_pass_gives_the_logits_too() -> None:
     net = linear_net()
     calls = []
     handle = net.register_forward_hook(lambda *_: calls.append(1))
-    logits_and_saliency(net, films(), TARGET)
+    look([net], films(), TARGET)
     calls.clear()  # the first time tries the head with random maps
-    logits, planes = logits_and_saliency(net, films(), TARGET)
+    ((logits, planes),) = look([net], films(), TARGET)
     handle.remove()
     assert len(calls) == 1
     np.testing.assert_array_equal(logits, net(films()).detach().numpy())
@@ -189,7 +190,7 @@ def test_one_pass_gives_the_logits_too() -> None:
 
 def test_one_pass_gives_no_map_where_the_head_is_another() -> None:
     net = heads_that_are_not_linear()["non-linear"].eval()
-    logits, planes = logits_and_saliency(net, films(), TARGET)
+    ((logits, planes),) = look([net], films(), TARGET)
     assert logits.shape == (3, 3) and planes is None
 
 

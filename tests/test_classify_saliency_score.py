@@ -22,7 +22,8 @@ from saliency_nets import (
 from scipy.stats import spearmanr
 from torch import nn
 
-from classify.saliency.maps import rank_correlation, saliency_maps
+from classify.saliency.maps import saliency_maps
+from classify.saliency.score import rank_correlation
 
 
 def test_score_cam_worked_out_by_hand() -> None:

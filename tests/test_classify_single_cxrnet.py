@@ -11,21 +11,19 @@ import pytest
 import torch
 from audit_world import FakeDetector, FakeField, add_film, write_table
 
-from classify import run
+from classify import run, show
 from classify.audit import __main__ as audit
 from classify.audit.randomise import stages_of
 from classify.audit.rows import read_audit
-from classify.ensemble import Ensemble
+from classify.bundles import build_net, load_single, save_single
+from classify.ensemble import Ensemble, members_of
 from classify.models.cxrnet import build_cxrnet
 from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import saliency_maps
 from classify.saliency.own import explanations
 from classify.single import main
-from classify.singles import show
-from classify.singles.bundle import build_net, load_single, save_single
 from classify.singles.config import SingleConfig
-from classify.singles.members import members_of
 from cxr.workdir import log
 
 THREE = ("normal", "bacterial", "viral")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from classify.bundles import build_net, load_single, save_single
 from classify.models.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -17,7 +18,6 @@ from classify.models.settings import (
     FusionConfig,
 )
 from classify.preprocess import PreprocessConfig
-from classify.singles.bundle import build_net, load_single, save_single
 from classify.singles.config import SingleConfig
 from cxr.bundle import save_bundle
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from classify.bundles import load_single
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.singles.bundle import load_single
 from classify.singles.config import ProtocolConfig, SingleConfig
 from classify.singles.figures import report_of
 from classify.singles.fit import train_single

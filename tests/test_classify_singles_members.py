@@ -15,21 +15,19 @@ from pytorch_grad_cam import GradCAM
 from saliency_nets import HeadNet, as_the_library_has_it, assert_same_maps, films, pooled
 from torch import nn
 
-from classify import run
+from classify import run, show
 from classify.audit import __main__ as audit
 from classify.audit.look import member_maps
 from classify.audit.randomise import randomise, stages_of
 from classify.audit.rows import read_audit
-from classify.ensemble import Ensemble
+from classify.bundles import build_net, save_single
+from classify.ensemble import Ensemble, members_of
 from classify.models.settings import BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.saliency.fusion import has_backbones
-from classify.saliency.maps import METHODS, fused_maps, logits_and_saliency, saliency_maps
-from classify.singles import show
-from classify.singles.bundle import build_net, save_single
+from classify.saliency.hooks import has_backbones
+from classify.saliency.maps import Explained, explain, look, saliency_maps
+from classify.saliency.methods import METHODS
 from classify.singles.config import SingleConfig
-from classify.singles.look import Explained, explain
-from classify.singles.members import members_of
 from cxr.stats import softmax
 
 THREE = ("normal", "bacterial", "viral")
@@ -112,7 +110,8 @@ def test_a_members_map_is_that_of_the_bare_networks_logit(classes: int, hidden: 
 
 def test_maps_come_with_the_logits_in_one_pass_where_the_head_is_linear() -> None:
     member = members_of(net_of(2), ("normal", "pneumonia"))["pneumonia"]
-    assert logits_and_saliency(member, films(), TARGET)[1] is not None
+    ((_, planes),) = look([member], films(), TARGET)
+    assert planes is not None
     insisted = saliency_maps(member, films(), [TARGET] * 3, closed_form=True)
     by_hand = saliency_maps(member, films(), [TARGET] * 3, closed_form=False)
     assert_same_maps(insisted, by_hand)
@@ -134,7 +133,7 @@ def test_a_fusion_nets_member_has_its_fused_map(method: str) -> None:
     batch = films(2, 64, 64)
     assert has_backbones(member) and not has_backbones(net_of(2))
     ours = member_maps(member, batch, method)[1]
-    np.testing.assert_allclose(ours, fused_maps(net, batch, [2, 2], method), atol=1e-6)
+    np.testing.assert_allclose(ours, saliency_maps(net, batch, [2, 2], method), atol=1e-6)
 
 
 def test_the_cascade_goes_through_the_networks_own_stages() -> None:

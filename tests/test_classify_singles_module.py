@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from classify.bundles import build_net
 from classify.models.cxrnet import build_cxrnet
 from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.preprocess import PreprocessConfig, to_input
-from classify.singles.bundle import build_net
 from classify.singles.module import SingleModule
 from cxr.training.learner import best_epoch
 from cxr.training.optim import OptimConfig

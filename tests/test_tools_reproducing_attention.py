@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from classify.bundles import Single
 from classify.models.fusion import FusionNet
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
-from classify.singles.bundle import Single
 from cxr.answers import Answer, write_answers
 from cxr.boxes import Frame
 from cxr.bundle import save_bundle

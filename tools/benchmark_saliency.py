@@ -15,8 +15,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from classify.ensemble import Ensemble
-from classify.saliency.maps import rank_correlation, saliency_layer, saliency_maps
-from classify.saliency.score import SCORE_BATCH, TOP_K
+from classify.saliency.hooks import saliency_layer
+from classify.saliency.maps import saliency_maps
+from classify.saliency.methods import SCORE_BATCH, TOP_K
+from classify.saliency.score import rank_correlation
 
 TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
 

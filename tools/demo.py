@@ -52,7 +52,7 @@ def draw_way(film_path: Path) -> np.ndarray:
     """One film's way as an RGB picture: film, box, crop, Grad-CAM of the strongest member."""
     from classify.ensemble import Ensemble
     from classify.judge import strongest_member
-    from classify.saliency.maps import grad_cam, saliency_layer, to_pixels
+    from classify.saliency.maps import saliency_maps, to_pixels
     from cxr import draw
     from cxr.film import read_film
     from detect.crop import crop_film
@@ -65,7 +65,7 @@ def draw_way(film_path: Path) -> np.ndarray:
     batch, frames = ensemble.prepare([crop.pixels])
     target = ensemble.targets[strongest_member(ensemble.predict([crop.pixels])[0])]
     member = ensemble.member(target)
-    maps = grad_cam(member, saliency_layer(member), batch, [1])
+    maps = saliency_maps(member, batch, [1], closed_form=False)
     height, width = crop.pixels.shape
     plane = to_pixels(maps, frames, [(height, width)])[0]
     plain, cut = draw.to_rgb(film.pixels), draw.to_rgb(crop.pixels)

@@ -107,7 +107,7 @@ def load(config: AuditConfig) -> Auditor:
             f"{', '.join(run.targets)}. {folder} has "
             f"{', '.join(members.targets)}."
         )
-    check_draws(config.method, members)
+    check_draws(config.method, members.members)
     changed = [t for t, sha in members.weights.items() if run.members.get(t, sha) != sha]
     if changed:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.saliency.maps import ALL_METHODS
+from classify.saliency.methods import ALL_METHODS
 
 CONTROLS = ("masked", "randomised", "road")
 NAMES = {

@@ -20,7 +20,7 @@ from classify.audit.sight import Sight
 from classify.audit.text import find_text
 from classify.judge import Members
 from classify.labels import TARGET
-from classify.saliency.maps import logits_and_saliency, saliency_maps, to_pixels
+from classify.saliency.maps import look, saliency_maps, to_pixels
 from cxr.boxes import Frame
 from cxr.stats import softmax
 
@@ -127,7 +127,7 @@ def member_maps(
     member: torch.nn.Module, batch: torch.Tensor, method: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, 3) and maps (N, h, w) of TARGET: in one forward pass if the head allows."""
-    logits, planes = logits_and_saliency(member, batch, TARGET, method)
+    ((logits, planes),) = look([member], batch, TARGET, method)
     if planes is None:
         planes = saliency_maps(member, batch, [TARGET] * len(batch), method)
     return logits, planes

@@ -32,8 +32,7 @@ import torch
 from torch import nn
 
 from classify.audit.impute import NOISE, impute
-from classify.saliency.hooks import check_classes, check_logits, on_device_of
-from classify.saliency.maps import left_as_found
+from classify.saliency.hooks import check_classes, check_logits, left_as_found, on_device_of
 from cxr.stats import Figure, mean_figure
 
 PERCENTILES = (20, 40, 60, 80)

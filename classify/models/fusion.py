@@ -56,9 +56,9 @@ class FusionNet(nn.Module):
         return self.nets
 
     @property
-    def backbones(self) -> dict[str, tuple[nn.Module, nn.Module]]:
-        """(network, the layer whose output it pools) by name: for the map of each and the fused."""
-        return {name: (net, saliency_layer(net)) for name, net in self.nets.items()}
+    def saliency_layers(self) -> dict[str, nn.Module]:
+        """The layer whose output each network pools: for the map of each and the fused."""
+        return {name: saliency_layer(net) for name, net in self.nets.items()}
 
 
 def build_fusion(config: FusionConfig) -> FusionNet:

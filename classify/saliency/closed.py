@@ -1,18 +1,10 @@
 """Maps without a backward pass, where global mean pooling and linear layers make the head.
 
-There the logit is  Σ_c W_kc · mean(A_c) + b_k,  so its gradient by A_c is W_kc / (h · w) at every
-place, and each method becomes a weighted sum of the maps A (N, C, h, w):
-
-| method | weight of channel c | why |
-|---|---|---|
-| cam | W | Zhou et al. 2016, arXiv 1512.04150 |
-| grad_cam | g = W / (h · w) | the mean of a constant (Selvaraju et al. 2017, arXiv 1610.02391) |
-| hirescam | g | gradient × activation at each place (Draelos & Carin 2020, arXiv 2011.08891) |
-| layercam | max(g, 0) | as above, of the positive gradients (Jiang et al. 2021) |
-| grad_cam_pp | h · w · max(g, 0) · g² / (2 g² + g³ · ΣA_c + 1e-6) | its equation 19, summed |
-
-(Grad-CAM++: Chattopadhyay et al. 2018, arXiv 1710.11063. The 1e-6 is pytorch-grad-cam's: with
-gradients near 1e-3 it weighs in, so it is kept.) One forward pass gives logits and maps at once.
+There the logit is  Σ_c W_kc · mean(A_c) + b_k,  so its gradient by A_c is g = W_kc / (h · w) at
+every place, and each method becomes a weighted sum of the maps A (N, C, h, w): with W for cam, the
+mean of a constant for grad_cam and hirescam, max(g, 0) for layercam, and for grad_cam_pp
+h · w · max(g, 0) · g² / (2 g² + g³ · ΣA_c + 1e-6), its equation 19 summed. One forward pass gives
+logits and maps at once.
 """
 
 from __future__ import annotations
@@ -25,18 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from classify.saliency.gradients import EPS
 from classify.saliency.hooks import (
-    LayerTape,
     check_classes,
     check_layers,
     check_logits,
     left_as_found,
     on_device_of,
+    run_recorded,
     saliency_layer,
 )
+from classify.saliency.methods import CLOSED_FORMS
 
-CLOSED_FORMS = ("grad_cam", "grad_cam_pp", "hirescam", "layercam", "cam")
-_EPS = 1e-6  # of pytorch-grad-cam's Grad-CAM++
 _TOLERANCE = 1e-4
 
 # Whether what follows a layer is mean pooling and linear layers, found out once for each.
@@ -55,6 +47,11 @@ class LinearHead:
         """(N, C, h, w) to (N, K)."""
         return maps.float().mean((2, 3)) @ self.weight.T + self.bias
 
+    def gives(self, maps: torch.Tensor, logits: torch.Tensor) -> bool:
+        """Whether the head gives the model's logits (N, K) to 1e-4 of their scale."""
+        scale = max(1.0, float(logits.abs().max())) if logits.numel() else 1.0
+        return bool(((self.logits(maps) - logits.float()).abs() <= _TOLERANCE * scale).all())
+
 
 @dataclass(frozen=True, eq=False)
 class LogitsAndMaps:
@@ -63,7 +60,7 @@ class LogitsAndMaps:
 
     logits: torch.Tensor
     maps: torch.Tensor
-    head: LinearHead | None
+    head: LinearHead | None = None
 
     def saliency(self, classes: Sequence[int], method: str = "grad_cam") -> np.ndarray:
         """(N, h, w) float32 ≥ 0 of one logit a film in closed form.
@@ -91,7 +88,7 @@ class LogitsAndMaps:
 
 
 def _channel_weights(maps: torch.Tensor, weight: torch.Tensor, method: str) -> torch.Tensor:
-    """(N, C) weights of the channels from the head's (N, C); the module's table says why."""
+    """(N, C) weights of the channels from the head's (N, C); the module's text says why."""
     if method == "cam":
         return weight
     places = maps.shape[2] * maps.shape[3]
@@ -99,7 +96,7 @@ def _channel_weights(maps: torch.Tensor, weight: torch.Tensor, method: str) -> t
     if method == "layercam":
         return g.clamp_min(0)
     if method == "grad_cam_pp":
-        alpha = g**2 / (2 * g**2 + maps.sum((2, 3)) * g**3 + _EPS)
+        alpha = g**2 / (2 * g**2 + maps.sum((2, 3)) * g**3 + EPS)
         return places * g.clamp_min(0) * alpha
     return g
 
@@ -127,57 +124,32 @@ def logits_and_maps(
     layer = saliency_layer(model) if layer is None else layer
     check_layers(model, [layer])
     batch = on_device_of(model, batch)
-    with torch.inference_mode():
-        logits, maps, linears = _forward(model, layer, batch)
-        head = _product(linears, maps.shape[1], logits.shape[1])
-        if layer not in _IS_LINEAR and len(batch):
-            _IS_LINEAR[layer] = head is not None and _stands_random_maps(
-                model, layer, batch[:1], head
-            )
-        if head is not None and not (_IS_LINEAR.get(layer, True) and _agree(head, maps, logits)):
-            head = None
-    return LogitsAndMaps(logits, maps, head)
-
-
-def _forward(
-    model: nn.Module, layer: nn.Module, batch: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, list[nn.Linear]]:
-    """Logits, maps, and the linear layers in the order in which they ran behind the layer."""
-    ran: list[nn.Module] = []
-    with left_as_found(model):  # takes the hooks off again
+    ran: list[nn.Module] = []  # the layer and the linear layers, in the order in which they ran
+    with left_as_found(model), torch.inference_mode():
         for module in (layer, *(m for m in model.modules() if isinstance(m, nn.Linear))):
             module.register_forward_hook(lambda m, _inputs, _output: ran.append(m))
-        tape = LayerTape(model, [layer], gradients=False)
-        logits = tape(batch)
-    behind = ran[ran.index(layer) + 1 :]
-    return logits, tape.recorded(layer), [m for m in behind if isinstance(m, nn.Linear)]
+        logits, (maps,) = run_recorded(model, [layer], batch)
+        behind = [m for m in ran[ran.index(layer) + 1 :] if isinstance(m, nn.Linear)]
+        head = _product(behind, maps.shape[1], logits.shape[1])
+    if layer not in _IS_LINEAR and len(batch):
+        _IS_LINEAR[layer] = head is not None and _stands_random_maps(model, layer, batch[:1], head)
+    if head is not None and not (may_be_closed(layer) and head.gives(maps, logits)):
+        head = None
+    return LogitsAndMaps(logits, maps, head)
 
 
 def _product(linears: Sequence[nn.Linear], channels: int, classes: int) -> LinearHead | None:
     """Linear layers one after the other as one; None when they do not fit together."""
     widths = [channels, *(m.out_features for m in linears)]
-    if not linears or widths[-1] != classes:
+    if not linears or widths[-1] != classes or [m.in_features for m in linears] != widths[:-1]:
         return None
-    if any(m.in_features != width for m, width in zip(linears, widths, strict=False)):
-        return None
-    weight = linears[0].weight.detach().float().clone()  # stays what it is when training goes on
-    bias = _bias(linears[0])
-    for linear in linears[1:]:
-        weight = linear.weight.float() @ weight
-        bias = linear.weight.float() @ bias + _bias(linear)
+    device = linears[0].weight.device
+    weight, bias = torch.eye(channels, device=device), torch.zeros(channels, device=device)
+    for n, linear in enumerate(linears):  # copies: they stay what they are when training goes on
+        own = linear.weight.detach().float()
+        weight, bias = own @ weight if n else own.clone(), own @ bias
+        bias = bias if linear.bias is None else bias + linear.bias.detach().float()
     return LinearHead(weight, bias)
-
-
-def _bias(linear: nn.Linear) -> torch.Tensor:
-    if linear.bias is None:
-        return torch.zeros(linear.out_features, device=linear.weight.device)
-    return linear.bias.detach().float().clone()
-
-
-def _agree(head: LinearHead, maps: torch.Tensor, logits: torch.Tensor) -> bool:
-    """Whether the head gives the model's logits (N, K) to 1e-4 of their scale."""
-    scale = max(1.0, float(logits.abs().max())) if logits.numel() else 1.0
-    return bool(((head.logits(maps) - logits.float()).abs() <= _TOLERANCE * scale).all())
 
 
 def _stands_random_maps(
@@ -192,7 +164,7 @@ def _stands_random_maps(
         sent.append(maps * (10 * output.abs().max().clamp_min(1)))
         return sent[-1].clone()
 
-    with left_as_found(model):
+    with left_as_found(model), torch.inference_mode():
         layer.register_forward_hook(replace)
         logits = model(film)
-    return _agree(head, sent[0], logits)
+        return head.gives(sent[0], logits)

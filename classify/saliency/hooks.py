@@ -17,24 +17,21 @@ def left_as_found(model: nn.Module) -> Iterator[nn.Module]:
     Training flags of every module, `requires_grad` and `.grad` of every parameter and all forward
     hooks are put back, also after an error.
     """
-    modules = list(model.modules())
-    training = [m.training for m in modules]
-    hooks = [m._forward_hooks.copy() for m in modules]
-    parameters = list(model.parameters())
-    wanted = [(p.requires_grad, p.grad) for p in parameters]
+    modules = [(m, m.training, m._forward_hooks.copy()) for m in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
-        for module in modules:
+        for module, *_ in modules:
             module.training = False
-        for parameter in parameters:
+        for parameter, *_ in parameters:
             parameter.requires_grad_(False)  # only the activations' gradients are needed
         yield model
     finally:
-        for module, flag, kept in zip(modules, training, hooks, strict=True):
-            module.training = flag
+        for module, training, kept in modules:
+            module.training = training
             for handle in set(module._forward_hooks) - set(kept):
                 del module._forward_hooks[handle]
-        for parameter, (flag, gradient) in zip(parameters, wanted, strict=True):
-            parameter.requires_grad_(flag)
+        for parameter, wanted, gradient in parameters:
+            parameter.requires_grad_(wanted)
             parameter.grad = gradient
 
 
@@ -47,6 +44,23 @@ def saliency_layer(model: nn.Module) -> nn.Module:
             "output (N, C, h, w) is pooled. It names none."
         )
     return layer
+
+
+def saliency_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that a net with several backbones names for its maps, by backbone; raises
+    ValueError where it names none."""
+    named = getattr(model, "saliency_layers", None)
+    if not named:
+        raise ValueError(
+            f"{type(model).__name__} must name the layers of its backbones: `saliency_layers` "
+            "(name to layer). It names none."
+        )
+    return dict(named)
+
+
+def has_backbones(model: nn.Module) -> bool:
+    """Whether a model has several backbones, each with a map of its own."""
+    return bool(getattr(model, "saliency_layers", None))
 
 
 class Rearranges(Protocol):
@@ -79,8 +93,7 @@ def bare_net(model: nn.Module, classes: Sequence[int]) -> tuple[nn.Module, Seque
 
 def check_layers(model: nn.Module, layers: Sequence[nn.Module]) -> None:
     """Raises ValueError for a layer that is none of the model's."""
-    own = set(model.modules())
-    if any(layer not in own for layer in layers):
+    if not set(layers) <= set(model.modules()):
         raise ValueError("layer must be a module of the model. Got one of another model instead.")
 
 
@@ -93,7 +106,7 @@ def check_classes(classes: Sequence[int], films: int) -> None:
 
 
 def check_logits(classes: Sequence[int], logits: torch.Tensor) -> None:
-    """Raises IndexError for a class without a logit; logits are (N, K)."""
+    """Raises IndexError for a class without a logit, -1 too; logits are (N, K)."""
     wrong = [int(c) for c in classes if not 0 <= int(c) < logits.shape[1]]
     if wrong:
         raise IndexError(
@@ -108,82 +121,42 @@ def on_device_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return batch if parameter is None else batch.to(parameter.device)
 
 
-class LayerTape:
-    """Records the outputs of layers, in the order in which the layers are named.
+def run_recorded(
+    model: nn.Module, layers: Sequence[nn.Module], batch: torch.Tensor, gradients: bool = False
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The model's logits (N, K) and the outputs (N, C, h, w) of layers, in the order in which the
+    layers are named, whatever the order in which they run.
 
     With `gradients`, each output becomes the start of the graph, so that a backward pass ends
     there and never walks through the backbone: the same gradients for a fraction of the time.
-    (A layer that lies behind another one of the same tape stays connected to it.) Replaces the
-    library's ActivationsAndGradients, whose two lists follow the order in which layers run
-    forwards and backwards: for parallel backbones these orders differ, and maps would be made of
-    one backbone's activations and another one's gradients.
+    (A layer that lies behind another one of these stays connected to it.) Raises ValueError for
+    layers that give no maps to explain with.
     """
+    seen: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], gradients: bool) -> None:
-        self.model, self.layers, self._wants_gradients = model, list(layers), gradients
-        self._seen: dict[nn.Module, list[torch.Tensor]] = {}
-        self._handles = [layer.register_forward_hook(self._record) for layer in self.layers]
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """The model's logits; raises ValueError for layers that give no maps to explain with."""
-        self._seen = {layer: [] for layer in self.layers}
-        logits = self.model(batch)
-        for layer, outputs in self._seen.items():
-            shapes = [tuple(o.shape) for o in outputs]
-            if len(shapes) != 1 or len(shapes[0]) != 4:
-                raise ValueError(
-                    "layer must run once a forward pass and give maps (N, C, h, w). "
-                    f"{type(layer).__name__} gave {shapes or 'nothing'}: name another layer."
-                )
-        return logits
-
-    def _record(self, layer: nn.Module, _inputs: Any, output: Any) -> torch.Tensor | None:
+    def record(layer: nn.Module, _inputs: Any, output: Any) -> torch.Tensor | None:
         if not isinstance(output, torch.Tensor):
             raise ValueError(
                 "layer must give one tensor (N, C, h, w). "
-                f"{type(layer).__name__} gave a {type(output).__name__}: name another "
-                "layer."
+                f"{type(layer).__name__} gave a {type(output).__name__}: name another layer."
             )
-        if not self._wants_gradients:
-            self._seen[layer].append(output.clone())  # what follows may work in place
-            return None
-        if not output.requires_grad:
+        if gradients and not output.requires_grad:
             output = output.detach().requires_grad_()
-        output.retain_grad()
-        self._seen[layer].append(output)
-        return output.clone()
+        # a copy on one of the two ways, for what follows may work in place
+        seen[layer].append(output if gradients else output.clone())
+        return output.clone() if gradients else None
 
-    def recorded(self, layer: nn.Module) -> torch.Tensor:
-        """(N, C, h, w) of one layer, where the model computed it."""
-        return self._seen[layer][0].detach()
-
-    @property
-    def activations(self) -> list[torch.Tensor]:
-        """(N, C, h, w) of each layer."""
-        return [self._seen[layer][0].detach().cpu() for layer in self.layers]
-
-    @property
-    def gradients(self) -> list[torch.Tensor]:
-        """(N, C, h, w) of each layer, after a backward pass."""
-        out = []
-        for layer in self.layers:
-            gradient = self._seen[layer][0].grad
-            if gradient is None:
-                raise ValueError(
-                    "layer must lie on the way to the logits. No gradient reached "
-                    f"{type(layer).__name__}: give the layer whose output the head "
-                    "pools."
-                )
-            out.append(gradient.detach().cpu())
-        return out
-
-    def clear(self) -> None:
-        """Lets go of what was recorded."""
-        self._seen = {layer: [] for layer in self.layers}
-
-    def release(self) -> None:
-        """Takes the hooks off again."""
-        self.clear()
-        for handle in self._handles:
+    handles = [layer.register_forward_hook(record) for layer in seen]
+    try:
+        logits = model(batch)
+    finally:
+        for handle in handles:
             handle.remove()
-        self._handles = []
+    for layer, outputs in seen.items():
+        shapes = [tuple(o.shape) for o in outputs]
+        if len(shapes) != 1 or len(shapes[0]) != 4:
+            raise ValueError(
+                "layer must run once a forward pass and give maps (N, C, h, w). "
+                f"{type(layer).__name__} gave {shapes or 'nothing'}: name another layer."
+            )
+    return logits, [seen[layer][0] for layer in layers]

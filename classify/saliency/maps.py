@@ -1,4 +1,4 @@
-"""Where a member looked: saliency maps of one logit, laid back on the film.
+"""Where a network looked: saliency maps of one logit, laid back on the film.
 
     maps = saliency_maps(member, batch, [1] * len(batch), "layercam")  # (N, h, w), in its own unit
     planes = to_pixels(maps, frames, sizes_hw)  # each film's or crop's own pixels
@@ -9,7 +9,8 @@ here maps keep their unit: those of several members can be compared and their en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -17,48 +18,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.saliency.closed import CLOSED_FORMS, logits_and_maps, may_be_closed
-from classify.saliency.fusion import backbone_maps, fuse, fused_maps, has_backbones
+from classify.saliency.closed import LogitsAndMaps, logits_and_maps, may_be_closed
+from classify.saliency.gradients import eigen_maps, gradient_maps
 from classify.saliency.hooks import (
     bare_net,
     check_classes,
     check_layers,
+    check_logits,
+    has_backbones,
     left_as_found,
     on_device_of,
     rearranges,
     saliency_layer,
+    saliency_layers,
 )
-from classify.saliency.library import eigen_maps, library_maps
-from classify.saliency.own import OWN_MAPS, explanations
-from classify.saliency.score import SCORE_BATCH, TOP_K, rank_correlation, score_maps
+from classify.saliency.methods import (
+    ADD_UP,
+    CLOSED_FORMS,
+    OWN_MAPS,
+    SCORE_BATCH,
+    TOP_K,
+    check_method,
+)
+from classify.saliency.own import explanations
+from classify.saliency.score import score_maps
 from cxr.boxes import Frame
-
-__all__ = [
-    "ALL_METHODS",
-    "METHODS",
-    "backbone_maps",
-    "fuse",
-    "fused_maps",
-    "grad_cam",
-    "left_as_found",
-    "logits_and_maps",
-    "logits_and_saliency",
-    "rank_correlation",
-    "saliency_layer",
-    "saliency_maps",
-    "to_pixels",
-]
-
-METHODS: tuple[str, ...] = (
-    "grad_cam",
-    "grad_cam_pp",
-    "hirescam",
-    "layercam",
-    "eigen_cam",
-    "score_cam",
-    "cam",
-)
-ALL_METHODS: tuple[str, ...] = (*METHODS, *OWN_MAPS)  # the last for nets that draw their own maps
 
 
 def saliency_maps(
@@ -80,16 +64,15 @@ def saliency_maps(
         method: one of ALL_METHODS. eigen_cam and explanation explain no class in particular.
             explanation and explanation_class are of networks that draw a map, see `explanations`.
         layer: a module of the model whose output is (N, C, h, w); the model's own `saliency_layer`
-            where it is None. A net with several backbones gives its `fused_maps` then.
+            where it is None. A net with several backbones gives its maps fused then, see `fuse`.
         closed_form: auto takes the closed form (no backward pass) where the head is global mean
-            pooling and linear layers, and pytorch-grad-cam's formulas elsewhere; True insists on
-            the one, False on the other. score_cam has one form only.
+            pooling and linear layers, and a backward pass elsewhere; True insists on the one,
+            False on the other. eigen_cam and score_cam have one form only.
         top_k, score_batch: of score_cam, see `score_maps`.
 
     Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
     """
-    if method not in ALL_METHODS:
-        raise ValueError(f"method must be one of {', '.join(ALL_METHODS)}. Got {method!r} instead.")
+    check_method(method)
     if closed_form not in ("auto", True, False):
         raise ValueError(f"closed_form must be auto, True or False. Got {closed_form!r} instead.")
     check_classes(classes, len(batch))
@@ -102,49 +85,151 @@ def saliency_maps(
                 "closed_form must be auto or False for a net with several backbones. "
                 "Got True instead."
             )
-        return fused_maps(model, batch, classes, method, top_k, score_batch)
+        return fuse(backbone_maps(model, batch, classes, method, top_k, score_batch), method)
     layer = saliency_layer(model) if layer is None else layer
     check_layers(model, [layer])
-    if not len(batch):
-        return np.zeros((0, 1, 1), np.float32)
-    batch = on_device_of(model, batch)
-    if method == "score_cam":
-        return score_maps(model, layer, batch, classes, top_k, score_batch)
-    if method == "eigen_cam" and closed_form is not False:
-        return eigen_maps(model, layer, batch, classes)
-    if method in CLOSED_FORMS and (
-        closed_form is True or (closed_form == "auto" and may_be_closed(layer))
-    ):
+    tries = closed_form is True or (closed_form == "auto" and may_be_closed(layer))
+    if method in CLOSED_FORMS and tries and len(batch):
         found = logits_and_maps(model, batch, layer)
         if found.head is not None or closed_form is True:
             return found.saliency(classes, method)
-    return library_maps(model, [layer], batch, classes, method)[0]
+    return _layer_maps(model, {"": layer}, batch, classes, method, top_k, score_batch)[""]
 
 
-def logits_and_saliency(
-    model: nn.Module, batch: torch.Tensor, wanted: int, method: str = "grad_cam"
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Logits (N, K) float32 and each film's map (N, h, w) of the logit `wanted`, from one forward
-    pass. The maps are None where the method has no closed form on this model: `saliency_maps` makes
-    them with closed_form=False then. Arguments and errors as for `saliency_maps`."""
-    net, (logit,) = bare_net(model, [wanted])
-    if net is not model and rearranges(model):
-        bare, planes = logits_and_saliency(net, batch, logit, method)
-        return model.rearrange(torch.from_numpy(bare)).numpy(), planes
-    if has_backbones(model) or method not in CLOSED_FORMS:
-        with left_as_found(model), torch.inference_mode():
-            return model(on_device_of(model, batch)).float().cpu().numpy(), None
-    found = logits_and_maps(model, batch)
-    planes = None if found.head is None else found.saliency([wanted] * len(batch), method)
-    return found.logits.float().cpu().numpy(), planes
+def backbone_maps(
+    model: nn.Module,
+    batch: torch.Tensor,
+    classes: Sequence[int],
+    method: str = "grad_cam",
+    top_k: int | None = TOP_K,
+    score_batch: int = SCORE_BATCH,
+) -> dict[str, np.ndarray]:
+    """(N, h, w) float32 ≥ 0 of each backbone of a fusion net at its own resolution.
+
+    The gradients of all backbones come from one forward and one backward pass, which ends at the
+    layers. Arguments and errors as for `saliency_maps`.
+    """
+    layers = saliency_layers(model)
+    check_classes(classes, len(batch))
+    return _layer_maps(model, layers, batch, classes, method, top_k, score_batch)
 
 
-def grad_cam(
-    model: nn.Module, layer: nn.Module, batch: torch.Tensor, classes: Sequence[int]
-) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) of one logit a film by a backward pass:
-    `saliency_maps` with closed_form=False."""
-    return saliency_maps(model, batch, classes, "grad_cam", layer, closed_form=False)
+def _layer_maps(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batch: torch.Tensor,
+    classes: Sequence[int],
+    method: str,
+    top_k: int | None,
+    score_batch: int,
+) -> dict[str, np.ndarray]:
+    """(N, h, w) of each layer."""
+    check_layers(model, list(layers.values()))
+    if not len(batch):
+        return {name: np.zeros((0, 1, 1), np.float32) for name in layers}
+    batch = on_device_of(model, batch)
+    if method == "score_cam":
+        return {
+            name: score_maps(model, layer, batch, classes, top_k, score_batch)
+            for name, layer in layers.items()
+        }
+    if method == "eigen_cam":
+        return {n: eigen_maps(model, layer, batch, classes) for n, layer in layers.items()}
+    maps = gradient_maps(model, list(layers.values()), batch, classes, method)
+    return dict(zip(layers, maps, strict=True))
+
+
+def fuse(by_name: Mapping[str, np.ndarray], method: str = "grad_cam") -> np.ndarray:
+    """(N, h, w): maps of several backbones (N, …) at the finest one's resolution, added up in their
+    own units; pytorch-grad-cam scales each to [0, 1] first, so that a backbone that says nothing
+    weighs as much as one that decides.
+
+    For grad_cam, hirescam and layercam a map keeps its sum when it is enlarged, so that each
+    backbone keeps its share in the logit; with equal values instead, a coarse map would weigh more
+    by the ratio of the areas. The other methods' maps keep their values.
+    """
+    maps = list(by_name.values())
+    height, width = max(m.shape[1] for m in maps), max(m.shape[2] for m in maps)
+    fused = np.zeros((len(maps[0]), height, width), np.float32)
+    for planes in maps:
+        for n, plane in enumerate(planes):
+            large = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+            total = float(large.sum())
+            if method in ADD_UP and total > 0:
+                large = large * (float(plane.sum()) / total)
+            fused[n] += large
+    return fused
+
+
+def look(
+    members: Sequence[nn.Module], batch: torch.Tensor, wanted: int, method: str = "grad_cam"
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Of each member the logits (N, K) float32 and the maps (N, h, w) of the logit `wanted`, from
+    one forward pass of each network: one that stands for several members runs once.
+
+    The maps are None where the method has no closed form on the network: `saliency_maps` makes
+    them with closed_form=False then. Arguments and errors as for `saliency_maps`.
+    """
+    ran: dict[nn.Module, LogitsAndMaps] = {}
+    looks = []
+    for member in members:
+        net, (logit,) = bare_net(member, [wanted])
+        found = ran[net] = ran.get(net) or _run(net, batch, method)
+        logits = found.logits.float().cpu()
+        if net is not member and rearranges(member):
+            logits = member.rearrange(logits)
+        planes = found.saliency([logit] * len(batch), method) if found.head else None
+        looks.append((logits.numpy(), planes))
+    return looks
+
+
+def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
+    """Logits, with a layer's maps where the method may have a closed form."""
+    if method in CLOSED_FORMS and not has_backbones(net):
+        return logits_and_maps(net, batch)
+    with left_as_found(net), torch.inference_mode():
+        return LogitsAndMaps(net(on_device_of(net, batch)), torch.empty(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Answers to N films and the maps of one class each.
+
+    `logits` (N, K), `classes` the N that are explained, `maps` (N, h, w) ≥ 0 of the network, and
+    of a fusion net `nets`: name → (N, h', w') of each net at its own resolution, of which `maps` is
+    the sum.
+    """
+
+    logits: np.ndarray
+    classes: tuple[int, ...]
+    maps: np.ndarray
+    nets: dict[str, np.ndarray]
+
+
+def explain(
+    net: nn.Module,
+    batch: torch.Tensor,
+    classes: Sequence[int] | None = None,
+    method: str = "grad_cam",
+) -> Explained:
+    """Logits and maps of prepared films (N, 3, h, w), N at least 1.
+
+    `classes` are N indices of logits; None explains what the network answered. One forward pass
+    where the maps have a closed form. Errors as of `saliency_maps`.
+    """
+    found = _run(net, batch, method)
+    logits = found.logits.float().cpu()
+    wanted = [int(k) for k in (logits.argmax(1) if classes is None else classes)]
+    check_logits(wanted, logits)
+    nets: dict[str, np.ndarray] = {}
+    if has_backbones(net):
+        nets = backbone_maps(net, batch, wanted, method)
+        maps = fuse(nets, method)
+    elif found.head is not None:
+        maps = found.saliency(wanted, method)
+    else:
+        maps = saliency_maps(net, batch, wanted, method)
+    return Explained(logits.numpy(), tuple(wanted), maps, nets)
 
 
 def to_pixels(

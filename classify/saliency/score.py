@@ -13,22 +13,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
 from classify.saliency.hooks import (
-    LayerTape,
     check_classes,
     check_layers,
     check_logits,
     left_as_found,
     on_device_of,
+    run_recorded,
     saliency_layer,
 )
-
-TOP_K = 64
-SCORE_BATCH = 32
+from classify.saliency.methods import SCORE_BATCH, TOP_K
 
 
 def score_maps(
@@ -48,10 +45,8 @@ def score_maps(
     _check_options(top_k, score_batch)
     with left_as_found(model), torch.inference_mode():
         maps = _look(model, layer, batch, classes)
-        chosen = _most_energy(maps, top_k)
-        kept = maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:]))
-        planes = _weigh(kept, _scores(model, batch, classes, kept, score_batch))
-    return planes.cpu().numpy()
+        kept = _take(maps, _most_energy(maps, top_k))
+        return _weigh(kept, _scores(model, batch, classes, kept, score_batch)).cpu().numpy()
 
 
 def rank_correlation(
@@ -78,8 +73,7 @@ def rank_correlation(
         maps = _look(model, layer, batch, classes)
         scores = _scores(model, batch, classes, maps, score_batch)
         chosen = _most_energy(maps, k)
-        few = maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:]))
-        some = _weigh(few, scores.gather(1, chosen)).flatten(1).cpu().numpy()
+        some = _weigh(_take(maps, chosen), scores.gather(1, chosen)).flatten(1).cpu().numpy()
         every = _weigh(maps, scores).flatten(1).cpu().numpy()
     return np.array([_spearman(a, b) for a, b in zip(some, every, strict=True)])
 
@@ -95,10 +89,8 @@ def _look(
     model: nn.Module, layer: nn.Module, batch: torch.Tensor, classes: Sequence[int]
 ) -> torch.Tensor:
     """The layer's maps (N, C, h, w)."""
-    tape = LayerTape(model, [layer], gradients=False)
-    check_logits(classes, tape(batch))
-    maps = tape.recorded(layer)
-    tape.release()  # before the masked films come
+    logits, (maps,) = run_recorded(model, [layer], batch)
+    check_logits(classes, logits)
     return maps
 
 
@@ -107,6 +99,11 @@ def _most_energy(maps: torch.Tensor, top_k: int | None) -> torch.Tensor:
     channels = maps.shape[1]
     k = channels if top_k is None else min(top_k, channels)
     return maps.float().square().sum((2, 3)).topk(k, dim=1).indices
+
+
+def _take(maps: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """(N, C, h, w) to (N, k, h, w): each film's chosen (N, k) channels."""
+    return maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:]))
 
 
 def _scores(
@@ -119,8 +116,7 @@ def _scores(
     scores = blank[:, None].repeat(1, maps.shape[1])
     alive = maps.amax((2, 3)) > maps.amin((2, 3))
     films, channels = alive.nonzero(as_tuple=True)
-    for start in range(0, len(films), size):
-        film, channel = films[start : start + size], channels[start : start + size]
+    for film, channel in zip(films.split(size), channels.split(size), strict=True):
         masks = _masks(maps[film, channel], batch.shape[2:])
         logits = model(batch[film] * masks.to(batch.dtype)).float()
         scores[film, channel] = logits.gather(1, wanted[film, None])[:, 0]
@@ -139,11 +135,11 @@ def _masks(maps: torch.Tensor, size_hw: Sequence[int]) -> torch.Tensor:
 
 def _weigh(maps: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """(N, C, h, w) summed with the softmax of their scores (N, C): (N, h, w) ≥ 0."""
-    weights = scores.softmax(1)
-    return torch.einsum("nc,nchw->nhw", weights, maps.float()).clamp_min(0)
+    return torch.einsum("nc,nchw->nhw", scores.softmax(1), maps.float()).clamp_min(0)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(spearmanr(a, b).statistic)
+    from scipy.stats import spearmanr
+
+    flat = np.ptp(a) == 0 or np.ptp(b) == 0
+    return float("nan") if flat else float(spearmanr(a, b).statistic)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.ensemble import pick_device
 from classify.films import Case
 from classify.preprocess import to_input
 from classify.singles.config import SingleConfig
 from classify.singles.data import film_loader
 from cxr.answers import Answer
+from cxr.devices import pick_device
 from cxr.plots import draw_confusion
 from cxr.stats import Report, classification_report, softmax
 

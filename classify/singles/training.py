@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from classify.bundles import build_net, save_single
 from classify.dataset import class_weights
 from classify.films import Case
-from classify.singles.bundle import build_net, save_single
 from classify.singles.config import PARTS, SingleConfig
 from classify.singles.data import balance_films, film_loader, train_loader
 from classify.singles.figures import answer_films, draw_report, report_of

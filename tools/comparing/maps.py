@@ -22,7 +22,8 @@ from classify.ensemble import Ensemble
 from classify.inputs import Item, crop_on_disk, name_of, whole_films
 from classify.labels import TARGET
 from classify.report import printable
-from classify.saliency.maps import ALL_METHODS, saliency_maps, to_pixels
+from classify.saliency.maps import saliency_maps, to_pixels
+from classify.saliency.methods import check_method
 from classify.saliency.own import check_draws
 from cxr.bundle import load_bundle, save_bundle
 from cxr.draw import fit
@@ -105,10 +106,7 @@ class MapsConfig:
                 "either FILMS or --crops must be given, and not both. Got "
                 f"{len(self.films)} FILMS and --crops {self.crops!r}."
             )
-        if self.method not in ALL_METHODS:
-            raise ValueError(
-                f"--method must be one of {', '.join(ALL_METHODS)}. Got {self.method!r} instead."
-            )
+        check_method(self.method, "--method")
         if self.showing and not self.data:
             raise ValueError("--showing needs --data, whose films.csv has the labels. Got none.")
         if self.batch < 1 or self.most < 0:
@@ -125,7 +123,7 @@ def run(config: MapsConfig) -> int:
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]
     net = members.member(target)
-    check_draws(config.method, members, (target,))
+    check_draws(config.method, {target: net})
     truths = Truths.load(config.data) if config.data else Truths()
     films: dict[str, Explained] = {}
     names, items = _items(config, truths, target)

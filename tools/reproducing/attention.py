@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from classify.audit.truth import Truths
-from classify.ensemble import member_of
+from classify.bundles import Single, load_single, member_of
 from classify.films import Case, select_cases
 from classify.preprocess import PreprocessConfig
-from classify.singles.bundle import Single, load_single
 from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.films_table import FilmNames, read_films_table

@@ -12,13 +12,14 @@ import numpy as np
 from classify.audit.metrics import Regions, measure
 from classify.audit.sight import draw_lungs
 from classify.audit.truth import Truths
-from classify.ensemble import pick_device, prepare_films
+from classify.bundles import Single
+from classify.ensemble import prepare_films
 from classify.films import Case
-from classify.saliency.maps import saliency_maps, to_pixels
-from classify.saliency.own import OWN_MAPS, explains_itself
-from classify.singles.bundle import Single
-from classify.singles.look import explain
+from classify.saliency.maps import explain, saliency_maps, to_pixels
+from classify.saliency.methods import OWN_MAPS
+from classify.saliency.own import explains_itself
 from cxr.boxes import Frame
+from cxr.devices import pick_device
 from cxr.film import Film
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from detect.lungfield.field import LungField

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.ensemble import member_of, pick_device
+from classify.bundles import member_of
 from classify.films import Case, label_of
 from classify.fit import predict
 from classify.recipe import TrainConfig
@@ -22,6 +22,7 @@ from classify.screening.tiers import TIERS
 from classify.train import load_cases, member_job, train_ensemble
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
+from cxr.devices import pick_device
 from cxr.films_table import has_disease
 from cxr.stats import Figure, softmax
 from cxr.workdir import log, write_json
