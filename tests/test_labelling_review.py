@@ -12,10 +12,9 @@ import pytest
 from labelling_sessions import make_session
 
 from cxr import draw
-from labelling.review import ReviewConfig, choose_films, run
-from labelling.review_orders import parse_numbers, parse_orders
-from labelling.review_sheet import SheetLook, draw_tile, join_numbers, write_caption
+from labelling.review import ReviewConfig, choose_films, parse_numbers, run
 from labelling.session import Session, to_shape
+from labelling.sheet import draw_tile, join_numbers, write_caption
 
 FILM = np.full((200, 100), 0.3, np.float32)  # 100 wide, 200 high; views are 64 × 128
 BOX = (10.0, 40.0, 90.0, 180.0)
@@ -65,11 +64,11 @@ def test_a_span_starts_with_its_lower_number() -> None:
 
 
 def test_edges_are_read_for_several_films() -> None:
-    orders = parse_orders(set_="7:left=0.10,bottom=0.93; 9,11:top=.05")
-    assert orders.set_ == (
+    config = ReviewConfig(("s",), set="7:left=0.10,bottom=0.93; 9,11:top=.05")
+    assert config.orders["set"] == [
         (((7, 7),), {"left": 0.1, "bottom": 0.93}),
         (((9, 9), (11, 11)), {"top": 0.05}),
-    )
+    ]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_each_kind_of_sheet_shows_its_films(session: Session) -> None:
 
 def test_a_box_stands_on_the_tile_where_it_lies_on_the_film(session: Session) -> None:
     film = session.films[0]
-    tile, seen = draw_tile(session, film, session.answer(film), SheetLook(tile=315))
+    tile, seen = draw_tile(session, film, session.answer(film), tile=315)
     margin = 315 // 15  # 21: the picture is 147 × 294 px
     assert seen
     assert tile.shape == (294 + 21, 147 + 21, 3)
@@ -163,22 +162,22 @@ def test_a_box_stands_on_the_tile_where_it_lies_on_the_film(session: Session) ->
 def test_a_human_box_is_blue(session: Session) -> None:
     film = session.films[0]
     session.set_answer(film, xyxy=(10, 40, 90, 170))
-    tile, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=300))
+    tile, _ = draw_tile(session, film, session.answer(film), tile=300)
     assert (tile == draw.BLUE).all(-1).sum() > 400
     assert not (tile == draw.ORANGE).all(-1).any()
 
 
 def test_rulers_tick_at_tenths_of_the_film(session: Session) -> None:
     film = session.films[4]
-    tile, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=315))
+    tile, _ = draw_tile(session, film, session.answer(film), tile=315)
     ticks = np.flatnonzero((tile[21 - 2, 21:] == 190).all(-1))
     assert list(ticks) == [round(147 * t / 10) for t in range(1, 10)]
 
 
 def test_the_grid_is_drawn_when_asked_for(session: Session) -> None:
     film = session.films[4]
-    plain, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=315))
-    grid, _ = draw_tile(session, film, session.answer(film), SheetLook(tile=315, grid=True))
+    plain, _ = draw_tile(session, film, session.answer(film), tile=315)
+    grid, _ = draw_tile(session, film, session.answer(film), tile=315, grid=True)
     row = 21 + 147  # the middle
     assert grid[row, 30].mean() > plain[row, 30].mean() + 20
 

@@ -1,25 +1,31 @@
-"""annotate.py review: films on sheets, to accept boxes at a glance and mend some by number."""
+"""annotate.py review: films on sheets, to accept boxes at a glance and mend some by number.
+
+The words of one call are read into orders by number, and these into one change for each film, each
+checked against what the reader saw. Everything is checked before anything is written: one wrong
+number, and no film is touched.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.progress import track
-
-from cxr.workdir import console
-from labelling.review_orders import Orders, parse_orders
-from labelling.review_plan import Plan, plan_changes
-from labelling.review_sheet import Film, Sheet, SheetLook, draw_sheets, join_numbers, read_drawn
-from labelling.session import Session
+from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm
+from labelling.sheet import Film, draw_sheets, join_numbers, read_drawn
 
 _PROG = "python tools/annotate.py"
-_LISTED = 20  # sheets named one by one
+EDGES = ("left", "top", "right", "bottom")
+_ACCEPTED, _DOUBTFUL = "accepted", "doubtful"
+_SAME_PX = 0.01  # film px: boxes are written with more digits than this
+_LISTED_SHEETS, _LISTED_REFUSALS = 20, 30  # at most
+
+Spans = tuple[tuple[int, int], ...]  # first and last number of each run, both included
+Orders = dict[str, list[tuple[Spans, Any]]]  # action: its numbers, and what it says of them
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,266 @@ class ReviewConfig:
 
     @property
     def orders(self) -> Orders:
-        """The actions of this call; raises ValueError for words that are none."""
-        return parse_orders(self.set, self.skip, self.flag, self.doubtful, self.accept, self.but)
+        """The actions of this call; raises ValueError with the word that is wrong."""
+        if self.but.strip() and not self.accept.strip():
+            raise ValueError(
+                f"but takes films out of accept. Got but {self.but!r} without an accept."
+            )
+        return {name: _parse_action(name, getattr(self, name)) for name in _ACTIONS}
+
+
+def _parse_edges(words: str) -> dict[str, float | str]:
+    edges: dict[str, float | str] = {}
+    for word in words.split(","):
+        name, _, value = (w.strip() for w in word.partition("="))
+        if name not in (*EDGES, "label"):
+            raise ValueError(
+                f"set must name left, top, right, bottom or label. Got {word.strip()!r} instead."
+            )
+        if name in edges:
+            raise ValueError(f"set must name each edge once. Got {name} twice in {words!r}.")
+        edges[name] = value if name == "label" else _parse_fraction(name, value)
+    return edges
+
+
+def _parse_fraction(name: str, value: str) -> float:
+    try:
+        fraction = float(value)
+    except ValueError:
+        fraction = float("nan")
+    if not 0 <= fraction <= 1:
+        raise ValueError(
+            f"set must give {name} as a fraction of the film's width or height, 0 to "
+            f"1. Got {value!r} instead."
+        )
+    return fraction
+
+
+# Action: the sign between its numbers and its words, an example, and the words allowed; None for an
+# action of numbers alone. The other flags are what skip, doubtful and accept set.
+_ACTIONS: dict[str, tuple[str, str, tuple[str, ...]] | None] = {
+    "set": (":", '"7:left=0.10,bottom=0.93; 9:top=0.05"', ()),
+    "skip": ("=", '"12=not frontal; 15=unreadable"', SKIP_FLAGS),
+    "flag": ("=", '"4=apices cut off"', ("apices cut off",)),
+    "doubtful": None,
+    "accept": None,
+    "but": None,
+}
+_APART = (("set", "skip"), ("skip", "doubtful"), ("skip", "accept"), ("doubtful", "accept"))
+
+
+def _parse_action(name: str, text: str) -> list[tuple[Spans, Any]]:
+    rule = _ACTIONS[name]
+    if rule is None:
+        return [(parse_numbers(name, text), None)] if text.strip() else []
+    sign, example, allowed = rule
+    orders: list[tuple[Spans, Any]] = []
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        numbers, _, words = (p.strip() for p in part.partition(sign))
+        if not numbers or not words:
+            raise ValueError(f"{name} must look like {example}. Got {part!r} instead.")
+        if allowed and words not in allowed:
+            raise ValueError(
+                f"{name} must give one of: {', '.join(allowed)}. Got {words!r} instead."
+            )
+        said = words if allowed else _parse_edges(words)
+        orders.append((parse_numbers(name, numbers), said))
+    return orders
+
+
+def parse_numbers(name: str, text: str) -> Spans:
+    """`1-24,30` as ((1, 24), (30, 30)); raises ValueError for what are no numbers."""
+    spans = []
+    for part in text.split(",") if text.strip() else ():
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        # isdecimal alone lets digits of other scripts pass
+        if not (first.isascii() and first.isdecimal()) or (dash and not last.isdecimal()):
+            raise ValueError(
+                f"{name} must be films' numbers such as 1-24,30. Got {text!r} instead."
+            )
+        span = (int(first), int(last or first))
+        if span[0] > span[1]:
+            raise ValueError(
+                f"{name} must give the lower number first. Got {part.strip()} instead."
+            )
+        spans.append(span)
+    return tuple(spans)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one film. `xyxy` in film px, None keeps the box; `flags`: all ticked ones.
+    `left` says why an accept changed nothing."""
+
+    film: SessionFilm
+    flags: frozenset[str]
+    did: tuple[str, ...] = ()  # set, skipped, flagged, doubtful, accepted: for the count at the end
+    xyxy: tuple[float, ...] | None = None
+    label: str | None = None
+    left: str = ""
+
+    def ticked(self, did: str, flag: str, without: Collection[str] = ()) -> Change:
+        """With one flag more, and some fewer."""
+        return replace(self, did=(*self.did, did), flags=(self.flags - set(without)) | {flag})
+
+
+def plan_changes(
+    orders: Orders, session: Session, drawn: Mapping[int, Mapping[str, Any]]
+) -> list[Change]:
+    """What becomes of each film; `drawn` is what stands on the sheets, by number.
+
+    Raises:
+        ValueError: with a line for each number that cannot be done; then nothing may be written.
+    """
+    films = {film.number: film for film in session.films}
+    faults: list[str] = []
+    asked = {name: _by_number(name, pairs, films, faults) for name, pairs in orders.items()}
+    but = asked.pop("but")
+    strange = sorted(but.keys() - asked["accept"].keys())
+    faults += [f"but takes out film {n}, which accept does not name" for n in strange]
+    asked["accept"] = {n: None for n in asked["accept"] if n not in but}
+    for one, other in _APART:
+        hint = ": take it out with but" if other == "accept" else ""
+        for number in sorted(asked[one].keys() & asked[other].keys()):
+            faults.append(f"film {number} stands in {one} and in {other}{hint}")
+    changes = []
+    for number in sorted(set().union(*asked.values())):
+        film = films[number]
+        own = {name: words[number] for name, words in asked.items() if number in words}
+        try:
+            changes.append(_plan_film(session, film, own, drawn.get(number)))
+        except ValueError as error:
+            faults.append(f"film {number} ({film.film}) {error}")
+    if faults:
+        more = len(faults) - _LISTED_REFUSALS
+        lines = [*faults[:_LISTED_REFUSALS], *([f"… and {more} more"] if more > 0 else [])]
+        raise ValueError("\n".join([*lines, "Nothing was written."]))
+    return changes
+
+
+def _by_number(
+    name: str, pairs: Iterable[tuple[Spans, Any]], films: Collection[int], faults: list[str]
+) -> dict[int, Any]:
+    """What the action says of each film; numbers that are none, or named twice, are faults."""
+    last = max(films, default=0)
+    found: dict[int, Any] = {}
+    for spans, words in pairs:
+        numbers: list[int] = []
+        for first, end in spans:
+            known = [n for n in range(first, min(end, last) + 1) if n in films]
+            if len(known) < end - first + 1:
+                shown = f"{first}" if first == end else f"{first}-{end}"
+                faults.append(f"{name} {shown}: the session's films are numbered 1 to {last}")
+            numbers += known
+        twice = sorted(found.keys() & set(numbers))
+        faults += [f"{name} names film {number} twice" for number in twice]
+        found.update(dict.fromkeys(numbers, words))
+    return found
+
+
+def _plan_film(
+    session: Session, film: SessionFilm, own: dict[str, Any], seen: Mapping[str, Any] | None
+) -> Change:
+    """The film's change; raises ValueError with the reason why it cannot be done."""
+    if not film.view:
+        raise ValueError(f"cannot be read and takes no answer: {film.reason}")
+    answer = session.answer(film)
+    if answer.fault:
+        path = session.label_path(film)
+        raise ValueError(
+            f"has a label file that cannot be used ({answer.fault}); delete {path} or mend it"
+        )
+    change = Change(film, answer.flags)
+    if "set" in own:
+        change = _set_edges(change, answer, own["set"], session.classes, seen)
+    if "skip" in own:
+        change = change.ticked("skipped", own["skip"], (*SKIP_FLAGS, _ACCEPTED, _DOUBTFUL))
+    if "flag" in own:
+        change = change.ticked("flagged", own["flag"])
+    if "doubtful" in own:
+        change = change.ticked("doubtful", _DOUBTFUL, (_ACCEPTED, *SKIP_FLAGS))
+    if "accept" in own and "set" not in own:  # a box that was just set is the human's own
+        change = _accept(change, answer, seen)
+    return change
+
+
+def _set_edges(
+    change: Change,
+    answer: Answer,
+    edges: dict[str, Any],
+    classes: Collection[str],
+    seen: Mapping[str, Any] | None,
+) -> Change:
+    film, label = change.film, edges.get("label")
+    if label is not None and label not in classes:
+        raise ValueError(f"must get a label of {', '.join(classes)}. Got {label!r} instead.")
+    kept = [edge for edge in EDGES if edge not in edges]
+    old: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    if kept:
+        old = _only_box(answer, f": give all four edges ({', '.join(kept)} missing)")
+        if answer.box is None:  # a human's own box may be moved unseen, a detector's not
+            _check_seen(answer, seen)
+    elif label is None and not answer.boxes and len(classes) > 1:
+        if film.label not in classes:
+            raise ValueError("has no box whose label could be kept: add label=… to set")
+        label = film.label
+    height, width = film.size_hw
+    sides = (width, height, width, height)
+    xyxy = tuple(
+        edges[edge] * side if edge in edges else min(max(was, 0.0), side)
+        for edge, side, was in zip(EDGES, sides, old, strict=True)
+    )
+    for low, high in ((0, 2), (1, 3)):
+        if xyxy[low] >= xyxy[high]:
+            raise ValueError(
+                f"would have its {EDGES[low]} edge at {xyxy[low] / sides[low]:.2f}, not before "
+                f"its {EDGES[high]} one at {xyxy[high] / sides[high]:.2f}"
+            )
+    flags = change.flags - {_ACCEPTED, _DOUBTFUL, *SKIP_FLAGS}
+    return replace(change, did=("set",), xyxy=xyxy, label=label, flags=flags)
+
+
+def _accept(change: Change, answer: Answer, seen: Mapping[str, Any] | None) -> Change:
+    if answer.box is not None:
+        return replace(change, left="with a human's box already")
+    if answer.state == "skipped":
+        return replace(change, left="skipped already")
+    _only_box(answer, ": set its edges, skip it, or leave it out with but")
+    seen = _check_seen(answer, seen)
+    if _DOUBTFUL in answer.flags and not seen["doubtful"]:
+        raise ValueError(
+            "was marked doubtful since the sheet was drawn; leave it out with "
+            "but, or run review again with --show doubtful"
+        )
+    return change.ticked("accepted", _ACCEPTED, (_DOUBTFUL,))
+
+
+def _check_seen(answer: Answer, seen: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Nothing counts unseen: the box must be the one on the drawn sheet."""
+    if seen is None:
+        raise ValueError("stands on no drawn sheet; run review again")
+    boxes = seen["boxes"]
+    same = len(boxes) == len(answer.boxes) and all(
+        was["label"] == now.label
+        and max(abs(a - b) for a, b in zip(was["xyxy"], now.xyxy, strict=True)) <= _SAME_PX
+        for was, now in zip(boxes, answer.boxes, strict=True)
+    )
+    if not same:
+        raise ValueError("has changed since the sheet was drawn; run review again")
+    return seen
+
+
+def _only_box(answer: Answer, fix: str) -> tuple[float, ...]:
+    """The film's one box in film px; raises ValueError where there is none, or not one."""
+    if not answer.boxes:
+        raise ValueError(f"has no box{fix}")
+    if len(answer.boxes) > 1:
+        raise ValueError(f"has {len(answer.boxes)} boxes; leave one of them, in labelme")
+    box = answer.boxes[0]
+    if not box.usable:
+        what = "box without width or height" if box.crossed else box.shape_type
+        raise ValueError(f"has a {what} and no rectangle; draw one in labelme")
+    return box.xyxy
 
 
 def run(config: ReviewConfig) -> int:
@@ -85,11 +349,15 @@ def run(config: ReviewConfig) -> int:
     try:
         session = Session.open(config.session[0])
         folder = Path(config.out) if config.out else session.path / "review"
-        if config.orders:
+        if any(config.orders.values()):
             with session.locked():
-                plan = plan_changes(config.orders, session, read_drawn(folder, session))
-                apply_plan(session, plan)
-            _say_plan(plan)
+                changes = plan_changes(config.orders, session, read_drawn(folder, session))
+                for change in changes:
+                    if change.did:
+                        session.set_answer(
+                            change.film, xyxy=change.xyxy, label=change.label, flags=change.flags
+                        )
+            _say_changes(changes)
             _say_next(session, config)
         else:
             _draw(session, folder, config)
@@ -99,19 +367,11 @@ def run(config: ReviewConfig) -> int:
     return 0
 
 
-def apply_plan(session: Session, plan: Plan) -> None:
-    """Write each change; to be called with the session locked."""
-    for change in plan.changes:
-        session.set_answer(
-            change.film, xyxy=change.xyxy, label=change.label, flags=change.flags, via="review"
-        )
-
-
 def choose_films(answers: Iterable[Film], show: str) -> list[Film]:
     """The films that a sheet of this kind shows, in the order of asking."""
     wanted = {
-        "todo": lambda a: a.state == "todo" and "doubtful" not in a.flags,
-        "doubtful": lambda a: a.state == "todo" and "doubtful" in a.flags,
+        "todo": lambda a: a.state == "todo" and _DOUBTFUL not in a.flags,
+        "doubtful": lambda a: a.state == "todo" and _DOUBTFUL in a.flags,
         "done": lambda a: a.done,
         "all": lambda a: True,
     }[show]
@@ -120,41 +380,35 @@ def choose_films(answers: Iterable[Film], show: str) -> list[Film]:
 
 def _draw(session: Session, folder: Path, config: ReviewConfig) -> None:
     films = choose_films(session.answers(), config.show)
-    look = SheetLook(config.per_sheet, config.columns, config.tile, config.grid)
-    sheets = draw_sheets(session, films, folder, look, _follow)
+    sheets = draw_sheets(
+        session, films, folder, config.per_sheet, config.columns, config.tile, config.grid
+    )
     if not sheets:
         print(f"No films to show ({config.show}).")
         _say_next(session, config)
         return
-    _say_sheets(sheets)
+    print(
+        f"{len(films)} film{'s' * (len(films) != 1)} on {len(sheets)} "
+        f"sheet{'s' * (len(sheets) != 1)}:"
+    )
+    for path, numbers in list(sheets.items())[:_LISTED_SHEETS]:
+        print(f"  {path}  films {join_numbers(numbers)}")
+    if len(sheets) > _LISTED_SHEETS:
+        print(f"  … and {len(sheets) - _LISTED_SHEETS} more, to {list(sheets)[-1]}")
     print("Look at it, then say which boxes are right, and mend the others; with your numbers:")
-    numbers = sheets[0].numbers
+    numbers = next(iter(sheets.values()))
     first, odd = join_numbers(numbers), numbers[len(numbers) // 2]
     call = _call(config)
     print(f"  {call} --accept {first} --but {odd} --set '{odd}:bottom=0.93'")
     print(f"  {call} --doubtful {odd}      for a closer look in labelme")
 
 
-def _follow(sheets: Sequence[Any], total: int) -> Iterable[Any]:
-    return track(sheets, "drawing sheets", total, console=console, transient=True)
-
-
-def _say_sheets(sheets: Sequence[Sheet]) -> None:
-    films = sum(len(sheet.numbers) for sheet in sheets)
-    print(f"{films} film{'s' * (films != 1)} on {len(sheets)} sheet{'s' * (len(sheets) != 1)}:")
-    for sheet in sheets[:_LISTED]:
-        print(f"  {sheet.path}  films {join_numbers(sheet.numbers)}")
-    if len(sheets) > _LISTED:
-        print(f"  … and {len(sheets) - _LISTED} more, to {sheets[-1].path}")
-
-
-def _say_plan(plan: Plan) -> None:
-    done = Counter(did for change in plan.changes for did in change.did)
+def _say_changes(changes: Iterable[Change]) -> None:
+    done = Counter(did for change in changes for did in change.did)
     print(", ".join(f"{count} {name}" for name, count in done.items()) or "Nothing to change.")
-    if plan.human_already:
-        print(f"left as they were, with a human's box already: {join_numbers(plan.human_already)}")
-    if plan.skipped_already:
-        print(f"left as they were, skipped already: {join_numbers(plan.skipped_already)}")
+    for left in ("with a human's box already", "skipped already"):
+        if numbers := [change.film.number for change in changes if change.left == left]:
+            print(f"left as they were, {left}: {join_numbers(numbers)}")
 
 
 def _say_next(session: Session, config: ReviewConfig) -> None:
