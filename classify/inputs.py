@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from classify.report import Picture, make_picture, printable
 from cxr.film import Film, FilmError, read_film
 from cxr.manifest import CropRow
+from cxr.page.pictures import Picture, make_picture
+from cxr.page.words import printable
 from cxr.stream import Unread, read_ahead
 
 

@@ -11,11 +11,12 @@ import torch
 
 from classify.inputs import Item
 from classify.predictions import PredictionRow
-from classify.report import FilmCard, MemberBar, make_picture, make_saliency_picture
+from classify.report import FilmCard, MemberBar
 from classify.saliency.maps import look, saliency_maps, to_pixels
 from classify.screener import NOT_READ, READ, Screener
 from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
+from cxr.page.pictures import make_picture, make_saliency_picture
 from cxr.stats import softmax
 
 _TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS

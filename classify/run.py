@@ -26,13 +26,14 @@ from classify.ensemble import Ensemble
 from classify.inputs import Item, Source, crop_on_disk, fresh_crop, name_of, whole_films
 from classify.judge import Judge
 from classify.predictions import PredictionWriter
-from classify.report import ReportBook, ReportSummary, printable, write_report
+from classify.report import ReportBook, ReportSummary, write_report
 from classify.run_config import DEFAULT_CROPS, DEFAULT_TIERS, RunConfig
 from classify.screener import Screener
 from classify.screening.tiers import read_tiers
 from cxr.cli import parse_config, to_plain
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
+from cxr.page.words import printable
 from cxr.stream import batched, default_jobs
 from cxr.workdir import Workdir, console, log, provenance
 from detect.crop import CropSettings, find_pending, iter_crops

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from classify.audit.charts import Row, cascade, curves, forest, histogram, nice_ticks
 from classify.audit.sections import answer_chart, flatten, sections
-from classify.audit.words import in_unit, interval, metric, metric_key, p_value
+from classify.audit.words import metric, metric_key
+from cxr.page.charts import Row, cascade, curves, forest, histogram, nice_ticks
+from cxr.page.words import in_unit, interval, p_value
 
 HOSTILE = '</text><script>alert(1)</script>&"'
 

@@ -12,7 +12,9 @@ import pytest
 from audit_browser import NEEDS_CHROMIUM, Browser, opened, started
 from audit_films import film, phantom, summary
 
-from classify.audit.page import picture_uri, write_audit_page, write_pdf
+from classify.audit.page import write_audit_page
+from cxr.page.pdf import write_pdf
+from cxr.page.pictures import picture_uri
 
 pytestmark = NEEDS_CHROMIUM
 

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from audit_films import film, films, summary
 
-from classify.audit.page import film_anchor, picture_uri, write_audit_page, write_pdf
-from classify.report import csp_hash
+from classify.audit.films import film_anchor
+from classify.audit.page import write_audit_page
+from cxr.page.build import csp_hash
+from cxr.page.pdf import write_pdf
+from cxr.page.pictures import picture_uri
 
 HOSTILE = '</script><script>document.title="owned"</script><!--<img src=x onerror=alert(1)>"\'&'
 
@@ -223,7 +226,7 @@ def test_a_thousand_real_films_stay_below_60_mb(shared_data: Path) -> None:
 
 def test_text_is_read_in_both_schemes(root: Path) -> None:
     """WCAG: 4.5 for text, 3 for lines of charts; the colours are read from the style sheet."""
-    style = (root / "classify/audit/page.css").read_text()
+    style = (root / "cxr/page/page.css").read_text()
     schemes = [
         dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})", line))
         for line in style.splitlines()

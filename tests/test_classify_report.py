@@ -14,17 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.report import (
-    FilmCard,
-    MemberBar,
-    ReportBook,
-    ReportSummary,
-    csp_hash,
-    make_picture,
-    make_saliency_picture,
-    printable,
-    write_report,
-)
+from classify.report import FilmCard, MemberBar, ReportBook, ReportSummary, write_report
+from cxr.page.build import csp_hash
+from cxr.page.pictures import make_picture, make_saliency_picture
+from cxr.page.words import printable
 
 HOSTILE = '/in/<script>document.title="owned"</script>"><img src=x onerror=alert(1)>\u202egpj.mcd'
 SUMMARY = ReportSummary(

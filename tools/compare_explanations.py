@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
-from classify.report import printable
 from comparing import likeness, maps, page, readers
 from cxr.cli import Command, parse_command
+from cxr.page.words import printable
 from cxr.workdir import log
 
 PROG = "python tools/compare_explanations.py"

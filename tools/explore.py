@@ -22,8 +22,8 @@ from explore_sets import convert
 from rich.progress import track
 from rich.table import Table
 
-from classify.report import printable
 from cxr.cli import parse_config, to_plain
+from cxr.page.words import printable
 from cxr.public_sets import SETS, Uncertain
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
 from exploring.boxes import Box, coco_boxes, crop_boxes

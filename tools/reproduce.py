@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 
 from rich.logging import RichHandler
 
-from classify.report import printable
 from cxr.cli import parse_config
+from cxr.page.words import printable
 from cxr.workdir import console, log
 from reproducing.cells import DRAWN, Place
 from reproducing.engine import ENGINES, Engine, import_ray

@@ -22,7 +22,7 @@ from classify.audit.against import Compared, check_against, compare_against
 from classify.audit.config import NAMES, THRESHOLDS, AuditConfig
 from classify.audit.flags import Thresholds, fit_thresholds, read_thresholds
 from classify.audit.look import FieldCheck, Looker, refused
-from classify.audit.page import write_audit_page, write_pdf
+from classify.audit.page import write_audit_page
 from classify.audit.resume import ControlBook, check_resumable
 from classify.audit.rows import AuditRow, AuditWriter
 from classify.audit.sight import Run, Seen, Sight, iter_sights, read_run
@@ -44,6 +44,7 @@ from classify.saliency.own import check_draws
 from classify.screener import Screener
 from cxr.cli import parse_config, to_plain
 from cxr.ledger import FilmRecords
+from cxr.page.pdf import write_pdf
 from cxr.split import Split
 from cxr.stream import default_jobs
 from cxr.workdir import Workdir, console, log, write_json

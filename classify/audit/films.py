@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from classify.report import printable
+from cxr.page.words import printable
 
 _VIEW = 1000  # longer side of a film in the coordinates of its outlines
 _FIGURES = ("probability", "lift", "inside", "area", "border", "outside_box", "text")

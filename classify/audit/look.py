@@ -14,7 +14,6 @@ import torch
 
 from classify.audit.flags import Thresholds, flag_row
 from classify.audit.metrics import Metrics, Regions, measure
-from classify.audit.pictures import map_uri, picture_uri, to_polygons
 from classify.audit.rows import AuditRow
 from classify.audit.sight import Sight
 from classify.audit.text import find_text
@@ -22,6 +21,7 @@ from classify.judge import Members
 from classify.labels import TARGET
 from classify.saliency.maps import look, saliency_maps, to_pixels
 from cxr.boxes import Frame
+from cxr.page.pictures import map_uri, picture_uri, to_polygons
 from cxr.stats import softmax
 
 Record = dict[str, Any]

@@ -8,29 +8,23 @@ and figures, and the pictures of the 24 worst, which are shown without a script 
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from classify.audit.films import Record, film_anchor, film_entry, film_record, rank
-from classify.audit.pdf import write_pdf
-from classify.audit.pictures import inferno, map_uri, picture_uri, to_polygons
+from classify.audit.films import Record, film_entry, film_record, rank
 from classify.audit.sections import answer_chart, flatten, sections
-from classify.audit.words import DECISIONS, FLAGS, LIFT, in_unit
-from classify.report import csp_hash, printable
-from cxr.workdir import replacing
+from classify.audit.words import FLAGS, LIFT
+from cxr.page.build import to_json, write_page
+from cxr.page.pictures import inferno
+from cxr.page.words import DECISIONS, printable
 
-__all__ = ["film_anchor", "map_uri", "picture_uri", "to_polygons", "write_audit_page", "write_pdf"]
-
+HERE = Path(__file__).resolve().parent
 WORST = 24  # films shown without a script and in print
 
 
@@ -46,22 +40,9 @@ def write_audit_page(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(path) as file,
-        tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as scratch,
-    ):
+    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as scratch:
         index, worst = _spool(films, scratch)
-        for piece in _template().generate(**_shown(summary, index, worst, scratch)):
-            file.write(piece.encode("utf-8"))
-    return path
-
-
-def to_json(values: Any) -> Markup:
-    """JSON that may stand inside <script>: plain ASCII, in which no tag or comment can begin."""
-    text = json.dumps(values, allow_nan=False, separators=(",", ":"))  # ASCII: no U+2028 either
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)  # noqa: S704 - that is what this function is for
+        return write_page(path, HERE / "page.html", **_shown(summary, index, worst, scratch))
 
 
 def _spool(
@@ -91,7 +72,6 @@ def _shown(
 ) -> dict[str, Any]:
     clean = _clean(summary)
     flags = Counter(flag for entry in index for flag in entry["flags"])
-    script = _asset("page.js")
     return {
         "title": clean.get("title") or "Attention audit",
         "made": clean.get("made") or "",
@@ -110,12 +90,9 @@ def _shown(
         "flags": flags,
         "flag_words": {**{f: FLAGS[f] for f in FLAGS}, **{f: "" for f in flags if f not in FLAGS}},
         "findings": any(entry["findings"] for entry in index),
-        "decisions": DECISIONS,
         "worst": worst,
         "index": to_json(index),
         "words": to_json({"decisions": DECISIONS, "flags": FLAGS}),
-        "style": _asset("page.css"),
-        "script": script,
         "early": Markup('document.documentElement.className = "js";'),
         "film_blocks": lambda: _blocks(scratch),
         "inferno_stops": inferno(),
@@ -141,21 +118,3 @@ def _clean(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, int | float) else printable(str(value))
-
-
-@cache
-def _asset(name: str) -> Markup:
-    return Markup((files("classify") / "audit" / name).read_text(encoding="utf-8"))  # noqa: S704 - our own
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("classify", "audit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(csp_hash=csp_hash, in_unit=in_unit)
-    return environment.get_template("page.html")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from classify.audit.charts import Row, both, forest
-from classify.audit.parts import (
+from classify.audit.words import metric, metric_key, order_of
+from cxr.page.charts import Row, both, forest, say
+from cxr.page.parts import (
     Cells,
     Chart,
     Fold,
@@ -16,12 +17,9 @@ from classify.audit.parts import (
     by_key,
     by_source,
     figure_of,
-    listed,
-    say,
     source_of,
-    whole,
 )
-from classify.audit.words import in_unit, interval, metric, metric_key, order_of, p_value
+from cxr.page.words import in_unit, interval, listed, p_value, whole
 
 _ARMS = ("Whole film", "Crop")
 _MAIN = ("accuracy", "auc", "lift", "border_share")

@@ -7,8 +7,9 @@ from functools import partial
 
 from markupsafe import Markup
 
-from classify.audit.charts import Row, both, cascade, curves, forest
-from classify.audit.parts import (
+from classify.audit.words import AS_IS, control_name, metric
+from cxr.page.charts import Row, both, cascade, curves, forest, say
+from cxr.page.parts import (
     Cells,
     Chart,
     Section,
@@ -17,11 +18,9 @@ from classify.audit.parts import (
     by_key,
     by_source,
     figure_of,
-    say,
     source_of,
-    whole,
 )
-from classify.audit.words import AS_IS, control_name, in_unit, interval, metric
+from cxr.page.words import in_unit, interval, whole
 
 _FLOOR = "another film"  # the stage of classify.audit.randomise.another_film
 _LIKE = {"rank correlation": "rank_correlation", "SSIM": "ssim"}

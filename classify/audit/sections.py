@@ -9,10 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from classify.audit.charts import Row, both, forest, histogram
 from classify.audit.page_compare import compare_section
 from classify.audit.page_controls import controls_section
-from classify.audit.parts import (
+from classify.audit.words import BLIND, metric, metric_key, order_of
+from cxr.page.charts import Row, both, forest, histogram, say
+from cxr.page.parts import (
     Cells,
     Chart,
     Fold,
@@ -21,12 +22,9 @@ from classify.audit.parts import (
     Values,
     by_source,
     figure_of,
-    listed,
-    say,
     source_of,
-    whole,
 )
-from classify.audit.words import BLIND, in_unit, interval, metric, metric_key, order_of
+from cxr.page.words import in_unit, interval, listed, whole
 
 _MAIN = (
     "lift",

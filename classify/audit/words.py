@@ -160,7 +160,6 @@ _ALIASES = {
     "macro_auc": "auc",
 }
 ORDER = tuple(_ALL)
-_DIGITS = {"ratio": 2, "sd": 2}
 
 FLAGS = {
     "looks outside": "Far less attention on lung than on the films the network was trained on.",
@@ -169,11 +168,6 @@ FLAGS = {
     "map empty": "The map is zero everywhere: nothing on the film speaks for the target.",
     "field and box disagree": "Lung field and thorax box do not lie over each other: one of the "
     "two is wrong, so the figures of this film mean little.",
-}
-DECISIONS = {
-    "read": ("●", "read"),
-    "definitely_normal": ("○", "definitely normal"),
-    "not_read_by_model": ("–", "not judged"),
 }
 AS_IS = "as is"
 _CONTROLS = {
@@ -210,38 +204,3 @@ def order_of(name: str) -> tuple[int, str]:
     """For sorting: known metrics in the page's order, others behind them by name."""
     key = metric_key(name)
     return (ORDER.index(key) if key in ORDER else len(ORDER)), key
-
-
-def in_unit(value: float | None, unit: str, signed: bool = False) -> str:
-    """A figure as it is read: "46 %", "1.24 ×", "0.912"; "–" where it is undefined."""
-    if value is None:
-        return "–"
-    if unit == "share":
-        digits = 0 if abs(value) >= 0.0995 else 1 if abs(value) >= 0.00995 or value == 0 else 2
-        return f"{100 * value:{'+' if signed else ''}.{digits}f} %".replace("-", "−")
-    digits = _DIGITS.get(unit, 3)
-    text = f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
-    return f"{text} ×" if unit == "ratio" else text
-
-
-def interval(
-    value: float | None, low: float | None, high: float | None, unit: str, signed: bool = False
-) -> str:
-    """A figure with its interval: "1.24 × [1.20, 1.28]"."""
-    if value is None:
-        return "undefined"
-    if low is None or high is None:
-        return in_unit(value, unit, signed)
-    small = max(abs(low), abs(high)) < 0.02
-    factor, digits = (100, 1 + small) if unit == "share" else (1, _DIGITS.get(unit, 3))
-    ends = (f"{factor * v:{'+' if signed else ''}.{digits}f}" for v in (low, high))
-    middle = f"{factor * value:{'+' if signed else ''}.{digits}f}"
-    sign = {"share": " %", "ratio": " ×"}.get(unit, "")
-    return f"{middle}{sign} [{', '.join(ends)}]".replace("-", "−")
-
-
-def p_value(p: float | None) -> str:
-    """A test's p as printed: never 0, because no test shows that."""
-    if p is None:
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

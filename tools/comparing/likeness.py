@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from classify.report import printable
 from classify.ssim import WINDOW, ssim
 from comparing.maps import MAP_SIDE, Explained, MapSet, common_films, load_all
 from cxr.cli import to_plain
+from cxr.page.words import printable
 from cxr.stats import Figure, in_words, mean_figure
 from cxr.workdir import console, provenance, write_json
 

@@ -21,7 +21,6 @@ from classify.audit.truth import Truths
 from classify.ensemble import Ensemble
 from classify.inputs import Item, crop_on_disk, name_of, whole_films
 from classify.labels import TARGET
-from classify.report import printable
 from classify.saliency.maps import saliency_maps, to_pixels
 from classify.saliency.methods import check_method
 from classify.saliency.own import check_draws
@@ -30,6 +29,7 @@ from cxr.draw import fit
 from cxr.film import list_films
 from cxr.intensity import to_uint8
 from cxr.manifest import read_manifest
+from cxr.page.words import printable
 from cxr.stream import batched
 from cxr.workdir import console, log
 

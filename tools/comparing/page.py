@@ -12,20 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
-from classify.audit.page import to_json
-from classify.report import csp_hash, printable
 from comparing.maps import Explained, MapSet, common_films, load_all
 from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
+from cxr.page.build import page_text, to_json
+from cxr.page.words import printable
 from cxr.workdir import console, provenance, write_atomic, write_json
 
 HERE = Path(__file__).resolve().parent
@@ -168,13 +164,12 @@ def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: s
                 "label": printable(film.label),
             }
         )
-    return _template().render(
-        question=printable(question),
+    return page_text(
+        HERE / "page.html",
+        question=question,
         page=page_id,
         trials=len(shown),
         data=to_json({"page": page_id, "trials": shown}),
-        style=_style(),
-        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704 - our own
     )
 
 
@@ -189,21 +184,3 @@ def overlay_uri(film: Explained, explained: Explained) -> str:
     plane = cv2.resize(explained.plane, (width, height), interpolation=cv2.INTER_LINEAR)
     drawn = overlay_saliency(to_rgb(film.picture), np.maximum(plane, 0))
     return to_data_uri(encode_jpeg(drawn, QUALITY))
-
-
-def _style() -> Markup:
-    shared = (files("classify") / "audit" / "page.css").read_text(encoding="utf-8")
-    return Markup(shared + (HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704 - our own
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["csp_hash"] = csp_hash
-    return environment.get_template("page.html")

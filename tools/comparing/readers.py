@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from classify.report import printable
 from comparing.choices import FIRST, NEITHER, SECOND, Key, Reading, read_all, read_key
 from cxr.cli import to_plain
+from cxr.page.words import printable
 from cxr.stats import Figure, exact_share, figure_of, in_words, sign_p, with_draws
 from cxr.workdir import console, provenance, write_json
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from classify.report import printable
 from cxr.films_table import FilmRow, open_table, read_films_table
+from cxr.page.words import printable
 
 BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", "not stated")
 _AGE = re.compile(r"0*(\d{1,3})(?:\.\d+)?\s*([ymwd]?)(?:ears?|onths?|eeks?|ays?)?", re.IGNORECASE)

@@ -16,8 +16,8 @@ import numpy as np
 from rich.progress import track
 
 from classify import shortcuts
-from classify.audit.pictures import picture_uri
 from cxr.boxes import Frame
+from cxr.page.pictures import picture_uri
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
 from exploring.boxes import Box

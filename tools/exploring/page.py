@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from classify.audit.axes import WIDTH
-from classify.audit.charts import Row, both, forest
-from classify.audit.pictures import inferno
-from classify.report import csp_hash, printable
+from cxr.page.build import page_text
+from cxr.page.charts import WIDTH, Row, both, forest
+from cxr.page.pictures import inferno
 from exploring.counts import age_table, terms_table
 from exploring.entries import ordered_classes
 from exploring.gather import GRID, OUTSIDE, SMALLEST_SHOWN, Gathered
@@ -96,7 +93,7 @@ def page_html(
         "small_words": _small_words(gathered),
         "grids": _grids(gathered),
     }
-    return _template().render(style=_style(), **_printable(shown))
+    return page_text(HERE / "page.html", **shown)
 
 
 def probe_tables(answers: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -274,31 +271,3 @@ def _grids(gathered: Gathered) -> list[dict[str, Any]]:
 def _worst_first(found: Sequence[Verdict]) -> list[Verdict]:
     order = ("warning", "caution", "unknown", "clear")
     return sorted((v for v in found if v.about == "labels"), key=lambda v: order.index(v.level))
-
-
-def _printable(value: Any) -> Any:
-    """Texts with control characters spelt out; markup of ours, and what is no text, as it is."""
-    if isinstance(value, dict):
-        return {k: _printable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_printable(v) for v in value]
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-@cache
-def _style() -> Markup:
-    shared = (files("classify") / "audit" / "page.css").read_text(encoding="utf-8")
-    return Markup(shared + (HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704 - our own
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["csp_hash"] = csp_hash
-    return environment.get_template("page.html")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from classify.audit.axes import LETTER, NARROW, WIDTH, Axis, nice_ticks, svg, text_at
+from cxr.page.charts import LETTER, NARROW, WIDTH, Axis, nice_ticks, svg, text_at
 
 MOST_DOTS = 400  # of a class; the fit takes all films
 _STYLES = "abcdef"  # classes .k-a … of the style sheet: colour, and dash of the fitted line

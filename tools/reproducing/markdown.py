@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from classify.report import printable
+from cxr.page.words import printable
 from reproducing.layout import KEY, SMOKE, Grid, facts, grids, headline, probe_grid
 from reproducing.pictures import Picture
 from reproducing.table import Table

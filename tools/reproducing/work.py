@@ -12,9 +12,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from classify.report import printable
 from cxr.answers import read_answers
 from cxr.cli import from_plain
+from cxr.page.words import printable
 from cxr.workdir import log, provenance, write_json
 from reproducing.cells import Cell
 from reproducing.runners import Runner, find_runner

@@ -1,20 +1,39 @@
-"""Small pictures and outlines for the audit page: 1,000 films must stay below 60 MB.
+"""Small pictures and outlines for pages: those of 1,000 films must stay below 60 MB.
 
 Everything here is pure: arrays in the film's or the crop's pixels in, data URIs or fractions out.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import cv2
 import numpy as np
+from PIL import Image
 
+from cxr.boxes import as_boxes
 from cxr.draw import encode_jpeg, encode_png, fit, to_data_uri
 from cxr.intensity import to_uint8
 
 SIDE, QUALITY, MAP_SIDE = 320, 70, 64
+CARD_SIDE, CARD_QUALITY = 360, 72  # of a film's card in a run's report
 _SMALLEST, _SLACK = 0.002, 0.004  # of the film's area; of its longer side
 
 Polygon = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail as a data URI; boxes are xyxy in its pixels."""
+
+    uri: str
+    width: int
+    height: int
+    thorax: tuple[float, float, float, float] | None = None
+    cut: tuple[float, float, float, float] | None = None
 
 
 def to_polygons(mask: np.ndarray) -> list[Polygon]:
@@ -74,3 +93,37 @@ def inferno(steps: int = 17) -> list[tuple[int, int, int]]:
     ramp = np.linspace(0, 255, steps).round().astype(np.uint8)[None]
     bgr = cv2.applyColorMap(ramp, cv2.COLORMAP_INFERNO)[0]
     return [(int(r), int(g), int(b)) for b, g, r in bgr]
+
+
+def make_picture(
+    pixels: np.ndarray, thorax_xyxy: Any = None, cut_xyxy: Any = None, side: int = CARD_SIDE
+) -> Picture:
+    """A film or crop (H, W) float32 in [0, 1] as a thumbnail of at most `side` px; boxes are in
+    its own pixels."""
+    small = fit(pixels, min(side, max(pixels.shape)))
+    height, width = small.shape
+    scale = width / pixels.shape[1]
+    boxes = [None if b is None else _scaled(b, scale) for b in (thorax_xyxy, cut_xyxy)]
+    return Picture(
+        to_data_uri(encode_jpeg(to_uint8(small), CARD_QUALITY)), width, height, boxes[0], boxes[1]
+    )
+
+
+def make_saliency_picture(saliency: np.ndarray, side: int = MAP_SIDE) -> Picture:
+    """A map (H, W) ≥ 0 as a small see-through PNG to be laid over its crop.
+
+    Inferno colours; the value is the opacity too, so that the crop is seen where nothing is
+    salient. Scaled by its maximum: an all-zero map is fully transparent.
+    """
+    small = np.maximum(fit(saliency.astype(np.float32), min(side, max(saliency.shape))), 0)
+    share = small / small.max() if small.max() > 0 else np.zeros_like(small)
+    bgr = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    alpha = np.rint(share * 0.7 * 255).astype(np.uint8)
+    raw = io.BytesIO()
+    Image.fromarray(np.dstack([bgr[..., ::-1], alpha])).save(raw, "PNG", optimize=True)
+    return Picture(to_data_uri(raw.getvalue()), small.shape[1], small.shape[0])
+
+
+def _scaled(box_xyxy: Sequence[float], scale: float) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (round(float(v) * scale, 1) for v in as_boxes(box_xyxy)[0])
+    return x0, y0, x1, y1

@@ -1,15 +1,13 @@
-"""What the audit page's sections are made of: charts with their words, and the same as tables."""
+"""What a page's sections are made of: charts with their words, and the same as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 from markupsafe import Markup
-
-from classify.audit.charts import Row
 
 Values = Mapping[str, Any]
 Cells = tuple[str, ...]
@@ -93,20 +91,3 @@ def source_of(row: Values) -> str:
     """The row's source; `all` and none at all mean all of them."""
     source = str(row.get("source") or "all")
     return ALL if source == "all" else source
-
-
-def say(name: str, rows: Iterable[Row]) -> str:
-    """A chart in words, for a screen reader."""
-    lines = (f"{r.group + ', ' if r.group else ''}{r.label}: {r.text}" for r in rows)
-    return f"{name}. " + "; ".join(lines)
-
-
-def whole(value: Any) -> str:
-    """A count as it is read."""
-    return "–" if value is None else f"{round(value):,}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names as they stand in a sentence: "a, b and c"."""
-    names = list(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
