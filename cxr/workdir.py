@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import random
@@ -67,6 +69,17 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
 def write_json(path: str | Path, data: Any) -> Path:
     """`data` as indented JSON, atomically; NaN is refused because JSON has none."""
     return write_atomic(path, json.dumps(data, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses as dicts and NaN as null, at any depth: JSON has neither."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def sha256_file(path: str | Path) -> str:

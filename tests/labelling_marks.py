@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.coco import CocoFilm, CocoSet, write_coco
-from labelling.agree_match import Pair, compare
-from labelling.agree_read import Mark, Reader, Side
+from labelling.readers import Mark, Pair, Reader, Side, compare
 
 FILM = np.full((100, 200), 0.5, np.float32)
 RAMP = np.repeat(np.arange(200, dtype=np.uint8)[None], 100, axis=0)  # not blank: a film

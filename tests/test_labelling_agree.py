@@ -14,11 +14,16 @@ from labelling_sessions import make_session
 
 from cxr.cli import parse_config
 from cxr.film import read_film
-from labelling.agree import AgreeConfig, run
-from labelling.agree_match import compare
-from labelling.agree_read import Mark, Reader, Side, read_sides
-from labelling.agree_stats import measure
-from labelling.agree_worst import COLOUR_A, COLOUR_B, FilmIndex, choose_worst, draw_pair, draw_worst
+from labelling.agree import AgreeConfig, measure, run
+from labelling.agreement_pictures import (
+    COLOUR_A,
+    COLOUR_B,
+    FilmFiles,
+    choose_worst,
+    draw_pair,
+    draw_worst,
+)
+from labelling.readers import Mark, Reader, Side, compare, read_sides
 
 
 def run_agree(tmp_path: Path, *readers: str, **options: object) -> int:
@@ -28,7 +33,7 @@ def run_agree(tmp_path: Path, *readers: str, **options: object) -> int:
 @pytest.fixture
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the plot, which takes a second; test_the_files_and_the_table draws it."""
-    monkeypatch.setattr("labelling.agree_plot.draw_agreement", lambda *_: None)
+    monkeypatch.setattr("labelling.agreement_pictures.draw_agreement", lambda *_: None)
 
 
 def test_the_files_and_the_table(tmp_path: Path, capsys) -> None:
@@ -172,11 +177,11 @@ def test_films_are_found_by_path_then_by_name(tmp_path: Path) -> None:
     for name in ("x/f.png", "y/f.png", "y/g.dcm"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    index = FilmIndex(str(tmp_path))
+    index = FilmFiles(str(tmp_path))
     assert index.find(one_pair(Mark("y/f.png", BOX), Mark("y/f.png", BOX))) == tmp_path / "y/f.png"
     assert index.find(one_pair(Mark("z/g.png", BOX), Mark("z/g.png", BOX))) == tmp_path / "y/g.dcm"
     assert index.find(one_pair(Mark("z/f.png", BOX), Mark("z/f.png", BOX))) is None  # which one?
-    assert FilmIndex("").find(one_pair(Mark("f", BOX), Mark("f", BOX))) is None
+    assert FilmFiles("").find(one_pair(Mark("f", BOX), Mark("f", BOX))) is None
 
 
 def test_human_readers_agree_at_095(shared_data: Path) -> None:
@@ -185,5 +190,5 @@ def test_human_readers_agree_at_095(shared_data: Path) -> None:
     own = measure([p for p in pairs if p.reader == "imageannotation_ai"])
     assert round(own.median_iou.value, 2) == 0.95
     assert own.median_iou.low < own.median_iou.value < own.median_iou.high
-    assert FilmIndex(str(shared_data)).find(pairs[0]) == shared_data / pairs[0].film
+    assert FilmFiles(str(shared_data)).find(pairs[0]) == shared_data / pairs[0].film
     assert read_film(shared_data / pairs[0].film).pixels.shape == pairs[0].size_hw

@@ -1,4 +1,4 @@
-"""labelling.agree_match: which film is which, IoU and edges, boxes against no box."""
+"""labelling.readers: which film is which, IoU and edges, boxes against no box."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 from labelling_marks import BOX, coco, one_pair, side, table
 
-from labelling.agree_match import A_ONLY, B_ONLY, BOTH, NEITHER, UNLIKE, compare, film_key
-from labelling.agree_read import Mark, read_sides
-from labelling.agree_stats import measure_blocks
-from labelling.agree_tables import to_json, to_markdown
+from labelling.agree import measure_blocks, tables_json, to_markdown
+from labelling.readers import (
+    A_ONLY,
+    B_ONLY,
+    BOTH,
+    NEITHER,
+    UNLIKE,
+    Mark,
+    compare,
+    film_key,
+    read_sides,
+)
 
 
 def test_iou_and_edges_of_two_given_boxes() -> None:
@@ -117,5 +125,5 @@ def test_box_against_no_box_is_counted_and_named() -> None:
     blocks = measure_blocks(found.pairs)
     whole = blocks["all"]
     assert (whole.pairs, whole.a_only, whole.b_only, whole.neither) == (1, 1, 1, 1)
-    assert to_json(found, blocks)[A_ONLY] == ["a"]
+    assert tables_json(found, blocks)[A_ONLY] == ["a"]
     assert "1 film has a box in A and none in B: a" in to_markdown(found, blocks)

@@ -1,4 +1,4 @@
-"""labelling.agree_read: CSV, COCO and sessions as readers, and what is refused."""
+"""labelling.readers: CSV, COCO and sessions as readers, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from labelling_marks import BOX, FILM, coco, table
 from labelling_sessions import make_session
 
 from cxr.coco import CocoFilm, CocoSet, write_coco
-from labelling.agree_match import A_ONLY, BOTH, compare
-from labelling.agree_read import read_side, read_sides
-from labelling.agree_stats import measure_blocks
+from labelling.agree import measure_blocks
+from labelling.readers import A_ONLY, BOTH, compare, read_side, read_sides
 
 
 def test_each_reader_of_a_csv_is_paired_separately(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""labelling.agree_stats: numbers worked out by hand."""
+"""labelling.agree: numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 from labelling_marks import BOX, coco, one_pair, side, table
 
-from labelling.agree_match import compare
-from labelling.agree_read import Mark, read_sides
-from labelling.agree_stats import limits, measure, measure_blocks
-from labelling.agree_tables import to_json
+from labelling.agree import limits, measure, measure_blocks, tables_json
+from labelling.readers import Mark, compare, read_sides
 
 
 def test_limits_of_three_films_by_hand() -> None:
@@ -34,7 +32,7 @@ def test_limits_per_edge_are_of_the_side_that_the_edge_closes() -> None:
 
 def test_one_pair_has_a_bias_and_no_limits() -> None:
     found = compare(side("a", Mark("f", BOX)), side("b", Mark("f", BOX)))
-    edges = to_json(found, measure_blocks(found.pairs))["blocks"]["all"]["edges_px"]
+    edges = tables_json(found, measure_blocks(found.pairs))["blocks"]["all"]["edges_px"]
     assert edges[0] == {"bias": 0.0, "sd": None, "low": None, "high": None}
 
 

@@ -1,0 +1,428 @@
+"""Two sets of boxes: read from a session, a COCO file or a CSV, and one film matched to the other.
+
+A Reader is one hand with one box a film. Boxes are xyxy in pixels of a picture of `size_hw`, which
+a CSV seldom knows.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import posixpath
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+
+from cxr.boxes import iou_xyxy
+from cxr.coco import read_coco
+from cxr.films_table import film_stem
+from labelling.session import Session, Xyxy, is_session
+
+FILM_COLUMNS = ("image", "film", "file_name")
+CORNERS = ("x0", "y0", "x1", "y1")
+XYWH = ("x", "y", "w", "h")
+NAN4: Xyxy = (math.nan,) * 4
+BOTH, A_ONLY, B_ONLY = "box / box", "box / no box", "no box / box"
+NEITHER, UNLIKE = "no box / no box", "other shape"
+_COLUMNS = "image, x, y, w, h (or x0, y0, x1, y1) and, where there are several, reader"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one reader says of one film.
+
+    Attributes:
+        film: the film's name as the set has it.
+        xyxy: in pixels of a picture of `size_hw`; None says that the film has no box.
+        size_hw: None where the set does not say it.
+        patient_id, source: "" where unknown.
+        path: the film's file where the set knows it (sessions do).
+        as_prelabelled: the detector's box, accepted as it was drawn.
+    """
+
+    film: str
+    xyxy: Xyxy | None
+    size_hw: tuple[int, int] | None = None
+    patient_id: str = ""
+    source: str = ""
+    path: Path | None = None
+    as_prelabelled: bool = False
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One hand: at most one Mark a film."""
+
+    name: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A or B: where it was read from, its readers, and what must be known about it."""
+
+    path: Path
+    readers: tuple[Reader, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def films(self) -> list[str]:
+        """Each film that any reader marked, once."""
+        return list(dict.fromkeys(m.film for r in self.readers for m in r.marks))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One film, marked by a reader of A and by one of B.
+
+    Attributes:
+        reader: of B, or of both where A has several.
+        hands: the readers of A and of B.
+        verdict: BOTH, A_ONLY, B_ONLY, NEITHER or UNLIKE (pictures of different shapes).
+        a_xyxy, b_xyxy: both in pixels of A's picture; None where there is no box.
+        size_hw: of A's picture, or None where nobody knows it.
+    """
+
+    a: Mark
+    b: Mark
+    reader: str
+    hands: tuple[str, str]
+    verdict: str
+    a_xyxy: Xyxy | None = None
+    b_xyxy: Xyxy | None = None
+    size_hw: tuple[int, int] | None = None
+
+    @property
+    def film(self) -> str:
+        """Its name in A."""
+        return self.a.film
+
+    @property
+    def source(self) -> str:
+        """Of the side that knows it."""
+        return self.a.source or self.b.source
+
+    @property
+    def patient(self) -> str:
+        """Of the side that knows the patient; else the film stands for itself."""
+        return self.a.patient_id or self.b.patient_id or self.film
+
+    @cached_property
+    def iou(self) -> float:
+        """NaN unless both have a box."""
+        if self.verdict != BOTH:
+            return math.nan
+        return float(iou_xyxy(self.a_xyxy, self.b_xyxy)[0, 0])
+
+    @cached_property
+    def edges_px(self) -> Xyxy:
+        """B − A for left, top, right, bottom."""
+        if self.a_xyxy is None or self.b_xyxy is None:
+            return NAN4
+        return _four(np.subtract(self.b_xyxy, self.a_xyxy))
+
+    @cached_property
+    def edges_pct(self) -> Xyxy:
+        """In % of the width (left, right) or height (top, bottom) of A's box."""
+        x0, y0, x1, y1 = self.a_xyxy or NAN4
+        return _four(100 * np.array(self.edges_px) / ([x1 - x0, y1 - y0] * 2))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A against B. `names` is how films were matched: path or stem."""
+
+    a: Side
+    b: Side
+    names: str
+    pairs: tuple[Pair, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+# Reading
+
+
+def read_sides(paths: Sequence[str], reader: str = "") -> tuple[Side, Side]:
+    """A and B; `reader` keeps that hand only wherever a CSV has it.
+
+    Raises:
+        FileNotFoundError, ValueError: with a sentence that names file, film and fix.
+    """
+    a, b = (read_side(path) for path in paths)
+    if not reader:
+        return a, b
+    sides = [s for s in (a, b) if s.path.suffix.lower() == ".csv"]
+    known = sorted({r.name for s in sides for r in s.readers})
+    if reader not in known:
+        raise ValueError(
+            f"--reader must be a reader of a CSV ({', '.join(known) or 'none is given'}). "
+            f"Got '{reader}' instead."
+        )
+    return _keep(a, reader), _keep(b, reader)
+
+
+def _keep(side: Side, reader: str) -> Side:
+    kept = tuple(r for r in side.readers if r.name == reader)
+    return Side(side.path, kept, side.notes) if kept else side
+
+
+def read_side(path: str | Path) -> Side:
+    """A session's folder, a COCO JSON or a CSV, told apart by what they are."""
+    path = Path(path)
+    if path.is_dir() or is_session(path):
+        return _read_session(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"A and B must be a session's folder, a COCO JSON or a CSV. Got '{path}', which does "
+            "not exist."
+        )
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path)
+    if path.suffix.lower() == ".json":
+        return _read_coco(path)
+    raise ValueError(
+        f"A and B must be a session's folder, a COCO file named .json or a table named .csv. "
+        f"Got '{path}' instead."
+    )
+
+
+def _read_session(path: Path) -> Side:
+    session = Session.open(path)
+    marks, faulty, notes = [], [], []
+    for film, answer in session.answers():
+        if answer.fault and answer.state != "unreadable":
+            faulty.append(film.film)
+        if not answer.done:
+            continue
+        boxes = len(answer.human)
+        if answer.box and boxes > 1:
+            raise ValueError(
+                f"'{path}' has {boxes} boxes on film {film.film}; agree compares one box a "
+                f"film. Delete the wrong one (`python tools/annotate.py check` lists them)."
+            )
+        box, where = answer.box.xyxy if answer.box else None, session.film_path(film)
+        shown = answer.state == "accepted" and film.prelabel_xyxy is not None
+        marks.append(Mark(film.film, box, film.size_hw, film.patient_id, film.source, where, shown))
+    if not marks:
+        raise ValueError(
+            f"'{path}' has no film done yet; go on with `python tools/annotate.py start`."
+        )
+    if faulty:
+        notes.append(
+            f"{len(faulty)} label files of '{path}' cannot be used, the first of film "
+            f"{faulty[0]}: see `python tools/annotate.py check`."
+        )
+    if accepted := sum(m.as_prelabelled for m in marks):
+        notes.append(
+            f"{accepted} of the {len(marks)} answers of '{path}' are the detector's box, "
+            "accepted as drawn: two readers shown the same box agree more."
+        )
+    return Side(path, (Reader(session.annotator or path.name, tuple(marks)),), tuple(notes))
+
+
+def _read_coco(path: Path) -> Side:
+    marks = []
+    for film in read_coco(path).films:
+        if len(film.boxes_xyxy) > 1:
+            raise ValueError(
+                f"'{path}' has {len(film.boxes_xyxy)} boxes on film {film.file_name}; agree "
+                "compares one box a film. Delete the wrong one."
+            )
+        box = _four(film.boxes_xyxy[0]) if len(film.boxes_xyxy) else None
+        patient, source = (str(film.extra.get(k) or "") for k in ("patient_id", "source"))
+        marks.append(Mark(film.file_name, box, film.size_hw, patient, source))
+    return Side(path, (Reader(path.stem, tuple(marks)),))
+
+
+def _four(values: Iterable[float]) -> Xyxy:
+    x0, y0, x1, y1 = map(float, values)
+    return x0, y0, x1, y1
+
+
+def _read_csv(path: Path) -> Side:
+    marks: dict[str, list[Mark]] = defaultdict(list)
+    lines: dict[tuple[str, str], int] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a mark first
+            table = csv.DictReader(file, restval="")
+            head = tuple(table.fieldnames or ())
+            film_column = next((c for c in FILM_COLUMNS if c in head), "")
+            kind = next((k for k in (CORNERS, XYWH) if set(k) <= set(head)), ())
+            if not film_column or not kind:
+                raise ValueError(
+                    f"'{path}' must have the columns {_COLUMNS}. Got {', '.join(head) or 'none'}."
+                )
+            for row in table:
+                where = f"'{path}' line {table.line_num}"
+                cells = {key: value.strip() for key, value in row.items() if key is not None}
+                film, name = cells[film_column], cells.get("reader") or path.stem
+                if not film:
+                    raise ValueError(f"{where}: {film_column} must name a film. Got nothing.")
+                first = lines.setdefault((name, film), table.line_num)
+                if first != table.line_num:
+                    raise ValueError(
+                        f"'{path}' has two boxes by {name} on film {film} (lines {first} and "
+                        f"{table.line_num}); agree compares one box a film. Delete the wrong row, "
+                        "or name the readers in a column reader."
+                    )
+                marks[name].append(_read_row(f"{where} ({film})", film, cells, kind))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"'{path}' must be a CSV in UTF-8. {error}") from error
+    if not marks:
+        raise ValueError(f"'{path}' must have a row for each film. Got none.")
+    return Side(path, tuple(Reader(name, tuple(own)) for name, own in marks.items()))
+
+
+def _read_row(where: str, film: str, cells: dict[str, str], kind: Sequence[str]) -> Mark:
+    box, size_hw = None, None
+    texts = [cells[c] for c in kind]
+    if any(texts):  # all empty: a film without a box
+        try:
+            box = _four(float(text) for text in texts)
+        except ValueError:
+            box = NAN4
+        if not all(map(math.isfinite, box)):
+            raise ValueError(
+                f"{where}: {', '.join(kind)} must be four numbers, or all empty for a film without "
+                f"a box. Got {', '.join(map(repr, texts))}."
+            )
+        if kind == XYWH:
+            box = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        if box[2] <= box[0] or box[3] <= box[1]:
+            raise ValueError(
+                f"{where}: the box must have a width and a height above 0. Got {', '.join(texts)}."
+            )
+    width, height = cells.get("width", ""), cells.get("height", "")
+    if width or height:
+        try:
+            size_hw = int(float(height)), int(float(width))
+        except (ValueError, OverflowError):
+            size_hw = 0, 0
+        if min(size_hw) < 1:
+            raise ValueError(
+                f"{where}: width and height must be the film's size in whole pixels. "
+                f"Got '{width}' and '{height}'."
+            )
+    patient = cells.get("patient_id") or cells.get("patient", "")
+    return Mark(film, box, size_hw, patient, cells.get("source", ""))
+
+
+# Matching
+
+
+def film_key(name: str, names: str) -> str:
+    """What a film is matched by. A Mac writes accents in two characters, Windows paths with \\."""
+    if names == "stem":
+        return film_stem(name)
+    return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
+
+
+def compare(a: Side, b: Side, names: str = "path") -> Comparison:
+    """Pair every reader of A with every one of B; one CSV given twice: its readers in twos.
+
+    Without a match by path, films are matched by stem, and a note says so.
+
+    Raises:
+        ValueError: nothing to compare, or a name that could be two films.
+    """
+    same = a.path.resolve() == b.path.resolve()
+    twos = list(combinations(a.readers, 2) if same else product(a.readers, b.readers))
+    if not twos:
+        raise ValueError(
+            f"A and B must differ, or be a CSV with two readers. Got '{a.path}' twice, with the "
+            f"reader {a.readers[0].name}."
+        )
+    notes = [*a.notes, *(() if same else b.notes)]
+    films_a, films_b = a.films, b.films
+    by_path, by_stem = (
+        len({film_key(f, n) for f in films_a} & {film_key(f, n) for f in films_b})
+        for n in ("path", "stem")
+    )
+    if names == "path" and not by_path and by_stem:
+        names = "stem"
+        notes.append(
+            "No film of A has the path of one of B; matched by stem, the file's name "
+            "without folder and suffix."
+        )
+    elif names == "path" and by_stem > by_path:
+        notes.append(
+            f"{by_stem - by_path} more films would match by their names alone: --names stem."
+        )
+    pairs = [p for ra, rb in twos for p in _pair_readers(ra, rb, names, a, b)]
+    if not pairs:
+        raise ValueError(
+            f"A and B must have a film in common. '{a.path}' has {len(films_a)} films such as "
+            f"{films_a[0]}, '{b.path}' has {len(films_b)} such as {films_b[0]}; none matches by "
+            f"{names}."
+        )
+    done = {film_key(p.film, names) for p in pairs}
+    only_a, only_b = (
+        tuple(f for f in films if film_key(f, names) not in done) for films in (films_a, films_b)
+    )
+    return Comparison(a, b, names, tuple(pairs), only_a, () if same else only_b, tuple(notes))
+
+
+def _pair_readers(a: Reader, b: Reader, names: str, side_a: Side, side_b: Side) -> list[Pair]:
+    own, other = _index(a.marks, names), _index(b.marks, names)
+    reader = b.name if len(side_a.readers) == 1 else f"{a.name} / {b.name}"
+    pairs = []
+    for key in [key for key in own if key in other]:
+        for marks, side in ((own[key], side_a), (other[key], side_b)):
+            if len(marks) > 1:
+                raise ValueError(
+                    f"'{side.path}' has two films that match by {names} as {key}: {marks[0].film} "
+                    f"and {marks[1].film}. Rename one of them, or make the paths in A and B alike."
+                )
+        pairs.append(_pair(own[key][0], other[key][0], reader, (a.name, b.name)))
+    return pairs
+
+
+def _index(marks: Sequence[Mark], names: str) -> dict[str, list[Mark]]:
+    index: dict[str, list[Mark]] = defaultdict(list)
+    for mark in marks:
+        index[film_key(mark.film, names)].append(mark)
+    return index
+
+
+def _pair(a: Mark, b: Mark, reader: str, hands: tuple[str, str]) -> Pair:
+    size_a, size_b = a.size_hw or b.size_hw, b.size_hw or a.size_hw
+    if size_a and size_b and not _alike(size_a, size_b):
+        return Pair(a, b, reader, hands, UNLIKE)
+    if size_a and (a.size_hw is None) != (b.size_hw is None):  # else nothing to check it by
+        _check_inside(a if a.size_hw is None else b, size_a)
+    other = b.xyxy
+    if other is not None and size_a and size_b:
+        scale = [size_a[1] / size_b[1], size_a[0] / size_b[0]] * 2
+        other = _four(np.multiply(other, scale))
+    verdicts = ((NEITHER, B_ONLY), (A_ONLY, BOTH))
+    verdict = verdicts[a.xyxy is not None][other is not None]
+    return Pair(a, b, reader, hands, verdict, a.xyxy, other, size_a)
+
+
+def _alike(size_a: tuple[int, int], size_b: tuple[int, int]) -> bool:
+    """Whether one size is the other, made larger or smaller and rounded to whole pixels."""
+    (ha, wa), (hb, wb) = size_a, size_b
+    # Half a pixel of rounding on either shorter side, and 2 % for careless resizing.
+    slack = max(0.02, 1 / min(size_a), 1 / min(size_b))
+    return abs(wa * hb / (ha * wb) - 1) <= slack
+
+
+def _check_inside(mark: Mark, size_hw: tuple[int, int]) -> None:
+    """A box without a size that leaves the other's film was drawn on another size of it."""
+    height, width = size_hw
+    x0, y0, x1, y1 = mark.xyxy or (0, 0, 0, 0)
+    slack_x, slack_y = max(2.0, 0.01 * width), max(2.0, 0.01 * height)
+    if x0 < -slack_x or y0 < -slack_y or x1 > width + slack_x or y1 > height + slack_y:
+        raise ValueError(
+            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} of the CSV reaches out of film {mark.film} of "
+            f"{width} × {height} px. If it was drawn on the film in another size, add the columns "
+            "width and height with that size."
+        )
