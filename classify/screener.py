@@ -14,45 +14,137 @@ the guarantee holds however the SVM was fitted. `test` is for `evaluate`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import skops.io
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
-from sklearn.utils.class_weight import compute_sample_weight
 
-from classify.screener_config import EvaluateConfig, FitConfig
-from classify.screening.films import ScreeningFilms, read_screening_films
+from classify.screening.films import (
+    ScreeningFilms,
+    figures_by_source,
+    read_screening_films,
+    to_rich_table,
+)
 from classify.screening.guarantee import OperatingPoint, choose_operating_point, percent
-from classify.screening.table import figures_by_source, to_rich_table
+from classify.screening.svm import CalibratedSvm
 from cxr.cli import Command, parse_command, to_plain
+from cxr.rules import require
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.pipeline import Pipeline
 
 SCHEMA, VERSION = "lungfirst.screener", 1
 CLEARED, READ, NOT_READ = "definitely_normal", "read", "not_read_by_model"
-# All that a calibrated SVM needs beyond skops' own list; anything else in the file is refused.
-TRUSTED = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"]
+_ROUNDING = 1e-9  # a score that equals the threshold but for its last digits is not below it
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Fits the screener on members' logits, chooses its operating point and saves it.
+
+    Args:
+        predictions: predictions.csv of one or more runs.
+        labels: films.csv with label, source and patient of each film.
+        split: the split that the members were trained with (JSON).
+        ensemble: folder of the members; screener.skops and screener.json are written there.
+        fit_parts: parts of the split to fit on. Not train: the members' logits are too sure there.
+        calibration_part: part that fixes the operating point; never among fit_parts.
+        sources: use films of these sources only; none named: all.
+        normal: the label in films.csv that means normal. Films labelled unknown are left out.
+        sensitivity: what the calibration films are to prove.
+        confidence: of that proof, one-sided.
+        scope: a sentence on whom the members learnt from, shown beside every result.
+        c: values of the SVM's C to choose from, by grouped cross-validation.
+        gamma: values of gamma to choose from, in units of 1 / number of logits.
+        folds: folds by patient for that choice and for the calibration.
+        seed: of the folds.
+    """
+
+    predictions: tuple[str, ...] = ()
+    labels: Path = Path("films.csv")
+    split: Path = Path("split.json")
+    ensemble: Path = Path("weights/ensemble_crops")
+    fit_parts: tuple[str, ...] = ("val",)
+    calibration_part: str = "calibration"
+    sources: tuple[str, ...] = ()
+    normal: str = "normal"
+    sensitivity: float = 0.99
+    confidence: float = 0.95
+    scope: str = ""
+    c: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
+    gamma: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    folds: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.calibration_part in self.fit_parts:
+            raise ValueError(
+                "calibration_part must not be among fit_parts: films that were fitted on prove "
+                f"nothing. Got {self.calibration_part!r} in both; choose another part."
+            )
+        for name in ("sensitivity", "confidence"):
+            share = getattr(self, name)
+            require(0 < share < 1, f"{name} must lie between 0 and 1, both excluded", share)
+        _check_predictions(self.predictions)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measures a fitted screener on films that neither it nor the members have seen.
+
+    Args:
+        predictions: predictions.csv of one or more runs.
+        labels: films.csv with label, source and patient of each film.
+        split: the split that the members were trained with (JSON); with none, all films are used.
+        ensemble: folder that holds screener.skops and screener.json.
+        part: part of the split to measure on.
+        sources: use films of these sources only; none named: all.
+        normal: the label in films.csv that means normal.
+        out: JSON file for the figures; with none, they are only printed.
+    """
+
+    predictions: tuple[str, ...] = ()
+    labels: Path = Path("films.csv")
+    split: Path | None = None
+    ensemble: Path = Path("weights/ensemble_crops")
+    part: str = "test"
+    sources: tuple[str, ...] = ()
+    normal: str = "normal"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_predictions(self.predictions)
+
+
+def _check_predictions(predictions: Sequence[str]) -> None:
+    if not predictions:
+        raise ValueError("PREDICTIONS must name at least one predictions.csv of a run.")
+
+
+class Scores(Protocol):
+    """What the screener needs of its model."""
+
+    def predict_proba(self, features: np.ndarray) -> np.ndarray:
+        """(N, 3 M) logits to (N, 2): the probabilities of normal and abnormal."""
 
 
 @dataclass(frozen=True)
 class Screener:
-    """A calibrated SVM, its operating point, and the members that it was fitted for."""
+    """A calibrated SVM, its operating point, and the members that it was fitted for; `data` are the
+    bytes of its skops file."""
 
-    model: CalibratedClassifierCV
+    model: Scores
     targets: tuple[str, ...]
     point: OperatingPoint
     meta: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    data: bytes = b""
 
     @property
     def threshold_id(self) -> str:
@@ -75,33 +167,22 @@ class Screener:
                 f"logits of Screener.score must be (N, {len(self.targets)}, 3) for the members "
                 f"{', '.join(self.targets)}. Got {logits.shape} instead."
             )
-        if not len(logits):
-            return np.zeros(0)
-        return self.model.predict_proba(logits.reshape(len(logits), -1))[:, 1]
+        return self.model.predict_proba(logits.reshape(len(logits), 3 * len(self.targets)))[:, 1]
 
     def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
         """(N, M, 3) logits to abnormal scores (N,), decisions, and the threshold's id."""
         scores = self.score(logits)
-        cleared = scores < self.point.threshold
+        cleared = scores < self.point.threshold * (1 - _ROUNDING)
         return scores, [CLEARED if c else READ for c in cleared], self.threshold_id
 
     def save(self, folder: str | Path) -> Screener:
         """Write screener.skops and screener.json; returns the screener with its file's hash."""
-        folder = Path(folder)
-        path = write_atomic(folder / "screener.skops", skops.io.dumps(self.model))
-        digest = sha256_file(path)
-        write_json(
-            folder / "screener.json",
-            {
-                "schema": SCHEMA,
-                "version": VERSION,
-                "sha256": digest,
-                "targets": list(self.targets),
-                "operating_point": self.point.to_dict(),
-                **self.meta,
-            },
-        )
-        return Screener(self.model, self.targets, self.point, self.meta, digest)
+        digest = hashlib.sha256(self.data).hexdigest()
+        write_atomic(Path(folder) / "screener.skops", self.data)
+        about = {"schema": SCHEMA, "version": VERSION, "sha256": digest}
+        known = {"targets": list(self.targets), "operating_point": self.point.to_dict()}
+        write_json(Path(folder) / "screener.json", {**about, **known, **self.meta})
+        return replace(self, sha256=digest)
 
     @classmethod
     def load(cls, folder: str | Path) -> Screener:
@@ -117,12 +198,14 @@ class Screener:
         meta = json.loads(side.read_text())
         if meta.pop("schema", None) != SCHEMA or meta.pop("version", None) != VERSION:
             raise ValueError(f"{side} must be of schema {SCHEMA}, version {VERSION}.")
-        if sha256_file(path) != meta.pop("sha256"):
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != meta.pop("sha256"):
             raise ValueError(f"{path} is not the file that {side.name} was written for. Fit again.")
         _check_members(folder, meta.get("members") or {})
         targets, point = meta.pop("targets"), OperatingPoint(**meta.pop("operating_point"))
-        model = skops.io.load(path, trusted=TRUSTED)  # raises for any type not on the list
-        return cls(model, tuple(targets), point, meta, sha256_file(path))
+        model = CalibratedSvm.read(data, str(path))
+        return cls(model, tuple(targets), point, meta, digest, data)
 
 
 def fit_screener(films: ScreeningFilms, config: FitConfig) -> CalibratedClassifierCV:
@@ -130,6 +213,12 @@ def fit_screener(films: ScreeningFilms, config: FitConfig) -> CalibratedClassifi
 
     Raises ValueError when a class has fewer patients than there are folds.
     """
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
     logits = films.logits.reshape(len(films.logits), -1)
     for name, rows in (("abnormal", films.abnormal), ("normal", ~films.abnormal)):
         patients = len({p for p, chosen in zip(films.patients, rows, strict=True) if chosen})
@@ -162,10 +251,37 @@ def _pooled_loss(
     AUROC within each fold would not see decision values that shift from fold to fold, as they do
     for a small C; one sigmoid and one threshold for all films need them not to.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.utils.class_weight import compute_sample_weight
+
     values = cross_val_predict(svm, logits, abnormal, cv=folds, method="decision_function")
     sigmoid = LogisticRegression(C=1e6, class_weight="balanced").fit(values[:, None], abnormal)
     weights = compute_sample_weight("balanced", abnormal)
     return float(log_loss(abnormal, sigmoid.predict_proba(values[:, None]), sample_weight=weights))
+
+
+def calibrate(
+    model: CalibratedClassifierCV,
+    calibration: ScreeningFilms,
+    config: FitConfig,
+    meta: dict[str, Any],
+) -> Screener:
+    """The fitted model with the operating point that these films prove, saved among the members;
+    `meta` is noted beside it. Raises ValueError for too few films."""
+    import skops.io
+
+    data = skops.io.dumps(model)
+    svm = CalibratedSvm.read(data, "the fitted screener")
+    scores = svm.predict_proba(calibration.logits.reshape(len(calibration.logits), -1))[:, 1]
+    point = choose_operating_point(
+        scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
+    )
+    files = {t: config.ensemble / f"{t}.safetensors" for t in calibration.targets}
+    members = {t: sha256_file(path) for t, path in files.items() if path.is_file()}
+    meta = {"members": members, **meta, "provenance": provenance(members)}
+    return Screener(svm, calibration.targets, point, meta, data=data).save(config.ensemble)
 
 
 def run_fit(config: FitConfig) -> Screener:
@@ -174,30 +290,17 @@ def run_fit(config: FitConfig) -> Screener:
     fit_on = films.of_parts(config.split, config.fit_parts)
     calibration = films.of_parts(config.split, [config.calibration_part])
     model = fit_screener(fit_on, config)
-    members = {
-        t: sha256_file(p)
-        for t in films.targets
-        if (p := config.ensemble / f"{t}.safetensors").is_file()
-    }
+    chosen = model.estimator.get_params()
     meta = {
-        "members": members,
         "fit_films_by_source": fit_on.count_by_source(),
         "calibration_films_by_source": calibration.count_by_source(),
         "left_out": films.left_out,
         "scope": config.scope,
-        "svm": {
-            k: float(v)
-            for k, v in model.estimator.get_params().items()
-            if k in ("svc__C", "svc__gamma")
-        },
+        "svm": {name: float(chosen[name]) for name in ("svc__C", "svc__gamma")},
         "config": to_plain(config),
-        "provenance": provenance(members),
     }
-    scores = model.predict_proba(calibration.logits.reshape(len(calibration.logits), -1))[:, 1]
-    point = choose_operating_point(
-        scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
-    )
-    screener = Screener(model, films.targets, point, meta).save(config.ensemble)
+    screener = calibrate(model, calibration, config, meta)
+    point = screener.point
     console.print(
         f"fitted on {len(fit_on.logits)} films, calibrated on {len(calibration.logits)}; "
         f"threshold {point.threshold:.4g} clears {percent(point.share_cleared)} of these"

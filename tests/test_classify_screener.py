@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from classify.screener import CLEARED, READ, Screener, main
-from classify.screening.films import read_screening_films
+from classify.screening.films import ScreeningTable, figures_by_source, read_screening_films
 from classify.screening.guarantee import OperatingPoint
-from classify.screening.table import ScreeningTable, figures_by_source
+from classify.screening.svm import CalibratedSvm
 from cxr.split import Split
 
 TARGETS = ("bacterial", "viral")
@@ -181,7 +182,6 @@ def test_a_changed_skops_file_is_refused(fitted: Path, tmp_path: Path) -> None:
 
 def test_a_skops_file_with_a_foreign_type_is_refused(fitted: Path, tmp_path: Path) -> None:
     import skops.io
-    from skops.io.exceptions import UntrustedTypesFoundException
 
     folder = copy_of(fitted, tmp_path)
     digest = Screener.load(folder).sha256
@@ -190,8 +190,29 @@ def test_a_skops_file_with_a_foreign_type_is_refused(fitted: Path, tmp_path: Pat
 
     side = folder / "screener.json"
     side.write_text(side.read_text().replace(digest, sha256_file(folder / "screener.skops")))
-    with pytest.raises(UntrustedTypesFoundException):
+    with pytest.raises(ValueError, match="must hold a calibrated SVM"):
         Screener.load(folder)
+
+
+def test_the_scores_are_those_of_scikit_learn(fitted: Path, root: Path) -> None:
+    import skops.io
+
+    trusted = [f"sklearn.calibration.{n}" for n in ("_CalibratedClassifier", "_SigmoidCalibration")]
+    features = np.random.default_rng(1).normal(0, 3, (200, 6))
+    for folder in (fitted / "e", root / "weights/ensemble_crops", root / "weights/ensemble_films"):
+        path = folder / "screener.skops"
+        theirs = skops.io.load(path, trusted=trusted).predict_proba(features)
+        ours = CalibratedSvm.read(path.read_bytes(), str(path)).predict_proba(features)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_score_that_is_the_threshold_but_for_rounding_is_kept(fitted: Path) -> None:
+    screener = Screener.load(fitted / "e")
+    logits = np.array([[[1.2, -1.2, -0.6]] * 2])
+    score = float(screener.score(logits)[0])
+    for factor, decision in ((1 + 1e-13, READ), (1 - 1e-13, READ), (1 + 1e-6, CLEARED)):
+        point = replace(screener.point, threshold=score * factor)
+        assert replace(screener, point=point).decide(logits)[1] == [decision]
 
 
 def test_a_missing_screener_names_the_command(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr.rules import require
 from cxr.stats import lower_bound
 
 
@@ -131,7 +132,4 @@ def percent(share: float) -> str:
 
 def _check_shares(sensitivity: float, confidence: float) -> None:
     for name, value in (("sensitivity", sensitivity), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise ValueError(
-                f"{name} must lie between 0 and 1, both excluded. Got {value} instead."
-            )
+        require(0 < value < 1, f"{name} must lie between 0 and 1, both excluded", value)

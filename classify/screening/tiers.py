@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from cxr.stats import exact_interval, softmax
+from classify.labels import TARGET
+from cxr.stats import softmax
 
 TIERS = ("critical", "urgent", "non_urgent", "untiered")  # the most pressing first
-_TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
 
 
 @dataclass(frozen=True)
 class RiskRow:
-    """One tier or disease of `risk_table`. Shares are (value, low, high) or None without films.
+    """One tier or disease of `risk_table`.
 
     `kept` of its `films` were kept for reading by the screener; on `found` its own member (for a
     tier: any member of that tier) said target.
@@ -32,16 +32,6 @@ class RiskRow:
     films: int
     kept: int
     found: int
-
-    @property
-    def sensitivity(self) -> tuple[float, float, float] | None:
-        """Share kept for reading, with its exact 95 % interval."""
-        return _with_interval(self.kept, self.films)
-
-    @property
-    def recall(self) -> tuple[float, float, float] | None:
-        """Share on which the member said target, with its exact 95 % interval."""
-        return _with_interval(self.found, self.films)
 
 
 def read_tiers(path: str | Path) -> dict[str, str]:
@@ -74,8 +64,8 @@ def found_targets(logits: np.ndarray, threshold: float | None = None) -> np.ndar
     """
     logits = np.asarray(logits)
     if threshold is None:
-        return np.asarray(logits.argmax(axis=-1) == _TARGET)
-    return softmax(logits)[..., _TARGET] >= threshold
+        return np.asarray(logits.argmax(axis=-1) == TARGET)
+    return softmax(logits)[..., TARGET] >= threshold
 
 
 def film_tiers(
@@ -121,21 +111,12 @@ def risk_table(
         if not members:
             continue
         here = np.array([w == number for w in worst], dtype=bool)
-        anyone = np.asarray(found[:, members].any(axis=1))
-        rows.append(_row(tier, "", here, kept, anyone))
+        kinds = [("", here, found[:, members].any(axis=1))]
         for i in members:
             has = np.array([targets[i] in film for film in diseases], dtype=bool)
-            rows.append(_row(tier, targets[i], has, kept, np.asarray(found[:, i])))
+            kinds.append((targets[i], has, found[:, i]))
+        rows += [
+            RiskRow(tier, disease, int(has.sum()), int((has & kept).sum()), int((has & said).sum()))
+            for disease, has, said in kinds
+        ]
     return rows
-
-
-def _row(
-    tier: str, disease: str, chosen: np.ndarray, kept: np.ndarray, found: np.ndarray
-) -> RiskRow:
-    return RiskRow(
-        tier, disease, int(chosen.sum()), int((chosen & kept).sum()), int((chosen & found).sum())
-    )
-
-
-def _with_interval(hits: int, total: int) -> tuple[float, float, float] | None:
-    return (hits / total, *exact_interval(hits, total)) if total else None

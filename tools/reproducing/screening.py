@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from classify.films import Case
-from classify.screener import CLEARED, Screener, fit_screener
-from classify.screener_config import FitConfig
+from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.films import ScreeningFilms
-from classify.screening.guarantee import choose_operating_point
 from classify.screening.tiers import risk_table
 from cxr.films_table import has_disease
 from cxr.stats import Figure, share_figure
-from cxr.workdir import provenance, sha256_file, write_json
+from cxr.workdir import write_json
 
 
 @dataclass(frozen=True)
@@ -59,25 +57,18 @@ def screen_films(
     """
     settings = FitConfig(
         ("the members' own logits",),
+        ensemble=job.out,
         sensitivity=sensitivity,
         confidence=confidence,
         folds=folds,
         seed=job.seed,
     )
     fitted, calibration = job.films("val"), job.films("calibration")
-    model = fit_screener(fitted, settings)
-    chances = model.predict_proba(calibration.logits.reshape(len(calibration.logits), -1))[:, 1]
-    point = choose_operating_point(
-        chances, calibration.abnormal, calibration.patients, sensitivity, confidence
-    )
-    members = {t: sha256_file(job.out / f"{t}.safetensors") for t in job.targets}
     meta = {
-        "members": members,
         "fit_films_by_source": fitted.count_by_source(),
         "calibration_films_by_source": calibration.count_by_source(),
-        "provenance": provenance(members),
     }
-    screener = Screener(model, job.targets, point, meta).save(job.out)
+    screener = calibrate(fit_screener(fitted, settings), calibration, settings, meta)
     tested = job.films("test")
     kept = np.array([d != CLEARED for d in screener.decide(tested.logits)[1]], dtype=bool)
     return _figures(job, tested, kept)

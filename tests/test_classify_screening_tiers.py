@@ -49,22 +49,6 @@ def test_risk_table_counts_films_by_their_true_tier_and_disease() -> None:
     assert rows[("untiered", "cardiomegaly")] == (0, 0, 0)
 
 
-def test_a_row_without_films_has_no_sensitivity() -> None:
-    rows = risk_table(np.zeros((0, 3, 3)), np.zeros(0, bool), [], TARGETS, TIERS)
-    assert all(r.sensitivity is None for r in rows)
-
-
-def test_sensitivity_carries_its_exact_interval() -> None:
-    row = risk_table(
-        np.array([[YES], [YES]]),
-        np.array([True, True]),
-        [frozenset({"nodule"})] * 2,
-        ("nodule",),
-        TIERS,
-    )[1]
-    assert row.sensitivity == pytest.approx((1.0, 0.025**0.5, 1.0))
-
-
 def test_the_thirteen_targets_of_the_thesis_are_in_the_shipped_file(root: Path) -> None:
     tiers = read_tiers(root / "configs/classify/tiers.yaml")
     thesis = {
