@@ -76,7 +76,7 @@ class _Reader:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
-        self._known: dict[int, Any] = {}
+        self._known: dict[Any, Any] = {}
 
     def read(self, node: Any) -> Any:
         if not isinstance(node, dict):
