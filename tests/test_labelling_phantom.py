@@ -1,4 +1,4 @@
-"""labelling.phantom and labelling.rule_pictures: drawn chests and the pictures made of them."""
+"""labelling.phantom and labelling.demo: drawn chests and the pictures made of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from labelling.phantom import draw_chest
-from labelling.rule_pictures import write_rule_pictures
+from labelling.demo import write_rule_pictures
 
 SIZES_HW = ((160, 120), (120, 200), (64, 64), (300, 300))
 

@@ -28,11 +28,7 @@ JOBS = {
         "films/ --session sessions/first --annotator mk "
         "--prelabel weights/thorax_lite0.safetensors",
     ),
-    "review": (
-        "review.run",
-        ("session",),
-        "sessions/first --accept 1-24 --but 3,7 --doubtful 3",
-    ),
+    "review": ("review.run", ("session",), "sessions/first --accept 1-24 --but 3,7 --doubtful 3"),
     "status": ("status.run", ("session",), "sessions/first"),
     "check": ("check.run", ("session",), "sessions/first"),
     "agree": ("agree.run", ("readers",), "sessions/first sessions/second"),

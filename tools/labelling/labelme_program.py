@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 
@@ -22,16 +23,14 @@ HOW_TO_INSTALL = "labelme is missing: pip install -e .[annotate]"
 
 def find_labelme() -> str:
     """The program beside this Python, or on the PATH; "" when there is none."""
-    beside = str(Path(sys.executable).parent)
-    places = os.pathsep.join([beside, os.environ.get("PATH", "")])
-    return shutil.which("labelme", path=places) or ""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return shutil.which("labelme", path=os.pathsep.join(places)) or ""
 
 
 def has_screen() -> bool:
     """Whether a window can be opened: on Linux a display must be named."""
-    if not sys.platform.startswith("linux"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    linux = sys.platform.startswith("linux")
+    return not linux or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def write_settings(session: Session) -> Path:
@@ -58,65 +57,47 @@ def run_labelme(session: Session, film: SessionFilm) -> int:
 
     Each answer is noted in the history within a second of its being saved, so that a crash, of
     labelme or of the machine, costs at most the box that is being drawn.
-
-    Raises:
-        FileNotFoundError: when labelme is not installed.
     """
-    program = find_labelme()
-    if not program:
-        raise FileNotFoundError(HOW_TO_INSTALL)
-    settings = write_settings(session)
-    ask = [program, str(session.view_path(film)), "--config", str(settings)]
-    watch = _Watch(session)
-    with (session.path / "labelme.log").open("ab") as output:
+    settings, messages = write_settings(session), session.path / "labelme.log"
+    ask = [find_labelme(), str(session.view_path(film)), "--config", str(settings)]
+    seen = _read_stamps(session)
+    with messages.open("ab") as output:
         process = subprocess.Popen(ask, stdout=output, stderr=output)  # noqa: S603 - our own list
         try:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                watch.note()
+                _note_changed(session, seen)
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
-        finally:
-            watch.note()
     session.note_changes()
     if process.returncode != 0:
-        messages = session.path / "labelme.log"
-        last = messages.read_text(errors="replace").strip().splitlines()[-3:]
+        last = "\n".join(messages.read_text(errors="replace").strip().splitlines()[-3:])
         log.warning(
-            "labelme ended with code %d. The last of %s:\n%s",
-            process.returncode,
-            messages,
-            "\n".join(last),
+            "labelme ended with code %d. The last of %s:\n%s", process.returncode, messages, last
         )
-    return int(process.returncode)
+    return process.returncode
 
 
-class _Watch:
-    """Looks at the label files that changed since the last look."""
+def _note_changed(session: Session, seen: dict[int, tuple[int, int]]) -> None:
+    """Note the films whose label files changed since the last look at them. A file in the middle of
+    being written counts as not changed yet: it is looked at again."""
+    stamps = _read_stamps(session)
+    for film in session.films:
+        stamp = stamps.get(film.number)
+        if stamp is None or seen.get(film.number) == stamp:
+            continue
+        answer = session.answer(film)
+        session.note(film, answer, "labelme")
+        if not answer.fault:
+            seen[film.number] = stamp
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.films = {session.label_path(f).name: f for f in session.films if f.view}
-        self.seen = self._stamps()
 
-    def note(self) -> None:
-        """Note what changed in the history. A file in the middle of being written counts as not
-        changed yet: it is looked at again."""
-        for name, stamp in self._stamps().items():
-            if self.seen.get(name) == stamp:
-                continue
-            film = self.films[name]
-            answer = self.session.answer(film)
-            self.session.note(film, answer, "labelme")
-            if not answer.fault:
-                self.seen[name] = stamp
-
-    def _stamps(self) -> dict[str, tuple[int, int]]:
-        stamps = {}
-        with os.scandir(self.session.path / "views") as entries:
-            for entry in entries:
-                if entry.name in self.films:
-                    stat = entry.stat()
-                    stamps[entry.name] = (stat.st_mtime_ns, stat.st_size)
-        return stamps
+def _read_stamps(session: Session) -> dict[int, tuple[int, int]]:
+    """When each label file was written, and its size, by the film's number."""
+    stamps = {}
+    for film in (f for f in session.films if f.view):
+        with suppress(FileNotFoundError):
+            stat = session.label_path(film).stat()
+            stamps[film.number] = (stat.st_mtime_ns, stat.st_size)
+    return stamps

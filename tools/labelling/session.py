@@ -26,13 +26,7 @@ from filelock import FileLock, Timeout
 from cxr.boxes import Frame
 from cxr.ledger import append_line, drop_torn_line
 from cxr.workdir import write_atomic
-from labelling.labelme_file import (
-    PRELABELLED,
-    LabelFile,
-    Shape,
-    read_label_file,
-    write_label_file,
-)
+from labelling.labelme_file import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 SCHEMA, VERSION = "lungfirst.labelling", 1
 FLAGS = ("accepted", "doubtful", "unreadable", "not frontal", "apices cut off")
@@ -352,17 +346,13 @@ class Session:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the session; raises ValueError while labelme or another command is at it."""
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
         except Timeout as error:
             raise ValueError(
                 f"'{self.path}' is open in labelme or in another command; close that first."
             ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _last_entries(self) -> dict[int, dict[str, Any]]:
         if self._last is None:
