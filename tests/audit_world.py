@@ -23,6 +23,7 @@ from torch import nn
 
 from classify import run
 from classify.audit import __main__ as audit
+from classify.audit import auditor
 from classify.ensemble import Ensemble
 from classify.preprocess import PreprocessConfig
 from cxr.split import Split
@@ -46,6 +47,7 @@ class FakeField:
 
     def __init__(self) -> None:
         self.weights = {"lungfield.safetensors": "f" * 64}
+        self.threshold = 0.5
         self.seen: list[tuple[int, int]] = []
         self.stop_after: int | None = None
 
@@ -131,7 +133,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch, path: Path) -> SimpleNamespace:
     )
     monkeypatch.setattr(run.Ensemble, "load", lambda folder, device="auto": world.ensemble)
     monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": world.detector)
-    monkeypatch.setattr(audit.LungField, "load", lambda p, device="auto": world.field)
+    monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": world.field)
     monkeypatch.chdir(path)
     return world
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.audit.baselines import _seed, baseline_lifts, random_maps
+from classify.audit.metrics import baseline_lifts, film_seed, random_maps
 
 
 def two_lungs(height: int = 150, width: int = 130) -> np.ndarray:
@@ -23,7 +23,7 @@ def drawn_at_full_size(
 ) -> np.ndarray:
     """Lifts of the maps that have any energy, the long way round."""
     lifts = []
-    for plane in random_maps(draws, cam_hw, _seed(film, seed)):
+    for plane in random_maps(draws, cam_hw, film_seed(film, seed)):
         size = (lung.shape[1], lung.shape[0])
         full = cv2.resize(plane.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
         if full.any():
@@ -124,7 +124,7 @@ def test_another_film_or_seed_gives_others() -> None:
 
 
 def test_draws_without_energy_have_no_lift() -> None:
-    film = next(str(n) for n in range(99) if not random_maps(1, (2, 2), _seed(str(n), 0)).any())
+    film = next(str(n) for n in range(99) if not random_maps(1, (2, 2), film_seed(str(n), 0)).any())
     found = baseline_lifts(two_lungs(), film, (2, 2), draws=1)
     assert found["random_lift"] is None and found["random_sd"] is None
     assert found["gaussian_lift"] is not None

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-from classify.audit.__main__ import impute as imputing
-from classify.audit.impute import impute
+from classify.audit import road as imputing
+from classify.audit.road import impute
 
 
 def holes(kind: str, size_hw: tuple[int, int], share: float) -> np.ndarray:

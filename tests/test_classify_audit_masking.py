@@ -1,22 +1,26 @@
-"""What is hidden, how far round the lungs, on films and on crops; then what members answer."""
+"""What is hidden, how far round the lungs, on films and on crops; and the table of what members
+answer then, against AUCs and shares worked out by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from classify.audit.masking import (
     CONTROLS,
-    MaskedFilm,
+    Asked,
+    Screens,
     apply_control,
-    control_logits,
+    ask_all,
+    control_table,
     grow,
-    name_of,
 )
+from classify.audit.rows import Row
 from cxr.boxes import Frame
+from cxr.stats import softmax
 
 
 @pytest.fixture
@@ -68,12 +72,6 @@ def test_shape_only_keeps_nothing_but_the_outline(film: tuple[np.ndarray, np.nda
     np.testing.assert_array_equal(left == 0, grow(lung))
 
 
-def test_mean_is_that_of_what_stays(film: tuple[np.ndarray, np.ndarray]) -> None:
-    pixels, lung = film
-    assert (apply_control(pixels, lung, "outside_only", fill="mean") == 0.5).all()
-    assert (apply_control(pixels, lung, "lungs_only", fill="mean") == 0.25).all()
-
-
 def test_the_film_itself_stays_as_it_was(film: tuple[np.ndarray, np.ndarray]) -> None:
     before = film[0].copy(), film[1].copy()
     for control in CONTROLS:
@@ -108,7 +106,6 @@ def test_beyond_the_film_a_crop_stays_black(film: tuple[np.ndarray, np.ndarray])
     ("wrong", "message"),
     [
         ({"control": "lungs"}, "control must be one of"),
-        ({"fill": "white"}, "fill must be one of"),
         ({"margin": 0.5}, "margin must lie in"),
         ({"lung": np.zeros((40, 100), bool)}, "leave the film out"),
         ({"lung": np.ones((40, 100))}, "must be .* bool"),
@@ -124,37 +121,114 @@ def test_errors_name_the_argument(
         apply_control(**given)  # type: ignore[arg-type]
 
 
-class MeanAndMaximum:
-    """One member whose logits are the picture's mean, maximum and 0; notes the batches' sizes."""
+# --- the table
 
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[Frame]]:
-        self.sizes.append(len(pixels))
-        return torch.tensor([[p.mean(), p.max(), 0.0] for p in pixels]), []
-
-    def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
-        return batch[:, None].numpy()
+NORMAL, TARGET, OTHERS = 0, 1, 2
+LABELS = np.array([[TARGET], [TARGET], [NORMAL], [OTHERS]])
+PATIENTS = ["a", "b", "c", "d"]
 
 
-def test_members_see_each_control_batch_by_batch(film: tuple[np.ndarray, np.ndarray]) -> None:
-    members = MeanAndMaximum()
-    films = (MaskedFilm(*film) for _ in range(5))
-    logits = control_logits(members, films, ("outside_only", "lungs_only"), batch_size=2)
-    assert list(logits) == ["as is", "outside only", "lungs only"]
-    assert all(v.shape == (5, 1, 3) for v in logits.values())
-    assert members.sizes == [2] * 6 + [1] * 3
-    assert (logits["lungs only"][:, 0, 1] == 0.25).all()
-    np.testing.assert_allclose(logits["as is"][:, 0, 0], film[0].mean(), rtol=1e-6)
+def logits_of(target_logits: list[float]) -> np.ndarray:
+    """(N, 1, 3) logits with 0 for NORMAL and a low one for OTHERS."""
+    return np.array([[[0.0, v, -9.0]] for v in target_logits])
 
 
-def test_another_fill_has_a_name_of_its_own() -> None:
-    assert name_of("lungs_only") == "lungs only"
-    assert name_of("lungs_only", "mean") == "lungs only, mean"
-    assert name_of("shape_only", "mean") == "shape only"
+def table(
+    logits: dict[str, np.ndarray],
+    labels: np.ndarray = LABELS,
+    patients: Sequence[str] = PATIENTS,
+    questions: Sequence[Asked] = (),
+    screener: Screens | None = None,
+    **more: Any,
+) -> list[Row]:
+    return control_table(logits, ask_all(labels, ["viral"], questions, screener), patients, **more)
 
 
-def test_no_film_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one film"):
-        control_logits(MeanAndMaximum(), [])
+def row_of(rows: list[Row], control: str, **wanted: str) -> Row:
+    found = [
+        r for r in rows if r["control"] == control and all(r[k] == v for k, v in wanted.items())
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.fixture
+def logits() -> dict[str, np.ndarray]:
+    return {
+        "as is": logits_of([2.0, 1.0, -1.0, -2.0]),  # all pairs right; target, target, normal × 2
+        "outside only": logits_of([2.0, -1.5, -1.0, -2.0]),  # one pair of four wrong, one change
+    }
+
+
+def test_auc_is_of_target_against_the_rest(logits: dict[str, np.ndarray]) -> None:
+    rows = table(logits, draws=50)
+    assert row_of(rows, "as is")["auc"] == 1.0
+    row = row_of(rows, "outside only")
+    assert row["auc"] == 0.75 and row["difference"] == -0.25 and row["n"] == 4
+
+
+def test_changed_is_the_share_with_another_largest_logit(logits: dict[str, np.ndarray]) -> None:
+    rows = table(logits, draws=50)
+    assert row_of(rows, "as is")["changed"] == 0.0
+    assert row_of(rows, "outside only")["changed"] == 0.25
+
+
+def test_unknown_truths_are_left_out_of_the_auc_only(logits: dict[str, np.ndarray]) -> None:
+    labels = LABELS.copy()
+    labels[2] = -1  # the film that the hidden lungs put above a target
+    row = row_of(table(logits, labels, draws=50), "outside only")
+    assert row["auc"] == 1.0 and row["n"] == 3
+    assert row["changed"] == 0.25 and row["changed_n"] == 4
+
+
+def test_a_source_of_one_class_has_no_auc(logits: dict[str, np.ndarray]) -> None:
+    rows = table(logits, sources=["k", "k", "n", "n"], draws=9)
+    assert [r["source"] for r in rows] == ["k", "k", "n", "n", "all", "all"]
+    assert row_of(rows, "as is", source="k")["auc"] is None
+    assert row_of(rows, "outside only", source="k")["changed"] == 0.5
+    assert row_of(rows, "outside only", source="all")["auc"] == 0.75
+
+
+def test_one_source_is_not_pooled(logits: dict[str, np.ndarray]) -> None:
+    rows = table(logits, sources=["k"] * 4, draws=9)
+    assert {r["source"] for r in rows} == {"k"}
+
+
+def test_intervals_draw_patients_and_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.integers(0, 2, 30), 2)[:, None]
+    names = [f"p{i // 2}" for i in range(60)]
+    base = np.repeat(rng.normal(0, 1, 30), 2) + labels[:, 0]
+    noisy = {"as is": logits_of(list(base)), "outside only": logits_of(list(base - 0.7))}
+    row = row_of(table(noisy, labels, names, draws=200), "outside only")
+    assert row["low"] is not None and row["high"] is not None and row["auc"] is not None
+    assert row["low"] < row["auc"] < row["high"]
+    # a constant taken off changes no order: paired, the difference is 0 in every draw
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_question_goes_to_the_whole_ensemble(logits: dict[str, np.ndarray]) -> None:
+    abnormal = Asked(
+        "normal / abnormal",
+        np.array([1, 1, 0, np.nan]),
+        lambda given: (1 - softmax(given)[..., 0].mean(1), None),
+    )
+    rows = table(logits, draws=9, questions=[abnormal])
+    row = row_of(rows, "outside only", member="normal / abnormal")
+    assert row["auc"] == 0.5 and row["n"] == 3 and row["changed"] is None
+
+
+class ClearsBelow:
+    """A screener that clears films whose TARGET logit is below 0."""
+
+    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
+        scores = logits[:, 0, 1]
+        return scores, ["read" if s > 0 else "definitely_normal" for s in scores], "at 0"
+
+
+def test_the_screener_has_a_row_of_abnormal_against_normal(logits: dict[str, np.ndarray]) -> None:
+    rows = table(logits, draws=9, screener=ClearsBelow())
+    # normal is the third film (-1): as is two of three abnormal ones lie above it, then one
+    assert row_of(rows, "as is", member="screener")["auc"] == pytest.approx(2 / 3)
+    row = row_of(rows, "outside only", member="screener")
+    assert row["auc"] == pytest.approx(1 / 3) and row["changed"] == 0.25

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from audit_films import film, films, summary
 
-from classify.audit.films import film_anchor
 from classify.audit.page import write_audit_page
+from classify.audit.page_films import film_anchor
 from cxr.page.build import csp_hash
 from cxr.page.pdf import write_pdf
 from cxr.page.pictures import picture_uri

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from classify.audit.randomise import Stage, another_film, randomisation_curve, randomise, stages_of
+from classify.audit import randomise as randomising
+from classify.audit.randomise import ANOTHER_FILM, Stage, likeness_rows, randomise, stages_of
 from classify.models.multitask import SCXNN
 from classify.models.settings import MemberConfig
 from classify.saliency.maps import saliency_maps
@@ -101,10 +102,9 @@ def test_backbones_side_by_side_are_stages_of_their_own() -> None:
     assert [s.name for s in stages_of(model)] == ["head", "backbones.1", "backbones.0"]
 
 
-@pytest.mark.parametrize("how", ["reset", "normal"])
-def test_the_network_is_as_it_was_bit_for_bit(net: TinyNet, batch: torch.Tensor, how: str) -> None:
+def test_the_network_is_as_it_was_bit_for_bit(net: TinyNet, batch: torch.Tensor) -> None:
     before, logits = state_of(net), net(batch)
-    with randomise(net, stages_of(net), 0, how, batch) as random:
+    with randomise(net, stages_of(net), 0, batch) as random:
         assert random is net and not torch.allclose(net(batch), logits)
     assert state_of(net) == before and torch.equal(net(batch), logits)
 
@@ -154,25 +154,31 @@ def test_statistics_of_batchnorm_fit_the_random_weights(net: TinyNet, batch: tor
         torch.testing.assert_close(out.var((0, 2, 3)), torch.ones(8), atol=0.02, rtol=0)
 
 
-def test_normal_keeps_mean_and_spread() -> None:
-    model = nn.Sequential(nn.Linear(200, 200))
-    weight = model[0].weight.detach().clone()
-    with randomise(model, stages_of(model), how="normal"), torch.no_grad():
-        assert model[0].weight.std().item() == pytest.approx(weight.std().item(), rel=0.02)
-        assert abs(np.corrcoef(model[0].weight.ravel(), weight.ravel())[0, 1]) < 0.02
+def test_a_layer_that_cannot_be_made_anew_keeps_mean_and_spread() -> None:
+    model = nn.Module()
+    model.layer = nn.Module()
+    model.layer.weight = nn.Parameter(torch.randn(200, 200) * 0.3 + 2)
+    weight = model.layer.weight.detach().clone()
+    with randomise(model, stages_of(model)), torch.no_grad():
+        assert model.layer.weight.mean().item() == pytest.approx(weight.mean().item(), rel=0.02)
+        assert model.layer.weight.std().item() == pytest.approx(weight.std().item(), rel=0.02)
+        assert abs(np.corrcoef(model.layer.weight.ravel(), weight.ravel())[0, 1]) < 0.02
+    assert torch.equal(model.layer.weight, weight)
 
 
 def test_maps_of_a_network_that_uses_its_weights_lose_their_likeness(
-    net: TinyNet, batch: torch.Tensor
+    net: TinyNet, batch: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state_of(net)
-    curve = randomisation_curve(net, batch, [1] * 6, "grad_cam", maps_of, batch_size=4)
-    assert [c.stage for c in curve] == ["fc", "neck", "body", "stem"]
-    assert all(c.pairs + c.empty == 30 for c in curve)  # 6 films × 5 seeds
-    assert all(c.rank_correlation is not None and c.rank_correlation < 0.5 for c in curve)
-    assert all(c.ssim is not None and c.ssim < 0.7 for c in curve)
+    monkeypatch.setattr(randomising, "_AT_A_TIME", 4)
+    *curve, floor = likeness_rows(net, batch, [1] * 6, "grad_cam", maps_of)
+    assert floor["stage"] == ANOTHER_FILM and floor["pairs"] == 6
+    assert [c["stage"] for c in curve] == ["fc", "neck", "body", "stem"]
+    assert all(c["pairs"] + c["empty"] == 30 for c in curve)  # 6 films × 5 seeds
+    assert all(c["rank_correlation"] is not None and c["rank_correlation"] < 0.5 for c in curve)
+    assert all(c["ssim"] is not None and c["ssim"] < 0.7 for c in curve)
     assert state_of(net) == before
-    assert set(curve[0].to_dict()) == {"stage", "rank_correlation", "ssim", "pairs", "empty"}
+    assert set(curve[0]) == {"stage", "rank_correlation", "ssim", "pairs", "empty"}
 
 
 def test_maps_that_ignore_the_weights_are_found_out(net: TinyNet, batch: torch.Tensor) -> None:
@@ -181,9 +187,9 @@ def test_maps_that_ignore_the_weights_are_found_out(net: TinyNet, batch: torch.T
     ) -> np.ndarray:
         return films.abs().mean(1).numpy()
 
-    curve = randomisation_curve(net, batch, [1] * 6, "edges", of_the_film_alone, seeds=(0,))
-    assert all(c.rank_correlation == pytest.approx(1.0) for c in curve)
-    assert all(c.ssim == pytest.approx(1.0) for c in curve)
+    *curve, _ = likeness_rows(net, batch, [1] * 6, "edges", of_the_film_alone, seeds=(0,))
+    assert all(c["rank_correlation"] == pytest.approx(1.0) for c in curve)
+    assert all(c["ssim"] == pytest.approx(1.0) for c in curve)
 
 
 def test_empty_maps_are_counted_and_not_averaged(net: TinyNet, batch: torch.Tensor) -> None:
@@ -194,23 +200,27 @@ def test_empty_maps_are_counted_and_not_averaged(net: TinyNet, batch: torch.Tens
         return films.abs().mean(1).numpy() * float(torch.equal(model.fc.weight, trained))
 
     trained = net.fc.weight.clone()
-    curve = randomisation_curve(net, batch, [1] * 6, "", empty_when_random, seeds=(0, 1))
-    assert {(c.rank_correlation, c.ssim, c.pairs, c.empty) for c in curve} == {(None, None, 0, 12)}
+    *curve, _ = likeness_rows(net, batch, [1] * 6, "", empty_when_random, seeds=(0, 1))
+    assert {(c["rank_correlation"], c["ssim"], c["pairs"], c["empty"]) for c in curve} == {
+        (None, None, 0, 12)
+    }
 
 
-def test_another_film_is_the_likeness_of_neighbours() -> None:
+def test_another_film_is_the_likeness_of_neighbours(net: TinyNet) -> None:
     plane = np.random.default_rng(0).random((7, 7))
-    found = another_film(np.stack([plane, plane * 2, plane[::-1]]))
-    assert found.pairs == 3 and found.rank_correlation is not None
-    assert found.rank_correlation < 1.0
+    planes = np.stack([plane, plane * 2, plane[::-1]])
+    rows = likeness_rows(net, torch.zeros(3, 3, 9, 9), [1] * 3, "", lambda *_: planes, seeds=(0,))
+    # the first two are alike, and either is as unlike the third
+    unlike = np.corrcoef(plane.ravel().argsort().argsort(), plane[::-1].ravel().argsort().argsort())
+    assert rows[-1]["pairs"] == 3
+    assert rows[-1]["rank_correlation"] == pytest.approx((1 + 2 * unlike[0, 1]) / 3)
+    assert all(row["rank_correlation"] == pytest.approx(1) for row in rows[:-1])
 
 
 def test_errors_name_the_argument(net: TinyNet, batch: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="how must be one of"), randomise(net, [], how="zero"):
-        pass
     with pytest.raises(ValueError, match="stages_of"), randomise(net, [Stage("x", ("nowhere",))]):
         pass
     with pytest.raises(ValueError, match="must have parameters"):
         stages_of(nn.ReLU())
     with pytest.raises(ValueError, match="at least one film"):
-        randomisation_curve(net, batch[:0], [], "grad_cam", maps_of)
+        likeness_rows(net, batch[:0], [], "grad_cam", maps_of)

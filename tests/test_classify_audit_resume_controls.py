@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from audit_world import add_film, audited_world, make_audit, make_run, summary, two_runs
 
-from classify.audit import __main__ as audit
+from classify.audit import films
+from classify.audit.controls import Masked
 from classify.audit.rows import read_audit
-from classify.audit.sight import iter_sights
+from cxr.stream import read_ahead
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
 
@@ -56,16 +59,39 @@ def test_restart_forgets_the_controls_too(audited_world: SimpleNamespace) -> Non
 def test_ctrl_c_while_the_controls_run_keeps_the_rows(
     audited_world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    def stop(control: Masked) -> dict:
+        raise KeyboardInterrupt
 
-    def stop_at_second(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return iter_sights(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(audit, "iter_sights", stop_at_second)
-    assert make_audit("crops", "--controls", "masked") == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(Masked, "results", stop)
+        assert make_audit("crops", "--controls", "masked") == 130
     assert len(read_audit("crops/audit/audit.csv")) == 12
     assert make_audit("crops", "--controls", "masked") == 0
     assert summary()["controls"]["masked"]
+
+
+@pytest.mark.parametrize("run", ["crops", "films"])
+def test_each_film_is_read_and_segmented_once_for_all_controls(
+    audited_world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    read: list[Path] = []
+
+    def counting(paths: Sequence[Path], jobs: int) -> Iterator:
+        read.extend(paths)
+        return read_ahead(paths, jobs)
+
+    monkeypatch.setattr(films, "read_ahead", counting)
+    assert make_audit(run, "--controls", "all") == 0
+    assert len(read) == len(set(read)) == 6
+    assert len(audited_world.field.seen) == 5  # the sixth has a human mask
+    assert audited_world.detector.seen == (6 if run == "films" else 0)
+
+
+def test_films_of_a_sample_alone_are_not_segmented(
+    audited_world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_audit() == 0
+    before = len(audited_world.field.seen)
+    assert make_audit("crops", "--controls", "randomised,road") == 0
+    assert len(audited_world.field.seen) == before
+    assert summary()["controls"]["randomisation"] and summary()["controls"]["road"]

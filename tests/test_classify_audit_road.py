@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from classify.audit.road import RoadFilms, RoadPoint, join, road_curves, road_films
+from classify.audit import road
+from classify.audit.road import RoadFilms, road_films
 
 SIDE = 16
 
@@ -48,22 +49,22 @@ def maps() -> np.ndarray:
 
 
 def test_a_faithful_map_by_hand(batch: torch.Tensor, maps: np.ndarray) -> None:
-    (point,) = road_curves(LooksLeft(), batch, maps, [1, 1], [50], noise=0.0)
+    (point,) = road_films(LooksLeft(), batch, maps, [1, 1], [50], noise=0.0).points()
     # the left half gone is filled with the right half's 0, and the right half with the left's 1
-    assert point.before == pytest.approx(sigmoid(2))
-    assert point.morf == pytest.approx(0.5, abs=1e-4)
-    assert point.lerf == pytest.approx(sigmoid(2), abs=1e-4)
-    assert point.morf_fall == pytest.approx(sigmoid(2) - 0.5, abs=1e-4)
-    assert point.lerf_fall == pytest.approx(0.0, abs=1e-4)
-    assert point.n == 2 and point.flat == 0
+    assert point["before"] == pytest.approx(sigmoid(2))
+    assert point["morf"] == pytest.approx(0.5, abs=1e-4)
+    assert point["lerf"] == pytest.approx(sigmoid(2), abs=1e-4)
+    assert point["morf_fall"] == pytest.approx(sigmoid(2) - 0.5, abs=1e-4)
+    assert point["lerf_fall"] == pytest.approx(0.0, abs=1e-4)
+    assert point["n"] == 2 and point["flat"] == 0
 
 
 def test_a_faithful_map_falls_faster_than_chance(batch: torch.Tensor, maps: np.ndarray) -> None:
     found = road_films(LooksLeft(), batch.repeat(8, 1, 1, 1), maps.repeat(8, 0), [1] * 16)
     for point in found.points():
-        assert point.morf_fall is not None and point.lerf_fall is not None
-        assert point.random_fall is not None
-        assert point.morf_fall > point.random_fall > point.lerf_fall
+        assert point["morf_fall"] is not None and point["lerf_fall"] is not None
+        assert point["random_fall"] is not None
+        assert point["morf_fall"] > point["random_fall"] > point["lerf_fall"]
 
 
 def test_a_map_turned_over_falls_the_other_way(batch: torch.Tensor, maps: np.ndarray) -> None:
@@ -107,24 +108,25 @@ def test_flat_maps_are_left_out_and_counted(batch: torch.Tensor, maps: np.ndarra
     maps[0] = 0.0
     found = road_films(LooksLeft(), batch, maps, [1, 1], [50])
     (point,) = found.points()
-    assert found.flat.tolist() == [True, False] and (point.n, point.flat) == (1, 1)
+    assert found.flat.tolist() == [True, False] and (point["n"], point["flat"]) == (1, 1)
     assert found.area(["a", "b"]).n == 1
     maps[1] = 3.0
-    (point,) = road_curves(LooksLeft(), batch, maps, [1, 1], [50])
-    assert (point.n, point.flat, point.morf, point.morf_fall) == (0, 2, None, None)
+    (point,) = road_films(LooksLeft(), batch, maps, [1, 1], [50]).points()
+    assert (point["n"], point["flat"], point["morf"], point["morf_fall"]) == (0, 2, None, None)
 
 
 def test_a_film_gives_the_same_alone_and_among_others(
-    batch: torch.Tensor, maps: np.ndarray
+    batch: torch.Tensor, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = road_films(LooksLeft(), batch, maps, [1, 1], films=["a", "b"], seed=3)
-    parts = [
-        road_films(LooksLeft(), batch[i : i + 1], maps[i : i + 1], [1], films=[name], seed=3)
-        for i, name in enumerate("ab")
-    ]
-    for name, left in join(parts).left.items():
-        np.testing.assert_allclose(left, together.left[name], atol=1e-6)
-    small = road_films(LooksLeft(), batch, maps, [1, 1], films=["a", "b"], seed=3, batch_size=1)
+    for i, name in enumerate("ab"):
+        alone = road_films(
+            LooksLeft(), batch[i : i + 1], maps[i : i + 1], [1], films=[name], seed=3
+        )
+        for order, left in alone.left.items():
+            np.testing.assert_allclose(left[:, 0], together.left[order][:, i], atol=1e-6)
+    monkeypatch.setattr(road, "_AT_A_TIME", 1)
+    small = road_films(LooksLeft(), batch, maps, [1, 1], films=["a", "b"], seed=3)
     np.testing.assert_allclose(small.left["random"], together.left["random"], atol=1e-6)
 
 
@@ -173,10 +175,12 @@ def test_area_draws_patients() -> None:
     assert (one.low, one.high) == pytest.approx((one.value, one.value))
 
 
-def test_points_become_plain_values_for_the_page() -> None:
-    plain = RoadPoint(20.0, 0.5, 0.875, 0.75, 1.0, 4, 1).to_dict()
-    assert {"percentile", "morf", "lerf", "random"} <= set(plain)
-    assert plain["morf_fall"] == 0.5 and plain["lerf_fall"] == 0.125 and plain["n"] == 4
+def test_points_are_plain_values_for_the_page() -> None:
+    left = {"morf": [[0.5]], "lerf": [[0.875]], "random": [[0.75]]}
+    found = RoadFilms((20.0,), np.ones(1), {k: np.array(v) for k, v in left.items()})
+    (plain,) = found.points()
+    assert {"percentile": 20.0, "morf": 0.5, "lerf": 0.875, "random": 0.75}.items() <= plain.items()
+    assert plain["morf_fall"] == 0.5 and plain["lerf_fall"] == 0.125 and plain["n"] == 1
 
 
 @pytest.mark.parametrize(
@@ -199,13 +203,3 @@ def test_errors_name_the_argument(
     given: dict[str, Any] = {"batch": batch, "maps": maps, "classes": [1, 1]} | wrong
     with pytest.raises(ValueError, match=message):
         road_films(LooksLeft(), **given)
-
-
-def test_errors_of_figures_name_the_argument(batch: torch.Tensor, maps: np.ndarray) -> None:
-    found = road_films(LooksLeft(), batch, maps, [1, 1], [50])
-    with pytest.raises(ValueError, match="patients must name one"):
-        found.area(["a"])
-    with pytest.raises(ValueError, match="upper and lower must be of"):
-        found.area(["a", "b"], "best")
-    with pytest.raises(ValueError, match="with the same percentiles"):
-        join([found, road_films(LooksLeft(), batch, maps, [1, 1], [20])])

@@ -14,7 +14,6 @@ from classify.audit.summary import (
     distributions,
     figure_rows,
     figure_table,
-    lift_z,
     pooled,
     threshold_table,
 )
@@ -122,9 +121,9 @@ def test_the_interval_draws_patients() -> None:
 
 
 def test_lift_z_counts_the_deviations_from_random_maps() -> None:
-    assert lift_z(row("a", 1.5, random_lift=0.9, random_sd=0.2)) == pytest.approx(3)
-    assert lift_z(row("a", None, random_lift=0.9, random_sd=0.2)) is None
-    assert lift_z(row("a", 1.5, random_lift=0.9, random_sd=0.0)) is None
+    assert row("a", 1.5, random_lift=0.9, random_sd=0.2).lift_z == pytest.approx(3)
+    assert row("a", None, random_lift=0.9, random_sd=0.2).lift_z is None
+    assert row("a", 1.5, random_lift=0.9, random_sd=0.0).lift_z is None
 
 
 def test_histograms_count_every_film_with_a_value() -> None:
@@ -210,11 +209,11 @@ def test_cautions_say_who_drew_the_lungs() -> None:
         row("c"),
         AuditRow("x"),
     ]
-    assert "by people on 1 of 3 films" in cautions(rows, False, BOUNDS)[0]
+    assert "by people on 1 of 3 films" in cautions(rows, False, BOUNDS, {})[0]
 
 
 def test_cautions_are_said_where_they_hold() -> None:
-    plain = cautions([row("a")], False, BOUNDS)
+    plain = cautions([row("a")], False, BOUNDS, {})
     assert len(plain) == 2
     every = " ".join(cautions([row("a"), row("b", source="x")], True, None, {"blind": 7}))
     assert "Compare lifts." in every and "--fit" in every
@@ -222,7 +221,7 @@ def test_cautions_are_said_where_they_hold() -> None:
 
 
 def test_of_the_thresholds_own_films_it_is_said() -> None:
-    said = cautions([row("a")], False, BOUNDS, fitted=True)
+    said = cautions([row("a")], False, BOUNDS, {}, fitted=True)
     assert any("taken from these very films" in s for s in said)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -15,11 +14,6 @@ from classify.audit.truth import Truth, Truths
 from classify.labels import NORMAL, OTHERS, TARGET
 from cxr.films_table import FilmRow
 from cxr.split import Split
-
-
-@dataclass(frozen=True)
-class Named:
-    name: str
 
 
 def film_row(image: str, source: str = "kermany", patient: str = "p", **more: str) -> FilmRow:
@@ -41,7 +35,7 @@ KNOWN = truths(
     film_row("i/nih/2.png", "nih", "n2"),
 )
 FILMS = [
-    Named(f"elsewhere/{tail}")
+    f"elsewhere/{tail}"
     for tail in (
         "nih/1.png",
         "kermany/2.png",
@@ -56,7 +50,7 @@ FILMS = [
 
 def chosen(part: str, trained_on: tuple[str, ...] = ("kermany",)) -> list[str]:
     found = KNOWN.select(FILMS, SPLIT, part, trained_on)
-    return [film.name.removeprefix("elsewhere/") for film in found]
+    return [film.removeprefix("elsewhere/") for film in found]
 
 
 def test_a_part_cuts_trained_sources_and_takes_all_of_the_others() -> None:

@@ -13,6 +13,7 @@ from audit_world import FakeDetector, FakeField, add_film, write_table
 
 from classify import run, show
 from classify.audit import __main__ as audit
+from classify.audit import auditor
 from classify.audit.randomise import stages_of
 from classify.audit.rows import read_audit
 from classify.bundles import build_net, load_single, save_single
@@ -99,7 +100,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Three films with labels, an empty folder as home; stand-ins for detector and lung field."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
-    monkeypatch.setattr(audit.LungField, "load", lambda p, device="auto": FakeField())
+    monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": FakeField())
     rows = []
     for n, (label, sublabel) in enumerate(
         [("normal", ""), ("pneumonia", "bacterial"), ("pneumonia", "viral")]

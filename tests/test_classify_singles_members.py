@@ -17,7 +17,8 @@ from torch import nn
 
 from classify import run, show
 from classify.audit import __main__ as audit
-from classify.audit.look import member_maps
+from classify.audit import auditor
+from classify.audit.attention import member_maps
 from classify.audit.randomise import randomise, stages_of
 from classify.audit.rows import read_audit
 from classify.bundles import build_net, save_single
@@ -103,7 +104,7 @@ def test_a_members_map_is_that_of_the_bare_networks_logit(classes: int, hidden: 
         bare = as_the_library_has_it(GradCAM, net, net.neck, films(), [k] * 3)
         if bare.max() > 0:
             assert_same_maps(ours, bare)
-        logits, planes = member_maps(member, films(), "grad_cam")
+        ((logits, planes),) = member_maps([member], films(), "grad_cam")
         np.testing.assert_allclose(planes, ours, atol=1e-6)
         np.testing.assert_allclose(logits, member(films()).detach(), atol=1e-5)
 
@@ -132,7 +133,7 @@ def test_a_fusion_nets_member_has_its_fused_map(method: str) -> None:
     member = members_of(net, THREE)["viral"]
     batch = films(2, 64, 64)
     assert has_backbones(member) and not has_backbones(net_of(2))
-    ours = member_maps(member, batch, method)[1]
+    ours = member_maps([member], batch, method)[0][1]
     np.testing.assert_allclose(ours, saliency_maps(net, batch, [2, 2], method), atol=1e-6)
 
 
@@ -199,7 +200,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     stand-ins for detector and lung field."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
-    monkeypatch.setattr(audit.LungField, "load", lambda p, device="auto": FakeField())
+    monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": FakeField())
     rows = []
     for n, (label, sublabel) in enumerate(
         [("normal", ""), ("pneumonia", "bacterial"), ("pneumonia", "viral")]

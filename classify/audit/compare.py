@@ -1,4 +1,7 @@
-"""Whole film against crop: two audits of the same films, paired film by film.
+"""An audit beside another, paired film by film: crops beside whole films, or one method of drawing
+maps beside another on one run, whose maps alone are compared, as the answers are the same ones.
+
+    python -m classify.audit RUN --method explanation --out RUN/drawn --against RUN/audit
 
 How to read the metrics:
 
@@ -30,12 +33,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from classify.audit.rows import UNKNOWN, AuditRow, lift_z
+from classify.audit.config import NAMES, AuditConfig
+from classify.audit.rows import UNKNOWN, AuditRow, Row, read_audit
 from classify.labels import TARGET
 from cxr.stats import (
     BOOTSTRAP_TEST,
@@ -48,55 +53,14 @@ from cxr.stats import (
     weighted_mean,
     with_draws,
 )
+from cxr.workdir import log, write_atomic
 
-ALL_SOURCES = "all"
-NO_SOURCE = "unknown"
+ALL_SOURCES, NO_SOURCE = "all", "unknown"
 AUC = "auc"
 Pair = tuple[AuditRow, AuditRow]  # the film's row, the crop's
+LeftOut = Counter[tuple[str, str, str]]  # films by source, member and reason
 Value = Callable[[AuditRow], float | None]
-
-
-@dataclass(frozen=True)
-class CompareRow:
-    """One metric of one member on the films of one source.
-
-    Attributes:
-        source: "all" for all of them together, "unknown" where the films name none.
-        metric: accuracy, auc (TARGET against the rest), or one of `MAP_METRICS`.
-        film, crop: mean over the films (the AUC) in either arm; None where not defined.
-        difference: crop minus film, with its 95 % interval `low` to `high`.
-        p, p_holm: of `test`; the latter corrected for all tests inside the source.
-        test: cxr.stats.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
-        n, patients: films that have the metric in both arms, and their patients.
-        left_out: films of this source and member without the metric in one arm or both, by reason.
-    """
-
-    source: str
-    member: str
-    metric: str
-    film: float | None
-    crop: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_holm: float | None
-    test: str
-    n: int
-    patients: int
-    left_out: Mapping[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON and the audit page."""
-        return {**asdict(self), "left_out": dict(self.left_out)}
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Films that both arms judged, and how many are left out by (source, member, reason)."""
-
-    pairs: list[Pair]
-    left_out: Counter[tuple[str, str, str]]
+_DIGITS = 4  # to which the answers of two passes over one film are the same
 
 
 def _number(name: str) -> Value:
@@ -112,22 +76,58 @@ def _over_gaussian(row: AuditRow) -> float | None:
     return None if lift is None or blob is None else lift - blob
 
 
+_PLAIN = ("inside_share", "border_share", "outside_box_share", "pointing_hit", "finding_lift")
 MAP_METRICS: dict[str, Value] = {
     "lift": _number("lift"),
-    "lift_z": lift_z,
+    "lift_z": lambda row: row.lift_z,
     "lift_over_gaussian": _over_gaussian,
-    **{
-        name: _number(name)
-        for name in (
-            "inside_share",
-            "border_share",
-            "outside_box_share",
-            "pointing_hit",
-            "finding_lift",
-        )
-    },
+    **{name: _number(name) for name in _PLAIN},
 }
 ALL_METRICS: dict[str, Value] = {"accuracy": _right, AUC: _number("p_target"), **MAP_METRICS}
+
+
+def check_against(config: AuditConfig, cropped: bool) -> None:
+    """Raises ValueError for an audit that the one to be made cannot be held against."""
+    file = Path(config.against) / "audit.csv"
+    if config.against and not (
+        file.is_file() and (cropped or _method_of(read_audit(file), config) != config.method)
+    ):
+        raise ValueError(
+            "--against must be the audit of a run on whole films, and RUN one on "
+            "crops; or the audit of RUN by another --method. Got "
+            f"{config.against} for {config.run_path}."
+        )
+
+
+def compare_against(
+    config: AuditConfig, rows: Sequence[AuditRow]
+) -> tuple[list[Row], tuple[str, ...]]:
+    """The comparison that `--against` asks for, written to compare.md too; and the names of the two
+    methods, none for whole film and crop."""
+    if not config.against:
+        return [], ()
+    before = read_audit(Path(config.against) / "audit.csv")
+    method = _method_of(before, config)
+    methods = method != config.method
+    if methods:
+        before, rows = _rounded(before), _rounded(rows)
+    found = compare(before, rows, config.seed, config.draws, methods)
+    if not found:
+        log.warning("--against: %s and this audit share no film that both judged", config.against)
+    arms = (NAMES.get(method, method), NAMES[config.method]) if methods else ()
+    write_atomic(config.out_path / "compare.md", compare_markdown(found, *arms))
+    return found, arms
+
+
+def _method_of(rows: Sequence[AuditRow], config: AuditConfig) -> str:
+    """The method of the other audit; that of this one where no film was judged."""
+    return next((row.method for row in rows if row.method), config.method)
+
+
+def _rounded(rows: Sequence[AuditRow]) -> list[AuditRow]:
+    """Rows whose probabilities are the same where the same network saw the same film."""
+    shares: list[Any] = [tuple(round(p, _DIGITS) for p in r.probabilities or ()) for r in rows]
+    return [replace(r, probabilities=p or None) for r, p in zip(rows, shares, strict=True)]
 
 
 def compare(
@@ -136,7 +136,7 @@ def compare(
     seed: int = 0,
     draws: int = 2000,
     methods: bool = False,
-) -> list[CompareRow]:
+) -> list[Row]:
     """Rows by source ("all" last, where there are several), member and metric.
 
     Films are matched by name and member; `pair_rows` gives the reasons of those left out, and each
@@ -144,31 +144,51 @@ def compare(
     findings, has no row. A source of one truth has its AUC's row, without a value. With `methods`
     the arms are two methods on the same answers, so that their maps alone are compared.
 
+    A row holds:
+        source: "all" for all of them together, "unknown" where the films name none.
+        member, metric: accuracy, auc (TARGET against the rest), or one of `MAP_METRICS`.
+        film, crop: mean over the films (the AUC) in either arm; None where not defined.
+        difference: crop minus film, with its 95 % interval `low` to `high`.
+        p, p_holm: of `test`; the latter corrected for all tests inside the source.
+        test: cxr.stats.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
+        n, patients: films that have the metric in both arms, and their patients.
+        left_out: films of this source and member without the metric in one arm or both, by reason.
+
     Raises ValueError for a film that stands twice in an arm, or is not the same in both.
     """
-    paired = pair_rows(film_rows, crop_rows, methods)
+    pairs, left_out = pair_rows(film_rows, crop_rows, methods)
     metrics = MAP_METRICS if methods else ALL_METRICS
-    members = list(dict.fromkeys(f.member for f, _ in paired.pairs))
-    sources = sorted({_source(f) for f, _ in paired.pairs})
-    rows: list[CompareRow] = []
+    members = list(dict.fromkeys(f.member for f, _ in pairs))
+    sources = sorted({_source(f) for f, _ in pairs})
+    rows: list[Row] = []
     for source in [*sources, *([ALL_SOURCES] if len(sources) > 1 else [])]:
-        family = [r for m in members for r in _member_rows(paired, source, m, metrics, seed, draws)]
-        corrected = holm([row.p for row in family])
-        rows += [replace(r, p_holm=p) for r, p in zip(family, corrected, strict=True)]
+        family: list[Row] = []
+        for member in members:
+            own = [p for p in pairs if p[0].member == member]
+            own = [p for p in own if source in (_source(p[0]), ALL_SOURCES)]
+            without = Counter[str]()
+            for (at, whose, why), count in left_out.items():
+                if whose == member and source in (at, ALL_SOURCES):
+                    without[why] += count
+            if own:
+                found = _rows(own, without, metrics, seed, draws)
+                family += [{"source": source, "member": member, **row} for row in found]
+        corrected = holm([row["p"] for row in family])
+        rows += [row | {"p_holm": p} for row, p in zip(family, corrected, strict=True)]
     return rows
 
 
 def pair_rows(
     film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow], methods: bool = False
-) -> Paired:
-    """Rows of both arms matched by film and member.
+) -> tuple[list[Pair], LeftOut]:
+    """Rows of both arms matched by film and member, and how many are left out.
 
     A film that no member saw in one arm (a row without a member) is left out for each member of
     the other arm. Raises ValueError as `compare` does.
     """
     films, crops = _by_key(film_rows, "film_rows"), _by_key(crop_rows, "crop_rows")
-    pairs, left_out = [], Counter[tuple[str, str, str]]()
-    for key in [*films, *(k for k in crops if k not in films)]:
+    pairs, left_out = [], LeftOut()
+    for key in dict.fromkeys([*films, *crops]):
         if not key[1]:
             continue  # named by its partners, or seen in neither arm
         one, other = films.get(key), crops.get(key)
@@ -182,10 +202,10 @@ def pair_rows(
         unseen = rows.get((key[0], ""))
         why = f"not judged as a {arm}: {unseen.status}" if unseen else f"no row as a {arm}"
         left_out[_source(row), row.member, why] += 1
-    return Paired(pairs, left_out)
+    return pairs, left_out
 
 
-def compare_markdown(rows: Sequence[CompareRow], one: str = "film", other: str = "crop") -> str:
+def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop") -> str:
     """The table as Markdown; `one` and `other` are what the arms are called."""
     lines = [
         f"| films of | member | metric | {one} | {other} | {other} − {one} [95 %] | p | p (Holm) "
@@ -193,77 +213,73 @@ def compare_markdown(rows: Sequence[CompareRow], one: str = "film", other: str =
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        gap = _words(r.difference, "+.3f")
-        if r.low is not None and r.high is not None:
-            gap += f" [{r.low:+.3f}, {r.high:+.3f}]"
-        why = "; ".join(f"{count} {reason}" for reason, count in r.left_out.items()) or "–"
-        lines.append(
-            f"| {r.source} | {r.member} | {r.metric} | {_words(r.film)} | {_words(r.crop)} | {gap} "
-            f"| {_chance(r.p)} | {_chance(r.p_holm)} | {r.n} | {r.patients} | {why} |"
+        gap = _words(r["difference"], "+.3f")
+        if r["low"] is not None and r["high"] is not None:
+            gap += f" [{r['low']:+.3f}, {r['high']:+.3f}]"
+        why = "; ".join(f"{count} {reason}" for reason, count in r["left_out"].items()) or "–"
+        arms, ps = (
+            (_words(r[k]) for k in ("film", "crop")),
+            (_chance(r[k]) for k in ("p", "p_holm")),
         )
+        cells = (r["source"], r["member"], r["metric"], *arms, gap, *ps, r["n"], r["patients"], why)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     tests = sorted(
-        {f"{r.test} ({r.metric if r.metric == AUC else 'means'})" for r in rows if r.test}
+        {f"{r['test']} ({AUC if r['metric'] == AUC else 'means'})" for r in rows if r["test"]}
     )
     return "\n".join([*lines, "", f"Tests: {'; '.join(tests) or 'none'}."]) + "\n"
 
 
-def _member_rows(
-    paired: Paired, source: str, member: str, metrics: Mapping[str, Value], seed: int, draws: int
-) -> Iterator[CompareRow]:
-    pairs = [
-        pair
-        for pair in paired.pairs
-        if pair[0].member == member and source in (_source(pair[0]), ALL_SOURCES)
-    ]
-    if not pairs:
-        return
-    without = Counter[str]()
-    for (at, whose, why), count in paired.left_out.items():
-        if whose == member and source in (at, ALL_SOURCES):
-            without[why] += count
+def _rows(
+    pairs: Sequence[Pair],
+    without: Counter[str],
+    metrics: Mapping[str, Value],
+    seed: int,
+    draws: int,
+) -> Iterator[Row]:
+    """A row a metric of one member's films of one source; `without` counts those in one arm."""
     weights = with_draws([f.patient for f, _ in pairs], draws, seed)
     for metric, value in metrics.items():
-        film, crop = (_values(arm, value) for arm in zip(*pairs, strict=True))
+        film, crop = (
+            np.array([np.nan if v is None else v for v in map(value, arm)], float)
+            for arm in zip(*pairs, strict=True)
+        )
         if metric == AUC:
             film[[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
         known = ~np.isnan(film) & ~np.isnan(crop)
         if not known.any():
             continue
-        gone = without + Counter(_reason(pair, value) for pair in _take(pairs, ~known))
-        kept = _take(pairs, known)
-        found = _test(metric, film[known], crop[known], kept, weights[:, known], seed, draws)
-        patients = len({f.patient for f, _ in kept})
-        yield CompareRow(
-            source,
-            member,
-            metric,
-            **found,
-            p_holm=None,
-            n=len(kept),
-            patients=patients,
-            left_out=dict(sorted(gone.items())),
+        gone = without + Counter(
+            _reason(pair, value) for pair, has in zip(pairs, known, strict=True) if not has
         )
+        kept = [f for (f, _), has in zip(pairs, known, strict=True) if has]
+        yield {
+            "metric": metric,
+            **_test(metric, film[known], crop[known], kept, weights[:, known], seed, draws),
+            "n": len(kept),
+            "patients": len({f.patient for f in kept}),
+            "left_out": dict(sorted(gone.items())),
+        }
 
 
 def _test(
     metric: str,
     film: np.ndarray,
     crop: np.ndarray,
-    pairs: Sequence[Pair],
+    rows: Sequence[AuditRow],
     weights: np.ndarray,
     seed: int,
     draws: int,
-) -> dict[str, Any]:
+) -> Row:
     """Values, difference, interval and p; `weights` (1 + draws, n) begin with the films as is."""
-    patients = [f.patient for f, _ in pairs]
+    patients = [row.patient for row in rows]
     if metric == AUC:
-        positive = np.array([f.truth == TARGET for f, _ in pairs])
+        positive = np.array([row.truth == TARGET for row in rows])
         arms = [weighted_auc(scores, positive, weights) for scores in (film, crop)]
     else:
         arms = [weighted_mean(values, weights) for values in (film, crop)]
     gap = arms[1] - arms[0]
     several = len(set(patients)) > 1  # one patient drawn again and again shows no spread
-    shown = figure(float(gap[0]), gap[1:] if several else gap[:0], len(pairs))
+    shown = figure(float(gap[0]), gap[1:] if several else gap[:0], len(rows))
     p, test = float("nan"), ""
     if shown.value is not None and several:
         p, test = (
@@ -278,6 +294,7 @@ def _test(
         "low": shown.low,
         "high": shown.high,
         "p": _or_none(p),
+        "p_holm": None,
         "test": "" if np.isnan(p) else test,
     }
 
@@ -311,16 +328,6 @@ def _check_same(film: AuditRow, crop: AuditRow, methods: bool) -> None:
                 f"{film.member} has {one!r} and {other!r}: audit both with the same "
                 "films.csv and settings."
             )
-
-
-def _values(rows: Sequence[AuditRow], value: Value) -> np.ndarray:
-    """(N,) with NaN where a row has none."""
-    found = (value(row) for row in rows)
-    return np.array([np.nan if v is None else v for v in found])
-
-
-def _take(pairs: Sequence[Pair], wanted: np.ndarray) -> list[Pair]:
-    return [pairs[i] for i in np.flatnonzero(wanted).tolist()]
 
 
 def _source(row: AuditRow) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.saliency.methods import ALL_METHODS
+from classify.saliency.methods import check_method
 
 CONTROLS = ("masked", "randomised", "road")
 NAMES = {
@@ -102,10 +102,7 @@ class AuditConfig:
                 f"{' '.join(self.run) or 'none'}: python -m classify.run FILMS "
                 "--crops makes one."
             )
-        if self.method not in ALL_METHODS:
-            raise ValueError(
-                f"--method must be one of {', '.join(ALL_METHODS)}. Got {self.method!r} instead."
-            )
+        check_method(self.method, "--method")
         wrong = [c for c in self._named if c not in (*CONTROLS, "all")]
         if wrong:
             raise ValueError(

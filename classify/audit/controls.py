@@ -1,247 +1,299 @@
-"""The table of the masking controls: AUC and changed decisions when parts of each film are hidden.
+"""The audit's controls on a run's films: lungs blacked out, weights made random, pixels taken away.
 
-`control_logits` of classify.audit.masking gives the logits; classify.audit.randomise and
-classify.audit.road hold the two other controls.
+Each control is shown the films in the audit's one pass over them, keeps what it needs, and gives
+the rows that the page and audit.json show. What they mean stands in classify.audit.masking,
+classify.audit.randomise and classify.audit.road.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
+import torch
+from rich.progress import track
 
-from classify.audit.masking import AS_IS
-from classify.labels import NORMAL, TARGET
-from cxr.stats import Figure, figure, in_words, softmax, weighted_auc, weighted_mean, with_draws
+from classify.audit.attention import Prepared, member_maps
+from classify.audit.films import AuditFilm, RunFilm
+from classify.audit.masking import (
+    AS_IS,
+    CONTROLS,
+    Asked,
+    Screens,
+    apply_control,
+    ask_all,
+    control_table,
+)
+from classify.audit.randomise import likeness_rows
+from classify.audit.road import road_films
+from classify.audit.rows import UNKNOWN, Row, figure_cells
+from classify.audit.truth import Truth, Truths
+from classify.ensemble import Ensemble
+from classify.evaluate import QUESTIONS, Question, ensemble_score
+from classify.films import Case
+from classify.labels import TARGET
+from classify.saliency.maps import saliency_maps
+from cxr.boxes import Frame
+from cxr.workdir import console, log
 
-ALL_SOURCES = "all"
-UNDEFINED = "not defined"
-UNKNOWN = -1  # the truth of a film that a member's AUC leaves out
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A question to the whole ensemble.
-
-    Args:
-        name: stands in the table in a member's place.
-        positive: (N,) 1, 0, or NaN for films that are not asked.
-        score: logits (N, M, 3) to (N,) scores; higher means rather positive.
-    """
-
-    name: str
-    positive: np.ndarray
-    score: Callable[[np.ndarray], np.ndarray]
-
-
-class Screens(Protocol):
-    """What the table needs of a Screener."""
-
-    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
-        """(N, M, 3) logits to scores (N,), decisions, and the threshold's id."""
-        ...
+SEEDS = (0, 1, 2)  # of the random weights
+AREAS = {"road_area": ("lerf", "morf"), "road_over_random": ("random", "morf")}
+NO_SOURCE = "unknown"
+_AT_A_TIME = 16  # films
 
 
 @dataclass(frozen=True)
-class ControlRow:
-    """One control, one member (or question, or the screener), the films of one source.
-
-    `auc` is TARGET against the rest for a member, abnormal against normal for the screener.
-    `difference` is that AUC minus the one of the films as they are, on the same drawn patients.
-    `changed` is the share of films with another answer (the largest of the three logits; the
-    screener's decision) than as they are; None for a question, which decides nothing.
-    """
-
-    control: str
-    member: str
-    source: str
-    auc: Figure
-    difference: Figure
-    changed: Figure
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON and the audit page; AUC's interval is `low` to `high`."""
-        return {
-            "control": self.control,
-            "member": self.member,
-            "source": self.source,
-            "auc": self.auc.value,
-            "low": self.auc.low,
-            "high": self.auc.high,
-            "n": self.auc.n,
-            "difference": self.difference.value,
-            "difference_low": self.difference.low,
-            "difference_high": self.difference.high,
-            "changed": self.changed.value,
-            "changed_low": self.changed.low,
-            "changed_high": self.changed.high,
-            "changed_n": self.changed.n,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    """One member's (or question's) scores and decisions by control, and what is true."""
+class Known:
+    """What is kept of a film that a control was shown."""
 
     name: str
-    positive: np.ndarray  # (N,) 1, 0, NaN
-    scores: dict[str, np.ndarray]  # (N,)
-    decisions: dict[str, np.ndarray] | None
+    patient: str
+    truth: Truth
+    path: Path
+
+    @classmethod
+    def of(cls, film: AuditFilm) -> Known:
+        """The film without its pixels."""
+        return cls(film.listed.name, film.patient, film.truth, film.listed.path)
 
 
-def control_table(
-    logits_by_control: Mapping[str, np.ndarray],
-    labels: Any,
-    patients: Sequence[str],
-    targets: Sequence[str],
-    seed: int = 0,
-    draws: int = 1000,
-    sources: Sequence[str] | None = None,
-    questions: Sequence[Asked] = (),
-    screener: Screens | None = None,
-) -> list[ControlRow]:
-    """A row for each source, member and control.
+class Control(Protocol):
+    """A control in the audit's pass over the films."""
 
-    Args:
-        logits_by_control: name → (N, M, 3); `as is` must be among them.
-        labels: (N, M) NORMAL, TARGET, OTHERS (0, 1, 2) for each member, or -1 where unknown.
-        patients: of the N films; intervals draw patients.
-        targets: names of the M members.
-        sources: of the N films; with several, each stands alone and `all` comes last: pooled,
-            which a model that only tells sources apart does well on.
-        screener: its decisions are compared too.
+    films: Collection[str]  # the names of those that it is to be shown
 
-    Raises ValueError for shapes that do not fit.
+    def take(self, shown: Prepared) -> None:
+        """Keep what is needed of a batch, which may hold other films too."""
+        ...
+
+    def results(self) -> dict[str, Any]:
+        """Rows by their names in controls.json, once all films were shown."""
+        ...
+
+
+class Masked:
+    """Rows of `control_table`, by source and all together, and how many films had no lungs."""
+
+    def __init__(
+        self,
+        members: Ensemble,
+        films: Collection[str],
+        screener: Screens | None,
+        seed: int,
+        draws: int,
+    ) -> None:
+        self.members, self.films, self.screener = members, films, screener
+        self.seed, self.draws = seed, draws
+        self._known: list[Known] = []
+        self._blind = 0
+        self._logits: dict[str, list[np.ndarray]] = {AS_IS: [], **{_words(c): [] for c in CONTROLS}}
+
+    def take(self, shown: Prepared) -> None:
+        """Ask the members of each film as it is and with a part of it hidden."""
+        lit = [n for n, film in enumerate(shown.films) if film.lung is not None and film.lung.any()]
+        self._blind += len(shown.films) - len(lit)
+        if not lit:
+            return
+        films = [shown.films[n] for n in lit]
+        self._known += map(Known.of, films)
+        self._ask(AS_IS, shown.batch[lit])
+        for control in CONTROLS:
+            hidden = [
+                apply_control(film.pixels, film.lung, control, frame=film.listed.crop)
+                for film in films
+                if film.pixels is not None and film.lung is not None
+            ]
+            self._ask(_words(control), self.members.prepare(hidden)[0])
+
+    def _ask(self, control: str, batch: torch.Tensor) -> None:
+        self._logits[control].append(np.asarray(self.members.predict_prepared(batch), np.float64))
+
+    def results(self) -> dict[str, Any]:
+        """`masked`: the rows; `blind`: the films without lungs."""
+        rows: list[Row] = []
+        if not self._known:
+            log.warning("masked: no film has a lung field that could be blacked out")
+        else:
+            targets = self.members.targets
+            labels = np.array([[k.truth.label_for(t) for t in targets] for k in self._known])
+            asked = list(_questions(self._known, targets))
+            sources = [k.truth.row.source if k.truth.row else NO_SOURCE for k in self._known]
+            rows = control_table(
+                {control: np.concatenate(parts) for control, parts in self._logits.items()},
+                ask_all(labels, targets, asked, self.screener),
+                [k.patient for k in self._known],
+                self.seed,
+                self.draws,
+                sources if {*sources} != {NO_SOURCE} else None,
+            )
+        return {"masked": rows, "blind": self._blind}
+
+
+def _words(control: str) -> str:
+    """A control's name in the tables."""
+    return control.replace("_", " ")
+
+
+def _questions(films: Sequence[Known], targets: Sequence[str]) -> Iterator[Asked]:
+    """The project's questions that these films hold both answers to."""
+    for question in QUESTIONS:
+        if not {question.positive, question.negative} <= {*targets, "normal", "pneumonia"}:
+            continue
+        known = [(film.truth.row, film.path) for film in films]
+        said = [question.truth(Case(row, path)) if row else None for row, path in known]
+        if {True, False} <= {*said}:
+            positive = np.array([np.nan if one is None else one for one in said], float)
+            yield Asked(question.name, positive, partial(_answer, question, targets))
+
+
+def _answer(
+    question: Question, targets: Sequence[str], logits: np.ndarray
+) -> tuple[np.ndarray, Any]:
+    return ensemble_score(logits, targets, question), None
+
+
+class Sample:
+    """Films prepared for the members, (N, 3, side, side), and what is known of them: of each film,
+    whatever its size, 0.6 MB are kept."""
+
+    def __init__(self, members: Ensemble, films: Collection[str], method: str) -> None:
+        self.members, self.films, self.method = members, films, method
+        self.known: list[Known] = []
+        self.frames: list[Frame] = []
+        self._parts: list[torch.Tensor] = []
+
+    def take(self, shown: Prepared) -> None:
+        """Keep the input made of the films of the sample."""
+        own = [n for n, film in enumerate(shown.films) if film.listed.name in self.films]
+        if own:
+            self._parts.append(shown.batch[own])
+            self.frames += [shown.frames[n] for n in own]
+            self.known += [Known.of(shown.films[n]) for n in own]
+
+    @property
+    def batch(self) -> torch.Tensor:
+        """The members' input; raises ValueError where there is no film."""
+        if not self._parts:
+            raise ValueError("the controls need at least one film that the members saw. Got none.")
+        return torch.cat(self._parts)
+
+    def maps(self, member: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, 3) and maps (N, h, w) of TARGET, some films at a time: the activations of all
+        of them, kept for a backward pass, would fill the memory."""
+        parts = self.batch.split(_AT_A_TIME)
+        found = [member_maps([member], part, self.method)[0] for part in parts]
+        logits, planes = zip(*found, strict=True)
+        return np.concatenate(logits), np.concatenate(planes)
+
+
+class Randomised(Sample):
+    """Rows of `likeness_rows`, a member after the other."""
+
+    def results(self) -> dict[str, Any]:
+        """`randomised`: a row a member and stage, the head first."""
+        batch, rows = self.batch, []
+        for target in _follow(self.members.targets, "weights made random"):
+            member, classes = self.members.member(target), [TARGET] * len(batch)
+            found = likeness_rows(member, batch, classes, self.method, saliency_maps, SEEDS)
+            rows += [{"member": target, **row} for row in found]
+        return {"randomised": rows}
+
+
+class Road(Sample):
+    """The curves of `road_films`, and each member's faithfulness, the area between them.
+
+    A probability near 0 cannot fall, so a member is asked of the films that show its target; where
+    no film's truth is known, of those that it says do.
     """
-    labels = np.asarray(labels)
-    _check(logits_by_control, labels, patients, targets, sources, questions)
-    answers = list(_answers(logits_by_control, labels, targets, questions, screener))
-    rows: list[ControlRow] = []
-    for source, films in _films_by_source(sources, len(labels)):
-        weights = with_draws([patients[i] for i in films], draws, seed)
-        for answer in answers:
-            rows += _rows(answer, source, films, weights)
-    return rows
+
+    def __init__(
+        self, members: Ensemble, films: Collection[str], method: str, seed: int, draws: int
+    ) -> None:
+        super().__init__(members, films, method)
+        self.seed, self.draws = seed, draws
+
+    def results(self) -> dict[str, Any]:
+        """`road`: a row a member and percentile of pixels taken away; `areas`: with intervals."""
+        batch, points, areas = self.batch, [], []
+        size = (batch.shape[3], batch.shape[2])
+        for target in _follow(self.members.targets, "pixels taken away"):
+            member = self.members.member(target)
+            truth = np.array([film.truth.label_for(target) for film in self.known])
+            logits, planes = self.maps(member)
+            known = (truth != UNKNOWN).any()
+            chosen = np.flatnonzero((truth if known else logits.argmax(1)) == TARGET).tolist()
+            if not chosen:
+                continue
+            scaled = [cv2.resize(planes[i], size, interpolation=cv2.INTER_LINEAR) for i in chosen]
+            found = road_films(
+                member,
+                batch[chosen],
+                np.stack(scaled),
+                [TARGET] * len(chosen),
+                seed=self.seed,
+                films=[self.known[i].name for i in chosen],
+                within=np.stack([_content(self.frames[i]) for i in chosen]),
+                cam_hw=(planes.shape[1], planes.shape[2]),
+            )
+            points += [{"member": target, **point} for point in found.points()]
+            patients = [self.known[i].patient for i in chosen]
+            for name, ends in AREAS.items():
+                area = found.area(patients, *ends, draws=self.draws, seed=self.seed)
+                areas.append({"member": target, "source": "", "name": name, **figure_cells(area)})
+        return {"road": points, "areas": areas}
 
 
-def control_markdown(rows: Sequence[ControlRow]) -> str:
-    """The table as Markdown."""
-    lines = [
-        "| films of | who | control | AUC [95 %] | against as is [95 %] | decision changed [95 %] "
-        "| films |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.source} | {r.member} | {r.control} | {in_words(r.auc, missing=UNDEFINED)} | "
-        f"{in_words(r.difference, True, UNDEFINED)} | "
-        f"{in_words(r.changed, missing=UNDEFINED)} | {r.auc.n} |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
+def _content(frame: Frame) -> np.ndarray:
+    """(side, side) bool: where the member's input is the film and not padding."""
+    inside = np.zeros(frame.canvas_hw, bool)
+    height, width = frame.content_hw
+    inside[frame.pad_y : frame.pad_y + height, frame.pad_x : frame.pad_x + width] = True
+    return inside
 
 
-def _answers(
-    logits_by_control: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-    targets: Sequence[str],
-    questions: Sequence[Asked],
+def _follow(targets: Iterable[str], words: str) -> Iterable[str]:
+    """The members under a progress bar."""
+    return track(targets, words, console=console, transient=True)
+
+
+def open_controls(
+    wanted: Sequence[str],
+    members: Ensemble,
+    films: Sequence[RunFilm],
+    truths: Truths,
     screener: Screens | None,
-) -> Iterator[_Answers]:
-    every = {name: np.asarray(v, float) for name, v in logits_by_control.items()}
-    for m, target in enumerate(targets):
-        positive = np.where(labels[:, m] == UNKNOWN, np.nan, labels[:, m] == TARGET)
-        scores = {name: softmax(v[:, m])[:, TARGET] for name, v in every.items()}
-        said = {name: v[:, m].argmax(1) for name, v in every.items()}
-        yield _Answers(target, positive, scores, said)
-    for asked in questions:
-        scores = {name: np.asarray(asked.score(v), float) for name, v in every.items()}
-        yield _Answers(asked.name, np.asarray(asked.positive, float), scores, None)
-    if screener is not None:
-        decided = {name: screener.decide(v) for name, v in every.items()}
-        # members differ in what they call TARGET, but agree on what is normal
-        known = (labels != UNKNOWN).all(1)
-        positive = np.where(known, (labels != NORMAL).any(1), np.nan)
-        yield _Answers(
-            "screener",
-            positive,
-            {k: np.asarray(v[0]) for k, v in decided.items()},
-            {k: np.asarray(v[1]) for k, v in decided.items()},
-        )
-
-
-def _rows(
-    answer: _Answers, source: str, films: np.ndarray, weights: np.ndarray
-) -> Iterator[ControlRow]:
-    """`weights` (1 + draws, len(films)) begin with the films themselves."""
-    known = ~np.isnan(answer.positive[films])
-    positive = answer.positive[films][known] == 1
-    aucs = {
-        name: weighted_auc(scores[films][known], positive, weights[:, known])
-        for name, scores in answer.scores.items()
+    method: str,
+    count: int,
+    seed: int,
+    draws: int,
+) -> dict[str, Control]:
+    """The wanted controls by name. `films` are those that the members saw; of them `masked` takes
+    all, `randomised` a sample of `count`, and `road` one of those that show the target of a member,
+    where the truth of any is known."""
+    names = [film.name for film in films]
+    ill = [n for n in names if TARGET in [truths.of(n).label_for(t) for t in members.targets]]
+    controls: dict[str, Control] = {
+        "masked": Masked(members, names, screener, seed, draws),
+        "randomised": Randomised(members, set(draw_sample(names, count, seed)), method),
+        "road": Road(members, set(draw_sample(ill or names, count, seed)), method, seed, draws),
     }
-    n = int(known.sum())
-    for control, found in aucs.items():
-        gap = found - aucs[AS_IS]
-        changed = Figure(None, None, None, len(films))
-        if answer.decisions is not None:
-            other = answer.decisions[control][films] != answer.decisions[AS_IS][films]
-            shares = weighted_mean(other, weights)
-            changed = figure(float(shares[0]), shares[1:], len(films))
-        yield ControlRow(
-            control,
-            answer.name,
-            source,
-            figure(float(found[0]), found[1:], n),
-            figure(float(gap[0]), gap[1:], n),
-            changed,
-        )
+    return {name: controls[name] for name in wanted}
 
 
-def _films_by_source(sources: Sequence[str] | None, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    names = sorted(set(sources or ()))
-    for name in names:
-        yield name, np.flatnonzero(np.asarray(sources) == name)
-    if len(names) != 1:
-        yield ALL_SOURCES, np.arange(count)
+def draw_sample(names: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` of the films, drawn by a hash of the name: the same films in every order and however
+    many others stand beside them; 0 takes all."""
 
+    def rank(name: str) -> str:
+        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
 
-def _check(
-    logits_by_control: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-    patients: Sequence[str],
-    targets: Sequence[str],
-    sources: Sequence[str] | None,
-    questions: Sequence[Asked],
-) -> None:
-    if AS_IS not in logits_by_control:
-        raise ValueError(
-            f"logits_by_control must hold {AS_IS!r}, which the others are compared "
-            f"with. Got {', '.join(logits_by_control) or 'none'}."
-        )
-    films = len(labels)
-    if not films or labels.shape != (films, len(targets)):
-        raise ValueError(
-            f"labels must be (N, {len(targets)}), one for each film and member, of at "
-            f"least one film. Got {labels.shape} instead."
-        )
-    wrong = np.setdiff1d(labels, [0, 1, 2, UNKNOWN])
-    if len(wrong):
-        raise ValueError(
-            "labels must be 0, 1, 2 (NORMAL, TARGET, OTHERS) or -1 (unknown). "
-            f"Got {wrong[0]} instead."
-        )
-    for name, logits in logits_by_control.items():
-        if np.shape(logits) != (films, len(targets), 3):
-            raise ValueError(
-                f"logits of {name!r} must be ({films}, {len(targets)}, 3). "
-                f"Got {np.shape(logits)} instead."
-            )
-    given = {"patients": patients, "sources": sources, **{q.name: q.positive for q in questions}}
-    for name, values in given.items():
-        if values is not None and len(values) != films:
-            raise ValueError(
-                f"{name} must hold one value for each of the {films} films. "
-                f"Got {len(values)} instead."
-            )
+    if not count or count >= len(names):
+        return list(names)
+    chosen = set(sorted(names, key=rank)[:count])
+    return [name for name in names if name in chosen]

@@ -7,50 +7,24 @@ contrast step carries what was hidden into the rest of the film.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 
+from classify.audit.rows import UNKNOWN, Row, figure_cells
+from classify.labels import NORMAL, TARGET
 from cxr.boxes import Frame
-from cxr.stream import batched
+from cxr.stats import Figure, figure_of, softmax, weighted_auc, weighted_mean, with_draws
 
 OUTSIDE_ONLY, LUNGS_ONLY, SHAPE_ONLY = "outside_only", "lungs_only", "shape_only"
 CONTROLS = (OUTSIDE_ONLY, LUNGS_ONLY, SHAPE_ONLY)
-FILLS = ("black", "mean")
-MARGIN = 0.02  # of the film's longer side: lung that a mask misses lies mostly within it
 AS_IS = "as is"
+MARGIN = 0.02  # of the film's longer side: lung that a mask misses lies mostly within it
 _GREY = 0.5
-
-
-class Judges(Protocol):
-    """What the controls need of an Ensemble."""
-
-    def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[Frame]]:
-        """N arrays (H, W) to the members' input and the Frames that lead back."""
-        ...
-
-    def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
-        """What `prepare` gave to logits (N, M, 3)."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class MaskedFilm:
-    """What the members see of a film and where its lungs are.
-
-    Args:
-        pixels: (h, w) float32 in [0, 1], the film, or its crop.
-        lung: (H, W) bool in the film's pixels, also for a crop.
-        frame: how the crop was cut out of the film; None for a whole film.
-    """
-
-    pixels: np.ndarray
-    lung: np.ndarray
-    frame: Frame | None = None
 
 
 def apply_control(
@@ -58,10 +32,9 @@ def apply_control(
     lung: np.ndarray,
     control: str,
     margin: float = MARGIN,
-    fill: str = "black",
     frame: Frame | None = None,
 ) -> np.ndarray:
-    """A copy of a film or crop (h, w) float32 in [0, 1] with a part of it hidden.
+    """A copy of a film or crop (h, w) float32 in [0, 1] with a part of it black, as air is.
 
     Args:
         pixels: the film; or a crop, and then `frame` says how it was cut out of the film.
@@ -72,22 +45,47 @@ def apply_control(
             outside_only does and paints the rest an even grey: what is left is the outline, which
             outside_only cannot help but show.
         margin: as a fraction of the film's longer side, also for a crop.
-        fill: black is 0, as air outside the patient; mean is the mean of what stays, which shows
-            whether the blackness itself was the cue.
 
     Raises ValueError for arguments that do not fit.
     """
-    _check(pixels, lung, control, margin, fill, frame)
+    wanted = lung.shape if frame is None else tuple(frame.canvas_hw)
+    size_of = "lung mask" if frame is None else "frame's crop"
+    rules = (
+        (
+            control in CONTROLS,
+            f"control must be one of {', '.join(CONTROLS)}. Got {control!r} instead.",
+        ),
+        (
+            0 <= margin < 0.5,
+            f"margin must lie in [0, 0.5) of the film's longer side. Got {margin} instead.",
+        ),
+        (
+            lung.dtype == np.bool_ and lung.ndim == 2,
+            f"lung must be (H, W) bool. Got {lung.shape} of {lung.dtype} instead: "
+            "compare probabilities with their threshold.",
+        ),
+        (
+            lung.any(),
+            "lung must hold at least one pixel of lung. Got none: leave the film out of the "
+            "control and count it.",
+        ),
+        (
+            pixels.shape == wanted,
+            f"pixels must be {wanted}, the size of the {size_of}. Got {pixels.shape} instead: for "
+            "a crop give its frame and the film's lungs.",
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
     # The region is grown on the film and cut afterwards: lung just outside a crop hides its edge.
     region = lung if control == LUNGS_ONLY else grow(lung, margin)
     if frame is not None:
         # beyond the film the Frame gives False: there is no lung, and the crop is black already
         region = frame.apply(region.astype(np.uint8), nearest=True).astype(bool)
     shown = region if control == LUNGS_ONLY else ~region
-    if control == SHAPE_ONLY:
-        return np.where(shown, np.float32(_GREY), np.float32(0.0))
-    value = pixels[shown].mean() if fill == "mean" and shown.any() else 0.0
-    return np.where(shown, pixels, np.float32(value)).astype(np.float32, copy=False)
+    left = np.float32(_GREY) if control == SHAPE_ONLY else pixels
+    return np.where(shown, left, np.float32(0.0)).astype(np.float32, copy=False)
 
 
 def grow(mask: np.ndarray, margin: float = MARGIN) -> np.ndarray:
@@ -100,72 +98,113 @@ def grow(mask: np.ndarray, margin: float = MARGIN) -> np.ndarray:
     return away <= radius + 1e-3
 
 
-def control_logits(
-    members: Judges,
-    films: Iterable[MaskedFilm],
-    controls: Sequence[str] = CONTROLS,
-    margin: float = MARGIN,
-    fill: str = "black",
-    batch_size: int = 16,
-) -> dict[str, np.ndarray]:
-    """Logits (N, M, 3) of every member for each control, by its name in the tables.
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A member, a question to all of them, or the screener, which stands in a member's place.
 
-    The first is `as is`; then `outside only` and so on, with the fill behind it unless that is
-    black. Films are taken `batch_size` at a time, so that any number of them may come.
+    Args:
+        name: stands in the table.
+        positive: (N,) 1, 0, or NaN for films that are not asked.
+        answer: logits (N, M, 3) to (N,) scores, higher meaning rather positive, and (N,) decisions;
+            None for a question, which decides nothing.
     """
-    found: dict[str, list[np.ndarray]] = {AS_IS: [], **{name_of(c, fill): [] for c in controls}}
-    for batch in batched(films, batch_size):
-        found[AS_IS].append(_logits(members, [f.pixels for f in batch]))
-        for control in controls:
-            hidden = [
-                apply_control(f.pixels, f.lung, control, margin, fill, f.frame) for f in batch
-            ]
-            found[name_of(control, fill)].append(_logits(members, hidden))
-    if not found[AS_IS]:
-        raise ValueError("films of control_logits must hold at least one film. Got none.")
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    name: str
+    positive: np.ndarray
+    answer: Callable[[np.ndarray], tuple[np.ndarray, Any]]
 
 
-def name_of(control: str, fill: str = "black") -> str:
-    """A control's name in the tables: `outside only`, or `outside only, mean`."""
-    words = control.replace("_", " ")
-    return words if fill == "black" or control == SHAPE_ONLY else f"{words}, {fill}"
+class Screens(Protocol):
+    """What the table needs of a Screener."""
+
+    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
+        """(N, M, 3) logits to scores (N,), decisions, and the threshold's id."""
+        ...
 
 
-def _logits(members: Judges, pixels: Sequence[np.ndarray]) -> np.ndarray:
-    return np.asarray(members.predict_prepared(members.prepare(pixels)[0]), np.float64)
+def ask_all(
+    labels: np.ndarray,
+    targets: Sequence[str],
+    questions: Sequence[Asked] = (),
+    screener: Screens | None = None,
+) -> list[Asked]:
+    """Each member for its TARGET against the rest, the questions, and the screener for abnormal
+    against normal. `labels` (N, M): NORMAL, TARGET, OTHERS for each member, or -1 where unknown."""
+    asked = []
+    for m, target in enumerate(targets):
+        positive = np.where(labels[:, m] == UNKNOWN, np.nan, labels[:, m] == TARGET)
+        asked.append(Asked(target, positive, partial(_answer_of, m)))
+    asked += questions
+    if screener is not None:
+        # members differ in what they call TARGET, but agree on what is normal
+        known = (labels != UNKNOWN).all(1)
+        positive = np.where(known, (labels != NORMAL).any(1), np.nan)
+        asked.append(Asked("screener", positive, lambda logits: screener.decide(logits)[:2]))
+    return asked
 
 
-def _check(
-    pixels: np.ndarray,
-    lung: np.ndarray,
-    control: str,
-    margin: float,
-    fill: str,
-    frame: Frame | None,
-) -> None:
-    if control not in CONTROLS:
-        raise ValueError(f"control must be one of {', '.join(CONTROLS)}. Got {control!r} instead.")
-    if fill not in FILLS:
-        raise ValueError(f"fill must be one of {', '.join(FILLS)}. Got {fill!r} instead.")
-    if not 0 <= margin < 0.5:
-        raise ValueError(
-            f"margin must lie in [0, 0.5) of the film's longer side. Got {margin} instead."
-        )
-    if lung.dtype != np.bool_ or lung.ndim != 2:
-        raise ValueError(
-            f"lung must be (H, W) bool. Got {lung.shape} of {lung.dtype} instead: "
-            "give probability > 0.5."
-        )
-    if not lung.any():
-        raise ValueError(
-            "lung must hold at least one pixel of lung. Got none: leave the film "
-            "out of the control and count it."
-        )
-    wanted = lung.shape if frame is None else frame.canvas_hw
-    if pixels.shape != tuple(wanted):
-        raise ValueError(
-            f"pixels must be {tuple(wanted)}, the size of the "
-            + ("lung mask" if frame is None else "frame's crop")
-            + f". Got {pixels.shape} instead: for a crop give its frame and the film's lungs."
-        )
+def _answer_of(member: int, logits: np.ndarray) -> tuple[np.ndarray, Any]:
+    return softmax(logits[:, member])[:, TARGET], logits[:, member].argmax(1)
+
+
+def control_table(
+    logits_by_control: Mapping[str, np.ndarray],
+    asked: Sequence[Asked],
+    patients: Sequence[str],
+    seed: int = 0,
+    draws: int = 1000,
+    sources: Sequence[str] | None = None,
+) -> list[Row]:
+    """A row for each source, one of `asked`, and control.
+
+    `auc` is that of the positive films against the others, its interval `low` to `high` over `n`
+    films. `difference` is that AUC minus the one of the films as they are, on the same drawn
+    patients. `changed` is the share of films with another decision than as they are.
+
+    Args:
+        logits_by_control: name → (N, M, 3); `as is` must be among them.
+        patients: of the N films; intervals draw patients.
+        sources: of the N films; with several, each stands alone and `all` comes last: pooled,
+            which a model that only tells sources apart does well on.
+    """
+    answers = [
+        (one.name, one.positive, {c: one.answer(z) for c, z in logits_by_control.items()})
+        for one in asked
+    ]
+    rows: list[Row] = []
+    for source, films in _films_by_source(sources, len(patients)):
+        weights = with_draws([patients[i] for i in films], draws, seed)
+        for name, positive, said in answers:
+            known = ~np.isnan(positive[films])
+            right, drawn = positive[films][known] == 1, weights[:, known]
+            aucs = {
+                control: weighted_auc(scores[films][known], right, drawn)
+                for control, (scores, _) in said.items()
+            }
+            for control, auc in aucs.items():
+                gap = figure_of(auc - aucs[AS_IS], len(right))
+                changed = Figure(None, None, None, len(films))
+                if said[control][1] is not None:
+                    after, before = (np.asarray(said[c][1])[films] for c in (control, AS_IS))
+                    changed = figure_of(weighted_mean(after != before, weights), len(films))
+                rows.append(
+                    {
+                        "control": control,
+                        "member": name,
+                        "source": source,
+                        **figure_cells(figure_of(auc, len(right)), "auc"),
+                        "difference": gap.value,
+                        "difference_low": gap.low,
+                        "difference_high": gap.high,
+                        **figure_cells(changed, "changed", "changed_"),
+                    }
+                )
+    return rows
+
+
+def _films_by_source(sources: Sequence[str] | None, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    names = sorted(set(sources or ()))
+    for name in names:
+        yield name, np.flatnonzero(np.asarray(sources) == name)
+    if len(names) != 1:
+        yield "all", np.arange(count)

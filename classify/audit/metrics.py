@@ -14,9 +14,8 @@ lift, finding_lift
     crop: lungs cover about 0.37 of a film but 0.59 of a tight crop, so cropping alone raises the
     inside share by more than half without any change of the network's attention.
 random_lift, random_sd
-    Mean and standard deviation of the lifts of smooth random maps over V. Noise without any
-    structure has lift 1 by construction; a map as coarse as a CAM is near 1, and spreads widely:
-    (lift - random_lift) / random_sd tells luck from attention. See classify.audit.baselines.
+    Mean and standard deviation of the lifts of smooth random maps over V, see `baseline_lifts`:
+    (lift - random_lift) / random_sd tells luck from attention.
 gaussian_lift
     The lift of a map that looks at nothing: a Gaussian at the centre of V, σ = ¼ of its sides.
 pointing_hit, finding_hit
@@ -28,14 +27,14 @@ pointing_hit, finding_hit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 
-from classify.audit.baselines import baseline_lifts
 from cxr.boxes import as_boxes
 
 LUNG_SOURCES = ("human", "lungfield")
@@ -58,10 +57,12 @@ METRICS = (
     "finding_hit",
 )
 Metrics = dict[str, Any]  # the METRICS as float, bool (…_hit) or None; `empty` bool; `reason` str
+Window = tuple[slice, slice]  # rows and columns
 
 _BORDER = 0.05  # of the seen area's shorter side
 _TOLERANCE = 15 / 512  # of the film's longer side
 _STRAY = 1e-3  # share of energy outside the seen area that rounding of its edges may leave
+_REACH = 3  # cells: where a Gaussian of σ = 1 cell ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +71,8 @@ class Regions:
 
     `lung` (H, W) bool and who drew it, `lung_by` ("human" or "lungfield"); `box_xyxy` the thorax
     box or None; `finding_boxes_xyxy` (N, 4) radiologists' boxes; `text` (H, W) bool or None;
-    `seen_xyxy` what the member saw, None for the whole film. Boxes may reach beyond the film.
-    Raises ValueError, naming the part.
+    `seen_xyxy` what the member saw, None for the whole film; `seen` its rows and columns. Boxes may
+    reach beyond the film. Raises ValueError, naming the part.
     """
 
     lung: np.ndarray
@@ -81,7 +82,9 @@ class Regions:
     finding_boxes_xyxy: Any = ()
     text: np.ndarray | None = None
     seen_xyxy: Any = None
-    _seen: tuple[slice, slice] = field(init=False, repr=False)
+    seen: Window = field(init=False)
+    box: Window | None = field(init=False)
+    findings: list[Window] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.lung_by not in LUNG_SOURCES:
@@ -89,10 +92,8 @@ class Regions:
                 f"lung_by must be one of {', '.join(LUNG_SOURCES)}. Got {self.lung_by!r} instead."
             )
         size = (int(self.size_hw[0]), int(self.size_hw[1]))
-        for name in ("lung", "text"):
-            mask = getattr(self, name)
-            if mask is None and name == "text":
-                continue
+        masks = {"lung": self.lung} | ({} if self.text is None else {"text": self.text})
+        for name, mask in masks.items():
             if np.shape(mask) != size:
                 raise ValueError(
                     f"{name} must be (H, W) = {size} as size_hw says. Got {np.shape(mask)} instead."
@@ -104,16 +105,11 @@ class Regions:
                 )
         whole = (0, 0, size[1], size[0])
         seen = whole if self.seen_xyxy is None else self.seen_xyxy
-        object.__setattr__(self, "_seen", _window(seen, size, "seen_xyxy"))
-        if self.box_xyxy is not None:
-            _window(self.box_xyxy, size, "box_xyxy")
-        for box in as_boxes(self.finding_boxes_xyxy):
-            _window(box, size, "finding_boxes_xyxy")
-
-    @property
-    def seen(self) -> tuple[slice, slice]:
-        """Rows and columns of the film that the member saw, whole pixels."""
-        return self._seen
+        box = None if self.box_xyxy is None else _window(self.box_xyxy, size, "box_xyxy")
+        found = [_window(b, size, "finding_boxes_xyxy") for b in as_boxes(self.finding_boxes_xyxy)]
+        object.__setattr__(self, "seen", _window(seen, size, "seen_xyxy"))
+        object.__setattr__(self, "box", box)
+        object.__setattr__(self, "findings", found)
 
 
 def measure(
@@ -149,43 +145,54 @@ def measure(
         whole = whole.astype(np.float32)
     seen = whole[regions.seen]
     total = _checked_energy(whole, seen)
+    out: Metrics = {**dict.fromkeys(METRICS), "empty": total == 0, "reason": ""}
     if total == 0:
-        blank: Metrics = dict.fromkeys(METRICS)
-        return {**blank, "empty": True, "reason": "the map is 0 everywhere"}
-    lung, reason = regions.lung[regions.seen], ""
-    out: Metrics = dict.fromkeys(METRICS)
-    area = float(np.count_nonzero(lung) / lung.size)
+        return out | {"reason": "the map is 0 everywhere"}
+    peak, reach = _peak(seen), _TOLERANCE * max(whole.shape)
+
+    def on(region: np.ndarray) -> tuple[float, float, bool]:
+        """Share of the energy, share of the area, and whether the maximum is there."""
+        energy = float(cv2.mean(seen, mask=region.view(np.uint8))[0]) * np.count_nonzero(region)
+        area = float(np.count_nonzero(region) / region.size)
+        return _share(energy / total), area, _is_near(region, peak, reach)
+
+    lung = regions.lung[regions.seen]
+    share, area, hit = on(lung)
     out["area_share"] = area
-    peak = _peak(seen)
-    reach = _TOLERANCE * max(whole.shape)
     if area > 0:
-        out["inside_share"] = _share(_energy(seen, lung) / total)
-        out["lift"] = out["inside_share"] / area
-        out["pointing_hit"] = _is_near(lung, peak, reach)
-        out.update(baseline_lifts(lung, film, cam_hw, draws, seed))
+        out |= {"inside_share": share, "lift": share / area, "pointing_hit": hit}
+        out |= baseline_lifts(lung, film, cam_hw, draws, seed)
     else:
-        reason = "no lung field in what the member saw"
-    out.update(_border(seen, total))
-    if regions.box_xyxy is not None:
-        box = _window(regions.box_xyxy, whole.shape, "box_xyxy")
-        out["outside_box_share"] = _share(1 - _sum(whole[_overlap(box, regions.seen)]) / total)
+        out["reason"] = "no lung field in what the member saw"
+    band = max(1, round(_BORDER * min(seen.shape)))
+    inner = seen[band : seen.shape[0] - band, band : seen.shape[1] - band]
+    out["border_share"] = _share(1 - _sum(inner) / total)
+    out["border_area_share"] = 1 - inner.size / seen.size
+    if regions.box is not None:
+        rows, columns = _overlap(regions.box, regions.seen)
+        out["outside_box_share"] = _share(1 - _sum(seen[rows, columns]) / total)
     if regions.text is not None and (text := regions.text[regions.seen]).any():
-        out["text_share"] = _share(_energy(seen, text) / total)
-        out["text_area_share"] = float(np.count_nonzero(text) / text.size)
-    if len(as_boxes(regions.finding_boxes_xyxy)):
-        found, why = _finding(seen, total, regions, peak, reach)
-        out.update(found)
-        reason = "; ".join(part for part in (reason, why) if part)
-    return {**out, "empty": False, "reason": reason}
+        out["text_share"], out["text_area_share"], _ = on(text)
+    if regions.findings:
+        region = np.zeros(seen.shape, bool)
+        for window in regions.findings:
+            region[_overlap(window, regions.seen)] = True
+        share, area, hit = on(region)
+        if area > 0:
+            out |= {"finding_share": share, "finding_area_share": area}
+            out |= {"finding_lift": share / area, "finding_hit": hit}
+        else:
+            why = "the finding lies outside what the member saw"
+            out["reason"] = "; ".join(part for part in (out["reason"], why) if part)
+    return out
 
 
 def _checked_energy(whole: np.ndarray, seen: np.ndarray) -> float:
     total, everywhere = _sum(seen), _sum(whole)
     if not np.isfinite(everywhere):
-        count = int((~np.isfinite(whole)).sum())
         raise ValueError(
-            f"saliency must be finite, and its sum too. Got NaN or infinity in "
-            f"{count} of {whole.size} pixels instead."
+            "saliency must be finite, and its sum too. Got NaN or infinity in "
+            f"{int((~np.isfinite(whole)).sum())} of {whole.size} pixels instead."
         )
     lowest = cv2.minMaxLoc(whole)[0]
     if lowest < 0:
@@ -201,94 +208,47 @@ def _checked_energy(whole: np.ndarray, seen: np.ndarray) -> float:
     return total
 
 
-def _border(seen: np.ndarray, total: float) -> Mapping[str, float]:
-    height, width = seen.shape
-    band = max(1, round(_BORDER * min(height, width)))
-    inner = seen[band : height - band, band : width - band]
-    return {
-        "border_share": _share(1 - _sum(inner) / total),
-        "border_area_share": 1 - inner.size / seen.size,
-    }
-
-
-def _finding(
-    seen: np.ndarray, total: float, regions: Regions, peak: tuple[int, int], reach: float
-) -> tuple[Mapping[str, float | bool], str]:
-    """Metrics of the union of the finding boxes, or the reason why there are none."""
-    rows, columns = regions.seen
-    region = np.zeros(seen.shape, np.uint8)
-    for box in as_boxes(regions.finding_boxes_xyxy):
-        window = _overlap(_window(box, regions.size_hw, "finding_boxes_xyxy"), regions.seen)
-        region[
-            window[0].start - rows.start : window[0].stop - rows.start,
-            window[1].start - columns.start : window[1].stop - columns.start,
-        ] = 1
-    area = float(np.count_nonzero(region) / region.size)
-    if area == 0:
-        return {}, "the finding lies outside what the member saw"
-    share = _share(_energy(seen, region) / total)
-    return {
-        "finding_share": share,
-        "finding_area_share": area,
-        "finding_lift": share / area,
-        "finding_hit": _is_near(region, peak, reach),
-    }, ""
-
-
 def _peak(seen: np.ndarray) -> tuple[int, int]:
     """Row and column of the maximum; of several the one nearest to their centre."""
     rows, columns = np.divmod(np.flatnonzero(seen == cv2.minMaxLoc(seen)[1]), seen.shape[1])
-    away = (rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2
-    nearest = int(away.argmin())
+    nearest = ((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2).argmin()
     return int(rows[nearest]), int(columns[nearest])
 
 
 def _is_near(region: np.ndarray, peak: tuple[int, int], reach: float) -> bool:
     """Does the region hold a pixel no further than `reach` px from the peak?"""
     row, column = peak
-    if region[row, column]:
-        return True
-    far = int(reach)
-    top, left = max(0, row - far), max(0, column - far)
-    rows, columns = np.nonzero(region[top : row + far + 1, left : column + far + 1])
+    top, left = max(0, row - int(reach)), max(0, column - int(reach))
+    rows, columns = np.nonzero(region[top : row + int(reach) + 1, left : column + int(reach) + 1])
     away = (rows + top - row) ** 2 + (columns + left - column) ** 2
     return bool((away <= reach**2).any())
 
 
-def _window(box_xyxy: Any, size_hw: Any, name: str) -> tuple[slice, slice]:
+def _window(box_xyxy: Any, size_hw: tuple[int, int], name: str) -> Window:
     """Rows and columns of a box, on whole pixels as Frame rounds them, cut to the film."""
-    numbers = np.asarray(box_xyxy, dtype=np.float64).ravel()
-    if len(numbers) != 4:
-        raise ValueError(
-            f"{name} must be one box x0, y0, x1, y1. Got {len(numbers)} numbers instead."
-        )
-    x0, y0, x1, y1 = numbers
-    if not (np.isfinite([x0, y0, x1, y1]).all() and x1 > x0 and y1 > y0):
-        raise ValueError(
-            f"{name} must be finite with x0 < x1 and y0 < y1. "
-            f"Got {[float(v) for v in (x0, y0, x1, y1)]} instead."
-        )
+    box = [float(v) for v in np.asarray(box_xyxy, dtype=np.float64).ravel()]
+    if len(box) != 4:
+        raise ValueError(f"{name} must be one box x0, y0, x1, y1. Got {len(box)} numbers instead.")
+    x0, y0, x1, y1 = box
+    if not (np.isfinite(box).all() and x1 > x0 and y1 > y0):
+        raise ValueError(f"{name} must be finite with x0 < x1 and y0 < y1. Got {box} instead.")
     height, width = size_hw
     rows = slice(max(0, int(np.rint(y0))), min(height, int(np.rint(y1))))
     columns = slice(max(0, int(np.rint(x0))), min(width, int(np.rint(x1))))
     if rows.start >= rows.stop or columns.start >= columns.stop:
         raise ValueError(
-            f"{name} must hold a pixel of the film of {width} × {height} px. "
-            f"Got {[float(v) for v in (x0, y0, x1, y1)]} instead."
+            f"{name} must hold a pixel of the film of {width} × {height} px. Got {box} instead."
         )
     return rows, columns
 
 
-def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> tuple[slice, slice]:
-    starts = [max(a.start, b.start) for a, b in zip(one, other, strict=True)]
-    stops = [max(s, min(a.stop, b.stop)) for s, a, b in zip(starts, one, other, strict=True)]
-    return slice(starts[0], stops[0]), slice(starts[1], stops[1])
-
-
-def _energy(values: np.ndarray, mask: np.ndarray) -> float:
-    """Sum of the values under a mask, in double precision, without a copy of either."""
-    flat = mask.view(np.uint8)
-    return float(cv2.mean(values, mask=flat)[0]) * int(np.count_nonzero(mask))
+def _overlap(window: Window, seen: Window) -> Window:
+    """A window of the film as one of what was seen."""
+    pairs = [
+        slice(max(a.start - b.start, 0), max(min(a.stop, b.stop) - b.start, 0))
+        for a, b in zip(window, seen, strict=True)
+    ]
+    return pairs[0], pairs[1]
 
 
 def _sum(values: np.ndarray) -> float:
@@ -297,3 +257,95 @@ def _sum(values: np.ndarray) -> float:
 
 def _share(value: float) -> float:
     return float(min(1.0, max(0.0, value)))  # rounding may leave -1e-17, or 1 + 2e-16
+
+
+# --- what a map that looks at nothing scores
+
+
+def baseline_lifts(
+    lung: np.ndarray,
+    film: str = "",
+    cam_hw: tuple[int, int] = (7, 7),
+    draws: int = 256,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """gaussian_lift, random_lift and random_sd of a lung field (h, w) bool over the seen area.
+
+    Random: normal noise at the resolution of the map that is judged, blurred by one cell, cut at 0
+    and scaled up bilinearly, all as a CAM is made. Every pixel has the same expectation, so all
+    draws together put the area share of their energy on a region. The mean of the draws' own lifts
+    still lies a little below 1 for a region in the middle (0.92 on two lungs at 7 × 7, 0.98 at
+    14 × 10): a bump at the edge is cut, and what is left of it is then most of a small energy. That
+    mean is the chance level of a map as coarse as this, and the deviation tells how far luck alone
+    carries one.
+
+    A map scaled up and summed over a mask is the small map times the mask scaled down by the
+    transposed weights, so the random maps are never drawn at full size. The two of the random maps
+    are None where none of the few drawn has any energy. Raises ValueError for an empty lung field,
+    no draw, or a resolution below 2 × 2.
+    """
+    height, width = lung.shape
+    area = np.count_nonzero(lung) / lung.size
+    if area == 0:
+        raise ValueError("lung of baseline_lifts must hold a pixel. Got an empty lung field.")
+    mask = lung.astype(np.float32)
+    rows, columns = _bell(height), _bell(width)
+    gaussian = float(rows @ (mask @ columns)) / float(rows.sum() * columns.sum())
+    up_y, up_x = _upscaling(height, cam_hw[0]), _upscaling(width, cam_hw[1])
+    # cell by cell: a matrix product of this shape wakes all threads, which costs more than it does
+    across = np.stack([mask @ weights for weights in up_x.T.copy()], axis=1)
+    inside = (up_y.T @ across).ravel()
+    everywhere = np.outer(up_y.sum(0), up_x.sum(0)).ravel()
+    maps = random_maps(draws, cam_hw, film_seed(film, seed)).reshape(draws, -1)
+    energy = maps @ everywhere
+    drawn = energy > 0  # a map without any energy has no lift, as among real maps
+    lifts = (maps @ inside)[drawn] / energy[drawn] / area
+    return {
+        "gaussian_lift": float(gaussian / area),
+        "random_lift": float(lifts.mean()) if len(lifts) else None,
+        "random_sd": float(lifts.std()) if len(lifts) else None,
+    }
+
+
+def random_maps(draws: int, cam_hw: tuple[int, int], seed: int) -> np.ndarray:
+    """(draws, h, w) float64 ≥ 0: normal noise blurred by σ = 1 cell and cut at 0.
+
+    The noise reaches beyond the map, so that the map's edge is as any other place.
+    """
+    height, width = cam_hw
+    if draws < 1 or min(height, width) < 2:
+        raise ValueError(
+            "draws must be at least 1 and cam_hw at least (2, 2). Got "
+            f"{draws} and {cam_hw} instead."
+        )
+    size = (draws, height + 2 * _REACH, width + 2 * _REACH)
+    noise = np.random.default_rng(seed).standard_normal(size)
+    return np.maximum(_blur(height) @ noise @ _blur(width).T, 0.0)
+
+
+def film_seed(film: str, seed: int) -> int:
+    """A seed of the film's own, whatever its name holds."""
+    digest = hashlib.sha256(f"{seed}/{film}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+@lru_cache(maxsize=16)
+def _blur(cells: int) -> np.ndarray:
+    """(cells, cells + 6) Gaussian weights of each cell over its neighbours."""
+    away = np.arange(cells + 2 * _REACH) - np.arange(cells)[:, None] - _REACH
+    weights = np.exp(-(away**2) / 2) * (np.abs(away) <= _REACH)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@lru_cache(maxsize=64)
+def _upscaling(pixels: int, cells: int) -> np.ndarray:
+    """(pixels, cells) float32 weights of a bilinear resize, centres aligned as in OpenCV."""
+    place = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells))).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _bell(pixels: int) -> np.ndarray:
+    """(pixels,) float32 Gaussian at the middle, σ = ¼ of the length."""
+    place = (np.arange(pixels) + 0.5) / pixels - 0.5
+    return np.exp(-0.5 * (place / 0.25) ** 2).astype(np.float32)

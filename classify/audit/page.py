@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from markupsafe import Markup
 
-from classify.audit.films import Record, film_entry, film_record, rank
+from classify.audit.page_films import Record, film_entry, film_record, rank
 from classify.audit.sections import answer_chart, flatten, sections
 from classify.audit.words import FLAGS, LIFT
 from cxr.page.build import to_json, write_page

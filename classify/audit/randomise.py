@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -18,12 +18,15 @@ import torch
 from torch import nn
 
 from classify.audit.likeness import Likeness, likeness
+from classify.audit.rows import Row
 from classify.models.multitask import STAGES
 from classify.saliency.hooks import rearranges
 
-HOWS = ("reset", "normal")
+ANOTHER_FILM = "another film"  # the stage of the floor that the maps fall to
+_AT_A_TIME = 32  # films
 _NO_WAY_TO_LOGITS = ("decoder", "restorer")  # SCXNN's second task: its weights move no map
 # (another network names such parts itself, as `no_way_to_logits`)
+MapsOf = Callable[[nn.Module, torch.Tensor, Sequence[int], str], np.ndarray]
 
 
 class Stage(NamedTuple):
@@ -32,27 +35,6 @@ class Stage(NamedTuple):
 
     name: str
     modules: tuple[str, ...]
-
-
-class StageLikeness(NamedTuple):
-    """Maps with everything from the head down to `stage` random, against the trained net's.
-
-    Means over films and seeds; None where no pair of maps has a value. `empty` is the number of
-    pairs left out: one of the maps is the same everywhere, so that it has no order.
-    """
-
-    stage: str
-    rank_correlation: float | None
-    ssim: float | None
-    pairs: int
-    empty: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON and the audit page."""
-        return self._asdict()
-
-
-MapsOf = Callable[[nn.Module, torch.Tensor, Sequence[int], str], np.ndarray]
 
 
 def stages_of(model: nn.Module) -> list[Stage]:
@@ -71,20 +53,18 @@ def stages_of(model: nn.Module) -> list[Stage]:
             Stage(s.name, tuple(f"{outer}.{n}".rstrip(".") for n in s.modules))
             for s in stages_of(net)
         ]
-    beside, deep = [], []
+    beside: list[Stage] = []
+    deep: list[Stage] = []
     encoder = getattr(model, "encoder", None)
-    aside = getattr(model, "no_way_to_logits", _NO_WAY_TO_LOGITS)
-    for name, child in model.named_children():
+    aside = getattr(model, "no_way_to_logits", _NO_WAY_TO_LOGITS) if encoder is not None else ()
+    for name, child in inner.items():
         if child is encoder:
-            deep = _encoder_stages(name, child, str(getattr(_config(model), "encoder", "")))
-        elif name in aside and encoder is not None:
-            continue
-        elif isinstance(child, nn.ModuleList):
-            beside += [
-                Stage(f"{name}.{n}", _owners(c, f"{name}.{n}")) for n, c in child.named_children()
-            ]
-        else:
-            beside.append(Stage(name, _owners(child, name)))
+            family = str(getattr(getattr(model, "config", None), "encoder", ""))
+            deep = _encoder_stages(name, child, family)
+        elif isinstance(child, nn.ModuleList) and name not in aside:
+            beside += [_stage(c, f"{name}.{n}") for n, c in child.named_children()]
+        elif name not in aside:
+            beside.append(_stage(child, name))
     own = [Stage("own parameters", ("",))] if _owns(model) else []
     stages = [s for s in [*reversed(beside), *reversed(deep), *own] if s.modules]
     if not stages:
@@ -94,31 +74,24 @@ def stages_of(model: nn.Module) -> list[Stage]:
 
 @contextmanager
 def randomise(
-    model: nn.Module,
-    stages: Sequence[Stage],
-    seed: int = 0,
-    how: str = "reset",
-    batch: torch.Tensor | None = None,
+    model: nn.Module, stages: Sequence[Stage], seed: int = 0, batch: torch.Tensor | None = None
 ) -> Iterator[nn.Module]:
     """The model with these stages made random; afterwards bit for bit as it was, also after an
     error: parameters, buffers, training flags. The global random numbers are not touched.
 
-    A module's random weights depend on `seed` and its name alone, so that one stage more keeps
-    those of the stages before: give stages[:1], stages[:2], ... for a cascade.
+    Each layer is drawn as when it is made (`reset_parameters`), BatchNorm's scale, shift and
+    statistics included; one that cannot, from the normal distribution with the mean and standard
+    deviation of each trained tensor. A module's random weights depend on `seed` and its name alone,
+    so that one stage more keeps those of the stages before: give stages[:1], stages[:2], ... for a
+    cascade.
 
     Args:
         stages: of `stages_of`, or a choice of one's own.
-        how: reset draws as each layer does when it is made (`reset_parameters`; layers without
-            one as below), BatchNorm's scale, shift and statistics included. normal draws from
-            the normal distribution with the mean and standard deviation of the trained tensor, and
-            sets back the statistics.
         batch: (N, 3, h, w) prepared films from which BatchNorm statistics of the random stages are
             taken, as training would have. Without it they stay at 0 and 1, which do not fit the
             random weights: over the depth of EfficientNet-Lite0 activations then fade to 0 and
             every map is empty, so that a failure would pass for a success.
     """
-    if how not in HOWS:
-        raise ValueError(f"how must be one of {', '.join(HOWS)}. Got {how!r} instead.")
     by_name = dict(model.named_modules())
     names = [name for stage in stages for name in stage.modules]
     unknown = [name for name in names if name not in by_name]
@@ -128,16 +101,14 @@ def randomise(
             "does not have: take them from stages_of(model)."
         )
     modules = [by_name[name] for name in names]
-    tensors = [
-        t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None
-    ]
+    tensors = [t for module in modules for t in _tensors(module)]
     kept = [(t, t.detach().clone()) for t in tensors]
     devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for name, module in zip(names, modules, strict=True):
                 torch.manual_seed(crc32(f"{seed}/{name}".encode()))
-                _make_random(module, how)
+                _make_random(module)
         if batch is not None and len(batch):
             _fit_statistics(model, modules, batch)
         yield model
@@ -147,105 +118,81 @@ def randomise(
                 tensor.copy_(before)
 
 
-def randomisation_curve(
+def likeness_rows(
     model: nn.Module,
     batch: torch.Tensor,
     classes: Sequence[int],
     method: str,
     maps_of: MapsOf,
-    stages: Sequence[Stage] | None = None,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    how: str = "reset",
-    batch_size: int = 32,
-) -> list[StageLikeness]:
+) -> list[Row]:
     """How like the trained net's maps those of the net made random down to each stage are.
 
+    A row a stage, the head first: `stage`; `rank_correlation` (Spearman's) and `ssim` of the
+    absolute maps, means over films and seeds, None where no pair of maps has a value; `pairs` that
+    have one, and `empty` those left out: one of the maps is the same everywhere, so that it has no
+    order. The last row, ANOTHER_FILM, is the likeness of each film's map to the next film's: what
+    maps share without showing the same thing. A curve that falls to it has lost all that was the
+    film's own.
+
     Args:
-        batch: (N, 3, h, w), prepared for the model.
+        batch: (N, 3, h, w), prepared for the model; at least one film.
         classes: N indices of logits.
         method, maps_of: `maps_of(model, batch, classes, method)` gives maps (N, h', w'), as
             classify.saliency.saliency_maps does.
-        stages: from the head down; `stages_of(model)` where it is None.
         seeds: the whole cascade is done once for each: one random head may by chance weigh the
             channels like the trained one.
-
-    Likeness is Spearman's rank correlation and SSIM of the absolute maps: see
-    classify.audit.likeness. Read it beside `another_film`, since maps of any two films are alike.
     """
-    stages = list(stages_of(model) if stages is None else stages)
-    trained = _maps(model, batch, classes, method, maps_of, batch_size)
-    curve = []
-    for k in range(1, len(stages) + 1):
-        found = []
-        for seed in seeds:
-            with randomise(model, stages[:k], seed, how, batch[:batch_size]) as random:
-                maps = _maps(random, batch, classes, method, maps_of, batch_size)
-            found += likeness(trained, maps)
-        curve.append(_mean_likeness(stages[k - 1].name, found))
-    return curve
-
-
-def another_film(maps: np.ndarray) -> StageLikeness:
-    """Likeness of each film's map (N, h, w) to the next film's: what maps share without showing
-    the same thing. A curve that falls to it has lost all that was the film's own."""
-    return _mean_likeness("another film", likeness(maps, np.roll(maps, 1, axis=0)))
-
-
-def _mean_likeness(name: str, found: Sequence[Likeness]) -> StageLikeness:
-    known = [f for f in found if not np.isnan(f.rank_correlation)]
-    ranks, ssims = [f.rank_correlation for f in known], [f.ssim for f in known]
-    return StageLikeness(
-        name,
-        float(np.mean(ranks)) if known else None,
-        float(np.mean(ssims)) if known else None,
-        len(known),
-        len(found) - len(known),
-    )
-
-
-def _maps(
-    model: nn.Module,
-    batch: torch.Tensor,
-    classes: Sequence[int],
-    method: str,
-    maps_of: MapsOf,
-    size: int,
-) -> np.ndarray:
-    parts = [
-        maps_of(model, batch[i : i + size], classes[i : i + size], method)
-        for i in range(0, len(batch), size)
-    ]
-    if not parts:
+    if not len(batch):
         raise ValueError("batch must hold at least one film. Got none.")
-    return np.concatenate(parts)
+
+    def maps() -> np.ndarray:
+        starts = range(0, len(batch), _AT_A_TIME)
+        parts = [slice(start, start + _AT_A_TIME) for start in starts]
+        return np.concatenate([maps_of(model, batch[p], classes[p], method) for p in parts])
+
+    trained, stages = maps(), stages_of(model)
+    rows = []
+    for k, stage in enumerate(stages, start=1):
+        found: list[Likeness] = []
+        for seed in seeds:
+            with randomise(model, stages[:k], seed, batch[:_AT_A_TIME]):
+                found += likeness(trained, maps())
+        rows.append(_row(stage.name, found))
+    return [*rows, _row(ANOTHER_FILM, likeness(trained, np.roll(trained, 1, axis=0)))]
 
 
-def _make_random(module: nn.Module, how: str) -> None:
+def _row(stage: str, found: Sequence[Likeness]) -> Row:
+    known = [f for f in found if not np.isnan(f.rank_correlation)]
+    return {
+        "stage": stage,
+        "rank_correlation": float(np.mean([f.rank_correlation for f in known])) if known else None,
+        "ssim": float(np.mean([f.ssim for f in known])) if known else None,
+        "pairs": len(known),
+        "empty": len(found) - len(known),
+    }
+
+
+def _make_random(module: nn.Module) -> None:
     """One module's own tensors, by torch's global random numbers."""
-    if how == "reset" and callable(getattr(module, "reset_parameters", None)):
-        module.reset_parameters()  # type: ignore[operator]
+    if callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
         return
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            drawn = torch.randn_like(parameter) * parameter.std(correction=0)
-            parameter.copy_(drawn + parameter.mean())
-    if callable(getattr(module, "reset_running_stats", None)):
-        module.reset_running_stats()  # type: ignore[operator]
+    for parameter in module.parameters(recurse=False):
+        drawn = torch.randn_like(parameter) * parameter.std(correction=0)
+        parameter.copy_(drawn + parameter.mean())
 
 
 def _fit_statistics(model: nn.Module, modules: Sequence[nn.Module], batch: torch.Tensor) -> None:
     """BatchNorm statistics of these modules from one forward pass; all else as it is in use."""
-    norms = [
-        m
-        for m in modules
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.track_running_stats]
     if not norms:
         return
-    found = [(m, m.training) for m in model.modules()]
+    flags = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
     try:
-        for module, _ in found:
+        for module, _ in flags:
             module.training = False
         for norm in norms:
             norm.training, norm.momentum = True, None  # None: the plain mean over what was seen
@@ -253,25 +200,20 @@ def _fit_statistics(model: nn.Module, modules: Sequence[nn.Module], batch: torch
         with torch.no_grad():
             model(batch)
     finally:
-        for module, flag in found:
+        for module, flag in flags:
             module.training = flag
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
 
-def _config(model: nn.Module) -> Any:
-    return getattr(model, "config", None)
-
-
 def _encoder_stages(name: str, encoder: nn.Module, family: str) -> list[Stage]:
     """Shallow to deep."""
-    owners = _owners(encoder, name)
     patterns = next((s for start, s in STAGES.items() if family.startswith(start)), ())
     if not patterns:
         return _by_children(name, encoder)
     groups: list[list[str]] = [[] for _ in patterns]
     at = 0
-    for owner in owners:
+    for owner in _stage(encoder, name).modules:
         inner = owner.removeprefix(f"{name}.") + "."
         # what no pattern knows (a last norm) stays with what stands before it
         at = next((i for i, p in enumerate(patterns) if re.match(p, inner)), at)
@@ -282,18 +224,22 @@ def _encoder_stages(name: str, encoder: nn.Module, family: str) -> list[Stage]:
 
 def _by_children(name: str, part: nn.Module) -> list[Stage]:
     """A stage a child, from first to last; a wrapper round one child is looked through."""
-    children = [(n, c) for n, c in part.named_children() if _owners(c, n)]
+    children = [(f"{name}.{n}", c) for n, c in part.named_children() if _stage(c, n).modules]
     if len(children) == 1 and not _owns(part) and list(children[0][1].children()):
-        return _by_children(f"{name}.{children[0][0]}", children[0][1])
+        return _by_children(*children[0])
     own = [Stage(name, (name,))] if _owns(part) else []
-    return own + [Stage(f"{name}.{n}", _owners(c, f"{name}.{n}")) for n, c in children]
+    return own + [_stage(child, n) for n, child in children]
 
 
-def _owners(part: nn.Module, name: str) -> tuple[str, ...]:
-    """Names of the modules of `part` that own tensors, in the order of their definition."""
-    return tuple(n for n, m in part.named_modules(prefix=name) if _owns(m))
+def _stage(part: nn.Module, name: str) -> Stage:
+    """All modules of `part` that own tensors, in the order of their definition."""
+    return Stage(name, tuple(n for n, m in part.named_modules(prefix=name) if _owns(m)))
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    """A module's own parameters and buffers."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _owns(module: nn.Module) -> bool:
-    tensors = [*module._parameters.values(), *module._buffers.values()]
-    return any(t is not None for t in tensors)
+    return bool(_tensors(module))

@@ -9,31 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from classify.audit.metrics import METRICS
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
+from cxr.stats import Figure
 from cxr.workdir import write_atomic
 
+Row = dict[str, Any]  # plain values of one row of audit.json: a figure, a control, a comparison
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
 HITS = ("pointing_hit", "finding_hit")
-_TEXTS = (
-    "film",
-    "status",
-    "reason",
-    "source",
-    "label",
-    "sublabel",
-    "patient",
-    "member",
-    "method",
-    "lung_by",
-)
-_NUMBERS = ("p_normal", "p_target", "p_others", "field_disagreement", *METRICS)
-AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", "cut_edges", "flags", "flag_reasons")
 _BETWEEN = " | "  # parts of a cell; no flag, edge or reason may hold it
+
+
+def figure_cells(found: Figure, value: str = "value", prefix: str = "") -> Row:
+    """A figure in a row: under the name `value`, its interval and number under the prefix."""
+    ends = {f"{prefix}low": found.low, f"{prefix}high": found.high, f"{prefix}n": found.n}
+    return {value: found.value, **ends}
 
 
 @dataclass(frozen=True)
@@ -80,14 +74,11 @@ class AuditRow:
     def value(self, name: str) -> float | None:
         """A metric as a number (hits are 0 or 1), p_target, or field_disagreement; None where it is
         not defined. Raises ValueError for a name that is none of these."""
-        if name == "field_disagreement":
-            return self.field_disagreement
-        if name in ("p_normal", "p_target", "p_others"):
-            place = ("p_normal", "p_target", "p_others").index(name)
-            return None if self.probabilities is None else self.probabilities[place]
-        if name not in METRICS:
+        if name not in _NUMBERS:
             raise ValueError(f"name must be one of {', '.join(_NUMBERS)}. Got {name!r} instead.")
-        found = self.metrics.get(name)
+        if name in _SHARES:
+            return None if self.probabilities is None else self.probabilities[_SHARES.index(name)]
+        found = self.metrics.get(name, getattr(self, name, None))
         return None if found is None else float(found)
 
     @property
@@ -103,11 +94,18 @@ class AuditRow:
         unknown = self.answer is None or self.truth == UNKNOWN
         return None if unknown else self.answer == self.truth
 
+    @property
+    def lift_z(self) -> float | None:
+        """The lift's distance from that of random maps as coarse, in their standard deviations."""
+        lift, mean, spread = (self.value(k) for k in ("lift", "random_lift", "random_sd"))
+        return None if lift is None or mean is None or not spread else (lift - mean) / spread
 
-def lift_z(row: AuditRow) -> float | None:
-    """The lift's distance from that of random maps as coarse, in their standard deviations."""
-    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
-    return None if lift is None or mean is None or not spread else (lift - mean) / spread
+
+_SHARES = ("p_normal", "p_target", "p_others")
+_NUMBERS = (*_SHARES, "field_disagreement", *METRICS)
+_TEXTS = tuple(f.name for f in fields(AuditRow) if f.type == "str")
+_LISTS = ("cut_edges", "flags", "flag_reasons")
+AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", *_LISTS)
 
 
 class AuditWriter(Ledger[list[AuditRow]]):
@@ -194,9 +192,8 @@ def _lines(rows: Sequence[AuditRow]) -> str:
 
 
 def _cells(row: AuditRow) -> list[str]:
-    values = {name: row.value(name) for name in _NUMBERS}
-    _check_finite(values)
-    lists = (row.cut_edges, row.flags, row.flag_reasons)
+    numbers = _finite({name: row.value(name) for name in _NUMBERS})
+    lists = [getattr(row, name) for name in _LISTS]
     wrong = [part for parts in lists for part in parts if not part or _BETWEEN in part]
     if wrong:
         raise ValueError(
@@ -204,11 +201,10 @@ def _cells(row: AuditRow) -> list[str]:
             f"{_BETWEEN!r}, which stands between them. Got {wrong[0]!r}."
         )
     return [
-        *(str(getattr(row, name)) for name in _TEXTS),
-        str(row.truth),
+        *(str(getattr(row, name)) for name in (*_TEXTS, "truth")),
         *(
             "" if v is None else f"{v:.0f}" if name in HITS else repr(float(v))
-            for name, v in values.items()
+            for name, v in numbers.items()
         ),
         "1" if row.empty else "",
         *(_BETWEEN.join(parts) for parts in lists),
@@ -218,30 +214,24 @@ def _cells(row: AuditRow) -> list[str]:
 def _row(texts: Sequence[str]) -> AuditRow:
     if len(texts) != len(AUDIT_COLUMNS):
         raise ValueError(f"a row must have {len(AUDIT_COLUMNS)} cells. Got {len(texts)} instead.")
-    cells = dict(zip(AUDIT_COLUMNS, texts, strict=True))
-    numbers = {name: float(cells[name]) if cells[name] else None for name in _NUMBERS}
-    _check_finite(numbers)
-    shares = [numbers[name] for name in ("p_normal", "p_target", "p_others")]
-    known = [s for s in shares if s is not None]
-    parts = {
-        name: tuple(cells[name].split(_BETWEEN)) if cells[name] else ()
-        for name in ("cut_edges", "flags", "flag_reasons")
-    }
+    cells: dict[str, Any] = dict(zip(AUDIT_COLUMNS, texts, strict=True))
+    numbers = _finite({name: float(cells[name]) if cells[name] else None for name in _NUMBERS})
+    numbers |= {name: bool(numbers[name]) for name in HITS if numbers[name] is not None}
+    shares = tuple(numbers[name] for name in _SHARES)
+    parts = {name: tuple(cells[name].split(_BETWEEN)) if cells[name] else () for name in _LISTS}
     plain: dict[str, Any] = {**{name: cells[name] for name in _TEXTS}, **parts}
     return AuditRow(
         truth=int(cells["truth"]),
-        probabilities=(known[0], known[1], known[2]) if len(known) == 3 else None,
+        probabilities=None if None in shares else shares,
         field_disagreement=numbers["field_disagreement"],
-        metrics={
-            n: bool(numbers[n]) if n in HITS and numbers[n] is not None else numbers[n]
-            for n in METRICS
-        },
+        metrics={name: numbers[name] for name in METRICS},
         empty=cells["empty"] == "1",
         **plain,
     )
 
 
-def _check_finite(numbers: Mapping[str, float | None]) -> None:
+def _finite(numbers: Row) -> Row:
     for name, value in numbers.items():
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, or missing. Got {value} instead.")
+    return numbers

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -22,16 +21,7 @@ from cxr.split import Split
 from cxr.workdir import log
 
 FINDINGS = "finding_boxes.csv"
-
-
-class Named(Protocol):
-    """A film with its name in the run."""
-
-    @property
-    def name(self) -> str: ...
-
-
-Film = TypeVar("Film", bound=Named)
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ class Truth:
 
     row: FilmRow | None = None
     mask: Path | None = None
-    findings_xyxy: tuple[tuple[float, float, float, float], ...] = ()
+    findings_xyxy: tuple[Box, ...] = ()
 
     def label_for(self, target: str) -> int:
         """NORMAL, TARGET or OTHERS for a member, UNKNOWN where the label does not say."""
@@ -54,16 +44,14 @@ class Truth:
             return None
         raw = np.fromfile(self.mask, np.uint8)
         found = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None  # it raises for none
-        if found is None or not (found > 127).any():
-            log.warning(
-                "%s cannot be read or is empty: the network's lung field is taken", self.mask
-            )
-            return None
         height, width = size_hw
-        if abs(found.shape[0] * width / (found.shape[1] * height) - 1) > 0.01:
-            log.warning(
-                "%s has another shape than its film: the network's lung field is taken", self.mask
-            )
+        why = ""
+        if found is None or not (found > 127).any():
+            why = "cannot be read or is empty"
+        elif abs(found.shape[0] * width / (found.shape[1] * height) - 1) > 0.01:
+            why = "has another shape than its film"
+        if found is None or why:
+            log.warning("%s %s: the network's lung field is taken", self.mask, why)
             return None
         if found.shape != size_hw:
             found = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -93,16 +81,11 @@ class Truths:
         if not (folder / "films.csv").is_file():
             raise ValueError(f"--data must be a folder with films.csv. {folder} holds none.")
         findings = _read_findings(folder / FINDINGS)
-        return cls(
-            {
-                name_of(row.image): Truth(
-                    row,
-                    folder / row.mask if row.mask and human_masks else None,
-                    tuple(findings.get(row.image, ())),
-                )
-                for row in read_films_table(folder / "films.csv")
-            }
-        )
+        by_name = {}
+        for row in read_films_table(folder / "films.csv"):
+            mask = folder / row.mask if row.mask and human_masks else None
+            by_name[name_of(row.image)] = Truth(row, mask, tuple(findings.get(row.image, ())))
+        return cls(by_name)
 
     def of(self, film: str) -> Truth:
         """What is known of a film by its name in a run."""
@@ -114,9 +97,9 @@ class Truths:
         return FilmNames(self.by_name)
 
     def select(
-        self, films: Iterable[Film], split: Split, part: str, trained_on: Sequence[str]
-    ) -> list[Film]:
-        """The films of one part of the split, in their order.
+        self, films: Iterable[str], split: Split, part: str, trained_on: Sequence[str]
+    ) -> list[str]:
+        """The names of the films of one part of the split, in their order.
 
         `part` cuts the sources that the members were trained on. Every film of other sources is
         held out, so all are taken, but for `train`, which is what the members have seen. Raises
@@ -127,20 +110,19 @@ class Truths:
             raise ValueError(
                 f"--part must be a part of the split: {', '.join(parts)}. Got {part!r} instead."
             )
-        chosen = []
-        for film in films:
-            row = self.of(film.name).row
-            if row is None:
-                continue
-            own = row.source in trained_on
-            if split.part_of.get(row.patient_id) == part if own else part != "train":
-                chosen.append(film)
-        return chosen
+
+        def is_chosen(film: str) -> bool:
+            row = self.of(film).row
+            if row is None or row.source not in trained_on:
+                return row is not None and part != "train"
+            return split.part_of.get(row.patient_id) == part
+
+        return [film for film in films if is_chosen(film)]
 
 
-def _read_findings(path: Path) -> dict[str, list[tuple[float, float, float, float]]]:
+def _read_findings(path: Path) -> dict[str, list[Box]]:
     """Image → boxes x0, y0, x1, y1 of a CSV with image, x, y, w, h; {} where there is no file."""
-    out: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    out: dict[str, list[Box]] = defaultdict(list)
     if not path.is_file():
         return out
     with path.open(newline="", encoding="utf-8") as file:

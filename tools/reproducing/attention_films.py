@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from classify.audit.films import draw_lungs
 from classify.audit.metrics import Regions, measure
-from classify.audit.sight import draw_lungs
 from classify.audit.truth import Truths
 from classify.bundles import Single
 from classify.ensemble import prepare_films
@@ -52,12 +52,12 @@ class Lungs:
     def draw(self, cases: Sequence[Case], films: Sequence[Film]) -> list[tuple[np.ndarray, str]]:
         """(H, W) bool in each film's pixels, and who drew it (human or lungfield)."""
         truths = [self.truths.of(case.row.image) for case in cases]
-        return draw_lungs(list(zip(truths, films, strict=True)), self._segment)
+        return draw_lungs(list(zip(truths, films, strict=True)), self._load)
 
-    def _segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _load(self) -> LungField:
         if self._field is None:
             self._field = LungField.load(self.path, self.device)
-        return self._field.segment(films)
+        return self._field
 
 
 def look_at_films(

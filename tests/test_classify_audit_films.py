@@ -21,7 +21,7 @@ from audit_world import (
 )
 
 from classify import run
-from classify.audit.sight import Run, Sight, iter_sights, read_run
+from classify.audit.films import AuditFilm, Run, read_films, read_run
 from classify.audit.truth import Truths
 from cxr.film import read_film
 
@@ -36,17 +36,19 @@ def make_run(out: str, *more: str) -> None:
     assert run.main(arguments) == 0
 
 
-def sights_of(
+def films_of(
     found: Run,
     truths: Truths | None = None,
     field: FakeField | None = None,
     detector: FakeDetector | None = None,
     batch: int = 8,
-) -> dict[str, Sight]:
-    """Sights by the file's name."""
+) -> dict[str, AuditFilm]:
+    """Films by the file's name."""
     films = [f for f in found.films if f.prediction.logits is not None]
-    groups = iter_sights(films, truths or Truths(), field or FakeField(), detector, 0, batch)
-    return {Path(s.seen.path).name: s for group in groups for s in group}
+    groups = read_films(
+        films, truths or Truths(), field or FakeField(), detector, jobs=0, batch=batch
+    )
+    return {Path(s.listed.path).name: s for group in groups for s in group}
 
 
 def test_crops_made_in_the_run_are_found(world: SimpleNamespace) -> None:
@@ -106,8 +108,8 @@ def test_whole_films_take_their_boxes_from_crops_that_are_given(world: SimpleNam
     make_run("s", "--crops", "c")
     (film,) = read_run("r", "c").films
     assert film.crop is None and film.boxed is not None
-    sight = sights_of(read_run("r", "c"))["a.png"]
-    assert sight.box_xyxy == (20.0, 24.0, 80.0, 96.0)
+    film = films_of(read_run("r", "c"))["a.png"]
+    assert film.box_xyxy == (20.0, 24.0, 80.0, 96.0)
 
 
 def test_crops_of_none_of_the_films_are_refused(world: SimpleNamespace) -> None:
@@ -140,8 +142,8 @@ def test_a_film_that_changed_since_is_refused(world: SimpleNamespace) -> None:
     add_film("nih/a.png")
     make_run("r", "--crops")
     add_film("nih/a.png", level=0.6)
-    sight = sights_of(read_run("r"))["a.png"]
-    assert sight.film is None and sight.reason == "the film has changed since the run was made"
+    film = films_of(read_run("r"))["a.png"]
+    assert film.film is None and film.reason == "the film has changed since the run was made"
 
 
 def test_a_film_that_became_unreadable_is_refused(world: SimpleNamespace) -> None:
@@ -149,7 +151,7 @@ def test_a_film_that_became_unreadable_is_refused(world: SimpleNamespace) -> Non
     add_film("nih/b.png")
     make_run("r")
     Path("data/images/nih/a.png").write_bytes(b"torn")
-    found = sights_of(read_run("r"))
+    found = films_of(read_run("r"))
     assert found["a.png"].film is None and found["a.png"].reason.startswith("not_an_image")
     assert found["b.png"].film is not None
 
@@ -158,24 +160,24 @@ def test_films_of_a_folder_that_is_gone_are_refused_one_by_one(world: SimpleName
     add_film("nih/a.png")
     make_run("r")
     shutil.rmtree("data")
-    assert sights_of(read_run("r"))["a.png"].reason.startswith("not_found")
+    assert films_of(read_run("r"))["a.png"].reason.startswith("not_found")
 
 
 def test_what_was_seen_is_the_crop_in_its_place_on_the_film(world: SimpleNamespace) -> None:
     path = add_film("nih/a.png")
     make_run("r", "--crops")
-    sight = sights_of(read_run("r"))["a.png"]
-    x0, y0, x1, y1 = (int(v) for v in sight.seen_xyxy)
-    assert sight.pixels is not None and sight.size_hw == (120, 100)
-    np.testing.assert_array_equal(sight.pixels, read_film(path).pixels[y0:y1, x0:x1])
+    film = films_of(read_run("r"))["a.png"]
+    x0, y0, x1, y1 = (int(v) for v in film.seen_xyxy)
+    assert film.pixels is not None and film.size_hw == (120, 100)
+    np.testing.assert_array_equal(film.pixels, read_film(path).pixels[y0:y1, x0:x1])
 
 
 def test_of_a_whole_film_all_was_seen(world: SimpleNamespace) -> None:
     add_film("nih/a.png")
     make_run("r")
-    sight = sights_of(read_run("r"))["a.png"]
-    assert sight.seen_xyxy == (0, 0, 100, 120)
-    assert sight.pixels is not None and sight.pixels.shape == (120, 100)
+    film = films_of(read_run("r"))["a.png"]
+    assert film.seen_xyxy == (0, 0, 100, 120)
+    assert film.pixels is not None and film.pixels.shape == (120, 100)
 
 
 def test_a_human_mask_takes_the_networks_place(world: SimpleNamespace) -> None:
@@ -186,7 +188,7 @@ def test_a_human_mask_takes_the_networks_place(world: SimpleNamespace) -> None:
     write_table([{"image": "images/nih/b.png", "mask": add_mask("b.png", mask)}])
     make_run("r")
     field = FakeField()
-    found = sights_of(read_run("r"), Truths.load("data"), field)
+    found = films_of(read_run("r"), Truths.load("data"), field)
     assert {n: s.lung_by for n, s in found.items()} == {
         "a.png": "lungfield",
         "b.png": "human",
@@ -201,16 +203,16 @@ def test_the_lung_field_is_that_of_the_film_and_not_of_the_crop(world: SimpleNam
     add_film("nih/a.png")
     make_run("r", "--crops")
     field = FakeField()
-    sights_of(read_run("r"), field=field)
+    films_of(read_run("r"), field=field)
     assert field.seen == [(120, 100)]
 
 
 def test_an_uncertain_box_is_none(world: SimpleNamespace) -> None:
     add_film("nih/tall.png", size=(200, 100))
     make_run("r", "--crops")
-    sight = sights_of(read_run("r"))["tall.png"]
-    assert sight.seen.prediction.status == "fallback" and sight.box_xyxy is None
-    assert sight.pixels is not None
+    film = films_of(read_run("r"))["tall.png"]
+    assert film.listed.prediction.status == "fallback" and film.box_xyxy is None
+    assert film.pixels is not None
 
 
 def test_the_detector_boxes_whole_films_and_is_not_sure_of_each(world: SimpleNamespace) -> None:
@@ -219,7 +221,7 @@ def test_the_detector_boxes_whole_films_and_is_not_sure_of_each(world: SimpleNam
     add_film("nih/tall.png", size=(200, 100))
     make_run("r")
     detector = FakeDetector()
-    found = sights_of(read_run("r"), detector=detector)
+    found = films_of(read_run("r"), detector=detector)
     assert detector.seen == 3
     assert found["a.png"].box_xyxy == (20.0, 24.0, 80.0, 96.0)
     assert found["leg.png"].box_xyxy is None and found["tall.png"].box_xyxy is None
@@ -228,14 +230,14 @@ def test_the_detector_boxes_whole_films_and_is_not_sure_of_each(world: SimpleNam
 def test_without_a_detector_whole_films_have_no_box(world: SimpleNamespace) -> None:
     add_film("nih/a.png")
     make_run("r")
-    assert sights_of(read_run("r"))["a.png"].box_xyxy is None
+    assert films_of(read_run("r"))["a.png"].box_xyxy is None
 
 
 def test_boxes_of_the_run_are_not_sought_again(world: SimpleNamespace) -> None:
     add_film("nih/a.png")
     make_run("r", "--crops")
     detector = FakeDetector()
-    assert sights_of(read_run("r"), detector=detector)["a.png"].box_xyxy is not None
+    assert films_of(read_run("r"), detector=detector)["a.png"].box_xyxy is not None
     assert detector.seen == 0
 
 
@@ -247,7 +249,7 @@ def test_odd_file_names_lead_back_to_their_films(world: SimpleNamespace, more: t
     bad_bytes = b"bad\xff.png".decode(errors="surrogateescape")
     shutil.copy(Path("data/images/nih") / names[0], Path("data/images/nih") / bad_bytes)
     make_run("r", *more)
-    found = sights_of(read_run("r"))
+    found = films_of(read_run("r"))
     assert sorted(found) == sorted([*names, bad_bytes])
     assert all(s.film is not None for s in found.values())
 
@@ -258,11 +260,11 @@ def test_films_keep_their_order_over_batches(world: SimpleNamespace) -> None:
     make_run("r")
     Path("data/images/nih/2.png").unlink()
     films = read_run("r").films
-    groups = list(iter_sights(films, Truths(), FakeField(), None, 0, 2))
+    groups = list(read_films(films, Truths(), FakeField(), None, jobs=0, batch=2))
     assert [len(g) for g in groups] == [2, 2, 1]
-    sights = [s for g in groups for s in g]
-    assert [s.seen.name for s in sights] == [f.name for f in films]
-    assert [s.film and s.size_hw[0] for s in sights] == [120, 121, None, 123, 124]
+    read = [s for g in groups for s in g]
+    assert [s.listed.name for s in read] == [f.name for f in films]
+    assert [s.film and s.size_hw[0] for s in read] == [120, 121, None, 123, 124]
 
 
 def test_a_patient_is_known_by_table_then_file_then_film(world: SimpleNamespace) -> None:
@@ -270,21 +272,39 @@ def test_a_patient_is_known_by_table_then_file_then_film(world: SimpleNamespace)
     add_film("nih/b.png")
     write_table([{"image": "images/nih/a.png", "patient_id": "p1"}])
     make_run("r")
-    found = sights_of(read_run("r"), Truths.load("data"))
+    found = films_of(read_run("r"), Truths.load("data"))
     assert found["a.png"].patient == "p1"
     assert found["b.png"].patient == "data/images/nih/b.png"
 
 
-def test_without_pixels_the_patient_stays(world: SimpleNamespace) -> None:
+def test_a_patient_of_no_table_is_the_hashed_one_of_the_file(world: SimpleNamespace) -> None:
     add_film("nih/a.png")
     make_run("r")
-    sight = sights_of(read_run("r"))["a.png"]
-    assert sight.film is not None
-    known = replace(sight, film=replace(sight.film, patient="hashed"))
-    small = known.without_pixels()
-    assert small.patient == known.patient == "hashed"
-    assert small.pixels is None and small.lung is None
-    assert small.film is not None and small.film.pixels.size == 0
+    film = films_of(read_run("r"))["a.png"]
+    assert film.film is not None
+    assert replace(film, film=replace(film.film, patient="hashed")).patient == "hashed"
+
+
+def test_lungs_and_boxes_are_sought_where_they_are_wanted(world: SimpleNamespace) -> None:
+    for name in ("a", "b", "c"):
+        add_film(f"nih/{name}.png")
+    make_run("r")
+    field, detector, films = FakeField(), FakeDetector(), read_run("r").films
+    a, b = (film.name for film in films[:2])
+    (read,) = read_films(films, Truths(), field, detector, {a, b}, {b}, jobs=0)
+    assert [film.lung is not None for film in read] == [True, True, False]
+    assert [film.box_xyxy is not None for film in read] == [False, True, False]
+    assert len(field.seen) == 2 and detector.seen == 1
+    assert all(film.pixels is not None for film in read)
+
+
+def test_a_pixel_is_lung_above_the_threshold_of_the_bundle(world: SimpleNamespace) -> None:
+    add_film("nih/a.png")
+    make_run("r")
+    field = FakeField()
+    field.threshold = 0.95  # above the 0.9 of its lungs
+    lung = films_of(read_run("r"), field=field)["a.png"].lung
+    assert lung is not None and not lung.any()
 
 
 def test_films_of_sixteen_bits_are_read_as_the_members_saw_them(world: SimpleNamespace) -> None:
@@ -293,7 +313,7 @@ def test_films_of_sixteen_bits_are_read_as_the_members_saw_them(world: SimpleNam
     ramp = np.linspace(0, 65535, 120 * 100).reshape(120, 100).astype(np.uint16)
     cv2.imwrite(str(path), ramp)
     make_run("r", "--crops")
-    sight = sights_of(read_run("r"))["deep.png"]
-    assert sight.pixels is not None
+    film = films_of(read_run("r"))["deep.png"]
+    assert film.pixels is not None
     crop = read_film(next(Path("r/crops").glob("*.png"))).pixels
-    np.testing.assert_allclose(sight.pixels, crop, atol=1 / 65535)
+    np.testing.assert_allclose(film.pixels, crop, atol=1 / 65535)

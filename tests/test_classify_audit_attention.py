@@ -12,11 +12,11 @@ from audit_world import TARGETS, tiny_ensemble, tiny_net
 from saliency_nets import HeadNet, films, pooled
 from torch import nn
 
-from classify.audit.baselines import baseline_lifts
+from classify.audit.attention import Prepared, measure_films, member_maps, refused
+from classify.audit.films import AuditFilm, RunFilm
 from classify.audit.flags import EMPTY, OUTSIDE, Thresholds
-from classify.audit.look import FieldCheck, Looker, member_maps, refused
+from classify.audit.metrics import baseline_lifts
 from classify.audit.rows import UNKNOWN, AuditRow
-from classify.audit.sight import Seen, Sight
 from classify.audit.truth import Truth
 from classify.predictions import PredictionRow
 from classify.saliency.maps import saliency_maps
@@ -25,7 +25,6 @@ from cxr.film import Film
 from cxr.films_table import FilmRow
 from cxr.stats import softmax
 
-AGREED = FieldCheck(0.1, ("top",))
 BOX = (20.0, 20.0, 80.0, 100.0)
 
 
@@ -53,7 +52,7 @@ class PlaneNet(nn.Module):
 EVEN, NOTHING = PlaneNet(np.ones((8, 8))), PlaneNet(np.zeros((8, 8)))
 
 
-def sight(
+def audit_film(
     size_hw: tuple[int, int] = (120, 100),
     crop: Frame | None = None,
     name: str = "nih/a.png",
@@ -61,7 +60,7 @@ def sight(
     findings: tuple = (),
     known: bool = True,
     **changes: object,
-) -> Sight:
+) -> AuditFilm:
     """A grey film with lungs in its left half and the thorax box BOX."""
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0.3, 0.5, size_hw).astype(np.float32)
@@ -72,28 +71,26 @@ def sight(
     values: dict = {
         "film": Film(pixels, name, "0" * 64),
         "pixels": crop.apply(pixels) if crop else pixels,
-        "crop": crop,
         "lung": lung,
         "lung_by": "lungfield",
         "box_xyxy": BOX,
         **changes,
     }
     truth = Truth(row if known else None, None, findings)
-    return Sight(Seen(prediction, Path(name), crop), truth, **values)
+    return AuditFilm(RunFilm(prediction, Path(name), crop), truth, **values)
 
 
 def look(
-    *sights: Sight,
+    *shown: AuditFilm,
     nets: tuple[nn.Module, ...] = (EVEN, EVEN),
-    check: FieldCheck = AGREED,
     thresholds: Thresholds | None = None,
 ) -> list[tuple[list[AuditRow], dict]]:
-    looker = Looker(tiny_ensemble(*nets), "grad_cam", thresholds)
-    return looker.look(sights, [check] * len(sights))
+    members = tiny_ensemble(*nets)
+    return measure_films(shown, Prepared.of(shown, members), members, "grad_cam", thresholds)
 
 
 def test_an_even_map_has_lift_one_on_a_film() -> None:
-    row = look(sight())[0][0][0]
+    row = look(audit_film())[0][0][0]
     assert row.value("inside_share") == pytest.approx(0.5, abs=1e-6)
     assert row.value("area_share") == 0.5
     assert row.value("lift") == pytest.approx(1, abs=1e-5)
@@ -103,7 +100,7 @@ def test_an_even_map_has_lift_one_on_a_film() -> None:
 
 
 def test_an_even_map_has_lift_one_on_a_crop_and_lies_in_the_crop_alone() -> None:
-    row = look(sight(crop=Frame.cut((30, 20, 80, 100))))[0][0][0]
+    row = look(audit_film(crop=Frame.cut((30, 20, 80, 100))))[0][0][0]
     # lung is the film's left half, x < 50: 20 of the crop's 50 columns
     assert row.value("area_share") == pytest.approx(0.4)
     assert row.value("lift") == pytest.approx(1, abs=1e-5)
@@ -111,7 +108,7 @@ def test_an_even_map_has_lift_one_on_a_crop_and_lies_in_the_crop_alone() -> None
 
 
 def test_a_crop_beyond_the_film_counts_what_lies_on_the_film() -> None:
-    row = look(sight(crop=Frame.cut((-20, 0, 60, 120))))[0][0][0]
+    row = look(audit_film(crop=Frame.cut((-20, 0, 60, 120))))[0][0][0]
     assert row.value("area_share") == pytest.approx(50 / 60)
     assert row.value("lift") == pytest.approx(1, abs=1e-5)
 
@@ -119,13 +116,13 @@ def test_a_crop_beyond_the_film_counts_what_lies_on_the_film() -> None:
 def test_a_map_on_the_left_lies_on_the_left_lung() -> None:
     plane = np.zeros((8, 8))
     plane[:, :2] = 1
-    row = look(sight(), nets=(PlaneNet(plane), EVEN))[0][0][0]
+    row = look(audit_film(), nets=(PlaneNet(plane), EVEN))[0][0][0]
     assert row.value("inside_share") == pytest.approx(1) and row.value("lift") == pytest.approx(2)
     assert row.metrics["pointing_hit"] is True
 
 
 def test_energy_in_the_padding_counts_for_nothing() -> None:
-    film = sight((120, 60), box_xyxy=None)
+    film = audit_film((120, 60), box_xyxy=None)
     frame = tiny_ensemble().prepare([film.pixels])[1][0]
     plane = np.full((32, 32), 50.0)  # of a film of 2 : 1 half the square input is padding
     assert frame.content_hw == (32, 16)
@@ -135,7 +132,7 @@ def test_energy_in_the_padding_counts_for_nothing() -> None:
 
 
 def test_baselines_are_as_coarse_as_the_map_over_what_was_seen() -> None:
-    found = sight((120, 60), box_xyxy=None)
+    found = audit_film((120, 60), box_xyxy=None)
     row = look(found)[0][0][0]
     assert found.lung is not None
     wanted = baseline_lifts(found.lung, "nih/a.png", (8, 4))
@@ -144,34 +141,34 @@ def test_baselines_are_as_coarse_as_the_map_over_what_was_seen() -> None:
 
 def test_rows_say_who_answered_what() -> None:
     ensemble = tiny_ensemble()
-    film = sight()
-    ((rows, _),) = Looker(ensemble, "grad_cam", None).look([film], [AGREED])
+    film = audit_film()
+    prepared = Prepared.of([film], ensemble)
+    ((rows, _),) = measure_films([film], prepared, ensemble, "grad_cam", None)
     assert [r.member for r in rows] == list(TARGETS)
     logits = ensemble.predict([film.pixels])[0]
     for row, own in zip(rows, logits, strict=True):
         assert row.probabilities == pytest.approx(tuple(softmax(own)), abs=1e-5)
     first = rows[0]
     assert (first.film, first.source, first.patient) == ("nih/a.png", "nih", "p1")
-    assert (first.method, first.lung_by, first.cut_edges) == ("grad_cam", "lungfield", ("top",))
-    assert (first.label, first.sublabel, first.field_disagreement) == (
-        "pneumonia",
-        "bacterial",
-        0.1,
-    )
+    assert (first.method, first.lung_by) == ("grad_cam", "lungfield")
+    assert first.cut_edges == ("left", "top", "bottom")  # the lungs are the left half
+    assert (first.label, first.sublabel) == ("pneumonia", "bacterial")
+    # the field's box 50 × 120 and the thorax box 60 × 80 share 30 × 80 px
+    assert first.field_disagreement == pytest.approx(1 - 2400 / (6000 + 4800 - 2400))
     assert [r.truth for r in rows] == [1, 2]  # bacterial is the one's target and not the other's
 
 
 def test_a_film_that_no_table_lists_is_known_by_its_hashed_patient_or_name() -> None:
-    film = sight(known=False)
+    film = audit_film(known=False)
     row = look(film)[0][0][0]
     assert (row.patient, row.source, row.truth) == ("nih/a.png", "", UNKNOWN)
     hashed = Film(film.film.pixels, "x", "0" * 64, patient="h4sh")  # type: ignore[union-attr]
-    assert look(sight(known=False, film=hashed))[0][0][0].patient == "h4sh"
+    assert look(audit_film(known=False, film=hashed))[0][0][0].patient == "h4sh"
 
 
 def test_films_that_cannot_be_judged_keep_their_place() -> None:
-    bad = Sight(sight().seen, Truth(), reason="not_found: There is no such file.")
-    found = look(sight(name="n/1.png"), bad, sight(name="n/2.png"))
+    bad = AuditFilm(audit_film().listed, Truth(), reason="not_found: There is no such file.")
+    found = look(audit_film(name="n/1.png"), bad, audit_film(name="n/2.png"))
     assert [len(rows) for rows, _ in found] == [2, 1, 2]
     assert [rows[0].film for rows, _ in found] == ["n/1.png", "nih/a.png", "n/2.png"]
     row, record = found[1][0][0], found[1][1]
@@ -180,27 +177,27 @@ def test_films_that_cannot_be_judged_keep_their_place() -> None:
 
 
 def test_nothing_but_refused_films_needs_no_member() -> None:
-    assert len(look(Sight(sight().seen, Truth(), reason="gone"))) == 1
+    assert len(look(AuditFilm(audit_film().listed, Truth(), reason="gone"))) == 1
 
 
 def test_a_refused_film_keeps_the_runs_own_reason() -> None:
     prediction = PredictionRow(
         "a.png", "no_thorax", "no thorax found: score 0.10", decision="not_read_by_model"
     )
-    (row,), record = refused(Sight(Seen(prediction, Path("a.png")), Truth()))
+    (row,), record = refused(AuditFilm(RunFilm(prediction, Path("a.png")), Truth()))
     assert (row.status, row.reason) == ("no_thorax", "no thorax found: score 0.10")
     assert record["decision"] == "not_read_by_model"
 
 
 def test_a_film_that_cannot_be_measured_says_why_and_the_others_go_on() -> None:
-    (small, _), (rows, _) = look(sight((12, 14), name="n/s.png", box_xyxy=None), sight())
+    (small, _), (rows, _) = look(audit_film((12, 14), name="n/s.png", box_xyxy=None), audit_film())
     assert small[0].status == "unreadable"
     assert small[0].reason.startswith("it cannot be measured: pixels of find_text must")
     assert len(rows) == 2
 
 
 def test_an_empty_map_is_flagged_and_has_no_metrics() -> None:
-    rows, record = look(sight(), nets=(NOTHING, EVEN))[0]
+    rows, record = look(audit_film(), nets=(NOTHING, EVEN))[0]
     assert rows[0].empty and rows[0].flags == (EMPTY,) and rows[0].value("lift") is None
     assert "the map is 0 everywhere" in rows[0].reason and rows[1].flags == ()
     assert record["flags"] == [EMPTY]
@@ -208,7 +205,7 @@ def test_an_empty_map_is_flagged_and_has_no_metrics() -> None:
 
 
 def test_without_a_lung_field_there_is_no_lift_but_the_rest() -> None:
-    row = look(sight(lung=np.zeros((120, 100), bool)))[0][0][0]
+    row = look(audit_film(lung=np.zeros((120, 100), bool)))[0][0][0]
     assert row.value("lift") is None and row.value("border_share") is not None
     assert "no lung field" in row.reason
 
@@ -216,17 +213,19 @@ def test_without_a_lung_field_there_is_no_lift_but_the_rest() -> None:
 def test_thresholds_flag_the_member_they_are_of() -> None:
     bounds = {"bacterial": {"lift": 1.5}, "viral": {"lift": 0.5}}
     thresholds = Thresholds("grad_cam", bounds, 0.05, 0.05, 99, 99)
-    rows, record = look(sight(), thresholds=thresholds)[0]
+    rows, record = look(audit_film(), thresholds=thresholds)[0]
     assert rows[0].flags == (OUTSIDE, "field and box disagree")
     assert rows[1].flags == ("field and box disagree",)
     assert record["flags"] == [OUTSIDE, "field and box disagree"]
     assert len(record["reasons"]) == 3  # the film's own reason stands there once
-    assert record["reasons"][-1] == "the film cuts off the lungs at its top edge"
+    assert (
+        record["reasons"][-1] == "the film cuts off the lungs at its left and top and bottom edge"
+    )
 
 
 def test_the_record_is_plain_and_in_fractions_of_the_film() -> None:
     crop = Frame.cut((30, 60, 80, 120))
-    record = look(sight(crop=crop, findings=((50, 60, 70, 90),)))[0][1]
+    record = look(audit_film(crop=crop, findings=((50, 60, 70, 90),)))[0][1]
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["box"] == [0.2, pytest.approx(1 / 6), 0.8, pytest.approx(5 / 6)]
     assert record["seen"] == [0.3, 0.5, 0.8, 1.0]
@@ -238,12 +237,12 @@ def test_the_record_is_plain_and_in_fractions_of_the_film() -> None:
 
 
 def test_of_a_whole_film_without_a_box_the_record_has_neither_crop_nor_box() -> None:
-    record = look(sight(box_xyxy=None))[0][1]
+    record = look(audit_film(box_xyxy=None))[0][1]
     assert record["crop"] is None and record["box"] is None and record["findings"] == []
 
 
 def test_findings_are_measured() -> None:
-    row = look(sight(findings=((0, 0, 50, 30),)))[0][0][0]
+    row = look(audit_film(findings=((0, 0, 50, 30),)))[0][0][0]
     assert row.value("finding_area_share") == pytest.approx(50 * 30 / 12000)
     assert row.value("finding_lift") == pytest.approx(1, abs=1e-4)
 
@@ -251,7 +250,7 @@ def test_findings_are_measured() -> None:
 @pytest.mark.parametrize("method", ["grad_cam", "grad_cam_pp", "eigen_cam"])
 def test_maps_come_with_the_logits_of_the_same_films(method: str) -> None:
     net, batch = tiny_net(3), films(3)
-    logits, planes = member_maps(net, batch, method)
+    ((logits, planes),) = member_maps([net], batch, method)
     np.testing.assert_allclose(logits, net(batch).detach(), atol=1e-5)
     np.testing.assert_allclose(planes, saliency_maps(net, batch, [1, 1, 1], method), atol=1e-5)
 
@@ -259,7 +258,7 @@ def test_maps_come_with_the_logits_of_the_same_films(method: str) -> None:
 def test_a_head_without_a_closed_form_gives_maps_too() -> None:
     torch.manual_seed(0)
     net, batch = HeadNet(pooled(nn.Linear(8, 3)), after=torch.relu).eval(), films(2)
-    logits, planes = member_maps(net, batch, "grad_cam")
+    ((logits, planes),) = member_maps([net], batch, "grad_cam")
     np.testing.assert_allclose(logits, net(batch).detach(), atol=1e-5)
     wanted = saliency_maps(net, batch, [1, 1], "grad_cam", closed_form=False)
     np.testing.assert_allclose(planes, wanted, atol=1e-5)

@@ -1,0 +1,217 @@
+"""Each member's map of the films of a batch: where its energy lies, and the flags.
+
+The rows go to audit.csv, the record of each film to the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from classify.audit.films import AuditFilm
+from classify.audit.flags import Thresholds, flag_row
+from classify.audit.metrics import Regions, measure
+from classify.audit.rows import AuditRow
+from classify.audit.text import find_text
+from classify.judge import Members
+from classify.labels import TARGET
+from classify.saliency.maps import look, saliency_maps, to_pixels
+from cxr.boxes import Frame
+from cxr.page.pictures import map_uri, picture_uri, to_polygons
+from cxr.stats import softmax
+
+Record = dict[str, Any]
+# what the page calls a member's figures
+_FACE = {
+    "lift": "lift",
+    "inside": "inside_share",
+    "area": "area_share",
+    "border": "border_share",
+    "outside_box": "outside_box_share",
+    "text": "text_share",
+    "pointing": "pointing_hit",
+    "finding_hit": "finding_hit",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class MemberMap:
+    """One member's logits (3,), its map (h, w) over what it saw, and the cells it was made of."""
+
+    target: str
+    logits: np.ndarray
+    plane: np.ndarray
+    cells: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Films that the members saw, and the members' input (N, 3, side, side) made of them, with the
+    Frames that lead back."""
+
+    films: list[AuditFilm]
+    batch: torch.Tensor
+    frames: list[Frame]
+
+    @classmethod
+    def of(cls, films: Sequence[AuditFilm], members: Members) -> Prepared | None:
+        """Those of the films that the members saw; None where there is none."""
+        seen = [(film, film.pixels) for film in films if film.pixels is not None]
+        if not seen:
+            return None
+        return cls([f for f, _ in seen], *members.prepare([pixels for _, pixels in seen]))
+
+    def only(self, films: Sequence[AuditFilm]) -> Prepared | None:
+        """Those of these films; None where there is none."""
+        own = [n for n, film in enumerate(self.films) if film in films]
+        if not own:
+            return None
+        frames = [self.frames[n] for n in own]
+        return Prepared([self.films[n] for n in own], self.batch[own], frames)
+
+
+def measure_films(
+    films: Sequence[AuditFilm],
+    shown: Prepared | None,
+    members: Members,
+    method: str,
+    thresholds: Thresholds | None,
+    seed: int = 0,
+) -> list[tuple[list[AuditRow], Record]]:
+    """Rows (one a member) and page record of each film, in order; `shown` holds those of them that
+    the members saw, and maybe others."""
+    own = shown.only(films) if shown else None
+    maps = iter(_maps(own, members, method) if own else ())
+    out = []
+    for film in films:
+        try:
+            found = refused(film) if film.pixels is None else None
+            out.append(found or _measure_film(film, next(maps), method, thresholds, seed))
+        except ValueError as error:  # say a film too small to hold text: it must not end the audit
+            film.reason = f"it cannot be measured: {error}"
+            out.append(refused(film))
+    return out
+
+
+def _maps(shown: Prepared, members: Members, method: str) -> list[list[MemberMap]]:
+    """Each film's maps, one a member."""
+    sizes = [(f.pixels.shape[0], f.pixels.shape[1]) for f in shown.films if f.pixels is not None]
+    out: list[list[MemberMap]] = [[] for _ in sizes]
+    nets = [members.member(target) for target in members.targets]
+    found = member_maps(nets, shown.batch, method)
+    for target, (logits, planes) in zip(members.targets, found, strict=True):
+        for n, plane in enumerate(to_pixels(planes, shown.frames, sizes)):
+            cells = _cells(planes.shape[1:], shown.frames[n])
+            out[n].append(MemberMap(target, logits[n], plane, cells))
+    return out
+
+
+def member_maps(
+    members: Sequence[torch.nn.Module], batch: torch.Tensor, method: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each member the logits (N, 3) and maps (N, h, w) of TARGET: in one forward pass if the
+    head allows, and for all members that are one network."""
+    found = look(members, batch, TARGET, method)
+    return [
+        (z, saliency_maps(net, batch, [TARGET] * len(batch), method) if planes is None else planes)
+        for net, (z, planes) in zip(members, found, strict=True)
+    ]
+
+
+def refused(film: AuditFilm) -> tuple[list[AuditRow], Record]:
+    """The only row of a film that cannot be judged, and its record."""
+    row = _common(film)
+    status = row.status if row.status not in ("ok", "fallback") else "unreadable"
+    row = replace(row, status=status, reason=_joined("; ", row.reason, film.reason))
+    return [row], {**_facts(film, row), "members": []}
+
+
+def _measure_film(
+    film: AuditFilm,
+    maps: Sequence[MemberMap],
+    method: str,
+    thresholds: Thresholds | None,
+    seed: int,
+) -> tuple[list[AuditRow], Record]:
+    assert film.film is not None and film.lung is not None and film.pixels is not None
+    findings, text = film.truth.findings_on(film.size_hw), find_text(film.film.pixels)
+    where = (film.lung, film.lung_by, film.box_xyxy, film.size_hw, findings, text, film.seen_xyxy)
+    regions, crop = Regions(*where), film.listed.crop
+    rows, faces = [], []
+    for one in maps:
+        on_film = one.plane if crop is None else crop.restore(one.plane, film.size_hw)
+        known = measure(on_film, regions, film.listed.name, one.cells, seed=seed)
+        empty, reason = bool(known.pop("empty")), str(known.pop("reason"))
+        shares = softmax(one.logits)
+        row = replace(
+            _common(film),
+            member=one.target,
+            method=method,
+            lung_by=film.lung_by,
+            reason=_joined("; ", film.listed.prediction.reason, reason),
+            truth=film.truth.label_for(one.target),
+            metrics=known,
+            empty=empty,
+            probabilities=(float(shares[0]), float(shares[1]), float(shares[2])),
+            field_disagreement=film.field_disagreement,
+            cut_edges=film.cut_edges,
+        )
+        flags, reasons = flag_row(row, thresholds)
+        rows.append(replace(row, flags=flags, flag_reasons=reasons))
+        faces.append(
+            {
+                "name": row.member,
+                "probability": row.value("p_target"),
+                **{short: known.get(name) for short, name in _FACE.items()},
+                "flags": list(flags),
+                "map": map_uri(one.plane),
+            }
+        )
+    height, width = film.size_hw
+    size = np.array([width, height, width, height])
+    reasons = tuple(dict.fromkeys(r for row in rows for r in row.flag_reasons))
+    if film.cut_edges:
+        reasons += (f"the film cuts off the lungs at its {' and '.join(film.cut_edges)} edge",)
+    return rows, {
+        **_facts(film, rows[0]),
+        "flags": list(dict.fromkeys(f for row in rows for f in row.flags)),
+        "reasons": list(reasons),
+        "box": None if film.box_xyxy is None else (film.box_xyxy / size).tolist(),
+        "findings": (findings / size).tolist(),
+        "seen": (film.seen_xyxy / size).tolist(),
+        "field": to_polygons(film.lung),
+        "lung_by": film.lung_by,
+        "size": [height, width],
+        "picture": picture_uri(film.film.pixels),
+        "crop": None if crop is None else picture_uri(film.pixels),
+        "members": faces,
+    }
+
+
+def _facts(film: AuditFilm, row: AuditRow) -> Record:
+    """What the page says of any film."""
+    names = ("film", "source", "patient", "status", "reason")
+    decision = film.listed.prediction.decision
+    facts = {name: getattr(row, name) for name in names}
+    return {**facts, "label": _joined(": ", row.label, row.sublabel), "decision": decision}
+
+
+def _common(film: AuditFilm) -> AuditRow:
+    known, made = film.truth.row, film.listed.prediction
+    names = ("source", "label", "sublabel")
+    labels: dict[str, Any] = {name: getattr(known, name, "") for name in names}
+    return AuditRow(made.film, made.status, made.reason, patient=film.patient, **labels)
+
+
+def _joined(between: str, *parts: str) -> str:
+    return between.join(part for part in parts if part)
+
+
+def _cells(cam_hw: Sequence[int], frame: Frame) -> tuple[int, int]:
+    """The map's resolution over what was seen, without the padding of the square input."""
+    share = [c / s for c, s in zip(frame.content_hw, frame.canvas_hw, strict=True)]
+    return max(2, round(cam_hw[0] * share[0])), max(2, round(cam_hw[1] * share[1]))

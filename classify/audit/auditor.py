@@ -1,0 +1,258 @@
+"""What `python -m classify.audit` does: load, go through the films once, sum up, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.progress import MofNCompleteColumn, Progress
+
+from classify.audit.attention import Prepared, measure_films, refused
+from classify.audit.compare import check_against, compare_against
+from classify.audit.config import NAMES, THRESHOLDS, AuditConfig
+from classify.audit.controls import Control, open_controls
+from classify.audit.films import AuditFilm, Run, RunFilm, read_films, read_run
+from classify.audit.flags import Thresholds, fit_thresholds, read_thresholds
+from classify.audit.page import write_audit_page
+from classify.audit.resume import ControlBook, check_resumable
+from classify.audit.rows import AuditRow, AuditWriter
+from classify.audit.summary import (
+    answer,
+    cautions,
+    control_rows,
+    distributions,
+    figure_rows,
+    figure_table,
+    pooled,
+    threshold_table,
+)
+from classify.audit.truth import Truths
+from classify.ensemble import Ensemble
+from classify.saliency.own import check_draws
+from classify.screener import Screener
+from cxr.cli import to_plain
+from cxr.ledger import FilmRecords
+from cxr.page.pdf import write_pdf
+from cxr.split import Split
+from cxr.workdir import Workdir, console, log, write_json
+from detect.lungfield.field import LungField
+from detect.predict import ThoraxDetector
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """Everything that an audit works with, loaded once."""
+
+    config: AuditConfig
+    run: Run
+    films: list[RunFilm]
+    truths: Truths
+    members: Ensemble
+    screener: Screener | None
+    field: LungField
+    detector: ThoraxDetector | None
+    thresholds: Thresholds | None
+    threshold_path: Path
+
+    def settings(self) -> dict[str, Any]:
+        """What an audit that goes on must share with its beginning."""
+        plain = to_plain(self.config)
+        names = ("method", "data", "split", "part", "trained_on", "human_masks", "fit", "crops")
+        return {
+            **{name: plain[name] for name in names},
+            "run": self.config.run_path.as_posix(),
+            "seed": self.config.seed,
+            "members": self.members.weights,
+            "field": self.field.weights,
+            "detector": self.detector.weights if self.detector else {},
+            "thresholds": to_plain(self.thresholds) if self.thresholds else None,
+        }
+
+
+def load(config: AuditConfig) -> Auditor:
+    """Raises OSError or ValueError for what does not fit."""
+    run = read_run(config.run_path, config.crops or None)
+    truths = Truths.load(config.data, config.human_masks) if config.data else Truths()
+    films = run.films
+    if config.part:
+        names, split = [f.name for f in films], Split.load(config.split)
+        chosen = set(truths.select(names, split, config.part, config.trained_on))
+        films = [f for f in films if f.name in chosen]
+    if not films:
+        where = f" in part {config.part}" if config.part else ""
+        raise ValueError(f"no film of {config.run_path} is left to audit{where}.")
+    folder = Path(config.ensemble or run.ensemble)
+    members = Ensemble.load(folder, config.device)
+    if members.targets != run.targets:
+        raise ValueError(
+            f"--ensemble must be the members of {config.run_path}: {', '.join(run.targets)}. "
+            f"{folder} has {', '.join(members.targets)}."
+        )
+    check_draws(config.method, members.members)
+    changed = [t for t, sha in members.weights.items() if run.members.get(t, sha) != sha]
+    if changed:
+        raise ValueError(
+            f"{config.run_path} was made by other members than {folder} holds "
+            f"({', '.join(changed)}): make the run again, or give --ensemble."
+        )
+    check_against(config, run.cropped)
+    unboxed = any(f.boxed is None and f.prediction.logits is not None for f in films)
+    path, asked_for = Path(config.thresholds or folder / THRESHOLDS), bool(config.thresholds)
+    return Auditor(
+        config,
+        run,
+        films,
+        truths,
+        members,
+        Screener.load(folder) if (folder / "screener.json").exists() else None,
+        LungField.load(config.field or None, config.device),
+        ThoraxDetector.load(config.detector or None, config.device) if unboxed else None,
+        None if config.fit else read_thresholds(path, asked_for, config.method, members.weights),
+        path,
+    )
+
+
+def audit(auditor: Auditor) -> int:
+    """Look, control, write. 0, or 1 when no film could be judged; raises OSError or ValueError."""
+    config = auditor.config
+    workdir = Workdir(config.out_path)
+    check_resumable(workdir, auditor.settings(), config.restart)
+    with (
+        AuditWriter(workdir / "audit.csv", len(auditor.members)) as writer,
+        FilmRecords(workdir / "films.jsonl") as book,
+    ):
+        weights = {**auditor.members.weights, **auditor.field.weights}
+        workdir.start(to_plain(config), seed=config.seed, weights=weights)
+        workdir.update(settings=auditor.settings())
+        options = {"draws": config.draws, "control_films": config.control_films}
+        store = ControlBook(workdir / "controls.json", [f.name for f in auditor.films], options)
+        shown = [f for f in auditor.films if f.prediction.logits is not None]
+        controls = open_controls(
+            store.missing(config.wanted_controls),
+            auditor.members,
+            shown,
+            auditor.truths,
+            auditor.screener,
+            config.method,
+            config.control_films,
+            config.seed,
+            config.draws,
+        )
+        look_at_films(auditor, shown, writer, book, controls)
+        rows = [row for film in auditor.films for row in writer.done[film.name]]
+        judged = any(row.member for row in rows)
+        thresholds = auditor.thresholds
+        if config.fit:
+            thresholds = fit_thresholds(rows, config.tail, auditor.members.weights)
+            path = thresholds.save(auditor.threshold_path)
+            said = f"thresholds from {thresholds.films} films: {path}"
+            console.print(said, highlight=False, markup=False)
+        for name, control in controls.items() if judged else ():
+            log.info("control: %s", name)
+            store.add(name, **control.results())
+        summary = summarise(auditor, rows, thresholds, store.found if judged else {})
+        write_json(workdir / "audit.json", summary)
+        records = book.records({film.name for film in auditor.films})
+        page = write_audit_page(workdir / "report.html", summary, records)
+    if config.pdf:
+        write_pdf(page, workdir / "report.pdf")
+    console.print(figure_table(summary["metrics"]))
+    console.print(f"{summary['answer']['sentence']}\npage: {page}", highlight=False, markup=False)
+    return 0 if judged else 1
+
+
+def look_at_films(
+    auditor: Auditor,
+    shown: Sequence[RunFilm],
+    writer: AuditWriter,
+    book: FilmRecords,
+    controls: Mapping[str, Control],
+) -> None:
+    """One pass over the films that somebody wants: rows and records of those that have none yet,
+    and what each control keeps of its own. Each is read, boxed and segmented at most once, and only
+    where that is used."""
+    config, members = auditor.config, auditor.members
+    pending = {f.name for f in auditor.films if f.name not in writer.done or f.name not in book}
+    if len(pending) < len(auditor.films):
+        log.info(
+            "%d of %d films are done already", len(auditor.films) - len(pending), len(auditor.films)
+        )
+    lungs = pending.union(controls["masked"].films if "masked" in controls else ())
+    wanted = lungs.union(*(control.films for control in controls.values()))
+
+    def keep(found: tuple[list[AuditRow], dict[str, Any]]) -> None:
+        rows, record = found
+        book.add(record)  # first: a film whose rows stand has its record
+        if rows[0].film not in writer.done:  # else its record alone was lost
+            writer.add(rows)
+
+    judged = {film.name for film in shown}
+    for listed in auditor.films:
+        if listed.name in pending - judged:
+            keep(refused(AuditFilm(listed, auditor.truths.of(listed.name))))
+    groups = read_films(
+        [film for film in shown if film.name in wanted],
+        auditor.truths,
+        auditor.field,
+        auditor.detector,
+        lungs,
+        pending,
+        config.jobs,
+        config.batch,
+    )
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar, closing(groups):  # type: ignore[type-var]
+        task = bar.add_task("looking", total=len(wanted & judged))
+        for group in groups:
+            seen = Prepared.of(group, members)
+            new = [film for film in group if film.listed.name in pending]
+            how = (members, config.method, auditor.thresholds, config.seed)
+            for found in measure_films(new, seen, *how):
+                keep(found)
+            if seen:
+                for control in controls.values():
+                    control.take(seen)
+            bar.advance(task, len(group))
+
+
+def summarise(
+    auditor: Auditor,
+    rows: Sequence[AuditRow],
+    thresholds: Thresholds | None,
+    controls: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What audit.json holds and the page shows; compare.md is written too."""
+    config, run = auditor.config, auditor.run
+    compared, arms = compare_against(config, rows)
+    return {
+        "title": config.out_path.as_posix(),
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "question": "Did the networks look inside the lungs?",
+        "answer": answer(rows, config.draws, config.seed),
+        "method": NAMES[config.method],
+        "members": list(auditor.members.targets),
+        "metrics": [*figure_rows(rows, config.draws, config.seed), *controls.get("areas", [])],
+        "distributions": distributions(rows),
+        "controls": control_rows(controls),
+        "compare": [pooled(row) for row in compared],
+        "compare_arms": list(arms),
+        "thresholds": threshold_table(thresholds),
+        "cautions": cautions(rows, run.cropped, thresholds, controls, config.fit),
+        "settings": {
+            "run": config.run_path.as_posix(),
+            "films": len({row.film for row in rows}),
+            "patients": len({row.patient for row in rows}),
+            "shown": "crops" if run.cropped else "whole films",
+            "part": config.part or "all",
+            "sources trained on": ", ".join(config.trained_on) if config.part else "not said",
+            "films of randomised and road": config.control_films or "all",
+            "seed": config.seed,
+            "bootstrap draws": config.draws,
+            "members": auditor.members.weights,
+            "lung field": auditor.field.weights,
+        },
+    }
