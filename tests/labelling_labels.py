@@ -10,9 +10,8 @@ import pytest
 from labelling_sessions import make_session
 
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
-from labelling import format_voc
-from labelling.exchange import ExportConfig, ImportConfig, run_export, run_import
-from labelling.label_sets import ReadRules
+from labelling.exchange import FORMATS, ExportConfig, ImportConfig, run_export, run_import
+from labelling.label_files import ReadRules
 from labelling.session import Session
 
 
@@ -70,7 +69,7 @@ def voc_text(filename: str = "a.png", box: str = "", size: str = "60 40", folder
 def read_voc(tmp_path: Path, text: str, films: Path | None = None, **rules):
     (tmp_path / "labels").mkdir(exist_ok=True)
     (tmp_path / "labels/a.xml").write_text(text)
-    return format_voc.read(tmp_path / "labels", films, ReadRules(**rules))
+    return FORMATS["voc"].read(tmp_path / "labels", films, ReadRules(**rules))
 
 
 @pytest.fixture

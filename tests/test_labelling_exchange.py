@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,18 @@ def test_films_that_differ_in_their_suffix_keep_apart(kind, tmp_path):
     back = by_name(export_and_import(tmp_path, save(tmp_path, source), kind, films))
     assert len(back["a.png"].boxes_xyxy) == 1
     assert len(back["a.jpg"].boxes_xyxy) == 0
+
+
+def test_coco_keeps_what_else_an_annotation_says(tmp_path):
+    films = tmp_path / "films"
+    source = make_set(films, {"f.png": ((40, 60), [(1, 2, 9, 8)])})
+    more = {"provenance": [{"annotator": "mk"}], "segmentation": [[1, 2, 9, 8]], "iscrowd": 1}
+    film = replace(source.films[0], notes=(more,))
+    path = save(tmp_path, CocoSet([film], source.classes))
+    back = export_and_import(tmp_path, path, "coco", films)
+    assert back.films[0].notes == ({"area": 48.0, **more},)
+    [note] = json.loads((tmp_path / "out_coco/coco.json").read_text())["annotations"]
+    assert {key: note[key] for key in more} == more
 
 
 # From a session

@@ -14,28 +14,27 @@ from labelling_labels import make_set, read_voc, save, voc_text, write_film
 from PIL import Image
 
 from cxr.coco import CocoFilm, CocoSet
-from labelling import format_labelme, format_voc
 from labelling.exchange import FORMATS
-from labelling.film_finder import LabelError, read_size_hw
-from labelling.label_sets import ReadRules
+from labelling.formats import parse_xml, to_voc
+from labelling.label_files import LabelError, ReadRules, read_size_hw
 
 # What is written
 
 
 def test_voc_counts_from_one_and_includes_the_last_pixel():
-    assert format_voc.to_voc((0, 0, 640, 97)) == (1, 1, 640, 97)
-    assert format_voc.to_voc((10.4, 11.6, 20.3, 30.7)) == (11, 13, 20, 31)
+    assert to_voc((0, 0, 640, 97)) == (1, 1, 640, 97)
+    assert to_voc((10.4, 11.6, 20.3, 30.7)) == (11, 13, 20, 31)
 
 
 def test_voc_keeps_the_decimals_of_a_box_that_rounding_would_lose():
-    assert format_voc.to_voc((7.6, 0, 8.3, 9)) == pytest.approx((8.6, 1, 8.3, 9))
+    assert to_voc((7.6, 0, 8.3, 9)) == pytest.approx((8.6, 1, 8.3, 9))
 
 
 def test_voc_file_has_the_fields_of_voc(tmp_path):
     source = make_set(tmp_path / "f", {"a/R&D <1>.png": ((30, 50), [(4, 5, 40, 20)])})
-    [path] = format_voc.write(source, tmp_path / "out")
+    [path] = FORMATS["voc"].write(source, tmp_path / "out")
     assert path == tmp_path / "out" / "a" / "R&D <1>.xml"
-    root = format_voc.parse_xml(path.read_bytes())
+    root = parse_xml(path.read_bytes())
     texts = {
         tag: root.findtext(tag)
         for tag in (
@@ -68,7 +67,7 @@ def test_voc_file_has_the_fields_of_voc(tmp_path):
 def test_labelme_file_leads_to_the_film(tmp_path):
     films = tmp_path / "films"
     source = make_set(films, {"a/x.png": ((30, 50), [(4.5, 5, 40, 20)])})
-    [path] = format_labelme.write(source, tmp_path / "out", films)
+    [path] = FORMATS["labelme"].write(source, tmp_path / "out", films)
     data = json.loads(path.read_text())
     assert (path.parent / data["imagePath"]).resolve() == (films / "a/x.png").resolve()
     assert (data["imageHeight"], data["imageWidth"], data["imageData"]) == (30, 50, None)
@@ -80,7 +79,7 @@ def test_labelme_file_leads_to_the_film(tmp_path):
 def test_voc_refuses_a_name_that_xml_cannot_hold(tmp_path):
     film = CocoFilm("a\x07.png", (40, 60), np.zeros((0, 4)), ())
     with pytest.raises(ValueError, match="control characters"):
-        format_voc.write(CocoSet([film], ()), tmp_path / "out")
+        FORMATS["voc"].write(CocoSet([film], ()), tmp_path / "out")
 
 
 # Unusable label files
@@ -99,7 +98,7 @@ XXE = """<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_xml_with_a_document_type_is_refused(text, encoding):
     with pytest.raises(LabelError, match="DOCTYPE"):
-        format_voc.parse_xml(text.replace('<?xml version="1.0"?>', "").encode(encoding))
+        parse_xml(text.replace('<?xml version="1.0"?>', "").encode(encoding))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def labelme_text(**changes) -> str:
 def read_labelme(tmp_path: Path, text: str, films: Path | None = None, **rules):
     (tmp_path / "labels").mkdir(exist_ok=True)
     (tmp_path / "labels/a.json").write_text(text)
-    return format_labelme.read(tmp_path / "labels", films, ReadRules(**rules))
+    return FORMATS["labelme"].read(tmp_path / "labels", films, ReadRules(**rules))
 
 
 @pytest.mark.parametrize(
@@ -250,10 +249,10 @@ def test_labelme_names_why_a_file_is_unusable(text, reason, tmp_path):
 def test_labelme_files_that_were_moved_still_find_their_films(tmp_path):
     films = tmp_path / "here/films"
     source = make_set(films, {"a/x.png": ((30, 50), [(4, 5, 40, 20)])})
-    format_labelme.write(source, tmp_path / "here/out", films)
+    FORMATS["labelme"].write(source, tmp_path / "here/out", films)
     (tmp_path / "there/deep").mkdir(parents=True)
     (tmp_path / "here/out").rename(tmp_path / "there/deep/out")
-    coco, unusable = format_labelme.read(tmp_path / "there/deep/out", films)
+    coco, unusable = FORMATS["labelme"].read(tmp_path / "there/deep/out", films)
     assert not unusable
     assert coco.films[0].file_name == "a/x.png"
 

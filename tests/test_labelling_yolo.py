@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 from labelling_labels import make_set, save, write_film
 
-from labelling import format_yolo
-from labelling.exchange import ExportConfig, run_export
-from labelling.label_sets import ReadRules
+from labelling.exchange import FORMATS, ExportConfig, run_export
+from labelling.label_files import ReadRules
 
 
 def test_yolo_writes_fractions_of_width_and_height(tmp_path):
     source = make_set(tmp_path / "f", {"a/x.png": ((100, 200), [(20, 10, 60, 90)])})
-    [path] = format_yolo.write(source, tmp_path / "out")
+    [path] = FORMATS["yolo"].write(source, tmp_path / "out")
     assert path == tmp_path / "out/labels/a/x.txt"
     assert path.read_text() == "0 0.20000000 0.50000000 0.20000000 0.80000000\n"
     assert (tmp_path / "out/classes.txt").read_text() == "thorax\n"
@@ -36,7 +35,7 @@ def read_yolo(tmp_path: Path, text: str, name: str = "a", **rules):
     path.write_text(text)
     if not (tmp_path / "set/data.yaml").exists():
         (tmp_path / "set/data.yaml").write_text("names: [thorax]\n")
-    return format_yolo.read(tmp_path / "set", tmp_path / "films", ReadRules(**rules))
+    return FORMATS["yolo"].read(tmp_path / "set", tmp_path / "films", ReadRules(**rules))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_yolo_finds_films_in_the_usual_folders(label, film, tmp_path):
     path.write_text("0 0.5 0.5 0.5 0.5")
     (tmp_path / "set/data.yaml").write_text("names: {0: thorax}\n")
     (tmp_path / "set/README.dataset.txt").write_text("about")
-    coco, unusable = format_yolo.read(tmp_path / "set", tmp_path / "films")
+    coco, unusable = FORMATS["yolo"].read(tmp_path / "set", tmp_path / "films")
     assert not unusable
     assert coco.films[0].file_name == film
 
@@ -114,6 +113,8 @@ def test_yolo_without_names_needs_classes(tmp_path):
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat/a.txt").write_text("0 0.5 0.5 0.5 0.5")
     with pytest.raises(ValueError, match="--classes"):
-        format_yolo.read(tmp_path / "flat", tmp_path / "films")
-    coco, _ = format_yolo.read(tmp_path / "flat/a.txt", tmp_path / "films", ReadRules(("thorax",)))
+        FORMATS["yolo"].read(tmp_path / "flat", tmp_path / "films")
+    coco, _ = FORMATS["yolo"].read(
+        tmp_path / "flat/a.txt", tmp_path / "films", ReadRules(("thorax",))
+    )
     assert coco.films[0].file_name == "a.png"

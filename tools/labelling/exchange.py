@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
-from cxr.coco import CocoSet, write_coco
-from labelling import format_coco, format_labelme, format_voc, format_yolo
-from labelling.export_source import Outgoing, read_outgoing
-from labelling.label_sets import ReadRules, Unusable
-from labelling.session import PRELABELLED, Session
-from labelling.session_fill import FillReport, fill_session, name_films
+from cxr.boxes import as_boxes, clip_xyxy
+from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
+from cxr.rules import require
+from labelling.formats import Coco, Labelme, Voc
+from labelling.label_files import LabelFormat, ReadRules, Unusable, name_below, ticked
+from labelling.labelme_file import PRELABELLED
+from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, is_session
+from labelling.yolo import Yolo
 
-FORMATS: dict[str, ModuleType] = {
-    "coco": format_coco,
-    "voc": format_voc,
-    "labelme": format_labelme,
-    "yolo": format_yolo,
+FORMATS: dict[str, LabelFormat] = {
+    "coco": Coco(),
+    "voc": Voc(),
+    "labelme": Labelme(),
+    "yolo": Yolo(),
 }
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
+CARRIED_FLAGS = ("apices cut off",)  # those that say something of the box and ask for nothing
+# What became of imported labels in a session: how the line of a film begins, and why it was so.
+_OUTCOMES = {
+    "kept": ("kept", "a human has answered"),
+    "untouched": ("not set", "a detector's box that no human touched"),
+    "boxless": ("not set", "labels without a box; say in labelme why there is none"),
+    "unknown": ("unknown", "not a film of this session"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,11 +60,9 @@ class ExportConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.source) != 1:
-            raise ValueError(
-                f"source must be one session's folder or COCO file. Got {len(self.source)} instead."
-            )
-        _check_format(self.format)
+        count = len(self.source)
+        require(count == 1, "source must be one session's folder or COCO file", count)
+        require(self.format in FORMATS, f"format must be one of {', '.join(FORMATS)}", self.format)
         if not self.out:
             raise ValueError(
                 "out must be the folder for the label files, such as --out labels/. Got none."
@@ -93,11 +101,11 @@ class ImportConfig:
     def __post_init__(self) -> None:
         if len(self.path) != 1:
             raise ValueError(f"path must be one label file or folder. Got {len(self.path)}.")
-        _check_format(self.format)
+        require(self.format in FORMATS, f"format must be one of {', '.join(FORMATS)}", self.format)
         if bool(self.into) == bool(self.session):
             raise ValueError("into or session must say where the boxes go, and only one of them.")
-        if self.into and Path(self.into).suffix.lower() != ".json":
-            raise ValueError(f"into must be a file named .json. Got '{self.into}' instead.")
+        json = not self.into or Path(self.into).suffix.lower() == ".json"
+        require(json, "into must be a file named .json", self.into)
         if self.session and not self.annotator:
             raise ValueError(
                 "annotator must say who drew the boxes that go into the session. Got nobody."
@@ -109,14 +117,21 @@ class ImportConfig:
             )
 
 
+# Export
+
+
 def run_export(config: ExportConfig) -> int:
     """Write the label files and tell what stayed behind; 1 for faults or trouble with files."""
-    films = Path(config.films) if config.films else None
     try:
         if Path(config.out).is_file() and config.format != "coco":
             raise ValueError(f"out must be a folder. Got the file '{config.out}' instead.")
-        outgoing = read_outgoing(Path(config.source[0]), films, _names(config.classes), config.all)
-        _report_left(outgoing)
+        outgoing = read_outgoing(config)
+        for fault in outgoing.faults:
+            _say(f"left out  {fault}")
+        left = ", ".join(f"{count} {state}" for state, count in sorted(outgoing.left.items()))
+        if left:
+            count = outgoing.left.total()
+            _say(f"{count} films without a box that counts stay behind: {left}")
         if not outgoing.coco.films:
             raise ValueError(
                 f"source must have a film that can go out. '{config.source[0]}' has none."
@@ -125,8 +140,7 @@ def run_export(config: ExportConfig) -> int:
             outgoing.coco, Path(config.out), outgoing.films, config.overwrite
         )
     except (OSError, ValueError) as error:
-        _say(str(error), sys.stderr)
-        return 1
+        return _fail(error)
     unmarked = sum(PRELABELLED in film.extra for film in outgoing.coco.films)
     if unmarked and config.format == "yolo":
         _say(f"pre-labels that no human touched are among them, and YOLO cannot say so: {unmarked}")
@@ -135,16 +149,102 @@ def run_export(config: ExportConfig) -> int:
     return int(bool(outgoing.faults))
 
 
+@dataclass
+class Outgoing:
+    """The films that go out, and the rest.
+
+    Attributes:
+        films: the folder that file names are relative to, None where unknown.
+        coco: films with boxes (N, 4) xyxy in film pixels; `extra["prelabelled"]` marks a box that
+            no human touched.
+        faults: films that should go out and cannot.
+        left: how many films stayed behind because of their state.
+    """
+
+    films: Path | None
+    coco: CocoSet
+    faults: list[Unusable] = field(default_factory=list)
+    left: Counter[str] = field(default_factory=Counter)
+
+
+def read_outgoing(config: ExportConfig) -> Outgoing:
+    """Read the session or COCO file; raises FileNotFoundError or ValueError where it cannot."""
+    source, films = Path(config.source[0]), Path(config.films) if config.films else None
+    if films is not None and not films.is_dir():
+        raise FileNotFoundError(f"films must be a folder. Got '{films}' instead.")
+    if is_session(source):
+        session = Session.open(source)
+        classes = _names(config.classes) or session.classes
+        return _read_session(session, films, classes, config.all)
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"source must be a session's folder or a COCO file. Got '{source}' instead."
+        )
+    coco = read_coco(source)
+    classes = _names(config.classes) or coco.classes
+    out = Outgoing(films, CocoSet([], classes, coco.info))
+    for film in coco.films:
+        labels = [coco.classes[i] for i in film.labels]
+        if foreign := sorted(set(labels) - set(classes)):
+            out.faults.append(Unusable(film.file_name, _say_foreign(foreign[0], classes)))
+        else:
+            index = tuple(classes.index(label) for label in labels)
+            out.coco.films.append(replace(film, labels=index))
+    return out
+
+
+def _read_session(
+    session: Session, films: Path | None, classes: tuple[str, ...], untouched: bool
+) -> Outgoing:
+    info = {"description": f"Boxes drawn by {session.annotator}", "session": session.session_id}
+    out = Outgoing(films or session.root, CocoSet([], classes, info))
+    for film, answer in session.answers():
+        box = answer.box
+        if untouched and answer.state == "todo":  # the detector's box, which waits for a human
+            box = next((b for b in answer.boxes if b.usable and b.prelabelled), None)
+        name = name_below(session.film_path(film), films) if films else film.film
+        reason = ""
+        if answer.fault and answer.state != "unreadable":
+            reason = f"its label file {answer.fault}"
+        elif answer.box and len(answer.human) > 1:
+            count = f"{len(answer.human)} boxes were drawn"
+            reason = f"{count}; delete the wrong one (`annotate.py check` lists such)"
+        elif box and box.label not in classes:
+            reason = _say_foreign(box.label, classes)
+        elif box and name is None:
+            reason = f"its film lies outside {films}; pass --films with a folder that holds all"
+        if reason:
+            out.faults.append(Unusable(film.film, reason))
+        elif box is None or name is None:
+            out.left["doubtful" if "doubtful" in answer.flags else answer.state] += 1
+        else:
+            facts = ("patient_id", "label", "sublabel", "source")
+            extra: dict[str, Any] = {k: getattr(film, k) for k in facts if getattr(film, k)}
+            extra |= {PRELABELLED: True} if box.prelabelled else {"annotator": session.annotator}
+            if flags := sorted(answer.flags - {"accepted"}):
+                extra["flags"] = flags
+            index = (classes.index(box.label),)
+            out.coco.films.append(CocoFilm(name, film.size_hw, as_boxes(box.xyxy), index, extra))
+    return out
+
+
+def _say_foreign(label: str, classes: Sequence[str]) -> str:
+    return f"label {label!r} is not of {', '.join(classes) or 'no class'}"
+
+
+# Import
+
+
 def run_import(config: ImportConfig) -> int:
     """Read the label files, write what can be used and name the rest; 1 when there is any."""
     try:
-        return _fill(config) if config.session else _write(config)
+        unusable = _fill(config) if config.session else _write(config)
     except (OSError, ValueError) as error:
-        _say(str(error), sys.stderr)
-        return 1
+        return _fail(error)
+    return int(bool(unusable))
 
 
-def _write(config: ImportConfig) -> int:
+def _write(config: ImportConfig) -> list[Unusable]:
     into = Path(config.into)
     if into.exists() and not config.overwrite:
         raise FileExistsError(
@@ -159,22 +259,16 @@ def _write(config: ImportConfig) -> int:
             f"path must hold labels of a film. Nothing in '{config.path[0]}' can be "
             f"used; '{into}' was not written."
         )
-    if config.annotator:
-        coco = replace(
-            coco,
-            films=[
-                f
-                if f.extra.get(PRELABELLED)
-                else replace(f, extra={"annotator": config.annotator, **f.extra})
-                for f in coco.films
-            ],
-        )
+    for at, film in enumerate(coco.films):
+        if config.annotator and not film.extra.get(PRELABELLED):
+            extra = {"annotator": config.annotator, **film.extra}
+            coco.films[at] = replace(film, extra=extra)
     write_coco(into, coco)
     _say(f"{_count(coco)} → {into}")
-    return int(bool(unusable))
+    return unusable
 
 
-def _fill(config: ImportConfig) -> int:
+def _fill(config: ImportConfig) -> list[Unusable]:
     session = Session.open(config.session)
     if config.annotator != session.annotator:
         raise ValueError(
@@ -188,23 +282,79 @@ def _fill(config: ImportConfig) -> int:
             f"{', '.join(classes)} instead."
         )
     films = Path(config.films) if config.films else session.root
-    named = name_films(session, films) if config.films else {f.film: f for f in session.films}
+    named = {  # a film outside of the folder keeps its own name
+        (name_below(session.film_path(f), films) if config.films else None) or f.film: f
+        for f in session.films
+    }
     known = {name: film.size_hw for name, film in named.items()}
     rules = ReadRules(classes, config.hull, known)
     folder = films if films.is_dir() or config.films else None  # the session knows their sizes
     with session.locked():
         session.restore_lost()  # a film whose label file was deleted may have a human's box
         coco, unusable = FORMATS[config.format].read(Path(config.path[0]), folder, rules)
-        report = fill_session(session, coco, named)
-    unusable += [Unusable(name, reason) for name, reason in report.faults]
-    _report_unusable(unusable)
-    _report_fill(report)
-    return int(bool(unusable))
+        outcomes, faults = fill_session(session, coco, named)
+    _report_unusable([*unusable, *faults])
+    for outcome, (word, why) in _OUTCOMES.items():
+        for name in outcomes[outcome]:
+            _say(f"{word:8}  {name}: {why}")
+    count = {outcome: len(outcomes[outcome]) for outcome in (*_OUTCOMES, "filled", "skipped")}
+    _say(
+        f"{count['filled']} boxes set, {count['skipped']} films skipped by their flags, "
+        f"{count['kept']} kept, {count['untouched'] + count['boxless']} not set, "
+        f"{count['unknown']} unknown, {len(faults)} refused"
+    )
+    return [*unusable, *faults]
 
 
-def _check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}. Got '{name}' instead.")
+def fill_session(
+    session: Session, coco: CocoSet, named: Mapping[str, SessionFilm]
+) -> tuple[Mapping[str, list[str]], list[Unusable]]:
+    """Set the session's answers, only where no human has answered yet; call it with the session
+    locked.
+
+    Returns:
+        Films by what became of their labels: filled (a box was set), skipped (flags say why there
+        is none) or a word of _OUTCOMES; and those whose box the session could not take.
+    """
+    outcomes: dict[str, list[str]] = defaultdict(list)
+    faults = []
+    for film in coco.films:
+        try:
+            outcome = _fill_one(session, named.get(film.file_name), film, coco.classes)
+            outcomes[outcome].append(film.file_name)
+        except ValueError as error:
+            faults.append(Unusable(film.file_name, str(error)))
+    return outcomes, faults
+
+
+def _fill_one(
+    session: Session, target: SessionFilm | None, film: CocoFilm, classes: Sequence[str]
+) -> str:
+    if target is None:
+        return "unknown"
+    if _is_answered(session.answer(target)):
+        return "kept"
+    if film.extra.get(PRELABELLED):
+        return "untouched"
+    flags, boxes = ticked(film.extra), clip_xyxy(film.boxes_xyxy, target.size_hw).tolist()
+    if len(boxes) > 1:
+        raise ValueError(f"a session takes one box a film. Got {len(boxes)}")
+    if boxes:
+        label, carried = classes[film.labels[0]], [f for f in flags if f in CARRIED_FLAGS]
+        session.set_answer(target, xyxy=boxes[0], label=label, flags=carried, via="import")
+        return "filled"
+    skips = [f for f in flags if f in SKIP_FLAGS]
+    if not skips:
+        return "boxless"
+    session.set_answer(target, flags=skips, via="import")
+    return "skipped"
+
+
+def _is_answered(answer: Answer) -> bool:
+    """Whether a human said anything: an answer, a box still in doubt, a ticked flag, or something
+    that cannot be read and may be an answer."""
+    human = any(not box.prelabelled for box in answer.boxes)
+    return answer.done or human or bool(answer.flags) or bool(answer.fault)
 
 
 def _names(classes: Sequence[str] | str) -> tuple[str, ...]:
@@ -213,43 +363,22 @@ def _names(classes: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def _count(coco: CocoSet) -> str:
-    boxes = sum(len(film.boxes_xyxy) for film in coco.films)
-    empty = sum(not len(film.boxes_xyxy) for film in coco.films)
-    return f"{len(coco.films)} films with {boxes} boxes ({empty} without one)"
+    boxes = [len(film.boxes_xyxy) for film in coco.films]
+    return f"{len(boxes)} films with {sum(boxes)} boxes ({boxes.count(0)} without one)"
 
 
-def _report_left(outgoing: Outgoing) -> None:
-    for fault in outgoing.faults:
-        _say(f"left out  {fault}")
-    left = ", ".join(f"{count} {state}" for state, count in sorted(outgoing.left.items()))
-    if left:
-        _say(f"{sum(outgoing.left.values())} films without a box that counts stay behind: {left}")
-
-
-def _report_unusable(unusable: Iterable[Unusable]) -> None:
+def _report_unusable(unusable: Sequence[Unusable]) -> None:
     for one in unusable:
         _say(f"unusable  {one}")
 
 
-def _report_fill(report: FillReport) -> None:
-    for word, names, why in (
-        ("kept", report.kept, "a human has answered"),
-        ("not set", report.untouched, "a detector's box that no human touched"),
-        ("not set", report.boxless, "labels without a box; say in labelme why there is none"),
-        ("unknown", report.unknown, "not a film of this session"),
-    ):
-        for name in names:
-            _say(f"{word:8}  {name}: {why}")
-    _say(
-        f"{len(report.filled)} boxes set, {len(report.skipped)} films skipped by their flags, "
-        f"{len(report.kept)} kept, {len(report.untouched) + len(report.boxless)} not set, "
-        f"{len(report.unknown)} unknown, {len(report.faults)} refused"
-    )
+def _fail(error: Exception) -> int:
+    for line in str(error).splitlines():
+        _say(line, sys.stderr)
+    return 1
 
 
-def _say(text: str, file: object = None) -> None:
+def _say(text: str, file: Any = None) -> None:
     """Print a line; names of films are others' text and may hold control characters."""
-    lines = text.splitlines() if file else [text]
-    for line in lines:
-        safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        print(safe, file=file or sys.stdout)  # type: ignore[arg-type]
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(safe, file=file or sys.stdout)

@@ -9,7 +9,6 @@ file does not name its film, so two films that differ only in their suffix canno
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +18,21 @@ import yaml
 
 from cxr.coco import CocoFilm, CocoSet
 from cxr.workdir import write_atomic
-from labelling.film_finder import FilmFinder, LabelError
-from labelling.label_sets import (
+from labelling.label_files import (
+    FilmFinder,
     FilmLabels,
+    LabelError,
+    LabelFormat,
     ReadRules,
+    SizeHw,
     Unusable,
-    check_bytes,
     check_free,
+    compose,
     list_label_files,
-    plan_files,
     read_files,
     stem_of,
 )
+from labelling.session import Xyxy
 
 LABELS, CLASSES, DATA = "labels", "classes.txt", "data.yaml"
 _HEAD = """\
@@ -39,68 +41,76 @@ _HEAD = """\
 """
 
 
-def write(
-    coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
-) -> list[Path]:
-    """Write labels/, classes.txt and data.yaml.
+class Yolo(LabelFormat):
+    """One text file a film, and the classes' names beside them."""
 
-    Raises:
-        ValueError: for a film that leads out of `out`, for two that would share a label file.
-        FileExistsError: when a file is there and may not be replaced.
-    """
-    if any("\n" in name or name != name.strip() for name in coco.classes):
-        raise ValueError(f"classes must be one line each. Got {list(coco.classes)} instead.")
-    check_free([out / CLASSES, out / DATA], overwrite)
-    paths = plan_files(coco.films, out, lambda name: f"{LABELS}/{label_key(name)}.txt", overwrite)
-    for path, film in zip(paths, coco.films, strict=True):
-        write_atomic(path, _to_lines(film))
-    names = dict(enumerate(coco.classes))
-    data = {"path": None, "train": "images", "val": "images", "names": names}
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    write_atomic(out / CLASSES, "".join(f"{name}\n" for name in coco.classes))
-    write_atomic(out / DATA, _HEAD + text)
-    return paths
+    suffix = ".txt"
 
+    def place(self, film: str, alike: bool) -> str:
+        return f"{LABELS}/{label_key(film)}{self.suffix}"
 
-def read(
-    path: Path, films: Path | None = None, rules: ReadRules | None = None
-) -> tuple[CocoSet, list[Unusable]]:
-    """Read one label file, a folder of them, or a data set's folder with labels/ in it.
+    def write(
+        self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
+    ) -> list[Path]:
+        """As the base, with classes.txt and data.yaml."""
+        if any("\n" in name or name != name.strip() for name in coco.classes):
+            raise ValueError(f"classes must be one line each. Got {list(coco.classes)} instead.")
+        check_free([out / CLASSES, out / DATA], overwrite)
+        paths = super().write(coco, out, films, overwrite)
+        names = dict(enumerate(coco.classes))
+        data = {"path": None, "train": "images", "val": "images", "names": names}
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        write_atomic(out / CLASSES, "".join(f"{name}\n" for name in coco.classes))
+        write_atomic(out / DATA, _HEAD + text)
+        return paths
 
-    Films are found by relative path, else by stem; their sizes are read from them.
+    def save(
+        self, path: Path, film: CocoFilm, classes: tuple[str, ...], films: Path | None
+    ) -> None:
+        height, width = film.size_hw
+        lines = []
+        for (x0, y0, x1, y1), label in zip(film.boxes_xyxy.tolist(), film.labels, strict=True):
+            centre = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
+            size = (x1 - x0) / width, (y1 - y0) / height
+            lines.append(" ".join([str(label), *(f"{v:.8f}" for v in (*centre, *size))]) + "\n")
+        write_atomic(path, "".join(lines))
 
-    Raises:
-        ValueError: without films, without the classes' names.
-    """
-    rules = rules or ReadRules()
-    if films is None and rules.known is None:
-        raise ValueError(
-            "films must be the films' folder: YOLO's fractions need their sizes. Got none instead."
-        )
-    stems = _Stems(FilmFinder(films, rules.known))
-    base, files = list_label_files(path, ".txt", LABELS)
-    classes, own = _find_classes(base, rules)
-    if own == base / CLASSES or not stems.has(CLASSES.removesuffix(".txt")):
-        files = [file for file in files if file != base / CLASSES]
-    files = [f for f in files if not f.name.startswith("README.") or stems.has(_key_of(f, base))]
-    # labels that lie as their film does go first: no stem may take its film from them
-    files.sort(key=lambda file: not stems.has(_key_of(file, base)))
+    def read(
+        self, path: Path, films: Path | None = None, rules: ReadRules | None = None
+    ) -> tuple[CocoSet, list[Unusable]]:
+        """Read one label file, a folder of them, or a data set's folder with labels/ in it.
 
-    def read_one(file: Path) -> FilmLabels:
-        film = stems.find(_key_of(file, base))
-        return _read_film(file, film, stems.finder.check_size(film, None), classes, rules.hull)
+        Films are found by relative path, else by stem; their sizes are read from them.
 
-    return read_files(files, base, rules, read_one, classes)
+        Raises:
+            ValueError: without films, without the classes' names.
+        """
+        rules = rules or ReadRules()
+        if films is None and rules.known is None:
+            raise ValueError(
+                "films must be the films' folder: YOLO's fractions need their sizes. "
+                "Got none instead."
+            )
+        stems = _Stems(FilmFinder(films, rules.known))
+        base, files = list_label_files(path, self.suffix, LABELS)
+        classes, own = _find_classes(base, rules)
+        keys = {f: compose(f.relative_to(base).as_posix().removesuffix(f.suffix)) for f in files}
+        if own == base / CLASSES or not stems.in_place(CLASSES.removesuffix(".txt")):
+            keys.pop(base / CLASSES, None)
+        # labels that lie as their film does go first: no stem may take its film from them
+        files = sorted(keys, key=lambda file: not stems.in_place(keys[file]))
+        files = [f for f in files if not f.name.startswith("README.") or stems.in_place(keys[f])]
+
+        def load(file: Path) -> FilmLabels:
+            film = stems.find(keys[file])
+            return _read_film(file, film, stems.finder.check_size(film, None), classes, rules.hull)
+
+        return read_files(files, base, rules, load, classes)
 
 
 def label_key(film: str) -> str:
     """The film's path below labels/, without the suffix."""
-    return unicodedata.normalize("NFC", stem_of(film).removeprefix("images/"))
-
-
-def _key_of(file: Path, base: Path) -> str:
-    name = file.relative_to(base).as_posix().removesuffix(file.suffix)
-    return unicodedata.normalize("NFC", name)
+    return compose(stem_of(film).removeprefix("images/"))
 
 
 def _drop_folder(key: str, folder: str) -> str:
@@ -115,53 +125,30 @@ class _Stems:
 
     def __init__(self, finder: FilmFinder) -> None:
         self.finder = finder
-        self._by_key: dict[str, list[str]] = defaultdict(list)
-        self._by_dropped: dict[str, list[str]] = defaultdict(list)
-        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._by_key, self._by_dropped, self._by_stem = (
+            defaultdict[str, list[str]](list) for _ in range(3)
+        )
         for film in sorted(finder.names):
             key = label_key(film)
             self._by_key[key].append(film)
             self._by_dropped[_drop_folder(key, "images")].append(film)
             self._by_stem[key.rpartition("/")[2]].append(film)
 
-    def has(self, key: str) -> bool:
-        return bool(self._in_place(key))
-
     def find(self, key: str) -> str:
         """Raises LabelError when no film fits, or several do."""
         same = self._by_stem.get(key.rpartition("/")[2], [])
         ends = [f for f in same if f"/{label_key(f)}".endswith(f"/{key}")]
-        films = self._in_place(key) or ends or same
+        films = self.in_place(key) or ends or same
         if not films:
             raise LabelError("no film of this name lies in the films' folder")
         if len(films) > 1:
             raise LabelError(f"its film may be {films[0]} or {films[1]}")
         return films[0]
 
-    def _in_place(self, key: str) -> list[str]:
+    def in_place(self, key: str) -> list[str]:
         """The films whose label file lies at this path."""
-        dropped = _drop_folder(key, LABELS)
-        return (
-            self._by_key.get(key)
-            or self._by_key.get(dropped)
-            or self._by_dropped.get(dropped)
-            or []
-        )
-
-
-def _to_lines(film: CocoFilm) -> str:
-    height, width = film.size_hw
-    lines = []
-    for box, label in zip(film.boxes_xyxy, film.labels, strict=True):
-        x0, y0, x1, y1 = (float(v) for v in box)
-        numbers = (
-            (x0 + x1) / 2 / width,
-            (y0 + y1) / 2 / height,
-            (x1 - x0) / width,
-            (y1 - y0) / height,
-        )
-        lines.append(" ".join([str(label), *(f"{v:.8f}" for v in numbers)]) + "\n")
-    return "".join(lines)
+        dropped, keys = _drop_folder(key, LABELS), self._by_key
+        return keys.get(key) or keys.get(dropped) or self._by_dropped.get(dropped) or []
 
 
 def _find_classes(base: Path, rules: ReadRules) -> tuple[tuple[str, ...], Path | None]:
@@ -198,9 +185,8 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 
 def _read_film(
-    file: Path, film: str, size_hw: tuple[int, int], classes: Sequence[str], hull: bool
+    file: Path, film: str, size_hw: SizeHw, classes: Sequence[str], hull: bool
 ) -> FilmLabels:
-    check_bytes(file)
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -213,12 +199,10 @@ def _read_film(
                 raise LabelError(f"line {number}: class {label} is none of 0 to {len(classes) - 1}")
             labels.append(classes[label])
             boxes.append(box)
-    return FilmLabels(film, size_hw, tuple(labels), boxes)
+    return FilmLabels(film, size_hw, tuple(labels), boxes, {})
 
 
-def _read_line(
-    where: str, words: list[str], size_hw: tuple[int, int], hull: bool
-) -> tuple[int, tuple[float, float, float, float]]:
+def _read_line(where: str, words: list[str], size_hw: SizeHw, hull: bool) -> tuple[int, Xyxy]:
     """The class and the box, xyxy in film pixels."""
     polygon = len(words) >= 7 and len(words) % 2 == 1
     if len(words) != 5 and not polygon:
@@ -231,16 +215,12 @@ def _read_line(
         raise LabelError(f"{where} must be finite numbers")
     if max(map(abs, numbers)) > 2:  # the box itself is checked in pixels
         raise LabelError(f"{where} must be fractions of the film's size, not pixels")
+    if polygon and not hull:
+        raise LabelError(f"{where} is a polygon, no box; --hull takes its hull")
     height, width = size_hw
     if polygon:
-        if not hull:
-            raise LabelError(f"{where} is a polygon, no box; --hull takes its hull")
         xs, ys = numbers[0::2], numbers[1::2]
         return label, (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
     cx, cy, w, h = numbers
-    return label, (
-        (cx - w / 2) * width,
-        (cy - h / 2) * height,
-        (cx + w / 2) * width,
-        (cy + h / 2) * height,
-    )
+    x0, y0, x1, y1 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+    return label, (x0 * width, y0 * height, x1 * width, y1 * height)

@@ -1,0 +1,316 @@
+"""COCO, labelme and Pascal VOC; YOLO has a module of its own.
+
+COCO: one file for all films; see cxr.coco.
+
+labelme: points are continuous film pixels, pixel i covering [i, i + 1). `imagePath` leads from the
+label file to the film where the film lies in `films`, and is its bare name otherwise. The key
+`lungfirst`, which labelme keeps, names the film for labels that were moved. A box that the detector
+drew and nobody accepted carries the flag `prelabelled`.
+
+VOC counts pixels from 1 and includes the last one, so that a box (x0, y0, x1, y1) is written as
+
+    xmin = x0 + 1    ymin = y0 + 1    xmax = x1    ymax = y1
+
+and the whole film is 1, 1, width, height. Its readers expect whole numbers: edges are rounded (by
+at most 0.5 px), and keep their decimals only where a thin box would vanish. On reading, decimals
+are taken as they are. `folder` holds the film's folder, `filename` its bare name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
+from cxr.workdir import write_atomic
+from labelling.label_files import (
+    Collector,
+    FilmFinder,
+    FilmLabels,
+    LabelError,
+    LabelFormat,
+    ReadRules,
+    SizeHw,
+    Unusable,
+    check_bytes,
+    check_free,
+    list_label_files,
+    ticked,
+)
+from labelling.labelme_file import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
+from labelling.session import Xyxy
+
+HULL_SHAPES = ("polygon", "oriented_rectangle", "circle")
+DATABASE = "lungfirst"  # says that VOC's `folder` is a path, not the name of a data set
+_NO_XML_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+class Coco(LabelFormat):
+    """`out`/coco.json, or `out` itself when it is named .json."""
+
+    def write(
+        self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
+    ) -> list[Path]:
+        """Write the one file."""
+        path = out if out.suffix.lower() == ".json" else out / "coco.json"
+        check_free([path], overwrite)
+        write_coco(path, coco)
+        return [path]
+
+    def read(
+        self, path: Path, films: Path | None = None, rules: ReadRules | None = None
+    ) -> tuple[CocoSet, list[Unusable]]:
+        """Read one file, or all of a folder as one set; a file with faults is unusable whole."""
+        rules = rules or ReadRules()
+        finder = FilmFinder(films, rules.known)
+        base, files = list_label_files(path, ".json")
+        collector, classes, infos = Collector(rules), dict[str, None](), []
+        for file in files:
+            where = file.relative_to(base).as_posix()
+            try:
+                check_bytes(file)
+                coco = read_coco(file)
+            except (OSError, ValueError) as error:
+                collector.unusable.append(Unusable(where, str(error).replace("\n", "; ")))
+                continue
+            names = [str(name) for name in coco.classes]
+            classes |= dict.fromkeys(names)
+            infos.append(coco.info)
+            for film in coco.films:
+
+                def load(film: CocoFilm = film, names: Sequence[str] = names) -> FilmLabels:
+                    name = finder.find(film.file_name)
+                    size_hw = finder.check_size(name, film.size_hw)
+                    labels = tuple(names[i] for i in film.labels)
+                    boxes = film.boxes_xyxy.tolist()
+                    return FilmLabels(name, size_hw, labels, boxes, film.extra, film.notes)
+
+                collector.take(f"{where}: image {film.file_name}", load)
+        return collector.finish(classes, infos[0] if len(infos) == 1 else None)
+
+
+class Labelme(LabelFormat):
+    """One JSON a film. With `films` they open in labelme, also from another folder."""
+
+    suffix = ".json"
+
+    def save(
+        self, path: Path, film: CocoFilm, classes: tuple[str, ...], films: Path | None
+    ) -> None:
+        where = PurePosixPath(film.file_name).name
+        if films is not None and (films / film.file_name).is_file():
+            relative = os.path.relpath(films.resolve() / film.file_name, path.parent.resolve())
+            where = Path(relative).as_posix()  # with / also on Windows
+        marks = frozenset({PRELABELLED} if film.extra.get(PRELABELLED) else ())
+        shapes = []
+        for box, label in zip(film.boxes_xyxy.tolist(), film.labels, strict=True):
+            x0, y0, x1, y1 = (round(v, 3) for v in box)
+            shapes.append(Shape(classes[label], ((x0, y0), (x1, y1)), "rectangle", marks))
+        flags = ticked(film.extra)
+        file = LabelFile(where, tuple(shapes), frozenset(flags), film.size_hw, film.file_name)
+        write_label_file(path, file, flags)
+
+    def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
+        """A rectangle may be drawn from any corner; another shape is a fault without `hull`."""
+        try:
+            said = read_label_file(file)
+        except (ValueError, OverflowError) as error:
+            raise LabelError(str(error)) from error
+        film = _find_labelled(file, base, finder, said)
+        size_hw = finder.check_size(film, said.size_hw)
+        boxes = [_to_box(shape, rules.hull) for shape in said.shapes]
+        extra: dict[str, Any] = {}
+        if any(shape.prelabelled for shape in said.shapes):
+            extra[PRELABELLED] = True
+        if said.flags:
+            extra["flags"] = sorted(said.flags)
+        return FilmLabels(film, size_hw, tuple(s.label for s in said.shapes), boxes, extra)
+
+
+def _find_labelled(file: Path, base: Path, finder: FilmFinder, labels: LabelFile) -> str:
+    """The film that a labelme file means; raises LabelError when it lies outside the folder."""
+    said = labels.image_path
+    if labels.film and PurePosixPath(said).name != PurePosixPath(labels.film).name:
+        raise LabelError(
+            f"it was made for {labels.film} and names {said or 'no picture'}; the label files of a "
+            "session are in the pixels of its views: export the session"
+        )
+    if not said:
+        raise LabelError("it names no film: imagePath is missing")
+    there = finder.inside(file.parent.resolve() / said)
+    if there and (found := finder.look_up(there)):
+        return found
+    if labels.film:
+        return finder.find(labels.film)
+    parent = file.relative_to(base).parent.as_posix()
+    beside = parent == "." or said.startswith("/")
+    return finder.find(said if beside else os.path.normpath(f"{parent}/{said}"))
+
+
+def _to_box(shape: Shape, hull: bool) -> Xyxy:
+    """The shape as xyxy in film pixels."""
+    x0, y0, x1, y1 = shape.xyxy
+    corners = {(x0, y0), (x1, y0), (x1, y1), (x0, y1)}  # as some programs write a rectangle
+    upright = len(shape.points) == 2 or (len(shape.points) == 4 and set(shape.points) == corners)
+    if shape.shape_type == "rectangle" and upright:
+        return shape.xyxy
+    if shape.shape_type not in (*HULL_SHAPES, "rectangle"):
+        raise LabelError(f"a {shape.shape_type} is no box")
+    if not hull:
+        raise LabelError(f"a {shape.shape_type} is no upright rectangle; --hull takes its hull")
+    if shape.shape_type != "circle":
+        return shape.xyxy
+    if len(shape.points) != 2:
+        raise LabelError(f"a circle must have two points. Got {len(shape.points)}")
+    centre, rim = shape.points
+    (cx, cy), radius = centre, math.dist(centre, rim)
+    return cx - radius, cy - radius, cx + radius, cy + radius
+
+
+class Voc(LabelFormat):
+    """One XML a film."""
+
+    suffix = ".xml"
+
+    def write(
+        self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
+    ) -> list[Path]:
+        """As the base; raises ValueError for a film or label that XML cannot name."""
+        for text in [*coco.classes, *(film.file_name for film in coco.films)]:
+            if _NO_XML_TEXT.search(text):
+                raise ValueError(f"{text!r} must be free of control characters for VOC; rename it.")
+        return super().write(coco, out, films, overwrite)
+
+    def save(
+        self, path: Path, film: CocoFilm, classes: tuple[str, ...], films: Path | None
+    ) -> None:
+        place = PurePosixPath(film.file_name)
+        folder = "" if str(place.parent) == "." else str(place.parent)
+        height, width = film.size_hw
+        objects = []
+        for box, label in zip(film.boxes_xyxy.tolist(), film.labels, strict=True):
+            edges = (f"{value:.3f}".rstrip("0").rstrip(".") for value in to_voc(box))
+            item = {"name": classes[label], "pose": "Unspecified", "truncated": 0, "difficult": 0}
+            if film.extra.get(PRELABELLED):  # no key of VOC's own, and its readers pass over it
+                item[PRELABELLED] = 1
+            objects.append({**item, "bndbox": dict(zip(_EDGES, edges, strict=True))})
+        root = ElementTree.Element("annotation")
+        content = {
+            "folder": folder,
+            "filename": place.name,
+            "source": {"database": DATABASE},
+            "size": {"width": width, "height": height, "depth": 1},
+            "segmented": 0,
+            "object": objects,
+        }
+        _add(root, content)
+        ElementTree.indent(root)
+        write_atomic(path, ElementTree.tostring(root, encoding="unicode") + "\n")
+
+    def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
+        root = parse_xml(file.read_bytes())
+        if root.tag != "annotation":
+            raise LabelError(f"not VOC: its root must be annotation. Got {root.tag!r}")
+        film = finder.find(*_candidates(root, file.relative_to(base).parent.as_posix(), finder))
+        size_hw = finder.check_size(film, _read_size(root))
+        items = root.findall("object")
+        boxes = [_read_box(item, number) for number, item in enumerate(items, start=1)]
+        untouched = any(_text(item, PRELABELLED) == "1" for item in items)
+        extra = {PRELABELLED: True} if untouched else {}
+        return FilmLabels(film, size_hw, tuple(_text(i, "name") for i in items), boxes, extra)
+
+
+def to_voc(box_xyxy: Sequence[float]) -> Xyxy:
+    """xmin, ymin, xmax, ymax of a box xyxy; whole numbers unless the box would vanish."""
+    x0, y0, x1, y1 = box_xyxy
+    exact = x0 + 1, y0 + 1, x1, y1
+    xmin, ymin, xmax, ymax = (float(round(v)) for v in exact)
+    return (xmin, ymin, xmax, ymax) if xmin <= xmax and ymin <= ymax else exact
+
+
+def parse_xml(data: bytes) -> ElementTree.Element:
+    """The root of an XML without a document type: entities, which can blow up or read other files,
+    are declared there, and VOC has none.
+
+    Raises:
+        LabelError: for anything else.
+    """
+    builder = ElementTree.TreeBuilder()
+
+    def refuse(*_: object) -> None:
+        raise LabelError("it declares a document type (DOCTYPE), which labels have no use for")
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(data, True)
+        return builder.close()
+    except LabelError:
+        raise
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        raise LabelError(f"not XML, or cut off: {error}") from error
+
+
+def _add(parent: ElementTree.Element, content: dict[str, Any]) -> None:
+    """Tag → text, another such table, or a list of them for a tag that stands several times."""
+    for tag, value in content.items():
+        for one in value if isinstance(value, list) else [value]:
+            child = ElementTree.SubElement(parent, tag)
+            if isinstance(one, dict):
+                _add(child, one)
+            else:
+                child.text = str(one) or None
+
+
+def _candidates(root: ElementTree.Element, parent: str, finder: FilmFinder) -> list[str]:
+    """Where the film may lie; `parent` is the XML's own folder. In files of other programs `folder`
+    is but the name of a data set, or a path on another machine: it is only tried."""
+    name, folder = _text(root, "filename"), _text(root, "folder").replace("\\", "/")
+    if not name:
+        raise LabelError("it names no film: filename is empty")
+    if _text(root, "source/database") == DATABASE:
+        return [f"{folder}/{name}" if folder else name]
+    if f"{folder}/{name}" in finder.names:
+        return [f"{folder}/{name}"]
+    beside = PurePosixPath(parent, name)
+    # VOC keeps its XMLs in Annotations/
+    below = beside.parts[beside.parts[:1] == ("Annotations",) :]
+    return [str(PurePosixPath(*below)), str(beside), name]
+
+
+def _read_size(root: ElementTree.Element) -> SizeHw | None:
+    """(height, width); None where it is missing or 0, as some programs write it."""
+    try:
+        size_hw = int(float(_text(root, "size/height"))), int(float(_text(root, "size/width")))
+    except (ValueError, OverflowError):
+        return None
+    return size_hw if min(size_hw) > 0 else None
+
+
+def _read_box(item: ElementTree.Element, number: int) -> Xyxy:
+    """xyxy in film pixels."""
+    texts = [_text(item, f"bndbox/{tag}") for tag in _EDGES]
+    try:
+        xmin, ymin, xmax, ymax = map(float, texts)
+    except ValueError as error:
+        raise LabelError(
+            f"bndbox of object {number} must hold the numbers {', '.join(_EDGES)}. Got {texts}"
+        ) from error
+    return xmin - 1, ymin - 1, xmax, ymax
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    """The text at a path; indentation round it is taken off, spaces of a name are not."""
+    text = element.findtext(path) or ""
+    return text.strip() if set(text) & set("\r\n\t") else text

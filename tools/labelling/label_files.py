@@ -1,0 +1,417 @@
+"""What all label formats share: which film a label file means, which of its boxes can be used, and
+where label files lie. Boxes are xyxy in film pixels, as cxr.coco has them."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from rich.progress import track
+
+from cxr.boxes import as_boxes
+from cxr.coco import CocoFilm, CocoSet, find_faults, to_coco
+from cxr.errors import FilmError
+from cxr.film import FILM_SUFFIXES, list_films, read_film
+from cxr.picture import is_picture
+from cxr.workdir import console
+from labelling.session import is_session
+
+MAX_LABEL_BYTES = 256 << 20  # labelme may keep the whole picture in its file
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_TURNED = range(5, 9)  # EXIF orientations that swap width and height
+
+SizeHw = tuple[int, int]
+
+
+class LabelError(ValueError):
+    """Why a label file, or one film of it, cannot be used; the message is the reason alone."""
+
+
+class Unusable(NamedTuple):
+    """A label file, or one film of it, that cannot be used, and why."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ReadRules:
+    """How label files are judged.
+
+    Attributes:
+        classes: the labels allowed; empty allows all that the files use.
+        hull: take the smallest box round a shape that is no rectangle.
+        known: film name → (height, width) where the films are known beforehand, as a session's
+            are; a label of another film is then no fault.
+    """
+
+    classes: tuple[str, ...] = ()
+    hull: bool = False
+    known: Mapping[str, SizeHw] | None = None
+
+
+class FilmLabels(NamedTuple):
+    """What a label file says of one film; boxes (N, 4) xyxy in film pixels."""
+
+    film: str
+    size_hw: SizeHw
+    labels: tuple[str, ...]
+    boxes_xyxy: Sequence[Sequence[float]]
+    extra: dict[str, Any]
+    notes: tuple[dict[str, Any], ...] = ()
+
+    def to_film(self, classes: Sequence[str]) -> CocoFilm:
+        """The record of cxr.coco, labels numbered by `classes`."""
+        index = tuple(classes.index(label) for label in self.labels)
+        boxes = as_boxes(self.boxes_xyxy)
+        return CocoFilm(self.film, self.size_hw, boxes, index, self.extra, self.notes)
+
+
+class LabelFormat:
+    """One kind of label file; this base has a file a film, which `save` writes and `load` reads."""
+
+    suffix = ""
+
+    def write(
+        self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
+    ) -> list[Path]:
+        """Write the label files, at the films' relative paths below `out`.
+
+        Raises:
+            ValueError: for a film that leads out of `out`, for two that share a label file, for
+                names that the format cannot hold.
+            FileExistsError: when a file is there and may not be replaced.
+        """
+        stems = Counter(stem_of(film.file_name) for film in coco.films)
+        owners: dict[str, str] = {}
+        for film in coco.films:
+            check_name(film.file_name)
+            place = self.place(film.file_name, stems[stem_of(film.file_name)] > 1)
+            other = owners.setdefault(place, film.file_name)
+            if other != film.file_name:
+                raise ValueError(
+                    f"'{other}' and '{film.file_name}' would share the label file "
+                    f"{place}; rename one of the films."
+                )
+        paths = [out / place for place in owners]
+        check_free(paths, overwrite)
+        for path, film in zip(paths, coco.films, strict=True):
+            self.save(path, film, coco.classes, films)
+        return paths
+
+    def place(self, film: str, alike: bool) -> str:
+        """Where the film's label file lies. Films of one folder that are `alike` but for their
+        suffix, as a.png and a.dcm, keep it: a.png.xml, a.dcm.xml."""
+        return f"{film if alike else stem_of(film)}{self.suffix}"
+
+    def save(
+        self, path: Path, film: CocoFilm, classes: tuple[str, ...], films: Path | None
+    ) -> None:
+        """Write one film's label file; `films` is the folder of the films, if known."""
+        raise NotImplementedError
+
+    def read(
+        self, path: Path, films: Path | None = None, rules: ReadRules | None = None
+    ) -> tuple[CocoSet, list[Unusable]]:
+        """Read one label file or a folder of them; `films` is where the films lie, if they are to
+        be found. Returns the films that can be used, and what cannot."""
+        rules = rules or ReadRules()
+        finder = FilmFinder(films, rules.known)
+        base, files = list_label_files(path, self.suffix)
+        return read_files(files, base, rules, lambda file: self.load(file, base, finder, rules))
+
+    def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
+        """Read one label file below `base`; raises LabelError for one that cannot be used."""
+        raise NotImplementedError
+
+
+class Collector:
+    """Gathers films into one set and refuses those with a fault, each whole: a film that lost one
+    of its boxes would teach that there is nothing."""
+
+    def __init__(self, rules: ReadRules) -> None:
+        self.rules = rules
+        self.unusable: list[Unusable] = []
+        self._films: dict[str, tuple[str, FilmLabels]] = {}
+
+    def take(self, where: str, read: Callable[[], FilmLabels]) -> None:
+        """Read and keep a film's labels, or note why they cannot be used."""
+        try:
+            labels = read()
+            self._check(labels)
+            self._films[labels.film] = where, labels
+        except LabelError as error:
+            self.unusable.append(Unusable(where, str(error)))
+        except OSError as error:
+            reason = f"it cannot be read: {error.strerror or error}"
+            self.unusable.append(Unusable(where, reason))
+
+    def _check(self, labels: FilmLabels) -> None:
+        if labels.film in self._films:
+            raise LabelError(f"{labels.film} has labels in {self._films[labels.film][0]} already")
+        if not all(labels.labels):
+            raise LabelError("a box of it has no label")
+        allowed, used = self.rules.classes, sorted(set(labels.labels))
+        foreign = [label for label in used if label not in allowed]
+        if allowed and foreign:
+            raise LabelError(f"label {foreign[0]!r} is not of {', '.join(allowed)}")
+        if faults := find_faults(to_coco(CocoSet([labels.to_film(used)], tuple(used)))):
+            raise LabelError(faults[0])
+
+    def finish(
+        self, classes: Iterable[str] = (), info: dict[str, Any] | None = None
+    ) -> tuple[CocoSet, list[Unusable]]:
+        """The set and what is not in it; `classes` are those that the source declares."""
+        films = [labels for _, labels in self._films.values()]
+        used = sorted({label for film in films for label in film.labels})
+        order = self.rules.classes or tuple(classes) or tuple(used)
+        return CocoSet([film.to_film(order) for film in films], order, info or {}), self.unusable
+
+
+def read_files(
+    files: Iterable[Path],
+    base: Path,
+    rules: ReadRules,
+    read_one: Callable[[Path], FilmLabels],
+    classes: Sequence[str] = (),
+) -> tuple[CocoSet, list[Unusable]]:
+    """Read one label file after the other; what cannot be used is noted, and the rest goes on."""
+    collector = Collector(rules)
+    for file in track(list(files), "reading labels", console=console, transient=True):
+
+        def read(file: Path = file) -> FilmLabels:
+            check_bytes(file)
+            return read_one(file)
+
+        collector.take(file.relative_to(base).as_posix(), read)
+    return collector.finish(classes)
+
+
+def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, list[Path]]:
+    """The folder that label files are relative to, and the files.
+
+    `path` is one file or a folder searched through; `marker` is the name of the folder that labels
+    conventionally lie in, found above or below `path`.
+
+    Raises:
+        FileNotFoundError, ValueError: for a path without such files.
+    """
+    if path.is_file():
+        above = [p for p in path.resolve().parents if p.name == marker]
+        return (above[0] if above else path.resolve().parent), [path.resolve()]
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"path must be a label file or a folder of label files. Got '{path}', which does not "
+            "exist."
+        )
+    if is_session(path) or is_session(path.parent):
+        raise ValueError(
+            f"path must be label files of films. Got '{path}', a labelling session, whose boxes "
+            "are in the pixels of its views: export the session first."
+        )
+    base = path / marker if marker and (path / marker).is_dir() else path
+    files = [
+        p
+        for p in base.rglob("*")
+        if p.suffix.lower() == suffix
+        and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(base).parts)
+    ]
+    if not files:
+        raise ValueError(f"path must hold label files named *{suffix}. Got '{path}' with none.")
+    return base, sorted(files)
+
+
+def check_bytes(file: Path) -> None:
+    """Raises LabelError for a file that is too large to be labels."""
+    if file.stat().st_size > MAX_LABEL_BYTES:
+        raise LabelError(f"larger than {MAX_LABEL_BYTES >> 20} MiB, too large for labels")
+
+
+def ticked(extra: Mapping[str, Any]) -> list[str]:
+    """The flags of a film's `extra`, which may come from any COCO file."""
+    flags = extra.get("flags")
+    return [f for f in flags if isinstance(f, str)] if isinstance(flags, list) else []
+
+
+def stem_of(film: str) -> str:
+    """The film's name without the suffix of a film; "IM.0001" and "1.2.840" keep all of theirs."""
+    path = PurePosixPath(film)
+    return str(path.with_suffix("")) if path.suffix.lower() in FILM_SUFFIXES else film
+
+
+def check_name(film: str) -> None:
+    """Raises ValueError for a film that cannot be named by a path below the films' folder."""
+    parts = film.replace("\\", "/").split("/")
+    if PurePosixPath(film).is_absolute() or ".." in parts or "\0" in film:
+        raise ValueError(
+            f"'{film}' must be a path below the films' folder for its labels to go out; pass "
+            "--films with a folder that holds all films."
+        )
+    try:
+        os.fsencode(film).decode("utf-8")
+    except ValueError as error:
+        raise ValueError(f"{film!r} must be a name in UTF-8; rename the film.") from error
+
+
+def check_free(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raises FileExistsError when one of the files is there and may not be replaced."""
+    there = [] if overwrite else [p for p in paths if p.exists()]
+    if there:
+        raise FileExistsError(
+            f"out must be a folder without label files of these films. '{there[0]}' is there "
+            f"({len(there)} in all); take another folder or pass --overwrite."
+        )
+
+
+class FilmFinder:
+    """The films that labels may mean, without ever leaving the films' folder.
+
+    Args:
+        folder: names are relative to it. Without `known`, labels must mean a film in it.
+        known: film name → (height, width) of films known beforehand; labels may mean others too,
+            whose names are kept as they stand.
+
+    With neither, any name below no particular folder is taken as it stands.
+    """
+
+    def __init__(self, folder: Path | None, known: Mapping[str, SizeHw] | None = None) -> None:
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(
+                f"films must be the folder that holds the films. Got '{folder}', which is none."
+            )
+        self.folder = folder.resolve() if folder is not None else None
+        self.known = known
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All films, relative to the folder."""
+        if self.known is not None or self.folder is None:
+            return frozenset(self.known or ())
+        films = list_films([self.folder]).films
+        return frozenset(film.relative_to(self.folder).as_posix() for film in films)
+
+    @cached_property
+    def _composed(self) -> dict[str, str]:
+        return {compose(name): name for name in self.names}
+
+    @cached_property
+    def _by_base(self) -> dict[str, list[str]]:
+        names = defaultdict(list)
+        for name in sorted(self.names):
+            names[compose(PurePosixPath(name).name)].append(name)
+        return names
+
+    def find(self, *candidates: str) -> str:
+        """The film that the first fitting candidate names, exactly; else the one film with that
+        bare name in any folder.
+
+        Raises:
+            LabelError: when none does, when several do, or when a name leads out of the folder.
+        """
+        tried = [self._to_relative(c) for c in candidates]
+        if found := next(filter(None, map(self.look_up, tried)), None):
+            return found
+        for name in tried:
+            same = [] if "/" in name else self._by_base.get(compose(name), [])
+            if len(same) > 1:
+                raise LabelError(f"{name!r} may be {same[0]} or {same[1]}; name it with its folder")
+            if same:
+                return same[0]
+        if self.folder is not None and self.known is None:
+            raise LabelError(f"its film {tried[0]!r} does not lie in the films' folder")
+        return tried[0]
+
+    def look_up(self, name: str) -> str | None:
+        """The film of exactly this name, however its accents are spelt; None when there is none."""
+        return name if name in self.names else self._composed.get(compose(name))
+
+    def inside(self, path: Path) -> str | None:
+        """The name of a path in the films' folder; None for one outside. Touches no file."""
+        normal = Path(os.path.normpath(path))
+        if self.folder is None or normal == self.folder or not normal.is_relative_to(self.folder):
+            return None
+        return normal.relative_to(self.folder).as_posix()
+
+    def check_size(self, film: str, said_hw: SizeHw | None) -> SizeHw:
+        """(height, width) of the film, which must be what its labels say where both are known.
+
+        Raises:
+            LabelError: for another size, an unknown one or a film that cannot be read.
+        """
+        size_hw = None
+        if self.known is not None:
+            size_hw = self.known.get(film)
+            if size_hw is not None and min(size_hw) < 1:
+                raise LabelError(f"{film} could not be read when the session was made")
+        elif self.folder is not None:
+            size_hw = read_size_hw(self.folder / film)
+        if size_hw and said_hw and size_hw != said_hw:
+            said, own = (f"{width} × {height} px" for height, width in (said_hw, size_hw))
+            raise LabelError(f"it is for a film of {said}, but {film} has {own}")
+        size = size_hw or said_hw
+        if size is None:
+            raise LabelError(f"it does not say the size of {film}; pass --films with its folder")
+        return size
+
+    def _to_relative(self, name: str) -> str:
+        if name in self.names:
+            return name
+        slashed = name.replace("\\", "/")
+        if not slashed.strip("/. ") or "\0" in name:
+            raise LabelError(f"it names no film. Got {name!r}")
+        parts = PurePosixPath(slashed).parts
+        relative: str | None = None if ".." in parts else "/".join(parts)
+        if slashed.startswith("/") or _DRIVE.match(name):
+            relative = self.inside(Path(slashed))
+        if relative is None:
+            raise LabelError(f"its film {name!r} lies outside the films' folder")
+        return relative
+
+
+def read_size_hw(path: Path) -> SizeHw:
+    """(height, width) of a film as read_film gives it; of a picture only the header is read.
+
+    Raises:
+        LabelError: for what is no film.
+    """
+    from PIL import Image
+
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+        if head[128:132] == b"DICM" or not is_picture(head):
+            height, width = read_film(path).pixels.shape
+            return height, width
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=("PNG", "JPEG", "TIFF", "MPO")) as image:
+                turned = image.getexif().get(0x0112, 1) in _TURNED
+                width, height = image.size
+        return (width, height) if turned else (height, width)
+    except FilmError as error:
+        raise LabelError(f"its film {path.name} cannot be read: {error.sentence}") from error
+    except Exception as error:  # Pillow raises all kinds
+        raise LabelError(f"its film {path.name} cannot be read ({type(error).__name__})") from error
+
+
+def name_below(path: Path, folder: Path) -> str | None:
+    """The path relative to a folder, as films are named; None for one outside of it."""
+    relative = Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve()))
+    return None if relative.parts[:1] == (os.pardir,) else relative.as_posix()
+
+
+def compose(name: str) -> str:
+    """é as one character; a Mac spells it as two."""
+    return unicodedata.normalize("NFC", name)
