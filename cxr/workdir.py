@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import math
@@ -17,15 +18,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
+from rich.control import Control
 from rich.logging import RichHandler
 
-console = Console(stderr=True)
 log = logging.getLogger("lungfirst")
+
+
+class _Console(Console):
+    """The terminal. What is printed there, but for bars, stands in the run's log too."""
+
+    copies = True
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        if self.copies and not any(isinstance(o, Control) for o in objects):
+            text = io.StringIO()
+            Console(file=text, width=120, color_system=None).print(*objects, **options)
+            for handler in _files() if text.getvalue().strip() else ():
+                print(text.getvalue(), end="", file=handler.stream, flush=True)
+
+
+class _Terminal(RichHandler):
+    """Messages to the terminal; the log's own file has them already."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.copies = False
+        try:
+            super().emit(record)
+        finally:
+            console.copies = True
+
+
+console = _Console(stderr=True)
 
 _LIBRARIES = (
     "torch",
@@ -130,11 +160,29 @@ def seed_everything(seed: int) -> None:
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Messages of this project to the terminal, once, through rich."""
+    """A command begins: its messages go to the terminal through rich, and are kept for the log of
+    the run that it will start."""
     if not any(isinstance(h, RichHandler) for h in log.handlers):
-        log.addHandler(RichHandler(console=console, show_path=False, show_time=False))
+        log.addHandler(_Terminal(console=console, show_path=False, show_time=False))
+    _close_log()
+    log.addHandler(MemoryHandler(1000, flushLevel=logging.CRITICAL + 1))
     log.setLevel(level)
     log.propagate = False
+
+
+def _files() -> list[logging.FileHandler]:
+    return [h for h in log.handlers if isinstance(h, logging.FileHandler)]
+
+
+def _close_log() -> list[logging.LogRecord]:
+    """End the log that is being written; returns what was said before a run was started."""
+    earlier: list[logging.LogRecord] = []
+    for handler in list(log.handlers):
+        if isinstance(handler, MemoryHandler | logging.FileHandler):
+            earlier += handler.buffer if isinstance(handler, MemoryHandler) else []
+            log.removeHandler(handler)
+            handler.close()
+    return earlier
 
 
 class Workdir:
@@ -155,12 +203,15 @@ class Workdir:
         write_json(self / "run.json", record)
         if seed is not None:
             seed_everything(seed)
-        handler = logging.FileHandler(self / "run.log")
+        handler = logging.FileHandler(self / "run.log", encoding="utf-8", errors="replace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        for old in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
-            log.removeHandler(old)
-            old.close()
+        for earlier in _close_log():
+            handler.handle(earlier)
         log.addHandler(handler)
+        if log.level == logging.NOTSET:  # no command began it
+            log.setLevel(logging.INFO)
+        begun = (log.name, logging.INFO, "", 0, "begun: %s", (record["command"],), None)
+        handler.handle(logging.LogRecord(*begun))
         return record
 
     def update(self, **fields: Any) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 
 import cxr.workdir
 from cxr.workdir import (
     Workdir,
+    console,
     log,
     provenance,
+    set_up_logging,
     sha256_file,
     write_atomic,
     write_json,
@@ -88,6 +91,24 @@ def test_log_goes_to_the_run_that_was_started_last(tmp_path: Path) -> None:
     assert "hello from first" in (tmp_path / "first/run.log").read_text()
     assert "second" not in (tmp_path / "first/run.log").read_text()
     assert "hello from second" in (tmp_path / "second/run.log").read_text()
+
+
+def test_the_log_holds_what_was_said_before_and_printed_after_the_start(tmp_path: Path) -> None:
+    set_up_logging()
+    log.info("3 files passed over")
+    log.debug("not for people")
+    Workdir(tmp_path).start({})
+    log.info("reading")
+    console.print("[bold]page:[/bold] report.html")
+    with Progress(console=console) as bar:
+        bar.advance(bar.add_task("films", total=1))
+    log.warning("stopped")
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    said = ["3 files passed over", "begun: ", "reading", "page: report.html", "stopped"]
+    assert len(lines) == 5 and all(w in line for w, line in zip(said, lines, strict=True))
+    set_up_logging()  # the next command
+    log.info("another command")
+    assert len((tmp_path / "run.log").read_text().splitlines()) == 5
 
 
 def test_update_adds_fields_and_keeps_the_others(tmp_path: Path) -> None:
