@@ -10,7 +10,7 @@ import pytest
 from audit_browser import IMAGE, NEEDS_CHROMIUM, REFUSED, SCRIPT, Browser, opened, started
 from audit_films import MEMBERS, films
 
-from classify.audit.page_films import film_anchor
+from classify.audit.page import film_anchor
 
 pytestmark = NEEDS_CHROMIUM
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from classify.audit.sections import answer_chart, flatten, sections
-from classify.audit.words import metric, metric_key
 from cxr.page.charts import Row, cascade, curves, forest, histogram, nice_ticks
 from cxr.page.words import in_unit, interval, p_value
 
@@ -30,12 +29,6 @@ def test_an_interval_is_read_with_its_ends() -> None:
 
 def test_p_is_never_zero() -> None:
     assert (p_value(0.0), p_value(0.0314), p_value(None)) == ("< 0.001", "0.031", "–")
-
-
-def test_a_metric_is_known_under_its_other_names_and_an_unknown_one_keeps_its_own() -> None:
-    assert metric_key("mean lift") == "lift" and metric_key("inside") == "inside_share"
-    assert metric("border").name == "Attention on the border" and metric("lift").chance == 1
-    assert metric("some_other").name == "some other"
 
 
 def test_ticks_are_round_numbers_inside_the_range() -> None:
@@ -121,6 +114,7 @@ def test_chance_is_drawn_beside_what_it_is_chance_for() -> None:
 def test_a_difference_of_shares_is_in_points_and_a_trap_of_cropping_is_named() -> None:
     row = {
         "source": "",
+        "member": "viral",
         "metric": "border_share",
         "film": 0.2,
         "crop": 0.15,
@@ -129,6 +123,7 @@ def test_a_difference_of_shares_is_in_points_and_a_trap_of_cropping_is_named() -
         "high": -0.02,
         "p": 0.0004,
         "n": 1200,
+        "patients": 1100,
     }
     (section,) = sections({"compare": [row]})
     assert section.table is not None
@@ -136,11 +131,13 @@ def test_a_difference_of_shares_is_in_points_and_a_trap_of_cropping_is_named() -
         (
             "Attention on the border",
             "all sources",
+            "viral",
             "20 %",
             "15 %",
             "−5.0 points [−8.0, −2.0]",
             "< 0.001",
             "1,200",
+            "1,100",
         )
     ]
     assert "what each network saw" in section.charts[0].means
@@ -149,6 +146,7 @@ def test_a_difference_of_shares_is_in_points_and_a_trap_of_cropping_is_named() -
 def compared(key: str, **more: Any) -> dict[str, Any]:
     return {
         "source": "nih",
+        "member": "viral",
         "metric": key,
         "film": 0.5,
         "crop": 0.6,
@@ -157,6 +155,8 @@ def compared(key: str, **more: Any) -> dict[str, Any]:
         "high": 0.15,
         "p": 0.01,
         "n": 9,
+        "patients": 9,
+        "left_out": {},
     } | more
 
 
@@ -174,7 +174,7 @@ def test_accuracy_auc_lift_and_border_come_first_and_the_rest_is_folded() -> Non
     assert section.fold.title == "More differences: lift against luck and pointing game"
 
 
-def test_member_corrected_p_and_films_left_out_have_columns_where_they_are_given() -> None:
+def test_corrected_p_and_films_left_out_have_columns_where_they_are_given() -> None:
     rows = [
         compared("lift", member=m, p_holm=0.09, patients=7, left_out={"map empty": 2}, test=t)
         for m, t in (("viral", "swapped"), ("bacterial", "swapped"))
@@ -214,7 +214,7 @@ def test_two_methods_are_named_in_title_charts_and_table() -> None:
     (section,) = sections({"compare": [compared("lift")], "compare_arms": arms})
     assert section.title == "The network's own map beside Grad-CAM"
     assert section.table is not None
-    assert section.table.head[2:5] == (
+    assert section.table.head[3:6] == (
         "Grad-CAM",
         "The network's own map",
         "Difference [95 % interval]",
@@ -235,7 +235,7 @@ def test_controls_by_masking_are_told_in_words_with_what_changed() -> None:
     rows = [
         {"control": "as is", "auc": 0.9, "changed": 0.0, "difference": 0.0, **more},
         {
-            "control": "outside only, mean",
+            "control": "outside only",
             "auc": 0.85,
             "changed": 0.31,
             "changed_low": 0.2,
@@ -255,7 +255,7 @@ def test_controls_by_masking_are_told_in_words_with_what_changed() -> None:
             [
                 ("as it is", "0.900 [0.800, 0.900]", "–", "–", "9"),
                 (
-                    "lungs painted over, mean grey",
+                    "lungs blacked out",
                     "0.850 [0.800, 0.900]",
                     "−0.050 [−0.100, +0.010]",
                     "31.0 % [20.0, 40.0]",

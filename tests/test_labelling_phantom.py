@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelling.phantom import draw_chest
 from labelling.demo import write_rule_pictures
+from labelling.phantom import draw_chest
 
 SIZES_HW = ((160, 120), (120, 200), (64, 64), (300, 300))
 

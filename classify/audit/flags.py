@@ -20,7 +20,14 @@ from cxr.workdir import log, write_json
 SCHEMA, VERSION = "lungfirst.audit_thresholds", 1
 OUTSIDE, BORDER, TEXT, EMPTY = "looks outside", "border", "text", "map empty"
 DISAGREE = "field and box disagree"
-FLAGS = (OUTSIDE, BORDER, TEXT, EMPTY, DISAGREE)
+FLAGS = {  # and what each says
+    OUTSIDE: "Far less attention on lung than on the films the network was trained on.",
+    BORDER: "Unusually much attention on the outermost band of the picture.",
+    TEXT: "Unusually much attention on letters or marks burnt into the film.",
+    EMPTY: "The map is zero everywhere: nothing on the film speaks for the target.",
+    DISAGREE: "Lung field and thorax box do not lie over each other: one of the two is wrong, so "
+    "the figures of this film mean little.",
+}
 LOWER, UPPER = {"lift": OUTSIDE}, {"border_share": BORDER, "text_share": TEXT}
 _LEAST = {"text_share": 0.01}  # where training films hardly look, a trace is no reason to flag
 _FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail

@@ -1,14 +1,16 @@
 """The audit's page: the answer, its figures and controls, and every film, worst first.
 
-One HTML file that needs no other file and no network, as `classify.report` makes them: pictures are
-data URIs, style and script are inline and named by hash in a Content-Security-Policy. Films come
-from an iterable and go to a scratch file one by one; what stays in memory is a film's names, flags
-and figures, and the pictures of the 24 worst, which are shown without a script and in print.
+Films come from an iterable and go to a scratch file one by one; what stays in memory is a film's
+names, flags and figures, and the pictures of the 24 worst, which are shown without a script and in
+print.
 """
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,15 +19,22 @@ from typing import IO, Any
 
 from markupsafe import Markup
 
-from classify.audit.page_films import Record, film_entry, film_record, rank
+from classify.audit.figures import LIFT
+from classify.audit.flags import FLAGS
 from classify.audit.sections import answer_chart, flatten, sections
-from classify.audit.words import FLAGS, LIFT
 from cxr.page.build import to_json, write_page
 from cxr.page.pictures import inferno
-from cxr.page.words import DECISIONS, printable
+from cxr.page.words import DECISIONS, name_of, printable
 
 HERE = Path(__file__).resolve().parent
 WORST = 24  # films shown without a script and in print
+Record = dict[str, Any]
+
+_VIEW = 1000  # longer side of a film in the coordinates of its outlines
+_TEXTS = ("source", "label", "patient", "decision", "status", "reason")
+_FIGURES = ("probability", "lift", "inside", "area", "border", "outside_box", "text")
+_HITS = ("pointing", "finding_hit")
+_URI = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def write_audit_page(
@@ -50,53 +59,50 @@ def _spool(
 ) -> tuple[list[Record], list[Record]]:
     """Every film's data to the scratch file; gives what the gallery sorts and filters by, worst
     first, and the worst films' whole records."""
-    index: list[tuple[tuple[Any, ...], Record]] = []
+    index: list[Record] = []
     worst: list[tuple[tuple[Any, ...], Record]] = []
     anchors: Counter[str] = Counter()
-    for film in films:
+    for number, film in enumerate(films):
         record = film_record(film)
         anchors[record["id"]] += 1
         if anchors[record["id"]] > 1:  # the same film twice, say under two methods
             record["id"] += f"-{anchors[record['id']]}"
         scratch.write(f'<script type="application/json" id="data-{record["id"]}">')
         scratch.write(f"{to_json(record)}</script>\n")
-        entry = film_entry(record)
-        place = (*rank(entry), len(index))
-        index.append((place, entry))
-        worst = sorted([*worst, (place, record)], key=lambda pair: pair[0])[:WORST]
-    return [e for _, e in sorted(index, key=lambda pair: pair[0])], [r for _, r in worst]
+        index.append(_entry(record))
+        place = (*_rank(index[-1]), number)
+        worst = heapq.nsmallest(WORST, [*worst, (place, record)], key=lambda pair: pair[0])
+    return sorted(index, key=_rank), [record for _, record in worst]
 
 
 def _shown(
     summary: Mapping[str, Any], index: list[Record], worst: list[Record], scratch: IO[str]
 ) -> dict[str, Any]:
-    clean = _clean(summary)
+    clean = _plain(summary)
     flags = Counter(flag for entry in index for flag in entry["flags"])
+    answer, colours = clean.get("answer") or {}, inferno()
     return {
         "title": clean.get("title") or "Attention audit",
-        "made": clean.get("made") or "",
         "question": clean.get("question") or "Did the model look inside the lungs?",
-        "answer": clean.get("answer") or {},
-        "method": clean.get("method") or "",
-        "answer_chart": answer_chart(clean.get("answer") or {}),
+        **{name: clean.get(name) or "" for name in ("made", "method")},
+        **{name: clean.get(name) or [] for name in ("cautions", "members")},
+        **{name: flatten(clean.get(name) or {}) for name in ("thresholds", "settings")},
+        "answer": answer,
+        "answer_chart": answer_chart(answer),
         "lift": LIFT,
-        "cautions": clean.get("cautions") or [],
         "sections": sections(clean),
-        "thresholds": flatten(clean.get("thresholds") or {}),
-        "settings": flatten(clean.get("settings") or {}),
-        "members": clean.get("members") or [],
         "films": len(index),
         "flagged": sum(bool(entry["flags"]) for entry in index),
         "flags": flags,
-        "flag_words": {**{f: FLAGS[f] for f in FLAGS}, **{f: "" for f in flags if f not in FLAGS}},
+        "flag_words": {**FLAGS, **{f: "" for f in flags if f not in FLAGS}},
         "findings": any(entry["findings"] for entry in index),
         "worst": worst,
         "index": to_json(index),
         "words": to_json({"decisions": DECISIONS, "flags": FLAGS}),
         "early": Markup('document.documentElement.className = "js";'),
         "film_blocks": lambda: _blocks(scratch),
-        "inferno_stops": inferno(),
-        "inferno": [[round(c / 255, 3) for c in rgb] for rgb in zip(*inferno(), strict=True)],
+        "inferno_stops": colours,
+        "inferno": [[round(c / 255, 3) for c in rgb] for rgb in zip(*colours, strict=True)],
     }
 
 
@@ -106,15 +112,109 @@ def _blocks(scratch: IO[str]) -> Iterator[Markup]:
         yield Markup(piece)  # noqa: S704 - written by _spool through to_json
 
 
-def _clean(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Plain values with printable texts; NaN becomes None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, Mapping):
-        return {printable(str(k)): _clean(v) for k, v in value.items()}
+        return {printable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, str):
         return printable(value)
-    if isinstance(value, Sequence) or hasattr(value, "tolist"):
-        plain = value.tolist() if hasattr(value, "tolist") else value
-        return [_clean(v) for v in plain] if isinstance(plain, Sequence) else _clean(plain)
+    if isinstance(value, Sequence):
+        return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, int | float) else printable(str(value))
+
+
+def film_anchor(film: str) -> str:
+    """The film's own anchor on the page: the same in every run, whatever its name holds."""
+    return "film-" + hashlib.sha256(film.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def film_record(film: Mapping[str, Any]) -> Record:
+    """A film as the page holds it: clean texts, outlines in units of 1/1000 of the longer side."""
+    name, clean = str(film["film"]), _plain(film)
+    height, width = clean.get("size") or (1, 1)
+    scale = _VIEW / max(height, width)
+    view = (round(width * scale, 1), round(height * scale, 1))
+    members = [
+        {
+            "name": member.get("name", ""),
+            **{k: _number(member.get(k)) for k in _FIGURES},
+            **{k: None if member.get(k) in (None, "") else bool(member[k]) for k in _HITS},
+            "flags": list(member.get("flags") or ()),
+            "map": _uri(member.get("map"), name),
+        }
+        for member in clean.get("members") or ()
+    ]
+    flags = [*(clean.get("flags") or ()), *(f for member in members for f in member["flags"])]
+    known = [n for n, m in enumerate(members) if m["map"] or m["lift"] is not None]
+    outlines = (
+        "L".join(f"{x * view[0]:.0f} {y * view[1]:.0f}" for x, y in polygon)
+        for polygon in clean.get("field") or ()
+    )
+    return {
+        "id": film_anchor(name),
+        "film": clean["film"],
+        "name": printable(name_of(name)),
+        **{k: clean.get(k) or "" for k in (*_TEXTS, "lung_by")},
+        "flags": list(dict.fromkeys(flags)),
+        "reasons": list(clean.get("reasons") or ()),
+        "view": view,
+        "box": _rectangle(clean.get("box"), view, name),
+        "seen": _rectangle(clean.get("seen") or (0, 0, 1, 1), view, name),
+        "findings": [_rectangle(xyxy, view, name) for xyxy in clean.get("findings") or ()],
+        "field": "".join(f"M{line}Z" for line in outlines if line),
+        "picture": _uri(clean.get("picture"), name),
+        "crop": _uri(clean.get("crop"), name),
+        "members": members,
+        "worst": min(known, key=lambda n: _rank(members[n]), default=0),
+    }
+
+
+def _entry(record: Record) -> Record:
+    """What the gallery sorts, filters and searches by, for every film at hand."""
+    own = {k: [m[k] for m in record["members"] if m[k] is not None] for k in _FIGURES}
+    return {
+        **{k: record[k] for k in ("id", "film", "name", *_TEXTS, "flags", "reasons")},
+        "lift": min(own["lift"], default=None),
+        **{k: max(own[k], default=None) for k in ("border", "text", "outside_box")},
+        "members": [m["name"] for m in record["members"]],
+        "findings": len(record["findings"]),
+    }
+
+
+def _rank(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Worst first: most flags, then the least lift; films without a measurement come last."""
+    lift = entry["lift"]
+    return (not entry.get("members", True), -len(entry["flags"]), lift is None, lift or 0.0)
+
+
+def _rectangle(xyxy: Any, view: Sequence[float], film: str) -> list[float] | None:
+    """Fractions x0, y0, x1, y1 to x, y, width, height in the view's units."""
+    if xyxy is None:
+        return None
+    if len(xyxy) != 4 or None in xyxy:
+        raise ValueError(
+            f"A box of film {film!r} must be x0, y0, x1, y1 as fractions of the film. "
+            f"Got {xyxy!r} instead."
+        )
+    x0, y0, x1, y1 = xyxy
+    corner = (x0 * view[0], y0 * view[1])
+    size = (max(x1 - x0, 0) * view[0], max(y1 - y0, 0) * view[1])
+    return [round(v, 1) for v in (*corner, *size)]
+
+
+def _uri(uri: Any, film: str) -> str:
+    if uri and not (isinstance(uri, str) and _URI.fullmatch(uri)):
+        raise ValueError(
+            f"A picture of film {film!r} must be a data URI of a PNG or JPEG. Got "
+            f"{str(uri)[:40]!r} instead: use picture_uri or map_uri."
+        )
+    return uri or ""
+
+
+def _number(value: Any) -> float | None:
+    """A figure with four digits; None for what is undefined."""
+    return None if value in (None, "") else round(float(value), 4)
