@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.coco import CocoFilm, CocoSet, write_coco
-from labelling.readers import Mark, Pair, Reader, Side, compare
+from labelling.readers import Mark, Pair, Side, compare
 
 FILM = np.full((100, 200), 0.5, np.float32)
 RAMP = np.repeat(np.arange(200, dtype=np.uint8)[None], 100, axis=0)  # not blank: a film
@@ -31,7 +31,7 @@ def table(path: Path, text: str) -> str:
 
 
 def side(name: str, *marks: Mark) -> Side:
-    return Side(Path(name), (Reader(name, marks),))
+    return Side(Path(name), {name: marks})
 
 
 def one_pair(a: Mark, b: Mark, names: str = "path") -> Pair:

@@ -23,7 +23,7 @@ from labelling.agreement_pictures import (
     draw_pair,
     draw_worst,
 )
-from labelling.readers import Mark, Reader, Side, compare, read_sides
+from labelling.readers import Mark, Side, compare, read_sides
 
 
 def run_agree(tmp_path: Path, *readers: str, **options: object) -> int:
@@ -141,7 +141,7 @@ def test_the_worst_are_films_with_the_lowest_iou_first() -> None:
     full = [Mark(name, (0, 0, 100, 100)) for name in "fgh"]
     ann = [Mark(n, (0, 0, 100, h)) for n, h in (("f", 90), ("g", 60), ("h", 80))]
     bob = [Mark("f", (0, 0, 100, 70))]
-    two = Side(Path("b"), (Reader("ann", tuple(ann)), Reader("bob", tuple(bob))))
+    two = Side(Path("b"), {"ann": ann, "bob": bob})
     worst = choose_worst(compare(side("a", *full), two).pairs, 2)
     assert [(p.film, p.reader) for p in worst] == [("g", "ann"), ("f", "bob")]
 

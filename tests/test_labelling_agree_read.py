@@ -54,9 +54,9 @@ def test_one_reader_is_not_compared_with_itself(tmp_path: Path) -> None:
 def test_csv_without_reader_with_corners_a_mark_and_no_box(tmp_path: Path) -> None:
     path = tmp_path / "carol.csv"
     path.write_text("film,x0,y0,x1,y1\na,1,2,3,4.5\nb,,,,\n", encoding="utf-8-sig")
-    (reader,) = read_side(path).readers
-    assert reader.name == "carol"
-    assert [m.xyxy for m in reader.marks] == [(1, 2, 3, 4.5), None]
+    readers = read_side(path).readers
+    assert list(readers) == ["carol"]
+    assert [m.xyxy for m in readers["carol"]] == [(1, 2, 3, 4.5), None]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from cxr.cli import to_plain
 from cxr.ledger import csv_line
+from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles, in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json
 from detect.metrics import SIDES
@@ -87,12 +88,9 @@ class AgreeConfig:
                 "A and B must be two: each a session's folder, a COCO file or a CSV. "
                 f"Got {len(self.readers)} instead."
             )
-        if self.names not in ("path", "stem"):
-            raise ValueError(f"--names must be path or stem. Got {self.names!r} instead.")
-        if not 0 <= self.worst <= 120:
-            raise ValueError(f"--worst must lie between 0 and 120. Got {self.worst} instead.")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more. Got {self.seed} instead.")
+        require(self.names in ("path", "stem"), "--names must be path or stem", self.names)
+        require(0 <= self.worst <= 120, "--worst must lie between 0 and 120", self.worst)
+        require(self.seed >= 0, "--seed must be 0 or more", self.seed)
 
 
 @dataclass(frozen=True)
@@ -336,7 +334,7 @@ def _cell(text: str) -> str:
 def tables_json(comparison: Comparison, blocks: Blocks) -> dict[str, Any]:
     """Everything the tables say, unrounded, and all names; NaN is null, as JSON has none."""
     sides = {
-        word: {"path": str(side.path), "readers": {r.name: len(r.marks) for r in side.readers}}
+        word: {"path": str(side.path), "readers": {r: len(m) for r, m in side.readers.items()}}
         for word, side in (("a", comparison.a), ("b", comparison.b))
     }
     return {
@@ -375,7 +373,7 @@ def _number(value: float, digits: int) -> str:
 def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> None:
     """Both tables, narrow enough for a terminal of 80 columns, and the remarks."""
     for letter, side in (("A", comparison.a), ("B", comparison.b)):
-        readers = ", ".join(f"{r.name} ({len(r.marks)} films)" for r in side.readers)
+        readers = ", ".join(f"{r} ({len(marks)} films)" for r, marks in side.readers.items())
         _say(console, f"{letter}: {side.path}: {readers}")
     whole = blocks["all"]
     # the interval below its value, no leading zeros, and a block's name without its word

@@ -1,6 +1,6 @@
 """Two sets of boxes: read from a session, a COCO file or a CSV, and one film matched to the other.
 
-A Reader is one hand with one box a film. Boxes are xyxy in pixels of a picture of `size_hw`, which
+A reader is one hand with one box a film. Boxes are xyxy in pixels of a picture of `size_hw`, which
 a CSV seldom knows.
 """
 
@@ -11,8 +11,8 @@ import math
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
@@ -43,7 +43,6 @@ class Mark:
         size_hw: None where the set does not say it.
         patient_id, source: "" where unknown.
         path: the film's file where the set knows it (sessions do).
-        as_prelabelled: the detector's box, accepted as it was drawn.
     """
 
     film: str
@@ -52,29 +51,20 @@ class Mark:
     patient_id: str = ""
     source: str = ""
     path: Path | None = None
-    as_prelabelled: bool = False
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One hand: at most one Mark a film."""
-
-    name: str
-    marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True)
 class Side:
-    """A or B: where it was read from, its readers, and what must be known about it."""
+    """A or B: where it was read from, the marks of each reader, and what must be known about it."""
 
     path: Path
-    readers: tuple[Reader, ...]
+    readers: dict[str, Sequence[Mark]]
     notes: tuple[str, ...] = ()
 
     @property
     def films(self) -> list[str]:
         """Each film that any reader marked, once."""
-        return list(dict.fromkeys(m.film for r in self.readers for m in r.marks))
+        return list(dict.fromkeys(m.film for marks in self.readers.values() for m in marks))
 
 
 @dataclass(frozen=True)
@@ -87,6 +77,10 @@ class Pair:
         verdict: BOTH, A_ONLY, B_ONLY, NEITHER or UNLIKE (pictures of different shapes).
         a_xyxy, b_xyxy: both in pixels of A's picture; None where there is no box.
         size_hw: of A's picture, or None where nobody knows it.
+        film: its name in A.
+        iou: NaN unless both have a box.
+        edges_px, edges_pct: B − A for left, top, right, bottom; in % of the width (left, right)
+            or height (top, bottom) of A's box.
     """
 
     a: Mark
@@ -100,36 +94,28 @@ class Pair:
 
     @property
     def film(self) -> str:
-        """Its name in A."""
         return self.a.film
 
     @property
     def source(self) -> str:
-        """Of the side that knows it."""
         return self.a.source or self.b.source
 
     @property
     def patient(self) -> str:
-        """Of the side that knows the patient; else the film stands for itself."""
         return self.a.patient_id or self.b.patient_id or self.film
 
     @cached_property
     def iou(self) -> float:
-        """NaN unless both have a box."""
         if self.verdict != BOTH:
             return math.nan
         return float(iou_xyxy(self.a_xyxy, self.b_xyxy)[0, 0])
 
-    @cached_property
+    @property
     def edges_px(self) -> Xyxy:
-        """B − A for left, top, right, bottom."""
-        if self.a_xyxy is None or self.b_xyxy is None:
-            return NAN4
-        return _four(np.subtract(self.b_xyxy, self.a_xyxy))
+        return _four(np.subtract(self.b_xyxy or NAN4, self.a_xyxy or NAN4))
 
-    @cached_property
+    @property
     def edges_pct(self) -> Xyxy:
-        """In % of the width (left, right) or height (top, bottom) of A's box."""
         x0, y0, x1, y1 = self.a_xyxy or NAN4
         return _four(100 * np.array(self.edges_px) / ([x1 - x0, y1 - y0] * 2))
 
@@ -156,22 +142,17 @@ def read_sides(paths: Sequence[str], reader: str = "") -> tuple[Side, Side]:
     Raises:
         FileNotFoundError, ValueError: with a sentence that names file, film and fix.
     """
-    a, b = (read_side(path) for path in paths)
-    if not reader:
-        return a, b
-    sides = [s for s in (a, b) if s.path.suffix.lower() == ".csv"]
-    known = sorted({r.name for s in sides for r in s.readers})
-    if reader not in known:
-        raise ValueError(
-            f"--reader must be a reader of a CSV ({', '.join(known) or 'none is given'}). "
-            f"Got '{reader}' instead."
-        )
-    return _keep(a, reader), _keep(b, reader)
-
-
-def _keep(side: Side, reader: str) -> Side:
-    kept = tuple(r for r in side.readers if r.name == reader)
-    return Side(side.path, kept, side.notes) if kept else side
+    sides = [read_side(path) for path in paths]
+    if reader:
+        known = {name for s in sides if s.path.suffix.lower() == ".csv" for name in s.readers}
+        if reader not in known:
+            raise ValueError(
+                f"--reader must be a reader of a CSV ({', '.join(sorted(known)) or 'none is given'}"
+                f"). Got '{reader}' instead."
+            )
+        kept = [{reader: s.readers[reader]} if reader in s.readers else s.readers for s in sides]
+        sides = [replace(s, readers=own) for s, own in zip(sides, kept, strict=True)]
+    return sides[0], sides[1]
 
 
 def read_side(path: str | Path) -> Side:
@@ -196,7 +177,7 @@ def read_side(path: str | Path) -> Side:
 
 def _read_session(path: Path) -> Side:
     session = Session.open(path)
-    marks, faulty, notes = [], [], []
+    marks, faulty, notes, shown = [], [], [], 0
     for film, answer in session.answers():
         if answer.fault and answer.state != "unreadable":
             faulty.append(film.film)
@@ -209,8 +190,8 @@ def _read_session(path: Path) -> Side:
                 f"film. Delete the wrong one (`python tools/annotate.py check` lists them)."
             )
         box, where = answer.box.xyxy if answer.box else None, session.film_path(film)
-        shown = answer.state == "accepted" and film.prelabel_xyxy is not None
-        marks.append(Mark(film.film, box, film.size_hw, film.patient_id, film.source, where, shown))
+        marks.append(Mark(film.film, box, film.size_hw, film.patient_id, film.source, where))
+        shown += answer.state == "accepted" and film.prelabel_xyxy is not None
     if not marks:
         raise ValueError(
             f"'{path}' has no film done yet; go on with `python tools/annotate.py start`."
@@ -220,12 +201,12 @@ def _read_session(path: Path) -> Side:
             f"{len(faulty)} label files of '{path}' cannot be used, the first of film "
             f"{faulty[0]}: see `python tools/annotate.py check`."
         )
-    if accepted := sum(m.as_prelabelled for m in marks):
+    if shown:
         notes.append(
-            f"{accepted} of the {len(marks)} answers of '{path}' are the detector's box, "
+            f"{shown} of the {len(marks)} answers of '{path}' are the detector's box, "
             "accepted as drawn: two readers shown the same box agree more."
         )
-    return Side(path, (Reader(session.annotator or path.name, tuple(marks)),), tuple(notes))
+    return Side(path, {session.annotator or path.name: marks}, tuple(notes))
 
 
 def _read_coco(path: Path) -> Side:
@@ -239,7 +220,7 @@ def _read_coco(path: Path) -> Side:
         box = _four(film.boxes_xyxy[0]) if len(film.boxes_xyxy) else None
         patient, source = (str(film.extra.get(k) or "") for k in ("patient_id", "source"))
         marks.append(Mark(film.file_name, box, film.size_hw, patient, source))
-    return Side(path, (Reader(path.stem, tuple(marks)),))
+    return Side(path, {path.stem: marks})
 
 
 def _four(values: Iterable[float]) -> Xyxy:
@@ -278,7 +259,7 @@ def _read_csv(path: Path) -> Side:
         raise ValueError(f"'{path}' must be a CSV in UTF-8. {error}") from error
     if not marks:
         raise ValueError(f"'{path}' must have a row for each film. Got none.")
-    return Side(path, tuple(Reader(name, tuple(own)) for name, own in marks.items()))
+    return Side(path, dict(marks))
 
 
 def _read_row(where: str, film: str, cells: dict[str, str], kind: Sequence[str]) -> Mark:
@@ -338,7 +319,7 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
     if not twos:
         raise ValueError(
             f"A and B must differ, or be a CSV with two readers. Got '{a.path}' twice, with the "
-            f"reader {a.readers[0].name}."
+            f"reader {next(iter(a.readers))}."
         )
     notes = [*a.notes, *(() if same else b.notes)]
     films_a, films_b = a.films, b.films
@@ -356,7 +337,7 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
         notes.append(
             f"{by_stem - by_path} more films would match by their names alone: --names stem."
         )
-    pairs = [p for ra, rb in twos for p in _pair_readers(ra, rb, names, a, b)]
+    pairs = [pair for hands in twos for pair in _pair_readers(hands, names, a, b)]
     if not pairs:
         raise ValueError(
             f"A and B must have a film in common. '{a.path}' has {len(films_a)} films such as "
@@ -370,19 +351,17 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
     return Comparison(a, b, names, tuple(pairs), only_a, () if same else only_b, tuple(notes))
 
 
-def _pair_readers(a: Reader, b: Reader, names: str, side_a: Side, side_b: Side) -> list[Pair]:
-    own, other = _index(a.marks, names), _index(b.marks, names)
-    reader = b.name if len(side_a.readers) == 1 else f"{a.name} / {b.name}"
-    pairs = []
+def _pair_readers(hands: tuple[str, str], names: str, a: Side, b: Side) -> Iterator[Pair]:
+    reader = hands[1] if len(a.readers) == 1 else " / ".join(hands)
+    own, other = (_index(s.readers[h], names) for s, h in zip((a, b), hands, strict=True))
     for key in [key for key in own if key in other]:
-        for marks, side in ((own[key], side_a), (other[key], side_b)):
+        for marks, side in ((own[key], a), (other[key], b)):
             if len(marks) > 1:
                 raise ValueError(
                     f"'{side.path}' has two films that match by {names} as {key}: {marks[0].film} "
                     f"and {marks[1].film}. Rename one of them, or make the paths in A and B alike."
                 )
-        pairs.append(_pair(own[key][0], other[key][0], reader, (a.name, b.name)))
-    return pairs
+        yield _pair(own[key][0], other[key][0], reader, hands)
 
 
 def _index(marks: Sequence[Mark], names: str) -> dict[str, list[Mark]]:
