@@ -26,6 +26,7 @@ from rich.text import Text
 
 from cxr.cli import to_plain
 from cxr.ledger import csv_line
+from cxr.page.words import printable
 from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles, in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json
@@ -235,15 +236,15 @@ def measure_blocks(pairs: Sequence[Pair], seed: int = 0) -> Blocks:
 # Tables
 
 
-def printable(text: str) -> str:
+def to_line(text: str) -> str:
     """The text without line ends, control characters and what no encoding can write."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return printable(text, "?")
 
 
 def _iou_rows(blocks: Blocks) -> list[list[str]]:
     return [
         [
-            *(printable(name), str(a.pairs), str(a.films), str(a.patients)),
+            *(to_line(name), str(a.pairs), str(a.films), str(a.patients)),
             *map(in_words, (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)),
         ]
         for name, a in blocks.items()
@@ -253,7 +254,7 @@ def _iou_rows(blocks: Blocks) -> list[list[str]]:
 def _edge_rows(blocks: Blocks) -> list[list[str]]:
     """No row for a block without two boxes."""
     return [
-        [printable(name), side, *_limits(px), *_limits(pct)]
+        [to_line(name), side, *_limits(px), *_limits(pct)]
         for name, a in blocks.items()
         for side, px, pct in zip(SIDES, a.edges_px, a.edges_pct, strict=True)
         if a.pairs
@@ -274,7 +275,7 @@ def signed(value: float) -> str:
 
 def _remarks(comparison: Comparison, blocks: Blocks) -> list[str]:
     """What the tables do not say: films not compared, named, and the sets' own notes."""
-    lines = [printable(note) for note in comparison.notes]
+    lines = [to_line(note) for note in comparison.notes]
     lines += [
         f"{_films(films)} only in {own}, without an answer in {other}: {_first(films)}"
         for own, other, films in (("A", "B", comparison.only_a), ("B", "A", comparison.only_b))
@@ -302,7 +303,7 @@ def _films(films: Sequence[str]) -> str:
 
 def _first(films: Sequence[str]) -> str:
     more = f" and {len(films) - FIRST} more" if len(films) > FIRST else ""
-    return ", ".join(printable(f) for f in films[:FIRST]) + more
+    return ", ".join(to_line(f) for f in films[:FIRST]) + more
 
 
 def _legend(comparison: Comparison) -> str:
@@ -316,7 +317,7 @@ def _legend(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison, blocks: Blocks) -> str:
     """Both tables, how to read them, and the remarks."""
-    places = [f"`{printable(str(s.path)).replace('`', '?')}`" for s in (comparison.a, comparison.b)]
+    places = [f"`{to_line(str(s.path)).replace('`', '?')}`" for s in (comparison.a, comparison.b)]
     lines = ["# Agreement of two readers", "", f"A: {places[0]}  ", f"B: {places[1]}"]
     for head, rows in ((_IOU_HEAD, _iou_rows(blocks)), (_EDGE_HEAD, _edge_rows(blocks))):
         table = [head, ["---"] * len(head), *rows]
@@ -356,7 +357,7 @@ def films_csv(pairs: Sequence[Pair]) -> str:
     head = ["film", "reader", "source", "patient", "verdict", "iou", *edges, *corners]
     rows = [
         [
-            *map(printable, (p.film, p.reader, p.source, p.patient)),
+            *map(to_line, (p.film, p.reader, p.source, p.patient)),
             *(p.verdict, _number(p.iou, 4)),
             *(_number(v, 2) for v in (*p.edges_px, *p.edges_pct)),
             *(_number(v, 2) for v in (*(p.a_xyxy or NAN4), *(p.b_xyxy or NAN4))),
@@ -418,5 +419,5 @@ def _print_table(
 
 def _say(where: Console, text: str, soft_wrap: bool = True) -> None:
     """Lines of text as they are: [brackets] are no markup here."""
-    lines = "\n".join(map(printable, text.split("\n")))
+    lines = "\n".join(map(to_line, text.split("\n")))
     where.print(lines, markup=False, highlight=False, soft_wrap=soft_wrap)

@@ -16,7 +16,7 @@ from cxr.films_table import FilmStems
 from cxr.plots import COLOURS, new_figure, write_figure
 from cxr.workdir import write_atomic
 from detect.metrics import SIDES
-from labelling.agree import Agreement, Limits, printable, signed
+from labelling.agree import Agreement, Limits, signed, to_line
 from labelling.readers import BOTH, Comparison, Pair
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def draw_worst(
         return 0, lost
     several = len({p.reader for p in both}) > 1
     captions = [
-        f"IoU {pair.iou:.3f}{f'  {pair.reader}' * several}\n{printable(Path(pair.film).name)}"
+        f"IoU {pair.iou:.3f}{f'  {pair.reader}' * several}\n{to_line(Path(pair.film).name)}"
         for pair, _ in found
     ]
     tiles = [draw_pair(pair, place) for pair, place in found]

@@ -21,6 +21,7 @@ from cxr.boxes import area_xyxy, clip_xyxy, xywh_to_xyxy
 from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults, load_json
 from cxr.film import Film, list_films
 from cxr.films_table import FilmStems, film_stem
+from cxr.page.words import printable
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
 from cxr.workdir import sha256_file
@@ -93,7 +94,7 @@ class Fault:
     def __str__(self) -> str:
         what = self.what if len(self.what) <= _LONGEST else self.what[: _LONGEST - 1] + "…"
         # One line whatever the file names and the JSON hold.
-        return "".join(c if c.isprintable() else "?" for c in f"{self.film}: {what}. {self.fix}")
+        return printable(f"{self.film}: {what}. {self.fix}", "?")
 
 
 def run(config: CheckConfig) -> int:

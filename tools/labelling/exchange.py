@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cxr.boxes import as_boxes, clip_xyxy
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
+from cxr.page.words import printable
 from cxr.rules import require
 from labelling.formats import Coco, Labelme, Voc
 from labelling.label_files import LabelFormat, ReadRules, Unusable, name_below, ticked
@@ -380,5 +381,4 @@ def _fail(error: Exception) -> int:
 
 def _say(text: str, file: Any = None) -> None:
     """Print a line; names of films are others' text and may hold control characters."""
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(safe, file=file or sys.stdout)
+    print(printable(text), file=file or sys.stdout)
