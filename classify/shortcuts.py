@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from cxr.boxes import Frame
 from cxr.film import read_film
@@ -85,6 +82,10 @@ def shortcut_scores(
 
     `positive` (M,) bool is the truth of the training films. Raises ValueError for one class only.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if positive.all() or not positive.any():
         raise ValueError("positive must hold both classes to fit a shortcut. Got only one.")
     scores = {}

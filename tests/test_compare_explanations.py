@@ -15,11 +15,24 @@ import pytest
 from compare_world import HOSTILE, map_set, write_two
 from sklearn.metrics import cohen_kappa_score
 
-from comparing.choices import FIRST, NEITHER, SECOND, Key, Reading, read_choices, read_key
 from comparing.likeness import compare, map_ssim, other_films
 from comparing.maps import MapsConfig, load_maps, save_maps
 from comparing.page import PageConfig, Trial, draw_trials
-from comparing.readers import agreement, count, kappas, majority, preferences, steadiness
+from comparing.readers import (
+    FIRST,
+    NEITHER,
+    SECOND,
+    Key,
+    Reading,
+    agreement,
+    count,
+    kappas,
+    majority,
+    preferences,
+    read_choices,
+    read_key,
+    steadiness,
+)
 
 FILMS = [f"in/film{i}.png" for i in range(8)]
 

@@ -10,8 +10,8 @@ import pytest
 from audit_browser import NEEDS_CHROMIUM, Browser, opened, started
 from compare_world import HOSTILE, write_two
 
-from comparing.choices import read_choices, read_key
 from comparing.page import PageConfig, run
+from comparing.readers import read_choices, read_key
 
 pytestmark = NEEDS_CHROMIUM
 LEFT, UP, RIGHT, DOWN, TAB, ENTER = "\ue012", "\ue013", "\ue014", "\ue015", "\ue004", "\ue007"

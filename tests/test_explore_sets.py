@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from explore_sets import convert, describe_set
+from explore import convert, describe_set
 from public_worlds import WORLDS, film, kermany, nih, table
 
 from cxr.films_table import read_films_table

@@ -12,9 +12,16 @@ from explore_world import entries_of
 
 from classify.shortcuts import NAMES
 from cxr.manifest import CropRow, ManifestWriter
-from exploring.boxes import Box, crop_boxes
-from exploring.counts import age_table, count_groups
-from exploring.entries import FilmClass, age_band, ordered_classes, sex_of
+from exploring.entries import (
+    Box,
+    FilmClass,
+    age_band,
+    age_table,
+    count_groups,
+    crop_boxes,
+    ordered_classes,
+    sex_of,
+)
 from exploring.gather import (
     ASPECT,
     SIDE,
@@ -24,8 +31,14 @@ from exploring.gather import (
     gather,
     letterboxed,
 )
-from exploring.pictures import class_pictures, differences, to_colours
-from exploring.scatter import MOST_DOTS, fit_slope, size_scatter
+from exploring.page import (
+    MOST_DOTS,
+    class_pictures,
+    differences,
+    fit_slope,
+    size_scatter,
+    to_colours,
+)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +174,7 @@ def test_differences_put_the_parts_of_a_label_together() -> None:
     ]  # never between sources
     assert [d.most for d in found] == pytest.approx([0.35, 0.2]) and top == pytest.approx(0.35)
     pictures, most = class_pictures(moments)
-    assert [p.n for p in pictures] == [2, 3, 1, 1] and most == pytest.approx(0, abs=1e-12)
+    assert [p["n"] for p in pictures] == [2, 3, 1, 1] and most == pytest.approx(0, abs=1e-12)
 
 
 def test_signed_colours() -> None:

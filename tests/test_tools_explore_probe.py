@@ -12,8 +12,15 @@ from explore_world import entries_of
 from cxr.stats import Figure
 from exploring import probe
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE
-from exploring.probe import Answer, auc_within, cross_validated_auc, questions
-from exploring.warn import auc_text, headline, verdicts
+from exploring.probe import (
+    Answer,
+    auc_text,
+    auc_within,
+    cross_validated_auc,
+    headline,
+    questions,
+    verdicts,
+)
 
 
 def test_pairs_are_counted_inside_their_fold() -> None:

@@ -9,31 +9,37 @@ it. With --source first OUT/films.csv: OUT is then a folder for the --data of ev
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
-from explore_sets import convert
 from rich.progress import track
 from rich.table import Table
 
 from cxr.cli import parse_config, to_plain
 from cxr.page.words import printable
-from cxr.public_sets import SETS, Uncertain
-from cxr.workdir import Workdir, console, log, write_atomic, write_json
-from exploring.boxes import Box, coco_boxes, crop_boxes
-from exploring.counts import count_groups
-from exploring.entries import Entry, read_entries
+from cxr.public_sets import (
+    SETS,
+    LoadedSet,
+    Uncertain,
+    load_set,
+    write_films_table,
+    write_finding_boxes,
+    write_problems,
+)
+from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
+from exploring.entries import Box, Entry, coco_boxes, count_groups, crop_boxes, read_entries
 from exploring.gather import Gathered, gather
-from exploring.page import Told, class_sizes, page_html
-from exploring.probe import Answer, answer, questions
-from exploring.scatter import fit_slope
-from exploring.warn import Verdict, auc_text, verdicts
+from exploring.page import class_sizes, fit_slope, page_html
+from exploring.probe import Answer, Verdict, answer, auc_text, questions, verdicts
 
 PROG = "python tools/explore.py"
 UNCERTAIN_SETS = ("chexpert", "mimic")
@@ -121,11 +127,10 @@ def explore(config: ExploreConfig) -> int:
         answers += answer(question, gathered, config.draws, config.seed, config.smallest)
     found = verdicts(answers)
     title = config.source or data.resolve().name
-    told = Told(
-        title, record["made"], record["command"], origin, config.seed, config.draws, config.smallest
-    )
+    told = {name: getattr(config, name) for name in ("seed", "draws", "smallest")}
+    told |= {"title": title, "boxes": origin, "made": record["made"], "command": record["command"]}
     write_json(workdir / "explore.json", to_json(gathered, answers, found, record))
-    page = write_atomic(workdir / "report.html", page_html(told, gathered, answers, found))
+    page = write_atomic(workdir / "report.html", page_html(gathered, answers, found, **told))
     tell(answers, found, gathered)
     console.print(f"Open {page} in a browser.", highlight=False)
     return 0
@@ -159,7 +164,7 @@ def to_json(
         "without_box": dict(gathered.box_faults),
         "groups": count_groups(gathered.entries),
         "sizes": {
-            name: fit_slope(sizes).to_dict()
+            name: to_plain(fit_slope(sizes))
             for classes in class_sizes(gathered).values()
             for name, sizes in classes.items()
         },
@@ -189,3 +194,112 @@ def tell(answers: Sequence[Answer], found: Sequence[Verdict], gathered: Gathered
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+SCHEMA = "lungfirst.public_set"
+RECORD = "set.json"
+
+
+def convert(
+    source: str, path: str | Path, out: str | Path, uncertain: Uncertain = "ignore"
+) -> Path:
+    """Read the public set `source` in `path`; write films.csv and what goes with it into `out`.
+
+    `out` gets films.csv, finding_boxes.csv, problems.csv and set.json, and is a folder for the
+    `--data` of every command. No film is copied: `image` is the absolute path of a film that lies
+    outside of `out`, and relative to `out` inside it.
+
+    Returns:
+        the folder `out`.
+
+    Raises:
+        ValueError: when the folder is not the set's, or no film of it can be read.
+    """
+    path, out = Path(path), Path(out)
+    check_out(out)
+    loaded = load_set(source, path, uncertain)
+    if not loaded.rows:
+        first = f" The first: {loaded.problems[0].text}" if loaded.problems else ""
+        raise ValueError(
+            f"'{path}' holds no film of {source} that can be read; "
+            f"{len(loaded.problems)} problems.{first}"
+        )
+    place = partial(_place, path.resolve(), out.resolve())
+    boxes = [replace(box, image=place(box.image)) for box in loaded.finding_boxes]
+    rows = [replace(row, image=place(row.image)) for row in loaded.rows]
+    write_finding_boxes(out / "finding_boxes.csv", boxes)
+    write_problems(out / "problems.csv", loaded.problems)
+    write_json(out / RECORD, _record(loaded, path, uncertain))
+    write_films_table(out / "films.csv", rows)  # the last: where it is, the others are too
+    for line in describe_set(out):
+        log.info("%s", line)
+    return out
+
+
+def _record(loaded: LoadedSet, path: Path, uncertain: Uncertain) -> dict[str, object]:
+    loader = SETS[loaded.source]
+    return {
+        "schema": SCHEMA,
+        "version": 1,
+        "source": loaded.source,
+        "title": loader.title,
+        "films_in": str(path.resolve()),
+        "licence": loader.licence,
+        "citation": loader.citation,
+        "uncertain": uncertain,
+        "films": len(loaded.rows),
+        "publishable": sum(row.publishable for row in loaded.rows),
+        "patients": len({row.patient_id for row in loaded.rows}),
+        "labels": dict(sorted(Counter(row.label for row in loaded.rows).items())),
+        "problems": dict(sorted(Counter(p.kind for p in loaded.problems).items())),
+        "left_out": loaded.left_out,
+        **provenance(),
+    }
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError where `out` holds a films.csv that no conversion wrote: it may be dear."""
+    if (out / "films.csv").exists() and not _is_record(out / RECORD):
+        raise ValueError(
+            f"--out must be a new folder, or one of an earlier --source. {out} holds "
+            "a films.csv of other origin, which would be lost."
+        )
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("schema") == SCHEMA
+
+
+def _place(top: Path, out: Path, image: str) -> str:
+    """The path of a film of the set in `top`, as films.csv in `out` names it."""
+    film = top / image  # not resolved: a link's target may have lost the published name
+    return (film.relative_to(out) if film.is_relative_to(out) else film).as_posix()
+
+
+def describe_set(folder: str | Path) -> list[str]:
+    """What `convert` found, in lines for people."""
+    data = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+    return [
+        f"{data['title']}: {data['films']} films of {data['patients']} patients "
+        f"({_counts(data['labels'])})",
+        f"Left out: {_counts(data['left_out']) or 'nothing'}",
+        f"Problems: {_counts(data['problems']) or 'none'} (problems.csv)",
+        f"Licence: {data['licence']}",
+        _may_be_published(data["publishable"], data["films"]),
+        f"Cite: {data['citation']}",
+        f"Films stay in {data['films_in']}",
+    ]
+
+
+def _may_be_published(films: int, of: int) -> str:
+    if not films:
+        return "No film's licence allows to publish a model trained on it: publishable_only=false"
+    return f"Publishable: by their licence {films} of {of} films may train a published model"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counts.items())

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from rich.table import Table
 
-from classify.ssim import WINDOW, ssim
 from comparing.maps import MAP_SIDE, Explained, MapSet, common_films, load_all
 from cxr.cli import to_plain
 from cxr.page.words import printable
@@ -106,6 +104,10 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
 
 def map_ssim(a: Explained, b: Explained) -> float:
     """SSIM of two maps on the picture of `a`."""
+    import torch
+
+    from classify.ssim import WINDOW, ssim
+
     height, width = a.picture.shape
     scale = min(1.0, MAP_SIDE / max(height, width))
     size = max(WINDOW, round(width * scale)), max(WINDOW, round(height * scale))

@@ -11,20 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.progress import track
 
 from classify.audit.truth import Truths
-from classify.ensemble import Ensemble
 from classify.inputs import Item, crop_on_disk, name_of, whole_films
 from classify.labels import TARGET
-from classify.saliency.maps import saliency_maps, to_pixels
 from classify.saliency.methods import check_method
-from classify.saliency.own import check_draws
-from cxr.bundle import load_bundle, save_bundle
 from cxr.draw import fit
 from cxr.film import list_films
 from cxr.intensity import to_uint8
@@ -32,6 +27,11 @@ from cxr.manifest import read_manifest
 from cxr.page.words import printable
 from cxr.stream import batched
 from cxr.workdir import console, log
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from classify.ensemble import Ensemble
 
 KIND = "maps"
 PICTURE_SIDE, MAP_SIDE = 384, 128
@@ -120,6 +120,9 @@ class MapsConfig:
 
 def run(config: MapsConfig) -> int:
     """Make and write the maps; raises ValueError or OSError for what does not fit."""
+    from classify.ensemble import Ensemble
+    from classify.saliency.own import check_draws
+
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]
     net = members.member(target)
@@ -164,6 +167,10 @@ def explained(film: str, patient: str, label: str, pixels: Any, plane: Any) -> E
 
 def save_maps(path: str | Path, maps: MapSet, weights: dict[str, str] | None = None) -> Path:
     """Write one method's file atomically."""
+    import torch
+
+    from cxr.bundle import save_bundle
+
     tensors: dict[str, torch.Tensor] = {}
     rows = []
     for number, film in enumerate(maps.films.values()):
@@ -185,6 +192,8 @@ def save_maps(path: str | Path, maps: MapSet, weights: dict[str, str] | None = N
 
 def load_maps(path: str | Path) -> MapSet:
     """One method's file; raises FileNotFoundError or ValueError."""
+    from cxr.bundle import load_bundle
+
     bundle = load_bundle(path, KIND)
     films: dict[str, Explained] = {}
     try:
@@ -255,9 +264,11 @@ def _chosen(names: list[str], config: MapsConfig, truths: Truths, target: str) -
 
 
 def _maps(
-    members: Ensemble, net: torch.nn.Module, items: Sequence[Item], method: str
+    members: Ensemble, net: nn.Module, items: Sequence[Item], method: str
 ) -> list[np.ndarray]:
     """Each item's map in the pixels that the member saw."""
+    from classify.saliency.maps import saliency_maps, to_pixels
+
     pixels = [i.pixels for i in items if i.pixels is not None]
     if not pixels:
         return []

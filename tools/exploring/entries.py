@@ -5,11 +5,17 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from cxr.films_table import FilmRow, open_table, read_films_table
+import numpy as np
+
+from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
+from cxr.coco import read_coco
+from cxr.films_table import FilmNames, FilmRow, open_table, read_films_table
+from cxr.manifest import read_manifest
 from cxr.page.words import printable
 
 BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", "not stated")
@@ -84,16 +90,12 @@ def ordered_classes(entries: Sequence[Entry]) -> list[tuple[FilmClass, int]]:
     """Every class with its number of films: large sources first, and normal first in a source."""
     counts = Counter(e.film_class for e in entries)
     of_source = Counter(e.row.source for e in entries)
-    return sorted(
-        counts.items(),
-        key=lambda item: (
-            -of_source[item[0].source],
-            item[0].source,
-            item[0].label != "normal",
-            -item[1],
-            item[0],
-        ),
-    )
+
+    def order(item: tuple[FilmClass, int]) -> tuple[Any, ...]:
+        found, films = item
+        return -of_source[found.source], found.source, found.label != "normal", -films, found
+
+    return sorted(counts.items(), key=order)
 
 
 def _printable(row: FilmRow) -> FilmRow:
@@ -132,3 +134,121 @@ def _original(extra: dict[str, str]) -> tuple[int, int] | None:
     except (ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
+
+
+def count_groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One row for each source, label and age band that has films."""
+    groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.row.source, entry.row.label, age_band(entry.age)].append(entry)
+    order = sorted(groups, key=lambda k: (k[0], k[1] != "normal", k[1], BANDS.index(k[2])))
+    return [
+        {
+            "source": key[0],
+            "label": key[1],
+            "age": key[2],
+            "films": len(groups[key]),
+            "patients": len({e.row.patient_id for e in groups[key]}),
+            "licences": _count(e.row.licence or "not stated" for e in groups[key]),
+            "views": _count(e.row.view or "not stated" for e in groups[key]),
+            "sexes": _count(e.sex for e in groups[key]),
+        }
+        for key in order
+    ]
+
+
+def age_table(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Rows of source and label against age bands; a cell is films and, in brackets, patients."""
+    every = {age_band(e.age) for e in entries}
+    bands = [b for b in BANDS if b in every]
+    rows: list[list[str]] = []
+    for (source, label), own in _by_label(entries).items():
+        cells = [_cell([e for e in own if age_band(e.age) == band]) for band in bands]
+        rows.append([source, label or "no label", _cell(own), *cells])
+    totals = [_cell([e for e in entries if age_band(e.age) == band]) for band in bands]
+    rows.append(["all", "", _cell(entries), *totals])
+    return {"head": ["Source", "Label", "All ages", *bands], "words": 2, "rows": rows}
+
+
+def terms_table(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Rows of source and label with sexes, views and licences, each with its number of films."""
+    rows = []
+    for (source, label), own in _by_label(entries).items():
+        licences = _count(e.row.licence or "not stated" for e in own)
+        sexes = _count(e.sex for e in own)
+        views = _count(e.row.view or "not stated" for e in own)
+        rows.append([source, label or "no label", *map(_words, (sexes, views, licences))])
+    head = ["Source", "Label", "Sex", "View", "Licence as stated"]
+    return {"head": head, "words": 5, "rows": rows}
+
+
+def _by_label(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.row.source, entry.row.label].append(entry)
+    return dict(sorted(groups.items(), key=lambda i: (i[0][0], i[0][1] != "normal", i[0][1])))
+
+
+def _count(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _words(counts: dict[str, int]) -> str:
+    shown = [f"{name} {n:,}" for name, n in list(counts.items())[:6]]
+    return ", ".join(shown) + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
+
+
+def _cell(own: Sequence[Entry]) -> str:
+    return f"{len(own):,} ({len({e.row.patient_id for e in own}):,})" if own else "–"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box (4,) xyxy on a film of `size_hw`."""
+
+    xyxy: tuple[float, float, float, float]
+    size_hw: tuple[int, int]
+
+    def on(self, size_hw: tuple[int, int]) -> np.ndarray | None:
+        """The box (4,) on the film's copy of that size; None where the copy has another shape, or
+        the box no area on it."""
+        try:
+            box = clip_xyxy(scale_xyxy(self.xyxy, self.size_hw, size_hw), size_hw)
+        except ValueError:
+            return None
+        return box[0] if np.isfinite(box).all() and area_xyxy(box)[0] >= 1 else None
+
+
+def coco_boxes(path: str | Path, images: Sequence[str]) -> dict[str, Box]:
+    """Image of the table → the union of its boxes; raises ValueError for a file with faults."""
+    return _matched(
+        {
+            f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
+            for f in read_coco(path).films
+            if len(f.boxes_xyxy)
+        },
+        images,
+    )
+
+
+def crop_boxes(folder: str | Path, images: Sequence[str]) -> dict[str, Box]:
+    """Image of the table → its box in the manifest of detect.crop. Raises ValueError."""
+    boxes = {
+        row.film: Box(_four(np.asarray(row.thorax_xyxy)), row.size_hw)
+        if row.thorax_xyxy is not None and row.size_hw is not None
+        else None
+        for row in read_manifest(folder)[1]
+    }
+    return _matched(boxes, images)
+
+
+def _matched(boxes: Mapping[str, Box | None], images: Sequence[str]) -> dict[str, Box]:
+    """Image → its box, by the end of its path; films that cannot be told apart get none."""
+    names = FilmNames(boxes, images)
+    found = {image: boxes.get(names.find(image) or "") for image in images}
+    return {image: box for image, box in found.items() if box is not None}
+
+
+def _four(box: np.ndarray) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return x0, y0, x1, y1

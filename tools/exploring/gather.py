@@ -20,8 +20,7 @@ from cxr.boxes import Frame
 from cxr.page.pictures import picture_uri
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
-from exploring.boxes import Box
-from exploring.entries import Entry, FilmClass, ordered_classes
+from exploring.entries import Box, Entry, FilmClass, ordered_classes
 
 SIDE, GRID, SPARE, TILE = 256, 24, 6, 128  # px, films, films, px
 SMALLEST_SHOWN, MOST_SHOWN = 12, 24  # films of a class with pictures; such classes

@@ -25,7 +25,7 @@ from classify.films import Case
 from cxr.answers import Answer
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file
-from exploring.boxes import Box, coco_boxes
+from exploring.entries import Box, coco_boxes
 from exploring.gather import film_features
 from exploring.probe import FEATURES
 from reproducing.probe_boxes import found_boxes

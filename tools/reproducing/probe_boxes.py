@@ -9,7 +9,7 @@ from pathlib import Path
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
-from exploring.boxes import Box
+from exploring.entries import Box
 
 _BATCH = 8
 
