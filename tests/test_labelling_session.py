@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from labelling_sessions import make_session
 
+import labelling.session
 from labelling.labelme_file import Shape, read_label_file
 from labelling.session import PRELABELLED, Session, to_shape
 
 FILM = np.zeros((200, 100), np.float32)  # a view of 128 × 64: scale 0.64
 BOX = (10.0, 20.0, 90.0, 180.0)
+VIEW_BOX = [[6.4, 12.8], [57.6, 115.2]]  # the same in the view's pixels
 
 
 @pytest.fixture
@@ -21,17 +24,17 @@ def session(tmp_path: Path) -> Session:
     return make_session(tmp_path / "s", [("a.png", FILM), ("b.png", FILM)], {"a.png": BOX})
 
 
-def edit(session: Session, number: int, change: dict) -> None:
-    """Change the label file as labelme would: the JSON's own keys, other keys kept."""
-    path = session.label_path(session.films[number - 1])
+def edit(session: Session, change: dict[str, Any], **shape: Any) -> None:
+    """Change the first film's label file as labelme would: other keys are kept."""
+    path = session.label_path(session.films[0])
     data = json.loads(path.read_text())
-    data.update(change)
-    path.write_text(json.dumps(data))
+    data["shapes"][0].update(shape)
+    path.write_text(json.dumps({**data, **change}))
 
 
-def draw(session: Session, number: int, *points: list[float], kind: str = "rectangle") -> None:
-    """A label file as labelme makes it for a film without a pre-label."""
-    film = session.films[number - 1]
+def draw(session: Session, *points: list[float], kind: str = "rectangle") -> None:
+    """A label file as labelme makes it for a film without a pre-label, the second one."""
+    film = session.films[1]
     height, width = film.frame.canvas_hw
     shape = {"label": "thorax", "points": list(points), "shape_type": kind, "flags": {}}
     data = {
@@ -46,43 +49,36 @@ def draw(session: Session, number: int, *points: list[float], kind: str = "recta
     session.label_path(film).write_text(json.dumps(data))
 
 
-def test_an_untouched_prelabel_is_still_to_do(session: Session) -> None:
+@pytest.mark.parametrize(
+    ("change", "shape", "state", "box", "prelabelled"),
+    [
+        ({}, {}, "todo", None, True),
+        ({}, {"points": [[6.4, 6.4], [57.6, 115.2]]}, "corrected", (10, 10, 90, 180), False),
+        ({"flags": {"accepted": True, "doubtful": False}}, {}, "accepted", BOX, False),
+        ({}, {"flags": {PRELABELLED: False}}, "accepted", BOX, False),
+        ({"flags": {"unreadable": True}}, {}, "skipped", None, True),
+        ({"flags": {"not frontal": True}}, {}, "skipped", None, True),
+        ({"flags": {"accepted": True, "doubtful": True}}, {}, "todo", None, False),
+    ],
+)
+def test_a_prelabels_state_is_what_was_done_to_it(
+    session: Session, change: dict, shape: dict, state: str, box: Any, prelabelled: bool
+) -> None:
+    edit(session, change, **shape)
     answer = session.answer(session.films[0])
-    assert (answer.state, answer.box, answer.boxes[0].prelabelled) == ("todo", None, True)
-
-
-def test_a_moved_prelabel_is_corrected_in_film_pixels(session: Session) -> None:
-    shapes = json.loads(session.label_path(session.films[0]).read_text())["shapes"]
-    shapes[0]["points"] = [[6.4, 6.4], [57.6, 115.2]]  # view pixels: 0.64 of the film's
-    edit(session, 1, {"shapes": shapes})
-    answer = session.answer(session.films[0])
-    assert answer.state == "corrected"
-    assert answer.box.xyxy == pytest.approx((10, 10, 90, 180))
-
-
-def test_ticking_accepted_accepts_the_box(session: Session) -> None:
-    edit(session, 1, {"flags": {"accepted": True, "doubtful": False}})
-    answer = session.answer(session.films[0])
-    assert answer.state == "accepted"
-    assert answer.box.xyxy == pytest.approx(BOX, abs=0.01)
-
-
-def test_unticking_prelabelled_accepts_the_box(session: Session) -> None:
-    shapes = json.loads(session.label_path(session.films[0]).read_text())["shapes"]
-    shapes[0]["flags"] = {PRELABELLED: False}
-    edit(session, 1, {"shapes": shapes})
-    assert session.answer(session.films[0]).state == "accepted"
+    assert (answer.state, answer.boxes[0].prelabelled) == (state, prelabelled)
+    assert answer.box is None if box is None else answer.box.xyxy == pytest.approx(box, abs=0.01)
 
 
 def test_a_box_drawn_from_the_lower_right_corner_is_drawn(session: Session) -> None:
-    draw(session, 2, [57.6, 115.2], [6.4, 12.8])
+    draw(session, VIEW_BOX[1], VIEW_BOX[0])
     answer = session.answer(session.films[1])
     assert answer.state == "drawn"
     assert answer.box.xyxy == pytest.approx(BOX)
 
 
 def test_a_polygon_is_no_box(session: Session) -> None:
-    draw(session, 2, [6, 6], [50, 6], [50, 60], kind="polygon")
+    draw(session, [6, 6], [50, 6], [50, 60], kind="polygon")
     answer = session.answer(session.films[1])
     assert (answer.state, answer.boxes[0].shape_type) == ("todo", "polygon")
 
@@ -90,26 +86,13 @@ def test_a_polygon_is_no_box(session: Session) -> None:
 def test_a_bow_tie_has_crossed_edges() -> None:
     bow_tie = ((0.0, 0.0), (10.0, 10.0), (10.0, 0.0), (0.0, 10.0))
     square = ((0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0))
-    assert Shape("thorax", bow_tie, "polygon", frozenset()).crossed
-    assert not Shape("thorax", square, "polygon", frozenset()).crossed
-
-
-@pytest.mark.parametrize("flag", ["unreadable", "not frontal"])
-def test_a_flagged_film_is_skipped(session: Session, flag: str) -> None:
-    edit(session, 1, {"flags": {flag: True}})
-    assert session.answer(session.films[0]).state == "skipped"
-
-
-def test_doubtful_sends_an_accepted_box_back(session: Session) -> None:
-    session.set_answer(session.films[0], flags=["accepted"])
-    session.set_answer(session.films[0], flags=["doubtful"])
-    assert session.answer(session.films[0]).state == "todo"
+    assert Shape("thorax", bow_tie, "polygon").crossed
+    assert not Shape("thorax", square, "polygon").crossed
 
 
 def test_a_label_file_of_another_film_is_refused(session: Session) -> None:
-    session.label_path(session.films[1]).write_text(
-        session.label_path(session.films[0]).read_text()
-    )
+    other = session.label_path(session.films[0]).read_text()
+    session.label_path(session.films[1]).write_text(other)
     answer = session.answer(session.films[1])
     assert answer.state == "todo"
     assert answer.fault.startswith("belongs to another film")
@@ -119,6 +102,8 @@ def test_a_torn_label_file_is_a_fault_not_a_crash(session: Session) -> None:
     path = session.label_path(session.films[0])
     path.write_text(path.read_text()[:40])
     assert session.answer(session.films[0]).fault.startswith("not JSON")
+    draw(session, [10**400, 0], [1, 1])  # a number beyond all floats
+    assert session.answers()[1][1].fault.startswith("cannot be read: OverflowError")
 
 
 def test_set_answer_writes_what_labelme_reads(session: Session) -> None:
@@ -130,6 +115,22 @@ def test_set_answer_writes_what_labelme_reads(session: Session) -> None:
     assert session.answer(film).state == "drawn"
 
 
+@pytest.mark.parametrize("options", [{"xyxy": (12, 20, 90, 180)}, {"flags": ["accepted"]}])
+def test_set_answer_reads_the_label_file_once_and_says_what_is_there(
+    session: Session, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            labelling.session, "read_label_file", lambda path: read.append(path) or known(path)
+        )
+        known = read_label_file
+        answer = session.set_answer(session.films[0], **options)
+    assert read == [session.label_path(session.films[0])]
+    assert answer == Session.open(session.path).answer(session.films[0])
+    assert (answer.done, answer.via) == (True, "review")
+
+
 @pytest.mark.parametrize("box", [(-5, 0, 50, 50), (0, 0, 101, 50), (50, 0, 20, 50)])
 def test_a_box_outside_the_film_is_refused(session: Session, box: tuple) -> None:
     with pytest.raises(ValueError, match="must lie on the film of 100 × 200 px"):
@@ -137,16 +138,16 @@ def test_a_box_outside_the_film_is_refused(session: Session, box: tuple) -> None
 
 
 def test_each_change_is_noted_once(session: Session) -> None:
+    assert session.note_changes() == 0  # untouched films are nothing to note
+    assert session.history() == []
     session.set_answer(session.films[0], flags=["accepted"])
     assert session.note_changes() == 0
     entry = session.history()[-1]
     assert (entry["number"], entry["state"], entry["via"]) == (1, "accepted", "review")
     assert entry["xyxy"] == pytest.approx(BOX, abs=0.01)
-
-
-def test_untouched_films_are_not_noted(session: Session) -> None:
-    assert session.note_changes() == 0
-    assert session.history() == []
+    draw(session, *VIEW_BOX)
+    assert session.note_changes() == 1
+    assert (session.history()[-1]["number"], session.history()[-1]["via"]) == (2, "labelme")
 
 
 @pytest.mark.parametrize("damage", ["deleted", "torn"])
@@ -184,3 +185,44 @@ def test_a_folder_without_a_session_is_named(tmp_path: Path) -> None:
 def test_a_prelabel_lies_where_the_detector_saw_it(session: Session) -> None:
     shape = to_shape(session.films[0], BOX, "thorax", prelabelled=True)
     assert shape.points == ((6.4, 12.8), (57.6, 115.2))
+
+
+def test_a_session_keeps_its_format(tmp_path: Path) -> None:
+    """The text that version 1 has had from the start: old sessions must open."""
+    (tmp_path / "views").mkdir()
+    meta = {"schema": "lungfirst.labelling", "version": 1, "session_id": "0123456789abcdef"}
+    meta |= {"annotator": "mk", "classes": ["thorax"], "root": "../films", "order": "path"}
+    (tmp_path / "session.json").write_text(json.dumps(meta))
+    (tmp_path / "films.jsonl").write_text(
+        '{"number": 1, "film": "é\u2028.png", "sha256": "ab", "size_hw": [200, 100], '
+        '"view": "views/0001_e.jpg", "frame": {"source_xyxy": [0, 0, 100, 200], "content_hw": '
+        '[128, 64], "canvas_hw": [128, 64], "pad_x": 0, "pad_y": 0}, "patient_id": "p", '
+        '"label": "", "sublabel": "", "source": "", "original_hw": null, "prelabel_xyxy": '
+        '[10.0, 20.0, 90.0, 180.0], "prelabel_score": 0.9, "disagreement": 0.01, '
+        '"uncertainty": 0.11, "reason": ""}\n'
+    )
+    (tmp_path / "views/0001_e.json").write_text(
+        '{"version": "6.3.1", "flags": {"accepted": true, "doubtful": false}, "shapes": [{"label": '
+        '"thorax", "points": [[6.4, 12.8], [57.6, 115.2]], "group_id": null, "description": "", '
+        '"shape_type": "rectangle", "flags": {"prelabelled": true}, "mask": null}], "imagePath": '
+        '"0001_e.jpg", "imageData": null, "imageHeight": 128, "imageWidth": 64, "lungfirst": '
+        '{"film": "é\u2028.png", "sha256": "ab"}}'
+    )
+    (tmp_path / "history.jsonl").write_text(
+        '{"time": "2025-05-01T09:00:00+00:00", "number": 1, "film": "a.png", "state": "accepted", '
+        '"label": "thorax", "xyxy": [10.0, 20.0, 90.0, 180.0], "flags": ["accepted"], '
+        '"via": "review"}\n'
+    )
+    session = Session.open(tmp_path)
+    [(film, answer)] = session.answers()
+    assert (answer.state, answer.via, answer.changed[:10]) == ("accepted", "review", "2025-05-01")
+    assert answer.box.xyxy == pytest.approx(BOX)
+    assert session.note_changes() == 0
+    text = (tmp_path / "films.jsonl").read_text()
+    labelling.session.write_films(tmp_path, session.films)
+    assert (tmp_path / "films.jsonl").read_text() == text
+    text = (tmp_path / "views/0001_e.json").read_text()
+    shapes = read_label_file(session.label_path(film)).shapes
+    session.write_shapes(film, shapes, answer.flags)
+    before, now = json.loads(text), json.loads((tmp_path / "views/0001_e.json").read_text())
+    assert {**now, "flags": before["flags"]} == before
