@@ -13,7 +13,6 @@ import numpy as np
 from rich.progress import track
 
 from cxr import draw
-from cxr.stream import batched
 from cxr.workdir import console, write_atomic, write_json
 from labelling.session import Answer, Session, SessionFilm
 
@@ -40,7 +39,7 @@ def draw_sheets(
 
     The sheets of an earlier call go away first: an old sheet must not pass for a new one.
     """
-    parts = list(batched(films, per_sheet))
+    parts = [films[i : i + per_sheet] for i in range(0, len(films), per_sheet)]
     names = [f"sheet_{number:03d}.png" for number in range(1, len(parts) + 1)]
     record = {**_HEAD, "session_id": session.session_id, "sheets": names, "drawn": {}}
     remove_sheets(folder)
