@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cxr.public_sets import LoadedSet, load_set
+from cxr.public_sets.records import LoadedSet
+from cxr.public_sets.registry import load_set
 
 NIH_HEAD = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,"

@@ -62,6 +62,17 @@ def test_ieee8023_reports_a_bad_line_and_reads_the_rest(
     assert loaded.rows[0].image == "images/a.jpg"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("../../secret.png", "odd_name"), ("/etc/secret.png", "missing_file")]
+)
+def test_a_name_that_leads_out_of_the_set_is_left_out(tmp_path: Path, name: str, kind: str) -> None:
+    film(tmp_path / "secret.png")
+    good, line = ("2,,M,65,COVID-19,,PA,X-ray,a.jpg,,", f"3,,F,40,COVID-19,,PA,X-ray,{name},,")
+    loaded = load("ieee8023", ieee8023(tmp_path / "set", good, line))
+    assert [row.image for row in loaded.rows] == ["images/a.jpg"]
+    assert sorted(kinds(loaded)) == sorted([kind, "unlisted_file"])
+
+
 def test_notes_that_are_no_utf8_do_not_stop_the_reading(tmp_path: Path) -> None:
     path = ieee8023(tmp_path) / "metadata.csv"
     path.write_bytes(path.read_bytes().replace(b"CC BY-NC-SA,", b"CC BY-NC-SA,Universit\xe9"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from public_worlds import chexpert, film, kinds, load, mimic, observed
 
-from cxr.public_sets.chexpert_labels import label_of_values, read_values
+from cxr.public_sets.chexpert import label_of_values, read_values
 from cxr.public_sets.records import Uncertain
 
 PATH = "CheXpert-v1.0-small/train/patient00001/study1"

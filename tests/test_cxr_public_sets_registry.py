@@ -8,7 +8,8 @@ import public_worlds
 import pytest
 from public_worlds import kermany, load, nih
 
-from cxr.public_sets import SETS, LayoutError, detect_set
+from cxr.public_sets.records import LayoutError
+from cxr.public_sets.registry import SETS, detect_set
 
 
 @pytest.mark.parametrize("name", SETS)

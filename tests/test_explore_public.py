@@ -19,7 +19,7 @@ from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import read_film
 from cxr.films_table import FilmRow, read_films_table
 from cxr.manifest import CropRow, ManifestWriter
-from cxr.public_sets import SETS
+from cxr.public_sets.registry import SETS
 from detect.data import DataConfig, read_annotations, select_films
 
 SIZE = (90, 70)  # px, height and width of the films that stand in for the tiny ones

@@ -12,7 +12,7 @@ from explore import convert, describe_set
 from public_worlds import WORLDS, film, kermany, nih, table
 
 from cxr.films_table import read_films_table
-from cxr.public_sets import COLUMNS
+from cxr.public_sets.records import COLUMNS
 
 
 def test_the_table_has_the_columns_of_films_csv_and_reads_back(tmp_path: Path) -> None:

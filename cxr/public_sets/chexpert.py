@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from cxr.public_sets.chexpert_labels import check_uncertain, label_of_values, read_values
 from cxr.public_sets.folders import list_folders
 from cxr.public_sets.records import Item, LeftOut, Loader, Problem, PublicFilm, Uncertain
 from cxr.public_sets.tables import read_columns, read_lines
@@ -15,6 +15,24 @@ from cxr.public_sets.words import sex_of, years_of
 LICENCE = "Stanford University Dataset Research Use Agreement (research only)"
 TABLES = ("train.csv", "valid.csv")
 _PATIENT = re.compile(r"^patient\d+$")
+NO_FINDING = "No Finding"
+FINDINGS = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+)
+SUPPORT = "Support Devices"  # a tube is no disease: the labeller allows it beside No Finding
+COLUMNS = (NO_FINDING, *FINDINGS, SUPPORT)
+_VALUES = {"1": 1, "0": 0, "-1": -1, "": None}
 
 
 def is_root(folder: Path) -> bool:
@@ -24,17 +42,12 @@ def is_root(folder: Path) -> bool:
 
 def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     """Frontal films of both tables; see `label_of_values` for what uncertain labels become."""
-    check_uncertain(uncertain)
     for table in TABLES:
         if not (root / table).exists():
             yield Problem("missing_file", table, "The table is not there.")
             continue
-        batches = _batches(root)
-        for line in read_lines(root / table, "path"):
-            if isinstance(line, Problem):
-                yield line
-            else:
-                yield from _film(*line, root, batches, uncertain)
+        film = partial(_film, root, _batches(root), uncertain)
+        yield from read_lines(root / table, "path", film)
 
 
 def _batches(root: Path) -> list[str]:
@@ -58,7 +71,7 @@ def _place(path: str, root: Path, batches: list[str]) -> str:
 
 
 def _film(
-    where: str, row: dict[str, str], root: Path, batches: list[str], uncertain: Uncertain
+    root: Path, batches: list[str], uncertain: Uncertain, where: str, row: dict[str, str]
 ) -> Iterator[Item]:
     path = row["path"]
     side = row.get("frontal/lateral", "").lower() or PurePosixPath(path).stem
@@ -70,11 +83,8 @@ def _film(
         return
     patient = next((p for p in PurePosixPath(path).parts if _PATIENT.match(p)), "")
     if not patient:
-        yield Problem(
-            "odd_name",
-            where,
-            f"{path} has no folder patientNNNNN; the film is taken for a patient of its own.",
-        )
+        text = f"{path} has no folder patientNNNNN; the film is taken for a patient of its own."
+        yield Problem("odd_name", where, text)
     values, odd = read_values(row)
     if odd:
         yield Problem("unknown_label", where, f"{path}: {', '.join(odd)} is taken for not stated.")
@@ -95,6 +105,40 @@ def _film(
         age=age or "",
         sex=sex_of(row.get("sex", "")),
     )
+
+
+def read_values(row: dict[str, str]) -> tuple[dict[str, int], list[str]]:
+    """(observation → 1, 0 or -1; those not mentioned are left out, columns with another value)."""
+    values: dict[str, int] = {}
+    odd = []
+    for column in COLUMNS:
+        text = row.get(column.lower(), "")
+        value = _VALUES.get(text.removesuffix(".0"), "odd")
+        if isinstance(value, int):
+            values[column] = value
+        elif value == "odd":
+            odd.append(f"{column} '{text}'")
+    return values, odd
+
+
+def label_of_values(values: dict[str, int], uncertain: Uncertain) -> tuple[str, str]:
+    """(label, sublabel): what is present, joined by |; `Pneumonia?` where uncertain and ignored.
+
+    Uncertain counts as present for `positive` and as absent for `negative`. For `ignore` a film
+    with uncertain pneumonia, or with nothing but uncertain findings, is `unknown`.
+    """
+    if uncertain != "ignore":
+        taken = 1 if uncertain == "positive" else 0
+        values = {name: taken if value == -1 else value for name, value in values.items()}
+    words = [name + ("?" if values[name] < 0 else "") for name in COLUMNS if values.get(name)]
+    sublabel = "|".join(words) or "no label"
+    if values.get("Pneumonia"):
+        return ("pneumonia" if values["Pneumonia"] == 1 else "unknown"), sublabel
+    if any(values.get(name) == 1 for name in FINDINGS):
+        return "other", sublabel
+    if any(values.get(name) for name in FINDINGS):
+        return "unknown", sublabel
+    return ("normal" if values.get(NO_FINDING) == 1 else "unknown"), sublabel
 
 
 LOADER = Loader(

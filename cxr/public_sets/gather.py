@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 from rich.progress import track
 
@@ -25,28 +26,20 @@ def gather(
     Names in `items` are relative to `root`, names in the result to `path` above it. A film that is
     missing, unreadable or listed twice becomes a problem instead of a row.
     """
-    films: list[PublicFilm] = []
-    boxes: list[FindingBox] = []
-    problems: list[Problem] = []
-    left_out: Counter[str] = Counter()
-    for item in items:
-        if isinstance(item, PublicFilm):
-            films.append(item)
-        elif isinstance(item, FindingBox):
-            boxes.append(item)
-        elif isinstance(item, LeftOut):
-            left_out[item.reason] += 1
-        else:
-            problems.append(item)
+    found = list(items)
+    films = [item for item in found if isinstance(item, PublicFilm)]
+    problems = [item for item in found if isinstance(item, Problem)]
+    left_out = Counter(item.reason for item in found if isinstance(item, LeftOut))
     prefix = root.relative_to(path)
     rows: dict[str, PublicFilm] = {}
     bar = track(films, f"{source}: reading sizes", console=console, disable=not progress)
     for film in bar:
-        found = _measure(film, root, (prefix / film.image).as_posix(), rows)
-        if isinstance(found, Problem):
-            problems.append(found)
+        row = _measure(film, root, (prefix / film.image).as_posix(), rows)
+        if isinstance(row, Problem):
+            problems.append(row)
         else:
-            rows[film.image] = found
+            rows[film.image] = row
+    boxes = [item for item in found if isinstance(item, FindingBox)]
     kept = [_check_box(box, rows.get(box.image), problems) for box in boxes]
     return LoadedSet(
         list(rows.values()),
@@ -65,6 +58,9 @@ def _measure(
         if (film.label, film.patient_id) != (rows[film.image].label, rows[film.image].patient_id):
             text = "The film is listed twice and differently; the first line counts."
         return Problem("duplicate", name, text)
+    place = PurePosixPath(film.image)
+    if place.is_absolute() or ".." in place.parts:
+        return Problem("odd_name", name, "The name leads out of the set's folder; left out.")
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -93,36 +89,18 @@ def _check_box(
 ) -> FindingBox | None:
     """The box in pixels of the file, clipped to it; None, and a problem, when nothing is left."""
     if film is None:
-        problems.append(
-            Problem("box_without_film", box.image, f"A box of {box.finding} has no film; left out.")
-        )
+        text = f"A box of {box.finding} has no film; left out."
+        problems.append(Problem("box_without_film", box.image, text))
         return None
     scale = film.width / box.of_width if box.of_width else 1.0
-    x0, y0 = max(0.0, box.x * scale), max(0.0, box.y * scale)
-    x1 = min(float(film.width), (box.x + box.w) * scale)
-    y1 = min(float(film.height), (box.y + box.h) * scale)
+    asked = np.array([box.x, box.y, box.x + box.w, box.y + box.h]) * scale
+    x0, y0, x1, y1 = clipped = np.clip(asked, 0, [film.width, film.height] * 2)
     if not (x1 > x0 and y1 > y0):
-        problems.append(
-            Problem(
-                "bad_box",
-                film.image,
-                f"The box of {box.finding} has no area on the film; left out.",
-            )
-        )
+        text = f"The box of {box.finding} has no area on the film; left out."
+        problems.append(Problem("bad_box", film.image, text))
         return None
-    clipped = max(
-        x0 - box.x * scale,
-        y0 - box.y * scale,
-        (box.x + box.w) * scale - x1,
-        (box.y + box.h) * scale - y1,
-    )
-    if clipped > 1:
-        problems.append(
-            Problem(
-                "bad_box",
-                film.image,
-                f"The box of {box.finding} leaves the film and was cut at its edge.",
-            )
-        )
-    x, y, w, h = (round(v, 1) for v in (x0, y0, x1 - x0, y1 - y0))
+    if np.abs(clipped - asked).max() > 1:
+        text = f"The box of {box.finding} leaves the film and was cut at its edge."
+        problems.append(Problem("bad_box", film.image, text))
+    x, y, w, h = (round(float(v), 1) for v in (x0, y0, x1 - x0, y1 - y0))
     return replace(box, image=film.image, x=x, y=y, w=w, h=h, of_width=film.width)

@@ -49,11 +49,8 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
             continue
         for folder in list_folders(root / part):
             if folder.name not in LABELS:
-                yield Problem(
-                    "odd_name",
-                    f"{part}/{folder.name}",
-                    "No class of this set; its films were left out.",
-                )
+                text = "No class of this set; its films were left out."
+                yield Problem("odd_name", f"{part}/{folder.name}", text)
         for word, label in LABELS.items():
             names = list_pictures(root / part / word)
             if not names:
@@ -77,18 +74,12 @@ def _film(image: str, label: str) -> Iterator[PublicFilm | Problem]:
     stem = Path(image).stem
     named = name_of_film(stem)
     if named is None:
-        yield Problem(
-            "odd_name",
-            image,
-            "The name says no patient; the film is taken for a patient of its own.",
-        )
+        text = "The name says no patient; the film is taken for a patient of its own."
+        yield Problem("odd_name", image, text)
     patient, cause = named or (stem, "")
     if named and (cause != "") != (label == "pneumonia"):
-        yield Problem(
-            "odd_name",
-            image,
-            f"The name says {cause or 'normal'}, the folder {label}; the folder counts.",
-        )
+        text = f"The name says {cause or 'normal'}, the folder {label}; the folder counts."
+        yield Problem("odd_name", image, text)
     sublabel = "No Finding" if label == "normal" else cause or "unspecified"
     yield PublicFilm(
         image,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from cxr.public_sets.chexpert_labels import check_uncertain, label_of_values, read_values
+from cxr.public_sets.chexpert import label_of_values, read_values
 from cxr.public_sets.records import Item, LeftOut, Loader, Problem, PublicFilm, Uncertain
 from cxr.public_sets.tables import read_lines
 
@@ -16,10 +17,8 @@ _Labels = dict[str, tuple[str, str]]  # study → label, sublabel
 
 def find_table(folder: Path, kind: str) -> Path | None:
     """`mimic-cxr-2.0.0-KIND.csv` or its .gz; the newest."""
-    found = sorted(
-        [*folder.glob(f"mimic-cxr-*-{kind}.csv"), *folder.glob(f"mimic-cxr-*-{kind}.csv.gz")]
-    )
-    return found[-1] if found else None
+    names = (f"mimic-cxr-*-{kind}.csv", f"mimic-cxr-*-{kind}.csv.gz")
+    return max((path for name in names for path in folder.glob(name)), default=None)
 
 
 def is_root(folder: Path) -> bool:
@@ -29,52 +28,38 @@ def is_root(folder: Path) -> bool:
 
 def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     """PA and AP films with the label of their study."""
-    check_uncertain(uncertain)
     labels: _Labels = {}
-    table = find_table(root, "chexpert")
+    table, name = find_table(root, "chexpert"), "mimic-cxr-2.0.0-chexpert.csv.gz"
     if table is None:
-        yield Problem(
-            "missing_file",
-            "mimic-cxr-2.0.0-chexpert.csv.gz",
-            "The table of the labels is not there: all labels are unknown.",
-        )
+        text = "The table of the labels is not there: all labels are unknown."
+        yield Problem("missing_file", name, text)
     else:
-        yield from _read_labels(table, uncertain, labels)
+        yield from read_lines(table, "study_id", partial(_study, labels, uncertain))
     films = find_table(root, "metadata")
     assert films is not None, "is_root was not asked"
-    for line in read_lines(films, "dicom_id"):
-        if isinstance(line, Problem):
-            yield line
-        else:
-            yield from _film(*line, labels, table is not None)
+    film = partial(_film, labels, table is not None)
+    yield from read_lines(films, "dicom_id", film)
 
 
-def _read_labels(table: Path, uncertain: Uncertain, labels: _Labels) -> Iterator[Problem]:
-    for line in read_lines(table, "study_id"):
-        if isinstance(line, Problem):
-            yield line
-            continue
-        where, row = line
-        values, odd = read_values(row)
-        if odd:
-            yield Problem(
-                "unknown_label",
-                where,
-                f"study {row['study_id']}: {', '.join(odd)} is taken for not stated.",
-            )
-        labels[row["study_id"]] = label_of_values(values, uncertain)
+def _study(
+    labels: _Labels, uncertain: Uncertain, where: str, row: dict[str, str]
+) -> Iterator[Problem]:
+    values, odd = read_values(row)
+    if odd:
+        text = f"study {row['study_id']}: {', '.join(odd)} is taken for not stated."
+        yield Problem("unknown_label", where, text)
+    labels[row["study_id"]] = label_of_values(values, uncertain)
 
 
-def _film(where: str, row: dict[str, str], labels: _Labels, labelled: bool) -> Iterator[Item]:
+def _film(labels: _Labels, labelled: bool, where: str, row: dict[str, str]) -> Iterator[Item]:
     view = row.get("viewposition", "").upper()
     if view not in _FRONTAL:
         yield LeftOut(f"view {view or 'not stated'}")
         return
     patient, study = row.get("subject_id", ""), row.get("study_id", "")
     if not (patient.isdigit() and study.isdigit()):
-        yield Problem(
-            "bad_line", where, f"{row['dicom_id']} names no patient or no study; left out."
-        )
+        text = f"{row['dicom_id']} names no patient or no study; left out."
+        yield Problem("bad_line", where, text)
         return
     if labelled and study not in labels:
         yield Problem("unknown_label", where, f"study {study} has no line among the labels.")

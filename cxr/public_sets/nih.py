@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from cxr.films_table import NIH_TERMS
 from cxr.public_sets.folders import index_pictures, list_folders
-from cxr.public_sets.records import FindingBox, Item, Loader, Problem, PublicFilm, Uncertain
+from cxr.public_sets.records import (
+    FindingBox,
+    Item,
+    Loader,
+    Problem,
+    PublicFilm,
+    Uncertain,
+    unlisted,
+)
 from cxr.public_sets.tables import read_lines
 from cxr.public_sets.words import frontal_view, sex_of, years_of
 
 LICENCE = NIH_TERMS  # by which `FilmRow.publishable` knows it
-FINDINGS = frozenset(
-    {
-        "Atelectasis",
-        "Cardiomegaly",
-        "Consolidation",
-        "Edema",
-        "Effusion",
-        "Emphysema",
-        "Fibrosis",
-        "Hernia",
-        "Infiltration",
-        "Mass",
-        "Nodule",
-        "Pleural_Thickening",
-        "Pneumonia",
-        "Pneumothorax",
-    }
+_FINDINGS = (
+    "Atelectasis Cardiomegaly Consolidation Edema Effusion Emphysema Fibrosis Hernia Infiltration "
+    "Mass Nodule Pleural_Thickening Pneumonia Pneumothorax"
 )
+FINDINGS = frozenset(_FINDINGS.split())
 NO_FINDING = "No Finding"
 BOX_TABLE = "BBox_List_2017.csv"
 _BOXES_DRAWN_ON = 1024  # px, side of the published films
@@ -69,21 +65,16 @@ def read(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
     if len(tables) > 1:
         yield Problem("two_tables", ", ".join(t.name for t in tables), f"{tables[-1].name} counts.")
     index = index_pictures(root, image_folders(root))
-    unlisted = set(index)
-    for line in read_lines(tables[-1], "image index"):
-        if isinstance(line, Problem):
-            yield line
-            continue
-        unlisted.discard(line[1]["image index"])
-        yield from _film(*line, index)
-    if unlisted:
-        yield Problem(
-            "unlisted_file",
-            ", ".join(sorted(unlisted)[:5]),
-            f"{len(unlisted)} pictures are not in {tables[-1].name}; left out.",
-        )
+    listed = set()
+
+    def film(where: str, row: dict[str, str]) -> Iterator[Item]:
+        listed.add(row["image index"])
+        return _film(where, row, index)
+
+    yield from read_lines(tables[-1], "image index", film)
+    yield from unlisted(set(index) - listed, tables[-1].name)
     if (root / BOX_TABLE).exists():
-        yield from _boxes(root / BOX_TABLE, index)
+        yield from read_lines(root / BOX_TABLE, "image index", partial(_box, index))
 
 
 def _film(where: str, row: dict[str, str], index: dict[str, str]) -> Iterator[Item]:
@@ -91,22 +82,15 @@ def _film(where: str, row: dict[str, str], index: dict[str, str]) -> Iterator[It
     findings = row.get("finding labels", "")
     label, odd = label_of_findings(findings)
     if odd or not findings:
-        yield Problem(
-            "unknown_label",
-            where,
-            f"{name}: {', '.join(odd) or 'no label'} is no finding of this set; taken for {label}.",
-        )
+        what = f"{', '.join(odd) or 'no label'} is no finding of this set"
+        yield Problem("unknown_label", where, f"{name}: {what}; taken for {label}.")
     elif NO_FINDING in findings and label != "normal":
-        yield Problem(
-            "unknown_label", where, f"{name}: 'No Finding' beside findings; taken for {label}."
-        )
+        text = f"{name}: 'No Finding' beside findings; taken for {label}."
+        yield Problem("unknown_label", where, text)
     in_name, stated = name.split("_")[0].lstrip("0"), row.get("patient id", "").lstrip("0")
     if not stated or (in_name.isdigit() and stated != in_name):
-        yield Problem(
-            "no_patient" if not stated else "odd_name",
-            where,
-            f"{name} does not go with patient '{stated}'; the name counts.",
-        )
+        kind = "odd_name" if stated else "no_patient"
+        yield Problem(kind, where, f"{name} does not go with patient '{stated}'; the name counts.")
     patient = in_name if in_name.isdigit() else stated or Path(name).stem
     view, _ = frontal_view(row.get("view position", ""))
     if view not in {"PA", "AP"}:
@@ -128,22 +112,17 @@ def _film(where: str, row: dict[str, str], index: dict[str, str]) -> Iterator[It
     )
 
 
-def _boxes(table: Path, index: dict[str, str]) -> Iterator[Item]:
-    for line in read_lines(table, "image index"):
-        if isinstance(line, Problem):
-            yield line
-            continue
-        where, row = line
-        try:
-            x, y, w, h = (float(row.get(c, "")) for c in ("bbox [x", "y", "w", "h]"))
-        except ValueError:
-            x = y = w = h = math.nan
-        if not all(map(math.isfinite, (x, y, w, h))):
-            yield Problem("bad_box", where, f"{row['image index']}: the box is no four numbers.")
-            continue
-        image = index.get(row["image index"], row["image index"])
-        finding = row.get("finding label", "")
-        yield FindingBox(image, finding, x, y, w, h, of_width=_BOXES_DRAWN_ON)
+def _box(index: dict[str, str], where: str, row: dict[str, str]) -> Iterator[Item]:
+    try:
+        x, y, w, h = (float(row.get(c, "")) for c in ("bbox [x", "y", "w", "h]"))
+    except ValueError:
+        x = y = w = h = math.nan
+    name = row["image index"]
+    if not all(map(math.isfinite, (x, y, w, h))):
+        yield Problem("bad_box", where, f"{name}: the box is no four numbers.")
+        return
+    finding = row.get("finding label", "")
+    yield FindingBox(index.get(name, name), finding, x, y, w, h, of_width=_BOXES_DRAWN_ON)
 
 
 LOADER = Loader(

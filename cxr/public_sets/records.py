@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from cxr.films_table import FilmRow
-
-COLUMNS = (
-    "image",
-    "mask",
-    "source",
-    "patient_id",
-    "view",
-    "label",
-    "sublabel",
-    "age",
-    "sex",
-    "licence",
-    "width",
-    "height",
-    "orig_width",
-    "orig_height",
-)
 
 # What an uncertain mention (-1 of CheXpert's labeller) is taken for.
 Uncertain = Literal["ignore", "positive", "negative"]
@@ -46,6 +29,10 @@ class PublicFilm(FilmRow):
         return replace(
             self, image=image, width=width, height=height, orig_width=width, orig_height=height
         )
+
+
+_COLUMNS = "image mask source patient_id view label sublabel age sex licence width height"
+COLUMNS = (*_COLUMNS.split(), "orig_width", "orig_height")
 
 
 @dataclass(frozen=True)
@@ -81,6 +68,13 @@ class FindingBox:
     w: float
     h: float
     of_width: int = 0  # width of the film that the numbers were drawn on; 0: the file's own
+
+
+def unlisted(names: Iterable[str], table: str) -> Iterator[Problem]:
+    """A problem where there are pictures that the table does not list."""
+    if found := sorted(names):
+        text = f"{len(found)} pictures are not in {table}; left out."
+        yield Problem("unlisted_file", ", ".join(found[:5]), text)
 
 
 Item = PublicFilm | Problem | LeftOut | FindingBox

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
-from cxr.public_sets import actualmed, chexpert, figure1, ieee8023, kermany, mimic, nih, radiography
-from cxr.public_sets.chexpert_labels import check_uncertain
+from cxr.public_sets import chexpert, covid, kermany, mimic, nih, radiography
 from cxr.public_sets.folders import describe, levels
 from cxr.public_sets.gather import gather
-from cxr.public_sets.records import LayoutError, LoadedSet, Loader, Uncertain
+from cxr.public_sets.records import LayoutError, LoadedSet, Uncertain
 
-_MODULES = (kermany, nih, ieee8023, radiography, actualmed, figure1, chexpert, mimic)
-SETS: dict[str, Loader] = {module.LOADER.name: module.LOADER for module in _MODULES}
+_IEEE, _ACTUALMED, _FIGURE1 = covid.LOADERS
+_LOADERS = (kermany.LOADER, nih.LOADER, _IEEE, radiography.LOADER, _ACTUALMED, _FIGURE1)
+SETS = {loader.name: loader for loader in (*_LOADERS, chexpert.LOADER, mimic.LOADER)}
 
 
 def load_set(
@@ -23,7 +24,7 @@ def load_set(
         name: a key of SETS.
         path: the folder; `image` of the rows is relative to it.
         uncertain: what an uncertain label of CheXpert and MIMIC-CXR-JPG is taken for; see
-            `cxr.public_sets.chexpert_labels.label_of_values`.
+            `cxr.public_sets.chexpert.label_of_values`.
         progress: show a bar while sizes are read.
 
     Raises:
@@ -32,7 +33,9 @@ def load_set(
     """
     if name not in SETS:
         raise ValueError(f"source must be one of {', '.join(SETS)}. Got '{name}'.")
-    check_uncertain(uncertain)
+    if uncertain not in get_args(Uncertain):
+        known = ", ".join(get_args(Uncertain))
+        raise ValueError(f"uncertain must be one of {known}. Got '{uncertain}'.")
     path = Path(path)
     root = find_root(name, path)
     return gather(SETS[name].read(root, uncertain), path, root, name, progress)
@@ -82,12 +85,6 @@ def find_root(name: str, path: Path) -> Path:
 def _detect(path: Path) -> list[tuple[str, Path]]:
     """(name, top) of the sets at the shallowest level that has any."""
     for level in levels(path) if path.is_dir() else ():
-        found = [
-            (name, folder)
-            for folder in level
-            for name, loader in SETS.items()
-            if loader.is_root(folder)
-        ]
-        if found:
+        if found := [(n, f) for f in level for n, loader in SETS.items() if loader.is_root(f)]:
             return found
     return []

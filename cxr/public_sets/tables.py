@@ -5,49 +5,48 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from cxr.public_sets.records import COLUMNS, FindingBox, Problem, PublicFilm
+from cxr.public_sets.records import COLUMNS, FindingBox, Item, Problem, PublicFilm
 from cxr.workdir import write_atomic
 
-Line = tuple[str, dict[str, str]]  # where it stands, its cells by lower-case column
 
-
-def read_lines(path: Path, key: str) -> Iterator[Line | Problem]:
-    """Lines of a CSV file (also .gz) with columns in lower case; a Problem for a broken one.
+def read_lines(
+    path: Path, key: str, read: Callable[[str, dict[str, str]], Iterator[Item]]
+) -> Iterator[Item]:
+    """What `read` makes of each line of a CSV file (also .gz), given where it stands and its cells
+    by lower-case column; a Problem for a broken line.
 
     A line without a value in column `key` is broken: nothing can be made of it. Bytes that are no
     UTF-8 are replaced, because some tables hold notes in other encodings.
     """
     with _open(path) as file:
-        reader = csv.reader(file)
+        lines = csv.reader(file)
         try:
-            columns = _columns(reader)
+            columns = _columns(lines)
         except (EOFError, OSError) as error:
             yield Problem("unreadable", path.name, f"The table cannot be read: {error}.")
             return
         while True:
             try:
-                cells = next(reader)
+                cells = next(lines)
             except StopIteration:
                 return
             except (csv.Error, EOFError, OSError) as error:
-                where = f"{path.name}:{reader.line_num}"
+                where = f"{path.name}:{lines.line_num}"
                 yield Problem("bad_line", where, f"Not a line of a table: {error}.")
                 if not isinstance(error, csv.Error):
                     return  # the file itself ends early
                 continue
-            where = f"{path.name}:{reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
+            where = f"{path.name}:{lines.line_num}"
             row = dict.fromkeys(columns, "")
             row.update(zip(columns, (cell.strip() for cell in cells), strict=False))
             if row.get(key):
-                yield where, row
-            else:
+                yield from read(where, row)
+            elif any(cell.strip() for cell in cells):
                 yield Problem("bad_line", where, f"The column '{key}' is empty; line left out.")
 
 

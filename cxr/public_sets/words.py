@@ -7,40 +7,21 @@ import re
 _UNKNOWN = {"", "todo", "unknown", "nan", "none", "n/a", "inconclusive"}
 _NORMAL = {"no finding", "no findings", "normal"}
 # findings of early releases of the COVID-19 sets that do not name their group
-_GROUPS = {
-    "sars": "viral",
-    "mers": "viral",
-    "mers-cov": "viral",
-    "influenza": "viral",
-    "varicella": "viral",
-    "herpes": "viral",
-    "h1n1": "viral",
-    "streptococcus": "bacterial",
-    "klebsiella": "bacterial",
-    "legionella": "bacterial",
-    "e.coli": "bacterial",
-    "mycoplasma": "bacterial",
-    "chlamydophila": "bacterial",
-    "nocardia": "bacterial",
-    "staphylococcus": "bacterial",
-    "pneumocystis": "fungal",
-    "aspergillosis": "fungal",
+_NAMES = {
+    "viral": "sars mers mers-cov influenza varicella herpes h1n1",
+    "bacterial": "streptococcus klebsiella legionella e.coli mycoplasma chlamydophila nocardia "
+    "staphylococcus",
+    "fungal": "pneumocystis aspergillosis",
 }
+_GROUPS = {name: group for group, names in _NAMES.items() for name in names.split()}
 _BARE = {"viral", "bacterial", "fungal", "lipoid", "aspiration"}
 _OTHER = {"ards", "tuberculosis", "pneumothorax", "effusion", "edema", "atelectasis", "sarcoidosis"}
 _COVID = {"covid-19", "covid", "covid19"}
 
 _FRONTAL = re.compile(r"^(PA|AP)([ _-]?(erect|supine|sitting|portable|semi.?erect))?$", re.I)
-_NOT_FRONTAL = {
-    "L": "lateral",
-    "LL": "lateral",
-    "LATERAL": "lateral",
-    "RL": "lateral",
-    "AXIAL": "CT",
-    "CORONAL": "CT",
-    "SAGITTAL": "CT",
-    "CT": "CT",
-}
+_NOT_FRONTAL = dict.fromkeys(("L", "LL", "LATERAL", "RL"), "lateral") | dict.fromkeys(
+    ("AXIAL", "CORONAL", "SAGITTAL", "CT"), "CT"
+)
 
 
 def label_of_finding(finding: str) -> tuple[str, str] | None:
