@@ -1,93 +1,157 @@
 """What a run works on: films or crops one by one, with what the report shows of each.
 
-An Item keeps the pixels that the members see and a thumbnail of the film, not the film itself:
-a batch of items is then as small as its crops.
+An Item keeps the pixels that the members see and a thumbnail of the film, not the film itself: a
+batch of items is then as small as its crops. Thumbnails of films that are cropped are kept beside
+the crops (thumbnails/KEY.jpg, what is known of the film in its comment), so that a film need not
+be decoded again for its picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from cxr.film import Film, FilmError, read_film
+from classify.predictions import PredictionRow
+from cxr.film import Film
 from cxr.manifest import CropRow
 from cxr.page.pictures import Picture, make_picture
 from cxr.page.words import printable
 from cxr.stream import Unread, read_ahead
+from cxr.workdir import log, sha256_file, write_atomic
 
-
-class HasPixels(Protocol):
-    """A crop as detect.crop gives it: pixels (h, w) float32 in [0, 1]."""
-
-    @property
-    def pixels(self) -> np.ndarray: ...
+GONE = "the film itself is no longer where it was"
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
-    """One film on its way to the members. `pixels` (H, W) are the crop's or the whole film's;
-    None when there is nothing to classify, and then `reason` says why."""
+class Item(PredictionRow):
+    """One film on its way to the page. `pixels` (H, W) are the crop's or the whole film's; None
+    when there is nothing to classify, and then `reason` says why. `pictures` are those of the film
+    (`picture`), of its crop and of the `saliency` of the member `saliency_of`."""
 
-    film: str
-    status: str
-    reason: str = ""
     sha256: str = ""
     pixels: np.ndarray | None = None
-    picture: Picture | None = None
     facts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        assert self.pixels is not None or self.reason, f"{self.film}: refused without a reason"
-
-
-@dataclass(frozen=True)
-class Source:
-    """The films of a run by name, and how the pending ones are turned into items."""
-
-    names: list[str]
-    items: Callable[[list[str]], Iterator[Item]]
-    settings: dict[str, Any]
-    passed_over: dict[str, int] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    saliency_of: str = ""
 
 
 def whole_films(paths: Iterable[Path], jobs: int) -> Iterator[Item]:
     """Each film as it is; no thorax box is sought."""
     for path, film in read_ahead(paths, jobs):
-        name = name_of(path)
         if isinstance(film, Unread):
-            yield Item(name, "unreadable", str(film), film.sha256)
+            yield Item(name_of(path), "unreadable", str(film), sha256=film.sha256)
         else:
             yield Item(
-                name, "ok", "", film.sha256, film.pixels, make_picture(film.pixels), facts_of(film)
+                name_of(path),
+                "ok",
+                sha256=film.sha256,
+                pixels=film.pixels,
+                facts=facts_of(film),
+                pictures={"picture": make_picture(film.pixels)},
             )
 
 
-def fresh_crop(row: CropRow, film: Film | None, crop: HasPixels | None) -> Item:
-    """A film that was boxed and cut just now."""
-    picture = make_picture(film.pixels, row.thorax_xyxy, row.crop_xyxy) if film else None
-    pixels, facts = crop.pixels if crop else None, facts_of(film) if film else ()
-    return Item(name_of(row.film), row.status, row.reason, row.sha256, pixels, picture, facts)
+def fresh_crop(row: CropRow, film: Film | None, pixels: np.ndarray | None, folder: Path) -> Item:
+    """A film that was boxed and cut just now into `folder`; `pixels` (h, w) are its crop's."""
+    return _item(row, pixels, *(_keep_thumbnail(row, film, folder) if film else (None, ())))
 
 
-def crop_on_disk(row: CropRow, folder: Path) -> Item:
-    """A film that was cropped earlier. Its own picture is shown where the same film still lies
-    where it was; its crop is all that the members need."""
-    film = _same_film(row)
-    picture = make_picture(film.pixels, row.thorax_xyxy, row.crop_xyxy) if film else None
-    facts = facts_of(film) if film else ("the film itself is no longer where it was",)
-    if row.crop is None:
-        return Item(name_of(row.film), row.status, row.reason, row.sha256, None, picture, facts)
+def crops_on_disk(rows: Sequence[CropRow], folder: Path, jobs: int = 0) -> Iterator[Item]:
+    """Films that were cropped earlier, in order; crops are read ahead by `jobs` processes, and so
+    are films without a thumbnail that still lie where they were. The crop is all that the members
+    need."""
+    unseen = [
+        not _thumbnail_path(row, folder).exists() and Path(row.film).is_file() for row in rows
+    ]
+    paths: list[Path] = []
+    for row, is_unseen in zip(rows, unseen, strict=True):
+        paths += [folder / row.crop] if row.crop else []
+        paths += [Path(row.film)] if is_unseen else []
+    with closing(read_ahead(paths, jobs)) as reads:  # type: ignore[type-var]
+        for row, is_unseen in zip(rows, unseen, strict=True):
+            crop = next(reads)[1] if row.crop else None
+            film = next(reads)[1] if is_unseen else None
+            if isinstance(film, Film) and film.sha256 == row.sha256:
+                picture, facts = _keep_thumbnail(row, film, folder)
+            else:
+                picture, facts = _kept_thumbnail(row, folder)
+            yield _item(row, crop if crop is None else _pixels_or_why(row, crop), picture, facts)
+
+
+def _pixels_or_why(row: CropRow, crop: Film | Unread) -> np.ndarray | str:
+    if isinstance(crop, Film):
+        return crop.pixels
+    return f"its crop {row.crop} cannot be read: {crop.sentence}"
+
+
+def _item(
+    row: CropRow,
+    pixels: np.ndarray | str | None,
+    picture: Picture | None,
+    facts: tuple[str, ...],
+) -> Item:
+    """`pixels` may be the reason why there are none."""
+    lost = isinstance(pixels, str)
+    return Item(
+        name_of(row.film),
+        "unreadable" if lost else row.status,
+        pixels if isinstance(pixels, str) else row.reason,
+        sha256=row.sha256,
+        pixels=None if isinstance(pixels, str) else pixels,
+        facts=facts,
+        pictures={"picture": picture} if picture else {},
+    )
+
+
+def _thumbnail_path(row: CropRow, folder: Path) -> Path:
+    told = f"{row.film}\0{row.sha256}\0{row.thorax_xyxy}\0{row.crop_xyxy}"
+    key = hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+    return folder / "thumbnails" / f"{key[:16]}.jpg"
+
+
+def _keep_thumbnail(
+    row: CropRow, film: Film, folder: Path
+) -> tuple[Picture | None, tuple[str, ...]]:
+    """Picture and facts of a film, laid beside its crop."""
+    picture, facts = make_picture(film.pixels, row.thorax_xyxy, row.crop_xyxy), facts_of(film)
+    known = {k: v for k, v in asdict(picture).items() if k != "uri"}
+    note = json.dumps({"facts": facts, **known}).encode()
+    mark = b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big")  # a JPEG's comment
+    jpeg = base64.b64decode(picture.uri.partition(",")[2])
+    path = _thumbnail_path(row, folder)
     try:
-        pixels = read_film(folder / row.crop).pixels
-    except FilmError as error:
-        why = f"its crop {row.crop} cannot be read: {error.sentence}"
-        return Item(name_of(row.film), "unreadable", why, row.sha256, None, picture, facts)
-    return Item(name_of(row.film), row.status, row.reason, row.sha256, pixels, picture, facts)
+        write_atomic(path, jpeg[:2] + mark + note + jpeg[2:])
+    except OSError as error:
+        log.warning("no thumbnail can be kept in %s: %s", folder, error.strerror)
+        return picture, facts
+    return replace(picture, uri=path.as_posix()), facts
+
+
+def _kept_thumbnail(row: CropRow, folder: Path) -> tuple[Picture | None, tuple[str, ...]]:
+    """Picture and facts of a film as they lie beside its crop; without them, that it is gone."""
+    path = _thumbnail_path(row, folder)
+    if not path.is_file():
+        return None, (GONE,)
+    known = split_note(path.read_bytes())[1]
+    facts = known.pop("facts")
+    there = Path(row.film).is_file() and sha256_file(row.film) == row.sha256
+    return Picture(path.as_posix(), **known), (*facts, *(() if there else (GONE,)))
+
+
+def split_note(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """A kept thumbnail's JPEG without its comment, and what that tells of it."""
+    if data[2:4] != b"\xff\xfe":
+        return data, {}
+    end = 4 + int.from_bytes(data[4:6], "big")
+    return data[:2] + data[end:], json.loads(data[6:end])
 
 
 def name_of(path: str | Path) -> str:
@@ -103,16 +167,6 @@ def facts_of(film: Film) -> tuple[str, ...]:
     if film.spacing_mm:
         size += f", {film.spacing_mm[0]:.3g} × {film.spacing_mm[1]:.3g} mm"
     return (size, f"view {film.view}", *film.notes)
-
-
-def _same_film(row: CropRow) -> Film | None:
-    if not Path(row.film).is_file():
-        return None
-    try:
-        film = read_film(row.film)
-    except FilmError:
-        return None
-    return film if film.sha256 == row.sha256 else None
 
 
 def member_files(folder: str | Path) -> list[Path]:

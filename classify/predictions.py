@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
+from cxr.rules import require
 from cxr.workdir import write_atomic
 
 ANSWERS = ("normal", "target", "others")
@@ -78,9 +79,9 @@ def read_predictions(path: str | Path) -> tuple[tuple[str, ...], list[Prediction
             "python -m classify.run FILMS --crops"
         )
     targets: tuple[str, ...] = ()
-    films: set[str] = set()
+    rows: dict[str, PredictionRow] = {}
 
-    def reader_of(header: tuple[str, ...]) -> Callable[[list[str]], PredictionRow]:
+    def reader_of(header: tuple[str, ...]) -> Callable[[list[str]], None]:
         nonlocal targets
         targets = tuple(c.removesuffix(".normal") for c in header if c.endswith(".normal"))
         if header != columns_of(targets):
@@ -90,15 +91,14 @@ def read_predictions(path: str | Path) -> tuple[tuple[str, ...], list[Prediction
             )
         return read
 
-    def read(cells: list[str]) -> PredictionRow:
+    def read(cells: list[str]) -> None:
         row = _row(cells, len(targets))
-        if row.film in films:
+        if row.film in rows:
             raise ValueError(f"{row.film} stands there twice.")
-        films.add(row.film)
-        return row
+        rows[row.film] = row
 
-    rows = read_csv(path, reader_of, ODD)
-    return targets, rows
+    read_csv(path, reader_of, ODD)
+    return targets, list(rows.values())
 
 
 def columns_of(targets: Sequence[str]) -> tuple[str, ...]:
@@ -107,12 +107,10 @@ def columns_of(targets: Sequence[str]) -> tuple[str, ...]:
 
 
 def _cells(row: PredictionRow, members: int) -> list[str]:
-    if row.logits is None:
-        logits = [""] * (members * len(ANSWERS))
-    else:
+    logits = [""] * (members * len(ANSWERS))
+    if row.logits is not None:
         shape = np.shape(row.logits)
-        if shape != (members, len(ANSWERS)):
-            raise ValueError(f"logits of {row.film} must be ({members}, 3). Got {shape} instead.")
+        require(shape == (members, 3), f"logits of {row.film} must be ({members}, 3)", shape)
         logits = [repr(float(v)) for v in np.asarray(row.logits).ravel()]
     score = "" if row.abnormal_score is None else repr(float(row.abnormal_score))
     texts = (row.film, row.status, row.reason)
@@ -121,24 +119,15 @@ def _cells(row: PredictionRow, members: int) -> list[str]:
 
 def _row(cells: list[str], members: int) -> PredictionRow:
     width = members * len(ANSWERS)
-    if len(cells) != len(_BEFORE) + width + len(_AFTER):
-        raise ValueError(
-            f"a row must have {len(_BEFORE) + width + len(_AFTER)} cells. Got {len(cells)} instead."
-        )
-    middle = cells[3 : 3 + width]
+    wanted = len(_BEFORE) + width + len(_AFTER)
+    if len(cells) != wanted:
+        raise ValueError(f"a row must have {wanted} cells. Got {len(cells)} instead.")
+    (film, status, reason), middle = cells[:3], cells[3 : 3 + width]
     score, decision, tier, threshold_id = cells[3 + width :]
     logits = None
     if any(middle):
         logits = np.array([float(v) for v in middle], dtype=np.float64).reshape(members, -1)
         if not np.isfinite(logits).all():
             raise ValueError("logits must be finite. Got NaN or infinity.")
-    return PredictionRow(
-        cells[0],
-        cells[1],
-        cells[2],
-        logits,
-        float(score) if score else None,
-        decision,
-        tier,
-        threshold_id,
-    )
+    known = float(score) if score else None
+    return PredictionRow(film, status, reason, logits, known, decision, tier, threshold_id)

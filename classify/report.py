@@ -1,101 +1,104 @@
 """report.html: one page for a run, with every film's box, crop, members, decision and saliency.
 
-The page needs no other file and no network: pictures are data URIs, style and script are inline
-and named by hash in a Content-Security-Policy. Films are kept in report.jsonl, a line each, as
-they finish; the page is put together from it piece by piece, so memory holds one film at a time.
+The page needs no other file and no network. Films are kept in report.jsonl, a line each, as they
+finish, and their pictures as files beside it; the page is put together from these piece by piece,
+so memory holds one film at a time.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from classify.inputs import Item, split_note
+from classify.predictions import ANSWERS
 from classify.screening.tiers import TIERS
+from cxr.draw import to_data_uri
 from cxr.ledger import FilmRecords
 from cxr.page.build import write_page
-from cxr.page.pictures import Picture
+from cxr.stats import softmax
 
 HERE = Path(__file__).resolve().parent
+PICTURES = "pictures"  # the folder beside report.jsonl
+_KINDS = ("picture", "crop", "saliency")
 _DECISIONS = ("read", "not_read_by_model", "definitely_normal")
 
 
-@dataclass(frozen=True)
-class MemberBar:
-    """One member's softmax probabilities for a film."""
-
-    target: str
-    normal: float
-    found: float
-    others: float
-
-
-@dataclass(frozen=True)
-class FilmCard:
-    """What the page says of one film; pictures are None where there is nothing to show."""
-
-    film: str
-    status: str
-    reason: str
-    decision: str
-    tier: str = ""
-    abnormal_score: float | None = None
-    members: tuple[MemberBar, ...] = ()
-    facts: tuple[str, ...] = ()
-    picture: Picture | None = None
-    crop: Picture | None = None
-    saliency: Picture | None = None
-    saliency_of: str = ""
-
-
-@dataclass(frozen=True)
-class ReportSummary:
-    """What the page says of the whole run."""
-
-    title: str
-    made: str
-    guarantee: str
-    proven: bool
-    threshold_id: str
-    cropped: bool
-    targets: tuple[str, ...]
-    cautions: tuple[str, ...] = ()
-    passed_over: tuple[tuple[str, int], ...] = ()
-    complete: bool = True
-
-
 class ReportBook(FilmRecords):
-    """report.jsonl: a line a film; memory holds how urgent each is."""
+    """report.jsonl: a line a film; memory holds how urgent each is.
 
-    def __init__(self, path: str | Path) -> None:
+    A picture's `uri` there is a file, relative to the run's folder; in those of older runs it is
+    the picture itself as a data URI.
+    """
+
+    def __init__(self, path: str | Path, targets: Sequence[str]) -> None:
         super().__init__(path, _urgency)
+        self.targets = tuple(targets)
 
-    def add(self, card: FilmCard) -> None:  # type: ignore[override]
+    def add(self, item: Item) -> None:  # type: ignore[override]
         """Write one film's card; a film that stands there already is replaced by the new one."""
-        super().add(asdict(card))
+        bars = [] if item.logits is None else softmax(item.logits).tolist()
+        names = [a.replace("target", "found") for a in ANSWERS]
+        told = ("film", "status", "reason", "decision", "tier", "abnormal_score")
+        super().add(
+            {
+                **{name: getattr(item, name) for name in told},
+                "members": [
+                    {"target": target, **dict(zip(names, shares, strict=True))}
+                    for target, shares in zip(self.targets, bars, strict=bool(bars))
+                ],
+                "facts": item.facts,
+                **{kind: self._filed(item, kind) for kind in _KINDS},
+                "saliency_of": item.saliency_of,
+            }
+        )
+
+    def _filed(self, item: Item, kind: str) -> dict[str, Any] | None:
+        """A picture of a film with its place on disk; one that is only in memory is written."""
+        picture = item.pictures.get(kind)
+        if picture is None:
+            return None
+        path, folder = Path(picture.uri), self.path.parent
+        if picture.uri.startswith("data:"):
+            head, _, text = picture.uri.partition(",")
+            key = hashlib.sha256(item.film.encode(errors="surrogatepass")).hexdigest()[:16]
+            path = folder / PICTURES / f"{key}_{kind}.{'png' if 'png' in head else 'jpg'}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(base64.b64decode(text))
+        return {**asdict(picture), "uri": os.path.relpath(path, folder)}
 
     @property
     def counts(self) -> Counter[str]:
         """How many films have each decision."""
         return Counter(_DECISIONS[urgency[0]] for urgency in self.kept())
 
-    def cards(self) -> Iterator[dict[str, Any]]:
-        """The films as plain values, those to be read first, each read from disk when asked for."""
+    def cards(self, pictures: bool = True) -> Iterator[dict[str, Any]]:
+        """The films as plain values, those to be read first, each read from disk when asked for;
+        `pictures` as data URIs, None for one that is gone."""
         for number, card in enumerate(self.records(ranked=True), 1):
+            for kind in _KINDS if pictures else ():
+                card[kind] = self._shown(card[kind])
             yield {"number": number, **card}
 
+    def _shown(self, picture: dict[str, Any] | None) -> dict[str, Any] | None:
+        if picture is None or picture["uri"].startswith("data:"):
+            return picture
+        path = self.path.parent / picture["uri"]
+        if not path.is_file():
+            return None
+        return {**picture, "uri": to_data_uri(split_note(path.read_bytes())[0])}
 
-def write_report(path: str | Path, summary: ReportSummary, book: ReportBook) -> Path:
+
+def write_report(path: str | Path, summary: Mapping[str, Any], book: ReportBook) -> Path:
     """Put the page together from the book, one film at a time, and move it into place whole."""
-    counts = book.counts
-    shown = {
-        "summary": summary,
-        "cards": book.cards,
-        "films": len(book),
-        "counts": {d: counts[d] for d in _DECISIONS},
-    }
+    counts = {d: book.counts[d] for d in _DECISIONS}
+    shown = {"summary": summary, "cards": book.cards, "films": len(book), "counts": counts}
     return write_page(path, HERE / "report.html", **shown)
 
 

@@ -10,41 +10,125 @@ A run that was stopped goes on where it was: films that are done keep their rows
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from classify.ensemble import Ensemble
-from classify.inputs import Item, Source, crop_on_disk, fresh_crop, name_of, whole_films
-from classify.judge import Judge
+from classify.inputs import Item, crops_on_disk, fresh_crop, member_files, name_of, whole_films
 from classify.predictions import PredictionWriter
-from classify.report import ReportBook, ReportSummary, write_report
-from classify.run_config import DEFAULT_CROPS, DEFAULT_TIERS, RunConfig
+from classify.report import PICTURES, ReportBook, write_report
 from classify.screener import Screener
 from classify.screening.tiers import read_tiers
 from cxr.cli import parse_config, to_plain
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
 from cxr.page.words import printable
+from cxr.rules import require
 from cxr.stream import batched, default_jobs
 from cxr.workdir import Workdir, console, log, provenance
-from detect.crop import CropSettings, find_pending, iter_crops
-from detect.predict import ThoraxDetector
+
+if TYPE_CHECKING:
+    from classify.judge import Judge
+
+DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
+DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Box, crop, classify and screen chest films; writes predictions.csv and report.html.
+
+    Args:
+        films: files and folders of films (DICOM, PNG, JPEG, TIFF).
+        crops: with FILMS, crop them first, into this folder (without a value, into OUT/crops).
+            Without FILMS, start from the crops in this folder (without a value, runs/crops).
+            Left out: the members see whole films.
+        out: folder of the run; a stopped run goes on there. Empty takes runs/classify_crops, or
+            runs/classify_films for whole films.
+        ensemble: folder of the members and their screener, or of a single network (python -m
+            classify.single), whose classes but normal are the members then. Empty takes
+            weights/ensemble_crops, or weights/ensemble_films for whole films.
+        detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
+        tiers: YAML file that says which target is in which risk tier.
+        tier_threshold: a member finds its target from this probability on; left out, when target
+            is the largest of its three logits.
+        saliency: draw a Grad-CAM of each film's strongest member.
+        margin: added to the thorax box on each side, as a fraction of the box's side.
+        device: auto, cpu or cuda.
+        batch: films that the members see at a time.
+        jobs: processes that read films; -1 takes up to four, and none for a few films.
+        restart: forget an earlier run in this folder.
+    """
+
+    films: tuple[str, ...] = ()
+    crops: str | None = None
+    out: str = ""
+    ensemble: str = ""
+    detector: str = ""
+    tiers: Path = DEFAULT_TIERS
+    tier_threshold: float | None = None
+    saliency: bool = True
+    margin: float = 0.05
+    device: str = "auto"
+    batch: int = 8
+    jobs: int = -1
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.films and self.crops is None:
+            raise ValueError(
+                "there is nothing to work on. Give films (python -m classify.run FILMS --crops), "
+                "or start from crops made earlier (python -m classify.run --crops DIR)."
+            )
+        for name, low, high in (("margin", 0, 1), ("batch", 1, 1024), ("jobs", -1, 256)):
+            value = getattr(self, name)
+            require(low <= value <= high, f"--{name} must lie between {low} and {high}", value)
+
+    @property
+    def cropped(self) -> bool:
+        """Do the members see crops?"""
+        return self.crops is not None
+
+    @property
+    def out_path(self) -> Path:
+        """The run's folder."""
+        return Path(self.out or ("runs/classify_crops" if self.cropped else "runs/classify_films"))
+
+    @property
+    def ensemble_path(self) -> Path:
+        """The members' folder."""
+        return Path(self.ensemble or f"weights/ensemble_{'crops' if self.cropped else 'films'}")
+
+
+@dataclass
+class Source:
+    """The films of a run by name, how the pending ones are turned into items, the settings that a
+    resumed run must share, and the folders and weights that are worked with."""
+
+    names: list[str]
+    items: Callable[[list[str]], Iterator[Item]]
+    settings: dict[str, Any]
+    passed_over: dict[str, int] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 def open_source(config: RunConfig, stack: ExitStack) -> Source:
     """Films to crop, crops made earlier, or whole films; raises OSError or ValueError."""
     if not config.films:
-        return _earlier_crops(Path(config.crops or DEFAULT_CROPS))
+        return _earlier_crops(config, Path(config.crops or DEFAULT_CROPS))
     found = list_films(config.films)
+    if found.films:
+        member_files(config.ensemble_path)  # said before anything large is loaded
     if config.cropped:
         return _films_to_crop(config, found, stack)
     path_of = {name_of(p): p for p in found.films}
@@ -55,7 +139,7 @@ def open_source(config: RunConfig, stack: ExitStack) -> Source:
     return Source(list(path_of), items, {"input": "whole films"}, found.passed_over)
 
 
-def _earlier_crops(folder: Path) -> Source:
+def _earlier_crops(config: RunConfig, folder: Path) -> Source:
     if folder.is_file() or (folder.is_dir() and not (folder / "manifest.jsonl").exists()):
         raise ValueError(
             f"--crops must name a folder of detect.crop when no FILMS are given. "
@@ -63,22 +147,26 @@ def _earlier_crops(folder: Path) -> Source:
             f"python -m classify.run {folder} --crops"
         )
     header, rows = read_manifest(folder / "manifest.jsonl")
+    member_files(config.ensemble_path)
     row_of = {name_of(row.film): row for row in rows}
 
     def items(pending: list[str]) -> Iterator[Item]:
-        return (crop_on_disk(row_of[name], folder) for name in pending)
+        return crops_on_disk([row_of[n] for n in pending], folder, _jobs(config, pending))
 
-    return Source(list(row_of), items, {"input": "crops", "crops": header.get("settings")})
+    settings = {"input": "crops", "crops": header.get("settings")}
+    return Source(list(row_of), items, settings, folders={"crops": folder.as_posix()})
 
 
 def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Source:
+    from detect.crop import CropSettings, find_pending, iter_crops
+    from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
+
     folder = Path(config.crops) if config.crops else config.out_path / "crops"
     detector = ThoraxDetector.load(config.detector or None, config.device)
-    settings = {"margin": config.margin, "square": False, "boxes_from": detector.weights}
+    settings = {"margin": config.margin, "square": False, "boxes_from": dict(detector.weights)}
     header = {**provenance(detector.weights), "settings": settings}
     restart = config.restart and not config.crops  # crops elsewhere are not this run's to remake
     book = stack.enter_context(ManifestWriter(folder / "manifest.jsonl", header, restart))
-
     path_of = {name_of(p): p for p in found.films}
 
     def items(pending: list[str]) -> Iterator[Item]:
@@ -86,17 +174,20 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
         fresh, stale = find_pending(paths, book.done, folder)
         book.drop(stale)
         missing = set(fresh)
-        for path in paths:
-            if path not in missing:
-                yield crop_on_disk(book.done[path.as_posix()], folder)
+        done = [book.done[path.as_posix()] for path in paths if path not in missing]
+        yield from crops_on_disk(done, folder, _jobs(config, done))
         cut = CropSettings(folder, config.margin, False, _jobs(config, fresh), config.batch)
         with closing(iter_crops(fresh, detector, cut)) as crops:  # type: ignore[type-var]
             for row, film, crop in crops:
                 book.add(row)
-                yield fresh_crop(row, film, crop)
+                yield fresh_crop(row, film, crop.pixels if crop else None, folder)
 
+    folders = {
+        "crops": folder.as_posix(),
+        "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
+    }
     made = {"input": "crops", "crops": settings}
-    return Source(list(path_of), items, made, found.passed_over, detector.weights)
+    return Source(list(path_of), items, made, found.passed_over, folders, dict(detector.weights))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,15 +207,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not source.names:
                 _tell_passed_over(source, "no film was found")
                 return 1
-            judge, settings, weights = _load_models(config, source)
+            judge = _load_models(config, source)
             workdir = Workdir(config.out_path)
-            _check_resumable(config, settings)
-            table = stack.enter_context(
-                PredictionWriter(workdir / "predictions.csv", judge.members.targets)
-            )
-            book = stack.enter_context(ReportBook(workdir / "report.jsonl"))
-            workdir.start(to_plain(config), weights={**source.weights, **weights})
-            workdir.update(settings=settings)
+            _check_resumable(config, source.settings)
+            targets = judge.members.targets
+            table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", targets))
+            book = stack.enter_context(ReportBook(workdir / "report.jsonl", targets))
+            workdir.start(to_plain(config), weights=source.weights)
+            workdir.update(settings=source.settings, folders=source.folders)
         except (OSError, ValueError) as error:
             log.error("%s", error)
             return 2
@@ -133,17 +223,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete = work_through(config, source, judge, table, book)
         summary = summarise(config, source, judge, complete)
         page = write_report(workdir / "report.html", summary, book)
-        counts = dict(book.counts)
         workdir.update(
             complete=complete,
             films=len(book),
-            decisions=counts,
+            decisions=dict(book.counts),
             passed_over=source.passed_over,
-            guarantee=summary.guarantee,
+            guarantee=summary["guarantee"],
         )
-        console.print(_short_table(book, summary))
+        console.print(_short_table(book))
         _tell_passed_over(source, f"{len(source.names)} films")
-        console.print(f"{summary.guarantee}\npage: {page}", highlight=False, markup=False)
+        console.print(f"{summary['guarantee']}\npage: {page}", highlight=False, markup=False)
         if not complete:
             return _tell_stopped()
         read = any(table.done[name].status != "unreadable" for name in source.names)
@@ -157,10 +246,8 @@ def work_through(
 ) -> bool:
     """Judge the films that have no row yet; False when Ctrl-C came before the end."""
     pending = [name for name in source.names if name not in table.done]
-    if len(pending) < len(source.names):
-        log.info(
-            "%d of %d films are done already", len(source.names) - len(pending), len(source.names)
-        )
+    if done := len(source.names) - len(pending):
+        log.info("%d of %d films are done already", done, len(source.names))
     first_of: dict[str, str] = {}
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     try:
@@ -168,75 +255,73 @@ def work_through(
             task = bar.add_task("judging", total=len(pending))
             with closing(source.items(pending)) as items:  # type: ignore[type-var]
                 for batch in batched(items, config.batch):
-                    for row, card in judge.judge([_mark_twin(i, first_of) for i in batch]):
-                        book.add(card)  # first: a film whose row stands has its card
-                        table.add(row)
+                    for item in judge.judge([_mark_twin(i, first_of) for i in batch]):
+                        book.add(item)  # first: a film whose row stands has its card
+                        table.add(item)
                         bar.advance(task)
     except KeyboardInterrupt:
         return False
     return True
 
 
-def summarise(
-    config: RunConfig, source: Source, judge: Judge, complete: bool = True
-) -> ReportSummary:
+def summarise(config: RunConfig, source: Source, judge: Judge, complete: bool) -> dict[str, Any]:
     """What the page's head says."""
     screener = judge.screener
-    guarantee = (
-        screener.guarantee
-        if screener
-        else ("nothing is cleared: this ensemble has no screener, so every film is to be read.")
-    )
     cautions = [str(screener.meta["scope"])] if screener and screener.meta.get("scope") else []
     wanted = "crops" if config.cropped else "films"
     if judge.trained_on and judge.trained_on != wanted:
-        seen = f"{'crops' if config.cropped else 'whole films'}"
+        seen = "crops" if config.cropped else "whole films"
         cautions.append(f"The members were trained on {judge.trained_on} but were shown {seen}.")
-    return ReportSummary(
-        title=config.out_path.as_posix(),
-        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        guarantee=guarantee,
-        proven=bool(screener and screener.point.proven),
-        threshold_id=screener.threshold_id if screener else "none",
-        cropped=config.cropped,
-        targets=tuple(judge.members.targets),
-        cautions=tuple(cautions),
-        passed_over=tuple(source.passed_over.items()),
-        complete=complete,
-    )
+    return {
+        "title": config.out_path.as_posix(),
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "guarantee": screener.guarantee
+        if screener
+        else "nothing is cleared: this ensemble has no screener, so every film is to be read.",
+        "proven": bool(screener and screener.point.proven),
+        "threshold_id": screener.threshold_id if screener else "none",
+        "cropped": config.cropped,
+        "targets": judge.members.targets,
+        "cautions": cautions,
+        "passed_over": list(source.passed_over.items()),
+        "complete": complete,
+    }
 
 
-def _load_models(config: RunConfig, source: Source) -> tuple[Judge, dict[str, Any], dict[str, str]]:
-    """The judge, the settings that a resumed run must share, and the weights by file."""
+def _load_models(config: RunConfig, source: Source) -> Judge:
+    """The judge; notes settings, folders and weights in the source."""
     folder = config.ensemble_path
-    ensemble = Ensemble.load(folder, config.device)
-    screener: Screener | None = None
-    if (folder / "screener.json").exists():
-        screener = Screener.load(folder)
-    else:
-        log.warning("%s holds no screener: every film is to be read", folder)
     missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()  # not run from the root
     tiers = {} if missing else read_tiers(config.tiers)
-    judge = Judge(ensemble, screener, tiers, config.cropped, config.saliency, config.tier_threshold)
-    settings = {
-        **source.settings,
-        "members": dict(ensemble.weights),
+    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
+    if screener is None:
+        log.warning("%s holds no screener: every film is to be read", folder)
+
+    from classify.ensemble import Ensemble  # torch is loaded here, when nothing light is wrong
+    from classify.judge import Judge
+
+    members = Ensemble.load(folder, config.device)
+    source.settings |= {
+        "members": dict(members.weights),
         "tiers": tiers,
         "threshold": screener.threshold_id if screener else "",
         "tier_threshold": config.tier_threshold,
     }
-    return judge, settings, {f"{t}.safetensors": digest for t, digest in ensemble.weights.items()}
+    source.folders |= {"ensemble": folder.as_posix(), "tiers": config.tiers.as_posix()}
+    source.weights |= {f"{t}.safetensors": digest for t, digest in members.weights.items()}
+    return Judge(members, screener, tiers, config.cropped, config.saliency, config.tier_threshold)
 
 
 def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
     """Drop an earlier run with --restart; raises ValueError when it had other settings."""
     folder = config.out_path
-    rows, record = folder / "predictions.csv", folder / "run.json"
+    rows, record, cards = (folder / n for n in ("predictions.csv", "run.json", "report.jsonl"))
     if config.restart:
-        for path in (rows, record, folder / "report.jsonl", folder / "report.html"):
+        for path in (rows, record, folder / "report.html"):
             path.unlink(missing_ok=True)
-    if not rows.exists():
-        (folder / "report.jsonl").unlink(missing_ok=True)  # cards without rows are of no use
+    if not rows.exists():  # cards without rows are of no use
+        cards.unlink(missing_ok=True)
+        shutil.rmtree(folder / PICTURES, ignore_errors=True)
         return
     old = json.loads(record.read_text()).get("settings", {}) if record.exists() else {}
     new = json.loads(json.dumps(settings))
@@ -260,7 +345,7 @@ def _mark_twin(item: Item, first_of: dict[str, str]) -> Item:
     return replace(item, facts=(*item.facts, f"the same file as {first}"))
 
 
-def _short_table(book: ReportBook, summary: ReportSummary, rows: int = 20) -> Table:
+def _short_table(book: ReportBook, rows: int = 20) -> Table:
     """The films to be read first, as many as fit a screen."""
     more = len(book) - rows
     caption = f"… and {more} more in report.html" if more > 0 else ""
@@ -268,7 +353,7 @@ def _short_table(book: ReportBook, summary: ReportSummary, rows: int = 20) -> Ta
     table = Table(title=f"{len(book)} films: {counts}", caption=caption)
     for column in ("film", "decision", "score", "tier", "box", "why"):
         table.add_column(column, justify="right" if column == "score" else "left")
-    for card in islice(book.cards(), rows):
+    for card in islice(book.cards(pictures=False), rows):
         score = card["abnormal_score"]
         cells = (
             Path(card["film"]).name,

@@ -27,7 +27,7 @@ from classify.audit import auditor
 from classify.ensemble import Ensemble
 from classify.preprocess import PreprocessConfig
 from cxr.split import Split
-from detect.predict import ThoraxBox
+from detect.predict import ThoraxBox, ThoraxDetector
 
 TARGETS = ("bacterial", "viral")
 KERMANY = [
@@ -131,8 +131,8 @@ def make_world(monkeypatch: pytest.MonkeyPatch, path: Path) -> SimpleNamespace:
     world = SimpleNamespace(
         ensemble=tiny_ensemble(), detector=FakeDetector(), field=FakeField(), path=path
     )
-    monkeypatch.setattr(run.Ensemble, "load", lambda folder, device="auto": world.ensemble)
-    monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": world.detector)
+    monkeypatch.setattr(Ensemble, "load", lambda folder, device="auto": world.ensemble)
+    monkeypatch.setattr(ThoraxDetector, "load", lambda p, device="auto": world.detector)
     monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": world.field)
     monkeypatch.chdir(path)
     return world

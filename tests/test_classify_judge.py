@@ -9,13 +9,14 @@ from conftest import draw_phantom
 from saliency_nets import HeadNet, pooled
 from torch import nn
 
-from classify.ensemble import Ensemble
+from classify.ensemble import Ensemble, members_of
 from classify.inputs import Item
 from classify.judge import Judge, strongest_member
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import saliency_maps, to_pixels
+from cxr.page.pictures import Picture
 
 SIZES = [(120, 100), (80, 130), (96, 96), (100, 60)]
 
@@ -43,11 +44,12 @@ def test_one_pass_gives_the_logits_and_maps_of_two(
     ensemble = Ensemble({"a": build(0), "b": build(1)}, PreprocessConfig(side=64))
     planes: list[np.ndarray] = []
 
-    def keep(plane: np.ndarray) -> None:
+    def keep(plane: np.ndarray) -> Picture:
         planes.append(plane)
+        return Picture("", 1, 1)
 
     monkeypatch.setattr("classify.judge.make_saliency_picture", keep)
-    rows = [row for row, _ in Judge(ensemble, None, {}, cropped=True).judge(items)]
+    rows = Judge(ensemble, None, {}, cropped=True).judge(items)
     pixels = [item.pixels for item in items if item.pixels is not None]
     batch, frames = ensemble.prepare(pixels)
     logits = ensemble.predict_prepared(batch)
@@ -58,6 +60,24 @@ def test_one_pass_gives_the_logits_and_maps_of_two(
         (expected,) = to_pixels(maps, frames[n : n + 1], [pixels[n].shape])
         assert expected.max() > 0
         np.testing.assert_allclose(plane, expected, atol=1e-4 * expected.max())
+
+
+@pytest.mark.parametrize("saliency", [True, False])
+def test_a_network_that_stands_for_several_members_runs_once(
+    items: list[Item], saliency: bool
+) -> None:
+    torch.manual_seed(0)
+    net = HeadNet(pooled(nn.Linear(8, 4)))
+    ensemble = Ensemble(members_of(net, ("normal", "a", "b", "c")), PreprocessConfig(side=64))
+    judge = Judge(ensemble, None, {}, cropped=True, saliency=saliency)
+    judge.judge(items)  # tries the head once
+    passes: list[int] = []
+    net.register_forward_hook(lambda _m, x, _o: passes.append(len(x[0])))
+    judged = judge.judge(items)
+    assert passes == [len(items)]
+    batch, _ = ensemble.prepare([i.pixels for i in items if i.pixels is not None])
+    expected = ensemble.predict_prepared(batch)
+    np.testing.assert_allclose(np.stack([i.logits for i in judged]), expected, atol=1e-5)
 
 
 def test_a_closed_head_takes_one_pass_of_each_member(items: list[Item]) -> None:

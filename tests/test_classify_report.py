@@ -14,49 +14,53 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.report import FilmCard, MemberBar, ReportBook, ReportSummary, write_report
+from classify.inputs import Item
+from classify.report import ReportBook, write_report
+from cxr.draw import to_data_uri
 from cxr.page.build import csp_hash
 from cxr.page.pictures import make_picture, make_saliency_picture
 from cxr.page.words import printable
 
 HOSTILE = '/in/<script>document.title="owned"</script>"><img src=x onerror=alert(1)>\u202egpj.mcd'
-SUMMARY = ReportSummary(
+TARGETS = ("bacterial", "viral")
+SUMMARY = dict(
     title="runs/test",
     made="2026-01-01 12:00",
     guarantee="not proven: 299 abnormal films needed.",
     proven=False,
     threshold_id="abc@0.1",
     cropped=True,
-    targets=("bacterial", "viral"),
+    targets=TARGETS,
     cautions=("Learnt on children <b>only</b>.",),
     passed_over=(("hidden", 3),),
+    complete=True,
 )
 
 
-def card(film: str, decision: str = "read", score: float | None = 0.5, **more: object) -> FilmCard:
+def card(film: str, decision: str = "read", score: float | None = 0.5, **more: object) -> Item:
     pixels = np.linspace(0, 1, 80 * 60, dtype=np.float32).reshape(80, 60)
-    shown = FilmCard(
+    shown = Item(
         film,
         "ok",
-        "",
-        decision,
-        "",
-        score,
-        (MemberBar("bacterial", 0.2, 0.7, 0.1), MemberBar("viral", 0.5, 0.25, 0.25)),
-        ("80 × 60 px",),
-        make_picture(pixels, (10, 20, 50, 60), (5, 10, 55, 70)),
-        make_picture(pixels),
-        make_saliency_picture(pixels),
-        "bacterial",
+        logits=np.log([[0.2, 0.7, 0.1], [0.5, 0.25, 0.25]]),
+        abnormal_score=score,
+        decision=decision,
+        facts=("80 × 60 px",),
+        pictures={
+            "picture": make_picture(pixels, (10, 20, 50, 60), (5, 10, 55, 70)),
+            "crop": make_picture(pixels),
+            "saliency": make_saliency_picture(pixels),
+        },
+        saliency_of="bacterial",
     )
     return replace(shown, **more)  # type: ignore[arg-type]
 
 
-REFUSED = FilmCard("/in/leg.dcm", "no_thorax", "no thorax found <at all>", "not_read_by_model")
+REFUSED = Item("/in/leg.dcm", "no_thorax", "no thorax found <at all>", decision="not_read_by_model")
 
 
-def page_of(tmp_path: Path, *cards: FilmCard) -> str:
-    with ReportBook(tmp_path / "report.jsonl") as book:
+def page_of(tmp_path: Path, *cards: Item) -> str:
+    with ReportBook(tmp_path / "report.jsonl", TARGETS) as book:
         for one in cards:
             book.add(one)
         return write_report(tmp_path / "report.html", SUMMARY, book).read_text()
@@ -101,7 +105,7 @@ def test_films_to_be_read_come_first_by_tier_and_score(tmp_path: Path) -> None:
         card("high", score=0.9),
         card("critical", score=0.3, tier="critical"),
     )
-    book = ReportBook(tmp_path / "report.jsonl")
+    book = ReportBook(tmp_path / "report.jsonl", TARGETS)
     order = [c["film"] for c in book.cards()]
     assert order == ["critical", "high", "low", "/in/leg.dcm", "clear"]
 
@@ -110,7 +114,7 @@ def test_a_killed_run_keeps_its_films_and_drops_the_torn_line(tmp_path: Path) ->
     page_of(tmp_path, card("a"), card("b"))
     path = tmp_path / "report.jsonl"
     path.write_bytes(path.read_bytes() + b'{"film":"c","stat')
-    with ReportBook(path) as book:
+    with ReportBook(path, TARGETS) as book:
         assert len(book) == 2
         book.add(card("c"))
         assert [c["film"] for c in book.cards()] == ["a", "b", "c"]
@@ -118,11 +122,42 @@ def test_a_killed_run_keeps_its_films_and_drops_the_torn_line(tmp_path: Path) ->
 
 
 def test_a_film_done_again_replaces_its_card(tmp_path: Path) -> None:
-    with ReportBook(tmp_path / "report.jsonl") as book:
+    with ReportBook(tmp_path / "report.jsonl", TARGETS) as book:
         book.add(card("a"))
         book.add(card("a", "definitely_normal", 0.01))
         assert len(book) == 1 and book.counts["read"] == 0
         assert [c["decision"] for c in book.cards()] == ["definitely_normal"]
+
+
+def test_pictures_are_files_beside_the_cards_and_data_uris_in_the_page(
+    tmp_path: Path,
+) -> None:
+    page = page_of(tmp_path, card("a"), REFUSED)
+    assert page.count("data:image/jpeg;base64,") == 2 and page.count("data:image/png;base64,") == 1
+    text = (tmp_path / "report.jsonl").read_text()
+    assert "data:" not in text and len(text) < 2000
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
+    first = json.loads(text.splitlines()[0])
+    assert first["picture"]["thorax"] == [10, 20, 50, 60]
+    jpeg = (tmp_path / first["picture"]["uri"]).read_bytes()
+    assert to_data_uri(jpeg) == card("a").pictures["picture"].uri
+
+
+def test_cards_of_older_runs_hold_their_pictures_themselves(tmp_path: Path) -> None:
+    page = page_of(tmp_path, card("a"))
+    path = tmp_path / "report.jsonl"
+    old = json.loads(path.read_text())
+    for kind in ("picture", "crop", "saliency"):
+        old[kind]["uri"] = card("a").pictures[kind].uri
+    path.write_text(json.dumps(old) + "\n")
+    shutil.rmtree(tmp_path / "pictures")
+    assert page_of(tmp_path) == page
+
+
+def test_a_picture_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    page_of(tmp_path, card("a"))
+    shutil.rmtree(tmp_path / "pictures")
+    assert "There is no picture to show" in page_of(tmp_path)
 
 
 def test_a_page_without_films_can_be_made(tmp_path: Path) -> None:
@@ -135,10 +170,13 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "report.jsonl").open("ab").write(
         b'{"film":"b","decision":"read","tier":"","abnormal_score":null}\n'
     )
-    with ReportBook(tmp_path / "report.jsonl") as book, pytest.raises(Exception, match="no attrib"):
+    with (
+        ReportBook(tmp_path / "report.jsonl", TARGETS) as book,
+        pytest.raises(Exception, match="no attrib"),
+    ):
         write_report(tmp_path / "report.html", SUMMARY, book)
     assert (tmp_path / "report.html").read_bytes() == before
-    assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.jsonl", "pictures"}
 
 
 def test_boxes_are_scaled_with_their_thumbnail() -> None:
@@ -171,8 +209,7 @@ def test_a_thousand_real_films_stay_below_60_mb(shared_data: Path, tmp_path: Pat
     sizes = []
     for path in sorted((shared_data / "images/nih").glob("*"))[:8]:
         pixels = read_film(path).pixels
-        shown = card(str(path), picture=make_picture(pixels), crop=make_picture(pixels[40:-40]))
-        sizes.append(len(json.dumps(shown.picture.uri) + json.dumps(shown.crop.uri)))  # type: ignore[union-attr]
+        sizes.append(len(make_picture(pixels).uri + make_picture(pixels[40:-40]).uri))
     assert np.mean(sizes) * 1000 < 50e6
 
 

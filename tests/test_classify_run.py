@@ -16,14 +16,15 @@ import torch
 from conftest import draw_phantom
 from torch import nn
 
-from classify import run
+from classify import inputs, run
 from classify.ensemble import Ensemble
 from classify.judge import Judge, strongest_member
 from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
+from classify.report import ReportBook
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
-from detect.predict import ThoraxBox
+from detect.predict import ThoraxBox, ThoraxDetector
 
 SCOPE = {"scope": "Children."}
 POINT = OperatingPoint(0.5, 0.99, 0.95, True, 0.99, 300, 0, 299, 0.4)
@@ -88,13 +89,14 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNam
     )
     detector = FixedDetector()
     made = SimpleNamespace(ensemble=ensemble, screener=screener, detector=detector, path=tmp_path)
-    monkeypatch.setattr(run.Ensemble, "load", lambda folder, device="auto": ensemble)
-    monkeypatch.setattr(run.Screener, "load", lambda folder: made.screener)
-    monkeypatch.setattr(run.ThoraxDetector, "load", lambda path, device="auto": detector)
+    monkeypatch.setattr(Ensemble, "load", lambda folder, device="auto": ensemble)
+    monkeypatch.setattr(Screener, "load", lambda folder: made.screener)
+    monkeypatch.setattr(ThoraxDetector, "load", lambda path, device="auto": detector)
     (tmp_path / "weights/ensemble_crops").mkdir(parents=True)
     (tmp_path / "weights/ensemble_films").mkdir(parents=True)
     for kind in ("crops", "films"):
         (tmp_path / f"weights/ensemble_{kind}/screener.json").write_text("{}")
+        (tmp_path / f"weights/ensemble_{kind}/viral.safetensors").touch()
     (tmp_path / "films").mkdir()
     monkeypatch.chdir(tmp_path)
     yield made
@@ -188,6 +190,50 @@ def test_crops_are_enough_when_the_films_are_gone(world: SimpleNamespace) -> Non
     assert run.main(["--crops", "c", "--out", "second"]) == 0
     assert rows_of("second")["calm.png"]["decision"] == "definitely_normal"
     assert "no longer where it was" in Path("second/report.html").read_text()
+
+
+def test_thumbnails_are_kept_beside_the_crops_and_films_not_decoded_again(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_film("calm.png", 0.1)
+    add_film("leg.png", 0.5, (100, 200))
+    read: list[str] = []
+    real = inputs.read_ahead
+
+    def note(paths: Sequence[Path], jobs: int) -> object:
+        read.extend(Path(p).name for p in paths)
+        return real(paths, jobs)
+
+    monkeypatch.setattr(inputs, "read_ahead", note)
+    assert run.main(["films", "--crops", "c", "--out", "first"]) == 0
+    assert len(list(Path("c/thumbnails").glob("*.jpg"))) == 2 and not read
+    assert run.main(["--crops", "c", "--out", "second"]) == 0
+    (crop,) = Path("c").glob("*.png")
+    assert read == [crop.name]  # the crop alone
+    shutil.rmtree("c/thumbnails")  # as detect.crop leaves its folder
+    assert run.main(["--crops", "c", "--out", "third"]) == 0
+    assert read[1:] == [crop.name, "calm.png", "leg.png"]
+    assert run.main(["--crops", "c", "--out", "fourth"]) == 0
+    assert read[4:] == [crop.name]
+    cards = [list(ReportBook(f"{out}/report.jsonl", ()).cards()) for out in ("first", "second")]
+    assert cards[0] == cards[1] and cards[0][1]["picture"]["thorax"] is not None
+    for out in ("third", "fourth"):
+        assert list(ReportBook(f"{out}/report.jsonl", ()).cards()) == cards[0]
+
+
+def test_run_json_names_the_folders_that_were_worked_with(world: SimpleNamespace) -> None:
+    add_film("calm.png", 0.1)
+    assert run.main(["films", "--crops", "--out", "r"]) == 0
+    assert json.loads(Path("r/run.json").read_text())["folders"] == {
+        "crops": "r/crops",
+        "detector": "weights/thorax_lite0.safetensors",
+        "ensemble": "weights/ensemble_crops",
+        "tiers": "configs/classify/tiers.yaml",
+    }
+    assert run.main(["--crops", "r/crops", "--out", "s"]) == 0
+    assert json.loads(Path("s/run.json").read_text())["folders"]["crops"] == "r/crops"
+    assert run.main(["films", "--out", "t"]) == 0
+    assert "crops" not in json.loads(Path("t/run.json").read_text())["folders"]
 
 
 def test_a_finished_run_is_not_done_again(world: SimpleNamespace) -> None:

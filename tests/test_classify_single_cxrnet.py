@@ -26,6 +26,7 @@ from classify.saliency.own import explanations
 from classify.single import main
 from classify.singles.config import SingleConfig
 from cxr.workdir import log
+from detect.predict import ThoraxDetector
 
 THREE = ("normal", "bacterial", "viral")
 SMALL = """
@@ -99,7 +100,7 @@ def test_only_what_moves_the_answer_is_made_random() -> None:
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Three films with labels, an empty folder as home; stand-ins for detector and lung field."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
+    monkeypatch.setattr(ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
     monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": FakeField())
     rows = []
     for n, (label, sublabel) in enumerate(

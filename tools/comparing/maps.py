@@ -17,7 +17,7 @@ import numpy as np
 from rich.progress import track
 
 from classify.audit.truth import Truths
-from classify.inputs import Item, crop_on_disk, name_of, whole_films
+from classify.inputs import Item, crops_on_disk, name_of, whole_films
 from classify.labels import TARGET
 from classify.saliency.methods import check_method
 from cxr.draw import fit
@@ -243,7 +243,7 @@ def _items(config: MapsConfig, truths: Truths, target: str) -> tuple[list[str], 
         folder = Path(config.crops)
         rows = {name_of(r.film): r for r in read_manifest(folder / "manifest.jsonl")[1]}
         names = _chosen(list(rows), config, truths, target)
-        return names, (crop_on_disk(rows[n], folder) for n in names)
+        return names, crops_on_disk([rows[n] for n in names], folder)
     paths = {name_of(p): p for p in list_films(config.films).films}
     names = _chosen(list(paths), config, truths, target)
     return names, whole_films([paths[n] for n in names], 0)
