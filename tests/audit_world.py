@@ -135,6 +135,9 @@ def make_world(monkeypatch: pytest.MonkeyPatch, path: Path) -> SimpleNamespace:
     monkeypatch.setattr(ThoraxDetector, "load", lambda p, device="auto": world.detector)
     monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": world.field)
     monkeypatch.chdir(path)
+    for kind in ("crops", "films"):
+        (path / f"weights/ensemble_{kind}").mkdir(parents=True, exist_ok=True)
+        (path / f"weights/ensemble_{kind}/viral.safetensors").touch()
     return world
 
 
