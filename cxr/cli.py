@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,11 +107,23 @@ def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One word of a command that has several, such as `fit` of `python -m classify.screener`."""
+    """One word of a command that has several, such as `fit` of `python -m classify.screener`.
 
-    config_class: type[Any]
+    `config_class` and `run` (what takes the configuration and returns the exit code) may be named
+    as "module:name": only the module of the word that was given is then imported.
+    """
+
+    config_class: type[Any] | str
     example: str
     positionals: Sequence[str] = ()
+    run: Callable[[Any], int] | str = ""
+
+
+def _load(what: Any) -> Any:
+    if not isinstance(what, str):
+        return what
+    module, _, name = what.partition(":")
+    return getattr(import_module(module), name)
 
 
 def parse_command(
@@ -121,6 +134,15 @@ def parse_command(
     Exits with 0 after --help, with 2 for a missing or unknown word.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in commands:
+        chosen = commands[words[0]]
+        return parse_config(
+            _load(chosen.config_class),
+            words[1:],
+            f"{prog} {words[0]}",
+            chosen.example,
+            chosen.positionals,
+        )
     parser = ArgumentParser(
         prog=prog,
         description=about,
@@ -128,17 +150,21 @@ def parse_command(
         default_env=False,
         epilog="example:  " + "   or   ".join(c.example for c in commands.values()),
     )
-    if words and words[0] in commands:
-        chosen = commands[words[0]]
-        return parse_config(
-            chosen.config_class, words[1:], f"{prog} {words[0]}", chosen.example, chosen.positionals
-        )
     parser.add_argument(
         "command", choices=sorted(commands), help="what to do; it has its own --help"
     )
     parser.parse_args(words)  # prints the help, or says which words there are
     parser.error(f"the first word must be one of {', '.join(commands)}.")
     raise SystemExit(2)
+
+
+def run_command(
+    commands: Mapping[str, Command], argv: Sequence[str] | None, prog: str, about: str
+) -> int:
+    """`parse_command`, then the word's `run`; its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    config = parse_command(commands, words, prog, about)
+    return int(_load(commands[words[0]].run)(config))
 
 
 def instantiate(

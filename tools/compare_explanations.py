@@ -9,15 +9,13 @@ read      what readers preferred, from the files that the page saved
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
-from comparing import likeness, maps, page, readers
-from cxr.cli import Command, parse_command
+from cxr.cli import Command, run_command
 from cxr.page.words import printable
 from cxr.workdir import log
 
@@ -28,59 +26,43 @@ ABOUT = (
 )
 
 
-class Job(NamedTuple):
-    """One word of the command: how it is parsed and what runs it."""
-
-    command: Command
-    run: Callable[[Any], int]
-
-
-def _job(
-    config_class: type[Any], run: Callable[[Any], int], example: str, positionals: Sequence[str]
-) -> Job:
-    return Job(Command(config_class, f"{PROG} {example}", positionals), run)
-
-
-JOBS = {
-    "maps": _job(
-        maps.MapsConfig,
-        maps.run,
-        "maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
+COMMANDS = {
+    "maps": Command(
+        "comparing.maps:MapsConfig",
+        f"{PROG} maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
         "--out runs/maps/grad_cam.safetensors",
         ("films",),
+        "comparing.maps:run",
     ),
-    "ssim": _job(
-        likeness.SsimConfig,
-        likeness.run,
-        "ssim runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors",
+    "ssim": Command(
+        "comparing.likeness:SsimConfig",
+        f"{PROG} ssim runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors",
         ("maps",),
+        "comparing.likeness:run",
     ),
-    "page": _job(
-        page.PageConfig,
-        page.run,
-        "page runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors --out runs/ask.html",
+    "page": Command(
+        "comparing.page:PageConfig",
+        f"{PROG} page runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors "
+        "--out runs/ask.html",
         ("maps",),
+        "comparing.page:run",
     ),
-    "read": _job(
-        readers.ReadConfig,
-        readers.run,
-        "read choices_mk.json choices_ab.csv --key runs/ask.key.json",
+    "read": Command(
+        "comparing.readers:ReadConfig",
+        f"{PROG} read choices_mk.json choices_ab.csv --key runs/ask.key.json",
         ("choices",),
+        "comparing.readers:run",
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it went well, 1 for files that do not fit, 2 for arguments."""
-    config = parse_command({w: job.command for w, job in JOBS.items()}, argv, PROG, ABOUT)
-    for job in JOBS.values():
-        if isinstance(config, job.command.config_class):
-            try:
-                return job.run(config)
-            except (ValueError, OSError) as error:
-                log.error("%s", printable(str(error)))
-                return 1
-    raise AssertionError(f"no command for {config!r}")
+    try:
+        return run_command(COMMANDS, argv, PROG, ABOUT)
+    except (ValueError, OSError) as error:
+        log.error("%s", printable(str(error)))
+        return 1
 
 
 if __name__ == "__main__":

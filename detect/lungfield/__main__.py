@@ -5,28 +5,33 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cxr.cli import Command, parse_command
+from cxr.cli import Command, run_command
+
+PROG = "python -m detect.lungfield"
+ROOM = "detect.lungfield"
+COMMANDS = {
+    "train": Command(
+        f"{ROOM}.train:FieldTrainConfig",
+        f"{PROG} train --config configs/detect/lungfield.yaml",
+        run=f"{ROOM}.train:train",
+    ),
+    "evaluate": Command(
+        f"{ROOM}.evaluate:FieldEvaluateConfig",
+        f"{PROG} evaluate --part test --out runs/test",
+        run=f"{ROOM}.evaluate:evaluate",
+    ),
+    "predict": Command(
+        f"{ROOM}.predict:FieldPredictConfig",
+        f"{PROG} predict ../shared/data/dicom --out runs/fields",
+        ("films",),
+        f"{ROOM}.predict:predict",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command with its three words."""
-    # late: an audit that segments pays for neither trainer nor tables
-    from detect.lungfield.evaluate import FieldEvaluateConfig, evaluate
-    from detect.lungfield.predict import FieldPredictConfig, predict
-    from detect.lungfield.train import FieldTrainConfig, train
-
-    run = "python -m detect.lungfield"
-    commands = {
-        "train": Command(FieldTrainConfig, f"{run} train --config configs/detect/lungfield.yaml"),
-        "evaluate": Command(FieldEvaluateConfig, f"{run} evaluate --part test --out runs/test"),
-        "predict": Command(
-            FieldPredictConfig, f"{run} predict ../shared/data/dicom --out runs/fields", ("films",)
-        ),
-    }
-    config = parse_command(commands, argv, run, "Segment the lung field of chest films.")
-    if isinstance(config, FieldTrainConfig):
-        return train(config)
-    return evaluate(config) if isinstance(config, FieldEvaluateConfig) else predict(config)
+    return run_command(COMMANDS, argv, PROG, "Segment the lung field of chest films.")
 
 
 if __name__ == "__main__":
