@@ -20,7 +20,7 @@ ABOUT = (
 
 
 def _command(run: str, example: str = "", *positionals: str, word: str = "") -> Command:
-    """`run` is module:function of labelling; the word is the module's name unless another is given."""
+    """`run` is module:function of labelling; the word is the module's name unless given."""
     module = run.partition(":")[0]
     word = word or module
     config_class = f"labelling.{module}:{word.capitalize()}Config"
@@ -32,7 +32,8 @@ def _command(run: str, example: str = "", *positionals: str, word: str = "") -> 
 COMMANDS = {
     "start": _command(
         "start:run",
-        "films/ --session sessions/first --annotator mk --prelabel weights/thorax_lite0.safetensors",
+        "films/ --session sessions/first --annotator mk "
+        "--prelabel weights/thorax_lite0.safetensors",
         "films",
     ),
     "review": _command(
