@@ -26,11 +26,12 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    """Three 12-bit DICOM films of 1100 × 1800 px, the first of them answered."""
+    """Five 12-bit DICOM films of 1100 × 1800 px: the first is answered, and the last two have a
+    pre-label."""
     folder = tmp_path / "films"
     folder.mkdir()
     x0, y0, x1, y1 = PLATE
-    for number in range(3):
+    for number in range(5):
         stored = np.full((1800, 1100), 300, np.uint16)
         stored[y0:y1, x0:x1] = 3000 + number
         path = folder / f"film{number}.dcm"
@@ -38,6 +39,8 @@ def session(tmp_path: Path) -> Session:
     start = ["start", str(folder), "--session", str(tmp_path / "s"), "--annotator", "mk"]
     assert annotate.main([*start, "--open=false"]) == 0
     opened = Session.open(tmp_path / "s")
+    seen = [replace(f, prelabel_xyxy=PLATE) if f.number > 3 else f for f in opened.films]
+    write_films(opened.path, seen)
     opened.set_answer(opened.films[0], xyxy=PLATE)
     return opened
 
@@ -73,45 +76,41 @@ def draw_plate(screen: Screen, window: str, name: str) -> None:
     screen.picture(f"{name}_drawn")
 
 
-def test_a_box_drawn_in_labelme_arrives_in_coco(
+def wait_for_answers(session: Session, number: int) -> None:
+    wait_until(lambda: len(Session.open(session.path).history()) == number, "it was not noted")
+
+
+def test_boxes_drawn_and_accepted_in_labelme_arrive_in_coco(
     session: Session, screen: Screen, root: Path, tmp_path: Path
 ) -> None:
     with annotate_start(screen, root, session.path) as started:
         window = screen.wait_for_window("0002_film1.jpg")  # the first one without a box
         draw_plate(screen, window, "second")
-        wait_until(lambda: len(Session.open(session.path).history()) == 2, "the box was not noted")
+        wait_for_answers(session, 2)
         started.send_signal(signal.SIGKILL)  # the session ends in the middle
     with annotate_start(screen, root, session.path) as started:
         window = screen.wait_for_window("0003_film2.jpg")  # and goes on where it stopped
         draw_plate(screen, window, "third")
-        wait_until(lambda: len(Session.open(session.path).history()) == 3, "the box was not noted")
-        screen.key("ctrl+q")
-        wait_until(lambda: started.poll() is not None, "labelme did not close")
-    target = tmp_path / "thorax.json"
-    assert annotate.main(["merge", str(session.path), "--into", str(target)]) == 0
-    films = {f.file_name: f for f in read_coco(target).films}
-    assert sorted(films) == ["film0.dcm", "film1.dcm", "film2.dcm"]
-    for name in ("film1.dcm", "film2.dcm"):
-        assert films[name].size_hw == (1800, 1100)
-        # one pixel of the screen is two of the film; a click lands within two of the screen's
-        assert films[name].boxes_xyxy[0] == pytest.approx(PLATE, abs=6)
-
-
-def test_a_prelabel_is_accepted_by_a_tick(session: Session, screen: Screen, root: Path) -> None:
-    first, *others = session.films
-    write_films(session.path, [first, *(replace(f, prelabel_xyxy=PLATE) for f in others)])
-    with annotate_start(screen, root, session.path):
-        window = screen.wait_for_window("0002_film1.jpg")
-        screen.fill(window)
+        wait_for_answers(session, 3)
+        screen.key("d")
+        screen.wait_for_window("0004_film3.jpg")
         screen.picture("prelabel")
         screen.click(1155, 127)  # the first box among the flags: accepted
         screen.key("d")
-        screen.wait_for_window("0003_film2.jpg")
-        wait_until(lambda: len(Session.open(session.path).history()) == 2, "it was not noted")
+        screen.wait_for_window("0005_film4.jpg")
+        wait_for_answers(session, 4)
         screen.picture("accepted")
         screen.key("ctrl+q")
+        wait_until(lambda: started.poll() is not None, "labelme did not close")
     after = Session.open(session.path)
-    second, third = after.films[1:]
-    assert after.answer(second).state == "accepted"
-    assert after.answer(second).box.xyxy == pytest.approx(PLATE, abs=0.01)
-    assert after.answer(third).state == "todo"  # seen, but not accepted
+    states = [answer.state for _, answer in after.answers()]
+    assert states == ["drawn", "drawn", "drawn", "accepted", "todo"]  # the last one is only seen
+    target = tmp_path / "thorax.json"
+    assert annotate.main(["merge", str(session.path), "--into", str(target)]) == 0
+    films = {f.file_name: f for f in read_coco(target).films}
+    assert sorted(films) == [f"film{number}.dcm" for number in range(4)]
+    for number, off in ((1, 6), (2, 6), (3, 0.01)):
+        found = films[f"film{number}.dcm"]
+        assert found.size_hw == (1800, 1100)
+        # one pixel of the screen is two of the film; a click lands within two of the screen's
+        assert found.boxes_xyxy[0] == pytest.approx(PLATE, abs=off)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from cxr.boxes import as_boxes, iou_xyxy
 from cxr.workdir import write_json
-from labelling.session import DONE_STATES, Answer, Counts, Session, SessionFilm, count_states
+from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states
 
 SIDES = ("left", "top", "right", "bottom")
 PAUSE_S = 300.0  # a longer gap between two answers is a break, not work
@@ -39,6 +40,12 @@ _BINS = {
     math.inf: "0.99 to 1",
 }
 UNCHANGED = "unchanged"
+_STATES = {
+    **{name: name for name in ("done", *DONE_STATES)},
+    "todo": "to do",
+    "doubtful": "doubtful",
+    "unreadable": "unreadable",
+}
 _MEANINGS = {
     "accepted": "the pre-drawn box stands as it was",
     "corrected": "the pre-drawn box was moved",
@@ -67,52 +74,12 @@ class StatusConfig:
             raise ValueError("session must name at least one session folder. Got none instead.")
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(NamedTuple):
     """`finished` films in all, `working_s` without breaks, and the rate, None while too few."""
 
-    finished: int = 0
-    working_s: float = 0.0
-    films_per_hour: float | None = None
-
-    def seconds_for(self, films: int) -> float | None:
-        """How long so many films will take; None where the rate is not known."""
-        return films / self.films_per_hour * 3600 if self.films_per_hour else None
-
-
-@dataclass(frozen=True)
-class BoxChange:
-    """Final boxes against their pre-labels, the unchanged ones included.
-
-    Attributes:
-        boxes: how many are compared.
-        histogram: boxes by bin of IoU, the least alike first.
-        shift_percent: by side, mean shift in % of the final box' width or height; + is outwards.
-        distance_percent: by side, mean absolute shift.
-    """
-
-    boxes: int
-    mean_iou: float
-    median_iou: float
-    histogram: dict[str, int]
-    shift_percent: dict[str, float]
-    distance_percent: dict[str, float]
-
-
-@dataclass(frozen=True)
-class SessionStatus:
-    """What `status` shows of one session. `seconds_left` is None while the pace is not known,
-    `change` while no box has a pre-label to compare with."""
-
-    session: str
-    session_id: str
-    annotator: str
-    counts: Counts
-    by_label: dict[str, Counts]
-    unusable_label_files: int
-    pace: Pace
-    seconds_left: float | None
-    change: BoxChange | None
+    finished: int
+    working_s: float
+    films_per_hour: float | None
 
 
 def run(config: StatusConfig) -> int:
@@ -128,36 +95,36 @@ def run(config: StatusConfig) -> int:
         show(statuses[-1], console)
     if config.json and statuses:
         try:
-            write_json(config.json, {"sessions": [_to_json(status) for status in statuses]})
+            write_json(config.json, {"sessions": statuses})
         except OSError as error:
             print(f"--json must name a file that can be written. {error}", file=sys.stderr)
             return 1
     return 0 if len(statuses) == len(config.session) else 1
 
 
-def _to_json(status: SessionStatus) -> dict[str, Any]:
-    counts = {**asdict(status.counts), "done": status.counts.done, "films": status.counts.films}
-    return {**asdict(status), "counts": counts}
+def summarise(session: Session) -> dict[str, Any]:
+    """Count and compare what the label files say now; writes nothing.
 
-
-def summarise(session: Session) -> SessionStatus:
-    """Count and compare what the label files say now; writes nothing."""
+    As `--json` has it. `seconds_left` is None while the pace is not known, `change` while no box
+    has a pre-label to compare with.
+    """
     answers = session.answers()
     labels = sorted({film.label for film in session.films})
     by_label = {label: count_states(a for f, a in answers if f.label == label) for label in labels}
     counts = count_states(answer for _, answer in answers)
     pace = measure_pace(session.history())
-    return SessionStatus(
-        session=str(session.path),
-        session_id=session.session_id,
-        annotator=session.annotator,
-        counts=counts,
-        by_label=by_label if len(labels) > 1 else {},
-        unusable_label_files=sum(bool(a.fault) and a.state != "unreadable" for _, a in answers),
-        pace=pace,
-        seconds_left=pace.seconds_for(counts.todo),
-        change=compare_boxes(answers),
-    )
+    rate = pace.films_per_hour
+    return {
+        "session": str(session.path),
+        "session_id": session.session_id,
+        "annotator": session.annotator,
+        "counts": {**asdict(counts), "done": counts.done, "films": counts.films},
+        "by_label": {k: asdict(v) for k, v in by_label.items()} if len(labels) > 1 else {},
+        "unusable_label_files": sum(bool(a.fault) and a.state != "unreadable" for _, a in answers),
+        "pace": pace._asdict(),
+        "seconds_left": counts.todo / rate * 3600 if rate else None,
+        "change": compare_boxes(answers),
+    }
 
 
 def measure_pace(history: Iterable[Mapping[str, Any]]) -> Pace:
@@ -196,8 +163,12 @@ def _read_events(history: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, 
         yield aware.timestamp(), number, str(entry.get("state"))
 
 
-def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> BoxChange | None:
-    """Each final box against its film's pre-label; None when there is no such pair."""
+def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> dict[str, Any] | None:
+    """Final boxes against their pre-labels, the unchanged ones included; None without such a pair.
+
+    `histogram`: boxes by bin of IoU, the least alike first. `shift_percent`: by side, mean shift in
+    % of the final box' width or height, + is outwards; `distance_percent`: mean absolute shift.
+    """
     pairs = [
         (film.prelabel_xyxy, answer.box.xyxy, answer.state == "accepted")
         for film, answer in answers
@@ -206,18 +177,18 @@ def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> BoxChange | 
     if not pairs:
         return None
     ious = [float(iou_xyxy(before, after)[0, 0]) for before, after, _ in pairs]
-    bins = [
+    bins = Counter(
         UNCHANGED if same else name_bin(iou) for iou, (*_, same) in zip(ious, pairs, strict=True)
-    ]
-    shifts = np.concatenate([shift_percent(before, after) for before, after, _ in pairs])
-    return BoxChange(
-        len(pairs),
-        fmean(ious),
-        median(ious),
-        {name: bins.count(name) for name in (*_BINS.values(), UNCHANGED)},
-        dict(zip(SIDES, map(float, shifts.mean(0)), strict=True)),
-        dict(zip(SIDES, map(float, np.abs(shifts).mean(0)), strict=True)),
     )
+    shifts = np.concatenate([shift_percent(before, after) for before, after, _ in pairs])
+    return {
+        "boxes": len(pairs),
+        "mean_iou": fmean(ious),
+        "median_iou": median(ious),
+        "histogram": {name: bins[name] for name in (*_BINS.values(), UNCHANGED)},
+        "shift_percent": dict(zip(SIDES, shifts.mean(0).tolist(), strict=True)),
+        "distance_percent": dict(zip(SIDES, np.abs(shifts).mean(0).tolist(), strict=True)),
+    }
 
 
 def name_bin(iou: float) -> str:
@@ -232,19 +203,21 @@ def shift_percent(before_xyxy: Any, after_xyxy: Any) -> np.ndarray:
     return (after - before) * [-1, -1, 1, 1] / size * 100
 
 
-def show(status: SessionStatus, console: Console) -> None:
+def show(status: dict[str, Any], console: Console) -> None:
     """Print one session."""
-    films = status.counts.films
-    title = f"{status.session}: {films} film{'s' * (films != 1)}, annotator {status.annotator}"
+    films = status["counts"]["films"]
+    title = (
+        f"{status['session']}: {films} film{'s' * (films != 1)}, annotator {status['annotator']}"
+    )
     console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
-    console.print(_draw_counts(status.counts))
-    if status.by_label:
+    console.print(_draw_counts(status["counts"]))
+    if status["by_label"]:
         console.print()
-        console.print(_draw_labels(status.by_label))
+        console.print(_draw_labels(status["by_label"]))
     for line in _say_pace(status):
         console.print(Text(line), soft_wrap=True)
-    if status.change:
-        _show_change(status.change, console)
+    if status["change"]:
+        _show_change(status["change"], console)
 
 
 def _table(first: str, *others: str) -> Table:
@@ -255,53 +228,44 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _draw_counts(counts: Counts) -> Table:
+def _draw_counts(counts: dict[str, int]) -> Table:
     table = _table("films", "", "")
     table.add_column()
-    for name in ("done", *DONE_STATES, "todo", "doubtful", "unreadable"):
-        count = getattr(counts, name)
-        top = name in ("done", "todo", "unreadable")
-        share = f"{100 * count / counts.films:.0f} %" if top and count else ""
-        words = "to do" if name == "todo" else name
-        table.add_row(
-            words if top else f"  {words}",
-            str(count),
-            share,
-            _MEANINGS.get(name, ""),
-            style="bold" if top else "",
-        )
+    for name, words in _STATES.items():
+        count, top = counts[name], name in ("done", "todo", "unreadable")
+        share = f"{100 * count / counts['films']:.0f} %" if top and count else ""
+        said = words if top else f"  {words}"
+        meaning = _MEANINGS.get(name, "")
+        table.add_row(said, str(count), share, meaning, style="bold" if top else "")
     return table
 
 
-def _draw_labels(by_label: dict[str, Counts]) -> Table:
+def _draw_labels(by_label: dict[str, dict[str, int]]) -> Table:
     """A row a label; states that no film is in are left out, so that it fits a terminal."""
-    states = ("done", *DONE_STATES, "todo", "doubtful", "unreadable")
-    heads = [s for s in states if any(getattr(c, s) for c in by_label.values())]
-    table = _table("by label", *("to do" if head == "todo" else head for head in heads))
-    for label, counts in by_label.items():
-        table.add_row(Text(label or "no label"), *(str(getattr(counts, h)) for h in heads))
+    done = {label: sum(counts[s] for s in DONE_STATES) for label, counts in by_label.items()}
+    rows = {label: {**counts, "done": done[label]} for label, counts in by_label.items()}
+    states = [s for s in _STATES if any(counts[s] for counts in rows.values())]
+    table = _table("by label", *(_STATES[s] for s in states))
+    for label, counts in rows.items():
+        table.add_row(Text(label or "no label"), *(str(counts[s]) for s in states))
     return table
 
 
-def _say_pace(status: SessionStatus) -> Iterator[str]:
+def _say_pace(status: dict[str, Any]) -> Iterator[str]:
     yield ""
-    if status.pace.films_per_hour is None:
+    rate, worked = status["pace"]["films_per_hour"], say_duration(status["pace"]["working_s"])
+    if rate is None:
         yield "Films an hour: too few films to tell."
     else:
-        worked = say_duration(status.pace.working_s)
-        yield (
-            f"Films an hour: {status.pace.films_per_hour:.0f} ({worked} of work; breaks of more "
-            "than 5 min left out)."
-        )
-    if not status.counts.todo:
+        yield (f"Films an hour: {rate:.0f} ({worked} of work; breaks of more than 5 min left out).")
+    if not status["counts"]["todo"]:
         yield "To the end: nothing left to do."
-    elif status.seconds_left is not None:
-        yield f"To the end: {say_duration(status.seconds_left)}."
-    if status.unusable_label_files:
+    elif rate is not None:
+        yield f"To the end: {say_duration(status['seconds_left'])}."
+    if unusable := status["unusable_label_files"]:
         yield (
-            f"{status.unusable_label_files} of those to do have a label file that cannot "
-            "be used. To see which: "
-            f"python tools/annotate.py check {shlex.quote(status.session)}"
+            f"{unusable} of those to do have a label file that cannot be used. To see which: "
+            f"python tools/annotate.py check {shlex.quote(status['session'])}"
         )
 
 
@@ -317,29 +281,24 @@ def say_duration(seconds: float) -> str:
     return "about " + " ".join(parts)
 
 
-def _show_change(change: BoxChange, console: Console) -> None:
+def _show_change(change: dict[str, Any], console: Console) -> None:
     bars = _table("IoU", "boxes")
     bars.add_column()
-    top = max(change.histogram.values())
-    for name, count in change.histogram.items():
+    top = max(change["histogram"].values())
+    for name, count in change["histogram"].items():
         # One box among hundreds must still be seen.
         length = max(1, round(_BARS * count / top)) if count else 0
         bars.add_row(name, str(count), Text("█" * length, style="green"))
     edges = _table("edge", "mean shift", "mean distance")
     for side in SIDES:
-        shift = round(change.shift_percent[side], 1) + 0.0  # no minus before a zero
-        edges.add_row(side, f"{shift:+.1f} %", f"{change.distance_percent[side]:.1f} %")
-    console.print(
-        Text(
-            f"\nFinal boxes against the pre-drawn ones: {change.boxes}\n"
-            "IoU is 1 for the same box and 0 for boxes that do not touch.\n"
-        )
-    )
-    console.print(bars)
-    console.print(
-        Text(
-            f"\nMean IoU {change.mean_iou:.3f}, median {change.median_iou:.3f}.\n"
-            "Edges moved by, in % of the box' width or height; + is outwards:\n"
-        )
-    )
-    console.print(edges)
+        shift = round(change["shift_percent"][side], 1) + 0.0  # no minus before a zero
+        edges.add_row(side, f"{shift:+.1f} %", f"{change['distance_percent'][side]:.1f} %")
+    for part in (
+        f"\nFinal boxes against the pre-drawn ones: {change['boxes']}\n"
+        "IoU is 1 for the same box and 0 for boxes that do not touch.\n",
+        bars,
+        f"\nMean IoU {change['mean_iou']:.3f}, median {change['median_iou']:.3f}.\n"
+        "Edges moved by, in % of the box' width or height; + is outwards:\n",
+        edges,
+    ):
+        console.print(part)
