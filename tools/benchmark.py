@@ -6,12 +6,14 @@ mean little on a machine that others share.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 
 import cv2
 import numpy as np
-import torch
 from rich.table import Table
-from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from cxr.boxes import Frame
 from cxr.cli import parse_config, to_plain
@@ -30,6 +30,7 @@ from cxr.film import list_films, read_film
 from cxr.workdir import Workdir, console, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+TARGET = 1  # order of a member's logits: NORMAL, TARGET, OTHERS
 
 
 @dataclass(frozen=True)
@@ -58,24 +59,39 @@ class BenchmarkConfig:
     out: str = "runs/benchmark"
 
 
-Timer = tuple[str, Callable[[int], Any]]
+# A name, what is timed in round n, and how many films that does (one, where it is not said).
+Timer = tuple[str, Callable[[int], Any]] | tuple[str, Callable[[int], Any], int]
 
 
-def time_in_turns(timers: Sequence[Timer], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each timer for rounds 0 … n − 1, A B C A B C …, after one warm-up each."""
-    for _, call in timers:
+def time_in_turns(
+    timers: Sequence[Timer], rounds: int, ratios: bool = True
+) -> list[dict[str, Any]]:
+    """Rows of name, median milliseconds a film and ratio to the first, of rounds 0 … n − 1,
+    A B C A B C …, after one warm-up each."""
+    for _, call, *_ in timers:
         call(0)
-    taken: dict[str, list[float]] = {name: [] for name, _ in timers}
+    taken: list[list[float]] = [[] for _ in timers]
     for number in range(rounds):
-        for name, call in timers:
+        for (_, call, *films), seconds in zip(timers, taken, strict=True):
             start = time.perf_counter()
             call(number)
-            taken[name].append(time.perf_counter() - start)
-    return taken
+            seconds.append((time.perf_counter() - start) / (films[0] if films else 1))
+    medians = [statistics.median(seconds) for seconds in taken]
+    return [
+        {
+            "what": timer[0],
+            "ms": round(m * 1e3, 2),
+            "ratio": round(m / medians[0], 3) if ratios else None,
+        }
+        for timer, m in zip(timers, medians, strict=True)
+    ]
 
 
 def detection_timers(films: list[Path]) -> list[Timer]:
     """file → box by us (with and without flips) and by torchvision's stock detector."""
+    import torch
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
     from detect.model import build_detector
     from detect.predict import ThoraxDetector
 
@@ -136,32 +152,106 @@ def stage_timers(films: list[Path], ensemble_folder: str) -> tuple[list[Timer], 
 def saliency_rows(
     crops: list[np.ndarray], config: BenchmarkConfig
 ) -> tuple[list[list[dict[str, Any]]], list[float]]:
-    """Rows for Grad-CAM and for Score-CAM, and Score-CAM's rank correlations."""
-    import benchmark_saliency as saliency
+    """Rows for Grad-CAM and for Score-CAM of one member against pytorch-grad-cam as it is, and the
+    rank correlations of Score-CAM over the strongest channels with that over all."""
+    from classify.ensemble import Ensemble
+    from classify.saliency.score import rank_correlation
 
-    member, batch = saliency.prepare_crops(crops, config.ensemble, config.saliency_batch)
+    ensemble = Ensemble.load(config.ensemble, "cpu")
+    member = ensemble.member(ensemble.targets[0])
+    # as many crops as a batch needs, taken over again where there are fewer
+    repeated = [crops[n % len(crops)] for n in range(config.saliency_batch)]
+    batch, _ = ensemble.prepare(repeated)
     # each round of Grad-CAM does several batches: a third of the films is enough
-    kinds = [(saliency.gradient_timers(member, batch), max(1, config.films // 3))]
-    if config.score_films:
-        kinds.append((saliency.score_timers(member, batch), config.score_films))
-    groups = []
-    for timers, rounds in kinds:
-        films = {name: number for name, _, number in timers}
-        taken = time_in_turns([(name, call) for name, call, _ in timers], rounds)
-        groups.append(
-            rows_of({name: [s / films[name] for s in seconds] for name, seconds in taken.items()})
-        )
-    return groups, saliency.rank_correlations(member, batch, config.score_films)
+    groups = [time_in_turns(gradient_timers(member, batch), max(1, config.films // 3))]
+    if not config.score_films:
+        return groups, []
+    groups.append(time_in_turns(score_timers(member, batch), config.score_films))
+    few = batch[: config.score_films]
+    found = rank_correlation(member, few, [TARGET] * len(few))
+    return groups, [round(float(r), 4) for r in found]
 
 
-def rows_of(taken: dict[str, list[float]], ratios: bool = True) -> list[dict[str, Any]]:
-    """Name, median milliseconds and ratio to the first, of the seconds per film of a group."""
-    first = statistics.median(next(iter(taken.values())))
-    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+def gradient_timers(member: Any, crops: Any) -> list[Timer]:
+    """Grad-CAM by the library as its README has it, and by us with and without a backward pass."""
+    import torch
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    from classify.saliency.hooks import saliency_layer
+    from classify.saliency.maps import saliency_maps
+
+    number = len(crops)
+
+    def library(batch: Any) -> None:
+        with _as_a_user_has_it(member):
+            cam = GradCAM(model=member, target_layers=[saliency_layer(member)])
+            cam(input_tensor=batch, targets=[ClassifierOutputTarget(TARGET)] * len(batch))
+            cam.activations_and_grads.release()
+
+    def ours(batch: Any, closed_form: bool) -> None:
+        saliency_maps(member, batch, [TARGET] * len(batch), closed_form=closed_form)
+
+    def alone(n: int) -> Any:
+        return crops[n % number, None]
+
+    def forward(_: int) -> None:
+        with torch.inference_mode():
+            member(crops)
+
+    many, us = f"Grad-CAM of {number} films", "lungfirst"
     return [
-        {"what": name, "ms": round(m * 1e3, 2), "ratio": round(m / first, 3) if ratios else None}
-        for name, m in medians.items()
+        ("pytorch-grad-cam, Grad-CAM film by film", lambda n: library(alone(n))),
+        (f"pytorch-grad-cam, {many}", lambda _: library(crops), number),
+        (f"{us}, {many}, backward pass to the layer", lambda _: ours(crops, False), number),
+        (f"{us}, Grad-CAM film by film, closed form", lambda n: ours(alone(n), True)),
+        (f"{us}, {many}, closed form", lambda _: ours(crops, True), number),
+        (f"the member's forward pass alone, {number} films", forward, number),
     ]
+
+
+def score_timers(member: Any, crops: Any) -> list[Timer]:
+    """Score-CAM of one film by the library, by us over all channels, and over the strongest."""
+    import torch
+    from pytorch_grad_cam import ScoreCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    from classify.saliency.hooks import saliency_layer
+    from classify.saliency.maps import saliency_maps
+    from classify.saliency.methods import SCORE_BATCH, TOP_K
+
+    def library(n: int) -> None:
+        # with the same batch size as ours, and its progress bar out of the way
+        with contextlib.redirect_stderr(io.StringIO()):
+            cam = ScoreCAM(model=member, target_layers=[saliency_layer(member)])
+            cam.batch_size = SCORE_BATCH
+            film = crops[n % len(crops), None]
+            with torch.inference_mode():
+                cam(input_tensor=film, targets=[ClassifierOutputTarget(TARGET)])
+            cam.activations_and_grads.release()
+
+    def ours(n: int, top_k: int | None) -> None:
+        saliency_maps(member, crops[n % len(crops), None], [TARGET], "score_cam", top_k=top_k)
+
+    return [
+        ("pytorch-grad-cam, Score-CAM, all channels", library),
+        ("lungfirst, Score-CAM, all channels", lambda n: ours(n, None)),
+        (f"lungfirst, Score-CAM, {TOP_K} channels", lambda n: ours(n, TOP_K)),
+    ]
+
+
+@contextlib.contextmanager
+def _as_a_user_has_it(member: Any) -> Iterator[None]:
+    """Gradients of all parameters wanted, as in a net fresh from its file; gone afterwards."""
+    wanted = [(p, p.requires_grad) for p in member.parameters()]
+    for parameter, _ in wanted:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
 
 
 def peak_memory_mib(films: Sequence[Path], number: int, ensemble: str) -> float:
@@ -176,19 +266,8 @@ def peak_memory_mib(films: Sequence[Path], number: int, ensemble: str) -> float:
             "print('PEAK', status.split('VmHWM:')[1].split()[0], file=sys.stdout);"
             "sys.exit(code)"
         )
-        command = [
-            sys.executable,
-            "-c",
-            program,
-            f"{folder}/films",
-            "--crops",
-            "--ensemble",
-            ensemble,
-            "--out",
-            f"{folder}/run",
-            "--jobs",
-            "0",
-        ]
+        options = ["--crops", "--ensemble", ensemble, "--out", f"{folder}/run", "--jobs", "0"]
+        command = [sys.executable, "-c", program, f"{folder}/films", *options]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)  # noqa: S603
         peaks = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
         if not peaks:
@@ -227,14 +306,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python tools/benchmark.py",
         "python tools/benchmark.py --films 10 --memory '[]'",
     )
+    import torch
+
     torch.set_num_threads(config.threads)
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
     films = source_films(config)
     stages, crops = stage_timers(films, config.ensemble)
     groups = [
-        rows_of(time_in_turns(detection_timers(films), len(films))),
-        rows_of(time_in_turns(stages, len(films)), ratios=False),
+        time_in_turns(detection_timers(films), len(films)),
+        time_in_turns(stages, len(films), ratios=False),
     ]
     correlations: list[float] = []
     if config.saliency_batch:

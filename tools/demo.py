@@ -10,12 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
-import numpy as np
-
-from classify import run
 from cxr.cli import parse_config
 from cxr.workdir import write_atomic
 
@@ -48,7 +46,7 @@ def sample_films() -> list[Path]:
     return paths
 
 
-def draw_way(film_path: Path) -> np.ndarray:
+def draw_way(film_path: Path) -> Any:
     """One film's way as an RGB picture: film, box, crop, Grad-CAM of the strongest member."""
     from classify.ensemble import Ensemble
     from classify.judge import strongest_member
@@ -82,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
+    from classify import run
+
     code = run.main([*map(str, films), "--crops", "--out", config.out, "--restart"])
     if config.picture and code == 0:
         from cxr import draw

@@ -118,16 +118,12 @@ def find_conflicts(
     """
     standing, conflicts = list(stored), []
     for one in new:
-        own = next((s for s in standing if s.key == one.key), None)
-        if own is not None:
-            if not own.is_same(one):
-                conflicts.append((own, one))
-        elif not standing:
+        if not standing:
             standing.append(one)
-        elif not (
-            standing[0].session == BEFORE and len(standing) == 1 and standing[0].is_same(one)
-        ):
-            conflicts.append((standing[0], one))
+        unknown = len(standing) == 1 and standing[0].session == BEFORE
+        own = next((s for s in standing if s.key == one.key), None)
+        if not ((own or standing[0]).is_same(one) and (own or unknown)):
+            conflicts.append((own or standing[0], one))
     return conflicts
 
 
@@ -192,17 +188,14 @@ class Place:
 
     @property
     def is_listed(self) -> bool:
-        """Whether the file has listed it before."""
         return "id" in self.image
 
     @property
     def file_name(self) -> str:
-        """As the merged file lists it."""
         return str(self.image["file_name"])
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """(height, width) that the boxes are in."""
         return int(self.image["height"]), int(self.image["width"])
 
 
@@ -254,9 +247,9 @@ class Target:
     def add(self, name: str, size_hw: tuple[int, int], film: SessionFilm, box: Contributor) -> None:
         """Take in a box of a film that the file lists as `name` with `size_hw`; raises ValueError
         where it cannot belong to what the file lists."""
+        height, width = size_hw
         place = self._find(name, film)
         if place is None:
-            (height, width) = size_hw
             image = {"file_name": name, "width": width, "height": height}
             place = self._register(Place(image, film.sha256))
         elif film.sha256:
@@ -264,9 +257,9 @@ class Target:
         if place.film is None and place.is_listed:
             self._read_boxes(place)
         if place.size_hw != size_hw:
-            (h, w), (height, width) = size_hw, place.size_hw
+            h, w = place.size_hw
             raise ValueError(
-                f"it is listed with {width} × {height} px and comes with {w} × {h} px;"
+                f"it is listed with {w} × {h} px and comes with {width} × {height} px;"
                 " one file takes one --size"
             )
         place.film = place.film or film
