@@ -13,7 +13,7 @@ import pytest
 from labelling_sessions import make_session
 
 from cxr.workdir import sha256_file
-from labelling.check import CheckConfig, Fault, check_file, check_session, find_box_faults, run
+from labelling.check import CheckConfig, Fault, check_file, check_session, run
 from labelling.session import Session
 
 FILM = np.zeros((200, 100), np.float32)  # a view of 128 × 64 px: scale 0.64
@@ -134,8 +134,10 @@ def test_a_box_too_large(session: Session) -> None:
         ((-200, -200, -100, -100), 2),  # outside, and nothing of it on the film
     ],
 )
-def test_the_limits_of_a_box(xyxy: tuple[float, ...], faults: int) -> None:
-    assert len(find_box_faults(xyxy, SIZE_HW)) == faults
+def test_the_limits_of_a_box(tmp_path: Path, xyxy: tuple[float, ...], faults: int) -> None:
+    x0, y0, x1, y1 = xyxy
+    path = write_file(tmp_path / "t.json", (1, [x0, y0, x1 - x0, y1 - y0]))
+    assert len(check_file(path)[0]) == faults
 
 
 def test_a_wrong_label(session: Session) -> None:

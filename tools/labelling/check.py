@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,7 @@ SAME_SHAPE = 0.01  # of the aspect ratio; sizes are whole pixels
 START = "python tools/annotate.py start --session"
 _LONGEST = 240  # characters of a fault: some hold a whole list of points
 _WORTH_A_BAR = 20  # films; fewer are through before a bar is read
-_CROSSED = "has no width or height, or its edges are crossed"
-_REDRAW, _DELETE_OTHERS = "Delete it and draw it again", "Delete all but the right one"
+_DELETE_OTHERS = "Delete all but the right one"
 # What to do about a fault of cxr.coco, by a piece of its text.
 _FIXES = {
     "listed twice": "Keep one of its entries",
@@ -149,48 +148,45 @@ def _name_film(number: int, name: str) -> str:
     return f"{number:04d} {name}"
 
 
-# What a thorax box must be like, whichever file it stands in
+def _box_faults(
+    boxes: Sequence[Shape], size_hw: tuple[int, int], classes: Sequence[str], word: str
+) -> Iterator[Say]:
+    """The faults of a film's boxes, in film pixels; `word` is what gives a box its class."""
+    for number, box in enumerate(boxes, start=1):
+        name = "the box" if len(boxes) == 1 else f"box {number} of {len(boxes)}"
+        if not box.prelabelled:  # nobody has answered for that one yet
+            for what, fix in _rules(box, size_hw, classes, word):
+                yield f"{name} {what}", fix
 
 
-def find_box_faults(
-    xyxy: Sequence[float], size_hw: tuple[int, int], name: str = "the box"
-) -> list[Say]:
-    """What is wrong with where a box (film pixels) lies on a film of `size_hw`."""
-    x0, y0, x1, y1 = xyxy
-    height, width = size_hw
-    if not (x0 < x1 and y0 < y1):
-        return [(f"{name} {_CROSSED}", _REDRAW)]
-    found = []
+def _rules(
+    box: Shape, size_hw: tuple[int, int], classes: Sequence[str], word: str
+) -> Iterator[Say]:
+    """What a thorax box must be like, whichever file it stands in."""
+    (height, width), (x0, y0, x1, y1) = size_hw, box.xyxy
+    if classes and box.label not in classes:
+        label = f"is labelled '{box.label}'" if box.label else "has no label"
+        right = " or ".join(classes)
+        yield f"{label}, not {right}", f"Give it the {word} {right}"
+    if box.shape_type != "rectangle":
+        kind = box.shape_type.replace("_", " ")
+        yield f"is of the shape {kind}, not a rectangle", "Delete it and draw a rectangle"
+        return
+    if box.crossed:
+        yield "has no width or height, or its edges are crossed", "Delete it and draw it again"
+        return
     over = {"left": -x0, "top": -y0, "right": x1 - width, "bottom": y1 - height}
     sides = [f"{px:.1f} px at the {side}" for side, px in over.items() if px > OUTSIDE_PX]
     if sides:
-        what = f"{name} reaches out of the film by {' and '.join(sides)}"
-        found.append((what, "Move its edge onto the film"))
-    share = float(area_xyxy(clip_xyxy(xyxy, size_hw))[0]) / max(1, height * width)
+        yield f"reaches out of the film by {' and '.join(sides)}", "Move its edge onto the film"
+    share = float(area_xyxy(clip_xyxy(box.xyxy, size_hw))[0]) / max(1, height * width)
     if share < MIN_SHARE:
         percent = math.floor(1000 * share) / 10  # rounded down: 19.96 is not "20 %"
         least = f"a thorax at least {MIN_SHARE * 100:.0f} %"
-        found.append(
-            (f"{name} covers {percent:.1f} % of the film, {least}", "Draw it round both lungs")
-        )
+        yield f"covers {percent:.1f} % of the film, {least}", "Draw it round both lungs"
     elif share > MAX_SHARE:
-        what = f"{name} covers the whole film, a thorax at most {MAX_SHARE * 100:.0f} %"
-        found.append((what, "Draw it tight round both lungs"))
-    return found
-
-
-def _find_wrong_label(label: str, classes: Collection[str], name: str) -> str:
-    """Why the label is none of the classes; "" when it is one."""
-    if label in classes:
-        return ""
-    said = f"is labelled '{label}'" if label else "has no label"
-    return f"{name} {said}, not {' or '.join(classes)}"
-
-
-def _name_boxes(boxes: Sequence[Any]) -> list[str]:
-    if len(boxes) == 1:
-        return ["the box"]
-    return [f"box {number} of {len(boxes)}" for number in range(1, len(boxes) + 1)]
+        most = f"a thorax at most {MAX_SHARE * 100:.0f} %"
+        yield f"covers the whole film, {most}", "Draw it tight round both lungs"
 
 
 def _count_boxes(boxes: Sequence[Any]) -> str:
@@ -291,24 +287,8 @@ def _answer_faults(
         what = _count_boxes(boxes) + ", one of them pre-drawn" * any(b.prelabelled for b in boxes)
         fix = "Delete the one that is wrong" if len(boxes) == 2 else _DELETE_OTHERS
         yield _in_labelme(session, film, what, fix)
-    for box_name, box in zip(_name_boxes(boxes), boxes, strict=True):
-        if not box.prelabelled:  # nobody has answered for that one yet
-            for what, fix in _drawn_faults(box, box_name, film.size_hw, session.classes):
-                yield _in_labelme(session, film, what, fix)
-
-
-def _drawn_faults(
-    box: Shape, name: str, size_hw: tuple[int, int], classes: Sequence[str]
-) -> Iterator[Say]:
-    if wrong := _find_wrong_label(box.label, classes, name):
-        yield wrong, f"Give it the label {' or '.join(classes)}"
-    if box.shape_type != "rectangle":
-        kind = box.shape_type.replace("_", " ")
-        yield f"{name} is of the shape {kind}, not a rectangle", "Delete it and draw a rectangle"
-    elif box.crossed:
-        yield f"{name} {_CROSSED}", _REDRAW
-    else:
-        yield from find_box_faults(box.xyxy, size_hw, name)
+    for what, fix in _box_faults(boxes, film.size_hw, session.classes, "label"):
+        yield _in_labelme(session, film, what, fix)
 
 
 # A COCO file, with or without its films at hand
@@ -400,14 +380,16 @@ def _image_faults(
 ) -> Iterator[Say]:
     if len(notes) > 1:
         yield _count_boxes(notes), _DELETE_OTHERS
-    for name, note in zip(_name_boxes(notes), notes, strict=True):
-        category = note.get("category_id")
-        label = labels.get(category) if isinstance(category, int | str) else None
-        if classes and label is not None and (wrong := _find_wrong_label(label, classes, name)):
-            yield wrong, f"Give it the category {' or '.join(classes)}"
-        box = note.get("bbox")
-        if is_box(box) and box[2] > 0 and box[3] > 0:  # else the format's faults name it already
-            yield from find_box_faults(xywh_to_xyxy([box])[0].tolist(), _size_hw(image), name)
+    boxes = []
+    for note in notes:
+        category, box = note.get("category_id"), note.get("bbox")
+        # an unknown class or an odd box is a fault of the format, and named already
+        known = isinstance(category, int | str) and category in labels
+        label = labels[category] if known else next(iter(classes), "")
+        sound = is_box(box) and box[2] > 0 and box[3] > 0
+        x0, y0, x1, y1 = xywh_to_xyxy([box])[0].tolist() if sound else [math.nan] * 4
+        boxes.append(Shape(label, ((x0, y0), (x1, y1))))
+    yield from _box_faults(boxes, _size_hw(image), classes, "category")
 
 
 def _film_faults(
