@@ -26,8 +26,8 @@ from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
 from cxr.workdir import sha256_file
 from detect.data import find_films
-from labelling.labelme_file import Shape
 from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states, is_session
+from labelling.shapes import Shape
 
 OUTSIDE_PX = 0.5  # film pixels; less is rounding on the way from the view to the film
 MIN_SHARE, MAX_SHARE = 0.20, 0.99  # of the film's area

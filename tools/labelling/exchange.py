@@ -15,8 +15,8 @@ from cxr.page.words import printable
 from cxr.rules import require
 from labelling.formats import Coco, Labelme, Voc
 from labelling.label_files import LabelFormat, ReadRules, Unusable, name_below, ticked
-from labelling.labelme_file import PRELABELLED
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, is_session
+from labelling.shapes import PRELABELLED
 from labelling.yolo import Yolo
 
 FORMATS: dict[str, LabelFormat] = {

@@ -43,8 +43,8 @@ from labelling.label_files import (
     list_label_files,
     ticked,
 )
-from labelling.labelme_file import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 from labelling.session import Xyxy
+from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 HULL_SHAPES = ("polygon", "oriented_rectangle", "circle")
 DATABASE = "lungfirst"  # says that VOC's `folder` is a path, not the name of a data set

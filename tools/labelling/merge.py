@@ -22,9 +22,9 @@ from cxr.boxes import as_boxes, clip_xyxy, scale_xyxy, xyxy_to_xywh
 from cxr.coco import write_coco_json
 from cxr.film import FILM_SUFFIXES
 from cxr.workdir import write_atomic
-from labelling.labelme_file import Shape
 from labelling.merged_file import POLICIES, Contributor, Target
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm
+from labelling.shapes import Shape
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
 ACTIONS = ("accepted", "corrected", "drawn")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm
+from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states
 from labelling.sheet import Film, draw_sheets, join_numbers, read_drawn
 
 _PROG = "python tools/annotate.py"
@@ -412,15 +412,14 @@ def _say_changes(changes: Iterable[Change]) -> None:
 
 
 def _say_next(session: Session, config: ReviewConfig) -> None:
-    answers = session.answers()
-    todo, doubtful = (len(choose_films(answers, show)) for show in ("todo", "doubtful"))
-    asked = sum(answer.state != "unreadable" for _, answer in answers)
-    waiting = f", and {doubtful} doubtful" if doubtful else ""
-    print(f"{asked - todo - doubtful} of {asked} films done, {todo} to do{waiting}.")
+    counts = count_states(answer for _, answer in session.answers())
+    asked, todo = counts.films - counts.unreadable, counts.todo - counts.doubtful
+    waiting = f", and {counts.doubtful} doubtful" if counts.doubtful else ""
+    print(f"{counts.done} of {asked} films done, {todo} to do{waiting}.")
     where = shlex.quote(config.session[0])
     if todo:
         print(f"Next:  {_call(config)}")
-    elif doubtful:
+    elif counts.doubtful:
         print(f"Next:  {_PROG} start --session {where}")
     else:
         print(f"Next:  {_PROG} check {where}")

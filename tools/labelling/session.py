@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from cxr.boxes import Frame
 from cxr.ledger import append_line, drop_torn_line
 from cxr.workdir import write_atomic
-from labelling.labelme_file import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
+from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 SCHEMA, VERSION = "lungfirst.labelling", 1
 FLAGS = ("accepted", "doubtful", "unreadable", "not frontal", "apices cut off")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cxr.workdir import provenance, sha256_file, write_json
-from labelling.labelme_program import HOW_TO_INSTALL, find_labelme, has_screen, run_labelme
+from labelling.labelme import HOW_TO_INSTALL, find_labelme, has_screen, run_labelme
 from labelling.prepare import (
     absolute,
     add_films,
