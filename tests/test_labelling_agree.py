@@ -1,4 +1,4 @@
-"""labelling.agree: the command, its files, its pictures, and the real readers."""
+"""labelling.agree: numbers worked out by hand, the command, its files, and the real readers."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ import json
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from labelling_marks import BOX, RAMP, coco, one_pair, side
+from labelling_marks import BOX, RAMP, coco, one_pair, side, table
 from labelling_sessions import make_session
 
 from cxr.cli import parse_config
 from cxr.film import read_film
-from labelling.agree import AgreeConfig, measure, run
-from labelling.agreement_pictures import (
-    COLOUR_A,
-    COLOUR_B,
-    FilmFiles,
-    choose_worst,
-    draw_pair,
-    draw_worst,
-)
-from labelling.readers import Mark, Side, compare, read_sides
+from labelling.agree import AgreeConfig, limits, measure, measure_blocks, run, tables_json
+from labelling.agreement_pictures import FilmFiles
+from labelling.readers import Mark, compare, read_sides
 
 
 def run_agree(tmp_path: Path, *readers: str, **options: object) -> int:
@@ -137,51 +129,77 @@ def test_wrong_arguments_end_with_2(words: list[str], capsys) -> None:
     assert end.value.code == 2
 
 
-def test_the_worst_are_films_with_the_lowest_iou_first() -> None:
-    full = [Mark(name, (0, 0, 100, 100)) for name in "fgh"]
-    ann = [Mark(n, (0, 0, 100, h)) for n, h in (("f", 90), ("g", 60), ("h", 80))]
-    bob = [Mark("f", (0, 0, 100, 70))]
-    two = Side(Path("b"), {"ann": ann, "bob": bob})
-    worst = choose_worst(compare(side("a", *full), two).pairs, 2)
-    assert [(p.film, p.reader) for p in worst] == [("g", "ann"), ("f", "bob")]
+def test_limits_of_three_films_by_hand() -> None:
+    # mean of 1, 2, 6 is 3; squares of −2, −1, 3 sum to 14; SD = √(14 / 2) = 2.64575
+    found = limits([1, 2, 6])
+    assert (found.bias, found.sd) == pytest.approx((3, 2.645751))
+    assert (found.low, found.high) == pytest.approx((3 - 5.185673, 3 + 5.185673), abs=1e-5)
 
 
-def test_the_sheet_names_a_and_b_in_their_colours(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "f.png"), RAMP)
-    found = compare(side("a", Mark("f.png", BOX)), side("b", Mark("f.png", BOX)))
-    assert draw_worst(found, str(tmp_path), tmp_path / "worst.png", 12) == (1, [])
-    column = cv2.imread(str(tmp_path / "worst.png"))[:80, 20, ::-1]  # the swatches left of both
-    seen = [tuple(int(v) for v in c) for c in column]
-    assert 0 < seen.index(COLOUR_A) < seen.index(COLOUR_B)
+def test_limits_per_edge_are_of_the_side_that_the_edge_closes() -> None:
+    marks = [
+        (Mark(f"f{d}", (0, 0, 100, 50)), Mark(f"f{d}", (d, d, 100, 50 + d))) for d in (1, 2, 6)
+    ]
+    found = measure(
+        compare(side("a", *(a for a, _ in marks)), side("b", *(b for _, b in marks))).pairs
+    )
+    assert [e.bias for e in found.edges_px] == pytest.approx([3, 3, 0, 3])
+    assert [e.bias for e in found.edges_pct] == pytest.approx([3, 6, 0, 6])
+    assert found.edges_pct[1].high == pytest.approx(6 + 2 * 5.185673, abs=1e-5)
 
 
-def test_both_boxes_are_drawn_where_they_lie(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "f.png"), np.zeros((100, 200), np.uint8))
-    a = Mark("f", (200, 100, 1800, 900), (1000, 2000))  # ten times the picture
-    pair = one_pair(a, Mark("f", (400, 200, 1600, 800), (1000, 2000)))
-    picture = draw_pair(pair, tmp_path / "f.png")  # 400 × 200: a fifth of A's pixels
-    assert picture.shape == (200, 400, 3)
-    assert tuple(picture[100, 40]) == COLOUR_A
-    assert tuple(picture[100, 80]) == COLOUR_B
-    assert tuple(picture[40, 200]) == COLOUR_B
-    assert not picture[100, 200].any()
+def test_one_pair_has_a_bias_and_no_limits() -> None:
+    found = compare(side("a", Mark("f", BOX)), side("b", Mark("f", BOX)))
+    edges = tables_json(found, measure_blocks(found.pairs))["blocks"]["all"]["edges_px"]
+    assert edges[0] == {"bias": 0.0, "sd": None, "low": None, "high": None}
 
 
-def test_a_film_that_cannot_be_read_is_black_with_its_boxes(tmp_path: Path) -> None:
-    (tmp_path / "f.png").write_bytes(b"no picture")
-    pair = one_pair(Mark("f", BOX, (100, 200)), Mark("f", BOX))
-    assert tuple(draw_pair(pair, tmp_path / "f.png")[100, 360 - 1]) == COLOUR_B
+def test_shares_count_an_iou_of_exactly_the_level() -> None:
+    full = Mark("f", (0, 0, 100, 100))
+    marks = [Mark(n, (0, 0, 100, h)) for n, h in (("a", 90), ("b", 95), ("c", 50), ("d", 89.9))]
+    found = measure(
+        compare(side("a", *(Mark(m.film, full.xyxy) for m in marks)), side("b", *marks)).pairs
+    )
+    assert (found.share_90.value, found.share_95.value) == (0.5, 0.25)
+    assert found.median_iou.value == pytest.approx((0.9 + 0.899) / 2)
+    assert found.mean_iou.value == pytest.approx((0.9 + 0.95 + 0.5 + 0.899) / 4)
 
 
-def test_films_are_found_by_path_then_by_name(tmp_path: Path) -> None:
-    for name in ("x/f.png", "y/f.png", "y/g.dcm"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    index = FilmFiles(str(tmp_path))
-    assert index.find(one_pair(Mark("y/f.png", BOX), Mark("y/f.png", BOX))) == tmp_path / "y/f.png"
-    assert index.find(one_pair(Mark("z/g.png", BOX), Mark("z/g.png", BOX))) == tmp_path / "y/g.dcm"
-    assert index.find(one_pair(Mark("z/f.png", BOX), Mark("z/f.png", BOX))) is None  # which one?
-    assert FilmFiles("").find(one_pair(Mark("f", BOX), Mark("f", BOX))) is None
+def test_an_iou_of_the_level_counts_when_rounding_makes_it_less() -> None:
+    a, b = Mark("f", (2.3, 2.3, 9.3, 9.3)), Mark("f", (2.3, 2.3, 9.3, 8.6))  # 6.3 / 7
+    pair = one_pair(a, b)
+    assert pair.iou < 0.9
+    assert measure([pair]).share_90.value == 1
+
+
+def test_the_fifth_percentile_lies_between_the_two_lowest() -> None:
+    # of 5 films, 0.05 × 4 = 0.2 of the way from the lowest to the next
+    marks = [Mark(str(h), (0, 0, 100, h)) for h in (50, 60, 80, 90, 100)]
+    full = [Mark(m.film, (0, 0, 100, 100)) for m in marks]
+    found = measure(compare(side("a", *full), side("b", *marks)).pairs)
+    assert found.p5_iou.value == pytest.approx(0.5 + 0.2 * 0.1)
+
+
+def test_patients_are_those_of_the_set_that_knows_them(tmp_path: Path) -> None:
+    a = coco(
+        tmp_path / "a.json",
+        {"1.png": BOX, "2.png": BOX, "3.png": BOX},
+        patient_id={"1.png": "p", "2.png": "p"},
+    )
+    b = table(
+        tmp_path / "b.csv", "image,x,y,w,h\n" + "".join(f"{n}.png,20,10,160,80\n" for n in "123")
+    )
+    for first, second in ((a, b), (b, a)):
+        found = measure(compare(*read_sides((first, second))).pairs)
+        assert (found.films, found.patients) == (3, 2)  # p, and 3.png by its own name
+
+
+def test_the_same_seed_gives_the_same_intervals(tmp_path: Path) -> None:
+    names = [f"{n}.png" for n in range(9)]
+    a = coco(tmp_path / "a.json", dict.fromkeys(names, BOX))
+    b = coco(tmp_path / "b.json", {n: (20, 10, 180 - i, 90) for i, n in enumerate(names)})
+    pairs = compare(*read_sides((a, b))).pairs
+    assert measure(pairs, seed=1) == measure(pairs, seed=1) != measure(pairs, seed=2)
 
 
 def test_human_readers_agree_at_095(shared_data: Path) -> None:

@@ -65,26 +65,72 @@ def test_a_line_has_number_name_and_fix(session: Session) -> None:
     )
 
 
-def test_a_second_box_beside_the_pre_drawn_one_is_a_fault(session: Session) -> None:
-    own = {"label": "thorax", "points": [[5, 5], [60, 120]], "shape_type": "rectangle"}
-    edit(session, 2, lambda data: data["shapes"].append(own))
-    assert find(session) == ["0002 b.png: two boxes, one of them pre-drawn"]
+def shape(**values: Any) -> dict[str, Any]:
+    """A shape of a label file, in view pixels; 64 × 128 px is the whole film."""
+    points = [[6.4, 12.8], [57.6, 115.2]]
+    return {"label": "thorax", "points": points, "shape_type": "rectangle", "flags": {}, **values}
 
 
-def test_accepted_without_a_box(session: Session) -> None:
-    edit(session, 2, lambda data: data.update(shapes=[], flags={"accepted": True}))
-    assert find(session) == ["0002 b.png: no box, though accepted is ticked"]
+TURNED = [[6, 6], [60, 6], [60, 120], [6, 120]]
+# What the second film's label file holds, and what is wrong then; it was pre-drawn and untouched.
+LABEL_FILES: list[tuple[list[dict[str, Any]], list[str], list[str]]] = [
+    ([], ["accepted"], ["no box, though accepted is ticked"]),
+    ([], [], ["no box, though it was saved"]),
+    ([], ["unreadable"], []),
+    ([], ["not frontal"], []),
+    ([], ["doubtful"], []),
+    (
+        [shape(flags={"prelabelled": True}), shape(points=[[5, 5], [60, 120]])],
+        [],
+        ["two boxes, one of them pre-drawn"],
+    ),
+    (
+        [shape(points=[[-6.4, 12.8], [57.6, 134.4]])],  # 10 px out on both sides
+        [],
+        ["the box reaches out of the film by 10.0 px at the left and 10.0 px at the bottom"],
+    ),
+    ([shape(points=[[-0.32, 12.8], [57.6, 115.2]])], [], []),  # half a film pixel is rounding
+    (
+        [shape(points=[[0, 0], [32, 51.1]])],  # 50 × 79.8 of 100 × 200 px: 19.96 %
+        [],
+        ["the box covers 19.9 % of the film, a thorax at least 20 %"],
+    ),
+    (
+        [shape(points=[[0, 0], [64, 128]])],
+        [],
+        ["the box covers the whole film, a thorax at most 99 %"],
+    ),
+    ([shape(label="throax")], [], ["the box is labelled 'throax', not thorax"]),
+    (
+        [shape(shape_type="oriented_rectangle", points=TURNED)],
+        [],
+        ["the box is of the shape oriented rectangle, not a rectangle"],
+    ),
+    (
+        [shape(points=[[6, 6], [6, 120]])],
+        [],
+        ["the box has no width or height, or its edges are crossed"],
+    ),
+    ([shape(points=[[57.6, 115.2], [6.4, 12.8]])], [], []),  # drawn from another corner
+    (
+        [shape(), shape(label="", points=[[5, 5], [9, 9]])],
+        [],
+        [
+            "two boxes",
+            "box 2 of 2 has no label, not thorax",
+            "box 2 of 2 covers 0.1 % of the film, a thorax at least 20 %",
+        ],
+    ),
+]
 
 
-def test_saved_without_a_box(session: Session) -> None:
-    edit(session, 2, lambda data: data.update(shapes=[]))
-    assert find(session) == ["0002 b.png: no box, though it was saved"]
-
-
-@pytest.mark.parametrize("flag", ["unreadable", "not frontal", "doubtful"])
-def test_a_film_skipped_or_sent_back_needs_no_box(session: Session, flag: str) -> None:
-    edit(session, 2, lambda data: data.update(shapes=[], flags={flag: True}))
-    assert find(session) == []
+@pytest.mark.parametrize(("shapes", "flags", "faults"), LABEL_FILES)
+def test_what_a_label_file_may_hold(
+    session: Session, shapes: list[dict[str, Any]], flags: list[str], faults: list[str]
+) -> None:
+    ticked = dict.fromkeys(flags, True)
+    edit(session, 2, lambda data: data.update(shapes=shapes, flags=ticked))
+    assert find(session) == [f"0002 b.png: {fault}" for fault in faults]
 
 
 def test_films_to_do_are_faults_when_all_must_be_done(session: Session) -> None:
@@ -94,31 +140,6 @@ def test_films_to_do_are_faults_when_all_must_be_done(session: Session) -> None:
         "0003 c.png: still ticked as doubtful",
         "0004 d.png: no answer yet",
     ]
-
-
-def test_a_box_outside_its_film(session: Session) -> None:
-    redraw(session, 1, points=[[-6.4, 12.8], [57.6, 134.4]])  # view pixels: 10 px out on both sides
-    assert find(session) == [
-        "0001 a.png: the box reaches out of the film by 10.0 px at the left and 10.0 px at the "
-        "bottom"
-    ]
-
-
-def test_half_a_pixel_outside_is_rounding(session: Session) -> None:
-    redraw(session, 1, points=[[-0.32, 12.8], [57.6, 115.2]])  # 0.5 film pixels
-    assert find(session) == []
-
-
-def test_a_box_too_small(session: Session) -> None:
-    redraw(session, 1, points=[[0, 0], [32, 51.1]])  # 50 × 79.8 of 100 × 200 px: 19.96 %
-    assert find(session) == [
-        "0001 a.png: the box covers 19.9 % of the film, a thorax at least 20 %"
-    ]
-
-
-def test_a_box_too_large(session: Session) -> None:
-    redraw(session, 1, points=[[0, 0], [64, 128]])
-    assert find(session) == ["0001 a.png: the box covers the whole film, a thorax at most 99 %"]
 
 
 @pytest.mark.parametrize(
@@ -138,39 +159,6 @@ def test_the_limits_of_a_box(tmp_path: Path, xyxy: tuple[float, ...], faults: in
     x0, y0, x1, y1 = xyxy
     path = write_file(tmp_path / "t.json", (1, [x0, y0, x1 - x0, y1 - y0]))
     assert len(check_file(path)[0]) == faults
-
-
-def test_a_wrong_label(session: Session) -> None:
-    redraw(session, 1, label="throax")
-    assert find(session) == ["0001 a.png: the box is labelled 'throax', not thorax"]
-
-
-def test_a_wrong_shape(session: Session) -> None:
-    points = [[6, 6], [60, 6], [60, 120], [6, 120]]
-    redraw(session, 1, shape_type="oriented_rectangle", points=points)
-    assert find(session) == [
-        "0001 a.png: the box is of the shape oriented rectangle, not a rectangle"
-    ]
-
-
-def test_a_box_without_width(session: Session) -> None:
-    redraw(session, 1, points=[[6, 6], [6, 120]])
-    assert find(session) == ["0001 a.png: the box has no width or height, or its edges are crossed"]
-
-
-def test_a_rectangle_drawn_from_another_corner_is_sound(session: Session) -> None:
-    redraw(session, 1, points=[[57.6, 115.2], [6.4, 12.8]])
-    assert find(session) == []
-
-
-def test_the_wrong_one_of_two_boxes_is_named(session: Session) -> None:
-    small = {"label": "", "points": [[5, 5], [9, 9]], "shape_type": "rectangle", "flags": {}}
-    edit(session, 1, lambda data: data["shapes"].append(small))
-    assert find(session) == [
-        "0001 a.png: two boxes",
-        "0001 a.png: box 2 of 2 has no label, not thorax",
-        "0001 a.png: box 2 of 2 covers 0.1 % of the film, a thorax at least 20 %",
-    ]
 
 
 def test_a_film_that_is_gone_and_one_that_changed(session: Session) -> None:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from cxr.boxes import as_boxes, clip_xyxy, scale_xyxy, xyxy_to_xywh
 from cxr.coco import write_coco_json
 from cxr.film import FILM_SUFFIXES
+from cxr.rules import require
 from cxr.workdir import write_atomic
 from labelling.merged_file import POLICIES, Contributor, Target
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm
@@ -61,17 +62,12 @@ class MergeConfig:
         if not self.session:
             raise ValueError("session must name at least one session's folder. Got none.")
         for name, known in (("policy", POLICIES), ("size", SIZES), ("names", NAMES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"--{name} must be one of {', '.join(known)}. "
-                    f"Got {getattr(self, name)!r} instead."
-                )
-        if not self.into or Path(self.into).is_dir():
-            raise ValueError(f"--into must be a file. Got {self.into!r} instead.")
-        if self.suffix and not re.fullmatch(r"\.\w+", self.suffix):
-            raise ValueError(
-                f"--suffix must be a dot and letters, such as .jpeg. Got {self.suffix!r} instead."
-            )
+            got = getattr(self, name)
+            require(got in known, f"--{name} must be one of {', '.join(known)}", got)
+        is_file = bool(self.into) and not Path(self.into).is_dir()
+        require(is_file, "--into must be a file", self.into)
+        dotted = re.fullmatch(r"(\.\w+)?", self.suffix) is not None
+        require(dotted, "--suffix must be a dot and letters, such as .jpeg", self.suffix)
 
 
 @dataclass
@@ -264,19 +260,11 @@ def write(target: Target) -> Path | None:
 
 def tell(target: Target, tally: Tally, backup: Path | None) -> None:
     """Print what was done."""
-    by_action = ", ".join(f"{tally.actions[a]} {a}" for a in ACTIONS if tally.actions[a])
-    merged = f"{tally.merged} merged" + (f" ({by_action})" if by_action else "")
-    skipped = ", ".join(
-        f"{tally.left_out[why]} {why}"
-        for why in (*SKIP_FLAGS, "file unreadable")
-        if tally.left_out[why]
-    )
-    number = sum(tally.left_out.values()) - tally.left_out["todo"]
-    print(
-        f"films: {merged}, {tally.unchanged} unchanged, {number} skipped"
-        + (f" ({skipped})" if skipped else "")
-        + f", {tally.left_out['todo']} todo"
-    )
+    merged = f"{tally.merged} merged{_in_brackets(tally.actions, ACTIONS)}"
+    todo = tally.left_out.pop("todo", 0)
+    skips = _in_brackets(tally.left_out, (*SKIP_FLAGS, "file unreadable"))
+    skipped = f"{tally.left_out.total()} skipped{skips}"
+    print(f"films: {merged}, {tally.unchanged} unchanged, {skipped}, {todo} todo")
     if tally.copies:
         print(f"one film under several names, listed once: {_some(tally.copies)}")
     if tally.withdrawn:
@@ -284,10 +272,13 @@ def tell(target: Target, tally: Tally, backup: Path | None) -> None:
     if not tally.merged:
         print(f"nothing to change in {target.path}")
         return
-    print(
-        f"{target.path} lists {len(target.data['images'])} films"
-        + (f"; its old content lies in {backup}" if backup else "")
-    )
+    old = f"; its old content lies in {backup}" if backup else ""
+    print(f"{target.path} lists {len(target.data['images'])} films{old}")
+
+
+def _in_brackets(counts: Counter[str], order: Sequence[str]) -> str:
+    said = ", ".join(f"{counts[word]} {word}" for word in order if counts[word])
+    return f" ({said})" if said else ""
 
 
 def _some(names: Sequence[str], at_most: int = 12) -> str:
