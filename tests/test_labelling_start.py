@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -75,18 +74,12 @@ def weights(tmp_path: Path) -> str:
 
 
 def test_a_view_keeps_the_films_shape_and_leads_back(phantom: tuple) -> None:
-    pixels = phantom[0]
-    big = cv2.resize(pixels, (2100, 2400))
-    view, frame = make_view(big)
-    assert view.shape == (1600, 1400)
-    assert view.dtype == np.uint8
+    assert make_view(phantom[0])[0].shape == phantom[0].shape  # a small film is not blown up
+    view, frame = make_view(cv2.resize(phantom[0], (2100, 2400)))
+    assert (view.shape, view.dtype) == ((1600, 1400), np.uint8)
     there = frame.to_model_xyxy([210, 240, 1050, 1200])[0]
     assert there == pytest.approx([140, 160, 700, 800])
     assert frame.to_original_xyxy(there)[0] == pytest.approx([210, 240, 1050, 1200])
-
-
-def test_a_small_film_is_not_blown_up(phantom: tuple) -> None:
-    assert make_view(phantom[0])[0].shape == phantom[0].shape
 
 
 def test_a_12_bit_dicom_fills_the_views_greys(tmp_path: Path) -> None:
@@ -108,7 +101,7 @@ def test_the_prelabel_is_the_mean_of_both_looks() -> None:
     assert found["uncertainty"] == pytest.approx(0.1 + 0.4, abs=1e-3)
 
 
-def test_the_most_doubtful_film_is_asked_first(
+def test_the_most_doubtful_film_is_asked_first_and_none_is_prepared_twice(
     tmp_path: Path, detector: FixedDetector, weights: str
 ) -> None:
     write_films(tmp_path / "films", {"bright.png": 240, "dark.png": 20, "grey.png": 120})
@@ -117,15 +110,8 @@ def test_the_most_doubtful_film_is_asked_first(
     assert session.films[0].prelabel_xyxy is None  # no thorax seen: nothing is drawn
     assert not session.label_path(session.films[0]).exists()
     assert session.answer(session.films[1]).boxes[0].prelabelled
-
-
-def test_started_again_nothing_is_prepared_twice(
-    tmp_path: Path, detector: FixedDetector, weights: str
-) -> None:
-    write_films(tmp_path / "films", {"a.png": 200, "b.png": 210})
-    prepare(tmp_path, "--prelabel", weights)
     seen = detector.seen
-    assert len(prepare(tmp_path, "--prelabel", weights).films) == 2
+    assert len(prepare(tmp_path, "--prelabel", weights).films) == 3
     assert detector.seen == seen
 
 
@@ -172,38 +158,41 @@ def test_a_killed_preparation_goes_on(
     assert detector.seen == 16  # each film and its mirror image, once
 
 
-def test_a_bad_film_keeps_its_row_and_its_reason(tmp_path: Path) -> None:
-    write_films(tmp_path / "films", {"a.png": 200})
+def test_bad_films_and_twins_keep_their_rows_and_reasons(tmp_path: Path) -> None:
+    write_films(tmp_path / "films", {"a.png": 200, "b.png": 200})
     (tmp_path / "films/bad.dcm").write_bytes(b"no film")
     session = prepare(tmp_path)
-    bad = session.films[-1]
-    assert (bad.film, session.answer(bad).state) == ("bad.dcm", "unreadable")
-    assert bad.reason
+    assert [f.film for f in session.films] == ["a.png", "b.png", "bad.dcm"]
+    assert [a.state for _, a in session.answers()] == ["todo", "unreadable", "unreadable"]
+    assert session.films[1].reason == "the same film as a.png"
+    assert session.films[2].reason
 
 
-def test_the_same_film_twice_is_asked_once(tmp_path: Path) -> None:
-    write_films(tmp_path / "films", {"a.png": 200, "b.png": 200})
-    twin = prepare(tmp_path).films[-1]
-    assert twin.reason == "the same film as a.png"
-
-
-def test_a_session_keeps_its_annotator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_films(tmp_path / "films", {"a.png": 200})
-    prepare(tmp_path)
-    code = annotate.main(["start", "--session", str(tmp_path / "s"), "--annotator", "other"])
-    assert code == 1
-    assert "is mk and stays so" in capsys.readouterr().err
-
-
-def test_a_folder_with_other_files_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--annotator", "other"], "annotator of 's' is mk and stays so"),
+        (["--classes", "normal,pneumonia"], "classes of 's' is thorax and stays so"),
+        (["--film", "7"], "readable film of the session, 1 to 1. Got 7"),
+        (["films", "--session", "films", "--annotator", "mk"], "holds other files"),
+        (["films", "--session", "new"], "annotator must be the name of who draws"),
+        (["--session", "new", "--annotator", "mk"], "films must be given to make the session"),
+        (["films", "--source", "nih"], "at least one film of the source 'nih'"),
+    ],
+)
+def test_what_start_refuses(
+    tmp_path: Path,
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_films(tmp_path / "films", {"a.png": 200})
-    code = annotate.main(
-        ["start", str(tmp_path), "--session", str(tmp_path / "films"), "--annotator", "mk"]
-    )
-    assert code == 1
-    assert "holds other files" in capsys.readouterr().err
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    session = [] if "--session" in words else ["--session", "s"]
+    assert annotate.main(["start", *words, *session]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_sample_takes_each_patient_before_a_second_film() -> None:
@@ -213,10 +202,6 @@ def test_a_sample_takes_each_patient_before_a_second_film() -> None:
     patients = [c.patient_id for c in sample_films(films, {"normal": 4}, seed=1)]
     assert sorted(set(patients)) == ["a", "b", "c"]
     assert sample_films(films, {"normal": 4}, 1) == sample_films(films[::-1], {"normal": 4}, 1)
-
-
-def test_too_large_a_sample_names_the_labels() -> None:
-    films = [SessionFilm(0, "a.png", patient_id="a", label="normal", sublabel="no finding")]
     with pytest.raises(ValueError, match="asks for 2 films of 'viral', there are 0"):
         sample_films(films, {"viral": 2}, 0)
 
@@ -228,18 +213,17 @@ def test_a_sample_that_is_none_is_refused(text: str) -> None:
 
 
 def test_a_table_gives_labels_and_original_sizes(tmp_path: Path) -> None:
-    folder = write_films(tmp_path / "films", {"a.png": 200, "b.png": 210})
+    write_films(tmp_path / "films", {"a.png": 200, "b.png": 210})
     table = tmp_path / "table.csv"
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "patient_id", "label", "orig_width", "orig_height"])
-        writer.writerow(["films/a.png", "p1", "normal", "1200", "1000"])
-        writer.writerow(["films/b.png", "p2", "pneumonia", "", ""])
+    table.write_text(
+        "image,patient_id,label,orig_width,orig_height\n"
+        "films/a.png,p1,normal,1200,1000\n"
+        "films/b.png,p2,pneumonia,,\n"
+    )
     words = ["start", str(table), "--session", str(tmp_path / "s"), "--annotator", "mk"]
     assert annotate.main([*words, "--sample", "normal=1", "--open=false"]) == 0
     (only,) = Session.open(tmp_path / "s").films
     assert (only.film, only.label, only.original_hw) == ("films/a.png", "normal", (1000, 1200))
-    assert folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +234,7 @@ def test_a_table_gives_labels_and_original_sizes(tmp_path: Path) -> None:
         (("normal", "pneumonia"), "covid", ""),
     ],
 )
-def test_a_prelabels_class(tmp_path: Path, classes: tuple, label: str, expected: str) -> None:
+def test_a_prelabels_class(classes: tuple, label: str, expected: str) -> None:
     assert prelabel_class(classes, SessionFilm(1, "a", label=label)) == expected
 
 
