@@ -241,8 +241,3 @@ def test_nothing_to_compare_gives_no_rows() -> None:
 def test_the_film_must_be_the_same_in_both_arms(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare([row_of("a")], [replace(row_of("a"), **changed)])
-
-
-def test_a_film_may_stand_once_a_member() -> None:
-    with pytest.raises(ValueError, match="crop_rows must hold each film once"):
-        compare([row_of("a")], [row_of("a"), row_of("a")])

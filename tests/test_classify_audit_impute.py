@@ -86,21 +86,3 @@ def test_channels_that_differ_are_imputed_each() -> None:
     found = impute(np.stack([plane, plane, 2 * plane + 1]), gone)
     np.testing.assert_array_equal(found[1], found[0])
     np.testing.assert_allclose(found[2], 2 * found[0] + 1, atol=1e-3)
-
-
-def test_nothing_gone_changes_nothing() -> None:
-    image = np.ones((1, 9, 9), np.float32)
-    np.testing.assert_array_equal(impute(image, np.zeros((9, 9), bool)), image)
-
-
-@pytest.mark.parametrize(
-    ("gone", "message"),
-    [
-        (np.ones((9, 9), bool), "leave a pixel"),
-        (np.zeros((8, 9), bool), "image must be"),
-        (np.zeros((9, 9)), "image must be"),
-    ],
-)
-def test_errors_name_the_argument(gone: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        impute(np.ones((1, 9, 9), np.float32), gone)

@@ -186,14 +186,9 @@ def test_points_are_plain_values_for_the_page() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"maps": np.zeros((2, 7, 7))}, "maps must be .N, h, w. = .2, 16, 16."),
+        ({"maps": np.zeros((2, 7, 7))}, "maps must be .* .N, h, w. = .2, 16, 16."),
         ({"maps": np.full((2, SIDE, SIDE), np.nan)}, "maps must be finite"),
         ({"classes": [1]}, "classes must name one logit"),
-        ({"percentiles": []}, "percentiles must rise"),
-        ({"percentiles": [0, 20]}, "percentiles must rise"),
-        ({"percentiles": [40, 20]}, "percentiles must rise"),
-        ({"percentiles": [20, 100]}, "percentiles must rise"),
-        ({"films": ["a"]}, "films must name each"),
         ({"within": np.ones((2, 3, 3), bool)}, "within must be"),
     ],
 )

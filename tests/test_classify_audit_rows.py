@@ -198,26 +198,6 @@ def test_a_film_is_added_once(tmp_path: Path) -> None:
     assert read_audit(path) == film("a.png")
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        film("a.png")[:1],
-        film("a.png", ("viral", "viral")),
-        [film("a.png")[0], film("b.png")[1]],
-        [refused("a.png"), film("a.png")[0]],
-        [refused("a.png"), refused("b.png")],
-    ],
-)
-def test_rows_that_are_not_one_film_under_all_members_are_refused(
-    tmp_path: Path, rows: list[AuditRow]
-) -> None:
-    path = tmp_path / "audit.csv"
-    with AuditWriter(path, 2) as table, pytest.raises(ValueError, match="under 2 members"):
-        table.add(rows)
-    assert read_audit(path) == []
-
-
 def test_an_audit_of_more_members_is_not_continued(tmp_path: Path) -> None:
     path = write_audit(tmp_path / "audit.csv", film("a.png"))
     with pytest.raises(ValueError, match=r"a.png has 2 rows, and there are 1 members"):

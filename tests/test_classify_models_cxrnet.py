@@ -132,7 +132,7 @@ def test_the_audit_measures_its_map_beside_grad_cam(net: CXRNet) -> None:
     plane = torch.from_numpy(lung).float()
     fixed_map(net, plane)
     frame = Frame.letterbox((32, 32), 32)
-    regions = Regions(lung, "human", None, (32, 32))
+    regions = Regions(lung)
     own, cam = (
         to_pixels(maps, [frame], [(32, 32)])[0]
         for maps in (explanations(net, films(1)), saliency_maps(net, films(1), [1]))

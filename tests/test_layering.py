@@ -12,7 +12,7 @@ ALLOWED = {"cxr": {"cxr"}, "detect": {"cxr", "detect"}, "classify": {"cxr", "cla
 DOORS = {
     "classify/run.py": {"detect.crop", "detect.predict"},
     "classify/audit/auditor.py": {"detect.lungfield.field", "detect.predict"},
-    "classify/audit/films.py": {"detect.lungfield.field"},
+    "classify/audit/films.py": {"detect.lungfield.field", "detect.predict"},
 }
 
 

@@ -139,8 +139,8 @@ def _measure_film(
 ) -> tuple[list[AuditRow], Record]:
     assert film.film is not None and film.lung is not None and film.pixels is not None
     findings, text = film.truth.findings_on(film.size_hw), find_text(film.film.pixels)
-    where = (film.lung, film.lung_by, film.box_xyxy, film.size_hw, findings, text, film.seen_xyxy)
-    regions, crop = Regions(*where), film.listed.crop
+    regions = Regions(film.lung, film.box_xyxy, findings, text, film.seen_xyxy)
+    crop = film.listed.crop
     rows, faces = [], []
     for one in maps:
         on_film = one.plane if crop is None else crop.restore(one.plane, film.size_hw)

@@ -154,7 +154,7 @@ def compare(
         n, patients: films that have the metric in both arms, and their patients.
         left_out: films of this source and member without the metric in one arm or both, by reason.
 
-    Raises ValueError for a film that stands twice in an arm, or is not the same in both.
+    Raises ValueError for a film that is not the same in both arms.
     """
     pairs, left_out = pair_rows(film_rows, crop_rows, methods)
     metrics = MAP_METRICS if methods else ALL_METRICS
@@ -186,7 +186,7 @@ def pair_rows(
     A film that no member saw in one arm (a row without a member) is left out for each member of
     the other arm. Raises ValueError as `compare` does.
     """
-    films, crops = _by_key(film_rows, "film_rows"), _by_key(crop_rows, "crop_rows")
+    films, crops = ({(r.film, r.member): r for r in rows} for rows in (film_rows, crop_rows))
     pairs, left_out = [], LeftOut()
     for key in dict.fromkeys([*films, *crops]):
         if not key[1]:
@@ -305,18 +305,6 @@ def _reason(pair: Pair, value: Value) -> str:
         if value(row) is None and (value is not _right or row.truth != UNKNOWN):
             return f"{'map empty' if row.empty else 'not defined'} on the {arm}"
     return "truth unknown"
-
-
-def _by_key(rows: Sequence[AuditRow], name: str) -> dict[tuple[str, str], AuditRow]:
-    out: dict[tuple[str, str], AuditRow] = {}
-    for row in rows:
-        if (row.film, row.member) in out:
-            raise ValueError(
-                f"{name} must hold each film once a member. Got {row.film} of "
-                f"{row.member or 'no member'} twice."
-            )
-        out[row.film, row.member] = row
-    return out
 
 
 def _check_same(film: AuditRow, crop: AuditRow, methods: bool) -> None:

@@ -21,15 +21,7 @@ from rich.progress import track
 
 from classify.audit.attention import Prepared, member_maps
 from classify.audit.films import AuditFilm, RunFilm
-from classify.audit.masking import (
-    AS_IS,
-    CONTROLS,
-    Asked,
-    Screens,
-    apply_control,
-    ask_all,
-    control_table,
-)
+from classify.audit.masking import AS_IS, CONTROLS, Asked, apply_control, ask_all, control_table
 from classify.audit.randomise import likeness_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
@@ -39,6 +31,7 @@ from classify.evaluate import QUESTIONS, Question, ensemble_score
 from classify.films import Case
 from classify.labels import TARGET
 from classify.saliency.maps import saliency_maps
+from classify.screener import Screener
 from cxr.boxes import Frame
 from cxr.workdir import console, log
 
@@ -84,7 +77,7 @@ class Masked:
         self,
         members: Ensemble,
         films: Collection[str],
-        screener: Screens | None,
+        screener: Screener | None,
         seed: int,
         draws: int,
     ) -> None:
@@ -267,7 +260,7 @@ def open_controls(
     members: Ensemble,
     films: Sequence[RunFilm],
     truths: Truths,
-    screener: Screens | None,
+    screener: Screener | None,
     method: str,
     count: int,
     seed: int,

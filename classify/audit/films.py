@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,27 +20,10 @@ from cxr.boxes import Frame
 from cxr.film import Film, list_films
 from cxr.manifest import CropRow, read_manifest
 from cxr.stream import Unread, batched, default_jobs, read_ahead
-from detect.lungfield.field import cut_edges, disagreement
+from detect.lungfield.field import LungField, cut_edges, disagreement
+from detect.predict import ThoraxDetector
 
 Box = tuple[float, float, float, float]
-
-
-class Segments(Protocol):
-    """What is needed of a LungField: above `threshold` a pixel is lung field."""
-
-    threshold: float
-
-    def segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """N films (H, W) to N probabilities (H, W)."""
-        ...
-
-
-class FindsBoxes(Protocol):
-    """What is needed of a ThoraxDetector."""
-
-    def predict(self, films: list[np.ndarray]) -> Sequence[Any]:
-        """A box with `xyxy` and `status` for each film (H, W)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -199,8 +182,8 @@ def _ensemble_of(made: Mapping[str, Any], cropped: bool) -> Path:
 def read_films(
     films: Sequence[RunFilm],
     truths: Truths,
-    field: Segments,
-    detector: FindsBoxes | None = None,
+    field: LungField,
+    detector: ThoraxDetector | None = None,
     lungs: Container[str] | None = None,
     boxes: Container[str] | None = None,
     jobs: int = -1,
@@ -240,7 +223,7 @@ def _audit_film(listed: RunFilm, truth: Truth, film: Film | Unread) -> AuditFilm
 
 
 def draw_lungs(
-    films: Sequence[tuple[Truth, Film]], field: Callable[[], Segments]
+    films: Sequence[tuple[Truth, Film]], field: Callable[[], LungField]
 ) -> list[tuple[np.ndarray, str]]:
     """(H, W) bool in each film's pixels, and who drew it (human or lungfield): the network that
     `field` gives is asked only for the films without a human mask."""

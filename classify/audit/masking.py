@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 
 from classify.audit.rows import UNKNOWN, Row, figure_cells
 from classify.labels import NORMAL, TARGET
+from classify.screener import Screener
 from cxr.boxes import Frame
 from cxr.stats import Figure, figure_of, softmax, weighted_auc, weighted_mean, with_draws
 
@@ -45,39 +46,7 @@ def apply_control(
             outside_only does and paints the rest an even grey: what is left is the outline, which
             outside_only cannot help but show.
         margin: as a fraction of the film's longer side, also for a crop.
-
-    Raises ValueError for arguments that do not fit.
     """
-    wanted = lung.shape if frame is None else tuple(frame.canvas_hw)
-    size_of = "lung mask" if frame is None else "frame's crop"
-    rules = (
-        (
-            control in CONTROLS,
-            f"control must be one of {', '.join(CONTROLS)}. Got {control!r} instead.",
-        ),
-        (
-            0 <= margin < 0.5,
-            f"margin must lie in [0, 0.5) of the film's longer side. Got {margin} instead.",
-        ),
-        (
-            lung.dtype == np.bool_ and lung.ndim == 2,
-            f"lung must be (H, W) bool. Got {lung.shape} of {lung.dtype} instead: "
-            "compare probabilities with their threshold.",
-        ),
-        (
-            lung.any(),
-            "lung must hold at least one pixel of lung. Got none: leave the film out of the "
-            "control and count it.",
-        ),
-        (
-            pixels.shape == wanted,
-            f"pixels must be {wanted}, the size of the {size_of}. Got {pixels.shape} instead: for "
-            "a crop give its frame and the film's lungs.",
-        ),
-    )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
     # The region is grown on the film and cut afterwards: lung just outside a crop hides its edge.
     region = lung if control == LUNGS_ONLY else grow(lung, margin)
     if frame is not None:
@@ -114,19 +83,11 @@ class Asked:
     answer: Callable[[np.ndarray], tuple[np.ndarray, Any]]
 
 
-class Screens(Protocol):
-    """What the table needs of a Screener."""
-
-    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
-        """(N, M, 3) logits to scores (N,), decisions, and the threshold's id."""
-        ...
-
-
 def ask_all(
     labels: np.ndarray,
     targets: Sequence[str],
     questions: Sequence[Asked] = (),
-    screener: Screens | None = None,
+    screener: Screener | None = None,
 ) -> list[Asked]:
     """Each member for its TARGET against the rest, the questions, and the screener for abnormal
     against normal. `labels` (N, M): NORMAL, TARGET, OTHERS for each member, or -1 where unknown."""

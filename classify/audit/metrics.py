@@ -28,8 +28,8 @@ pointing_hit, finding_hit
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
@@ -37,7 +37,6 @@ import numpy as np
 
 from cxr.boxes import as_boxes
 
-LUNG_SOURCES = ("human", "lungfield")
 METRICS = (
     "inside_share",
     "area_share",
@@ -69,47 +68,58 @@ _REACH = 3  # cells: where a Gaussian of σ = 1 cell ends
 class Regions:
     """What is where on a film; all in the film's own pixels.
 
-    `lung` (H, W) bool and who drew it, `lung_by` ("human" or "lungfield"); `box_xyxy` the thorax
-    box or None; `finding_boxes_xyxy` (N, 4) radiologists' boxes; `text` (H, W) bool or None;
-    `seen_xyxy` what the member saw, None for the whole film; `seen` its rows and columns. Boxes may
-    reach beyond the film. Raises ValueError, naming the part.
+    `lung` (H, W) bool; `box_xyxy` the thorax box or None; `finding_boxes_xyxy` (N, 4) radiologists'
+    boxes; `text` (H, W) bool or None; `seen_xyxy` what the member saw, None for the whole film.
+    Boxes may reach beyond the film.
     """
 
     lung: np.ndarray
-    lung_by: str
-    box_xyxy: Any
-    size_hw: tuple[int, int]
+    box_xyxy: Any = None
     finding_boxes_xyxy: Any = ()
     text: np.ndarray | None = None
     seen_xyxy: Any = None
-    seen: Window = field(init=False)
-    box: Window | None = field(init=False)
-    findings: list[Window] = field(init=False)
 
-    def __post_init__(self) -> None:
-        if self.lung_by not in LUNG_SOURCES:
+    @cached_property
+    def seen(self) -> Window:
+        """What the member saw; raises ValueError for what is no box with a pixel of the film."""
+        height, width = self.lung.shape
+        whole = (0, 0, width, height)
+        return self._window(whole if self.seen_xyxy is None else self.seen_xyxy, "seen_xyxy")
+
+    @cached_property
+    def box(self) -> Window | None:
+        """The thorax box in what was seen; raises ValueError as `seen` does."""
+        return None if self.box_xyxy is None else self._in_seen(self.box_xyxy, "box_xyxy")
+
+    @cached_property
+    def findings(self) -> list[Window]:
+        """The radiologists' boxes in what was seen; raises ValueError as `seen` does."""
+        boxes = as_boxes(self.finding_boxes_xyxy)
+        return [self._in_seen(box, "finding_boxes_xyxy") for box in boxes]
+
+    def _in_seen(self, box_xyxy: Any, name: str) -> Window:
+        rows, columns = (
+            slice(max(a.start - b.start, 0), max(min(a.stop, b.stop) - b.start, 0))
+            for a, b in zip(self._window(box_xyxy, name), self.seen, strict=True)
+        )
+        return rows, columns
+
+    def _window(self, box_xyxy: Any, name: str) -> Window:
+        """Rows and columns of a box, on whole pixels as Frame rounds them, cut to the film."""
+        box = [float(v) for v in np.asarray(box_xyxy, dtype=np.float64).ravel()]
+        height, width = self.lung.shape
+        if len(box) != 4 or not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
             raise ValueError(
-                f"lung_by must be one of {', '.join(LUNG_SOURCES)}. Got {self.lung_by!r} instead."
+                f"{name} must be one box x0, y0, x1, y1, finite with x0 < x1 and y0 < y1. "
+                f"Got {box} instead."
             )
-        size = (int(self.size_hw[0]), int(self.size_hw[1]))
-        masks = {"lung": self.lung} | ({} if self.text is None else {"text": self.text})
-        for name, mask in masks.items():
-            if np.shape(mask) != size:
-                raise ValueError(
-                    f"{name} must be (H, W) = {size} as size_hw says. Got {np.shape(mask)} instead."
-                )
-            if mask.dtype != bool:
-                raise ValueError(
-                    f"{name} must be bool. Got {mask.dtype} instead: compare it "
-                    "with its threshold first."
-                )
-        whole = (0, 0, size[1], size[0])
-        seen = whole if self.seen_xyxy is None else self.seen_xyxy
-        box = None if self.box_xyxy is None else _window(self.box_xyxy, size, "box_xyxy")
-        found = [_window(b, size, "finding_boxes_xyxy") for b in as_boxes(self.finding_boxes_xyxy)]
-        object.__setattr__(self, "seen", _window(seen, size, "seen_xyxy"))
-        object.__setattr__(self, "box", box)
-        object.__setattr__(self, "findings", found)
+        x0, y0, x1, y1 = (int(v) for v in np.rint(box))
+        rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            raise ValueError(
+                f"{name} must hold a pixel of the film of {width} × {height} px. Got {box} instead."
+            )
+        return rows, columns
 
 
 def measure(
@@ -135,9 +145,9 @@ def measure(
     Raises ValueError for a map of another size, negative or not finite values, or energy outside
     the seen area.
     """
-    if np.shape(saliency) != tuple(regions.size_hw):
+    if np.shape(saliency) != regions.lung.shape:
         raise ValueError(
-            f"saliency must be (H, W) = {tuple(regions.size_hw)} in film pixels. "
+            f"saliency must be (H, W) = {regions.lung.shape} in film pixels. "
             f"Got {np.shape(saliency)} instead: see to_pixels."
         )
     whole = np.asarray(saliency)
@@ -169,14 +179,13 @@ def measure(
     out["border_share"] = _share(1 - _sum(inner) / total)
     out["border_area_share"] = 1 - inner.size / seen.size
     if regions.box is not None:
-        rows, columns = _overlap(regions.box, regions.seen)
-        out["outside_box_share"] = _share(1 - _sum(seen[rows, columns]) / total)
+        out["outside_box_share"] = _share(1 - _sum(seen[regions.box]) / total)
     if regions.text is not None and (text := regions.text[regions.seen]).any():
         out["text_share"], out["text_area_share"], _ = on(text)
     if regions.findings:
         region = np.zeros(seen.shape, bool)
         for window in regions.findings:
-            region[_overlap(window, regions.seen)] = True
+            region[window] = True
         share, area, hit = on(region)
         if area > 0:
             out |= {"finding_share": share, "finding_area_share": area}
@@ -224,33 +233,6 @@ def _is_near(region: np.ndarray, peak: tuple[int, int], reach: float) -> bool:
     return bool((away <= reach**2).any())
 
 
-def _window(box_xyxy: Any, size_hw: tuple[int, int], name: str) -> Window:
-    """Rows and columns of a box, on whole pixels as Frame rounds them, cut to the film."""
-    box = [float(v) for v in np.asarray(box_xyxy, dtype=np.float64).ravel()]
-    if len(box) != 4:
-        raise ValueError(f"{name} must be one box x0, y0, x1, y1. Got {len(box)} numbers instead.")
-    x0, y0, x1, y1 = box
-    if not (np.isfinite(box).all() and x1 > x0 and y1 > y0):
-        raise ValueError(f"{name} must be finite with x0 < x1 and y0 < y1. Got {box} instead.")
-    height, width = size_hw
-    rows = slice(max(0, int(np.rint(y0))), min(height, int(np.rint(y1))))
-    columns = slice(max(0, int(np.rint(x0))), min(width, int(np.rint(x1))))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        raise ValueError(
-            f"{name} must hold a pixel of the film of {width} × {height} px. Got {box} instead."
-        )
-    return rows, columns
-
-
-def _overlap(window: Window, seen: Window) -> Window:
-    """A window of the film as one of what was seen."""
-    pairs = [
-        slice(max(a.start - b.start, 0), max(min(a.stop, b.stop) - b.start, 0))
-        for a, b in zip(window, seen, strict=True)
-    ]
-    return pairs[0], pairs[1]
-
-
 def _sum(values: np.ndarray) -> float:
     return float(cv2.sumElems(values)[0]) if values.size else 0.0
 
@@ -281,13 +263,10 @@ def baseline_lifts(
 
     A map scaled up and summed over a mask is the small map times the mask scaled down by the
     transposed weights, so the random maps are never drawn at full size. The two of the random maps
-    are None where none of the few drawn has any energy. Raises ValueError for an empty lung field,
-    no draw, or a resolution below 2 × 2.
+    are None where none of the few drawn has any energy. The lung field must hold a pixel.
     """
     height, width = lung.shape
     area = np.count_nonzero(lung) / lung.size
-    if area == 0:
-        raise ValueError("lung of baseline_lifts must hold a pixel. Got an empty lung field.")
     mask = lung.astype(np.float32)
     rows, columns = _bell(height), _bell(width)
     gaussian = float(rows @ (mask @ columns)) / float(rows.sum() * columns.sum())
@@ -313,11 +292,6 @@ def random_maps(draws: int, cam_hw: tuple[int, int], seed: int) -> np.ndarray:
     The noise reaches beyond the map, so that the map's edge is as any other place.
     """
     height, width = cam_hw
-    if draws < 1 or min(height, width) < 2:
-        raise ValueError(
-            "draws must be at least 1 and cam_hw at least (2, 2). Got "
-            f"{draws} and {cam_hw} instead."
-        )
     size = (draws, height + 2 * _REACH, width + 2 * _REACH)
     noise = np.random.default_rng(seed).standard_normal(size)
     return np.maximum(_blur(height) @ noise @ _blur(width).T, 0.0)

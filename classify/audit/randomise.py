@@ -94,12 +94,6 @@ def randomise(
     """
     by_name = dict(model.named_modules())
     names = [name for stage in stages for name in stage.modules]
-    unknown = [name for name in names if name not in by_name]
-    if unknown:
-        raise ValueError(
-            f"stages must name modules of the model. Got {unknown[0]!r}, which it "
-            "does not have: take them from stages_of(model)."
-        )
     modules = [by_name[name] for name in names]
     tensors = [t for module in modules for t in _tensors(module)]
     kept = [(t, t.detach().clone()) for t in tensors]

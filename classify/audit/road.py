@@ -137,7 +137,14 @@ def road_films(
     """
     names = [str(n) for n in range(len(batch))] if films is None else list(films)
     within = np.ones(np.shape(maps), bool) if within is None else within
-    _check(batch, maps, classes, percentiles, names, within)
+    check_classes(classes, len(batch))
+    for name, given in (("maps", maps), ("within", within)):
+        size = (len(batch), *batch.shape[2:])
+        if np.shape(given) != size or not np.isfinite(given).all():
+            raise ValueError(
+                f"{name} must be finite and (N, h, w) = {size}, the input's size. "
+                f"Got {np.shape(given)} instead: scale them up first."
+            )
     before = np.full(len(batch), np.nan)
     left = {name: np.full((len(percentiles), len(batch)), np.nan) for name in ORDERS}
     with left_as_found(model), torch.inference_mode():
@@ -202,33 +209,6 @@ def _probabilities(model: nn.Module, inputs: torch.Tensor, classes: Sequence[int
     return torch.softmax(logits, 1).gather(1, chosen)[:, 0].cpu().numpy()
 
 
-def _check(
-    batch: torch.Tensor,
-    maps: np.ndarray,
-    classes: Sequence[int],
-    percentiles: Sequence[float],
-    names: Sequence[str],
-    within: np.ndarray,
-) -> None:
-    check_classes(classes, len(batch))
-    wanted = (len(batch), *batch.shape[2:])
-    for name, shape in (("maps", np.shape(maps)), ("within", within.shape)):
-        if shape != wanted:
-            raise ValueError(
-                f"{name} must be (N, h, w) = {wanted}, the input's size. Got {shape} "
-                "instead: scale them up first."
-            )
-    if not np.isfinite(maps).all():
-        raise ValueError("maps must be finite. Got NaN or infinity.")
-    if not len(percentiles) or not (np.diff([0.0, *percentiles, 100.0]) > 0).all():
-        raise ValueError(
-            "percentiles must rise, between 0 and 100 without either. Got "
-            f"{tuple(percentiles)} instead."
-        )
-    if len(names) != len(batch):
-        raise ValueError(f"films must name each of the {len(batch)} films. Got {len(names)}.")
-
-
 # --- noisy linear imputation: not even the outline of what was taken away may tell where it was
 
 
@@ -245,18 +225,9 @@ def impute(image: np.ndarray, gone: np.ndarray, noise: np.ndarray | None = None)
     library's pixels, a tenth of the noise.
 
     `noise` (C, h, w) is added to what is imputed. Channels that are equal, as those of a film are,
-    are solved once. Raises ValueError for shapes that do not fit, or where every pixel is gone.
+    are solved once. A pixel must be left to impute from.
     """
-    if image.ndim != 3 or gone.shape != image.shape[1:] or gone.dtype != bool:
-        raise ValueError(
-            "image must be (C, h, w) and gone (h, w) bool. Got "
-            f"{image.shape} and {gone.shape} {gone.dtype} instead."
-        )
-    if gone.all():
-        raise ValueError("gone must leave a pixel to impute from. Got all of them.")
     out = np.array(image, np.float32)
-    if not gone.any():
-        return out
     for channel, plane in enumerate(image):
         if channel and np.array_equal(plane, image[0]):
             out[channel, gone] = out[0, gone]

@@ -105,9 +105,9 @@ def _look(
     every |= {name: saliency_maps(single.net, batch, found.classes, name) for name in own}
     maps = {name: to_pixels(planes, frames, sizes) for name, planes in every.items()}
     drawn = lungs.draw([case for case, _ in good], [film for _, film in good])
-    for n, ((case, film), crop, (lung, who)) in enumerate(zip(good, crops, drawn, strict=True)):
+    for n, ((case, _), crop, (lung, who)) in enumerate(zip(good, crops, drawn, strict=True)):
         seen = None if crop is None else crop.source_xyxy
-        regions = Regions(lung, who, None, _size(film), seen_xyxy=seen)
+        regions = Regions(lung, seen_xyxy=seen)
         figures = {name: _measure(planes[n], regions, crop) for name, planes in maps.items()}
         yield FilmLook(
             case.patient,
@@ -118,7 +118,7 @@ def _look(
 
 
 def _measure(plane: np.ndarray, regions: Regions, crop: Frame | None) -> dict[str, Any]:
-    on_film = plane if crop is None else crop.restore(plane, regions.size_hw)
+    on_film = plane if crop is None else crop.restore(plane, regions.lung.shape)
     return measure(on_film, regions, draws=1)  # the random maps beside the lift are not asked for
 
 
@@ -129,7 +129,3 @@ def _refusal(case: Case, film: Film | Unread) -> str:
     row = case.crop_row
     changed = row is not None and bool(row.sha256) and row.sha256 != film.sha256
     return "changed since the crop was made" if changed else ""
-
-
-def _size(film: Film) -> tuple[int, int]:
-    return film.pixels.shape[0], film.pixels.shape[1]
