@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,25 @@ def test_crops_made_before_the_run_are_found(world: SimpleNamespace) -> None:
     make_run("r", "--crops", "runs/crops")
     assert run.main(["--crops", "--out", "s", "--saliency", "false"]) == 0
     assert read_run("s").films[0].crop is not None
+
+
+def test_folders_are_those_that_the_run_recorded_and_else_the_defaults(
+    world: SimpleNamespace,
+) -> None:
+    add_film("nih/a.png")
+    make_run("r", "--crops", "runs/crops")
+    assert run.main(["--crops", "--out", "s", "--saliency", "false"]) == 0
+    shutil.move("runs", "elsewhere")
+    record = json.loads(Path("s/run.json").read_text())
+    record["folders"] = {"crops": "elsewhere/crops", "ensemble": "my/members"}
+    Path("s/run.json").write_text(json.dumps(record))
+    found = read_run("s")
+    assert found.films[0].crop is not None and found.ensemble == Path("my/members")
+    del record["folders"]  # as runs did before
+    Path("s/run.json").write_text(json.dumps(record))
+    shutil.move("elsewhere", "runs")
+    old = read_run("s")
+    assert old.films[0].crop is not None and old.ensemble == Path("weights/ensemble_crops")
 
 
 def test_a_run_that_was_moved_finds_its_own_crops(world: SimpleNamespace) -> None:

@@ -167,15 +167,18 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _crops_of(made: Mapping[str, Any], folder: Path) -> Path:
-    """Where a run on crops keeps them: in its own folder, or where it was told."""
-    named = made["config"].get("crops")
-    if named:
-        return Path(named)
-    return folder / "crops" if made["config"].get("films") else Path("runs/crops")
+    """Where a run on crops keeps them: in its own folder, wherever that lies now, or where run.json
+    says; a run that recorded no folders has them where it was told, or where they lie by default.
+    """
+    config = made["config"]
+    if config.get("films") and not config["crops"]:
+        return folder / "crops"
+    return Path(made.get("folders", {}).get("crops") or config["crops"] or "runs/crops")
 
 
 def _ensemble_of(made: Mapping[str, Any], cropped: bool) -> Path:
-    named = made["config"].get("ensemble")
+    """The folder of the members, as the run recorded it or was told, or the one by default."""
+    named = made.get("folders", {}).get("ensemble") or made["config"].get("ensemble")
     return Path(named or f"weights/ensemble_{'crops' if cropped else 'films'}")
 
 
