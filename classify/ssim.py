@@ -7,6 +7,7 @@ where the whole window lies on the picture, and the mean over the places is the 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,11 +19,16 @@ K1, K2 = 0.01, 0.03
 def ssim(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
     """Mean SSIM of each pair: a, b (N, C, H, W) → (N,), at most 1, and 1 for equal pictures alone.
 
-    Computed in float32 whatever the input: variances are differences of squares, which half
-    precision has not the digits for. Raises ValueError for shapes that differ, that are not
+    Computed in float32 at least: variances are differences of squares, which half precision has
+    not the digits for. Raises ValueError for shapes that differ, that are not
     (N, C, H, W), or that are smaller than the window.
     """
     return ssim_map(a, b, value_range).mean((1, 2, 3))
+
+
+def ssim_of(a: np.ndarray, b: np.ndarray) -> float:
+    """SSIM of two pictures (h, w) in [0, 1], in the precision that they have."""
+    return float(ssim(*(torch.from_numpy(p)[None, None] for p in (a, b))))
 
 
 def ssim_loss(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
@@ -40,7 +46,8 @@ def ssim_map(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
     if value_range <= 0:
         raise ValueError(f"value_range must be positive. Got {value_range} instead.")
     with torch.autocast(a.device.type, enabled=False):
-        a, b = a.float(), b.float()
+        kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+        a, b = a.to(kind), b.to(kind)
         parts = _smooth(torch.stack([a, b, a * a, b * b, a * b]).flatten(0, 2)[:, None])
         mean_a, mean_b, aa, bb, ab = parts.view(5, *a.shape[:2], *parts.shape[-2:]).unbind()
         var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 
 from cxr.workdir import sha256_file, write_atomic
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA, VERSION = "lungfirst.bundle", 1
 
@@ -35,6 +36,9 @@ def save_bundle(
     path: str | Path, kind: str, tensors: dict[str, torch.Tensor], half: bool = True, **meta: Any
 ) -> Path:
     """Write a bundle atomically; floating weights as fp16 when `half` (integers stay)."""
+    import torch  # late: to name a kind of bundle must not pay for it
+    from safetensors.torch import save as save_tensors
+
     ready = {
         name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous()
         for name, t in tensors.items()

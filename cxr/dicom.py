@@ -25,8 +25,6 @@ from cxr.dicom_decode import decode_stored
 from cxr.errors import FilmError
 from cxr.greyscale import colour_to_grey, grey_from_stored, min_max_valid
 
-__all__ = ["FilmError", "StoredFilm", "hash_id", "looks_like_dicom", "read_dicom"]
-
 # RG and HC are digitised film, DR is written by some devices for DX, SC by some for OT.
 _FILM_MODALITIES = {"CR", "DX", "DR", "RG", "HC", "OT", "SC"}
 _FILM_CLASSES = (
@@ -69,18 +67,6 @@ def read_dicom(data: bytes) -> StoredFilm:
             raise FilmError(
                 "bad_pixels", f"The DICOM file could not be decoded ({type(error).__name__})."
             ) from error
-
-
-def looks_like_dicom(data: bytes) -> bool:
-    """Whether the first bytes (132 or more) are DICOM, with or without preamble and file meta."""
-    if data[128:132] == b"DICM" or data[:4] == b"DICM":
-        return True
-    if len(data) < 16:
-        return False
-    group, element, length = struct.unpack_from("<HHI", data)
-    if group not in (0x0002, 0x0008) or element > 0x0100:
-        return False
-    return data[4:6] in {b"UL", b"OB", b"CS", b"UI", b"DA", b"SH", b"LO"} or 0 < length <= 4096
 
 
 def hash_id(text: str, kind: str) -> str:

@@ -6,7 +6,6 @@ licences. (GDCM's wheel prints an error for 12-bit JPEG and returns what was in 
 
 from __future__ import annotations
 
-import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
@@ -93,6 +92,8 @@ def _bits_below(ds: Dataset) -> int:
 
 
 def _decode_jpeg(ds: Dataset, stream: bytes) -> np.ndarray:
+    import imagecodecs  # late: only these few syntaxes need it
+
     stored = imagecodecs.jpeg_decode(stream)
     return _signed(stored, ds) if stored.ndim == 2 else stored
 

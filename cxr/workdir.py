@@ -22,7 +22,6 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from rich.console import Console
 from rich.control import Control
 from rich.logging import RichHandler
@@ -152,7 +151,8 @@ def provenance(weights: dict[str, str] | None = None) -> dict[str, Any]:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch."""
-    import torch  # late: reading a film must not pay for torch
+    import numpy as np  # late, both: reading a film must not pay for torch
+    import torch
 
     random.seed(seed)
     np.random.seed(seed)

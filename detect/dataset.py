@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from cxr.boxes import Frame, union_xyxy
 from cxr.coco import CocoFilm
-from cxr.dicom import FilmError
+from cxr.errors import FilmError
 from cxr.film import read_film
 from cxr.intensity import to_uint8
 from cxr.workdir import console, log

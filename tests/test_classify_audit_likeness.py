@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.audit.likeness import likeness, rank_correlation, ssim
+from classify.audit.likeness import likeness, rank_correlation
 
 
 def test_rank_correlation_by_hand() -> None:
@@ -27,32 +27,6 @@ def test_ranks_see_order_alone() -> None:
     assert rank_correlation(plane, plane**5) == pytest.approx(1.0)
     assert rank_correlation(plane, -plane) == pytest.approx(-1.0)
     assert np.isnan(rank_correlation(plane, np.ones((7, 7))))
-
-
-def test_ssim_of_even_pictures_is_that_of_their_brightness() -> None:
-    a, b = np.full((16, 20), 0.25), np.full((16, 20), 0.75)
-    # no variance: (2 a b + C1) / (a² + b² + C1)
-    assert ssim(a, b) == pytest.approx((0.375 + 1e-4) / (0.625 + 1e-4))
-    assert ssim(a, a) == pytest.approx(1.0)
-
-
-def test_ssim_of_one_window_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.random((11, 11)), rng.random((11, 11))
-    line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
-    window = np.outer(line, line) / line.sum() ** 2
-    mean_a, mean_b = (window * a).sum(), (window * b).sum()
-    var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
-    both = (window * (a - mean_a) * (b - mean_b)).sum()
-    expected = ((2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)) / (
-        (mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)
-    )
-    assert ssim(a, b) == pytest.approx(expected, rel=1e-6)
-
-
-def test_ssim_wants_room_for_its_window() -> None:
-    with pytest.raises(ValueError, match="at least 11 × 11"):
-        ssim(np.zeros((10, 20)), np.zeros((10, 20)))
 
 
 def test_a_map_is_like_itself_in_any_unit() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from classify.ssim import ssim, ssim_loss, ssim_map
+from classify.ssim import ssim, ssim_loss, ssim_map, ssim_of
 
 structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
 
@@ -43,6 +43,20 @@ def test_the_figure_is_scikit_images_on_smooth_pictures() -> None:
     a = torch.linspace(0.5, 0.52, 40 * 40).view(1, 1, 40, 40)
     b = a.flip(3)
     assert ssim(a, b).item() == pytest.approx(theirs(a[0, 0], b[0, 0], 1.0), abs=1e-4)
+
+
+def test_one_window_by_hand_in_double_precision() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((11, 11)), rng.random((11, 11))
+    line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+    mean_a, mean_b = (window * a).sum(), (window * b).sum()
+    var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+    both = (window * (a - mean_a) * (b - mean_b)).sum()
+    expected = ((2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)) / (
+        (mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)
+    )
+    assert ssim_of(a, b) == pytest.approx(expected, rel=1e-6)
 
 
 def test_equal_pictures_have_1() -> None:

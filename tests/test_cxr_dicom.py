@@ -9,7 +9,9 @@ import pytest
 from dicom_films import DEFLATED, EXPLICIT, IMPLICIT, H, W, film, ramp, refused, written
 from pydicom.dataset import Dataset
 
-from cxr.dicom import FilmError, hash_id, looks_like_dicom, read_dicom
+from cxr.dicom import hash_id, read_dicom
+from cxr.errors import FilmError
+from cxr.film import looks_like_dicom
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])

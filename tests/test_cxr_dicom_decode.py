@@ -34,7 +34,8 @@ from dicom_films import (
 )
 from pydicom.data import get_testdata_file
 
-from cxr.dicom import FilmError, read_dicom
+from cxr.dicom import read_dicom
+from cxr.errors import FilmError
 
 
 def every_syntax() -> dict[str, tuple[bytes, float]]:

@@ -104,16 +104,13 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
 
 def map_ssim(a: Explained, b: Explained) -> float:
     """SSIM of two maps on the picture of `a`."""
-    import torch
-
-    from classify.ssim import WINDOW, ssim
+    from classify.ssim import WINDOW, ssim_of  # late: it loads torch
 
     height, width = a.picture.shape
     scale = min(1.0, MAP_SIDE / max(height, width))
     size = max(WINDOW, round(width * scale)), max(WINDOW, round(height * scale))
     planes = [cv2.resize(e.plane, size, interpolation=cv2.INTER_LINEAR) for e in (a, b)]
-    tensors = [torch.from_numpy(p / max(float(p.max()), 1e-12))[None, None] for p in planes]
-    return float(ssim(tensors[0], tensors[1]))
+    return ssim_of(*(p / max(float(p.max()), 1e-12) for p in planes))
 
 
 def other_films(patients: Sequence[str], seed: int) -> list[int]:
