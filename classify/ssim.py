@@ -28,7 +28,7 @@ def ssim(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
 
 def ssim_of(a: np.ndarray, b: np.ndarray) -> float:
     """SSIM of two pictures (h, w) in [0, 1], in the precision that they have."""
-    return float(ssim(*(torch.from_numpy(p)[None, None] for p in (a, b))))
+    return float(ssim(torch.from_numpy(a)[None, None], torch.from_numpy(b)[None, None]))
 
 
 def ssim_loss(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
