@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
@@ -35,9 +35,6 @@ from cxr.page.words import printable
 from cxr.rules import require
 from cxr.stream import batched, default_jobs
 from cxr.workdir import Workdir, console, log, provenance
-
-if TYPE_CHECKING:
-    from classify.judge import Judge
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
@@ -242,9 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work_through(
-    config: RunConfig, source: Source, judge: Judge, table: PredictionWriter, book: ReportBook
+    config: RunConfig, source: Source, judge: Any, table: PredictionWriter, book: ReportBook
 ) -> bool:
-    """Judge the films that have no row yet; False when Ctrl-C came before the end."""
+    """Films that have no row yet are given to the Judge; False when Ctrl-C came before the end."""
     pending = [name for name in source.names if name not in table.done]
     if done := len(source.names) - len(pending):
         log.info("%d of %d films are done already", done, len(source.names))
@@ -264,7 +261,7 @@ def work_through(
     return True
 
 
-def summarise(config: RunConfig, source: Source, judge: Judge, complete: bool) -> dict[str, Any]:
+def summarise(config: RunConfig, source: Source, judge: Any, complete: bool) -> dict[str, Any]:
     """What the page's head says."""
     screener = judge.screener
     cautions = [str(screener.meta["scope"])] if screener and screener.meta.get("scope") else []
@@ -288,8 +285,8 @@ def summarise(config: RunConfig, source: Source, judge: Judge, complete: bool) -
     }
 
 
-def _load_models(config: RunConfig, source: Source) -> Judge:
-    """The judge; notes settings, folders and weights in the source."""
+def _load_models(config: RunConfig, source: Source) -> Any:
+    """The Judge; notes settings, folders and weights in the source."""
     folder = config.ensemble_path
     missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()  # not run from the root
     tiers = {} if missing else read_tiers(config.tiers)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,10 +34,6 @@ from classify.screening.svm import CalibratedSvm
 from cxr.cli import Command, parse_command, to_plain
 from cxr.rules import require
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
-
-if TYPE_CHECKING:
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.pipeline import Pipeline
 
 SCHEMA, VERSION = "lungfirst.screener", 1
 CLEARED, READ, NOT_READ = "definitely_normal", "read", "not_read_by_model"
@@ -208,8 +204,8 @@ class Screener:
         return cls(model, tuple(targets), point, meta, digest, data)
 
 
-def fit_screener(films: ScreeningFilms, config: FitConfig) -> CalibratedClassifierCV:
-    """Standardise → RBF SVM with class weights → sigmoid calibration, all by patient.
+def fit_screener(films: ScreeningFilms, config: FitConfig) -> Any:
+    """A CalibratedClassifierCV: standardise → RBF SVM with class weights → sigmoid, all by patient.
 
     Raises ValueError when a class has fewer patients than there are folds.
     """
@@ -243,9 +239,7 @@ def fit_screener(films: ScreeningFilms, config: FitConfig) -> CalibratedClassifi
     return model.set_params(cv=None)  # the folds' indices are no part of the model
 
 
-def _pooled_loss(
-    svm: Pipeline, logits: np.ndarray, abnormal: np.ndarray, folds: list[Any]
-) -> float:
+def _pooled_loss(svm: Any, logits: np.ndarray, abnormal: np.ndarray, folds: list[Any]) -> float:
     """Balanced log loss of the sigmoid on out-of-fold decision values of all folds together.
 
     AUROC within each fold would not see decision values that shift from fold to fold, as they do
@@ -263,7 +257,7 @@ def _pooled_loss(
 
 
 def calibrate(
-    model: CalibratedClassifierCV,
+    model: Any,
     calibration: ScreeningFilms,
     config: FitConfig,
     meta: dict[str, Any],

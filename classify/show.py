@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from classify.bundles import Single, load_single
-from classify.ensemble import prepare_films
-from classify.saliency.maps import Explained, explain, to_pixels
 from classify.saliency.methods import check_method
 from cxr.cli import parse_config
-from cxr.devices import pick_device
 from cxr.draw import encode_png, fit, overlay_saliency, sheet, to_rgb
 from cxr.film import Film, list_films
 from cxr.stats import softmax
@@ -96,7 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(config: ShowConfig) -> list[Path]:
     """The pictures' paths; a film that cannot be read is told and left out. Raises OSError or
     ValueError."""
-    single = load_single(Path(config.folder) / "single.safetensors")
+    bundle = Path(config.folder) / "single.safetensors"
+    if not bundle.is_file():  # said before torch is loaded
+        raise FileNotFoundError(
+            f"{bundle}: no such weights. Run from the project's folder, train them, or give "
+            "another file."
+        )
+    paths = list_films(config.films).films[: config.most or None]
+    from classify.bundles import load_single
+    from cxr.devices import pick_device
+
+    single = load_single(bundle)
     if config.explain and config.explain not in single.classes:
         raise ValueError(
             f"--explain must be one of {', '.join(single.classes)}, or empty. "
@@ -106,7 +111,6 @@ def show(config: ShowConfig) -> list[Path]:
         log.info("the network was trained on crops: give it crops of detect.crop")
     device = pick_device(config.device)
     single.net.to(device)
-    paths = list_films(config.films).films[: config.most or None]
     out: list[Path] = []
     for group in batched(read_ahead(paths), config.batch):
         good: list[tuple[Path, Film]] = []
@@ -125,8 +129,11 @@ def show(config: ShowConfig) -> list[Path]:
 
 
 def _draw_batch(
-    single: Single, good: Sequence[tuple[Path, Film]], config: ShowConfig, device: torch.device
+    single: Any, good: Sequence[tuple[Path, Film]], config: ShowConfig, device: Any
 ) -> list[np.ndarray]:
+    from classify.ensemble import prepare_films
+    from classify.saliency.maps import explain, to_pixels
+
     pixels = [film.pixels for _, film in good]
     batch, frames = prepare_films(pixels, single.settings, device)
     wanted = [single.classes.index(config.explain)] * len(good) if config.explain else None
@@ -168,7 +175,7 @@ def draw_film(
     return sheet(pictures, captions, len(pictures), TILE, f"{name}: {line}")
 
 
-def energy_shares(found: Explained, film: int) -> dict[str, str]:
+def energy_shares(found: Any, film: int) -> dict[str, str]:
     """What each net's map adds to the fused one, in words; nothing for a single network."""
     sums = {name: float(maps[film].sum()) for name, maps in found.nets.items()}
     total = sum(sums.values())
@@ -177,7 +184,7 @@ def energy_shares(found: Explained, film: int) -> dict[str, str]:
     return {name: f"{100 * value / total:.0f} % of the energy" for name, value in sums.items()}
 
 
-def answer_line(found: Explained, film: int, classes: Sequence[str]) -> str:
+def answer_line(found: Any, film: int, classes: Sequence[str]) -> str:
     """The answer with its probability, and what is explained where that is another class."""
     shares = softmax(found.logits[film])
     answered, shown = int(shares.argmax()), found.classes[film]
