@@ -67,6 +67,14 @@ def union_xyxy(boxes_xyxy: Any) -> FloatArray:
     return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
 
 
+def mask_box_xyxy(mask: np.ndarray) -> FloatArray | None:
+    """(4,) tight xyxy box of the pixels above 0 of a mask (H, W); None for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+
+
 def expand_xyxy(box_xyxy: Any, margin: float) -> FloatArray:
     """(4,) box grown on each side by `margin` × that side's length."""
     x0, y0, x1, y1 = as_boxes(box_xyxy)[0]

@@ -33,6 +33,16 @@ class CocoFilm:
         """The patient, or the film's own name where no patient is given."""
         return str(self.extra.get("patient_id") or self.file_name)
 
+    @property
+    def source(self) -> str:
+        """Where the film comes from; films.csv's sources. Empty where it is not said."""
+        return str(self.extra.get("source") or "")
+
+    @property
+    def label(self) -> str:
+        """What the film shows; films.csv's labels. Empty where it is not said."""
+        return str(self.extra.get("label") or "")
+
     def resized(self, size_hw: tuple[int, int]) -> CocoFilm:
         """The entry of the film's copy at another size, its boxes scaled, without their notes.
 

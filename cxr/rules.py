@@ -23,3 +23,11 @@ def require_not_negative(config: Any, *names: str) -> None:
     """Fields that are counts or sizes."""
     for name in names:
         require(getattr(config, name) >= 0, f"{name} must not be negative", getattr(config, name))
+
+
+def require_between(config: Any, **limits: tuple[float, float]) -> None:
+    """Each field named here must lie between its two ends."""
+    for name, (low, high) in limits.items():
+        got = getattr(config, name)
+        if not low <= got <= high:
+            raise ValueError(f"--{name} must lie between {low} and {high}. Got {got}.")

@@ -27,6 +27,7 @@ from cxr.draw import encode_png
 from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
+from cxr.rules import require_between
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
 from detect.human_boxes import HumanBoxes
@@ -223,10 +224,7 @@ class CropConfig:
     boxes: str = ""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("margin", 0, 1), ("batch", 1, 1024), ("jobs", -1, 256)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"--{name} must lie between {low} and {high}. Got {value}.")
+        require_between(self, batch=(1, 1024), jobs=(-1, 256), margin=(0, 1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from cxr.coco import CocoFilm, read_coco
-from cxr.films_table import FilmNames, read_films_table
+from cxr.films_table import FilmNames, FilmRow, read_films_table, take_films
 from cxr.split import Split, make_split
-from cxr.workdir import Workdir, log, sha256_file
+from cxr.training.recipe import free
+from cxr.workdir import log, sha256_file
+
+Film = TypeVar("Film", CocoFilm, FilmRow)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class DataConfig:
         max_films: keep at most so many films of each part, for a quick look; 0 keeps all.
     """
 
-    data: str = "../shared/data"
+    data: str = free("../shared/data")
     annotations: str = "thorax.json"
     split: str = ""
     parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.2})
@@ -49,35 +53,21 @@ class DataConfig:
     max_films: int = 0
 
 
+class Parts(NamedTuple):
+    """The films of each part of the split (train and val are always there, and may be empty), film
+    name → mask file where masks are asked for, and a split that was made anew."""
+
+    films: dict[str, list[CocoFilm]]
+    masks: dict[str, str]
+    made: Split | None
+
+
 def select_films(
-    config: DataConfig,
-    seed: int,
-    workdir: Workdir | None = None,
-    classes: Sequence[str] = ("thorax",),
-) -> tuple[list[CocoFilm], list[CocoFilm], dict[str, str]]:
-    """Training films, validation films, and film name → mask file where masks are asked for.
+    config: DataConfig, seed: int, classes: Sequence[str] = ("thorax",), trained: bool = True
+) -> Parts:
+    """The films of a training; with `trained` there must be some to train and to validate.
 
     Raises ValueError or OSError when files are missing or do not fit together.
-    """
-    parts, masks = select_parts(config, seed, workdir, classes)
-    train, val = parts["train"], parts["val"]
-    if not train or not val:
-        raise ValueError(
-            f"the split must leave films to train and to validate. Got {len(train)} "
-            f"and {len(val)} instead."
-        )
-    return train, val, masks
-
-
-def select_parts(
-    config: DataConfig,
-    seed: int,
-    workdir: Workdir | None = None,
-    classes: Sequence[str] = ("thorax",),
-) -> tuple[dict[str, list[CocoFilm]], dict[str, str]]:
-    """`select_films` for every part of the split: part → films, and the masks.
-
-    The parts train and val are always there, and may be empty.
     """
     films, masks = _eligible_films(config, classes)
     if config.per_label:
@@ -87,17 +77,94 @@ def select_parts(
             "data must leave at least one film. Got none: see data.sources, "
             "data.per_label and data.publishable_only."
         )
+    parts, made = share_films(films, config.split, config.parts, config.max_films, seed)
+    if trained:
+        require_both(parts)
+    return Parts(parts, masks, made)
+
+
+def share_films(
+    films: Sequence[Film], split_file: str, shares: Mapping[str, float], most: int, seed: int
+) -> tuple[dict[str, list[Film]], Split | None]:
+    """Part → at most `most` of its films (0: all), train and val always; and the split, where
+    there is no file of one and it was made anew by patient, source and label."""
     patients = [f.patient_id for f in films]
-    if config.split:
-        split = Split.load(config.split)
-    else:
-        strata = [(f.extra.get("source"), f.extra.get("label")) for f in films]
-        split = make_split(patients, strata, config.parts, seed)
-        if workdir is not None:
-            split.save(workdir / "split.json")
+    strata = [(f.source, f.label) for f in films]
+    made = None if split_file else make_split(patients, strata, shares, seed)
+    split: Split = made or Split.load(split_file)
     names = ("train", "val", *sorted(set(split.part_of.values()) - {"train", "val"}))
-    end = config.max_films or None
-    return {name: [films[i] for i in split.select(patients, name)][:end] for name in names}, masks
+    parts = {
+        name: at_most([films[i] for i in split.select(patients, name)], most, seed)
+        for name in names
+    }
+    return parts, made
+
+
+def require_both(parts: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ValueError where there is nothing to train or to validate on."""
+    train, val = len(parts["train"]), len(parts["val"])
+    if not train or not val:
+        raise ValueError(
+            f"the split must leave films to train and to validate. Got {train} and {val} instead."
+        )
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured, and on which films.
+
+    Args:
+        weights: the network's bundle; empty takes the one that comes with lungfirst.
+        device: auto, cpu, or cuda.
+        data: folder of the films, which are looked for by their base names where they do not lie
+            as annotated; a films.csv there names lung masks.
+        annotations: COCO file with the boxes that people drew, in `data` or a path of its own.
+        split: split of the patients, as `python -m cxr.split` saves it.
+        part: part of the split to measure on, or all; what a constant answer would be comes from
+            part train.
+        sources: only films of these sources; empty takes all.
+        max_films: take at most so many films; 0 takes all.
+        seed: of the bootstrap, and of the films that are taken.
+        out: folder for the results.
+    """
+
+    weights: str = ""
+    device: str = "auto"
+    data: str = "../shared/data"
+    annotations: str = "thorax.json"
+    split: str = "configs/split_seed0.json"
+    part: str = "test"
+    sources: list[str] = field(default_factory=list)
+    max_films: int = 0
+    seed: int = 0
+    out: str = "runs/evaluate"
+
+
+def choose_part(films: Sequence[Film], config: MeasureConfig) -> tuple[list[Film], list[Film]]:
+    """The films to measure on, and those of part train, from which a constant answer is made: all
+    films for part all, where it is fitted on its own test and so a stronger baseline.
+
+    Raises ValueError when no film is left, or a patient is not in the split.
+    """
+    chosen = train = list(films)
+    if config.part != "all":
+        split, patients = Split.load(config.split), [f.patient_id for f in films]
+        chosen = [films[i] for i in split.select(patients, config.part)]
+        train = [films[i] for i in split.select(patients, "train")]
+    if config.sources:
+        chosen = [f for f in chosen if f.source in config.sources]
+    if not chosen:
+        raise ValueError(
+            f"--part and --sources must leave a film. Got none for part {config.part!r}"
+            + (f" and sources {', '.join(config.sources)}." if config.sources else ".")
+        )
+    return at_most(chosen, config.max_films, config.seed), train
+
+
+def at_most(films: Sequence[Film], most: int, seed: int) -> list[Film]:
+    """At most `most` films, drawn by the seed (see `take_films`); 0 takes all."""
+    strata = [(f.source, f.label) for f in films]
+    return [films[i] for i in take_films([f.patient_id for f in films], strata, most, seed)]
 
 
 def _eligible_films(
@@ -119,9 +186,9 @@ def _eligible_films(
         if config.masks:
             masks = {name: row.mask for name, row in table.items() if row.mask}
     if config.sources:
-        films = [f for f in films if f.extra.get("source") in config.sources]
+        films = [f for f in films if f.source in config.sources]
     if config.class_from:
-        films = [_with_class(f, config.class_from, classes) for f in films]
+        films = [with_class(f, config.class_from, classes) for f in films]
     elif any(label >= len(classes) for f in films for label in f.labels):
         raise ValueError(
             f"model.classes must name each category of {config.annotations}. "
@@ -216,15 +283,17 @@ def _same_bytes(a: Path, b: Path) -> bool:
     return a.stat().st_size == b.stat().st_size and sha256_file(a) == sha256_file(b)
 
 
-def _with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
+def with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
+    """The film with the class that its entry's `key` names for each of its boxes; raises ValueError
+    where that is none of `classes`."""
     value = film.extra.get(key)
     if film.labels and value not in classes:
         raise ValueError(
             f"{film.file_name}: its {key} must be one of model.classes "
             f"({', '.join(classes)}). Got {value!r} instead."
         )
-    number = classes.index(value) if value in classes else 0
-    return replace(film, labels=(number,) * len(film.labels))
+    numbers = [classes.index(str(value)) for _ in film.labels]
+    return replace(film, labels=tuple(numbers))
 
 
 def take_per_label(films: list[CocoFilm], per_label: dict[str, int], seed: int) -> list[CocoFilm]:
@@ -232,7 +301,7 @@ def take_per_label(films: list[CocoFilm], per_label: dict[str, int], seed: int) 
     rng = np.random.default_rng(seed)
     kept: list[CocoFilm] = []
     for label, number in per_label.items():
-        own = [f for f in films if f.extra.get("label") == label]
+        own = [f for f in films if f.label == label]
         if len(own) < number:
             raise ValueError(
                 f"data.per_label asks for {number} films of label {label!r}. Got {len(own)}."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +22,12 @@ from cxr.cli import parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.film import Film
 from cxr.films_table import read_films_table
-from cxr.split import Split
+from cxr.rules import require_between
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log
-from detect.data import read_annotations
+from detect.data import MeasureConfig, choose_part, read_annotations, with_class
 from detect.evaluate_tables import (
+    METHODS,
     Evaluation,
     FilmResult,
     compare,
@@ -51,54 +52,27 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(MeasureConfig):
     """Measure the thorax boxes: IoU, coverage, edges, misses, AP, beside trivial baselines.
 
     Args:
-        weights: the detector's bundle; empty takes the one that comes with lungfirst.
-        device: auto, cpu, or cuda.
         flips: average the boxes of a film and its mirror image; empty does as the bundle says.
-        data: folder of the films, which are looked for by their base names where they do not lie
-            as annotated; a films.csv there names lung masks.
-        annotations: COCO file with the true boxes, in `data` or a path of its own.
-        split: split of the patients, as `python -m cxr.split` saves it.
-        part: part of the split to measure on, or all; the constant box comes from part train.
-        sources: only films of these sources; empty takes all.
         class_from: take each film's true class from this key of its entry, such as label.
         double_score: a further box with at least this score makes a film a double.
-        max_films: stop after so many films; 0 takes all.
         batch: films the detector sees at a time.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
-        seed: of the bootstrap.
-        out: folder for the results.
     """
 
-    weights: str = ""
-    device: str = "auto"
     flips: bool | None = None
-    data: str = "../shared/data"
-    annotations: str = "thorax.json"
-    split: str = "configs/split_seed0.json"
-    part: str = "test"
-    sources: list[str] = field(default_factory=list)
     class_from: str = ""
     double_score: float = 0.5
-    max_films: int = 0
     batch: int = 8
     jobs: int = 0
-    seed: int = 0
-    out: str = "runs/evaluate"
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("batch", 1, 1024),
-            ("jobs", -1, 256),
-            ("max_films", 0, 10**9),
-            ("double_score", 0, 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"--{name} must lie between {low} and {high}. Got {value}.")
+        require_between(
+            self, batch=(1, 1024), jobs=(-1, 256), max_films=(0, 10**9), double_score=(0, 1)
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,36 +111,10 @@ def select_films(
     """
     films = read_annotations(config.data, config.annotations)
     if config.class_from:
-        films = [_with_class(film, config.class_from, classes) for film in films]
-    if config.part == "all":
-        chosen, train = films, films  # a constant box fitted on its own test: a stronger baseline
-    else:
-        split = Split.load(config.split)
-        patients = [f.patient_id for f in films]
-        chosen = [films[i] for i in split.select(patients, config.part)]
-        train = [films[i] for i in split.select(patients, "train")]
-    if config.sources:
-        chosen = [f for f in chosen if f.extra.get("source") in config.sources]
-    chosen = chosen[: config.max_films or None]
-    if not chosen:
-        raise ValueError(
-            f"--part and --sources must leave a film. Got none for part {config.part!r}"
-            + (f" and sources {', '.join(config.sources)}." if config.sources else ".")
-        )
+        films = [with_class(film, config.class_from, classes) for film in films]
+    chosen, train = choose_part(films, config)
     with_box = [f for f in train if len(f.boxes_xyxy)]
     return chosen, constant_box([f.boxes_xyxy for f in with_box], [f.size_hw for f in with_box])
-
-
-def _with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
-    value = film.extra.get(key)
-    if film.labels and value not in classes:
-        raise ValueError(
-            f"{film.file_name}: its {key} must be a class of the detector "
-            f"({', '.join(classes)}). Got {value!r} instead."
-        )
-    return replace(
-        film, labels=(classes.index(str(value)),) * len(film.labels) if film.labels else ()
-    )
 
 
 def evaluate(
@@ -224,27 +172,18 @@ def measure_film(
     def score(xyxy: Any, doubled: bool = False) -> FilmScore:
         return score_film(xyxy, truth.boxes_xyxy, mask, film.spacing_mm, doubled)
 
-    return FilmResult(
-        truth,
-        box.status,
-        box.reason,
-        box,
-        found,
-        {
-            "detector": score(box.xyxy if box.status == "ok" else None, doubled),
-            "constant box": score(scale_box(constant, truth.size_hw)),
-            "whole film": score(scale_box(WHOLE_FILM, truth.size_hw)),
-        },
-        {
-            "constant box": scale_box(constant, truth.size_hw),
-            "whole film": scale_box(WHOLE_FILM, truth.size_hw),
-        },
-    )
+    baselines = {
+        "constant box": scale_box(constant, truth.size_hw),
+        "whole film": scale_box(WHOLE_FILM, truth.size_hw),
+    }
+    own = score(box.xyxy if box.status == "ok" else None, doubled)
+    scores = {"detector": own, **{name: score(xyxy) for name, xyxy in baselines.items()}}
+    return FilmResult(truth, box.status, box.reason, box, found, scores, baselines)
 
 
 def _unread_result(truth: CocoFilm, why: Unread) -> FilmResult:
     missed = score_film(None, truth.boxes_xyxy)
-    scores = dict.fromkeys(("detector", "constant box", "whole film"), missed)
+    scores = dict.fromkeys(METHODS, missed)
     return FilmResult(truth, "unreadable", str(why), None, None, scores, {})
 
 

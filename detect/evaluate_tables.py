@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from cxr.coco import CocoFilm
 from cxr.draw import GREEN, ORANGE, RED, draw_box, encode_png, sheet, to_rgb
@@ -30,8 +26,23 @@ from detect.metrics import (
     summarise,
 )
 from detect.predict import Detections, ThoraxBox
+from detect.tables import by_source, number, print_table, to_csv, to_json, to_markdown
 
 METHODS = ("detector", "constant box", "whole film")
+# What the terminal shows, and under which name: intervals stand below their values there.
+_SHORT = {
+    "mean IoU [95 %]": "IoU",
+    "median": "med.",
+    "IoU≥.9 [95 %]": "IoU≥.9",
+    "IoU≥.75": "≥.75",
+    "coverage": "cov.",
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "edge": "edge",
+    "misses": "miss",
+    "doubles": "dbl",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class FilmResult:
     @property
     def source(self) -> str:
         """Where the film comes from; films.csv's sources."""
-        return str(self.film.extra.get("source") or "unknown")
+        return self.film.source or "unknown"
 
 
 @dataclass(frozen=True)
@@ -72,13 +83,9 @@ class Evaluation:
 
 def compare(results: Sequence[FilmResult], classes: int, seed: int) -> dict[str, dict[str, Line]]:
     """Each method on all films, and on each source where there are several."""
-    sources = sorted({r.source for r in results})
-    groups = {"all": list(results)}
-    if len(sources) > 1:
-        groups |= {s: [r for r in results if r.source == s] for s in sources}
     return {
         name: {method: _line(group, method, classes, seed) for method in METHODS}
-        for name, group in groups.items()
+        for name, group in by_source(results).items()
     }
 
 
@@ -111,17 +118,15 @@ def _predicted(result: FilmResult, method: str, classes: int) -> tuple[Any, Any,
 
 def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
     """metrics.json, films.csv and table.md into the run's folder."""
-    write_json(
-        workdir / "metrics.json",
-        {
-            "part": evaluation.part,
-            "statuses": dict(Counter(r.status for r in evaluation.results)),
-            "blocks": _to_json(evaluation.blocks),
-            "misses": names_of_misses(evaluation),
-            "doubles": names_of_doubles(evaluation),
-            "edges": SIDES,
-        },
-    )
+    figures = {
+        "part": evaluation.part,
+        "statuses": dict(Counter(r.status for r in evaluation.results)),
+        "blocks": to_json(evaluation.blocks),
+        "misses": names_of_misses(evaluation),
+        "doubles": names_of_doubles(evaluation),
+        "edges": SIDES,
+    }
+    write_json(workdir / "metrics.json", figures)
     write_atomic(workdir / "films.csv", films_csv(evaluation.results))
     write_atomic(workdir / "table.md", table_markdown(evaluation))
 
@@ -140,186 +145,101 @@ def names_of_doubles(evaluation: Evaluation) -> list[str]:
     return [r.film.file_name for r in evaluation.results if r.scores["detector"].doubled]
 
 
-def _to_json(value: Any) -> Any:
-    """Dataclasses as dicts, NaN as null: JSON has no NaN."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _to_json(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict):
-        return {str(k): _to_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def films_csv(results: Sequence[FilmResult]) -> str:
     """A row a film; empty cells where there is nothing to measure."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     edges = [f"edge_{side}_{unit}" for unit in ("px", "mm") for side in SIDES]
-    writer.writerow(
-        [
-            "film",
-            "source",
-            "patient",
-            "label",
-            "status",
-            "reason",
-            "score",
-            "second_score",
-            "iou",
-            "coverage",
-            "lung_coverage",
-            *edges,
-            "x0",
-            "y0",
-            "x1",
-            "y1",
-        ]
-    )
+    head = "film source patient label status reason score second_score iou coverage lung_coverage"
+    rows: list[list[Any]] = [[*head.split(), *edges, "x0", "y0", "x1", "y1"]]
     for r in results:
-        score = r.scores["detector"]
+        score, film = r.scores["detector"], r.film
         values = [score.iou, score.coverage, score.lung_coverage, *score.edges_px, *score.edges_mm]
-        seen = r.found.scores if r.found is not None else np.zeros(0)
-        place = r.box.xyxy if r.box is not None and r.box.xyxy is not None else [""] * 4
-        writer.writerow(
-            [
-                r.film.file_name,
-                r.source,
-                r.film.patient_id,
-                r.film.extra.get("label", ""),
-                r.status,
-                r.reason,
-                *(f"{seen[i]:.4f}" if len(seen) > i else "" for i in (0, 1)),
-                *("" if math.isnan(v) else f"{v:.4f}" for v in values),
-                *(f"{v:.1f}" if v != "" else "" for v in place),
-            ]
+        seen = [] if r.found is None else [f"{v:.4f}" for v in r.found.scores[:2]]
+        place = r.box.xyxy if r.box is not None else None
+        rows.append(
+            [film.file_name, r.source, film.patient_id, film.label, r.status, r.reason]
+            + [*seen, "", ""][:2]
+            + [number(v, 4, "") for v in values]
+            + ([f"{v:.1f}" for v in place] if place else [""] * 4)
         )
-    return out.getvalue()
+    return to_csv(rows)
+
+
+def _cells(line: Line) -> dict[str, str]:
+    """The columns of the table for one line."""
+    s, p = line.summary, line.precision
+    return {
+        "films": str(s.films),
+        "patients": str(s.patients),
+        "mean IoU [95 %]": in_words(s.mean_iou),
+        "median": number(s.median_iou),
+        "IoU≥.9 [95 %]": in_words(s.share_iou_90),
+        "IoU≥.75": number(s.share_iou_75.value),
+        "coverage": number(s.coverage.value),
+        "cov≥.99": number(s.share_covered.value),
+        "lungs": number(s.lung_coverage.value),
+        "AP": number(p.ap),
+        "AP50": number(p.ap50),
+        "AP75": number(p.ap75),
+        "edge px": number(s.edge_px.value, 1),
+        "edge mm": number(s.edge_mm.value, 1),
+        "misses": str(s.misses),
+        "doubles": str(s.doubles),
+        "class": number(line.class_accuracy),
+        "false boxes": f"{s.false_boxes} of {s.negatives}",
+    }
 
 
 def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table, as text; a column in mm only where spacing is known."""
-    lines = [(b, m, line) for b, block in evaluation.blocks.items() for m, line in block.items()]
-    in_mm = any(not math.isnan(line.summary.edge_mm.value) for _, _, line in lines)
-    several = any(not math.isnan(line.class_accuracy) for _, _, line in lines)
-    negatives = any(line.summary.negatives for _, _, line in lines)
-    head = [
-        "films of",
-        "box",
-        "films",
-        "patients",
-        "mean IoU [95 %]",
-        "median",
-        "IoU≥.9 [95 %]",
-        "IoU≥.75",
-        "coverage",
-        "cov≥.99",
-        "lungs",
-        "AP",
-        "AP50",
-        "AP75",
-        "edge px",
-        *(["edge mm"] if in_mm else []),
-        "misses",
-        "doubles",
-        *(["class"] if several else []),
-        *(["false boxes"] if negatives else []),
+    """Head and rows of the table, as text; without the columns in which nothing is known: mm
+    without spacing, the class where there is one, false boxes where each film has a thorax."""
+    lines = [
+        {"films of": block, "box": method, **_cells(line)}
+        for block, methods in evaluation.blocks.items()
+        for method, line in methods.items()
     ]
-    rows = []
-    for block, method, line in lines:
-        s, p = line.summary, line.precision
-        rows.append(
-            [
-                block,
-                method,
-                str(s.films),
-                str(s.patients),
-                in_words(s.mean_iou),
-                _number(s.median_iou),
-                in_words(s.share_iou_90),
-                _number(s.share_iou_75.value),
-                _number(s.coverage.value),
-                _number(s.share_covered.value),
-                _number(s.lung_coverage.value),
-                *(_number(v) for v in (p.ap, p.ap50, p.ap75)),
-                _number(s.edge_px.value, 1),
-                *([_number(s.edge_mm.value, 1)] if in_mm else []),
-                str(s.misses),
-                str(s.doubles),
-                *([_number(line.class_accuracy)] if several else []),
-                *([f"{s.false_boxes} of {s.negatives}"] if negatives else []),
-            ]
-        )
-    return head, rows
+    unknown = {"edge mm": "–", "class": "–", "false boxes": "0 of 0"}
+    head = [k for k in lines[0] if any(cells[k] != unknown.get(k) for cells in lines)]
+    return head, [[cells[name] for name in head] for cells in lines]
 
 
 def _short_cells(line: Line) -> list[str]:
-    """Intervals below their values, no leading zeros, so that twelve columns fit a terminal."""
-    s, p = line.summary, line.precision
-    parts = [
-        in_words(s.mean_iou),
-        _number(s.median_iou),
-        in_words(s.share_iou_90),
-    ]
-    parts += [_number(v) for v in (s.share_iou_75.value, s.coverage.value, p.ap, p.ap50, p.ap75)]
-    short = [v.replace(" [", "\n").replace("]", "").replace(", ", "–") for v in parts]
-    short = [re.sub(r"\b0\.", ".", v) for v in short]
-    edge = [f"{_number(s.edge_px.value, 1)}px"]
-    edge += [] if math.isnan(s.edge_mm.value) else [f"{s.edge_mm.value:.1f}mm"]
-    return [*short, "\n".join(edge), str(s.misses), str(s.doubles)]
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    """No leading zeros, so that twelve columns fit a terminal."""
+    cells = _cells(line)
+    mm = "" if cells["edge mm"] == "–" else f"\n{cells['edge mm']}mm"
+    short = {
+        name: re.sub(r"\b0\.", ".", text.replace(" [", "\n").replace("]", "").replace(", ", "–"))
+        for name, text in cells.items()
+    }
+    return [({**short, "edge": f"{cells['edge px']}px{mm}"})[name] for name in _SHORT]
 
 
 def table_markdown(evaluation: Evaluation) -> str:
     """The table, then misses and doubles by name."""
-    head, rows = table_rows(evaluation)
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    lines = to_markdown(*table_rows(evaluation))
     lines += [
         "",
         "Misses count as IoU 0 and coverage 0; intervals by bootstrap over patients. A "
         "fallback to the whole film is a miss here.",
     ]
-    for title, names in (
-        ("Misses", names_of_misses(evaluation)),
-        ("Doubles", names_of_doubles(evaluation)),
-    ):
+    for title, names in _lists(evaluation).items():
         lines += ["", f"{title}: {len(names)}", *(f"- `{name}`" for name in names)]
     return "\n".join(lines) + "\n"
 
 
+def _lists(evaluation: Evaluation) -> dict[str, list[str]]:
+    return {"Misses": names_of_misses(evaluation), "Doubles": names_of_doubles(evaluation)}
+
+
 def print_tables(evaluation: Evaluation) -> None:
     """A table a block, narrow enough for a terminal, and the lists; table.md holds all columns."""
-    head = (
-        "box",
-        "IoU",
-        "med.",
-        "IoU≥.9",
-        "≥.75",
-        "cov.",
-        "AP",
-        "AP50",
-        "AP75",
-        "edge",
-        "miss",
-        "dbl",
-    )
     for block, lines in evaluation.blocks.items():
         own = lines["detector"].summary
         title = f"{block}: {own.films} films of {own.patients} patients, part {evaluation.part}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-        for name in head:
-            table.add_column(name, justify="left" if name == "box" else "right", no_wrap=True)
-        for method, line in lines.items():
-            table.add_row(method.split()[0], *_short_cells(line))
-        console.print(table)
-    for title, names in (
-        ("misses", names_of_misses(evaluation)),
-        ("doubles", names_of_doubles(evaluation)),
-    ):
-        console.print(f"{title}: {len(names)}", highlight=False)
+        rows = [[method.split()[0], *_short_cells(line)] for method, line in lines.items()]
+        head = ["box", *_SHORT.values()]
+        print_table(head, rows, 1, no_wrap=True, title=title, title_justify="left")
+    for title, names in _lists(evaluation).items():
+        console.print(f"{title.lower()}: {len(names)}", highlight=False)
         for name in names:
             console.print(f"  {name}", markup=False, highlight=False)
 

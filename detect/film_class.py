@@ -26,46 +26,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from cxr.answers import write_answers
 from cxr.cli import parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.plots import draw_confusion
+from cxr.training.recipe import check_recipe, free, keep_to_recipe
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_json
-from detect.data import DataConfig, select_parts
+from detect.data import DataConfig, select_films
 from detect.film_class_answers import (
     NO_BOX,
     AnsweredFilm,
-    class_scores,
+    answer_folder,
     classify_films,
     compare_film,
     confusion,
+    draw_answers,
     film_truth,
     measure,
     measure_boxes,
 )
-from detect.film_class_folder import answer_folder
-from detect.film_class_pictures import draw_answers
-from detect.model import DetectorConfig
-from detect.module import DetectorModule
 from detect.predict import ThoraxDetector
+from detect.settings import DetectorConfig
 from detect.train import RefusedError, TrainConfig, train
 
 BUNDLE = "thorax.safetensors"
 PARTS = {"train": 0.7, "val": 0.1, "test": 0.2}
-# settings that say where and how fast, and leave every answer as it is
-_FREE = (
-    "out",
-    "workers",
-    "accelerator",
-    "devices",
-    "strategy",
-    "picture_every",
-    "restart",
-    "keep_checkpoints",
-    "films",
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +74,8 @@ class FilmClassConfig(TrainConfig):
             times over.
     """
 
-    out: str = "runs/two_class"
+    out: str = free("runs/two_class")
+    epochs: int = 30
     data: DataConfig = field(
         default_factory=lambda: DataConfig(parts=dict(PARTS), class_from="label")
     )
@@ -97,9 +84,9 @@ class FilmClassConfig(TrainConfig):
     )
     negatives: float = 0.0
     weights: str = ""
-    films: str = ""
+    films: str = free("")
     min_score: float = 0.05
-    keep_checkpoints: bool = False
+    keep_checkpoints: bool = free(False)
 
     def __post_init__(self) -> None:
         classes = self.model.classes
@@ -122,38 +109,6 @@ class FilmClassConfig(TrainConfig):
         return "test" if self.data.split or self.data.parts.get("test") else "val"
 
 
-class FilmClassModule(DetectorModule):
-    """Keeps the epoch that tells the films' classes best, which need not be that of the best boxes.
-
-    Validation also logs `val_share`: the mean score of the true class (0 without a box), which
-    still moves where so few films make every accuracy alike, and the accuracy itself.
-    """
-
-    monitor = "val_share"
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._shares: list[float] = []
-        self._right: list[bool] = []
-
-    def measure(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-        super().measure(found, target)
-        if not len(target["labels"]):
-            return
-        scores, labels = found["scores"].cpu().numpy(), found["labels"].cpu().numpy() - 1
-        truth = int(target["labels"][0]) - 1
-        shares = class_scores(scores, labels, max(truth, int(labels.max(initial=0))) + 1)
-        self._shares.append(float(shares[truth]))
-        self._right.append(bool(len(scores)) and int(labels[scores.argmax()]) == truth)
-
-    def on_validation_epoch_end(self) -> None:
-        super().on_validation_epoch_end()
-        share, right = np.mean(self._shares or [0.0]), np.mean(self._right or [False])
-        self._shares, self._right = [], []
-        self.log("val_share", float(share), prog_bar=True, sync_dist=True)
-        self.log("val/accuracy", float(right), sync_dist=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
     config = parse_config(
@@ -166,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.films:
             weights = config.weights or str(Path(config.out) / BUNDLE)
             detector = ThoraxDetector.load(weights, _device(config), flips=False)
-            return 0 if answer_folder(detector, config) else 1
+            answered = answer_folder(detector, config.films, config.out, config.batch)
+            return 0 if answered else 1
         out = train_film_class(config)
     except (ValueError, OSError) as error:
         log.error("%s", error)
@@ -192,7 +148,10 @@ def train_film_class(config: FilmClassConfig) -> Path:
     if config.restart:
         for name in ("done.json", BUNDLE):
             (out / name).unlink(missing_ok=True)
-    check_same_run(config)
+    try:
+        check_recipe(out, config, config.restart)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
     if (out / "done.json").exists():
         log.info("%s is finished; --restart begins it anew", out)
         return out
@@ -206,10 +165,11 @@ def train_film_class(config: FilmClassConfig) -> Path:
                 f"({', '.join(config.model.classes)}). Got "
                 f"{', '.join(detector.config.classes)}."
             )
+        keep_to_recipe(out, config, config.restart)
         Workdir(out).start(to_plain(config), config.seed, detector.weights)
     else:
         if not (out / BUNDLE).exists():
-            train(config, FilmClassModule)
+            train(config, film_classes=True)
         detector = ThoraxDetector.load(out / BUNDLE, _device(config), flips=False)
     write_results(config, detector, films)
     if not config.keep_checkpoints:
@@ -218,31 +178,12 @@ def train_film_class(config: FilmClassConfig) -> Path:
     return out
 
 
-def check_same_run(config: FilmClassConfig) -> None:
-    """Raise RefusedError where the folder was begun with settings that give other answers."""
-    path = Path(config.out) / "run.json"
-    if config.restart or not path.exists():
-        return
-    begun = json.loads(path.read_text(encoding="utf-8")).get("config", {})
-    wanted = to_plain(config)
-    for plain in (begun, wanted):  # the same folder may be named in two ways
-        if "data" in plain:
-            plain["data"]["data"] = str(Path(plain["data"]["data"]).resolve())
-    other = [k for k in wanted if k not in _FREE and begun.get(k) != wanted[k]]
-    if other:
-        raise RefusedError(
-            f"--out {config.out} must be new or hold a run of the same settings. It "
-            f"was begun with another {', '.join(other)}: give another folder, or "
-            "--restart."
-        )
-
-
 def select_answered(config: FilmClassConfig) -> list[tuple[CocoFilm, str]]:
     """The films to answer with their true classes; RefusedError where the split leaves none, or
     leaves a class out of a training."""
     classes, key = config.model.classes, config.data.class_from
     try:
-        parts, _ = select_parts(config.data, config.seed, None, classes)
+        parts = select_films(config.data, config.seed, classes, trained=False).films
     except (ValueError, OSError) as error:
         raise RefusedError(str(error)) from error
     known = {

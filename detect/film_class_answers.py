@@ -1,7 +1,10 @@
-"""From a detector's boxes to the class of the film, and how often that class is right."""
+"""From a detector's boxes to the class of the film: how often it is right, tables and pictures."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +13,18 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from cxr import draw
 from cxr.answers import Answer
-from cxr.boxes import iou_xyxy
+from cxr.boxes import iou_xyxy, union_xyxy
 from cxr.coco import CocoFilm
-from cxr.film import Film
-from cxr.stream import batched, read_ahead
-from cxr.workdir import console, log
-from detect.dataset import thorax_truth_xyxy
+from cxr.film import Film, list_films, read_film
+from cxr.stream import batched, default_jobs, read_ahead
+from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
 from detect.predict import Detections, ThoraxDetector
 
 NO_BOX = "no box"  # the answer for a film without a box; never a truth
+_SHOWN = 24  # films on a sheet
+_SIDE = 512  # px that a film is drawn at: the lines are thinner there than at the sheet's size
 
 Box = tuple[float, float, float, float]
 
@@ -78,9 +83,8 @@ class AnsweredFilm:
 
     def to_answer(self) -> Answer:
         """The film's row of answers.csv."""
-        source = str(self.entry.extra.get("source") or "")
-        patient = self.entry.patient_id
-        return Answer(self.entry.file_name, patient, source, self.truth, self.said.scores)
+        entry = self.entry
+        return Answer(entry.file_name, entry.patient_id, entry.source, self.truth, self.said.scores)
 
     def to_row(self) -> dict[str, Any]:
         """The film's row of boxes.json; boxes in the film's pixels."""
@@ -88,7 +92,7 @@ class AnsweredFilm:
         return {
             "film": self.entry.file_name,
             "patient": self.entry.patient_id,
-            "source": str(self.entry.extra.get("source") or ""),
+            "source": self.entry.source,
             "size_hw": list(said.size_hw),
             "truth": self.truth,
             "class": said.answer,
@@ -109,20 +113,20 @@ def compare_film(
     entry: CocoFilm, truth: str, said: ClassedFilm, classes: Sequence[str]
 ) -> AnsweredFilm:
     """Put what was said of a readable film beside its truth, one of `classes`."""
-    drawn, iou = None, None
+    score = said.scores[list(classes).index(truth)]
     try:
-        drawn = thorax_truth_xyxy(entry.resized(said.size_hw))
+        boxes = entry.resized(said.size_hw).boxes_xyxy
     except ValueError as error:
         log.warning("%s: its box is not compared. %s", entry.file_name, error)
-    if drawn is not None:
-        iou = float(iou_xyxy(said.xyxy, drawn)[0, 0]) if said.xyxy else 0.0
-    score = said.scores[list(classes).index(truth)]
+        boxes = np.zeros((0, 4))
+    if not len(boxes):
+        return AnsweredFilm(entry, truth, said, score, None, None)
+    drawn = union_xyxy(boxes)
+    iou = float(iou_xyxy(said.xyxy, drawn)[0, 0]) if said.xyxy else 0.0
     return AnsweredFilm(entry, truth, said, score, _as_box(drawn), iou)
 
 
-def _as_box(xyxy: np.ndarray | None) -> Box | None:
-    if xyxy is None:
-        return None
+def _as_box(xyxy: np.ndarray) -> Box:
     x0, y0, x1, y1 = (float(v) for v in xyxy)
     return x0, y0, x1, y1
 
@@ -151,30 +155,15 @@ def classify_film(
     size_hw = (film.pixels.shape[0], film.pixels.shape[1])
     decision = detector.decide(found, size_hw)
     classes = detector.config.classes
-    low = min_score is not None and (not len(found.scores) or found.scores[0] < min_score)
-    if low or (min_score is None and decision.status == "no_thorax"):
-        scores = (*(0.0 for _ in classes), 1.0)
-        return ClassedFilm(
-            film.path,
-            decision.status,
-            decision.reason,
-            NO_BOX,
-            scores,
-            None,
-            decision.score,
-            size_hw,
-        )
-    shares = class_scores(found.scores, found.labels, len(classes))
-    return ClassedFilm(
-        film.path,
-        decision.status,
-        decision.reason,
-        classes[int(found.labels[0])],
-        (*(float(v) for v in shares), 0.0),
-        _as_box(found.boxes_xyxy[0]),
-        decision.score,
-        size_hw,
-    )
+    none = decision.status == "no_thorax"
+    if min_score is not None:
+        none = not len(found.scores) or found.scores[0] < min_score
+    answer, box, shares = NO_BOX, None, [*(0.0 for _ in classes), 1.0]
+    if not none:
+        answer, box = classes[int(found.labels[0])], _as_box(found.boxes_xyxy[0])
+        shares = [*class_scores(found.scores, found.labels, len(classes)).tolist(), 0.0]
+    why, score = decision.reason, decision.score
+    return ClassedFilm(film.path, decision.status, why, answer, tuple(shares), box, score, size_hw)
 
 
 def classify_films(
@@ -261,3 +250,122 @@ def measure_boxes(films: Sequence[AnsweredFilm]) -> dict[str, Any]:
         "mean_iou": float(ious.mean()),
         "share_iou_09": float((ious >= 0.9).mean()),
     }
+
+
+def answer_folder(detector: ThoraxDetector, folder: str, out: str, batch: int) -> int:
+    """Answer for a film or a folder of films: film_classes.csv (a row a film, also for one without
+    a box or unreadable, with the reason), film_classes.json (where it comes from) and
+    film_classes.png in `out`; returns how many films could be read.
+
+    Raises FileNotFoundError or ValueError for a folder that is missing or holds no film.
+    """
+    found = list_films([folder])
+    if not found.films:
+        raise ValueError(
+            f"--films must name a film, or a folder with films. Got {folder}, which holds none."
+        )
+    jobs = default_jobs(len(found.films))
+    films = list(classify_films(detector, found.films, batch, jobs))
+    workdir, classes = Workdir(out), detector.config.classes
+    write_atomic(workdir / "film_classes.csv", to_table(films, classes))
+    write_json(
+        workdir / "film_classes.json",
+        {
+            "films": folder,
+            "classes": list(classes),
+            "passed_over": found.passed_over,
+            "operating_point": detector.operating_point,
+            "provenance": provenance(detector.weights),
+        },
+    )
+    draw_classed(films, workdir / "film_classes.png")
+    counts = Counter(f.answer or f.status for f in films)
+    told = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
+    console.print(f"{len(films)} films: {told}; {workdir / 'film_classes.csv'}", highlight=False)
+    return sum(f.status != "unreadable" for f in films)
+
+
+def to_table(films: Sequence[ClassedFilm], classes: Sequence[str]) -> str:
+    """CSV: film, status, reason, class, score of the box, its corners in the film's pixels, and a
+    score for each class and for `no box`; an unreadable film's cells are empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = [*classes, NO_BOX]
+    corners = ["x0", "y0", "x1", "y1"]
+    head = ["film", "status", "reason", "class", "box_score", *corners]
+    writer.writerow([*head, *(f"score.{name}" for name in names)])
+    for film in films:
+        read = film.status != "unreadable"
+        box = [f"{v:.2f}" for v in film.xyxy] if film.xyxy else [""] * 4
+        scores = [f"{v:.6f}" for v in film.scores] if read else [""] * len(names)
+        score = f"{film.box_score:.4f}" if read else ""
+        writer.writerow([film.film, film.status, film.reason, film.answer, score, *box, *scores])
+    return buffer.getvalue()
+
+
+def choose_shown(films: Sequence[AnsweredFilm], number: int = _SHOWN) -> list[AnsweredFilm]:
+    """Wrong films first, the worst of them at the head, then right ones from the worst to the best.
+
+    Worst is where the true class scores least. Wrong ones take two thirds of the places at most,
+    and right ones are taken at even steps, so that the sheet shows both kinds.
+    """
+    order = sorted(films, key=lambda f: (f.true_score, f.entry.file_name))
+    right = [f for f in order if f.right]
+    wrong = [f for f in order if not f.right]
+    room = max(number - len(right), 2 * number // 3)
+    wrong = wrong[:room]
+    steps = np.linspace(0, len(right) - 1, min(len(right), number - len(wrong)))
+    return [*wrong, *(right[round(i)] for i in steps)]
+
+
+def draw_answers(films: Sequence[AnsweredFilm], folder: Path, path: Path) -> None:
+    """A sheet of tested films as PNG: the true box white, the detector's green where the class is
+    right and orange where it is wrong."""
+    shown = choose_shown(films)
+    tiles, captions = [], []
+    for film in shown:
+        said, colour = film.said, draw.GREEN if film.right else draw.ORANGE
+        boxes = [(film.truth_xyxy, (255, 255, 255)), (said.xyxy, colour)]
+        tiles.append(_tile(folder / film.entry.file_name, boxes))
+        iou = "" if film.iou is None else f", IoU {film.iou:.2f}"
+        captions.append(
+            f"{'right' if film.right else 'WRONG'}: true {film.truth}\n"
+            f"said {_said(said)}{iou}\n{Path(film.entry.file_name).name}"
+        )
+    right = sum(f.right for f in films)
+    title = (
+        f"{right} of {len(films)} tested films right; {len(shown)} shown, wrong ones first, "
+        "worst first. White: true box. Green: right class. Orange: wrong class."
+    )
+    sheet = draw.sheet(tiles, captions, columns=6, tile=256, title=title)
+    write_atomic(path, draw.encode_png(sheet))
+
+
+def draw_classed(films: Sequence[ClassedFilm], path: Path) -> None:
+    """A sheet of films without a truth as PNG, the least sure first; unreadable ones left out."""
+    read = [f for f in films if f.status != "unreadable"]
+    shown = sorted(read, key=lambda f: (max(f.scores[:-1]), f.film))[:_SHOWN]
+    tiles = [_tile(Path(f.film), [(f.xyxy, draw.BLUE)]) for f in shown]
+    captions = [f"{_said(f)}\n{Path(f.film).name}" for f in shown]
+    title = f"{len(shown)} of {len(read)} films that were read, the least sure first"
+    sheet = draw.sheet(tiles, captions, columns=6, tile=256, title=title)
+    write_atomic(path, draw.encode_png(sheet))
+
+
+def _said(film: ClassedFilm) -> str:
+    if film.answer == NO_BOX:
+        return f"{NO_BOX} (best {film.box_score:.2f})"
+    unsure = "" if film.status == "ok" else " unsure"
+    return f"{film.answer} {max(film.scores):.2f}{unsure}"
+
+
+def _tile(path: Path, boxes: Sequence[tuple[Box | None, draw.Colour]]) -> np.ndarray:
+    """The film fitted into `_SIDE` px with boxes that are given in its own pixels."""
+    pixels = read_film(path).pixels
+    small = draw.fit(pixels, _SIDE)
+    scale = np.array([small.shape[1] / pixels.shape[1], small.shape[0] / pixels.shape[0]] * 2)
+    picture = draw.to_rgb(small)
+    for xyxy, colour in boxes:
+        if xyxy is not None:
+            picture = draw.draw_box(picture, np.asarray(xyxy) * scale, colour)
+    return picture

@@ -10,7 +10,6 @@ levels: `python tools/benchmark.py` measures what that saves.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,79 +24,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 
+from detect.settings import DetectorConfig
 from detect.start_weights import TORCHVISION_BACKBONES, load_start_weights
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """The thorax detector's network.
-
-    Args:
-        backend: torchvision, or detectron2 (its R50-FPN; must be installed from its repository).
-        backbone: mobilenet_v3_320, mobilenet_v3, resnet50, resnet50_v2, or the name of any timm
-            encoder with feature maps, such as tf_efficientnet_lite0. detectron2 takes resnet18,
-            resnet34, resnet50, resnet101 and resnet50_msra.
-        weights: coco (whole detector), imagenet (encoder), none, or a FILE of ours (.safetensors).
-        box_rule: best (the best box is the thorax) or union (the best box of each class together,
-            for classes such as left lung and right lung).
-        classes: what a box can be: thorax; or normal and pneumonia for detect-and-classify.
-        side: films are letterboxed to a square of this many px; a multiple of 32.
-        anchor_sizes: sides of the anchors as fractions of `side`.
-        anchor_aspects: heights of the anchors over their widths.
-        fpn_channels: channels of the feature pyramid.
-        coarse_rpn: propose from the coarsest level only (one large object), not from all levels.
-        rpn_pre_nms: best-scored anchors kept on each level before suppression.
-        proposals_train: proposals kept for the box head in training.
-        proposals_test: proposals kept for the box head in prediction.
-        rois_per_film: proposals in the box head's loss.
-        roi_size: cells along each side of the pooled region.
-        head_channels: width of the box head's two layers.
-        refine: how often the box head looks again at its own boxes in prediction.
-        freeze_stages: parts of the encoder, from its stem on, that are not trained.
-        frozen_batchnorm: keep the encoder's batch-norm statistics as pretrained.
-        mean: of the input in [0, 1], as the encoder's weights expect it.
-        std: of the input, likewise.
-    """
-
-    backend: str = "torchvision"
-    backbone: str = "mobilenet_v3"
-    weights: str = "none"
-    classes: list[str] = field(default_factory=lambda: ["thorax"])
-    box_rule: str = "best"
-    side: int = 320
-    anchor_sizes: list[float] = field(default_factory=lambda: [0.45, 0.65, 0.85])
-    anchor_aspects: list[float] = field(default_factory=lambda: [0.7, 1.0, 1.4])
-    fpn_channels: int = 128
-    coarse_rpn: bool = True
-    rpn_pre_nms: int = 64
-    proposals_train: int = 48
-    proposals_test: int = 8
-    rois_per_film: int = 24
-    roi_size: int = 7
-    head_channels: int = 256
-    refine: int = 1
-    freeze_stages: int = 0
-    frozen_batchnorm: bool = False
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-
-    def __post_init__(self) -> None:
-        if self.backend not in ("torchvision", "detectron2"):
-            raise ValueError(
-                f"model.backend must be torchvision or detectron2. Got {self.backend!r} instead."
-            )
-        if self.box_rule not in ("best", "union"):
-            raise ValueError(
-                f"model.box_rule must be best or union. Got {self.box_rule!r} instead."
-            )
-        if self.side < 64 or self.side % 32:
-            raise ValueError(
-                f"model.side must be a multiple of 32, 64 or more. Got {self.side} "
-                "instead, and the nearest is "
-                f"{max(64, round(self.side / 32) * 32)}."
-            )
-        if not self.classes:
-            raise ValueError("model.classes must name at least one class, such as thorax.")
 
 
 class TimmFPN(nn.Module):

@@ -1,88 +1,52 @@
-"""The detector's LightningModule: losses, optimiser and schedule, validation by IoU."""
+"""The detector in training: losses, what spares weights and warms up, validation by IoU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
+from cxr import draw
 from cxr.boxes import iou_xyxy
+from cxr.training.learner import Learner
+from cxr.training.optim import OptimConfig, cosine_factor
+from detect.film_class_answers import class_scores
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
-@dataclass(frozen=True)
-class OptimiserConfig:
-    """How the detector is fitted.
-
-    Args:
-        name: sgd (momentum 0.9), adam or adamw.
-        rate: learning rate at its height.
-        weight_decay: of weights; biases and norms are spared.
-        warmup_epochs: the rate climbs linearly for so long; may be a fraction.
-        schedule: cosine (to 1 % of the rate), plateau (halved after `patience` epochs without
-            gain), or constant.
-        patience: epochs for plateau.
-    """
-
-    name: str = "adamw"
-    rate: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup_epochs: float = 1.0
-    schedule: str = "cosine"
-    patience: int = 5
-
-    def __post_init__(self) -> None:
-        if self.name not in ("sgd", "adam", "adamw"):
-            raise ValueError(
-                f"optimiser.name must be sgd, adam or adamw. Got {self.name!r} instead."
-            )
-        if self.schedule not in ("cosine", "plateau", "constant"):
-            raise ValueError(
-                "optimiser.schedule must be cosine, plateau or constant. "
-                f"Got {self.schedule!r} instead."
-            )
-
-
-class DetectorModule(LightningModule):
+class DetectorModule(Learner):
     """Trains what `build_detector` gives. Validation logs `val_iou`: the mean IoU of the best box
     with misses as 0, in letterbox pixels (a similarity of the film: the IoU is the film's).
 
-    `monitor` names the validation figure whose highest value picks the epoch that is kept.
+    `monitor` names the validation figure whose highest value picks the epoch that is kept. What is
+    seen of each validation film is collected in `seen` until the epoch's end.
     """
 
     monitor = "val_iou"
+    nesterov = False
+    least_gain = 1e-4
+    advice = "lower --optimiser.rate, or look at the boxes of this batch"
 
-    def __init__(self, model: nn.Module, optimiser: OptimiserConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.optimiser = optimiser
-        self._ious: list[float] = []
-        self.history: list[dict[str, float]] = []
+    def __init__(self, model: nn.Module, optim: OptimConfig, stop_after: int = 0) -> None:
+        super().__init__(model, optim, self.monitor, stop_after)
+        self.seen: dict[str, list[float]] = defaultdict(list)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        images, targets = batch
-        losses: dict[str, Tensor] = self.model(images, targets)
-        total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            terms = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())
-            raise FloatingPointError(
-                f"the loss is not finite in step {self.global_step} ({terms}): lower "
-                "--optimiser.rate, or look at the boxes of this batch."
-            )
-        size = len(images)
-        self.log(
-            "loss", total.detach(), on_step=False, on_epoch=True, batch_size=size, prog_bar=True
-        )
-        parts = {f"train/{k}": v.detach() for k, v in losses.items()}
-        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=size)
-        return total
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], None]:
+        """The network's own losses and their sum."""
+        losses = self.model(*batch)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, None
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def on_validation_epoch_start(self) -> None:
+        """Forget the films of the epoch before."""
+        self.seen.clear()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Each film's boxes against its own."""
         images, targets = batch
         for found, target in zip(self.model(images), targets, strict=True):
             self.measure(found, target)
@@ -94,51 +58,88 @@ class DetectorModule(LightningModule):
             return
         best = found["boxes"][found["scores"].argsort(descending=True)[:1]]
         iou = iou_xyxy(best.double().cpu().numpy(), truth)
-        self._ious.append(float(iou.max()) if iou.size else 0.0)
+        self.seen["iou"].append(float(iou.max()) if iou.size else 0.0)
 
-    def on_validation_epoch_end(self) -> None:
-        ious = np.asarray(self._ious or [0.0])
-        self._ious = []
-        values = {
-            "val_iou": ious.mean(),
-            "val/share_09": (ious >= 0.9).mean(),
-            "val/misses": (ious == 0).mean(),
+    def seen_figures(self) -> dict[str, float]:
+        """The figures of the validation films."""
+        ious = np.array(self.seen["iou"] or [0.0])
+        return {
+            "val_iou": float(ious.mean()),
+            "val/share_09": float((ious >= 0.9).mean()),
+            "val/misses": float((ious == 0).mean()),
         }
-        for name, value in values.items():
-            self.log(name, float(value), prog_bar=name == "val_iou", sync_dist=True)
 
-    def configure_optimizers(self) -> Any:
-        config = self.optimiser
+    def figures(self, means: dict[str, float]) -> dict[str, float]:
+        """The epoch's row of history.json."""
+        terms = {f"train/{k.removeprefix('train_')}": v for k, v in means.items()}
+        watched = self.trainer.callback_metrics.items()
+        rates = {k: float(v) for k, v in watched if k.startswith("lr-")}
+        loss = terms.pop("train/loss")
+        return {"epoch": self.current_epoch, **rates, **self.seen_figures(), "loss": loss, **terms}
+
+    def line(self) -> str:
+        """The newest epoch in words, for the log."""
+        row = self.history[-1]
+        shown = {k: v for k, v in row.items() if k == "loss" or k.startswith("val")}
+        return ", ".join(f"{k} {v:.4f}" for k, v in shown.items()) + f", rate {self._rate():.2g}"
+
+    def plateau_loss(self, row: Mapping[str, float]) -> float:
+        """The plateau waits for what picks the epoch."""
+        return -row[self.choose]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Weights with decay; norms and biases without."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        thin = [p for p in trained if p.ndim <= 1]
+        return [
+            {"params": [p for p in trained if p.ndim > 1], "factor": 1.0},
+            {"params": thin, "factor": 1.0, "weight_decay": 0.0},
         ]
-        if config.name == "sgd":
-            optimiser: torch.optim.Optimizer = torch.optim.SGD(groups, config.rate, momentum=0.9)
-        elif config.name == "adam":
-            optimiser = torch.optim.Adam(groups, config.rate)
-        else:
-            optimiser = torch.optim.AdamW(groups, config.rate)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        each = max(1, total // max(1, self.trainer.max_epochs or 1))
-        warm = int(config.warmup_epochs * each)
-        if config.schedule == "plateau":
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimiser, mode="max", factor=0.5, patience=config.patience
-            )
-            return {
-                "optimizer": optimiser,
-                "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor},
-            }
 
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / (warm + 1)
-            if config.schedule == "constant":
-                return 1.0
-            done = min(1.0, (step - warm) / max(1, total - warm))
-            return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done)))
+    def rate_factor(self, step: int, steps: int) -> float:
+        """A line up over the warm-up's whole epochs, then as the schedule goes."""
+        warm = int(self.optim.warmup_epochs * max(1, steps // self.optim.epochs))
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        constant = self.optim.schedule == "constant"
+        return 1.0 if constant else cosine_factor(step, steps, warm)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+class FilmClassModule(DetectorModule):
+    """Keeps the epoch that tells the films' classes best, which need not be that of the best boxes.
+
+    Validation also logs `val_share`: the mean score of the true class (0 without a box), which
+    still moves where so few films make every accuracy alike, and the accuracy itself.
+    """
+
+    monitor = "val_share"
+
+    def measure(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+        """The box's class, too."""
+        super().measure(found, target)
+        if not len(target["labels"]):
+            return
+        scores, labels = found["scores"].cpu().numpy(), found["labels"].cpu().numpy() - 1
+        truth = int(target["labels"][0]) - 1
+        shares = class_scores(scores, labels, max(truth, int(labels.max(initial=0))) + 1)
+        self.seen["share"].append(float(shares[truth]))
+        self.seen["right"].append(bool(len(scores)) and int(labels[scores.argmax()]) == truth)
+
+    def seen_figures(self) -> dict[str, float]:
+        """The classes' figures, too."""
+        share, right = (float(np.mean(self.seen[k] or [0.0])) for k in ("share", "right"))
+        return {**super().seen_figures(), "val_share": share, "val/accuracy": right}
+
+
+def box_tile(model: Any, image: Tensor, target: dict[str, Tensor]) -> tuple[np.ndarray, str]:
+    """A validation film: its boxes in white, the best found one in colour."""
+    found = model([image.to(next(model.parameters()).device)])[0]
+    picture = draw.to_rgb(image[0].numpy())
+    truth, boxes = target["boxes"].numpy(), found["boxes"].cpu().numpy()[:1]
+    for box in truth:
+        picture = draw.draw_box(picture, box, (255, 255, 255))
+    for box in boxes:
+        picture = draw.draw_box(picture, box, (255, 176, 0))
+    iou = iou_xyxy(boxes, truth)
+    score = float(found["scores"][0]) if len(boxes) else 0.0
+    return picture, f"IoU {iou.max() if iou.size else 0:.3f}, score {score:.2f}"

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from cxr.boxes import area_xyxy, clip_xyxy, flip_x_xyxy, iou_xyxy, union_xyxy
-from cxr.bundle import load_bundle
+from cxr.boxes import Frame, area_xyxy, clip_xyxy, flip_x_xyxy, iou_xyxy, union_xyxy
 from cxr.cli import from_plain
-from detect.dataset import prepare_film, to_input
-from detect.model import DetectorConfig, build_detector
+from cxr.devices import pick_device
+from cxr.intensity import to_uint8
+from detect.settings import DetectorConfig
+
+if TYPE_CHECKING:  # torch is imported where a network is at work
+    from torch import Tensor, nn
 
 DEFAULT_WEIGHTS = Path("weights/thorax_lite0.safetensors")  # commands run from the project's folder
 
@@ -41,6 +42,30 @@ class ThoraxBox:
     label: int = 0
 
 
+def prepare_film(pixels: np.ndarray, side: int) -> tuple[np.ndarray, Frame]:
+    """A film (H, W) float32 in [0, 1] as the detector sees it: uint8 letterbox and its Frame.
+
+    uint8 because that is what most training films are: what is learnt on 8 bits must not meet
+    another quantisation in use. Contrast is stretched between the 0.5 and 99.5 percentile, so
+    that narrow and wide exposures look alike.
+    """
+    frame = Frame.letterbox((pixels.shape[0], pixels.shape[1]), side)
+    canvas = frame.apply(pixels)
+    h, w = frame.content_hw
+    inner = canvas[:h, :w]
+    low, high = np.percentile(inner[:: max(1, h // 128), :: max(1, w // 128)], (0.5, 99.5))
+    if high > low:
+        inner[:] = np.clip((inner - low) / (high - low), 0.0, 1.0)
+    return to_uint8(canvas), frame
+
+
+def to_input(canvas: np.ndarray) -> Tensor:
+    """uint8 (S, S) to the network's float (3, S, S) in [0, 1]; it normalises by itself."""
+    import torch
+
+    return torch.from_numpy(canvas).float().div_(255.0).expand(3, -1, -1)
+
+
 class ThoraxDetector:
     """A trained detector with its preprocessing and its operating point."""
 
@@ -54,9 +79,9 @@ class ThoraxDetector:
         weights: dict[str, str] | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        import torch
+
+        self.device = pick_device(device)
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.config, self.flips = config, flips
         self.operating_point = operating_point
@@ -72,6 +97,9 @@ class ThoraxDetector:
 
         Raises FileNotFoundError or ValueError for what is no bundle of a thorax detector.
         """
+        from cxr.bundle import load_bundle
+        from detect.model import build_detector
+
         bundle = load_bundle(path or DEFAULT_WEIGHTS, "thorax")
         config = from_plain(DetectorConfig, bundle.meta["model"])
         model = build_detector(config)
@@ -81,25 +109,23 @@ class ThoraxDetector:
         name = Path(bundle.path).name
         return cls(model, config, point, use_flips, device, {name: bundle.sha256}, bundle.meta)
 
-    @torch.inference_mode()
     def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:
         """All boxes on each film (H, W) float32 in [0, 1], in its own pixels, best first."""
         if not films:
             return []
         prepared = [prepare_film(pixels, self.config.side) for pixels in films]
-        canvases = [canvas for canvas, _ in prepared]
-        found = self._forward(canvases)
+        found = self._forward([canvas for canvas, _ in prepared])
         if self.flips:
             widths = [frame.content_hw[1] for _, frame in prepared]
-            mirrored = [_mirror(c, w) for c, w in zip(canvases, widths, strict=True)]
+            mirrored = [_mirror(c, w) for (c, _), w in zip(prepared, widths, strict=True)]
             again = self._forward(mirrored)
             found = [_fuse(a, b, w) for a, b, w in zip(found, again, widths, strict=True)]
         out = []
-        for (_, frame), film, (boxes, scores, labels) in zip(prepared, films, found, strict=True):
-            size_hw = (film.shape[0], film.shape[1])
-            original = clip_xyxy(frame.to_original_xyxy(boxes), size_hw)
-            order = np.argsort(-scores, kind="stable")
-            out.append(Detections(original[order], scores[order], labels[order]))
+        for (_, frame), film, seen in zip(prepared, films, found, strict=True):
+            boxes = frame.to_original_xyxy(seen.boxes_xyxy)
+            boxes = clip_xyxy(boxes, (film.shape[0], film.shape[1]))
+            order = np.argsort(-seen.scores, kind="stable")
+            out.append(Detections(boxes[order], seen.scores[order], seen.labels[order]))
         return out
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
@@ -143,17 +169,20 @@ class ThoraxDetector:
         firsts = [np.flatnonzero(sure & (found.labels == v))[:1] for v in np.unique(found.labels)]
         return union_xyxy(found.boxes_xyxy[np.concatenate(firsts)])
 
-    def _forward(
-        self, canvases: list[np.ndarray]
-    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        images = [to_input(c).to(self.device) for c in canvases]
+    def _forward(self, canvases: Sequence[np.ndarray]) -> list[Detections]:
+        """What the network sees on letterboxed films, in their pixels."""
+        import torch
+
+        images = [to_input(canvas).to(self.device) for canvas in canvases]
+        with torch.inference_mode():
+            found = self.model(images)
         return [
-            (
+            Detections(
                 f["boxes"].double().cpu().numpy(),
                 f["scores"].double().cpu().numpy(),
                 f["labels"].cpu().numpy() - 1,  # torchvision counts classes from 1
             )
-            for f in self.model(images)
+            for f in found
         ]
 
 
@@ -164,30 +193,28 @@ def _mirror(canvas: np.ndarray, width: int) -> np.ndarray:
     return out
 
 
-def _fuse(
-    first: tuple[np.ndarray, np.ndarray, np.ndarray],
-    mirrored: tuple[np.ndarray, np.ndarray, np.ndarray],
-    width: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _fuse(first: Detections, mirrored: Detections, width: int) -> Detections:
     """Boxes of a film and of its mirror image: partners (IoU ≥ 0.5) averaged, weighted by score;
     a box that only one of them shows keeps half its score."""
-    boxes, scores, labels = first
-    back = flip_x_xyxy(mirrored[0], width)
-    ious = iou_xyxy(boxes, back)
-    used: set[int] = set()
-    out: list[tuple[np.ndarray, float, int]] = []
-    for i in range(len(boxes)):
-        options = [j for j in range(len(back)) if j not in used and ious[i, j] >= 0.5]
-        if not options:
-            out.append((boxes[i], scores[i] / 2, labels[i]))
+    back = flip_x_xyxy(mirrored.boxes_xyxy, width)
+    ious = iou_xyxy(first.boxes_xyxy, back)
+    lonely = set(range(len(back)))
+    boxes, scores, labels = [], [], [*first.labels]
+    for box, score, likeness in zip(first.boxes_xyxy, first.scores, ious, strict=True):
+        partner = max(
+            (j for j in sorted(lonely) if likeness[j] >= 0.5), key=likeness.item, default=None
+        )
+        if partner is None:
+            boxes.append(box)
+            scores.append(score / 2)
             continue
-        j = max(options, key=lambda k: ious[i, k])
-        used.add(j)
-        weights = np.array([scores[i], mirrored[1][j]])
-        mean = (boxes[i] * weights[0] + back[j] * weights[1]) / max(weights.sum(), 1e-9)
-        out.append((mean, float(weights.mean()), labels[i]))
-    out += [
-        (back[j], mirrored[1][j] / 2, mirrored[2][j]) for j in range(len(back)) if j not in used
-    ]
-    fused = np.array([o[0] for o in out]).reshape(-1, 4)
-    return fused, np.array([o[1] for o in out]), np.array([o[2] for o in out], dtype=np.int64)
+        lonely.remove(partner)
+        other = mirrored.scores[partner]
+        boxes.append((box * score + back[partner] * other) / max(score + other, 1e-9))
+        scores.append((score + other) / 2)
+    rest = sorted(lonely)
+    return Detections(
+        np.array([*boxes, *back[rest]]).reshape(-1, 4),
+        np.array([*scores, *mirrored.scores[rest] / 2]),
+        np.array([*labels, *mirrored.labels[rest]], dtype=np.int64),
+    )

@@ -7,36 +7,33 @@ A quick look on any machine:  python -m detect.train --config configs/detect/mob
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning import Trainer
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    EMAWeightAveraging,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
+import numpy as np
 
+from cxr.boxes import Frame
 from cxr.cli import parse_config, to_plain
-from cxr.workdir import Workdir, console, log, provenance, write_json
-from detect.augment import build_augmentation
-from detect.callbacks import History, ValidationPicture
+from cxr.training.recipe import free, keep_to_recipe
+from cxr.workdir import Workdir, console, log, provenance, seed_everything, write_json
 from detect.data import DataConfig, select_films
-from detect.dataset import ThoraxDataset, collate
-from detect.model import DetectorConfig, build_detector
-from detect.module import DetectorModule, OptimiserConfig
-from detect.thresholds import choose_thresholds
+from detect.predict import to_input
+from detect.settings import DetectorConfig, LoopConfig
+
+if TYPE_CHECKING:  # what trains is imported where training begins
+    from torch import Tensor
+
+    from detect.dataset import ReadFilms, ThoraxDataset
+    from detect.module import DetectorModule
+
+SURE = 0.9
+LICENCE = "weights: Apache-2.0; see the model card for the films' licences"
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(LoopConfig):
     """Train the thorax detector and write it as one bundle.
 
     The run's folder holds run.json, run.log, checkpoints/, TensorBoard events, history.json,
@@ -44,46 +41,16 @@ class TrainConfig:
     validation films. A killed run goes on where its last checkpoint stands.
 
     Args:
-        out: the run's folder.
         data: films, boxes and their split.
         model: the network.
-        optimiser: how it is fitted.
         augment: none, affine (20°, 0.15/0.20), rotate (30°) or strong.
-        negatives: share of the training pictures replaced by ones without a thorax.
-        epochs: at most.
-        batch: films a step.
-        workers: processes that prepare films; 0 prepares them in the trainer.
-        patience: stop after so many epochs without a better validation IoU; 0 never.
-        ema: decay of the averaged weights that are validated and kept; 0 for none.
-        accelerator: auto, cpu, gpu … as Lightning takes it.
-        devices: how many; above 1 trains with DDP.
-        strategy: Lightning's strategy, such as ddp.
-        precision: auto (16-mixed on a GPU, 32 elsewhere) or any of Lightning's.
         picture_every: epochs between two pictures of validation boxes; 0 for none.
-        seed: of everything random.
-        restart: begin anew although the folder holds checkpoints.
-        half: store the bundle's weights as fp16.
     """
 
-    out: str = "runs/detect"
     data: DataConfig = field(default_factory=DataConfig)
     model: DetectorConfig = field(default_factory=DetectorConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     augment: str = "affine"
-    negatives: float = 0.05
-    epochs: int = 30
-    batch: int = 16
-    workers: int = 0
-    patience: int = 0
-    ema: float = 0.995
-    accelerator: str = "auto"
-    devices: str = "auto"
-    strategy: str = "auto"
-    precision: str = "auto"
-    picture_every: int = 5
-    seed: int = 0
-    restart: bool = False
-    half: bool = True
+    picture_every: int = free(5)
 
 
 class RefusedError(ValueError):
@@ -99,166 +66,222 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet",
     )
     try:
-        history = train(config)
+        best = train(config)
     except RefusedError as error:
         log.error("%s", error)
         return 2
-    best = best_epoch(history, DetectorModule.monitor)
-    console.print(
-        f"best validation IoU {best.get('val_iou', 0):.4f}; "
-        f"wrote {Path(config.out) / 'thorax.safetensors'}"
-    )
+    bundle = Path(config.out) / "thorax.safetensors"
+    console.print(f"best validation IoU {best['val_iou']:.4f}; wrote {bundle}")
     return 0
 
 
-def train(
-    config: TrainConfig, module_class: type[DetectorModule] = DetectorModule
-) -> list[dict[str, float]]:
-    """Read films, fit, choose thresholds, write the bundle; returns the history, a row an epoch.
+def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
+    """Read films, fit, choose thresholds, write the bundle; returns the kept epoch's row.
 
     Args:
         config: `config.out` is the folder that holds all results (see TrainConfig).
-        module_class: of the LightningModule; its `monitor` picks the epoch.
+        film_classes: keep the epoch that tells the films' classes best, not the best boxes.
 
     Raises:
-        RefusedError: for wrong settings, and for data that are missing or do not fit together.
+        RefusedError: for wrong settings, for data that are missing or do not fit together, and for
+            a folder that was begun with other settings.
     """
-    workdir = Workdir(config.out)
+    workdir, root, side = Workdir(config.out), config.data.data, config.model.side
     try:
-        train_films, val_films, masks = select_films(
-            config.data, config.seed, workdir, config.model.classes
-        )
-        model = build_detector(config.model)
-        augment = build_augmentation(config.augment)
+        parts = select_films(config.data, config.seed, config.model.classes)
+        from detect.augment import build_augmentation
+        from detect.dataset import ThoraxDataset, collate
+        from detect.model import build_detector
+        from detect.module import DetectorModule, FilmClassModule, box_tile
+
+        seed_everything(config.seed)  # the first weights hang on it, too
+        model, augment = build_detector(config.model), build_augmentation(config.augment)
+        optim = config.to_optim()
+        keep_to_recipe(workdir.path, config, config.restart)
+        if parts.made:
+            parts.made.save(workdir / "split.json")
+        workdir.start(to_plain(config), config.seed)
+        films, masks = parts.films, parts.masks
+        learnt = ThoraxDataset(films["train"], root, side, augment, config.negatives, masks)
+        val = ThoraxDataset(films["val"], root, side)
     except (ValueError, OSError, ImportError) as error:
         raise RefusedError(str(error)) from error
-    workdir.start(to_plain(config), config.seed)
-    root, side = config.data.data, config.model.side
-    try:
-        learnt = ThoraxDataset(train_films, root, side, augment, config.negatives, masks)
-        val = ThoraxDataset(val_films, root, side)
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
+    import torch
+
     log.info("%d films to train, %d to validate", len(learnt), len(val))
-    module = module_class(model.to(memory_format=torch.channels_last), config.optimiser)
-    history = fit(config, workdir, module, learnt, val)
+    kind = FilmClassModule if film_classes else DetectorModule
+    module = kind(model.to(memory_format=torch.channels_last), optim, config.patience)
+    picture = (workdir / "val_boxes.png", config.picture_every, box_tile)
+    best = fit(config, workdir, module, learnt, val, picture, collate)
     thresholds = choose_thresholds(module.model, val)
-    best = best_epoch(history, module.monitor)
-    write_bundle(config, workdir, module.model, thresholds, best, learnt, val)
-    return history
-
-
-def best_epoch(history: Sequence[dict[str, float]], monitor: str) -> dict[str, float]:
-    """The history's first row with the highest `monitor`; empty where none has it."""
-    return max((h for h in history if monitor in h), key=lambda h: h[monitor], default={})
+    write_json(workdir / "thresholds.json", thresholds)
+    write_bundle(
+        config,
+        workdir / "thorax.safetensors",
+        module,
+        learnt,
+        val,
+        model={**to_plain(config.model), "weights": "none"},  # rebuilt without any download
+        operating_point=thresholds,
+        metrics={
+            **{k: v for k, v in best.items() if k.startswith("val_")},
+            "where": "validation films, best epoch",
+        },
+    )
+    return best
 
 
 def fit(
-    config: TrainConfig,
+    config: LoopConfig,
     workdir: Workdir,
     module: DetectorModule,
-    train: ThoraxDataset,
-    val: ThoraxDataset,
-) -> list[dict[str, float]]:
-    """Lightning's loop with resume; leaves the best weights in the module."""
-    saving: dict[str, Any] = {
-        "dirpath": workdir / "checkpoints",
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-    }
-    keep = ModelCheckpoint(filename="best", monitor=module.monitor, mode="max", **saving)
-    # one of its own: `save_last` writes nothing in an epoch that is not the best
-    latest = ModelCheckpoint(filename="last", **saving)
+    learnt: ReadFilms[Any],
+    val: ReadFilms[Any],
+    picture: tuple[Path, int, Callable[..., Any]],
+    collate: Callable[..., Any] | None = None,
+) -> dict[str, float]:
+    """The loop with resume; leaves the best weights in the module and returns that epoch's row.
+
+    `picture` is the file of validation films, the epochs between two of them, and what draws one.
+    """
+    from torch.utils.data import DataLoader
+
+    from cxr.training import loop
+    from cxr.training.learner import best_epoch
+
+    path, every, tile = picture
     shown = tuple(dict.fromkeys(("loss", "val_iou", module.monitor)))
-    history = History(workdir.path, shown)
-    callbacks: list[Callback] = [keep, latest, history, LearningRateMonitor()]
-    if config.patience:
-        callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.patience))
-    if config.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
-    if config.picture_every:
-        callbacks.append(ValidationPicture(workdir / "val_boxes.png", val, config.picture_every))
-    on_gpu = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
-    precision: Any = (
-        config.precision if config.precision != "auto" else ("16-mixed" if on_gpu else "32")
-    )
-    trainer = Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=config.strategy,
-        precision=precision,
-        max_epochs=config.epochs,
-        callbacks=callbacks,
-        logger=TensorBoardLogger(workdir.path, name="", version="tensorboard"),
-        gradient_clip_val=5.0,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
+    watching: list[Any] = [loop.HistoryFile(workdir.path, shown)]
+    if every:
+        watching.append(loop.ValidationPicture(path, val, every, tile))
     loader: dict[str, Any] = {
         "batch_size": config.batch,
         "collate_fn": collate,
         "num_workers": config.workers,
         "persistent_workers": config.workers > 0,
     }
-    last = workdir / "checkpoints/last.ckpt"
-    if config.restart:
-        last.unlink(missing_ok=True)
-    resume = str(last) if last.exists() else None
-    if resume:
-        log.info("going on from %s", last)
-    trainer.fit(
+    many = len(learnt) > config.batch
+    loop.fit(
         module,
-        DataLoader(train, shuffle=True, drop_last=len(train) > config.batch, **loader),
+        workdir.path.name,
+        workdir / "checkpoints",
+        DataLoader(learnt, shuffle=True, drop_last=many, **loader),
         DataLoader(val, **loader),
-        ckpt_path=resume,
-        weights_only=True,
+        config.accelerator,
+        config.precision,
+        devices=config.devices,
+        strategy=config.strategy,
+        restart=config.restart,
+        events=workdir.path,
+        callbacks=watching,
     )
-    if keep.best_model_path and Path(keep.best_model_path).exists():
-        state = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
-    module.eval().to("cpu")
-    return history.rows
+    loop.load_best(module, workdir / "checkpoints")
+    return loop.rounded(module.history)[best_epoch(module.history, module.monitor)]
 
 
 def write_bundle(
-    config: TrainConfig,
-    workdir: Workdir,
-    model: torch.nn.Module,
-    thresholds: dict[str, Any],
-    best: dict[str, float],
-    train: ThoraxDataset,
-    val: ThoraxDataset,
+    config: Any,
+    path: Path,
+    module: DetectorModule,
+    learnt: ReadFilms[Any],
+    val: ReadFilms[Any],
+    **meta: Any,
 ) -> None:
-    """The best weights with all that is needed to use them."""
+    """The best weights with all that is needed to use them; the bundle's kind is its name."""
     from cxr.bundle import save_bundle
 
-    sources = sorted({str(f.extra.get("source", "")) for f in train.films} - {""})
-    trained_on = {
-        "films": len(train),
-        "patients": len({f.patient_id for f in train.films}),
-        "sources": sources,
-        "val_films": len(val),
-        "split": config.data.split,
-        "publishable_only": config.data.publishable_only,
-    }
     save_bundle(
-        workdir / "thorax.safetensors",
-        "thorax",
-        model.state_dict(),
+        path,
+        path.stem,
+        module.model.state_dict(),
         half=config.half,
-        model={**to_plain(config.model), "weights": "none"},  # rebuilt without any download
-        operating_point=thresholds,
-        trained_on=trained_on,
-        metrics={
-            "val_iou": best.get("val_iou"),
-            **{k: v for k, v in best.items() if k.startswith("val_")},
-            "where": "validation films, best epoch",
+        trained_on={
+            "films": len(learnt.films),
+            "patients": len({f.patient_id for f in learnt.films}),
+            "sources": sorted({f.source for f in learnt.films} - {""}),
+            "val_films": len(val.films),
+            "split": config.data.split,
+            "publishable_only": config.data.publishable_only,
         },
-        licence="weights: Apache-2.0; see the model card for the films' licences",
+        licence=LICENCE,
         provenance=provenance(),
+        **meta,
     )
-    write_json(workdir / "thresholds.json", thresholds)
+
+
+def choose_thresholds(model: Any, val: ThoraxDataset, batch: int = 8) -> dict[str, Any]:
+    """`ok_score` and `reject_score`, and the range of boxes that is plausible.
+
+    A film whose best box scores below `reject_score` is refused (no thorax), below `ok_score` it
+    falls back to the whole film. Both come from the validation films and from pictures without a
+    thorax made of them.
+    """
+    from detect.augment import make_negative
+
+    chests = _best_scores(model, [val[i][0] for i in range(len(val))], batch)
+    rng = np.random.default_rng(0)
+    empty = []
+    for image, boxes, _, _ in val.items:
+        if len(boxes):
+            picture = make_negative(image, boxes[0], rng)
+            frame = Frame.letterbox((picture.shape[0], picture.shape[1]), val.side)
+            empty.append(to_input(frame.apply(picture)))
+    others = _best_scores(model, empty, batch)
+    reject, ok = pick_scores(chests, others)
+    boxes = np.concatenate([item[1] for item in val.items if len(item[1])])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    aspects = sides[:, 1] / sides[:, 0]
+    shares = np.concatenate(
+        [(b[:, 2:] - b[:, :2]).prod(axis=1) / image.size for image, b, _, _ in val.items]
+    )
+    return {
+        "reject_score": reject,
+        "ok_score": ok,
+        # well outside what validation films show: a limb's box is far thinner
+        "aspect_range": [round(float(v), 3) for v in (aspects.min() / 1.5, aspects.max() * 1.5)],
+        "min_area_share": round(float(shares.min() / 3), 3),
+        "chosen_on": {
+            "validation_films": len(chests),
+            "films_without_thorax": len(others),
+            "chests_refused": int((chests < reject).sum()),
+            "chests_below_ok": int((chests < ok).sum()),
+            "films_without_thorax_accepted": int((others >= reject).sum()),
+        },
+    }
+
+
+def pick_scores(chests: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """(reject, ok) scores from best scores of films with a thorax and of pictures without.
+
+    `reject` lies midway between the two groups where they part; where they overlap it is the
+    value that gets most films right, each group counting the same, and never above the 2nd
+    percentile of the chests: a chest that is refused is worse than a limb that is looked at.
+    `ok` is the 2nd percentile of the chests, but at most SURE, because where every chest scores
+    above that the percentile parts nothing but rounding; or `reject` if that is higher.
+    """
+    low = float(np.percentile(chests, 2))
+    if not len(others):
+        reject = low / 2
+    elif others.max() < chests.min():
+        reject = float((others.max() + chests.min()) / 2)
+    else:
+        candidates = np.unique(np.concatenate([chests, others, [low]]))
+        candidates = candidates[candidates <= low]
+        right = [(chests >= c).mean() + (others < c).mean() for c in candidates]
+        reject = float(candidates[int(np.argmax(right))])
+    return round(reject, 4), round(max(min(low, SURE), reject), 4)
+
+
+def _best_scores(model: Any, images: Sequence[Tensor], batch: int) -> np.ndarray:
+    import torch
+
+    model.eval()
+    best = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            for found in model(list(images[start : start + batch])):
+                best.append(float(found["scores"].max()) if len(found["scores"]) else 0.0)
+    return np.asarray(best)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from cxr.boxes import (
     flip_x_xyxy,
     intersection_xyxy,
     iou_xyxy,
+    mask_box_xyxy,
     scale_xyxy,
     square_xyxy,
     union_xyxy,
@@ -185,3 +186,10 @@ def test_masks_keep_their_values() -> None:
 def test_tiniest_box_still_has_a_pixel() -> None:
     assert Frame.cut((5.1, 5.1, 5.2, 5.2)).apply(np.ones((9, 9), np.float32)).shape == (1, 1)
     assert Frame.of_box((0, 0, 1, 5000), 64).content_hw == (64, 1)
+
+
+def test_mask_box_by_hand() -> None:
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:4, 1:7] = 255
+    assert mask_box_xyxy(mask).tolist() == [1, 2, 7, 4]  # type: ignore[union-attr]
+    assert mask_box_xyxy(np.zeros((3, 3))) is None

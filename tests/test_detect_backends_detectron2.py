@@ -18,9 +18,9 @@ from cxr.bundle import save_bundle
 from cxr.cli import to_plain
 from detect.backends.detectron2 import BackendMissingError, build_config, to_instances
 from detect.backends.detectron2_weights import read_checkpoint, to_detectron2_names
-from detect.dataset import prepare_film, to_input
-from detect.model import DetectorConfig, build_detector
-from detect.predict import ThoraxDetector
+from detect.model import build_detector
+from detect.predict import ThoraxDetector, prepare_film, to_input
+from detect.settings import DetectorConfig
 
 
 def tiny(**changes: object) -> DetectorConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from cxr.boxes import iou_xyxy
+from cxr.boxes import iou_xyxy, mask_box_xyxy
 from cxr.coco import CocoFilm, read_coco, write_coco
 from detect.augment import PRESETS, build_augmentation, make_negative
 from detect.data import DataConfig, find_films, read_annotations, select_films
-from detect.dataset import ThoraxDataset, mask_box_xyxy, prepare_film, thorax_truth_xyxy
+from detect.dataset import ThoraxDataset
+from detect.predict import prepare_film
+
+
+def chosen(
+    config: DataConfig, seed: int = 0, classes: Sequence[str] = ("thorax",)
+) -> tuple[list[CocoFilm], list[CocoFilm]]:
+    """Films to train and to validate on."""
+    parts = select_films(config, seed, classes).films
+    return parts["train"], parts["val"]
 
 
 @pytest.fixture
@@ -118,18 +128,6 @@ def test_negatives_are_seeded_pictures() -> None:
         np.testing.assert_array_equal(one, two)
 
 
-def test_mask_box_by_hand() -> None:
-    mask = np.zeros((6, 8), np.uint8)
-    mask[2:4, 1:7] = 255
-    assert mask_box_xyxy(mask).tolist() == [1, 2, 7, 4]  # type: ignore[union-attr]
-    assert mask_box_xyxy(np.zeros((3, 3))) is None
-
-
-def test_two_lungs_are_one_thorax() -> None:
-    film = CocoFilm("a.png", (10, 20), np.array([[1.0, 2, 8, 9], [11, 1, 19, 8]]), (0, 1))
-    assert thorax_truth_xyxy(film).tolist() == [1, 1, 19, 9]  # type: ignore[union-attr]
-
-
 def test_preparation_stretches_contrast_and_leaves_the_film_alone() -> None:
     film = np.linspace(0.4, 0.6, 40 * 20, dtype=np.float32).reshape(40, 20)
     before = film.copy()
@@ -141,14 +139,14 @@ def test_preparation_stretches_contrast_and_leaves_the_film_alone() -> None:
 
 
 def test_split_parts_never_share_a_patient(phantom_folder: Path) -> None:
-    train, val, _ = select_films(DataConfig(data=str(phantom_folder)), seed=3)
+    train, val = chosen(DataConfig(data=str(phantom_folder)), seed=3)
     assert not {f.patient_id for f in train} & {f.patient_id for f in val}
     assert len(train) + len(val) == 24
 
 
 def test_per_label_takes_that_many(phantom_folder: Path) -> None:
     config = DataConfig(data=str(phantom_folder), per_label={"normal": 4, "pneumonia": 6})
-    train, val, _ = select_films(config, seed=0)
+    train, val = chosen(config, seed=0)
     labels = [f.extra["label"] for f in train + val]
     assert labels.count("normal") == 4 and labels.count("pneumonia") == 6
     with pytest.raises(ValueError, match="Got 8"):
@@ -157,7 +155,7 @@ def test_per_label_takes_that_many(phantom_folder: Path) -> None:
 
 def test_detect_and_classify_takes_the_class_from_the_label(phantom_folder: Path) -> None:
     config = DataConfig(data=str(phantom_folder), class_from="label")
-    train, _, _ = select_films(config, 0, classes=["normal", "pneumonia"])
+    train, _ = chosen(config, 0, classes=["normal", "pneumonia"])
     assert {f.labels[0] for f in train if f.extra["label"] == "pneumonia"} == {1}
     with pytest.raises(ValueError, match=r"must be one of model\.classes"):
         select_films(config, 0, classes=["normal", "covid"])
@@ -168,7 +166,7 @@ def test_licences_that_forbid_publishing_are_left_out(phantom_folder: Path, tmp_
         (tmp_path / name).write_text(
             (phantom_folder / name).read_text().replace("CC BY 4.0", "CC BY-NC-SA 4.0", 6)
         )
-    train, val, _ = select_films(DataConfig(data=str(tmp_path), publishable_only=True), 0)
+    train, val = chosen(DataConfig(data=str(tmp_path), publishable_only=True), 0)
     assert len(train) + len(val) == 18
 
 
@@ -194,7 +192,7 @@ def public_set(phantom_folder: Path, tmp_path: Path) -> Path:
 def test_films_are_found_by_base_name_in_any_folder(public_set: Path) -> None:
     data = public_set / "chest_xray"
     config = DataConfig(data=str(data), annotations=str(public_set / "boxes.json"))
-    train, val, _ = select_films(config, seed=0)
+    train, val = chosen(config, seed=0)
     names = {f.file_name for f in train + val}
     assert {"train/normal/film00.png", "train/pneumonia/film01.png"} < names and len(names) == 24
     assert all((data / name).exists() for name in names)
@@ -230,8 +228,8 @@ def test_a_film_that_is_nowhere_keeps_its_name_and_takes_no_others(tmp_path: Pat
 
 
 def test_real_boxes_agree_with_their_masks(shared_data: Path) -> None:
-    _, val, masks = select_films(DataConfig(data=str(shared_data), masks=True), 0)
-    for film in val[::40]:
-        mask = cv2.imread(str(shared_data / masks[film.file_name]), cv2.IMREAD_GRAYSCALE)
+    parts = select_films(DataConfig(data=str(shared_data), masks=True), 0)
+    for film in parts.films["val"][::40]:
+        mask = cv2.imread(str(shared_data / parts.masks[film.file_name]), cv2.IMREAD_GRAYSCALE)
         exact = mask_box_xyxy(mask > 127)
         assert exact is not None and iou_xyxy(exact, film.boxes_xyxy)[0, 0] > 0.97

@@ -18,9 +18,10 @@ from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.cli import from_plain, to_plain
 from cxr.manifest import read_manifest
+from cxr.training.optim import OptimConfig
 from detect import crop
-from detect.film_class import FilmClassConfig, FilmClassModule, main, train_film_class
-from detect.module import OptimiserConfig
+from detect.film_class import FilmClassConfig, main, train_film_class
+from detect.module import FilmClassModule
 from detect.train import RefusedError
 
 CLASSES = ("normal", "pneumonia", "no box")
@@ -31,10 +32,10 @@ def settings(data: Path, out: Path) -> FilmClassConfig:
         "out": str(out),
         "data": {"data": str(data), "parts": {"train": 0.5, "val": 0.25, "test": 0.25}},
         "model": {
-            "backbone": "mobilenet_v3_320",
-            "side": 96,
-            "fpn_channels": 24,
-            "head_channels": 32,
+            "backbone": "test_efficientnet",
+            "side": 64,
+            "fpn_channels": 16,
+            "head_channels": 16,
         },
         "epochs": 2,
         "batch": 4,
@@ -102,7 +103,7 @@ def test_a_finished_folder_is_not_done_again(
 
 def test_a_folder_of_other_settings_is_refused(run: Path, phantom_folder: Path) -> None:
     other = replace(settings(phantom_folder, run), seed=1, workers=0, picture_every=3)
-    with pytest.raises(RefusedError, match=r"begun with another seed: give another folder"):
+    with pytest.raises(RefusedError, match=r"begun with other settings \(seed\)\. .*--restart"):
         train_film_class(other)
 
 
@@ -223,7 +224,7 @@ def test_a_bundle_of_two_classes_crops_films(
 
 
 def test_validation_counts_the_share_of_the_true_class() -> None:
-    module = FilmClassModule(torch.nn.Identity(), OptimiserConfig())
+    module = FilmClassModule(torch.nn.Identity(), OptimConfig())
     box = torch.tensor([[0.0, 0, 10, 10]])
     target = {"boxes": box, "labels": torch.tensor([2])}
     both = {
@@ -238,5 +239,8 @@ def test_validation_counts_the_share_of_the_true_class() -> None:
     }
     module.measure(both, target)
     module.measure(none, target)
-    assert module._shares == pytest.approx([0.75, 0.0]) and module._right == [True, False]
-    assert module._ious == [1.0, 0.0]
+    assert module.seen == {
+        "share": pytest.approx([0.75, 0.0]),
+        "right": [True, False],
+        "iou": [1.0, 0.0],
+    }

@@ -11,6 +11,7 @@ from cxr.film import Film
 from detect.film_class_answers import (
     AnsweredFilm,
     ClassedFilm,
+    choose_shown,
     class_scores,
     classify_film,
     compare_film,
@@ -19,9 +20,8 @@ from detect.film_class_answers import (
     measure,
     measure_boxes,
 )
-from detect.film_class_pictures import choose_shown
-from detect.model import DetectorConfig
 from detect.predict import Detections, ThoraxDetector
+from detect.settings import DetectorConfig
 
 CLASSES = ["normal", "pneumonia"]
 POINT = {"reject_score": 0.3, "ok_score": 0.5, "aspect_range": [0.5, 2.0], "min_area_share": 0.1}

@@ -19,8 +19,8 @@ from detect.lungfield.field import (
     cut_edges,
     disagreement,
     field_box_xyxy,
+    overlap,
 )
-from detect.lungfield.metrics import overlap
 from detect.lungfield.predict import FieldRow, open_fields, read_fields
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import cv2
@@ -17,34 +18,24 @@ from cxr.films_table import read_films_table
 from cxr.split import Split
 from detect.lungfield.__main__ import main
 from detect.lungfield.data import (
-    FieldAugment,
     FieldDataConfig,
-    FieldDataset,
-    cut,
     masked_rows,
     read_mask,
     select_rows,
 )
+from detect.lungfield.dataset import FieldAugment, FieldDataset, cut
 from detect.lungfield.evaluate import constant_fields, spread
-from detect.lungfield.field import LungField
-from detect.lungfield.metrics import overlap
-from detect.lungfield.net import FieldNetConfig, build_field_net
+from detect.lungfield.field import LungField, overlap
+from detect.lungfield.module import field_loss
+from detect.lungfield.net import build_field_net
 from detect.lungfield.tables import count_edges, percentiles
-from detect.lungfield.train import field_loss
+from detect.settings import FieldNetConfig
 
-# a shallow encoder: the deep stages are most of the time, and phantoms need none of them
-TINY = [
-    "--model.depth",
-    "2",
-    "--model.weights",
-    "none",
-    "--model.freeze_stages",
-    "0",
-    "--model.side",
-    "64",
-    "--model.decoder_channels",
-    "[8,8]",
-]
+# a tiny encoder, and shallow: phantoms need no more
+TINY = shlex.split(
+    "--model.encoder tu-test_efficientnet --model.depth 2 --model.weights none "
+    "--model.freeze_stages 0 --model.side 64 --model.decoder_channels [8,8] --accelerator cpu"
+)
 
 
 # --- the loss
@@ -106,7 +97,7 @@ def test_a_crop_may_cut_the_lungs_off_or_leave_room() -> None:
 
 
 def test_patients_stand_on_one_side(phantom_folder: Path) -> None:
-    train, val = select_rows(FieldDataConfig(data=str(phantom_folder)), 0)
+    train, val, _ = select_rows(FieldDataConfig(data=str(phantom_folder)), 0)
     assert len(train) + len(val) == 24
     assert not {r.patient_id for r in train} & {r.patient_id for r in val}
 
@@ -146,9 +137,7 @@ def test_the_encoder_ends_at_its_depth_and_the_stem_stays_frozen() -> None:
 
 def test_a_small_network_learns_two_phantoms_by_heart() -> None:
     torch.manual_seed(0)
-    config = FieldNetConfig(
-        weights="none", freeze_stages=0, depth=2, side=64, decoder_channels=(16, 8)
-    )
+    config = FieldNetConfig("tu-test_efficientnet", "none", 2, (16, 8), 0, 64)
     net = build_field_net(config)
     pairs = [draw_phantom(64, 64, seed) for seed in (0, 1)]
     images = torch.stack([torch.from_numpy(f).expand(3, -1, -1) for f, _ in pairs])
@@ -181,8 +170,6 @@ def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "1",
             "--fields_every",
             "1",
-            "--accelerator",
-            "cpu",
             "--ema",
             "0.5",
         ]
@@ -209,9 +196,19 @@ def test_training_leaves_what_a_reader_needs(run: Path) -> None:
 def test_a_stopped_training_goes_on(run: Path, phantom_folder: Path) -> None:
     before = json.loads((run / "history.json").read_text())
     args = ["train", *TINY, "--data.data", str(phantom_folder), "--out", str(run), "--epochs", "2"]
-    assert main([*args, "--ema", "0.5", "--accelerator", "cpu"]) == 0
+    assert main([*args, "--ema", "0.5"]) == 0
     after = json.loads((run / "history.json").read_text())
     assert [r["epoch"] for r in after] == [0, 1] and after[0] == before[0]
+
+
+def test_another_training_in_the_folder_is_refused_and_leaves_it_as_it_is(
+    run: Path, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "run.json").read_bytes()
+    args = ["train", *TINY, "--data.data", str(phantom_folder), "--out", str(run)]
+    assert main([*args, "--ema", "0.5", "--batch", "4", "--crops", "0.1"]) == 2
+    assert "other settings (batch, crops)" in " ".join(capsys.readouterr().err.split())
+    assert (run / "run.json").read_bytes() == before
 
 
 def test_the_bundle_is_the_network_again(run: Path, phantom_folder: Path) -> None:

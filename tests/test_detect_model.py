@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cxr.bundle import save_bundle
-from detect.model import DetectorConfig, build_detector
+from detect.model import build_detector
+from detect.settings import DetectorConfig
 from detect.start_weights import load_matching
 
 

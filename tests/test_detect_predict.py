@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cxr.bundle import save_bundle
-from detect.model import DetectorConfig, build_detector
+from detect.model import build_detector
 from detect.predict import Detections, ThoraxDetector, _fuse
+from detect.settings import DetectorConfig
 
 POINT = {"reject_score": 0.3, "ok_score": 0.6, "aspect_range": [0.5, 2.0], "min_area_share": 0.1}
 
@@ -119,19 +120,19 @@ def test_two_lungs_give_their_union() -> None:
 
 
 def test_fused_flips_are_averaged_by_score() -> None:
-    one = (np.array([[10.0, 10, 50, 50]]), np.array([0.9]), np.array([0]))
+    one = Detections(np.array([[10.0, 10, 50, 50]]), np.array([0.9]), np.array([0]))
     # the mirror image of (14, 10, 54, 50) on a film of 100 px
-    two = (np.array([[46.0, 10, 86, 50]]), np.array([0.3]), np.array([0]))
-    boxes, scores, _ = _fuse(one, two, 100)
-    np.testing.assert_allclose(boxes, [[11, 10, 51, 50]])
-    np.testing.assert_allclose(scores, [0.6])
+    two = Detections(np.array([[46.0, 10, 86, 50]]), np.array([0.3]), np.array([0]))
+    fused = _fuse(one, two, 100)
+    np.testing.assert_allclose(fused.boxes_xyxy, [[11, 10, 51, 50]])
+    np.testing.assert_allclose(fused.scores, [0.6])
 
 
 def test_a_box_that_only_one_flip_shows_keeps_half_its_score() -> None:
-    one = (np.array([[10.0, 10, 50, 50]]), np.array([0.9]), np.array([0]))
-    none = (np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
-    assert _fuse(one, none, 100)[1].tolist() == [0.45]
-    assert _fuse(none, one, 100)[0].tolist() == [[50, 10, 90, 50]]
+    one = Detections(np.array([[10.0, 10, 50, 50]]), np.array([0.9]), np.array([0]))
+    none = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    assert _fuse(one, none, 100).scores.tolist() == [0.45]
+    assert _fuse(none, one, 100).boxes_xyxy.tolist() == [[50, 10, 90, 50]]
 
 
 def test_a_bundle_gives_the_same_boxes_again(

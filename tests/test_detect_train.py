@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,35 +13,21 @@ from torch import nn
 
 from cxr.bundle import load_bundle
 from cxr.film import read_film
-from detect.module import DetectorModule, OptimiserConfig
+from cxr.training.optim import OptimConfig
+from detect.module import DetectorModule
 from detect.predict import ThoraxDetector
-from detect.thresholds import pick_scores
-from detect.train import main
+from detect.train import main, pick_scores
 
-SMALL = [
-    "--model.backbone",
-    "mobilenet_v3_320",
-    "--model.side",
-    "96",
-    "--model.fpn_channels",
-    "24",
-    "--model.head_channels",
-    "32",
-    "--augment",
-    "affine",
-    "--batch",
-    "4",
-    "--accelerator",
-    "cpu",
-    "--picture_every",
-    "1",
-]
+SMALL = shlex.split(
+    "--model.backbone test_efficientnet --model.side 64 --model.fpn_channels 16 "
+    "--model.head_channels 16 --augment affine --batch 4 --accelerator cpu --picture_every 1"
+)
 
 
 @pytest.fixture(scope="module")
 def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("train") / "run"
-    code = main([*SMALL, "--data.data", str(phantom_folder), "--out", str(out), "--epochs", "2"])
+    code = main([*SMALL, "--data.data", str(phantom_folder), "--out", str(out), "--epochs", "1"])
     assert code == 0
     return out
 
@@ -60,7 +47,7 @@ def test_the_folder_holds_what_a_reader_needs(run: Path) -> None:
         "checkpoints",
     } <= names
     record = json.loads((run / "run.json").read_text())
-    assert record["config"]["model"]["side"] == 96 and record["versions"]["torch"]
+    assert record["config"]["model"]["side"] == 64 and record["versions"]["torch"]
     assert any((run / "tensorboard").iterdir())
 
 
@@ -76,10 +63,29 @@ def test_the_bundle_predicts(run: Path, phantom_folder: Path) -> None:
 
 def test_a_stopped_run_goes_on(run: Path, phantom_folder: Path) -> None:
     before = json.loads((run / "history.json").read_text())
-    args = [*SMALL, "--data.data", str(phantom_folder), "--out", str(run), "--epochs", "3"]
+    args = [*SMALL, "--data.data", str(phantom_folder), "--out", str(run), "--epochs", "2"]
     assert main(args) == 0
     after = json.loads((run / "history.json").read_text())
-    assert [r["epoch"] for r in after] == [0, 1, 2] and after[:2] == before
+    assert [r["epoch"] for r in after] == [0, 1] and after[:1] == before
+
+
+def test_another_training_in_the_folder_is_refused_and_leaves_it_as_it_is(
+    run: Path, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: (run / name).read_bytes() for name in ("run.json", "split.json")}
+    args = [*SMALL, "--data.data", str(phantom_folder), "--out", str(run), "--epochs", "1"]
+    assert main([*args, "--optimiser.rate", "0.1", "--seed", "1"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "other settings (optimiser.rate, seed). Give another --out, or --restart" in said
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_the_seed_is_of_everything_random(run: Path, phantom_folder: Path, tmp_path: Path) -> None:
+    args = [*SMALL, "--data.data", str(phantom_folder), "--out", str(tmp_path), "--epochs", "1"]
+    torch.manual_seed(7)  # what came before must not matter
+    assert main(args) == 0
+    first, again = (json.loads((f / "history.json").read_text())[0] for f in (run, tmp_path))
+    assert again == first and len([k for k in again if k.startswith("train/")]) == 4
 
 
 def test_wrong_data_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +118,7 @@ class ConstantLoss(nn.Module):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_terms() -> None:
-    module = DetectorModule(ConstantLoss(float("nan")), OptimiserConfig())
+    module = DetectorModule(ConstantLoss(float("nan")), OptimConfig())
     with pytest.raises(FloatingPointError, match="loss_box_reg nan"):
         module.training_step(([torch.zeros(3, 4, 4)], [{}]), 0)
 
@@ -124,10 +130,10 @@ def test_a_missed_film_counts_as_0_in_the_validation_iou() -> None:
             miss = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
             return [hit, miss]
 
-    module = DetectorModule(Finds(), OptimiserConfig())
+    module = DetectorModule(Finds(), OptimConfig())
     truth = {"boxes": torch.tensor([[0.0, 0, 10, 20]])}
     module.validation_step(([torch.zeros(3, 4, 4)] * 2, [truth, truth]), 0)
-    assert module._ious == [0.5, 0.0]
+    assert module.seen["iou"] == [0.5, 0.0]
 
 
 def test_thresholds_part_chests_from_the_rest() -> None:

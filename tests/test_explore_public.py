@@ -104,8 +104,8 @@ def test_publishable_films_are_those_of_the_table(tmp_path: Path) -> None:
     films = [box_on(Path(row.image).name, row) for row in rows_of(out)]  # as in annotations/
     write_coco(out / "thorax.json", CocoSet(films, ("thorax",)))
     config = DataConfig(data=str(out), publishable_only=True, parts={"train": 0.5, "val": 0.5})
-    train, val, _ = select_films(config, 0)
-    assert len(train) + len(val) == len(films)
+    parts = select_films(config, 0).films
+    assert len(parts["train"]) + len(parts["val"]) == len(films)
 
 
 def test_the_published_part_of_a_kermany_film_can_be_read_from_its_name(tmp_path: Path) -> None:

@@ -45,39 +45,50 @@ def free_names(config_class: type[Any] | Any, prefix: str = "") -> set[str]:
     return names
 
 
-def keep_to_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
-    """Note in `folder` with which settings its work was begun (recipe.json); raise ValueError,
-    naming what differs, when it was begun with other ones than it would go on with.
+def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
+    """Raise ValueError, naming what differs, where the work in `folder` was begun with other
+    settings than it would go on with.
 
     Args:
-        folder: made where it is missing.
+        folder: need not exist.
         settings: a dataclass, whose free fields do not count, or plain values that all do.
-        restart: begin anew with these settings; None where the command has no such flag.
+        restart: begin anew with any settings; None where the command has no such flag.
 
     A folder from before there were recipes is known by the settings in its run.json.
     """
     path, run = Path(folder) / "recipe.json", Path(folder) / "run.json"
-    wanted = json.loads(json.dumps(recipe_of(settings) if is_dataclass(settings) else settings))
-    after = dict(_flat(wanted))
-    before: dict[str, Any] | None = None
+    after, before = dict(_flat(_plain(settings))), None
     if path.exists():
         before = dict(_flat(json.loads(path.read_text())["settings"]))
     elif run.exists():
         begun = dict(_flat(json.loads(run.read_text()).get("config", {})))
         if after.keys() <= begun.keys():  # else it is another command's
             before = {name: begun[name] for name in after}
-    if before is not None and not restart:
-        names = {*before, *after}
-        differs = sorted(k for k in names if before.get(k) != after.get(k))
-        if differs:
-            way = "remove that folder" if restart is None else "--restart to begin anew"
-            raise ValueError(
-                f"{folder} was begun with other settings ({', '.join(differs)}). "
-                f"Give another --out, or {way}."
-            )
+    if before is None or restart:
+        return
+    differs = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
+    if differs:
+        way = "remove that folder" if restart is None else "--restart to begin anew"
+        raise ValueError(
+            f"{folder} was begun with other settings ({', '.join(differs)}). "
+            f"Give another --out, or {way}."
+        )
+
+
+def keep_to_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
+    """`check_recipe`, then note in recipe.json with which settings the work was begun."""
+    check_recipe(folder, settings, restart)
+    path = Path(folder) / "recipe.json"
     if restart or not path.exists():
-        mark = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        write_json(path, {"sha256": mark, "settings": wanted})
+        plain = _plain(settings)
+        mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        write_json(path, {"sha256": mark, "settings": plain})
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """As JSON gives them back."""
+    plain: dict[str, Any] = recipe_of(settings) if is_dataclass(settings) else settings
+    return dict(json.loads(json.dumps(plain)))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

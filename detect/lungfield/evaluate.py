@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, union_xyxy
+from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
 from cxr.cli import to_plain
 from cxr.coco import read_coco
 from cxr.draw import ORANGE, draw_contour, encode_png, sheet, to_rgb
@@ -26,10 +26,15 @@ from cxr.film import FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.split import Split
 from cxr.workdir import Workdir, console, log, write_atomic
-from detect.dataset import mask_box_xyxy
 from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows, read_mask
-from detect.lungfield.field import LungField, cut_edges, disagreement, field_box_xyxy
-from detect.lungfield.metrics import Overlap, overlap
+from detect.lungfield.field import (
+    LungField,
+    Overlap,
+    cut_edges,
+    disagreement,
+    field_box_xyxy,
+    overlap,
+)
 from detect.lungfield.tables import print_tables, write_tables
 from detect.predict import ThoraxDetector
 

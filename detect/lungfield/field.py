@@ -10,21 +10,24 @@ shadow and, where seen, behind the diaphragm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
 
 from cxr.boxes import iou_xyxy
-from cxr.bundle import load_bundle
 from cxr.cli import from_plain
+from cxr.devices import pick_device
 from cxr.intensity import check_pixels
-from detect.dataset import prepare_film, to_input
-from detect.lungfield.net import FieldNetConfig, build_field_net
+from detect.predict import prepare_film, to_input
+from detect.settings import FieldNetConfig
+
+if TYPE_CHECKING:  # torch is imported where a network is at work
+    from torch import nn
 
 DEFAULT_WEIGHTS = Path("weights/lungfield.safetensors")  # commands run from the project's folder
 
@@ -44,9 +47,9 @@ class LungField:
         weights: dict[str, str] | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        import torch
+
+        self.device = pick_device(device)
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.side = side
         self.weights = weights or {}  # file name → SHA-256
@@ -59,6 +62,9 @@ class LungField:
 
         Raises FileNotFoundError or ValueError for what is no bundle of a lung-field network.
         """
+        from cxr.bundle import load_bundle
+        from detect.lungfield.net import build_field_net
+
         bundle = load_bundle(path or DEFAULT_WEIGHTS, "lungfield")
         config = from_plain(FieldNetConfig, bundle.meta["model"])
         model = build_field_net(config)
@@ -66,7 +72,6 @@ class LungField:
         name = Path(bundle.path).name
         return cls(model, config.side, device, {name: bundle.sha256}, bundle.meta)
 
-    @torch.inference_mode()
     def segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The lung field of each film or thorax crop.
 
@@ -79,6 +84,8 @@ class LungField:
 
         Raises ValueError for pixels that are no such film.
         """
+        import torch
+
         out: list[np.ndarray] = []
         for start in range(0, len(films), _BATCH):
             batch = films[start : start + _BATCH]
@@ -87,7 +94,8 @@ class LungField:
             prepared = [prepare_film(pixels, self.side) for pixels in batch]
             images = torch.stack([to_input(canvas) for canvas, _ in prepared]).to(self.device)
             images = images.contiguous(memory_format=torch.channels_last)
-            maps = torch.sigmoid(self.model(images)[:, 0].float()).cpu().numpy()
+            with torch.inference_mode():
+                maps = torch.sigmoid(self.model(images)[:, 0].float()).cpu().numpy()
             for field, (_, frame), pixels in zip(maps, prepared, batch, strict=True):
                 out.append(frame.restore(field, (pixels.shape[0], pixels.shape[1])))
         return out
@@ -157,3 +165,39 @@ def _as_mask(mask: np.ndarray, function: str) -> np.ndarray:
             f"{mask.shape} instead: compare probabilities with 0.5."
         )
     return mask
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Agreement of a found mask with the true one; NaN where there is nothing to measure.
+
+    `dice` is 2|A∩B| / (|A| + |B|) (Dice 1945), `iou` |A∩B| / |A∪B|; both 1 when both masks are
+    empty. `coverage` is the share of the truth that was found, `precision` the share of the found
+    that is true.
+    """
+
+    dice: float
+    iou: float
+    coverage: float
+    precision: float
+
+
+def overlap(found: np.ndarray, truth: np.ndarray) -> Overlap:
+    """Overlap of two masks (H, W) of one size, everything above 0 inside.
+
+    Raises ValueError for masks of different sizes.
+    """
+    a, b = np.asarray(found) > 0, np.asarray(truth) > 0
+    if a.shape != b.shape:
+        raise ValueError(
+            f"found and truth of overlap must be of one size. Got {a.shape} and {b.shape} instead."
+        )
+    both, n_a, n_b = (int(np.count_nonzero(m)) for m in (a & b, a, b))
+    if not n_a + n_b:
+        return Overlap(1.0, 1.0, math.nan, math.nan)
+    return Overlap(
+        2 * both / (n_a + n_b),
+        both / (n_a + n_b - both),
+        both / n_b if n_b else math.nan,
+        both / n_a if n_a else math.nan,
+    )

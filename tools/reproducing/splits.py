@@ -62,13 +62,13 @@ def split_of_single(settings: dict[str, Any]) -> SplitOf:
 def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
     """Of detect.film_class: the split is made again, from the same settings and seed."""
     from cxr.cli import from_plain
-    from detect.data import select_parts
+    from detect.data import select_films
     from detect.film_class import FilmClassConfig
     from detect.film_class_answers import film_truth
 
     config = from_plain(FilmClassConfig, settings)
     classes = config.model.classes
-    parts, _ = select_parts(config.data, config.seed, None, classes)
+    parts = select_films(config.data, config.seed, classes, trained=False).films
     truths: dict[str, str] = {}
     films: dict[str, list[tuple[str, str]]] = {part: [] for part in parts if parts[part]}
     for part, found in films.items():
