@@ -6,13 +6,12 @@ every system leaves, so that all of them are measured by the same figures.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxr.ledger import csv_line, read_csv
 from cxr.workdir import write_atomic
 
 _BEFORE = ("film", "patient", "source", "truth")
@@ -35,14 +34,12 @@ def write_answers(path: str | Path, classes: Sequence[str], answers: Sequence[An
     classes = tuple(classes)
     _check_classes(classes)
     films: set[str] = set()
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns_of(classes))
+    lines = [csv_line(columns_of(classes))]
     for answer in answers:
         _check(answer, classes, films)
         scores = [repr(float(score)) for score in answer.scores]
-        writer.writerow([answer.film, answer.patient, answer.source, answer.truth, *scores])
-    write_atomic(path, buffer.getvalue())
+        lines.append(csv_line([answer.film, answer.patient, answer.source, answer.truth, *scores]))
+    write_atomic(path, "".join(lines))
 
 
 def read_answers(path: str | Path) -> tuple[tuple[str, ...], list[Answer]]:
@@ -53,9 +50,11 @@ def read_answers(path: str | Path) -> tuple[tuple[str, ...], list[Answer]]:
             f"{path} must be an answers.csv. It does not exist: train the system "
             "first, or give its folder's answers.csv."
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = tuple(next(reader, []))
+    classes: tuple[str, ...] = ()
+    films: set[str] = set()
+
+    def reader_of(header: tuple[str, ...]) -> Callable[[list[str]], Answer]:
+        nonlocal classes
         classes = tuple(c.removeprefix(_SCORE) for c in header if c.startswith(_SCORE))
         if not classes or header != columns_of(classes):
             wanted = ", ".join((*_BEFORE, f"{_SCORE}CLASS"))
@@ -63,15 +62,18 @@ def read_answers(path: str | Path) -> tuple[tuple[str, ...], list[Answer]]:
                 f"{path} must have the columns {wanted} (one a class). "
                 f"Got {', '.join(header) or 'none'} instead."
             )
-        answers: list[Answer] = []
-        films: set[str] = set()
         try:
             _check_classes(classes)
-            for cells in reader:
-                answers.append(_answer(cells, len(header)))
-                _check(answers[-1], classes, films)
         except ValueError as error:
-            raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+            raise ValueError(f"{path} line 1: {error}") from error
+        return read
+
+    def read(cells: list[str]) -> Answer:
+        answer = _answer(cells, len(_BEFORE) + len(classes))
+        _check(answer, classes, films)
+        return answer
+
+    answers = read_csv(path, reader_of)
     return classes, answers
 
 

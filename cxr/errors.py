@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-REASONS = frozenset(
-    {
-        "not_found",
-        "empty",
-        "not_an_image",
-        "truncated",
-        "encrypted",
-        "multi_frame",
-        "no_pixels",
-        "wrong_modality",
-        "too_small",
-        "unsupported_syntax",
-        "bad_pixels",
-        "blank",
-    }
+_REASONS = (
+    "not_found empty not_an_image truncated encrypted multi_frame no_pixels wrong_modality "
+    "too_small unsupported_syntax bad_pixels blank"
 )
+REASONS = frozenset(_REASONS.split())
 
 
 class FilmError(Exception):

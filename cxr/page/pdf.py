@@ -1,4 +1,4 @@
-"""report.pdf: the audit page as Chromium prints it, where there is one."""
+"""A page as a PDF, as Chromium prints it, where there is one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from cxr.workdir import log
 
 _BROWSERS = ("chromium", "google-chrome", "chromium-browser", "google-chrome-stable")
 _SECONDS = 180
+_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --no-pdf-header-footer"
+)
 
 
 def write_pdf(html: Path, pdf: Path, seconds: float = _SECONDS) -> bool:
@@ -30,21 +34,8 @@ def write_pdf(html: Path, pdf: Path, seconds: float = _SECONDS) -> bool:
     pdf = Path(pdf).resolve()
     with tempfile.TemporaryDirectory(prefix="audit-pdf-") as folder:
         made = Path(folder) / "page.pdf"
-        command = [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={folder}/profile",
-            "--no-pdf-header-footer",
-            f"--print-to-pdf={made}",
-            Path(html).resolve().as_uri(),
-        ]
+        paths = (f"--user-data-dir={folder}/profile", f"--print-to-pdf={made}")
+        command = [browser, *_FLAGS.split(), *paths, Path(html).resolve().as_uri()]
         why = _run_to_end(command, seconds)
         if why is None and (not made.exists() or made.stat().st_size == 0):
             why = "it wrote nothing"
