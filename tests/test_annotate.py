@@ -18,7 +18,7 @@ import annotate
 
 heavy = "torch torchvision lightning timm sklearn matplotlib albumentations".split()
 films, a, b, out = sys.argv[1:]
-calls = [[word, "--help"] for word in annotate.JOBS]
+calls = [[word, "--help"] for word in annotate.COMMANDS]
 calls += [["status", a], ["review", a], ["review", a, "--accept", "1-2"], ["check", a]]
 calls += [["merge", a, "--into", f"{out}/a.json"], ["check", f"{out}/a.json", "--films", films]]
 calls += [["export", a, "--format", "voc", "--out", f"{out}/voc"]]
