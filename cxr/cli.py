@@ -119,7 +119,8 @@ class Command:
     run: Callable[[Any], int] | str = ""
 
 
-def _load(what: Any) -> Any:
+def load_named(what: Any) -> Any:
+    """What "module:name" names, imported only now; anything but a text as it is."""
     if not isinstance(what, str):
         return what
     module, _, name = what.partition(":")
@@ -137,7 +138,7 @@ def parse_command(
     if words and words[0] in commands:
         chosen = commands[words[0]]
         return parse_config(
-            _load(chosen.config_class),
+            load_named(chosen.config_class),
             words[1:],
             f"{prog} {words[0]}",
             chosen.example,
@@ -164,7 +165,7 @@ def run_command(
     """`parse_command`, then the word's `run`; its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     config = parse_command(commands, words, prog, about)
-    return int(_load(commands[words[0]].run)(config))
+    return int(load_named(commands[words[0]].run)(config))
 
 
 def instantiate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cxr.answers import Answer, write_answers
 from reproducing.runners import Runner
@@ -72,11 +71,9 @@ def train_toy(config: ToyConfig) -> Path:
     return out
 
 
-def load_toy() -> tuple[type[Any], Any]:
-    """The runner's two halves."""
-    return ToyConfig, train_toy
-
-
 TOY = Runner(
-    load_toy, {n: n for n in ("data", "crops", "out", "cache", "seed")}, protocol="protocol.kind"
+    "reproduce_toy:ToyConfig",
+    "reproduce_toy:train_toy",
+    {n: n for n in ("data", "crops", "out", "cache", "seed")},
+    protocol="protocol.kind",
 )

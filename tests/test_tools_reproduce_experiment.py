@@ -10,8 +10,9 @@ import pytest
 import yaml
 from test_tools_reproduce import RECIPE
 
-from reproducing.cells import Place, make_cells
+from reproducing.cells import make_cells
 from reproducing.experiment import BUDGETS, find_experiments, flatten, merge, read_experiment
+from reproducing.place import Place
 
 TABLES = (
     "deck_backbones",

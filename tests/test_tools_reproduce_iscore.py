@@ -17,12 +17,12 @@ from classify.singles.module import SingleModule
 from cxr.answers import Answer, write_answers
 from cxr.stats import Figure
 from cxr.training.optim import OptimConfig
-from reproducing.cells import Cell, Place
+from reproducing.cells import Cell
 from reproducing.experiment import Measure
 from reproducing.figures import measure_cell
-from reproducing.iscore import iscore_cell
 from reproducing.layout import number
-from reproducing.runners import find_runner
+from reproducing.place import Place
+from reproducing.runners import find_runner, iscore_cell
 
 
 def test_two_cells_of_one_network_train_it_once(
@@ -54,7 +54,7 @@ def test_two_cells_of_one_network_train_it_once(
 
 def test_the_runner_leaves_the_networks_folder_out_of_a_cells_key() -> None:
     runner = find_runner("iscore")
-    assert "trained" in runner.free and runner.load()[0] is IscoreConfig
+    assert "trained" in runner.free and runner.config_class is IscoreConfig
 
 
 def test_a_figure_that_a_cell_does_not_have_is_said_not_to_apply(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import reproduce_toy
 from test_tools_reproduce import RECIPE, run, text_of, world  # noqa: F401
 
 from cxr.draw import encode_png
-from reproducing.cells import content_of
 from reproducing.experiment import read_experiment
-from reproducing.pictures import row_number
-from reproducing.runners import RUNNERS, Runner
-from reproducing.shared import shared_folder
+from reproducing.layout import row_number
+from reproducing.place import content_of
+from reproducing.runners import RUNNERS, shared_folder
 
 CURVE = {
     **RECIPE,
@@ -58,10 +57,7 @@ def test_a_cells_own_picture_and_figures_are_shown(
         (folder / "figures.json").write_text(json.dumps({"goes.normal": figure}))
         return folder
 
-    toy = Runner(
-        lambda: (reproduce_toy.ToyConfig, train), reproduce_toy.TOY.keys, protocol="protocol.kind"
-    )
-    monkeypatch.setitem(RUNNERS, "toy", toy)
+    monkeypatch.setitem(RUNNERS, "toy", replace(reproduce_toy.TOY, train=train))
     shown = {"file": "seen.png", "caption": "What it saw", "row": "low"}
     measures = [
         *RECIPE["measures"],

@@ -13,13 +13,11 @@ from test_tools_reproduce import RECIPE
 
 from cxr.answers import Answer
 from cxr.stats import Figure
-from reproducing.differs import differences, guesses
 from reproducing.experiment import Experiment, Measure, read_experiment
 from reproducing.figures import measure_answers
-from reproducing.layout import number
-from reproducing.markdown import _text
+from reproducing.layout import _text, number
 from reproducing.runners import RUNNERS
-from reproducing.table import letter_names, spans
+from reproducing.table import differences, guesses, letter_names, spans
 
 
 @pytest.fixture

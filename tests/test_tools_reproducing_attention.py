@@ -24,7 +24,7 @@ from cxr.cli import to_plain
 from cxr.manifest import CropRow, ManifestWriter
 from cxr.stats import Figure
 from cxr.workdir import sha256_file
-from reproducing import attention, attention_films
+from reproducing import attention
 from reproducing.attention import Attention, AttentionConfig, attention_of, mean_figure
 
 SIDE, CROP = 128, (0, 32, 128, 96)  # px; xyxy of the crop
@@ -57,6 +57,8 @@ class Brightness(nn.Module):
 
 class FakeField:
     """Finds the left half of every film."""
+
+    threshold = 0.5
 
     loaded = 0
 
@@ -113,7 +115,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         writer.writerows(rows)
     answer_films(tmp_path / "trained", range(4))
     use(monkeypatch, single_of(Brightness()))
-    monkeypatch.setattr(attention_films.LungField, "load", load_field)
+    monkeypatch.setattr(attention.LungField, "load", load_field)
     FakeField.loaded = 0
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""tools/reproducing/probe_boxes.py: boxes for the probe where nobody drew one."""
+"""tools/reproducing/probe.py: boxes for the probe where nobody drew one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from test_tools_reproducing_probe import OUTSIDE, TWO, cases_of, write_films
 
-from reproducing import probe, probe_boxes
-from reproducing.probe import probe_of
-from reproducing.probe_boxes import found_boxes
+from reproducing import probe
+from reproducing.probe import found_boxes, probe_of
 
 LABELS = [n % 2 for n in range(8)]
 looked: list[int] = []
@@ -33,9 +32,8 @@ class Detector:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (probe, probe_boxes):
-        monkeypatch.setattr(module, "default_jobs", lambda films: 0)
-    monkeypatch.setattr(probe_boxes, "ThoraxDetector", Detector)
+    monkeypatch.setattr(probe, "default_jobs", lambda films: 0)
+    monkeypatch.setattr(probe, "ThoraxDetector", Detector)
     looked.clear()
     path = tmp_path / "thorax.safetensors"
     path.write_bytes(b"weights")

@@ -10,9 +10,16 @@ import pytest
 
 from classify.films import Case
 from cxr.films_table import FilmRow
-from reproducing.goes import Group, draw_goes, goes_of
-from reproducing.screening import ScreenJob, screen_films
-from reproducing.scxnn import ScxnnConfig, joint_scores, truth_of
+from reproducing.scxnn import (
+    Group,
+    ScreenJob,
+    ScxnnConfig,
+    draw_goes,
+    goes_of,
+    joint_scores,
+    screen_films,
+    truth_of,
+)
 
 TWO = ScxnnConfig(targets=("bacterial", "viral"))
 

@@ -23,13 +23,10 @@ from rich.logging import RichHandler
 from cxr.cli import parse_config
 from cxr.page.words import printable
 from cxr.workdir import console, log
-from reproducing.cells import DRAWN, Place
+from reproducing.cells import list_tables
 from reproducing.engine import ENGINES, Engine, import_ray
 from reproducing.experiment import BUDGETS, Experiment, find_experiments, read_experiment
-from reproducing.films import drawn_films, find_crops
-from reproducing.layout import headline
-from reproducing.listing import list_tables
-from reproducing.making import Order, make_table
+from reproducing.place import DRAWN, Place
 
 PROG = "python tools/reproduce.py"
 DATA = "../shared/data"
@@ -159,6 +156,8 @@ def chosen(config: ReproduceConfig) -> list[Experiment]:
 
 def find_place(config: ReproduceConfig, experiment: Experiment) -> Place:
     """Films, crops and folders of a run; drawn films and missing crops are made."""
+    from reproducing.making import drawn_films, find_crops
+
     place = films_place(config, config.budget)
     if place.drawn:
         drawn_films(Path(place.data))
@@ -190,6 +189,9 @@ def films_place(config: ReproduceConfig, budget: str) -> Place:
 
 def make(config: ReproduceConfig, experiment: Experiment, place: Place, engine: Engine) -> int:
     """One table; 1 when cells failed or it could not be made."""
+    from reproducing.layout import headline
+    from reproducing.making import Order, make_table
+
     console.print(f"{experiment.name} at {config.budget}", highlight=False, markup=False)
     order = Order(
         experiment, config.budget, place, engine, command_of(config, experiment), config.docs

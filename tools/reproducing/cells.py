@@ -4,67 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table as Shown
+
 from cxr.cli import from_plain, to_plain
-from cxr.manifest import read_manifest
-from cxr.workdir import sha256_file
-from reproducing.experiment import Experiment, flatten, merge
+from reproducing.experiment import BUDGETS, Experiment, flatten, merge
+from reproducing.place import FREE, SPLIT, Place, content_of, fingerprint
 from reproducing.runners import Runner, find_runner
-
-DRAWN = "drawn_films"  # folder and source of films that nobody took of anybody
-SPLIT = "split.json"  # of the drawn films, in their folder
-
-# None of these changes a result: two cells that differ in nothing else are one.
-FREE = ("data", "crops", "out", "cache", "device", "workers", "draws")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a run decides about every cell: where the films are, and on what it is trained.
-
-    Args:
-        data: folder with films.csv.
-        crops: folder of detect.crop; empty for whole films.
-        out: folder of all tables; a cell lies in out/cells/KEY.
-        device: auto, cpu or gpu.
-        workers: processes that make training pictures.
-        seed: of everything random.
-        draws: bootstrap draws of the intervals.
-        sources: sources of films.csv in place of the table's own; empty leaves those.
-    """
-
-    data: str
-    crops: str
-    out: str
-    device: str = "auto"
-    workers: int = 0
-    seed: int = 0
-    draws: int = 1000
-    sources: tuple[str, ...] = ()
-
-    @property
-    def input(self) -> str:
-        """What the networks see."""
-        return "crops" if self.crops else "films"
-
-    @property
-    def drawn(self) -> bool:
-        """Are these the drawn films of the budget smoke?"""
-        return self.sources == (DRAWN,)
-
-    @property
-    def split_seed(self) -> int:
-        """The shuffle of patients hangs on the run's one seed, too."""
-        return self.seed
-
-    @property
-    def cache(self) -> str:
-        """Decoded pixels, shared by all cells."""
-        return str(Path(self.out) / "cache")
 
 
 @dataclass(frozen=True)
@@ -147,8 +97,7 @@ def resolve(runner: Runner, settings: dict[str, Any], place: Place) -> dict[str,
     if place.drawn:  # the drawn films' patients are in no other split
         own = str(Path(place.data) / SPLIT)
         merge(filled, {k: own for k in runner.split_files if flatten(filled).get(k)})
-    config_class, _ = runner.load()
-    plain: dict[str, Any] = to_plain(from_plain(config_class, filled))
+    plain: dict[str, Any] = to_plain(from_plain(runner.config_class, filled))
     return plain
 
 
@@ -165,34 +114,32 @@ def cell_key(runner: str, settings: dict[str, Any], place: Place, marks: Sequenc
     free = {kind.keys[name] for name in FREE if name in kind.keys} | set(kind.free)
     flat = {k: content_of(k, v) for k, v in flatten(settings).items() if k not in free}
     if kind.later:
-        usual = flatten(to_plain(kind.load()[0]()))
+        usual = flatten(to_plain(kind.config_class()))
         later = [k for k in flat if any(f"{k}.".startswith(f"{name}.") for name in kind.later)]
         flat = {k: v for k, v in flat.items() if k not in later or v != usual.get(k)}
     text = json.dumps([runner, kind.version, place.input, list(marks), flat], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def content_of(key: str, value: Any) -> Any:
-    """A file of first weights, or of a split, counts by what is in it, wherever it lies."""
-    is_file = key.rpartition(".")[2] in ("weights", "split") and value and Path(value).is_file()
-    return f"sha256:{sha256_file(value)}" if is_file else value
+def list_tables(experiments: Sequence[Experiment], places: Mapping[str, Place]) -> Shown:
+    """A row a table: study, cells, and the finished ones at each budget (`places`: budget →
+    where to look)."""
+    shown = Shown("table", "study", "cells", *BUDGETS, highlight=False)
+    for experiment in experiments:
+        done = [finished(experiment, budget, places[budget]) for budget in BUDGETS]
+        cells = len(list(experiment.cells()))
+        shown.add_row(experiment.name, experiment.study, str(cells), *done)
+    return shown
 
 
-def fingerprint(place: Place, files: Sequence[str]) -> tuple[str, ...]:
-    """Hashes of the tables that say which films there are, and of the crops' rows; paths and dates
-    are left out, so that a copy of the same data counts as the same."""
-    data = Path(place.data)
-    if not (data / "films.csv").is_file():
-        raise ValueError(
-            f"data must be a folder with films.csv. Got {place.data!r} instead: give "
-            "--data FOLDER, or see tools/explore.py --source."
-        )
-    marks = [sha256_file(data / f) for f in files if (data / f).is_file()]
-    if place.crops:
-        rows = [
-            (Path(r.film).name, r.sha256, r.status, r.crop_xyxy)
-            for r in read_manifest(Path(place.crops))[1]
-        ]
-        text = json.dumps(sorted(rows, key=str), default=list)
-        marks.append(hashlib.sha256(text.encode()).hexdigest())
-    return tuple(marks)
+def finished(experiment: Experiment, budget: str, place: Place) -> str:
+    """How many cells are finished at a budget; «–» where there are no films to be trained on."""
+    if not (Path(place.data) / "films.csv").is_file():
+        return "–"
+    if not any((Path(place.out) / "cells").glob("*/result.json")):
+        return "0"
+    try:
+        cells = make_cells(experiment, budget, place, with_paper=False)
+    except (ValueError, OSError):
+        return "–"
+    return str(sum(cell.finished for cell in cells))

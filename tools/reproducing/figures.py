@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from classify.singles.figures import report_of
 from cxr.answers import Answer, read_answers
 from cxr.stats import Figure, Report
-from reproducing.attention import AttentionConfig, attention_of
-from reproducing.cells import Cell, Place
+from reproducing.cells import Cell
+from reproducing.engine import answers_folder, short_reason
 from reproducing.experiment import OF_THE_TRAINING, Measure
-from reproducing.work import answers_folder, short_reason
+from reproducing.place import Place
 
 NOT_ITS = "does not apply"  # why a training has no figure that others of its table have
 
@@ -50,6 +49,8 @@ def measure_answers(
     seed: int,
 ) -> Found:
     """The measures that need nothing but answers."""
+    from classify.singles.figures import report_of
+
     report = report_of(classes, answers, draws, seed)
     wanted = [m.name for m in measures if not (is_attention(m.name) or is_own(m.name))]
     return Found({n: pick(report, n) for n in wanted}, report.films, report.patients)
@@ -98,6 +99,8 @@ def measure_cell(
 
 def _lifts(folder: Path, place: Place, films: int) -> tuple[dict[str, Figure], str]:
     """lift and lift.NET of a training, and why there is none."""
+    from reproducing.attention import AttentionConfig, attention_of
+
     device = {"gpu": "cuda"}.get(place.device, place.device)
     settings = AttentionConfig(films, draws=place.draws, seed=place.seed, device=device)
     try:

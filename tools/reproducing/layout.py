@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from cxr.page.build import page_text
+from cxr.page.words import printable
+from cxr.plots import LINES, new_figure, to_png
 from cxr.stats import Figure
+from reproducing.cells import Cell
+from reproducing.engine import answers_folder
 from reproducing.experiment import OF_A_CLASS, Measure
 from reproducing.table import Entry, Row, Table, spans
 
@@ -186,3 +195,174 @@ def headline(table: Table) -> str:
     whole = len(table.rows)
     failed = f", {table.failed} failed" if table.failed else ""
     return f"{table.finished} of {whole} cells are trained{failed}."
+
+
+# /home/someone/films/a.png in a message: nobody else has that folder
+_PATH = re.compile(r"(?<![\w/:.~])~?/(?:[^\s/:'\"|]+/)+")
+
+
+def markdown(table: Table, pictures: Sequence[Picture] = ()) -> str:
+    """The whole file; no folder of this machine is named in it."""
+    experiment = table.experiment
+    lines = [f"# {_text(experiment.title)}", ""]
+    lines += [f"{_text(experiment.study)}. Budget `{table.budget}`. {headline(table)}", ""]
+    if table.budget == "smoke":
+        lines += [f"> **{SMOKE}**", ""]
+    lines += [_text(experiment.about), "", KEY, ""]
+    for grid in grids(table):
+        lines += [*([f"## {_text(grid.title)}", ""] if grid.title else []), *_grid(grid), ""]
+    for picture in pictures:
+        lines += [f"![{_text(picture.caption)}]({picture.name})", "", _text(picture.caption), ""]
+    lines += ["## What differs from the paper", ""]
+    lines += [f"- **{letter}** {_text(text)}" for letter, text in table.legend] or [
+        "- nothing in the settings"
+    ]
+    lines += ["", *_probe(table)]
+    if table.notes:
+        lines += ["## Notes", "", *(f"- {_text(note)}" for note in table.notes), ""]
+    lines += ["## How it was made", ""]
+    for what, text in facts(table):
+        shown = f"`{_plain(text)}`" if what == "Command" else _text(text)
+        lines.append(f"- {what}: {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _probe(table: Table) -> list[str]:
+    grid = probe_grid(table)
+    if grid is None:
+        why = "it only runs" if table.budget == "smoke" else table.probe_reason
+        return ["## The same films without a lung", "", f"No shortcut probe: {_text(why)}.", ""]
+    return [
+        f"## {grid.title}",
+        "",
+        "Shortcut probe: logistic regressions on almost nothing, fitted on this table's training "
+        "films and tested on its test films. A network is worth what it adds to these."
+        + (f" ({_text(table.probe_reason)}.)" if table.probe_reason else ""),
+        "",
+        *_grid(grid),
+        "",
+    ]
+
+
+def _grid(grid: Grid) -> list[str]:
+    heads = [
+        ": ".join(filter(None, (group, column)))
+        for group, columns in grid.groups
+        for column in columns
+    ]
+    rule = ["---", *["---:"] * len(heads)]
+    rows = [[_text(name), *map(_text, texts)] for name, texts in grid.rows]
+    return [_row([_text(grid.row_title), *map(_text, heads)]), _row(rule), *map(_row, rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(text: str) -> str:
+    """A text that cannot break out of its cell, be taken for markup, or name a local folder."""
+    safe = _plain(text).replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
+    safe = safe.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"(\*|(?<!\w)_|_(?!\w)|(?<=\])\()", r"\\\1", safe)
+
+
+def _plain(text: str) -> str:
+    return _PATH.sub("…/", printable(" ".join(text.split())))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, the name of its file beside the table, and what it shows."""
+
+    name: str
+    caption: str
+    png: bytes
+
+    @property
+    def source(self) -> str:
+        """For a page that needs no other file."""
+        return f"data:image/png;base64,{b64encode(self.png).decode()}"
+
+
+def pictures_of(table: Table, cells: Sequence[Cell], stem: str) -> list[Picture]:
+    """The plot of a table that wants one (not at smoke, where figures mean nothing), and the files
+    of finished cells that it shows; what a cell did not draw is left out."""
+    experiment = table.experiment
+    found = []
+    if experiment.plot and table.budget != "smoke" and table.finished:
+        caption = f"{table.title_of(experiment.plot)} by {experiment.row_title.lower()}"
+        found.append(Picture(f"{stem}.png", f"{caption}, 95 % intervals by patient", plot(table)))
+    for shown in experiment.pictures:
+        cell = next(c for c in cells if (c.row, c.column) == (shown.row, shown.column))
+        path = answers_folder(cell) / shown.file if cell.finished else None
+        if path is not None and path.is_file():
+            words = re.sub(r"\W+", "_", f"{cell.name}_{path.stem}").strip("_").lower()
+            found.append(Picture(f"{stem}_{words}.png", shown.caption, path.read_bytes()))
+    return found
+
+
+def plot(table: Table) -> bytes:
+    """The plotted measure of each column against the numbers that rows are named by, as PNG."""
+    experiment, measure = table.experiment, table.experiment.plot
+    canvas = new_figure(6.4, 4.2)
+    axis = canvas.subplots()
+    columns = [c.name for c in experiment.columns] or [""]
+    for number, column in enumerate(columns):
+        colour, style = LINES[number % 4]
+        points = sorted(_points(table, column, measure))
+        if points:
+            x, value, low, high = zip(*points, strict=True)
+            axis.plot(x, value, style, color=colour, label=column or experiment.title)
+            axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+    ticks = [row_number(row.name) for row in experiment.rows]
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [row.name for row in experiment.rows])
+    axis.minorticks_off()
+    axis.set(xlabel=experiment.row_title, ylabel=table.title_of(measure), title=experiment.title)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    return to_png(canvas, dpi=140)
+
+
+def row_number(name: str) -> float:
+    """The number that a row is named by, such as «25 %»; raises ValueError where there is none."""
+    found = re.search(r"\d+(\.\d+)?", name)
+    if found is None:
+        raise ValueError(f"rows of a table with plot must be named by a number. Got {name!r}.")
+    return float(found.group())
+
+
+def _points(table: Table, column: str, measure: str) -> list[tuple[float, float, float, float]]:
+    points = []
+    for row in table.rows:
+        ours = row.entries[measure].ours
+        if row.column == column and ours is not None and ours.value is not None:
+            low = ours.value if ours.low is None else ours.low
+            high = ours.value if ours.high is None else ours.high
+            points.append((row_number(row.row), ours.value, low, high))
+    return points
+
+
+HERE = Path(__file__).resolve().parent
+
+
+def page_html(table: Table, pictures: Sequence[Picture] = ()) -> str:
+    """The whole page."""
+    experiment, smoke = table.experiment, table.budget == "smoke"
+    shown: dict[str, Any] = {
+        "title": experiment.title,
+        "study": experiment.study,
+        "about": experiment.about,
+        "budget": table.budget,
+        "smoke": SMOKE if smoke else "",
+        "headline": headline(table),
+        "key": KEY,
+        "grids": grids(table),
+        "legend": table.legend,
+        "notes": table.notes,
+        "probe": probe_grid(table),
+        "facts": facts(table),
+        "pictures": pictures,
+        "probe_reason": "this budget only shows that it runs" if smoke else table.probe_reason,
+    }
+    return page_text(HERE / "page.html", **shown)

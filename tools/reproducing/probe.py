@@ -10,6 +10,7 @@ without lungs. A network is only worth as much as it adds to these.
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classify.films import Case
+from classify.films import Case, select_cases
 from cxr.answers import Answer
-from cxr.stream import Unread, default_jobs, read_ahead
-from cxr.workdir import log, replacing, sha256_file
+from cxr.films_table import read_films_table
+from cxr.stream import Unread, batched, default_jobs, read_ahead
+from cxr.workdir import log, replacing, sha256_file, write_json
+from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
 from exploring.entries import Box, coco_boxes
 from exploring.gather import film_features
 from exploring.probe import FEATURES
-from reproducing.probe_boxes import found_boxes
+from reproducing.cells import Cell
+from reproducing.engine import short_reason
+from reproducing.experiment import Experiment
+from reproducing.figures import is_attention, is_own, measure_answers
+from reproducing.place import Place, SplitOf
+from reproducing.runners import find_runner
+from reproducing.table import ProbeRow
 
 Fold = tuple[Sequence[int], Sequence[int]]  # numbers of the training and of the test films
 Features = dict[str, np.ndarray]  # shortcut → (F,) float64 of one film
@@ -229,3 +238,125 @@ def _check(
     if not folds or twice:
         got = f"{cases[twice[0]].row.image} twice" if twice else "none"
         raise ValueError(f"folds must be one at least, and test a film at most once. Got {got}.")
+
+
+_BATCH = 8
+
+
+def found_boxes(
+    images: Sequence[str], data: Path, cache: Path, weights: str | Path = DEFAULT_WEIGHTS
+) -> dict[str, Box]:
+    """Image → the detector's box; films that cannot be read or are refused have none.
+
+    Each film is looked at once: CACHE/boxes_….json is kept as long as weights and films are what
+    they were. Nothing is found where there are no weights.
+    """
+    if not images or not Path(weights).is_file():
+        return {}
+    path = cache / f"boxes_{sha256_file(weights)[:16]}.json"
+    known = _load_boxes(path)
+    marks = {image: _mark(data / image) for image in images}
+    pending = [image for image in images if marks[image] not in known]
+    if pending:
+        log.info("shortcut probe: boxing %d films that nobody boxed", len(pending))
+        known |= {marks[i]: found for i, found in _detect(pending, data, Path(weights)).items()}
+        write_json(path, known)
+    boxes = {image: known[mark] for image, mark in marks.items()}
+    return {
+        image: _box(*found["xyxy"], *found["size_hw"]) for image, found in boxes.items() if found
+    }
+
+
+def _box(x0: float, y0: float, x1: float, y1: float, height: float, width: float) -> Box:
+    return Box((x0, y0, x1, y1), (int(height), int(width)))
+
+
+def _detect(
+    images: Sequence[str], data: Path, weights: Path
+) -> dict[str, dict[str, list[float]] | None]:
+    detector = ThoraxDetector.load(weights)
+    out: dict[str, dict[str, list[float]] | None] = dict.fromkeys(images)
+    films = read_ahead([data / image for image in images], default_jobs(len(images)))
+    for group in batched(zip(images, films, strict=True), _BATCH):
+        good = [(image, film) for image, (_, film) in group if not isinstance(film, Unread)]
+        for (image, film), box in zip(
+            good, detector.predict([film.pixels for _, film in good]), strict=True
+        ):
+            if box.xyxy is not None:
+                out[image] = {"xyxy": [float(v) for v in box.xyxy], "size_hw": [*film.pixels.shape]}
+    return out
+
+
+def _mark(film: Path) -> str:
+    """The file's path as it is asked for, its size and the time of its last change."""
+    try:
+        found = film.stat()
+    except OSError:
+        return str(film)
+    return f"{film} {found.st_size} {found.st_mtime_ns}"
+
+
+def _load_boxes(path: Path) -> dict[str, dict[str, list[float]] | None]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+NOT_YET = "it needs the split of a finished cell"
+
+
+def split_of(cells: Sequence[Cell]) -> tuple[SplitOf | None, str]:
+    """The split that all cells of a table share, or why it is not known. A fault here must not
+    cost the table."""
+    cell = next((c for c in cells if c.finished), None)
+    if cell is None:
+        return None, NOT_YET
+    split = find_runner(cell.runner).split
+    if split is None:
+        return None, f"runner {cell.runner} does not tell its split"
+    try:
+        return split(cell.settings), ""
+    except Exception as error:
+        return None, short_reason(error)
+
+
+def probe_rows(
+    experiment: Experiment, split: SplitOf | None, place: Place
+) -> tuple[tuple[ProbeRow, ...], str]:
+    """The probe's rows and which films they miss; or none and why."""
+    if split is None:
+        return (), NOT_YET
+    try:
+        return _rows(experiment, split, place)
+    except Exception as error:
+        return (), short_reason(error)
+
+
+def _rows(experiment: Experiment, split: SplitOf, place: Place) -> tuple[tuple[ProbeRow, ...], str]:
+    classes = split.classes
+    cases, index = _cases(place, split.truths)
+    numbered: list[Fold] = [
+        ([index[i] for i in train if i in index], [index[i] for i in test if i in index])
+        for train, test in split.folds
+    ]
+    labels = [classes.index(split.truths[case.row.image]) for case in cases]
+    cache = Path(place.out) / "cache"
+    probe = probe_of(cases, labels, classes, numbered, place.data, cache, DEFAULT_WEIGHTS)
+    measures = [m for m in experiment.measures if not (is_attention(m.name) or is_own(m.name))]
+    rows = []
+    for name, (known, answers) in probe.answers.items():
+        found = measure_answers(known, answers, measures, place.draws, place.seed)
+        rows.append(ProbeRow(name, found.figures))
+    missed = ", ".join(f"{n} {why}" for why, n in probe.left_out.items())
+    return tuple(rows), f"films that the probe leaves out: {missed}" if missed else ""
+
+
+def _cases(place: Place, truths: dict[str, str]) -> tuple[list[Case], dict[str, int]]:
+    """The films whose truth is known, and image → number."""
+    data = Path(place.data)
+    rows = [r for r in read_films_table(data / "films.csv") if r.image in truths]
+    crops = Path(place.crops) if place.crops else None
+    cases, _ = select_cases(rows, data, (), False, crops)
+    return cases, {case.row.image: n for n, case in enumerate(cases)}

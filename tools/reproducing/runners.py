@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reproducing.splits import SplitOf, split_of_film_class, split_of_scxnn, split_of_single
+from filelock import FileLock
 
-Training = Callable[[Any], Path]
+from cxr.cli import from_plain, load_named, to_plain
+from reproducing.experiment import flatten
+from reproducing.place import FREE, Place, SplitOf, content_of, count_parts, fingerprint
+
+if TYPE_CHECKING:
+    from classify.finetune import FinetuneConfig
+    from classify.iscore_train import IscoreConfig
 
 
 @dataclass(frozen=True)
@@ -17,8 +26,9 @@ class Runner:
     """One kind of training.
 
     Args:
-        load: gives the configuration's dataclass and the training, which returns its folder with
-            answers.csv; called late, since it imports torch.
+        config: the configuration's dataclass, or its module:name.
+        train: the training, which returns its folder with answers.csv, or its module:name, which
+            is looked up late, since it imports torch.
         keys: what a run decides → the dotted key of the configuration that takes it. Without
             "crops" the system works on whole films only.
         free: further keys that do not change a result.
@@ -33,7 +43,8 @@ class Runner:
         version: raised when the same configuration gives another result than before.
     """
 
-    load: Callable[[], tuple[type[Any], Training]]
+    config: str | type[Any]
+    train: str | Callable[[Any], Path]
     keys: Mapping[str, str]
     free: tuple[str, ...] = ()
     files: tuple[str, ...] = ("films.csv",)
@@ -45,69 +56,138 @@ class Runner:
     later: tuple[str, ...] = ()
     version: int = 1
 
+    @property
+    def config_class(self) -> type[Any]:
+        """The configuration's dataclass."""
+        found: type[Any] = load_named(self.config)
+        return found
 
-def _single() -> tuple[type[Any], Training]:
+
+def split_of_single(settings: dict[str, Any]) -> SplitOf:
+    """Of classify.single and what is built on it: the split is made again, from the same settings
+    and seed."""
     from classify.singles.config import SingleConfig
-    from classify.singles.fit import train_single
+    from classify.singles.films import load_films
+    from classify.singles.parts import share_films
 
-    return SingleConfig, train_single
-
-
-def _finetune() -> tuple[type[Any], Training]:
-    from classify.finetune import FinetuneConfig
-    from reproducing.pretraining import finetune_cell
-
-    return FinetuneConfig, finetune_cell
-
-
-def _scxnn() -> tuple[type[Any], Training]:
-    from reproducing.scxnn import ScxnnConfig, train_scxnn
-
-    return ScxnnConfig, train_scxnn
-
-
-def _iscore() -> tuple[type[Any], Training]:
-    from classify.iscore_train import IscoreConfig
-    from reproducing.iscore import iscore_cell
-
-    return IscoreConfig, iscore_cell
+    own = SingleConfig.__dataclass_fields__
+    config = from_plain(SingleConfig, {k: v for k, v in settings.items() if k in own})
+    films = load_films(config)
+    rows = [case.row for case in films.cases]
+    every = share_films(rows, films.labels, config.protocol)
+    truths = {row.image: config.classes[k] for row, k in zip(rows, films.labels, strict=True)}
+    folds = [
+        ([rows[i].image for i in s.parts["train"]], [rows[i].image for i in s.parts["test"]])
+        for s in every
+    ]
+    first = {
+        part: [(rows[i].image, rows[i].patient_id) for i in indices]
+        for part, indices in every[0].parts.items()
+    }
+    return SplitOf(tuple(config.classes), truths, folds, count_parts(first))
 
 
-def _film_class() -> tuple[type[Any], Training]:
-    from detect.film_class import FilmClassConfig, train_film_class
+def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
+    """Of detect.film_class: the split is made again, from the same settings and seed."""
+    from detect.data import select_films
+    from detect.film_class import FilmClassConfig
+    from detect.film_class_answers import film_truth
 
-    return FilmClassConfig, train_film_class
+    config = from_plain(FilmClassConfig, settings)
+    classes = config.model.classes
+    parts = select_films(config.data, config.seed, classes, trained=False).films
+    truths: dict[str, str] = {}
+    films: dict[str, list[tuple[str, str]]] = {part: [] for part in parts if parts[part]}
+    for part, found in films.items():
+        for film in parts[part]:
+            truth = film_truth(film, config.data.class_from, classes)
+            if truth:
+                truths[film.file_name] = truth
+                found.append((film.file_name, film.patient_id))
+    learnt = [image for image, _ in films["train"]]
+    tested = [image for image, _ in films[config.answered_part]]
+    return SplitOf(tuple(classes), truths, [(learnt, tested)], count_parts(films))
+
+
+def split_of_scxnn(settings: dict[str, Any]) -> SplitOf:
+    """Of an SCXNN ensemble: the parts of its split file."""
+    from reproducing.scxnn import split_of
+
+    return split_of(settings)
+
+
+@contextmanager
+def shared_folder(out: str, kind: str, config: Any) -> Iterator[Path]:
+    """OUT/shared/KIND-HASH for a cell that trains in OUT/cells/KEY, held for this process alone.
+
+    HASH is over the films of `config.data` and `config.crops` and over its keys but those that
+    change no result. `kind` says what is trained; change it when the same configuration gives
+    another result than before.
+    """
+    flat = {k: content_of(k, v) for k, v in flatten(to_plain(config)).items() if k not in FREE}
+    marks = fingerprint(Place(config.data, config.crops, ""), ("films.csv",))
+    text = json.dumps([bool(config.crops), list(marks), flat], sort_keys=True)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = Path(out).parent.parent / "shared" / f"{kind}-{mark}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        yield folder
+
+
+def iscore_cell(config: IscoreConfig) -> Path:
+    """classify.iscore_train, its network in OUT/shared; returns the cell's folder."""
+    from classify.iscore_train import train_iscore
+
+    with shared_folder(config.out, "single", config.to_single()) as folder:
+        return train_iscore(replace(config, trained=str(folder)))
+
+
+def finetune_cell(config: FinetuneConfig) -> Path:
+    """classify.finetune, its pretraining in OUT/shared; returns the cell's folder."""
+    from classify.finetune import finetune
+
+    if config.start == "own":
+        return finetune(config)
+    with shared_folder(config.out, "pretrain", config.to_pretraining()) as folder:
+        shared = replace(config.pretraining, out=str(folder))
+        return finetune(replace(config, pretraining=shared))
 
 
 # What a run decides about each cell, by the field of cells.Place.
 _PLACES = ("data", "crops", "out", "cache", "device", "workers", "seed", "draws")
 
+_SINGLE = {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"}
+
 RUNNERS: dict[str, Runner] = {
     "single": Runner(
-        _single,
-        {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        "classify.singles.config:SingleConfig",
+        "classify.singles.fit:train_single",
+        _SINGLE,
         protocol="protocol.kind",
         split=split_of_single,
         split_files=("protocol.split",),
         later=("protocol.learn", "cxrnet"),
     ),
     "finetune": Runner(
-        _finetune,
-        {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        "classify.finetune:FinetuneConfig",
+        "reproducing.runners:finetune_cell",
+        _SINGLE,
         protocol="protocol.kind",
         split=split_of_single,
         split_files=("protocol.split",),
     ),
     "iscore": Runner(
-        _iscore,
-        {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+        "classify.iscore_train:IscoreConfig",
+        "reproducing.runners:iscore_cell",
+        _SINGLE,
         free=("trained",),
         protocol="protocol.kind",
         split=split_of_single,
         split_files=("protocol.split",),
     ),
     "scxnn": Runner(
-        _scxnn,
+        "reproducing.scxnn:ScxnnConfig",
+        "reproducing.scxnn:train_scxnn",
         {name: name for name in _PLACES},
         free=("evaluate",),
         only="file",
@@ -115,7 +195,8 @@ RUNNERS: dict[str, Runner] = {
         split_files=("split",),
     ),
     "film_class": Runner(
-        _film_class,
+        "detect.film_class:FilmClassConfig",
+        "detect.film_class:train_film_class",
         {
             "data": "data.data",
             "out": "out",

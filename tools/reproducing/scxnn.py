@@ -18,17 +18,18 @@ from classify.bundles import member_of
 from classify.films import Case, label_of
 from classify.fit import predict
 from classify.recipe import TrainConfig
-from classify.screening.tiers import TIERS
+from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
+from classify.screening.films import ScreeningFilms
+from classify.screening.tiers import TIERS, risk_table
 from classify.train import load_cases, member_job, train_ensemble
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
 from cxr.devices import pick_device
 from cxr.films_table import has_disease
-from cxr.stats import Figure, softmax
+from cxr.plots import new_figure, write_figure
+from cxr.stats import Figure, share_figure, softmax
 from cxr.workdir import log, write_json
-from reproducing.goes import Group, draw_goes, goes_of
-from reproducing.screening import ScreenJob, screen_films
-from reproducing.splits import SplitOf, count_parts
+from reproducing.place import SplitOf, count_parts
 
 LEAST = 1e-12  # a sum of scores must not be 0
 
@@ -214,3 +215,184 @@ def split_of(settings: Mapping[str, Any]) -> SplitOf:
     }
     learnt, tested = ([image for image, _ in films[part]] for part in ("train", "test"))
     return SplitOf(config.answers, truths, [(learnt, tested)], count_parts(films))
+
+
+@dataclass(frozen=True)
+class ScreenJob:
+    """Members' logits (N, M, 3) of the films of the parts val, calibration and test.
+
+    `tiers`: tier → targets; `out` holds the members' bundles and takes the screener.
+    """
+
+    out: Path
+    targets: tuple[str, ...]
+    tiers: Mapping[str, Sequence[str]]
+    cases: Mapping[str, Sequence[Case]]
+    logits: Mapping[str, np.ndarray]
+    seed: int = 0
+    draws: int = 1000
+
+    def films(self, part: str) -> ScreeningFilms:
+        """The films of a part as the screener takes them."""
+        rows = [case.row for case in self.cases[part]]
+        return ScreeningFilms(
+            self.targets,
+            np.asarray(self.logits[part], dtype=np.float64),
+            np.array([row.label != "normal" for row in rows], dtype=bool),
+            [row.patient_id for row in rows],
+            [row.source for row in rows],
+            [row.image for row in rows],
+        )
+
+
+def screen_films(
+    job: ScreenJob, sensitivity: float = 0.99, confidence: float = 0.95, folds: int = 5
+) -> dict[str, Figure]:
+    """Fit on val, fix the operating point on calibration, measure on test; leaves screener.skops,
+    screener.json and risk.json.
+
+    Returns kept.TIER, found.TIER, the same for each target, and kept.normal: the share of films
+    kept for reading, and of those on which the member (of a tier, any of it) said target. A film
+    counts in the most pressing tier it has. Raises ValueError for too few patients.
+    """
+    settings = FitConfig(
+        ("the members' own logits",),
+        ensemble=job.out,
+        sensitivity=sensitivity,
+        confidence=confidence,
+        folds=folds,
+        seed=job.seed,
+    )
+    fitted, calibration = job.films("val"), job.films("calibration")
+    meta = {
+        "fit_films_by_source": fitted.count_by_source(),
+        "calibration_films_by_source": calibration.count_by_source(),
+    }
+    screener = calibrate(fit_screener(fitted, settings), calibration, settings, meta)
+    tested = job.films("test")
+    kept = np.array([d != CLEARED for d in screener.decide(tested.logits)[1]], dtype=bool)
+    return _figures(job, tested, kept)
+
+
+def _figures(job: ScreenJob, tested: ScreeningFilms, kept: np.ndarray) -> dict[str, Figure]:
+    tier_of = {target: tier for tier, targets in job.tiers.items() for target in targets}
+    diseases = [
+        frozenset(t for t in job.targets if has_disease(case.row, [t]))
+        for case in job.cases["test"]
+    ]
+    table = risk_table(tested.logits, kept, diseases, job.targets, tier_of)
+    write_json(job.out / "risk.json", [asdict(row) for row in table])
+    # film by film the table says who counts where: an interval by patient needs to know
+    films = [
+        risk_table(tested.logits[[i]], kept[[i]], [diseases[i]], job.targets, tier_of)
+        for i in range(len(diseases))
+    ]
+    figures = {}
+    for n, row in enumerate(table):
+        among = [i for i, rows in enumerate(films) if rows[n].films]
+        name = row.disease or row.tier
+        for what in ("kept", "found"):
+            hits = [bool(getattr(films[i][n], what)) for i in among]
+            figures[f"{what}.{name}"] = _share(job, tested, among, hits)
+    normal = [int(i) for i in np.flatnonzero(~tested.abnormal)]
+    figures["kept.normal"] = _share(job, tested, normal, [bool(kept[i]) for i in normal])
+    return figures
+
+
+def _share(
+    job: ScreenJob, films: ScreeningFilms, among: Sequence[int], hits: Sequence[bool]
+) -> Figure:
+    patients = [films.patients[i] for i in among]
+    return share_figure(hits, patients, job.draws, job.seed)
+
+
+# normal, the target, others: told apart in grey print and by eyes that see few colours, too
+_COLOURS = ("#4c9f70", "#c8553d", "#8d99ae", "#e0a458", "#5b5f97", "#2f4858")
+_NARROW = 0.06  # share under which a bar has no room for its text
+
+
+@dataclass(frozen=True)
+class Group:
+    """Films that are looked at together; `shares`: answer → share of them that is answered so."""
+
+    name: str
+    films: int
+    patients: int
+    shares: dict[str, Figure]
+
+
+def goes_of(
+    said: np.ndarray,
+    patients: Sequence[str],
+    classes: Sequence[str],
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Figure]:
+    """Answer → share of N films whose largest score is for it; `said` (N,) are numbers of
+    `classes`."""
+    return {name: share_figure(said == k, patients, draws, seed) for k, name in enumerate(classes)}
+
+
+def draw_goes(groups: Sequence[Group], path: Path) -> Path:
+    """A bar a group, the first one (the followed films) on top and set apart, cut into the
+    answers; each with its share and interval in per cent."""
+    picture = new_figure(9.0, 1.5 + 0.72 * len(groups))
+    axis = picture.subplots()
+    answers = list(groups[0].shares)
+    places = [0.0] + [k + 0.35 for k in range(1, len(groups))]
+    for place, group in zip(places, groups, strict=True):
+        left = 0.0
+        for k, answer in enumerate(answers):
+            found = group.shares[answer]
+            width = found.value or 0.0
+            axis.barh(
+                place,
+                width,
+                left=left,
+                height=0.74,
+                color=_COLOURS[k % len(_COLOURS)],
+                alpha=1.0 if place == 0 else 0.72,
+                label=answer if place == 0 else None,
+                edgecolor="white",
+                linewidth=1.2,
+            )
+            if width >= _NARROW:
+                axis.text(
+                    left + width / 2,
+                    place,
+                    _words(found),
+                    ha="center",
+                    va="center",
+                    color="#1b1b1b",
+                    fontsize=9,
+                    linespacing=1.25,
+                )
+            left += width
+    if len(groups) > 1:
+        axis.axhline(0.675, color="0.75", linewidth=0.8)
+    axis.set_yticks(places, [f"{g.name}\n{g.films} films, {g.patients} patients" for g in groups])
+    axis.get_yticklabels()[0].set_fontweight("bold")
+    axis.set(
+        xlim=(0, 1),
+        ylim=(places[-1] + 0.5, -0.5),
+        xticks=np.linspace(0, 1, 6),
+        xticklabels=[f"{n} %" for n in range(0, 101, 20)],
+        xlabel="share of the tested films (95 % interval by patient)",
+    )
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    picture.legend(
+        *axis.get_legend_handles_labels(),
+        title="answered",
+        frameon=False,
+        loc="outside upper right",
+        ncols=len(answers),
+    )
+    return write_figure(picture, path)
+
+
+def _words(found: Figure) -> str:
+    value = f"{100 * (found.value or 0.0):.0f} %"
+    if found.low is None or found.high is None:
+        return value
+    return f"{value}\n{100 * found.low:.0f}–{100 * found.high:.0f}"
