@@ -34,6 +34,7 @@ from cxr.manifest import ManifestWriter, read_manifest
 from cxr.page.words import printable
 from cxr.rules import require
 from cxr.stream import batched, default_jobs
+from cxr.uncompiled import without_compiler
 from cxr.workdir import Workdir, console, log, provenance
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
@@ -200,11 +201,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with ExitStack() as stack:
         try:
-            source = open_source(config, stack)
-            if not source.names:
-                _tell_passed_over(source, "no film was found")
-                return 1
-            judge = _load_models(config, source)
+            with without_compiler():
+                source = open_source(config, stack)
+                if not source.names:
+                    _tell_passed_over(source, "no film was found")
+                    return 1
+                judge = _load_models(config, source)
             workdir = Workdir(config.out_path)
             _check_resumable(config, source.settings)
             targets = judge.members.targets
