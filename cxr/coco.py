@@ -100,8 +100,7 @@ def iter_faults(data: Any) -> Iterator[CocoFault]:
             "", "the file must hold a JSON object with images, annotations and categories"
         )
         return
-    odd = [k for k in keys if not isinstance(data.get(k), list)]
-    if odd:
+    if odd := [k for k in keys if not isinstance(data.get(k), list)]:
         yield from (CocoFault("", f"{k} must be a list") for k in odd)
         return
     sound: dict[Any, dict[str, Any]] = {}

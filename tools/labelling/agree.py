@@ -242,13 +242,12 @@ def to_line(text: str) -> str:
 
 
 def _iou_rows(blocks: Blocks) -> list[list[str]]:
-    return [
-        [
-            *(to_line(name), str(a.pairs), str(a.films), str(a.patients)),
-            *map(in_words, (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)),
-        ]
-        for name, a in blocks.items()
-    ]
+    rows = []
+    for name, a in blocks.items():
+        figures = (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)
+        counts = (str(a.pairs), str(a.films), str(a.patients))
+        rows.append([to_line(name), *counts, *map(in_words, figures)])
+    return rows
 
 
 def _edge_rows(blocks: Blocks) -> list[list[str]]:
@@ -273,7 +272,7 @@ def signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def _remarks(comparison: Comparison, blocks: Blocks) -> list[str]:
+def _remarks(comparison: Comparison) -> list[str]:
     """What the tables do not say: films not compared, named, and the sets' own notes."""
     lines = [to_line(note) for note in comparison.notes]
     lines += [
@@ -323,7 +322,7 @@ def to_markdown(comparison: Comparison, blocks: Blocks) -> str:
         table = [head, ["---"] * len(head), *rows]
         lines += ["", *("| " + " | ".join(map(_cell, row)) + " |" for row in table)]
     lines += ["", _legend(comparison)]
-    lines += ["", *(f"- {_cell(line)}" for line in _remarks(comparison, blocks))]
+    lines += ["", *(f"- {_cell(line)}" for line in _remarks(comparison))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -393,7 +392,7 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
     _print_table(console, "edges, B − A, with 95 % limits of agreement", head, cells)
     console.print()
     _say(console, _legend(comparison), soft_wrap=False)
-    for line in _remarks(comparison, blocks):
+    for line in _remarks(comparison):
         _say(console, f"- {line}")
 
 

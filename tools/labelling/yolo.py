@@ -121,22 +121,17 @@ def _drop_folder(key: str, folder: str) -> str:
 
 
 class _Stems:
-    """The films by the label file that is theirs."""
+    """The films by the last part of their label file's path."""
 
     def __init__(self, finder: FilmFinder) -> None:
         self.finder = finder
-        self._by_key, self._by_dropped, self._by_stem = (
-            defaultdict[str, list[str]](list) for _ in range(3)
-        )
+        self._films: dict[str, list[str]] = defaultdict(list)
         for film in sorted(finder.names):
-            key = label_key(film)
-            self._by_key[key].append(film)
-            self._by_dropped[_drop_folder(key, "images")].append(film)
-            self._by_stem[key.rpartition("/")[2]].append(film)
+            self._films[label_key(film).rpartition("/")[2]].append(film)
 
     def find(self, key: str) -> str:
         """Raises LabelError when no film fits, or several do."""
-        same = self._by_stem.get(key.rpartition("/")[2], [])
+        same = self._films.get(key.rpartition("/")[2], [])
         ends = [f for f in same if f"/{label_key(f)}".endswith(f"/{key}")]
         films = self.in_place(key) or ends or same
         if not films:
@@ -147,8 +142,12 @@ class _Stems:
 
     def in_place(self, key: str) -> list[str]:
         """The films whose label file lies at this path."""
-        dropped, keys = _drop_folder(key, LABELS), self._by_key
-        return keys.get(key) or keys.get(dropped) or self._by_dropped.get(dropped) or []
+        dropped = _drop_folder(key, LABELS)
+        for wanted, folder in ((key, ""), (dropped, ""), (dropped, "images")):
+            same = self._films.get(key.rpartition("/")[2], [])
+            if films := [f for f in same if _drop_folder(label_key(f), folder) == wanted]:
+                return films
+        return []
 
 
 def _find_classes(base: Path, rules: ReadRules) -> tuple[tuple[str, ...], Path | None]:
