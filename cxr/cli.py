@@ -34,10 +34,10 @@ def build_parser(
     Fields named in `positionals` become positional arguments that take any number of values.
     Fields (str | None) in `bare` are flags that may stand without a value, and then have that one.
     """
-    bare = bare or {}
+    bare, (about, docs) = bare or {}, _docs(config_class)
     parser = ArgumentParser(
         prog=prog,
-        description=_description(config_class),
+        description=about,
         epilog=f"example:  {example}",
         default_env=False,
         allow_abbrev=False,  # a mistyped flag is an error, not a guess
@@ -45,7 +45,6 @@ def build_parser(
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file with any of the options below"
     )
-    docs = _field_docs(config_class)
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     for name in positionals:
         parser.add_argument(
@@ -232,17 +231,10 @@ def write_config(path: Path, config: Any) -> None:
     write_atomic(path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
 
 
-def _description(config_class: type[Any]) -> str:
-    """The docstring of the dataclass without its list of fields (they document the flags)."""
+def _docs(config_class: type[Any]) -> tuple[str, dict[str, str]]:
+    """The dataclass' docstring without its list of fields, and the text of each field in that."""
     from docstring_parser import parse
 
     parsed = parse(inspect.getdoc(config_class) or "")
-    return " ".join(filter(None, [parsed.short_description, parsed.long_description]))
-
-
-def _field_docs(config_class: type[Any]) -> dict[str, str]:
-    """Field name → text under 'Args:' of the class docstring (for positionals)."""
-    from docstring_parser import parse
-
-    params = parse(inspect.getdoc(config_class) or "").params
-    return {p.arg_name: p.description or "" for p in params}
+    about = " ".join(filter(None, [parsed.short_description, parsed.long_description]))
+    return about, {p.arg_name: p.description or "" for p in parsed.params}

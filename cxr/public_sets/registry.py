@@ -41,28 +41,6 @@ def load_set(
     return gather(SETS[name].read(root, uncertain), path, root, name, progress)
 
 
-def detect_set(path: str | Path) -> str:
-    """Name of the public set that lies in the folder.
-
-    Raises:
-        LayoutError: when none does, or several.
-    """
-    path = Path(path)
-    found = _detect(path)
-    if len(found) == 1:
-        return found[0][0]
-    if found:
-        places = ", ".join(f"{name} in {root}" for name, root in found)
-        raise LayoutError(
-            f"'{path}' must hold one public set. Got {len(found)}: {places}. Name "
-            "the folder of one of them."
-        )
-    layouts = "".join(f"\n  {loader.name}: {loader.layout}" for loader in SETS.values())
-    raise LayoutError(
-        f"'{path}' must be the folder of a public set. Found: {describe(path)}. Known are{layouts}"
-    )
-
-
 def find_root(name: str, path: Path) -> Path:
     """The top of the set in `path` or up to two folders below; raises LayoutError without one."""
     for level in levels(path) if path.is_dir() else ():
@@ -75,16 +53,15 @@ def find_root(name: str, path: Path) -> Path:
                 f"'{path}' must hold {name} once. Got {len(roots)}: {places}. Name "
                 "the folder of one of them."
             )
-    others = _detect(path)
-    hint = "".join(f" It looks like {other}: use --source {other}." for other, _ in others[:1])
+    other = _looks_like(path)
+    hint = f" It looks like {other}: use --source {other}." if other else ""
     raise LayoutError(
         f"'{path}' must be a folder of {name}: {SETS[name].layout}. Found: {describe(path)}.{hint}"
     )
 
 
-def _detect(path: Path) -> list[tuple[str, Path]]:
-    """(name, top) of the sets at the shallowest level that has any."""
-    for level in levels(path) if path.is_dir() else ():
-        if found := [(n, f) for f in level for n, loader in SETS.items() if loader.is_root(f)]:
-            return found
-    return []
+def _looks_like(path: Path) -> str:
+    """The first set at the shallowest level that has any; "" for none."""
+    folders = (f for level in (levels(path) if path.is_dir() else ()) for f in level)
+    found = (name for f in folders for name, loader in SETS.items() if loader.is_root(f))
+    return next(found, "")
