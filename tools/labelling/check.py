@@ -430,17 +430,13 @@ def _find_places(names: Sequence[str], folder: Path) -> list[Path]:
     """
     listed = find_films([CocoFilm(n, (1, 1), np.zeros((0, 4)), ()) for n in names], folder)
     places = [folder / film.file_name for film in listed]
-    lost = [place for place in places if not place.exists()]
+    lost = {place for place in places if not place.exists()}
     if not lost or not folder.is_dir():
         return places
     stems = Counter(film_stem(place.name) for place in lost)
     others = FilmStems(set(list_films([folder]).films) - set(places))
-    return [
-        place
-        if place not in lost or stems[film_stem(place.name)] > 1
-        else others.find(place.name) or place
-        for place in places
-    ]
+    alone = {place for place in lost if stems[film_stem(place.name)] == 1}
+    return [(others.find(p.name) if p in alone else None) or p for p in places]
 
 
 def _difference(image: dict[str, Any], film: Film, hashes: bool) -> str:
