@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_no_command_without_a_detector_loads_torch(tmp_path: Path, root: Path) -
     for film in sessions[1].films:
         sessions[1].set_answer(film, flags=["accepted"])
     words = [tmp_path / "one-films", *(s.path for s in sessions), tmp_path]
-    env = {"PYTHONPATH": f"{root}:{root / 'tools'}", "PATH": "/usr/bin:/bin"}
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tools'}"}
     ask = [sys.executable, "-c", _SCRIPT, *map(str, words)]
     done = subprocess.run(ask, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
