@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cxr.rules import require
+from cxr.rules import require_share
 
-Change = Callable[[np.ndarray], np.ndarray]
 Augment = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -53,12 +52,9 @@ class AugmentConfig:
     box_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "sharpen", "blur", "noise"):
-            got = getattr(self, name)
-            require(0 <= got <= 1, f"{name} must be a probability in [0, 1]", got)
-        for name in ("shift", "scale", "aspect", "gamma", "brightness", "box_jitter"):
-            got = getattr(self, name)
-            require(0 <= got < 0.5, f"{name} must be a fraction in [0, 0.5)", got)
+        require_share(self, "flip", "sharpen", "blur", "noise")
+        fractions = ("shift", "scale", "aspect", "gamma", "brightness", "box_jitter")
+        require_share(self, *fractions, below=0.5)
 
 
 @dataclass(frozen=True)
@@ -152,9 +148,9 @@ def dilate(mask: np.ndarray, kernel: int) -> np.ndarray:
     return cv2.dilate(mask, ellipse)
 
 
-def build_change(name: str, seed: int = 0) -> Change | None:
-    """A function of a picture (S, S) uint8 to a changed one of the same size, with black where
-    nothing was; None for `none`."""
+def build_change(name: str, seed: int = 0) -> Augment | None:
+    """A function of a picture (S, S) uint8 and its mask to a changed picture of the same size, with
+    black where nothing was, and the mask as it is; None for `none`."""
     geometry = AUGMENTS[name]
     if geometry is None:
         return None
@@ -171,4 +167,4 @@ def build_change(name: str, seed: int = 0) -> Change | None:
         p=1.0,
     )
     steps = A.Compose([affine, A.HorizontalFlip(p=geometry.mirror)], seed=seed)
-    return lambda picture: steps(image=picture)["image"]
+    return lambda picture, mask: (steps(image=picture)["image"], mask)

@@ -25,11 +25,12 @@ from classify.models.settings import (
     CXRNetConfig,
     FusionConfig,
     MemberConfig,
+    NetworkConfig,
     UnetCbamConfig,
 )
 from classify.models.unet_cbam import UnetCbam
 from classify.preprocess import PreprocessConfig
-from classify.singles.config import NetworkConfig, SingleConfig
+from classify.tasks.settings import SingleConfig
 from cxr.bundle import Bundle, load_bundle, save_bundle
 from cxr.cli import from_plain, to_plain
 

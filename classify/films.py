@@ -1,16 +1,23 @@
-"""Which films a member learns from, and what it should answer for each."""
+"""Which films a training learns from, what it should answer for each, and which parts they form."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
-from classify.labels import NORMAL, OTHERS, TARGET
-from cxr.films_table import FilmNames, FilmRow, has_disease
+import numpy as np
+
+from cxr.films_table import FilmNames, FilmRow, take_films
 from cxr.manifest import CropRow, read_manifest
-from cxr.split import Split
+from cxr.rules import require, require_one_of
+from cxr.split import Split, make_folds, make_split
+
+PARTS = ("train", "val", "test")
+PROTOCOLS = ("pooled", "official", "folds", "file")
+DRAWN = ("lesion_masks", "finding_boxes")  # kinds of region that are a target's own
 
 
 @dataclass(frozen=True)
@@ -28,16 +35,86 @@ class Case:
         return self.row.patient_id
 
 
-def label_of(row: FilmRow, target: str, classes: str = "three") -> int | None:
-    """What a member should answer: NORMAL (no disease at all), TARGET or OTHERS for three classes;
-    with two (`normal` or `target` against all else) 0 or 1, the disease sought being 1. None where
-    the film's truth is unknown."""
-    if row.label == "unknown":
-        return None
-    sick, found = row.label != "normal", has_disease(row, [target])
-    if classes == "three":
-        return TARGET if found else OTHERS if sick else NORMAL
-    return int(sick if classes == "normal" else found)
+@dataclass(frozen=True)
+class Films:
+    """N films, the number of each one's class, and how many were left out for which reason."""
+
+    cases: list[Case]
+    labels: list[int]
+    left_out: dict[str, int]
+
+    def mark(self) -> str:
+        """SHA-256 that changes with the films, their patients and their classes."""
+        pairs = zip(self.cases, self.labels, strict=True)
+        lines = [f"{case.row.image}\t{case.patient}\t{label}" for case, label in pairs]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Indices of the films of each part of one training, and how many films are in none."""
+
+    parts: dict[str, list[int]]
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """Which films are trained on, chosen by and tested on. Patients never stand on two sides.
+
+    Args:
+        kind: pooled (all films, shared anew by `parts`), official (the test films are those of
+            the set's published test folder), folds (cross-validation: each film is tested once)
+            or file (a split of python -m cxr.split).
+        parts: shares of train, val and test; of official, only that of val beside train counts.
+        folds: number of folds, 3 at least: one tests, the next validates, the rest trains.
+        split: the file of kind file.
+        learn: share of the training part's patients that is learnt from, of each class alike, as
+            for learning curves; a smaller share is part of a larger one. All test alike.
+        seed: of the shuffle.
+    """
+
+    kind: str = "pooled"
+    parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
+    folds: int = 5
+    split: str = ""
+    learn: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rule = f"protocol.kind must be one of {', '.join(PROTOCOLS)}"
+        require(self.kind in PROTOCOLS, rule, self.kind)
+        shares = list(self.parts.values())
+        fits = set(self.parts) == set(PARTS) and min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6
+        rule = "protocol.parts must be positive shares of train, val and test that sum to 1"
+        require(fits, rule, self.parts)
+        rule = "protocol.folds must be at least 3 (train, val, test)"
+        require(self.folds >= 3, rule, self.folds)
+        require(0 < self.learn <= 1, "protocol.learn must lie in (0, 1]", self.learn)
+        rule = "protocol.split must name a split for kind file, and be empty for the others"
+        require((self.kind == "file") == bool(self.split), rule, self.split)
+
+
+@dataclass(frozen=True)
+class RegionConfig:
+    """Which region the decoder restores where the target is present.
+
+    Args:
+        kind: lung_field (the mask column of films.csv), lesion_masks (a folder), finding_boxes (a
+            CSV), or none. A film without one takes no part in the reconstruction loss.
+        path: the folder (one PNG for each target and film: TARGET/FILM_STEM.png, white where
+            diseased), or the CSV with the columns image, finding, x, y, w, h.
+        dilation: elliptic dilation kernel in px of the network's input; 0 for none.
+    """
+
+    kind: str = "lung_field"
+    path: str = ""
+    dilation: int = 9
+
+    def __post_init__(self) -> None:
+        require_one_of(self, kind=("lung_field", *DRAWN, "none"))
+        needs = self.kind in DRAWN and not self.path
+        require(not needs, f"region path must be given for the kind {self.kind}", self.path)
 
 
 def select_cases(
@@ -57,6 +134,7 @@ def select_cases(
     out: Counter[str] = Counter()
     cropped = _crops_by_image(crops, rows) if crops else {}
     for row in rows:
+        found = cropped.get(row.image)
         if sources and row.source not in sources:
             out["another source"] += 1
         elif publishable_only and not row.publishable:
@@ -65,11 +143,9 @@ def select_cases(
             out["truth unknown"] += 1
         elif crops is None:
             cases.append(Case(row, data / row.image))
+        elif found is None or not found.readable:
+            out["no row in the manifest" if found is None else f"no crop: {found.status}"] += 1
         else:
-            found = cropped.get(row.image)
-            if found is None or not found.readable:
-                out["no row in the manifest" if found is None else f"no crop: {found.status}"] += 1
-                continue
             cases.append(Case(row, data / row.image, crops / str(found.crop), found))
     if not cases:
         raise ValueError(
@@ -86,6 +162,119 @@ def _crops_by_image(crops: Path, rows: Sequence[FilmRow]) -> dict[str, CropRow]:
     return {image: by_film[film] for image, film in found.items() if film is not None}
 
 
-def part_of(cases: Sequence[Case], split: Split, part: str) -> list[int]:
-    """Indices of the cases whose patient is in that part of the split."""
-    return split.select([c.patient for c in cases], part)
+def read_split(path: str, name: str = "split") -> Split:
+    """A split of python -m cxr.split, which the setting `name` gives; raises ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f"{name} must be a file of cxr.split. {path} does not exist.")
+    return Split.load(path)
+
+
+def share_cases(
+    cases: Sequence[Case], split: Split, names: Sequence[str], most: int, seed: int
+) -> tuple[list[Case], dict[str, list[int]]]:
+    """The films of the parts `names`, at most `most` of each, and their indices by part."""
+    kept: list[Case] = []
+    parts: dict[str, list[int]] = {}
+    patients = [case.patient for case in cases]
+    for name in names:
+        films = [cases[i] for i in split.select(patients, name)]
+        strata = [(c.row.source, c.row.label, c.row.sublabel) for c in films]
+        chosen = take_films([c.patient for c in films], strata, most, seed)
+        parts[name] = list(range(len(kept), len(kept) + len(chosen)))
+        kept += [films[i] for i in chosen]
+    return kept, parts
+
+
+def share_films(
+    rows: Sequence[FilmRow], labels: Sequence[int], protocol: ProtocolConfig
+) -> list[Shares]:
+    """The parts of each training: one, or as many as there are folds.
+
+    Raises ValueError when a part would be empty or the training part lack a class.
+    """
+    patients = [row.patient_id for row in rows]
+    strata = [(row.source, label) for row, label in zip(rows, labels, strict=True)]
+    if protocol.kind == "official":
+        found = [_official(rows, strata, protocol)]
+    else:
+        if protocol.kind == "file":
+            splits = [read_split(protocol.split, "protocol.split")]
+        elif protocol.kind == "folds":
+            splits = make_folds(patients, strata, protocol.folds, protocol.seed)
+        else:
+            splits = [make_split(patients, strata, protocol.parts, protocol.seed)]
+        found = [_of_split(split, patients) for split in splits]
+    found = [_learn(shares, patients, labels, protocol) for shares in found]
+    for shares in found:
+        _check(shares, patients, labels)
+    return found
+
+
+def _of_split(split: Split, patients: Sequence[str]) -> Shares:
+    parts = {name: split.select(patients, name) for name in PARTS}
+    others = Counter(part for p in patients if (part := split.part_of[p]) not in PARTS)
+    return Shares(parts, {f"part {name} of the split": n for name, n in sorted(others.items())})
+
+
+def _learn(
+    shares: Shares, patients: Sequence[str], labels: Sequence[int], protocol: ProtocolConfig
+) -> Shares:
+    """The training part cut down to `protocol.learn` of the patients of each class, one at least;
+    a patient counts in the class of the first film."""
+    if protocol.learn == 1:
+        return shares
+    train = shares.parts["train"]
+    first_class = {patients[i]: labels[i] for i in reversed(train)}
+    kept: set[str] = set()
+    for number in sorted(set(first_class.values())):
+        names = sorted(p for p, label in first_class.items() if label == number)
+        np.random.default_rng([protocol.seed, number]).shuffle(names)
+        kept |= set(names[: max(1, round(protocol.learn * len(names)))])
+    rest = [i for i in train if patients[i] in kept]
+    left = {"not learnt from": len(train) - len(rest)}
+    return Shares({**shares.parts, "train": rest}, {**shares.dropped, **left})
+
+
+def part_in_path(image: str) -> str:
+    """The part that a film was published in, by the folder of that name in its path; or ""."""
+    folders = [part.casefold() for part in PurePosixPath(image.replace("\\", "/")).parent.parts]
+    return next((folder for folder in reversed(folders) if folder in PARTS), "")
+
+
+def _official(
+    rows: Sequence[FilmRow], strata: Sequence[tuple[str, int]], protocol: ProtocolConfig
+) -> Shares:
+    patients = [row.patient_id for row in rows]
+    published = [part_in_path(row.image) for row in rows]
+    if "" in published:
+        raise ValueError(
+            "protocol.kind official must have films in folders train, val or test, as published. "
+            f"{rows[published.index('')].image} is in none: give other data, or kind pooled."
+        )
+    test = [i for i, part in enumerate(published) if part == "test"]
+    tested = {patients[i] for i in test}
+    # Kermany's own val has 16 films: too few to choose an epoch by, so they join the others
+    rest = [i for i, patient in enumerate(patients) if patient not in tested]
+    share = {name: protocol.parts[name] for name in ("train", "val")}
+    parts = {name: part / sum(share.values()) for name, part in share.items()}
+    split = make_split([patients[i] for i in rest], [strata[i] for i in rest], parts, protocol.seed)
+    drawn = {name: [i for i in rest if split.part_of[patients[i]] == name] for name in parts}
+    dropped = len(rows) - len(test) - len(rest)
+    why = {"patient is in the published test part, too": dropped} if dropped else {}
+    return Shares({**drawn, "test": test}, why)
+
+
+def _check(shares: Shares, patients: Sequence[str], labels: Sequence[int]) -> None:
+    sides = [{patients[i] for i in shares.parts[name]} for name in PARTS]
+    assert sum(map(len, sides)) == len(set.union(*sides)), "a patient stands on two sides"
+    for name in PARTS:
+        if not shares.parts[name]:
+            raise ValueError(
+                f"the part {name} must have films. Got none: check sources, max_films and protocol."
+            )
+    missing = sorted(set(labels) - {labels[i] for i in shares.parts["train"]})
+    if missing:
+        raise ValueError(
+            f"the part train must have films of every class. Got none of class number "
+            f"{missing[0]}: check classes, sources and max_films."
+        )

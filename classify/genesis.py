@@ -5,7 +5,7 @@
 
 Written from the paper (Zhou et al. 2019, "Models Genesis: Generic Autodidactic Models for 3D
 Medical Image Analysis", arXiv 1908.06912), whose patches are 3D. All functions are pure: they copy,
-and all chance comes from the generator that is given. A window is (top, bottom, left, right).
+and all chance comes from the generator that is given.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr import draw
 from cxr.intensity import check_pixels
+from cxr.rules import require, require_at_least, require_one_of, require_share
 
-Window = tuple[int, int, int, int]
 _POINTS = 512  # of the intensity curve: finer than the 256 greys of a film
 
 
@@ -56,25 +55,15 @@ class GenesisConfig:
     fill: str = "constant"
 
     def __post_init__(self) -> None:
-        for name in ("intensity", "reverse", "shuffle", "paint", "inpaint_share", "most_painted"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]. Got {getattr(self, name)} instead.")
+        require_share(self, "intensity", "reverse", "shuffle", "paint")
+        require_share(self, "inpaint_share", "most_painted")
         for name in ("inpaint_sides", "outpaint_sides"):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(
-                    f"{name} must be two fractions in (0, 1], the shorter first. "
-                    f"Got {getattr(self, name)} instead."
-                )
-        if not 0 < self.shuffle_side <= 1:
-            raise ValueError(f"shuffle_side must lie in (0, 1]. Got {self.shuffle_side} instead.")
-        if self.shuffle_windows < 0 or self.windows < 1:
-            raise ValueError(
-                "shuffle_windows must not be negative and windows at least 1. Got "
-                f"{self.shuffle_windows} and {self.windows} instead."
-            )
-        if self.fill not in ("constant", "noise"):
-            raise ValueError(f"fill must be constant or noise. Got {self.fill!r} instead.")
+            rule = f"{name} must be two fractions in (0, 1], the shorter first"
+            require(0 < low <= high <= 1, rule, (low, high))
+        require(0 < self.shuffle_side <= 1, "shuffle_side must lie in (0, 1]", self.shuffle_side)
+        require_at_least(self, shuffle_windows=0, windows=1)
+        require_one_of(self, fill=("constant", "noise"))
 
 
 def draw_kinds(config: GenesisConfig, rng: np.random.Generator) -> tuple[str, ...]:
@@ -98,11 +87,9 @@ def distort(
 ) -> np.ndarray:
     """These distortions of TRANSFORMS, one after the other; raises ValueError for another name."""
     check_pixels(film, "distort")
-    unknown = [k for k in kinds if k not in TRANSFORMS]
-    if unknown:
-        raise ValueError(f"kinds must be among {', '.join(TRANSFORMS)}. Got {unknown[0]!r}.")
     seen = film.astype(np.float32)
     for kind in kinds:
+        require(kind in TRANSFORMS, f"kinds must be among {', '.join(TRANSFORMS)}", kind)
         seen = TRANSFORMS[kind](seen, config, rng)
     return seen
 
@@ -156,8 +143,7 @@ def paint_inside(film: np.ndarray, config: GenesisConfig, rng: np.random.Generat
     limit = config.most_painted * film.size
     for _ in range(int(rng.integers(1, config.windows + 1))):
         more = painted.copy()
-        top, bottom, left, right = _draw_window(film.shape, config.inpaint_sides, rng)
-        more[top:bottom, left:right] = True
+        more[_draw_window(film.shape, config.inpaint_sides, rng)] = True
         if more.sum() > limit:
             break
         painted = more
@@ -170,27 +156,25 @@ def paint_outside(film: np.ndarray, config: GenesisConfig, rng: np.random.Genera
     wanted = int(rng.integers(1, config.windows + 1))
     least = (1 - config.most_painted) * film.size
     for number in range(config.windows):
-        top, bottom, left, right = _draw_window(film.shape, config.outpaint_sides, rng)
-        kept[top:bottom, left:right] = True
+        kept[_draw_window(film.shape, config.outpaint_sides, rng)] = True
         if number + 1 >= wanted and kept.sum() >= least:
             break
     if kept.sum() < least:  # the windows were too small: a last one that is large enough
         side = float(np.sqrt(1 - config.most_painted))
-        top, bottom, left, right = _draw_window(film.shape, (side, side), rng)
-        kept[top:bottom, left:right] = True
+        kept[_draw_window(film.shape, (side, side), rng)] = True
     return _fill(film, ~kept, config, rng)
 
 
 def _draw_window(
     shape: tuple[int, ...], sides: tuple[float, float], rng: np.random.Generator
-) -> Window:
+) -> tuple[slice, slice]:
     """A window whose height and width are drawn apart, anywhere on the film."""
     fractions = rng.uniform(*sides, 2)
     height, width = (
         min(n, max(1, int(np.ceil(f * n)))) for f, n in zip(fractions, shape, strict=True)
     )
     top, left = int(rng.integers(shape[0] - height + 1)), int(rng.integers(shape[1] - width + 1))
-    return top, top + height, left, left + width
+    return slice(top, top + height), slice(left, left + width)
 
 
 def _fill(
@@ -214,18 +198,3 @@ NAMES = {
     "inpaint": "in-painting",
     "outpaint": "out-painting",
 }
-
-
-def genesis_sheet(
-    films: Sequence[np.ndarray], config: GenesisConfig, seed: int = 0, tile: int = 200
-) -> np.ndarray:
-    """A picture of each distortion on each film (H, W): uint8 RGB, a row a film."""
-    tiles, captions = [], []
-    for number, film in enumerate(films):
-        tiles.append(draw.to_rgb(film))
-        captions.append("original")
-        for kind in TRANSFORMS:
-            rng = np.random.default_rng([seed, number])
-            tiles.append(draw.to_rgb(distort(film, (kind,), config, rng)))
-            captions.append(NAMES[kind])
-    return draw.sheet(tiles, captions, columns=1 + len(TRANSFORMS), tile=tile)

@@ -1,5 +1,19 @@
-"""What a member answers: normal, the disease that it seeks, or any other."""
+"""What a member answers to a film: normal, the disease that it seeks, or any other."""
 
 from __future__ import annotations
 
+from cxr.films_table import FilmRow, has_disease
+
 NORMAL, TARGET, OTHERS = 0, 1, 2
+
+
+def label_of(row: FilmRow, target: str, classes: str = "three") -> int | None:
+    """What a member should answer: NORMAL (no disease at all), TARGET or OTHERS for three classes;
+    with two (`normal` or `target` against all else) 0 or 1, the disease sought being 1. None where
+    the film's truth is unknown."""
+    if row.label == "unknown":
+        return None
+    sick, found = row.label != "normal", has_disease(row, [target])
+    if classes == "three":
+        return TARGET if found else OTHERS if sick else NORMAL
+    return int(sick if classes == "normal" else found)

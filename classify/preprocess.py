@@ -7,7 +7,7 @@ settings belong to the weights, so they are stored in each member's bundle.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from cxr.intensity import (
     resize,
 )
 from cxr.rules import require, require_one_of
-
-if TYPE_CHECKING:
-    import torch
 
 CONTRASTS = ("clahe", "hist-equalization", "none")
 
@@ -116,8 +113,8 @@ def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> n
     return resize(square, (target, target))
 
 
-def to_input(images: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
-    """(N, 1, side, side) in [0, 1] to the encoder's normalised (N, 3, side, side)."""
+def to_input(images: Any, config: PreprocessConfig) -> Any:
+    """Tensors (N, 1, side, side) in [0, 1] to the encoder's normalised (N, 3, side, side)."""
     import torch  # late: settings and `preprocess` need none of it
 
     mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (config.mean, config.std))

@@ -11,17 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from classify.bundles import load_pretrained
-from classify.genesis import GenesisConfig
-from classify.preprocess import preprocess
-from classify.pretrain_pictures import restored_sheet
 from cxr.cli import from_plain, parse_config
-from cxr.devices import pick_device
-from cxr.draw import encode_png
-from cxr.film import list_films
-from cxr.stream import Unread, read_ahead
+from cxr.rules import require, require_not_negative
 from cxr.workdir import console, log, write_atomic
 
 WEIGHTS = Path("weights/unet_cbam_small.safetensors")  # commands run from the project's folder
@@ -48,12 +39,8 @@ class RestoreConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if not self.films:
-            raise ValueError("FILMS must name a file or folder at least. Got none.")
-        if self.most < 0 or self.seed < 0:
-            raise ValueError(
-                f"--most and --seed must not be negative. Got {self.most} and {self.seed} instead."
-            )
+        require(bool(self.films), "FILMS must name a file or folder at least", self.films)
+        require_not_negative(self, "most", "seed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,11 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def restore(config: RestoreConfig) -> int:
     """Write the picture; how many films stand on it. A film that cannot be read is told and left
     out. Raises OSError or ValueError for weights or paths that do not fit."""
+    from classify.bundles import load_pretrained
+    from classify.genesis import GenesisConfig
+    from classify.preprocess import preprocess
+    from classify.tasks.restore import restored_sheet
+    from cxr.devices import pick_device
+    from cxr.draw import encode_png
+    from cxr.film import list_films
+    from cxr.stream import Unread, read_ahead
+
     found = load_pretrained(config.weights)
     if found.meta["trained_on"] == "crops":
         log.info("the network was pretrained on crops: give it crops of detect.crop")
     genesis = from_plain(GenesisConfig, found.meta["genesis"])
-    films: list[np.ndarray] = []
+    films = []
     for path, film in read_ahead(list_films(config.films).films[: config.most or None]):
         if isinstance(film, Unread):
             log.warning("%s is left out: %s", path, film)

@@ -31,3 +31,20 @@ def require_between(config: Any, **limits: tuple[float, float]) -> None:
         got = getattr(config, name)
         if not low <= got <= high:
             raise ValueError(f"--{name} must lie between {low} and {high}. Got {got}.")
+
+
+def require_at_least(config: Any, **least: float) -> None:
+    """Each field named here must be at least so large."""
+    for name, low in least.items():
+        require(
+            getattr(config, name) >= low, f"{name} must be at least {low}", getattr(config, name)
+        )
+
+
+def require_share(config: Any, *names: str, below: float | None = None) -> None:
+    """Fields that lie in [0, 1], or in [0, below)."""
+    end = "1]" if below is None else f"{below})"
+    for name in names:
+        got = getattr(config, name)
+        holds = 0 <= got <= 1 if below is None else 0 <= got < below
+        require(holds, f"{name} must lie in [0, {end}", got)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure(config: pytest.Config) -> None:
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two would wait for each other where the machine is busy
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from classify.dataset import MemberDataset, PixelCache, build_cache, class_weights
-from classify.films import Case, label_of, part_of, select_cases
+from classify.dataset import FilmDataset, PixelCache, RegionFinder, build_cache, class_weights
+from classify.films import Case, RegionConfig, select_cases, share_cases
+from classify.labels import label_of
 from classify.preprocess import PreprocessConfig
-from classify.regions import RegionConfig, RegionFinder
 from cxr.boxes import Frame
 from cxr.films_table import FilmRow, read_films_table
 from cxr.manifest import CropRow, ManifestWriter
@@ -109,8 +109,12 @@ def test_parts_share_no_patient(phantom_folder: Path) -> None:
     cases = phantom_cases(phantom_folder)
     patients = [c.patient for c in cases]
     split = make_split(patients, [c.row.sublabel for c in cases], {"train": 0.5, "val": 0.5})
-    sides = [{patients[i] for i in part_of(cases, split, part)} for part in ("train", "val")]
+    kept, parts = share_cases(cases, split, ("train", "val"), 0, 0)
+    sides = [{kept[i].patient for i in parts[part]} for part in ("train", "val")]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
+    few, parts = share_cases(cases, split, ("train", "val"), 6, 0)
+    assert {len(films) for films in parts.values()} == {6} and len(few) == 12
+    assert {case.row.sublabel for case in few} == {"No Finding", "bacterial", "viral"}
 
 
 def test_region_of_a_crop_is_cut_like_the_crop(
@@ -153,7 +157,7 @@ def small_cache() -> PixelCache:
 
 
 def test_only_the_dilated_region_of_a_present_target_is_restored() -> None:
-    films = MemberDataset(small_cache(), [1, 0, 1], [0, 1, 2], side=32, dilation=3)
+    films = FilmDataset(small_cache(), [1, 0, 1], [0, 1, 2], side=32, goal="film", dilation=3)
     present, absent, undrawn = (films[i] for i in range(3))
     inside = torch.zeros(32, 32, dtype=torch.bool)
     inside[10:14, 20:24] = True
@@ -166,7 +170,7 @@ def test_only_the_dilated_region_of_a_present_target_is_restored() -> None:
 
 
 def test_a_segmenting_decoder_is_asked_for_the_region_itself() -> None:
-    films = MemberDataset(small_cache(), [1, 0, 1], [0, 1], side=32, masks=True)
+    films = FilmDataset(small_cache(), [1, 0, 1], [0, 1], side=32, goal="mask")
     assert films[0]["goal"].sum() == 16  # 4 x 4 px of 1, whatever the film's grey
     assert films[0]["goal"][0, 10:14, 20:24].all()
     assert not films[1]["goal"].any()
@@ -176,7 +180,7 @@ def test_augmentation_moves_goal_and_film_alike() -> None:
     def shifted(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.roll(image, 3, 1), np.roll(mask, 3, 1)
 
-    films = MemberDataset(small_cache(), [1, 0, 1], [0], side=32, augment=shifted)
+    films = FilmDataset(small_cache(), [1, 0, 1], [0], side=32, augment=shifted, goal="film")
     columns = (films[0]["goal"][0] > 0).any(0).nonzero().flatten()
     assert columns.tolist() == [23, 24, 25, 26]
 

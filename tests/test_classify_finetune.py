@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from classify.bundles import load_pretrained, load_single
-from classify.finetune import FinetuneConfig, finetune, main
+from classify.films import ProtocolConfig
+from classify.finetune import main
 from classify.genesis import GenesisConfig
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, UnetCbamConfig
 from classify.preprocess import PreprocessConfig
-from classify.pretrain_config import PretrainConfig
-from classify.pretrain_module import PretrainModule
-from classify.singles.config import ProtocolConfig
+from classify.tasks.restore import PretrainModule
+from classify.tasks.settings import FinetuneConfig, PretrainConfig
+from classify.tasks.single import finetune
 from cxr.answers import read_answers
 from cxr.cli import write_config
 from cxr.films_table import read_films_table

@@ -8,14 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.genesis import (
-    TRANSFORMS,
-    GenesisConfig,
-    bezier_curve,
-    distort,
-    draw_kinds,
-    genesis_sheet,
-)
+from classify.genesis import TRANSFORMS, GenesisConfig, bezier_curve, distort, draw_kinds
+from classify.tasks.restore import genesis_sheet
 
 CONFIG = GenesisConfig()
 
@@ -158,7 +152,7 @@ def test_the_sheet_has_a_row_a_film_and_a_column_a_distortion() -> None:
         ({"outpaint_sides": (0.5, 1.2)}, "outpaint_sides"),
         ({"shuffle_side": 0.0}, "shuffle_side"),
         ({"windows": 0}, "windows"),
-        ({"fill": "grey"}, "constant or noise"),
+        ({"fill": "grey"}, "fill must be one of constant, noise"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify import iscore_train
-from classify.features.parts import SelectConfig
-from classify.iscore_train import IscoreConfig, main, train_iscore
+from classify.features.iscore import SelectConfig
+from classify.films import ProtocolConfig
+from classify.iscore_train import main
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
-from classify.singles.config import ProtocolConfig
-from classify.singles.module import SingleModule
+from classify.tasks import select
+from classify.tasks.select import train_iscore
+from classify.tasks.settings import IscoreConfig
+from classify.tasks.single import SingleModule
 from cxr.answers import read_answers
 from cxr.training.optim import OptimConfig
 
@@ -94,7 +96,7 @@ def test_what_is_finished_is_neither_trained_nor_chosen_again(
     outs: dict[str, Path], config: IscoreConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SingleModule, "training_step", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(iscore_train, "select_features", lambda *_: pytest.fail("chosen again"))
+    monkeypatch.setattr(select, "select_features", lambda *_: pytest.fail("chosen again"))
     again = replace(config, out=str(outs["iscore"]))
     assert train_iscore(again) == outs["iscore"]
     other = replace(again, select=replace(config.select, subsets=30))

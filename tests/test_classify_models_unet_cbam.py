@@ -122,7 +122,7 @@ def test_no_statistics_go_along_with_group_norm() -> None:
     ("wrong", "says"),
     [
         ({"name": "unet"}, r"unet_cbam or unet_cbam_small.*'unet'"),
-        ({"norm": "layer"}, "group or batch"),
+        ({"norm": "layer"}, "norm must be one of group, batch"),
         ({"widths": (4,)}, "two or more"),
         ({"reduction": 0}, "reduction"),
     ],

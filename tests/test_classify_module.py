@@ -7,8 +7,8 @@ import torch
 
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
-from classify.module import MemberModule, restoration_loss
 from classify.preprocess import PreprocessConfig
+from classify.tasks.member import MemberModule, restoration_loss
 from cxr.training.learner import NonFiniteLossError
 from cxr.training.optim import OptimConfig, PlateauHalving, cosine_factor
 
@@ -90,11 +90,6 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms() -> None:
         module.model.fc.bias.fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"ce nan, mse 0\."):
         module.training_step(build_batch(), 0)
-
-
-def test_an_unknown_phase_is_refused() -> None:
-    with pytest.raises(ValueError, match="hard or weak"):
-        build_module("soft")
 
 
 def test_the_rate_is_halved_after_patience_epochs_without_gain() -> None:

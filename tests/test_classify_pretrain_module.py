@@ -10,8 +10,13 @@ from torch.utils.data import DataLoader
 from classify.genesis import GenesisConfig
 from classify.models.settings import UnetCbamConfig
 from classify.models.unet_cbam import UnetCbam
-from classify.pretrain_module import DistortedFilms, EpochOrder, PretrainModule
-from classify.pretrain_pictures import PANELS, restored_sheet
+from classify.tasks.restore import (
+    PANELS,
+    DistortedFilms,
+    EpochOrder,
+    PretrainModule,
+    restored_sheet,
+)
 from cxr.training.optim import OptimConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from classify.films import label_of
-from classify.labels import NORMAL, OTHERS, TARGET
-from classify.recipe import TrainConfig
+from classify.labels import NORMAL, OTHERS, TARGET, label_of
+from classify.tasks.settings import PhaseConfig, TrainConfig
 from cxr.films_table import FilmRow, has_disease
 
 
@@ -63,6 +62,12 @@ def test_a_training_begun_before_the_later_settings_goes_on() -> None:
 )
 def test_another_decoder_class_or_held_out_disease_is_another_recipe(change: dict) -> None:
     assert replace(TrainConfig(), **change).recipe() != TrainConfig().recipe()
+
+
+@pytest.mark.parametrize("wrong", [{"name": "soft"}, {"films": "some"}])
+def test_an_unknown_phase_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be one of"):
+        PhaseConfig(**wrong)
 
 
 @pytest.mark.parametrize(

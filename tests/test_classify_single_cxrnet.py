@@ -24,7 +24,7 @@ from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import saliency_maps
 from classify.saliency.own import explanations
 from classify.single import main
-from classify.singles.config import SingleConfig
+from classify.tasks.settings import SingleConfig
 from cxr.workdir import log
 from detect.predict import ThoraxDetector
 

@@ -18,7 +18,7 @@ from classify.models.settings import (
     FusionConfig,
 )
 from classify.preprocess import PreprocessConfig
-from classify.singles.config import SingleConfig
+from classify.tasks.settings import SingleConfig
 from cxr.bundle import save_bundle
 
 SMALL = SingleConfig(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from classify.films import ProtocolConfig
 from classify.models.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -15,7 +16,7 @@ from classify.models.settings import (
     FusionConfig,
 )
 from classify.preprocess import PreprocessConfig
-from classify.singles.config import ProtocolConfig, SingleConfig
+from classify.tasks.settings import SingleConfig
 from cxr.cli import build_parser, from_plain, to_plain
 
 SIZED = PreprocessConfig(side=299, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -1,4 +1,4 @@
-"""classify/singles/data.py and augment.py: the pictures of an epoch."""
+"""classify/dataset.py and augment.py: the pictures of an epoch of a single network."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ import pytest
 import torch
 
 from classify.augment import AUGMENTS, build_change
+from classify.dataset import FilmDataset, PixelCache, balance_films, film_loader, train_loader
 from classify.models.settings import BackboneConfig
-from classify.singles.config import SingleConfig
-from classify.singles.data import SingleDataset, balance_films, film_loader, train_loader
+from classify.tasks.settings import SingleConfig
 
 IMAGES = np.arange(10, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+CACHE = PixelCache(IMAGES, np.zeros((0, 32, 32), np.uint8), np.full(10, -1))
 LABELS = [0, 0, 0, 0, 0, 1, 1, 2, 2, 2]
 SMALL = BackboneConfig("baseline_cnn", weights="none")
 
 
-def darken(picture: np.ndarray) -> np.ndarray:
-    return picture + 100
+def darken(picture: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return picture + 100, mask
+
+
+def greys(films: FilmDataset) -> list[tuple[int, int]]:
+    """Each item's grey, 0 to 255, and its class."""
+    return [(round(255 * float(x["image"][0, 0, 0])), int(x["label"])) for x in films]
 
 
 def test_the_first_copy_is_the_film_itself_and_the_others_are_changed() -> None:
-    films = SingleDataset(IMAGES, LABELS, [4, 7], darken, copies=3)
-    seen = [(int(item["image"][0, 0, 0]), int(item["label"])) for item in films]
-    assert seen == [(4, 0), (104, 0), (104, 0), (7, 2), (107, 2), (107, 2)]
+    films = FilmDataset(CACHE, LABELS, [4, 7], 32, darken, copies=3)
+    assert greys(films) == [(4, 0), (104, 0), (104, 0), (7, 2), (107, 2), (107, 2)]
 
 
 def test_a_film_that_stands_there_once_is_changed_each_time() -> None:
-    films = SingleDataset(IMAGES, LABELS, [4], darken)
-    assert int(films[0]["image"][0, 0, 0]) == 104
+    assert greys(FilmDataset(CACHE, LABELS, [4], 32, darken)) == [(104, 0)]
     assert IMAGES[4, 0, 0] == 4
 
 
@@ -56,16 +60,17 @@ def test_without_sampling_the_films_stay(balance: str) -> None:
 @pytest.mark.parametrize(("films", "batches"), [(9, [4, 4]), (10, [4, 4, 2]), (8, [4, 4])])
 def test_a_last_batch_of_one_film_is_left_out(films: int, batches: list[int]) -> None:
     config = SingleConfig(batch=4, backbone=SMALL)
-    loader = train_loader(config, IMAGES, LABELS, range(films))
+    loader = train_loader(FilmDataset(CACHE, LABELS, range(films), 32), config)
     assert [len(batch["label"]) for batch in loader] == batches
 
 
 def test_films_that_are_tested_come_in_order_and_unchanged() -> None:
     config = SingleConfig(batch=2, backbone=SMALL, augment="rotate")
-    (batch,) = film_loader(config, IMAGES, LABELS, range(10))
+    (batch,) = film_loader(FilmDataset(CACHE, LABELS, range(10), 32), config)
     assert batch["image"].shape == (10, 1, 32, 32)
-    assert batch["image"].dtype == torch.uint8
-    assert batch["image"][:, 0, 5, 5].tolist() == list(range(10))
+    assert batch["image"].dtype == torch.float32
+    assert (255 * batch["image"][:, 0, 5, 5]).round().tolist() == list(range(10))
+    assert set(batch) == {"image", "label", "index"}  # no goal where nothing is restored
 
 
 @pytest.mark.parametrize("name", [name for name in AUGMENTS if name != "none"])
@@ -75,11 +80,11 @@ def test_a_change_keeps_form_and_follows_its_seed(name: str) -> None:
     assert one is not None
     assert other is not None
     for _ in range(3):
-        changed = one(picture)
+        changed, _ = one(picture, picture)
         assert changed.shape == (64, 64)
         assert changed.dtype == np.uint8
         assert not np.array_equal(changed, picture)
-        assert np.array_equal(changed, other(picture))
+        assert np.array_equal(changed, other(picture, picture)[0])
 
 
 def test_rotate_turns_and_does_not_shift() -> None:
@@ -87,7 +92,7 @@ def test_rotate_turns_and_does_not_shift() -> None:
     picture[31:34, 31:34] = 255  # in the middle, about which it turns
     change = build_change("rotate")
     assert change is not None
-    assert all(change(picture)[32, 32] == 255 for _ in range(10))
+    assert all(change(picture, picture)[0][32, 32] == 255 for _ in range(10))
 
 
 def test_affine_shifts_within_its_bounds() -> None:
@@ -95,7 +100,8 @@ def test_affine_shifts_within_its_bounds() -> None:
     picture[49:52, 49:52] = 255
     change = build_change("affine")
     assert change is not None
-    places = np.array([np.argwhere(change(picture) > 60).mean(0) - 50 for _ in range(60)])
+    seen = [change(picture, picture)[0] for _ in range(60)]
+    places = np.array([np.argwhere(film > 60).mean(0) - 50 for film in seen])
     assert 14 < np.abs(places[:, 0]).max() <= 21  # 0.20 of the height, along
     assert 10 < np.abs(places[:, 1]).max() <= 16  # 0.15 of the width, across
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from classify.singles.figures import draw_report, report_of
-from cxr.answers import Answer
+from classify.tasks.settings import SingleConfig
+from classify.tasks.single import report_of, write_report
+from cxr.answers import Answer, read_answers
 from cxr.plots import draw_confusion
 
 # normal films answered right and wrong, pneumonia films both right
@@ -29,8 +30,11 @@ def test_figures_are_those_of_the_highest_score() -> None:
 
 
 def test_a_report_becomes_a_picture(tmp_path: Path) -> None:
-    draw_report(report_of(("normal", "pneumonia"), ANSWERS, draws=5), tmp_path / "c.png")
+    config = SingleConfig(draws=5)
+    figures = write_report(config, ANSWERS, tmp_path / "answers.csv", tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert read_answers(tmp_path / "answers.csv") == (config.classes, ANSWERS)
+    assert figures == report_of(config.classes, ANSWERS, draws=5).to_dict()
 
 
 def test_a_matrix_of_another_form_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from classify.dataset import load_films
 from classify.models.settings import BackboneConfig
-from classify.singles.config import SingleConfig
-from classify.singles.films import load_films
+from classify.tasks.settings import SingleConfig
 from cxr.films_table import FilmRow, class_of
 
 TWO, THREE = ("normal", "pneumonia"), ("normal", "bacterial", "viral")

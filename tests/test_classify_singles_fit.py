@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from classify.bundles import load_single
+from classify.films import ProtocolConfig
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.singles.config import ProtocolConfig, SingleConfig
-from classify.singles.figures import report_of
-from classify.singles.fit import train_single
-from classify.singles.module import SingleModule
+from classify.tasks.settings import SingleConfig
+from classify.tasks.single import SingleModule, report_of, train_single
 from cxr.answers import read_answers
 from cxr.training.optim import OptimConfig
 

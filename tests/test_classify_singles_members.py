@@ -28,7 +28,7 @@ from classify.preprocess import PreprocessConfig
 from classify.saliency.hooks import has_backbones
 from classify.saliency.maps import Explained, explain, look, saliency_maps
 from classify.saliency.methods import METHODS
-from classify.singles.config import SingleConfig
+from classify.tasks.settings import SingleConfig
 from cxr.stats import softmax
 from detect.predict import ThoraxDetector
 

@@ -12,7 +12,7 @@ from classify.bundles import build_net
 from classify.models.cxrnet import build_cxrnet
 from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.preprocess import PreprocessConfig, to_input
-from classify.singles.module import SingleModule
+from classify.tasks.single import SingleModule
 from cxr.training.learner import best_epoch
 from cxr.training.optim import OptimConfig
 

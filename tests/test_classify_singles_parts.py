@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from classify.singles.config import PARTS, ProtocolConfig
-from classify.singles.parts import part_in_path, share_films
+from classify.films import PARTS, ProtocolConfig, part_in_path, share_films
 from cxr.films_table import FilmRow
 from cxr.split import Split
 

@@ -12,13 +12,18 @@ import torch
 
 from classify.augment import AugmentConfig
 from classify.dataset import PixelCache
-from classify.films import label_of
-from classify.fit import MemberJob, films_of_phase
+from classify.labels import label_of
 from classify.models.settings import MemberConfig
-from classify.module import MemberModule
 from classify.preprocess import PreprocessConfig
-from classify.recipe import PhaseConfig, TrainConfig
-from classify.train import load_cases, main, train_ensemble
+from classify.tasks.member import (
+    MemberJob,
+    MemberModule,
+    films_of_phase,
+    load_cases,
+    train_ensemble,
+)
+from classify.tasks.settings import PhaseConfig, TrainConfig
+from classify.train import main
 from cxr.bundle import load_bundle
 from cxr.cli import build_parser
 from cxr.films_table import read_films_table
@@ -106,8 +111,10 @@ def test_a_killed_training_goes_on_and_a_finished_one_is_skipped(
 def test_other_settings_do_not_continue_a_training(config: TrainConfig, tmp_path: Path) -> None:
     config = replace(config, out=str(tmp_path), max_epochs=1, decoder="none")
     train_ensemble(config)
+    before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(ValueError, match=r"other settings \(batch, seed\).*--out"):
         train_ensemble(replace(config, seed=1, batch=2))
+    assert (tmp_path / "run.json").read_bytes() == before  # it still tells how this was trained
 
 
 def test_training_learns_a_bright_patch(config: TrainConfig, tmp_path: Path) -> None:
@@ -149,18 +156,18 @@ def test_phase_hard_may_keep_to_films_with_a_known_goal(config: TrainConfig) -> 
     cache = PixelCache(
         np.zeros((24, 64, 64), np.uint8), np.zeros((1, 64, 64), np.uint8), np.array(drawn)
     )
-    job = MemberJob("bacterial", 0, Path(), Path(), config, cases, labels, parts, cache, cache)
+    job = MemberJob("bacterial", 0, config, cases, labels, parts, cache, cache)
     kept = films_of_phase(job, PhaseConfig("hard", "with_region"))
     assert kept == [i for i in parts["train"] if labels[i] != 1 or drawn[i] >= 0]
     assert len(kept) < len(films_of_phase(job, HARD))
 
 
 def test_max_films_and_parts_hold(config: TrainConfig) -> None:
-    cases, parts = load_cases(replace(config, max_films=20))
-    assert len(cases) == 20
+    cases, parts = load_cases(replace(config, max_films=6))
     patients = {name: {cases[i].patient for i in films} for name, films in parts.items()}
     assert not patients["train"] & patients["val"]
-    assert sum(map(len, parts.values())) == 20
+    assert {name: len(films) for name, films in parts.items()} == {"train": 6, "val": 6, "test": 6}
+    assert len(cases) == 18 and {c.row.sublabel for c in cases} >= {"bacterial", "viral"}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
-from classify.recipe import PhaseConfig, TrainConfig
-from classify.train import load_cases, train_ensemble
+from classify.tasks.member import load_cases, train_ensemble
+from classify.tasks.settings import PhaseConfig, TrainConfig
 from cxr.bundle import load_bundle
 from cxr.films_table import has_disease, read_films_table
 from cxr.split import make_split

@@ -72,12 +72,9 @@ def test_the_benchmark_gives_ratios(
 )
 def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     """Unknown keys and wrong types would be errors here, and not after hours of training."""
-    from classify.finetune import FinetuneConfig
-    from classify.iscore_train import IscoreConfig
-    from classify.pretrain_config import PretrainConfig
-    from classify.recipe import TrainConfig as EnsembleConfig
     from classify.screening.tiers import read_tiers
-    from classify.singles.config import SingleConfig
+    from classify.tasks.settings import FinetuneConfig, IscoreConfig, PretrainConfig, SingleConfig
+    from classify.tasks.settings import TrainConfig as EnsembleConfig
     from cxr.cli import parse_config
     from detect.film_class import FilmClassConfig
     from detect.lungfield.train import FieldTrainConfig

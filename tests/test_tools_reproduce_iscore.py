@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from classify.features.parts import SelectConfig
-from classify.iscore_train import IscoreConfig
+from classify.features.iscore import SelectConfig
+from classify.films import ProtocolConfig
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
-from classify.singles.config import ProtocolConfig
-from classify.singles.module import SingleModule
+from classify.tasks.settings import IscoreConfig
+from classify.tasks.single import SingleModule
 from cxr.answers import Answer, write_answers
 from cxr.stats import Figure
 from cxr.training.optim import OptimConfig

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from classify.audit.rows import UNKNOWN
-from classify.films import label_of
 from classify.inputs import name_of
+from classify.labels import label_of
 from cxr.boxes import as_boxes, clip_xyxy
 from cxr.films_table import FilmNames, FilmRow, read_films_table
 from cxr.split import Split

@@ -29,11 +29,53 @@ from typing import Any
 
 import numpy as np
 
+from cxr.rules import require, require_not_negative, require_one_of
+
 Array = np.ndarray
 
 SPLITS = ("median", "kmeans")
 MOST_FEATURES = 14  # of a starting set: its table has 2 to the power of that many cells
 _CELLS = 1 << 20  # of the tables worked on at a time
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """How features are chosen.
+
+    Args:
+        split: median, or kmeans (two clusters): where a feature is cut in two.
+        start: features of a random starting set. Its 2^start cells should hold films still: 8 for
+            700 films.
+        subsets: random starting sets. Two of F features stand together in one of them with
+            probability start · (start − 1) / (F · (F − 1)), so that few sets miss interactions.
+        counts: numbers of kept features to try; empty doubles from 1 on, up to all.
+        penalty: inverse strength C of the regression's L2 penalty, on standardised features.
+        permutations: times that labels are dealt out anew among patients, to learn which scores
+            chance gives; 0 goes without.
+        draws: bootstrap draws of patients.
+        seed: of sets, permutations, draws and the random order.
+    """
+
+    split: str = "median"
+    start: int = 8
+    subsets: int = 4000
+    counts: tuple[int, ...] = ()
+    penalty: float = 1.0
+    permutations: int = 20
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_one_of(self, split=SPLITS)
+        rule = f"start must lie between 2 and {MOST_FEATURES}"
+        require(2 <= self.start <= MOST_FEATURES, rule, self.start)
+        require(
+            min(self.subsets, self.draws, *self.counts) >= 1,
+            "subsets, draws and counts must be at least 1",
+            (self.subsets, self.draws, self.counts),
+        )
+        require_not_negative(self, "permutations")
+        require(self.penalty > 0, "penalty must be above 0", self.penalty)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +118,15 @@ def fit_cuts(features: Any, split: str = "median") -> Array:
     between the best two clusters (k-means with k = 2, which in one dimension is found exactly).
     Raises ValueError."""
     values = _checked(features)
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}. Got {split!r} instead.")
+    require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}", split)
     return np.median(values, axis=0) if split == "median" else _two_means(values)
 
 
 def to_bits(features: Any, cuts: Any) -> Array:
     """(N, F) bool: is the feature above its cut?"""
     values = _checked(features)
-    if values.shape[1:] != np.shape(cuts):
-        raise ValueError(
-            f"cuts must hold one for each of the {values.shape[1]} features. "
-            f"Got shape {np.shape(cuts)} instead."
-        )
+    rule = f"cuts must hold one for each of the {values.shape[1]} features"
+    require(values.shape[1:] == np.shape(cuts), rule, np.shape(cuts))
     return values > cuts
 
 
@@ -111,11 +149,8 @@ def i_score(bits: Any, outcomes: Any) -> float:
 def draw_subsets(bits: Any, size: int, draws: int, seed: int = 0) -> Array:
     """(draws, size) features of random starting sets, none of which holds one that is alike on all
     films; a smaller size where there are fewer features. Raises ValueError."""
-    if not 1 <= size <= MOST_FEATURES or draws < 1:
-        raise ValueError(
-            f"size must lie between 1 and {MOST_FEATURES} and draws be at least 1. "
-            f"Got {size} and {draws} instead."
-        )
+    rule = f"size must lie between 1 and {MOST_FEATURES} and draws be at least 1"
+    require(1 <= size <= MOST_FEATURES and draws >= 1, rule, (size, draws))
     useful = np.flatnonzero(is_useful(bits))
     if not len(useful):
         raise ValueError(
@@ -146,25 +181,19 @@ def drop_backwards(bits: Any, outcomes: Any, subsets: Any) -> Dropped:
     """
     by_feature = np.ascontiguousarray(np.asarray(bits, dtype=np.uint8).T)
     subsets = np.asarray(subsets, dtype=np.int64)
-    if subsets.ndim != 2 or not 1 <= subsets.shape[1] <= MOST_FEATURES:
-        raise ValueError(
-            f"subsets must be (D, m) with m from 1 to {MOST_FEATURES}. Got {subsets.shape} instead."
-        )
-    if subsets.size and not 0 <= subsets.min() <= subsets.max() < len(by_feature):
-        raise ValueError(
-            f"subsets must name features from 0 to {len(by_feature) - 1}. Got "
-            f"{subsets.min()} … {subsets.max()} instead."
-        )
+    rule = f"subsets must be (D, m) with m from 1 to {MOST_FEATURES}"
+    require(subsets.ndim == 2 and 1 <= subsets.shape[1] <= MOST_FEATURES, rule, subsets.shape)
+    rule = f"subsets must name features from 0 to {len(by_feature) - 1}"
+    odd = subsets[(subsets < 0) | (subsets >= len(by_feature))]
+    require(not odd.size, rule, odd[:3].tolist())
     contrasts, whole = _contrasts(outcomes, by_feature.shape[1])
     step = max(1, _CELLS // (len(contrasts) << subsets.shape[1]))
-    parts = [
-        _drop(by_feature, contrasts, subsets[i : i + step]) for i in range(0, len(subsets), step)
-    ]
-    if not parts:
-        return Dropped(subsets, np.zeros(subsets.shape))
-    return Dropped(
-        np.concatenate([o for o, _ in parts]), np.concatenate([s for _, s in parts]) / whole
-    )
+    order, scores = subsets.copy(), np.zeros(subsets.shape)
+    for i in range(0, len(subsets), step):
+        order[i : i + step], scores[i : i + step] = _drop(
+            by_feature, contrasts, subsets[i : i + step]
+        )
+    return Dropped(order, scores / whole)
 
 
 def modules_of(dropped: Dropped) -> list[Module]:
@@ -220,7 +249,7 @@ def _table(by_feature: Array, contrasts: Array, subsets: Array) -> Array:
 def _without(table: Array, place: int) -> Array:
     """The table when the feature at `place` is dropped: its two halves added up."""
     draws, classes, cells = table.shape
-    halves = table.reshape(draws, classes, cells >> (place + 1), 2, 1 << place)
+    halves = table.reshape(draws, classes, -1, 2, 1 << place)
     return np.asarray(halves.sum(3).reshape(draws, classes, cells >> 1))
 
 
@@ -228,11 +257,9 @@ def _contrasts(outcomes: Any, films: int) -> tuple[Array, float]:
     """N (Y − Ȳ) as (K, N), whole numbers where Y is, and the sum of their squares."""
     values = np.asarray(outcomes, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2 or len(values) != films or not np.isfinite(values).all():
-        raise ValueError(
-            f"outcomes must be (N,) or (N, K) finite values of the {films} films. "
-            f"Got shape {np.shape(outcomes)} instead."
-        )
+    fits = values.ndim == 2 and len(values) == films and bool(np.isfinite(values).all())
+    rule = f"outcomes must be (N,) or (N, K) finite values of the {films} films"
+    require(fits, rule, f"shape {np.shape(outcomes)}")
     contrasts = (films * values - values.sum(0)).T
     whole = float(np.square(contrasts).sum())
     if whole == 0:
@@ -242,11 +269,9 @@ def _contrasts(outcomes: Any, films: int) -> tuple[Array, float]:
 
 def _checked(features: Any) -> Array:
     values = np.asarray(features)
-    if values.ndim != 2 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(
-            "features must be (N, F) finite values of at least one film. "
-            f"Got shape {values.shape} instead."
-        )
+    fits = values.ndim == 2 and len(values) > 0 and bool(np.isfinite(values).all())
+    rule = "features must be (N, F) finite values of at least one film"
+    require(fits, rule, f"shape {values.shape}")
     return values
 
 

@@ -2,27 +2,32 @@
 
     train = Part.of(net, batches, labels, patients)  # (N, C) pooled maps of any Backbone
     selection = select_features(train, validation, test, ("normal", "pneumonia"))
-    write_selection("runs/iscore", selection)  # of classify.iscore_report
+    write_selection("runs/iscore", selection)  # of classify.tasks.select
 
 After Lo and Yin (2021, arXiv 2104.12672): the pooled maps of a trained network are cut in two,
-features are dropped from many random sets (classify.iscore), and a plain classifier gets what is
-left. Features come in the order in which they appear in the return sets, best set first, and within
-a set the one that would have stayed last first; those of no return set follow by their own I-score.
+features are dropped from many random sets (see `iscore`), and a plain classifier gets what is left.
+Features come in the order in which they appear in the return sets, best set first, and within a set
+the one that would have stayed last first; those of no return set follow by their own I-score.
 Everything is fitted on training films: cuts, sets, order, regression. How many are kept is chosen
 by the AUC on validation films, and the test films are only reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from classify.features.iscore import (
     Module,
+    SelectConfig,
     draw_subsets,
     drop_backwards,
     fit_cuts,
@@ -32,8 +37,10 @@ from classify.features.iscore import (
     single_scores,
     to_bits,
 )
-from classify.features.parts import Part, SelectConfig, check_parts, pooled_features
+from classify.models.backbones import Backbone
+from classify.saliency.hooks import left_as_found, on_device_of
 from cxr.cli import to_plain
+from cxr.rules import require
 from cxr.stats import (
     Figure,
     Report,
@@ -41,19 +48,8 @@ from cxr.stats import (
     classification_report,
     figure_of,
     macro_auc,
-    softmax,
     weighted_auc,
 )
-
-__all__ = [
-    "Part",
-    "Point",
-    "SelectConfig",
-    "Selection",
-    "pooled_features",
-    "regress",
-    "select_features",
-]
 
 Array = np.ndarray
 ORDERS = {
@@ -61,6 +57,60 @@ ORDERS = {
     "single": "I-score of each feature alone",
     "random": "at random",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Films of one part: features (N, F), class numbers (N,), and N patients."""
+
+    features: Array
+    labels: Array
+    patients: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shape, labels, patients = self.features.shape, len(self.labels), len(self.patients)
+        require(
+            len(shape) == 2 and shape[0] == labels == patients,
+            "features must be (N, F), with a label and a patient a film",
+            f"{shape}, {labels} labels and {patients} patients",
+        )
+
+    @classmethod
+    def of(
+        cls, net: Backbone, batches: Iterable[torch.Tensor], labels: Any, patients: Sequence[str]
+    ) -> Self:
+        """The pooled maps of films in the network's own normalisation."""
+        return cls(pooled_features(net, batches), np.asarray(labels, dtype=int), tuple(patients))
+
+
+def pooled_features(net: Backbone, batches: Iterable[torch.Tensor]) -> Array:
+    """(N, C) float32 means of the last maps, as the network's own head gets them; the network is
+    left as it was found. Batches are (n, 3, h, w) in its normalisation."""
+    with left_as_found(net), torch.inference_mode():
+        pooled = [net.maps(on_device_of(net, b)).mean((2, 3)).float().cpu() for b in batches]
+    if not pooled:
+        raise ValueError("batches must hold at least one film. Got none.")
+    return torch.cat(pooled).numpy()
+
+
+def check_parts(parts: Mapping[str, Part], classes: int) -> None:
+    """Raises ValueError for parts that do not fit each other, share a patient, or where training
+    lacks one of the classes."""
+    width = parts["train"].features.shape[1]
+    for name, part in parts.items():
+        require(
+            len(part.labels) > 0 and part.features.shape[1] == width,
+            f"{name} must hold films with {width} features",
+            part.features.shape,
+        )
+        odd = sorted(set(part.labels.tolist()) - set(range(classes)))
+        require(not odd, f"labels of {name} must lie in 0 … {classes - 1}", odd)
+    missing = sorted(set(range(classes)) - set(parts["train"].labels.tolist()))
+    require(not missing, "train must hold films of every class", f"none of {missing}")
+    for one, other in itertools.combinations(parts, 2):
+        shared = sorted(set(parts[one].patients) & set(parts[other].patients))
+        rule = f"{one} and {other} must share no patient"
+        require(not shared, rule, f"{len(shared)} in both, such as {shared[:1]}")
 
 
 @dataclass(frozen=True)
@@ -128,20 +178,18 @@ def select_features(
     subsets = draw_subsets(bits, config.start, config.subsets, config.seed)
     modules = modules_of(drop_backwards(bits, outcomes, subsets))
     orders = _orders(bits, outcomes, modules, config.seed)
-    fits = {
-        (name, kept): _Fit.of(train, order[:kept], config.penalty)
-        for name, order in orders.items()
-        for kept in _counts(config, train.features.shape[1])
-    }
-    on_validation = {
-        key: macro_auc(fit.scores(validation), validation.labels) for key, fit in fits.items()
-    }
-    own = [kept for name, kept in fits if name == "i_score"]
-    kept = max(own, key=lambda k: (np.nan_to_num(on_validation["i_score", k], nan=-1.0), -k))
+    width, n = train.features.shape[1], len(test.labels)
+    doubling = tuple(1 << i for i in range(width.bit_length()))
+    own = sorted({min(k, width) for k in (*(config.counts or doubling), width)})
     weights = bootstrap_weights(test.patients, config.draws, config.seed)
-    aucs = {key: _aucs(fit.scores(test), test.labels, weights) for key, fit in fits.items()}
-    n = len(test.labels)
-    scores = fits["i_score", kept].scores(test)
+    on_validation, aucs, tested = {}, {}, {}
+    for name, order in orders.items():
+        for k in own:
+            seen, tested[name, k] = regress(train, (validation, test), order[:k], config.penalty)
+            on_validation[name, k] = macro_auc(seen, validation.labels)
+            aucs[name, k] = _aucs(tested[name, k], test.labels, weights)
+    kept = max(own, key=lambda k: (np.nan_to_num(on_validation["i_score", k], nan=-1.0), -k))
+    scores = tested["i_score", kept]
     difference = aucs["i_score", kept] - aucs["i_score", max(own)]
     logits = np.log(np.maximum(scores, 1e-300))
     return Selection(
@@ -152,8 +200,8 @@ def select_features(
         _chance(bits, outcomes, train.patients, subsets, config),
         kept,
         tuple(
-            Point(name, k, _known(on_validation[name, k]), figure_of(a, n))
-            for (name, k), a in aucs.items()
+            Point(name, k, None if np.isnan(auc) else float(auc), figure_of(aucs[name, k], n))
+            for (name, k), auc in on_validation.items()
         ),
         classification_report(
             logits, test.labels, test.patients, classes, config.draws, config.seed
@@ -163,10 +211,15 @@ def select_features(
     )
 
 
-def regress(train: Part, test: Part, features: Sequence[int], penalty: float = 1.0) -> Array:
-    """(N_test, K) probabilities of the regression on these features, fitted on `train`; K are the
-    classes of the training films."""
-    return _Fit.of(train, np.asarray(features, dtype=int), penalty).scores(test)
+def regress(
+    train: Part, parts: Iterable[Part], features: Iterable[int], penalty: float = 1.0
+) -> list[Array]:
+    """(N, K) probabilities for the films of each part, by a regression on these features that is
+    fitted on the films of `train`, as is their standardisation; K are the classes there."""
+    chosen = list(features)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=5000))
+    model.fit(train.features[:, chosen].astype(np.float64), train.labels)
+    return [model.predict_proba(part.features[:, chosen].astype(np.float64)) for part in parts]
 
 
 def patients_permuted(patients: Sequence[str], rng: np.random.Generator) -> Array:
@@ -180,48 +233,14 @@ def patients_permuted(patients: Sequence[str], rng: np.random.Generator) -> Arra
     return out
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """A regression on some features, standardised by the training films."""
-
-    features: Array
-    mean: Array
-    scale: Array
-    model: LogisticRegression
-
-    @classmethod
-    def of(cls, train: Part, features: Array, penalty: float) -> Self:
-        values = train.features[:, features].astype(np.float64)
-        mean, scale = values.mean(0), values.std(0)
-        scale[scale == 0] = 1.0
-        model = LogisticRegression(C=penalty, max_iter=5000)
-        return cls(features, mean, scale, model.fit((values - mean) / scale, train.labels))
-
-    def scores(self, part: Part) -> Array:
-        """(N, K) probabilities."""
-        values = (part.features[:, self.features] - self.mean) / self.scale
-        decision = self.model.decision_function(values)
-        if decision.ndim == 1:  # two classes have one decision value
-            decision = np.stack([np.zeros_like(decision), decision], axis=1)
-        return softmax(decision)
-
-
 def _orders(bits: Array, outcomes: Array, modules: Sequence[Module], seed: int) -> dict[str, Array]:
     """Name of ORDERS → all features; those that are alike on all films come last of all."""
     alone = single_scores(bits, outcomes) - 2.0 * ~is_useful(bits)
     single = np.argsort(-alone, kind="stable")
     chosen = list(dict.fromkeys(f for m in modules for f in m.features))
     own = np.concatenate([np.array(chosen, int), single[~np.isin(single, chosen)]])
-    return dict(
-        zip(
-            ORDERS, (own, single, np.random.default_rng(seed).permutation(len(single))), strict=True
-        )
-    )
-
-
-def _counts(config: SelectConfig, features: int) -> list[int]:
-    wanted = config.counts or tuple(1 << i for i in range(features.bit_length()))
-    return sorted({min(k, features) for k in (*wanted, features)})
+    drawn = np.random.default_rng(seed).permutation(len(single))
+    return dict(zip(ORDERS, (own, single, drawn), strict=True))
 
 
 def _chance(
@@ -236,10 +255,6 @@ def _chance(
         dealt = drop_backwards(bits, outcomes[patients_permuted(patients, rng)], subsets)
         best.append(dealt.best_scores.max())
     return float(np.quantile(best, 0.95))
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _aucs(scores: Array, labels: Array, weights: Array) -> Array:

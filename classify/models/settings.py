@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cxr.rules import require, require_not_negative, require_one_of
+from cxr.rules import require, require_at_least, require_not_negative, require_one_of, require_share
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMS = ("group", "batch")
@@ -34,83 +34,48 @@ class Known:
     std: float = 0.5
 
 
-def _parts(*stages: str) -> dict[str, str]:
+def _at(stages: str) -> dict[str, str]:
     """Stages as `name:part`, or a name that is also the part's."""
-    return {s.partition(":")[0]: s.rpartition(":")[2] for s in stages}
+    return {s.partition(":")[0]: s.rpartition(":")[2] for s in stages.split()}
 
 
-_LAYERS = _parts("stem:conv1", "layer1", "layer2", "layer3", "layer4")
-_DENSE = _parts("stem:conv0", *(f"denseblock{i}" for i in range(1, 5)))
+_LAYERS = _at("stem:conv1 layer1 layer2 layer3 layer4")
+_DENSE = _at("stem:conv0 denseblock1 denseblock2 denseblock3 denseblock4")
+_UNET = _at("stage1 stage2 stage3 stage4 stage5")
+_GOOGLE = _at("stem:conv1 inception3:inception3a inception4:inception4a inception5:inception5a")
+_B2 = {"stem": "0", **{f"stage{i}": str(i) for i in range(1, 8)}, "top": "8"}
+_BLOCKS = {"stem": "conv_stem", **{f"stage{i + 1}": f"blocks.{i}" for i in range(7)}}
+_MOBILE_V2 = _at("stem:0 stage1:2 stage2:4 stage3:7 stage4:14 top:18")
+_INCEPTION = _at("stem:Conv2d_1a_3x3 mixed5:Mixed_5b mixed6:Mixed_6a mixed7:Mixed_7a")
+_XCEPTION = _at("stem:conv1 entry:block1 middle:block4 exit:block12")
+_INCEPTION_RESNET = _at(
+    "stem:conv2d_1a block35:mixed_5b block17:mixed_6a block8:mixed_7a top:conv2d_7b"
+)
+_LITE = {**_BLOCKS, "top": "conv_head"}
+_LITE0 = "tf_efficientnet_lite0"
+_MOBILE = dict(list(_BLOCKS.items())[:6])
 KNOWN: dict[str, Known] = {
-    "baseline_cnn": Known(256, {f"block{i + 1}": str(i) for i in range(4)}, "own"),
+    "baseline_cnn": Known(256, _at("block1:0 block2:1 block3:2 block4:3"), "own"),
     # pretrained by classify.pretrain only; their pixels come as there, from −1 to 1
-    **{
-        name: Known(
-            widths[-1], _parts(*(f"stage{i}" for i in range(1, 6))), "own", "", 128, 32, 0.5
-        )
-        for name, widths in UNET_WIDTHS.items()
-    },
-    "vgg16": Known(512, _parts("block1:0", "block2:5", "block3:10", "block4:17", "block5:24")),
-    "vgg19": Known(512, _parts("block1:0", "block2:5", "block3:10", "block4:19", "block5:28")),
-    "googlenet": Known(
-        1024, _parts("stem:conv1", *(f"inception{i}:inception{i}a" for i in (3, 4, 5))), mean=0.5
-    ),
+    **{name: Known(w[-1], _UNET, "own", "", 128, 32, 0.5) for name, w in UNET_WIDTHS.items()},
+    "vgg16": Known(512, _at("block1:0 block2:5 block3:10 block4:17 block5:24")),
+    "vgg19": Known(512, _at("block1:0 block2:5 block3:10 block4:19 block5:28")),
+    "googlenet": Known(1024, _GOOGLE, mean=0.5),
     "resnet18": Known(512, _LAYERS),
     "resnet50": Known(2048, _LAYERS),
     "densenet121": Known(1024, _DENSE),
     "densenet169": Known(1664, _DENSE),
     "densenet201": Known(1920, _DENSE),
-    "efficientnet_b2": Known(
-        1408, _parts("stem:0", *(f"stage{i}:{i}" for i in range(1, 8)), "top:8"), side=288
-    ),
+    "efficientnet_b2": Known(1408, _B2, side=288),
     "efficientnet_lite0": Known(
-        1280,
-        _parts("stem:conv_stem", *(f"stage{i + 1}:blocks.{i}" for i in range(7)), "top:conv_head"),
-        "timm",
-        "tf_efficientnet_lite0",
-        mean=0.498,
-        std=0.502,
+        1280, _LITE, "timm", "tf_efficientnet_lite0", mean=0.498, std=0.502
     ),
-    "mobilenet": Known(
-        1024,
-        _parts("stem:conv_stem", *(f"stage{i + 1}:blocks.{i}" for i in range(5))),
-        "timm",
-        "mobilenetv1_100",
-        mean=0.5,
-    ),
-    "mobilenet_v2": Known(
-        1280, _parts("stem:0", "stage1:2", "stage2:4", "stage3:7", "stage4:14", "top:18")
-    ),
-    "inception_v3": Known(
-        2048,
-        _parts("stem:Conv2d_1a_3x3", "mixed5:Mixed_5b", "mixed6:Mixed_6a", "mixed7:Mixed_7a"),
-        side=299,
-        least_side=75,
-        mean=0.5,
-    ),
-    "xception": Known(
-        2048,
-        _parts("stem:conv1", "entry:block1", "middle:block4", "exit:block12"),
-        "timm",
-        "legacy_xception",
-        299,
-        71,
-        0.5,
-    ),
+    "mobilenet": Known(1024, _MOBILE, "timm", "mobilenetv1_100", mean=0.5),
+    "mobilenet_v2": Known(1280, _MOBILE_V2),
+    "inception_v3": Known(2048, _INCEPTION, "torchvision", "", 299, 75, 0.5),
+    "xception": Known(2048, _XCEPTION, "timm", "legacy_xception", 299, 71, 0.5),
     "inception_resnet_v2": Known(
-        1536,
-        _parts(
-            "stem:conv2d_1a",
-            "block35:mixed_5b",
-            "block17:mixed_6a",
-            "block8:mixed_7a",
-            "top:conv2d_7b",
-        ),
-        "timm",
-        "inception_resnet_v2",
-        299,
-        75,
-        0.5,
+        1536, _INCEPTION_RESNET, "timm", "inception_resnet_v2", 299, 75, 0.5
     ),
 }
 
@@ -146,29 +111,17 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         kind = known(self.name)
-        require(self.classes >= 1, "classes must be at least 1", self.classes)
-        require_not_negative(self, "extra_fc")
-        require(0 <= self.dropout < 1, "dropout must lie in [0, 1)", self.dropout)
-        require(
-            not self.freeze_to or self.freeze_to in kind.stages,
-            f"freeze_to of {self.name} must be one of {', '.join(kind.stages)}, or empty",
-            self.freeze_to,
-        )
-        require(
-            not self.freeze_to or self.weights != "none",
-            "freeze_to must be empty with weights: none (frozen noise learns nothing)",
-            self.freeze_to,
-        )
-        require(
-            kind.library != "own" or self.weights != "imagenet",
-            f"weights must be none or a file for {self.name}, which nobody trained on ImageNet",
-            self.weights,
-        )
-        require(
-            not self.side or self.side >= kind.least_side,
-            f"side must be at least {kind.least_side} px for {self.name}",
-            self.side,
-        )
+        require_at_least(self, classes=1, extra_fc=0)
+        require_share(self, "dropout", below=1)
+        stage, names = self.freeze_to, ", ".join(kind.stages)
+        rule = f"freeze_to of {self.name} must be one of {names}, or empty"
+        require(not stage or stage in kind.stages, rule, stage)
+        rule = "freeze_to must be empty with weights: none (frozen noise learns nothing)"
+        require(not stage or self.weights != "none", rule, stage)
+        rule = f"weights must be none or a file for {self.name}, which nobody trained on ImageNet"
+        require(kind.library != "own" or self.weights != "imagenet", rule, self.weights)
+        rule = f"side must be at least {kind.least_side} px for {self.name}"
+        require(not self.side or self.side >= kind.least_side, rule, self.side)
 
     @property
     def input_side(self) -> int:
@@ -206,28 +159,19 @@ class FusionConfig:
     def __post_init__(self) -> None:
         require_one_of(self, head=HEADS)
         names = ", ".join(self.nets)
-        require(
-            0 < len(self.nets) == len(set(self.nets)),
-            "nets must be different names, one at least",
-            self.nets,
-        )
+        rule = "nets must be different names, one at least"
+        require(0 < len(self.nets) == len(set(self.nets)), rule, self.nets)
         if isinstance(self.weights, str):
-            require(
-                self.weights in ("imagenet", "none"),
-                "weights must be imagenet or none, or name → imagenet, none or a file",
-                self.weights,
-            )
+            rule = "weights must be imagenet or none, or name → imagenet, none or a file"
+            require(self.weights in ("imagenet", "none"), rule, self.weights)
         else:
-            require(
-                set(self.weights) == set(self.nets),
-                f"weights by name must be for each of {names}",
-                ", ".join(self.weights) or "none",
-            )
+            rule, given = f"weights by name must be for each of {names}", ", ".join(self.weights)
+            require(set(self.weights) == set(self.nets), rule, given or "none")
         odd = set(self.freeze_to) - set(self.nets) if isinstance(self.freeze_to, dict) else set()
         require(not odd, f"freeze_to by name must be of {names}", ", ".join(sorted(odd)))
         least = max(known(name).least_side for name in self.nets)
         require(self.side >= least, f"side must be at least {least} px for {names}", self.side)
-        require(self.classes >= 1, "classes must be at least 1", self.classes)
+        require_at_least(self, classes=1)
         self.parts()  # what one of them refuses is said before a film is read
 
     def parts(self) -> dict[str, BackboneConfig]:
@@ -280,16 +224,12 @@ class CXRNetConfig:
     side: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("classes", "width"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        require_at_least(self, classes=1, width=1)
         require(2 <= self.depth <= 7, "depth must lie between 2 and 7", self.depth)
-        require(0 <= self.dropout < 1, "dropout must lie in [0, 1)", self.dropout)
+        require_share(self, "dropout", below=1)
         require_not_negative(self, "first", "area", "smooth")
-        require(
-            self.side >= self.least_side,
-            f"side must be at least {self.least_side} px with depth {self.depth}",
-            self.side,
-        )
+        rule = f"side must be at least {self.least_side} px with depth {self.depth}"
+        require(self.side >= self.least_side, rule, self.side)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -336,17 +276,11 @@ class MemberConfig:
     frozen_batchnorm: bool = False
 
     def __post_init__(self) -> None:
-        require(0 <= self.dropout < 1, "dropout must lie in [0, 1)", self.dropout)
-        require(
-            1 <= len(self.decoder_channels) <= 5 and min(self.decoder_channels) >= 1,
-            "decoder_channels must be one to five positive widths",
-            self.decoder_channels,
-        )
-        require(
-            not self.freeze_stages or self.weights != "none",
-            "freeze_stages must be 0 with weights: none (frozen noise learns nothing)",
-            self.freeze_stages,
-        )
+        require_share(self, "dropout", below=1)
+        widths, rule = self.decoder_channels, "decoder_channels must be one to five positive widths"
+        require(1 <= len(widths) <= 5 and min(widths) >= 1, rule, widths)
+        rule = "freeze_stages must be 0 with weights: none (frozen noise learns nothing)"
+        require(not self.freeze_stages or self.weights != "none", rule, self.freeze_stages)
 
 
 @dataclass(frozen=True)
@@ -373,18 +307,12 @@ class UnetCbamConfig:
     kernel: int = 7
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.widths) or self.name in UNET_WIDTHS,
-            f"name must be {' or '.join(UNET_WIDTHS)}, or widths be given",
-            self.name,
-        )
+        rule = f"name must be {' or '.join(UNET_WIDTHS)}, or widths be given"
+        require(bool(self.widths) or self.name in UNET_WIDTHS, rule, self.name)
         require_one_of(self, norm=NORMS)
-        require(
-            len(self.stage_widths) >= 2 and min(self.stage_widths) >= 1,
-            "widths must be two or more positive numbers",
-            self.widths,
-        )
-        require(self.reduction >= 1, "reduction must be at least 1", self.reduction)
+        widths, rule = self.stage_widths, "widths must be two or more positive numbers"
+        require(len(widths) >= 2 and min(widths) >= 1, rule, self.widths)
+        require_at_least(self, reduction=1)
 
     @property
     def stage_widths(self) -> tuple[int, ...]:

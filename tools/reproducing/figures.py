@@ -49,7 +49,7 @@ def measure_answers(
     seed: int,
 ) -> Found:
     """The measures that need nothing but answers."""
-    from classify.singles.figures import report_of
+    from classify.tasks.single import report_of
 
     report = report_of(classes, answers, draws, seed)
     wanted = [m.name for m in measures if not (is_attention(m.name) or is_own(m.name))]

@@ -17,8 +17,7 @@ from reproducing.experiment import flatten
 from reproducing.place import FREE, Place, SplitOf, content_of, count_parts, fingerprint
 
 if TYPE_CHECKING:
-    from classify.finetune import FinetuneConfig
-    from classify.iscore_train import IscoreConfig
+    from classify.tasks.settings import FinetuneConfig, IscoreConfig
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,9 @@ class Runner:
 def split_of_single(settings: dict[str, Any]) -> SplitOf:
     """Of classify.single and what is built on it: the split is made again, from the same settings
     and seed."""
-    from classify.singles.config import SingleConfig
-    from classify.singles.films import load_films
-    from classify.singles.parts import share_films
+    from classify.dataset import load_films
+    from classify.films import share_films
+    from classify.tasks.settings import SingleConfig
 
     own = SingleConfig.__dataclass_fields__
     config = from_plain(SingleConfig, {k: v for k, v in settings.items() if k in own})
@@ -136,7 +135,7 @@ def shared_folder(out: str, kind: str, config: Any) -> Iterator[Path]:
 
 def iscore_cell(config: IscoreConfig) -> Path:
     """classify.iscore_train, its network in OUT/shared; returns the cell's folder."""
-    from classify.iscore_train import train_iscore
+    from classify.tasks.select import train_iscore
 
     with shared_folder(config.out, "single", config.to_single()) as folder:
         return train_iscore(replace(config, trained=str(folder)))
@@ -144,7 +143,7 @@ def iscore_cell(config: IscoreConfig) -> Path:
 
 def finetune_cell(config: FinetuneConfig) -> Path:
     """classify.finetune, its pretraining in OUT/shared; returns the cell's folder."""
-    from classify.finetune import finetune
+    from classify.tasks.single import finetune
 
     if config.start == "own":
         return finetune(config)
@@ -160,8 +159,8 @@ _SINGLE = {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"}
 
 RUNNERS: dict[str, Runner] = {
     "single": Runner(
-        "classify.singles.config:SingleConfig",
-        "classify.singles.fit:train_single",
+        "classify.tasks.settings:SingleConfig",
+        "classify.tasks.single:train_single",
         _SINGLE,
         protocol="protocol.kind",
         split=split_of_single,
@@ -169,7 +168,7 @@ RUNNERS: dict[str, Runner] = {
         later=("protocol.learn", "cxrnet"),
     ),
     "finetune": Runner(
-        "classify.finetune:FinetuneConfig",
+        "classify.tasks.settings:FinetuneConfig",
         "reproducing.runners:finetune_cell",
         _SINGLE,
         protocol="protocol.kind",
@@ -177,7 +176,7 @@ RUNNERS: dict[str, Runner] = {
         split_files=("protocol.split",),
     ),
     "iscore": Runner(
-        "classify.iscore_train:IscoreConfig",
+        "classify.tasks.settings:IscoreConfig",
         "reproducing.runners:iscore_cell",
         _SINGLE,
         free=("trained",),

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from classify.bundles import member_of
-from classify.films import Case, label_of
-from classify.fit import predict
-from classify.recipe import TrainConfig
+from classify.dataset import film_loader, predict
+from classify.films import Case
+from classify.labels import label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.films import ScreeningFilms
 from classify.screening.tiers import TIERS, risk_table
-from classify.train import load_cases, member_job, train_ensemble
+from classify.tasks.member import load_cases, member_job, train_ensemble
+from classify.tasks.settings import TrainConfig
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
-from cxr.devices import pick_device
 from cxr.films_table import has_disease
 from cxr.plots import new_figure, write_figure
 from cxr.stats import Figure, share_figure, softmax
@@ -120,8 +120,8 @@ def member_logits(
     found = []
     for order, target in enumerate(config.targets):
         job = member_job(config, cases, parts, target, order)
-        net = member_of(load_bundle(job.bundle, "member")).eval().to(pick_device(config.device))
-        found.append(predict(job, net, wanted))
+        net = member_of(load_bundle(job.bundle, "member"))
+        found.append(predict(net, film_loader(job.films(wanted), config), config))
     return dict(zip(wanted, np.stack(found, axis=1), strict=True))
 
 

@@ -1,0 +1,1 @@
+"""What can be trained: members, single networks, restoring networks, selected features."""
