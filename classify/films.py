@@ -178,7 +178,7 @@ def share_cases(
     patients = [case.patient for case in cases]
     for name in names:
         films = [cases[i] for i in split.select(patients, name)]
-        strata = [(c.row.source, c.row.label, c.row.sublabel) for c in films]
+        strata = [(c.row.source, c.row.label) for c in films]
         chosen = take_films([c.patient for c in films], strata, most, seed)
         parts[name] = list(range(len(kept), len(kept) + len(chosen)))
         kept += [films[i] for i in chosen]

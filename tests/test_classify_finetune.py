@@ -96,7 +96,7 @@ def test_a_split_of_its_own_would_test_pretrained_films(config: FinetuneConfig) 
 
 
 def test_another_network_than_the_pretrained_one_is_refused(config: FinetuneConfig) -> None:
-    with pytest.raises(ValueError, match=f"the network that is pretrained, {NAME}. Got backbone"):
+    with pytest.raises(ValueError, match=f"the network that is pretrained, {NAME}. Got 'backbone"):
         replace(config, backbone=BackboneConfig("baseline_cnn", weights="none"))
 
 

@@ -34,7 +34,7 @@ class Fixed(nn.Module):
 
 def build_batch(labels: list[int]) -> dict[str, torch.Tensor]:
     images = torch.randint(0, 256, (len(labels), 1, 32, 32), dtype=torch.uint8)
-    return {"image": images, "label": torch.tensor(labels)}
+    return {"image": images / 255, "label": torch.tensor(labels)}
 
 
 def test_the_loss_is_the_mean_over_films_of_the_weighted_cross_entropy() -> None:
@@ -55,7 +55,7 @@ def test_a_network_that_draws_adds_its_own_terms() -> None:
     net = build_cxrnet(CXRNetConfig(width=4, depth=2, side=32)).eval()
     weights, batch = torch.tensor([2.0, 0.5]), build_batch([0, 1, 1])
     terms, logits = SingleModule(net, SETTINGS, CONSTANT, weights=weights).losses(batch)
-    x = to_input(batch["image"] / 255, SETTINGS)
+    x = to_input(batch["image"], SETTINGS)
     assert torch.allclose(logits, net(x), atol=1e-6)
     shares, labels = logits.softmax(1), batch["label"]
     answer = (weights[labels] * -shares[torch.arange(3), labels].log()).mean()
