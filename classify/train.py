@@ -9,7 +9,6 @@ classify.finetune, classify.pretrain and classify.iscore_train.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from classify.tasks import settings
-from cxr.cli import parse_config
+from cxr.cli import load_named, parse_config
 from cxr.workdir import log
 
 
@@ -27,8 +26,7 @@ class Task:
     begins, since it loads torch), an example, and what is said in the end."""
 
     config_class: type[Any]
-    module: str
-    function: str
+    train: str
     example: str
     says: str = ""
 
@@ -36,13 +34,13 @@ class Task:
 _FILES = "answers, figures and pictures: %s"
 TASKS = {
     "train": Task(
-        settings.TrainConfig, "member", "train_ensemble", "kermany_crops.yaml --max_films 60"
+        settings.TrainConfig, "member:train_ensemble", "kermany_crops.yaml --max_films 60"
     ),
-    "single": Task(settings.SingleConfig, "single", "train_single", "fusion.yaml", _FILES),
-    "finetune": Task(settings.FinetuneConfig, "single", "finetune", "unet_cbam.yaml", _FILES),
-    "pretrain": Task(settings.PretrainConfig, "restore", "pretrain", "pretrain_unet_cbam.yaml"),
+    "single": Task(settings.SingleConfig, "single:train_single", "fusion.yaml", _FILES),
+    "finetune": Task(settings.FinetuneConfig, "single:finetune", "unet_cbam.yaml", _FILES),
+    "pretrain": Task(settings.PretrainConfig, "restore:pretrain", "pretrain_unet_cbam.yaml"),
     "iscore_train": Task(
-        settings.IscoreConfig, "select", "train_iscore", "iscore.yaml", "answers and figures: %s"
+        settings.IscoreConfig, "select:train_iscore", "iscore.yaml", "answers and figures: %s"
     ),
 }
 
@@ -53,9 +51,8 @@ def run_task(name: str, argv: Sequence[str] | None = None) -> int:
     task, command = TASKS[name], f"python -m classify.{name}"
     example = f"{command} --config configs/classify/{task.example}"
     config = parse_config(task.config_class, argv, prog=command, example=example)
-    train = getattr(importlib.import_module(f"classify.tasks.{task.module}"), task.function)
     try:
-        made: Path = train(config)
+        made: Path = load_named(f"classify.tasks.{task.train}")(config)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         log.error("%s", error)
         return 2
