@@ -21,8 +21,9 @@ import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from cxr.boxes import Frame, area_xyxy, clip_xyxy, expand_xyxy, square_xyxy
+from cxr.boxes import Frame, area_xyxy, clip_xyxy, expand_xyxy, square_xyxy, union_xyxy
 from cxr.cli import parse_config, to_plain
+from cxr.coco import CocoFilm, read_coco
 from cxr.draw import encode_png
 from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
@@ -30,7 +31,6 @@ from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.rules import require_between
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
-from detect.human_boxes import HumanBoxes
 from detect.predict import ThoraxBox, ThoraxDetector
 
 
@@ -39,6 +39,45 @@ class Boxer(Protocol):
 
     def predict(self, films: list[np.ndarray]) -> list[ThoraxBox]:
         """One ThoraxBox a film of (H, W) float32 in [0, 1]."""
+
+
+class HumanBoxes:
+    """Boxes of a COCO file in the detector's place.
+
+    A film is the entry whose `file_name` ends its path. A scaled copy of the film that was boxed
+    gets its boxes scaled; a film of another shape gets none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.weights = {Path(path).name: sha256_file(path)}
+        self._films = {f.file_name: f for f in read_coco(path).films}
+
+    def box_film(self, film: Film) -> ThoraxBox:
+        """The union of the film's boxes, or `no_thorax` with the reason."""
+        entry = self._find(film.path)
+        if entry is None:
+            return _no_thorax("the boxes' file does not list this film")
+        if not len(entry.boxes_xyxy):
+            return _no_thorax("the boxes' file has no box for this film")
+        size_hw = (film.pixels.shape[0], film.pixels.shape[1])
+        try:
+            entry = entry.resized(size_hw)
+        except ValueError:
+            sizes = [f"{w} x {h} px" for h, w in (size_hw, entry.size_hw)]
+            return _no_thorax(f"the film has {sizes[0]}, in the boxes' file it has {sizes[1]}")
+        x0, y0, x1, y1 = (
+            float(v) for v in clip_xyxy(union_xyxy(entry.boxes_xyxy), entry.size_hw)[0]
+        )
+        return ThoraxBox((x0, y0, x1, y1), 1.0, "ok", "")
+
+    def _find(self, path: str) -> CocoFilm | None:
+        parts = Path(path).resolve().parts
+        names = ("/".join(parts[start:]) for start in range(1, len(parts)))  # the longest first
+        return next((self._films[name] for name in names if name in self._films), None)
+
+
+def _no_thorax(reason: str) -> ThoraxBox:
+    return ThoraxBox(None, 0.0, "no_thorax", reason)
 
 
 class Crop(NamedTuple):

@@ -47,8 +47,8 @@ from detect.film_class_answers import (
     measure_boxes,
 )
 from detect.predict import ThoraxDetector
-from detect.settings import DetectorConfig
-from detect.train import RefusedError, TrainConfig, train
+from detect.settings import DetectorConfig, TrainConfig
+from detect.train import RefusedError, train
 
 BUNDLE = "thorax.safetensors"
 PARTS = {"train": 0.7, "val": 0.1, "test": 0.2}

@@ -1,4 +1,7 @@
-"""Settings of the detector's and the lung field's networks and trainings; light, for --help."""
+"""Settings of the detector's and the lung field's networks and trainings.
+
+Light, for --help; jsonargparse also runs a module's `if TYPE_CHECKING` for the classes in it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field
 from cxr.rules import require
 from cxr.training.optim import OptimConfig
 from cxr.training.recipe import free
+from detect.data import DataConfig
 
 
 @dataclass(frozen=True)
@@ -204,3 +208,24 @@ class LoopConfig:
             clip_norm=5.0,
             ema_decay=self.ema,
         )
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """Train the thorax detector and write it as one bundle.
+
+    The run's folder holds run.json, run.log, checkpoints/, TensorBoard events, history.json,
+    curves.png, val_boxes.png and, at the end, thorax.safetensors with thresholds chosen on the
+    validation films. A killed run goes on where its last checkpoint stands.
+
+    Args:
+        data: films, boxes and their split.
+        model: the network.
+        augment: none, affine (20°, 0.15/0.20), rotate (30°) or strong.
+        picture_every: epochs between two pictures of validation boxes; 0 for none.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    augment: str = "affine"
+    picture_every: int = free(5)

@@ -41,7 +41,7 @@ def _imagenet_state(model: Any, name: str) -> dict[str, Tensor]:
     if name in TORCHVISION_BACKBONES:
         builder = "mobilenet_v3_large" if name.startswith("mobilenet") else "resnet50"
         weights = torchvision.models.get_model_weights(builder).DEFAULT
-        state = _fetch(weights, f"--model.weights FILE, or none, for {name}")
+        state = fetch(weights, f"--model.weights FILE, or none, for {name}")
         return {k.removeprefix("features."): v for k, v in state.items()}
     if name.startswith("tf_efficientnet_lite"):
         from cxr.pretrained import imagenet_lite_state_dict
@@ -77,10 +77,11 @@ def _coco_state(name: str) -> dict[str, Tensor]:
             "take weights imagenet or none."
         )
     weights = torchvision.models.get_model_weights(getattr(tv_detection, builder)).DEFAULT
-    return _fetch(weights, f"--model.weights imagenet or none for {name}")
+    return fetch(weights, f"--model.weights imagenet or none for {name}")
 
 
-def _fetch(weights: Any, otherwise: str) -> dict[str, Tensor]:
+def fetch(weights: Any, otherwise: str) -> dict[str, Tensor]:
+    """torchvision's weights; raises ConnectionError, which says what to do without a network."""
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ import numpy as np
 
 from cxr.boxes import Frame
 from cxr.cli import parse_config, to_plain
-from cxr.training.recipe import free, keep_to_recipe
+from cxr.training.recipe import keep_to_recipe
 from cxr.workdir import Workdir, console, log, provenance, seed_everything, write_json
-from detect.data import DataConfig, select_films
+from detect.data import select_films
 from detect.predict import to_input
-from detect.settings import DetectorConfig, LoopConfig
+from detect.settings import LoopConfig, TrainConfig
 
 if TYPE_CHECKING:  # what trains is imported where training begins
     from torch import Tensor
@@ -30,27 +29,6 @@ if TYPE_CHECKING:  # what trains is imported where training begins
 
 SURE = 0.9
 LICENCE = "weights: Apache-2.0; see the model card for the films' licences"
-
-
-@dataclass(frozen=True)
-class TrainConfig(LoopConfig):
-    """Train the thorax detector and write it as one bundle.
-
-    The run's folder holds run.json, run.log, checkpoints/, TensorBoard events, history.json,
-    curves.png, val_boxes.png and, at the end, thorax.safetensors with thresholds chosen on the
-    validation films. A killed run goes on where its last checkpoint stands.
-
-    Args:
-        data: films, boxes and their split.
-        model: the network.
-        augment: none, affine (20°, 0.15/0.20), rotate (30°) or strong.
-        picture_every: epochs between two pictures of validation boxes; 0 for none.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-    model: DetectorConfig = field(default_factory=DetectorConfig)
-    augment: str = "affine"
-    picture_every: int = free(5)
 
 
 class RefusedError(ValueError):

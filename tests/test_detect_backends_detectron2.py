@@ -16,8 +16,13 @@ import torchvision
 
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
-from detect.backends.detectron2 import BackendMissingError, build_config, to_instances
-from detect.backends.detectron2_weights import read_checkpoint, to_detectron2_names
+from detect.backends.detectron2 import (
+    BackendMissingError,
+    build_config,
+    read_checkpoint,
+    to_detectron2_names,
+    to_instances,
+)
 from detect.model import build_detector
 from detect.predict import ThoraxDetector, prepare_film, to_input
 from detect.settings import DetectorConfig

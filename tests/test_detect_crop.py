@@ -16,8 +16,7 @@ import detect.crop
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import Film, read_film
 from cxr.manifest import read_manifest
-from detect.crop import CropSettings, crop_film, crop_name, iter_crops, main
-from detect.human_boxes import HumanBoxes
+from detect.crop import CropSettings, HumanBoxes, crop_film, crop_name, iter_crops, main
 from detect.predict import DEFAULT_WEIGHTS, ThoraxBox
 
 

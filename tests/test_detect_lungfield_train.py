@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import draw_phantom
 
+import detect.lungfield.evaluate
 from cxr.bundle import load_bundle
 from cxr.films_table import read_films_table
 from cxr.split import Split
@@ -24,11 +25,10 @@ from detect.lungfield.data import (
     select_rows,
 )
 from detect.lungfield.dataset import FieldAugment, FieldDataset, cut
-from detect.lungfield.evaluate import constant_fields, spread
+from detect.lungfield.evaluate import constant_fields, count_edges, percentiles, spread
 from detect.lungfield.field import LungField, overlap
 from detect.lungfield.module import field_loss
 from detect.lungfield.net import build_field_net
-from detect.lungfield.tables import count_edges, percentiles
 from detect.settings import FieldNetConfig
 
 # a tiny encoder, and shallow: phantoms need no more
@@ -223,8 +223,14 @@ def test_the_bundle_is_the_network_again(run: Path, phantom_folder: Path) -> Non
     assert field.shape == (160, 140) and field.min() >= 0 and field.max() <= 1
 
 
-def test_evaluate_writes_tables_and_sheets(run: Path, phantom_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "measured"
+def test_evaluate_writes_tables_and_sheets_and_reads_each_film_once(
+    run: Path, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, read = tmp_path / "measured", []
+    real = detect.lungfield.evaluate.read_film
+    monkeypatch.setattr(
+        detect.lungfield.evaluate, "read_film", lambda path: (read.append(path), real(path))[1]
+    )
     code = main(
         [
             "evaluate",
@@ -252,6 +258,7 @@ def test_evaluate_writes_tables_and_sheets(run: Path, phantom_folder: Path, tmp_
         if Split.load(run / "split.json").part_of[r.patient_id] == "val"
     ]
     assert sorted(r["film"] for r in rows) == sorted(r.image for r in val for _ in (0, 1))
+    assert len(read) == len(set(read)) == len(val)
     figures = json.loads((out / "metrics.json").read_text())
     mean = np.mean([float(r["dice"]) for r in rows if r["view"] == "film"])
     found = figures["lines"]["all"]["film"]["network"]["dice"]["value"]

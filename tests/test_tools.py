@@ -78,7 +78,7 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     from cxr.cli import parse_config
     from detect.film_class import FilmClassConfig
     from detect.lungfield.train import FieldTrainConfig
-    from detect.train import TrainConfig as DetectConfig
+    from detect.settings import TrainConfig as DetectConfig
 
     path = root / "configs" / stage / name
     if name == "tiers.yaml":

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,11 +22,13 @@ from rich.progress import track
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
 from cxr.cli import to_plain
 from cxr.coco import read_coco
-from cxr.draw import ORANGE, draw_contour, encode_png, sheet, to_rgb
-from cxr.film import FilmError, read_film
+from cxr.draw import ORANGE, draw_contour, encode_png, fit, sheet, to_rgb
+from cxr.errors import FilmError
+from cxr.film import read_film
 from cxr.films_table import FilmRow
-from cxr.split import Split
-from cxr.workdir import Workdir, console, log, write_atomic
+from cxr.stats import Interval, bootstrap_mean, in_words
+from cxr.workdir import Workdir, console, log, write_atomic, write_json
+from detect.data import MeasureConfig, choose_part
 from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows, read_mask
 from detect.lungfield.field import (
     LungField,
@@ -35,45 +38,30 @@ from detect.lungfield.field import (
     field_box_xyxy,
     overlap,
 )
-from detect.lungfield.tables import print_tables, write_tables
 from detect.predict import ThoraxDetector
+from detect.tables import by_source, number, print_table, to_csv, to_json, to_markdown
 
+METHODS = ("network", "constant field")
+EDGES = ("left", "top", "right", "bottom")
+PERCENTILES = (50, 90, 95, 99)
 _GRID = 64  # the constant field's cells a side
+_TILE = 320  # px of a picture on the sheet of the worst
 
 
 @dataclass(frozen=True)
-class FieldEvaluateConfig:
+class FieldEvaluateConfig(MeasureConfig):
     """Measure the lung fields against human masks: Dice, IoU, coverage, boxes, cut edges.
 
     Args:
-        weights: the network's bundle; empty takes the one that comes with lungfirst.
-        device: auto, cpu, or cuda.
-        data: folder with films.csv, which names each film's mask.
-        annotations: COCO file in `data` with the thorax boxes that people drew.
-        split: split of the patients, as `python -m cxr.split` saves it.
-        part: part of the split to measure on, or all; the constant field comes from part train.
-        sources: only films of these sources; empty takes all.
         publishable_only: leave out films whose licence forbids publishing a model, so that part
             train is what was trained on.
         detector: compare with the shipped detector's boxes too.
-        max_films: stop after so many films; 0 takes all.
         worst: films on each sheet of the worst.
-        seed: of the bootstrap.
-        out: folder for the results.
     """
 
-    weights: str = ""
-    device: str = "auto"
-    data: str = "../shared/data"
-    annotations: str = "thorax.json"
-    split: str = "configs/split_seed0.json"
-    part: str = "test"
-    sources: list[str] = field(default_factory=list)
     publishable_only: bool = False
     detector: bool = True
-    max_films: int = 0
     worst: int = 24
-    seed: int = 0
     out: str = "runs/lungfield_evaluate"
 
 
@@ -97,22 +85,19 @@ class FieldResult:
     true_edges: tuple[str, ...] = ()
 
     @property
+    def source(self) -> str:
+        """Where the film comes from."""
+        return self.row.source
+
+    @property
     def missed(self) -> bool:
         """Nothing of the field was found."""
         return not self.found.dice > 0
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one film shows in one view: pixels (h, w), its true mask and the found one (bool)."""
-
-    pixels: np.ndarray
-    truth: np.ndarray
-    found: np.ndarray
-
-
 class FieldMeter:
-    """Measures films with one network, human boxes, the detector, and a constant field."""
+    """Measures films with one network, human boxes, the detector, and a constant field; keeps
+    pictures of the `worst` in each view."""
 
     def __init__(
         self,
@@ -121,50 +106,68 @@ class FieldMeter:
         boxes: dict[str, np.ndarray],
         constant: dict[str, np.ndarray],
         detector: ThoraxDetector | None = None,
+        worst: int = 0,
     ) -> None:
         self.net, self.data, self.boxes = net, data, boxes
-        self.constant, self.detector = constant, detector
+        self.constant, self.detector, self.keep = constant, detector, worst
+        self.worst: dict[str, list[tuple[float, np.ndarray, str]]] = {v: [] for v in VIEWS}
 
-    def look(self, row: FilmRow, view: str) -> Look:
-        """Read a film, cut its crop for view `crop`, and segment it.
+    def measure(self, row: FilmRow) -> list[FieldResult]:
+        """The film's result whole and as a crop.
 
         Raises FilmError or ValueError for a film or mask that cannot be read.
         """
         pixels = read_film(self.data / row.image).pixels
         truth = read_mask(self.data / row.mask, (pixels.shape[0], pixels.shape[1]))
-        if view == "crop":
-            frame = crop_frame(truth, self.boxes.get(row.image))
-            truth = frame.apply(truth.astype(np.uint8)) > 0
-            pixels = frame.apply(pixels)
-        return Look(pixels, truth, self.net.segment([pixels])[0] > self.net.threshold)
+        frame = crop_frame(truth, self.boxes.get(row.image))
+        cut = frame.apply(pixels), frame.apply(truth.astype(np.uint8)) > 0
+        return [
+            self._measure_view(row, view, *seen)
+            for view, seen in zip(VIEWS, ((pixels, truth), cut), strict=True)
+        ]
 
-    def measure(self, row: FilmRow) -> list[FieldResult]:
-        """The film's result whole and as a crop; raises like `look`."""
-        return [self._measure_view(row, view) for view in VIEWS]
-
-    def _measure_view(self, row: FilmRow, view: str) -> FieldResult:
-        seen = self.look(row, view)
-        fixed = spread(self.constant[view], (seen.truth.shape[0], seen.truth.shape[1]))
-        scores = overlap(seen.found, seen.truth), overlap(fixed, seen.truth)
+    def _measure_view(
+        self, row: FilmRow, view: str, pixels: np.ndarray, truth: np.ndarray
+    ) -> FieldResult:
+        mask = self.net.segment([pixels])[0] > self.net.threshold
+        fixed = spread(self.constant[view], (truth.shape[0], truth.shape[1]))
+        scores = overlap(mask, truth), overlap(fixed, truth)
+        self._look(row, view, scores[0].dice, (pixels, truth, mask))
         if view == "crop":
             return FieldResult(row, view, *scores)
-        human, own = self.boxes.get(row.image), field_box_xyxy(seen.found)
-        found = self.detector.predict([seen.pixels])[0] if self.detector else None
-        usable = found is not None and found.status == "ok" and found.xyxy is not None
-        return FieldResult(
-            row,
-            view,
-            *scores,
-            box_iou=math.nan
-            if human is None
-            else 0.0
-            if own is None
-            else float(iou_xyxy(own, human)[0, 0]),
-            human=math.nan if human is None else disagreement(seen.found, human),
-            detector=disagreement(seen.found, found.xyxy) if usable else math.nan,  # type: ignore[union-attr, arg-type]
-            edges=cut_edges(seen.found),
-            true_edges=cut_edges(seen.truth),
-        )
+        box_iou = human_apart = apart = math.nan
+        human, own = self.boxes.get(row.image), field_box_xyxy(mask)
+        if human is not None:
+            box_iou = 0.0 if own is None else float(iou_xyxy(own, human)[0, 0])
+            human_apart = disagreement(mask, human)
+        found = self.detector.predict([pixels])[0] if self.detector else None
+        if found is not None and found.status == "ok" and found.xyxy is not None:
+            apart = disagreement(mask, found.xyxy)
+        edges, true_edges = cut_edges(mask), cut_edges(truth)
+        return FieldResult(row, view, *scores, box_iou, human_apart, apart, edges, true_edges)
+
+    def _look(
+        self, row: FilmRow, view: str, dice: float, seen: tuple[np.ndarray, np.ndarray, np.ndarray]
+    ) -> None:
+        """Keep the film's picture while it is among the worst: human mask white, found orange."""
+        worst = self.worst[view]
+        if self.keep < 1 or (len(worst) == self.keep and dice >= worst[-1][0]):
+            return
+        pixels, truth, mask = seen
+        picture = draw_contour(to_rgb(pixels), truth, (255, 255, 255))
+        picture = fit(draw_contour(picture, mask, ORANGE), _TILE)
+        caption = f"Dice {dice:.3f}  {row.source}\n{Path(row.image).name}"
+        worst.append((dice, picture, caption))
+        worst.sort(key=lambda kept: kept[0])  # stable: the first of equals stays before
+        del worst[self.keep :]
+
+    def write_worst(self, view: str, films: int, path: Path) -> None:
+        """The sheet of the lowest Dice of so many films."""
+        worst = self.worst[view]
+        title = f"the {len(worst)} worst of {films}: human white, found orange"
+        pictures, captions = [w[1] for w in worst], [w[2] for w in worst]
+        page = sheet(pictures, captions, columns=6, tile=_TILE, title=title)
+        write_atomic(path, encode_png(page))
 
 
 def crop_frame(mask: np.ndarray, box_xyxy: np.ndarray | None) -> Frame:
@@ -205,16 +208,18 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     data = Path(config.data)
     try:
         net = LungField.load(config.weights or None, config.device)
-        rows, train = _choose_rows(config)
+        every = masked_rows(data, config.sources, config.publishable_only)
+        rows, train = choose_part(every, config)
         boxes = _read_boxes(data / config.annotations)
         detector = ThoraxDetector.load(device=config.device) if config.detector else None
-        meter = FieldMeter(net, data, boxes, constant_fields(train, data, boxes), detector)
+        constant = constant_fields(train or rows, data, boxes)
+        meter = FieldMeter(net, data, boxes, constant, detector, config.worst)
     except (OSError, ValueError) as error:
         log.error("%s", error)
         return 2
     workdir = Workdir(config.out)
     workdir.start(to_plain(config), config.seed, net.weights)
-    results = []
+    results: list[FieldResult] = []
     for row in track(rows, "measuring", console=console, transient=True):
         try:
             results += meter.measure(row)
@@ -223,37 +228,16 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     if not results:
         log.error("no film of part %s could be read", config.part)
         return 1
-    tables = write_tables(results, config.part, workdir, config.seed)
+    tables = tabulate(results, config.part, config.seed)
+    write_json(workdir / "metrics.json", to_json(tables))
+    write_atomic(workdir / "films.csv", films_csv(results))
+    write_atomic(workdir / "table.md", table_markdown(tables))
     for view in VIEWS:
-        draw_worst(
-            meter,
-            [r for r in results if r.view == view],
-            config.worst,
-            workdir / f"worst_{view}.png",
-        )
+        films = sum(r.view == view for r in results)
+        meter.write_worst(view, films, workdir / f"worst_{view}.png")
     print_tables(tables)
     console.print(f"metrics.json, films.csv, table.md and sheets: {workdir.path}", highlight=False)
     return 0
-
-
-def _choose_rows(config: FieldEvaluateConfig) -> tuple[list[FilmRow], list[FilmRow]]:
-    """Rows to measure, and rows for the constant field."""
-    rows = masked_rows(config.data, config.sources)
-    rows = [r for r in rows if r.publishable or not config.publishable_only]
-    if config.part == "all":
-        chosen = train = rows  # a constant field fitted on its own test: a stronger baseline
-    else:
-        split, patients = Split.load(config.split), [r.patient_id for r in rows]
-        chosen = [rows[i] for i in split.select(patients, config.part)]
-        train = [rows[i] for i in split.select(patients, "train")]
-    if config.max_films:
-        chosen = chosen[: config.max_films]
-    if not chosen:
-        raise ValueError(
-            f"part must name a part of the split with films. Got {config.part!r}, "
-            "which leaves none."
-        )
-    return chosen, train or chosen
 
 
 def _read_boxes(path: Path) -> dict[str, np.ndarray]:
@@ -265,16 +249,161 @@ def _read_boxes(path: Path) -> dict[str, np.ndarray]:
     return {f.file_name: union_xyxy(f.boxes_xyxy) for f in films if len(f.boxes_xyxy)}
 
 
-def draw_worst(meter: FieldMeter, results: Sequence[FieldResult], number: int, path: Path) -> None:
-    """A sheet of the lowest Dice: the human mask in white, the found field in orange."""
-    worst = sorted(results, key=lambda r: r.found.dice)[:number]
-    pictures, captions = [], []
-    for result in worst:
-        seen = meter.look(result.row, result.view)
-        picture = draw_contour(to_rgb(seen.pixels), seen.truth, (255, 255, 255))
-        pictures.append(draw_contour(picture, seen.found, ORANGE))
-        captions.append(
-            f"Dice {result.found.dice:.3f}  {result.row.source}\n{Path(result.row.image).name}"
+@dataclass(frozen=True)
+class FieldLine:
+    """One method on the films of a block in one view; intervals by patient."""
+
+    films: int
+    patients: int
+    dice: Interval
+    median_dice: float
+    low_dice: float  # 5th percentile
+    share_95: Interval  # films with Dice ≥ 0.95
+    iou: Interval
+    coverage: Interval
+    precision: Interval
+    box_iou: Interval
+    misses: int
+
+
+@dataclass(frozen=True)
+class FieldTables:
+    """Block (all, or a source) → view → method → line; block → box → percentiles of disagreement;
+    edge → films whose field is cut there by the network, by the human mask, and by both."""
+
+    part: str
+    lines: dict[str, dict[str, dict[str, FieldLine]]]
+    disagreement: dict[str, dict[str, dict[str, float]]]
+    edges: dict[str, dict[str, int]]
+
+
+def tabulate(results: Sequence[FieldResult], part: str, seed: int) -> FieldTables:
+    """All figures of these results."""
+    lines, apart = {}, {}
+    for name, group in by_source(results).items():
+        views = {view: [r for r in group if r.view == view] for view in VIEWS}
+        lines[name] = {
+            view: {method: _line(found, method, seed) for method in METHODS}
+            for view, found in views.items()
+            if found
+        }
+        apart[name] = {
+            "human box": percentiles([r.human for r in views["film"]]),
+            "detector's box": percentiles([r.detector for r in views["film"]]),
+        }
+    return FieldTables(part, lines, apart, count_edges([r for r in results if r.view == "film"]))
+
+
+def _line(results: Sequence[FieldResult], method: str, seed: int) -> FieldLine:
+    network = method == "network"
+    patients = [r.row.patient_id for r in results]
+    scores = [r.found if network else r.constant for r in results]
+
+    def mean(values: Sequence[float]) -> Interval:
+        return bootstrap_mean(values, patients, seed=seed)
+
+    dice = np.array([s.dice for s in scores])
+    return FieldLine(
+        len(results),
+        len(set(patients)),
+        mean(dice.tolist()),
+        float(np.median(dice)),
+        float(np.percentile(dice, 5)),
+        mean((dice >= 0.95).astype(float).tolist()),
+        mean([s.iou for s in scores]),
+        mean([s.coverage for s in scores]),
+        mean([s.precision for s in scores]),
+        mean([r.box_iou if network else math.nan for r in results]),
+        sum(r.missed for r in results) if network else 0,
+    )
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Percentiles of the known values, and how many there are; empty without one."""
+    known = np.array([v for v in values if not math.isnan(v)])
+    if not len(known):
+        return {}
+    found = {f"p{p}": float(np.percentile(known, p)) for p in PERCENTILES}
+    return {"films": float(len(known)), **found, "max": float(known.max())}
+
+
+def count_edges(results: Sequence[FieldResult]) -> dict[str, dict[str, int]]:
+    """For each edge of the film: fields cut there as found, as drawn by a person, and as both."""
+    return {
+        edge: {
+            "found": sum(edge in r.edges for r in results),
+            "human": sum(edge in r.true_edges for r in results),
+            "both": sum(edge in r.edges and edge in r.true_edges for r in results),
+        }
+        for edge in EDGES
+    }
+
+
+def films_csv(results: Sequence[FieldResult]) -> str:
+    """A row a film and view; empty cells where there is nothing to measure."""
+    head = (
+        "film view source patient label dice iou coverage precision constant_dice box_iou "
+        "disagreement_human disagreement_detector cut_edges human_cut_edges"
+    )
+    rows: list[list[Any]] = [head.split()]
+    for r in results:
+        f = r.found
+        values = [f.dice, f.iou, f.coverage, f.precision, r.constant.dice]
+        rows.append(
+            [r.row.image, r.view, r.row.source, r.row.patient_id, r.row.label]
+            + [number(v, 4, "") for v in (*values, r.box_iou, r.human, r.detector)]
+            + [" ".join(r.edges), " ".join(r.true_edges)]
         )
-    title = f"the {len(worst)} worst of {len(results)}: human white, found orange"
-    write_atomic(path, encode_png(sheet(pictures, captions, columns=6, tile=320, title=title)))
+    return to_csv(rows)
+
+
+def table_rows(tables: FieldTables) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the main table, as text."""
+    lines = [
+        {
+            "films of": block,
+            "seen": view,
+            "field": method,
+            "films": str(s.films),
+            "patients": str(s.patients),
+            "Dice [95 %]": in_words(s.dice),
+            "median": number(s.median_dice),
+            "p5": number(s.low_dice),
+            "Dice≥.95 [95 %]": in_words(s.share_95),
+            "IoU [95 %]": in_words(s.iou),
+            "coverage [95 %]": in_words(s.coverage),
+            "precision [95 %]": in_words(s.precision),
+            "box IoU [95 %]": in_words(s.box_iou),
+            "misses": str(s.misses),
+        }
+        for block, views in tables.lines.items()
+        for view, methods in views.items()
+        for method, s in methods.items()
+    ]
+    return list(lines[0]), [list(cells.values()) for cells in lines]
+
+
+def table_markdown(tables: FieldTables) -> str:
+    """The main table, then disagreement and cut edges."""
+    lines = to_markdown(*table_rows(tables))
+    lines += ["", f"Part {tables.part}; means with intervals by bootstrap over patients.", ""]
+    names = ["films", *(f"p{p}" for p in PERCENTILES), "max"]
+    apart = [
+        [block, box, *(number(found[n], 0 if n == "films" else 3) for n in names)]
+        for block, boxes in tables.disagreement.items()
+        for box, found in boxes.items()
+        if found
+    ]
+    lines += to_markdown(["films of", "disagreement with", *names], apart)
+    edges = [[edge, *map(str, counts.values())] for edge, counts in tables.edges.items()]
+    lines += ["", *to_markdown(["edge", "cut as found", "as drawn", "both"], edges)]
+    return "\n".join(lines) + "\n"
+
+
+def print_tables(tables: FieldTables) -> None:
+    """The main table, narrow enough for a terminal; table.md holds all of it."""
+    head, rows = table_rows(tables)
+    wanted = {"films of", "seen", "field", "films", "Dice", "IoU", "coverage", "box IoU"}
+    chosen = [i for i, name in enumerate(head) if name.split(" [")[0] in wanted]
+    cells = [[row[i].replace(" [", "\n[") for i in chosen] for row in rows]
+    print_table([head[i] for i in chosen], cells, 3, title=f"lung fields, part {tables.part}")
