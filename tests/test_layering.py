@@ -66,6 +66,16 @@ def test_files_stay_short(root: Path) -> None:
     assert not long, "\n".join(long)
 
 
+def test_a_command_begins_where_all_of_its_file_is_known(root: Path) -> None:
+    """`if __name__ == "__main__":` stands last: what comes after it is not there yet."""
+    early = []
+    for path in sorted(p for top in (*ALLOWED, "tools") for p in (root / top).rglob("*.py")):
+        before = ast.parse(path.read_text()).body[:-1]
+        if any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in before):
+            early.append(path.relative_to(root).as_posix())
+    assert not early
+
+
 def unsafe_loads(path: Path) -> list[str]:
     """Calls that would run code hidden in a file."""
     calls = [

@@ -186,10 +186,6 @@ def tell(answers: Sequence[Answer], found: Sequence[Verdict], gathered: Gathered
             log.warning("%s: %s", printable(verdict.question), verdict.text)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 SCHEMA = "lungfirst.public_set"
 RECORD = "set.json"
 
@@ -297,3 +293,7 @@ def _may_be_published(films: int, of: int) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in counts.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
