@@ -147,7 +147,9 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         learnt = [QUESTIONS[0].truth(c) for c in boxed] if not own else truth
         train = [i for i, t in enumerate(learnt) if t is not None and parts[i] == "train"]
         scores = shortcut_scores(
-            features.take(train), np.array([bool(learnt[i]) for i in train]), features.take(test)
+            {name: values[train] for name, values in features.items()},
+            np.array([bool(learnt[i]) for i in train]),
+            {name: values[test] for name, values in features.items()},
         )
         for name, (targets, logits) in runs.items():
             stacked = np.stack([logits[i] for i in test])

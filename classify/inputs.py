@@ -93,10 +93,7 @@ def _pixels_or_why(row: CropRow, crop: Film | Unread) -> np.ndarray | str:
 
 
 def _item(
-    row: CropRow,
-    pixels: np.ndarray | str | None,
-    picture: Picture | None,
-    facts: tuple[str, ...],
+    row: CropRow, pixels: np.ndarray | str | None, picture: Picture | None, facts: tuple[str, ...]
 ) -> Item:
     """`pixels` may be the reason why there are none."""
     lost = isinstance(pixels, str)

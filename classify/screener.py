@@ -257,10 +257,7 @@ def _pooled_loss(svm: Any, logits: np.ndarray, abnormal: np.ndarray, folds: list
 
 
 def calibrate(
-    model: Any,
-    calibration: ScreeningFilms,
-    config: FitConfig,
-    meta: dict[str, Any],
+    model: Any, calibration: ScreeningFilms, config: FitConfig, meta: dict[str, Any]
 ) -> Screener:
     """The fitted model with the operating point that these films prove, saved among the members;
     `meta` is noted beside it. Raises ValueError for too few films."""

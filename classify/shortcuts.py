@@ -7,7 +7,6 @@ Maguolo & Nanni 2021 show how much of a published accuracy they explain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +28,9 @@ NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class ShortcutFeatures:
-    """Features of N films by the name of the shortcut: each (N, F) float64."""
-
-    by_name: dict[str, np.ndarray]
-
-    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The features of some films."""
-        return {name: values[list(indices)] for name, values in self.by_name.items()}
-
-
-def shortcut_features(cases: Sequence[Case], data: Path) -> ShortcutFeatures:
-    """Read each film once and take the four shortcuts of NAMES; aspect ratio beside each but the
-    crop's. Cases need a crop (their thorax box). Raises FilmError, ValueError."""
+def shortcut_features(cases: Sequence[Case], data: Path) -> dict[str, np.ndarray]:
+    """Read each film once and take the four shortcuts of NAMES, (N, F) float64 each; aspect ratio
+    beside each but the crop's. Cases need a thorax box. Raises FilmError, ValueError."""
     rows: list[list[np.ndarray]] = []
     for case in cases:
         if case.crop_row is None or case.crop_row.thorax_xyxy is None:
@@ -50,7 +38,7 @@ def shortcut_features(cases: Sequence[Case], data: Path) -> ShortcutFeatures:
         pixels = read_film(data / case.row.image).pixels
         rows.append(film_shortcuts(pixels, case.crop_row.thorax_xyxy))
     columns = zip(*rows, strict=True)
-    return ShortcutFeatures({n: np.stack(c) for n, c in zip(NAMES, columns, strict=True)})
+    return {name: np.stack(column) for name, column in zip(NAMES, columns, strict=True)}
 
 
 def film_shortcuts(pixels: np.ndarray, box_xyxy: Sequence[float]) -> list[np.ndarray]:

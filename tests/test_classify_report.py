@@ -129,9 +129,7 @@ def test_a_film_done_again_replaces_its_card(tmp_path: Path) -> None:
         assert [c["decision"] for c in book.cards()] == ["definitely_normal"]
 
 
-def test_pictures_are_files_beside_the_cards_and_data_uris_in_the_page(
-    tmp_path: Path,
-) -> None:
+def test_pictures_are_files_beside_the_cards_and_data_uris_in_the_page(tmp_path: Path) -> None:
     page = page_of(tmp_path, card("a"), REFUSED)
     assert page.count("data:image/jpeg;base64,") == 2 and page.count("data:image/png;base64,") == 1
     text = (tmp_path / "report.jsonl").read_text()

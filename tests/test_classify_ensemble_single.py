@@ -1,4 +1,4 @@
-"""A single network as members: logits by hand, maps of its own logits, and run and audit on it."""
+"""A single network in the members' place: logits by hand, its own maps, run, audit and pictures."""
 
 from __future__ import annotations
 

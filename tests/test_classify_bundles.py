@@ -1,4 +1,4 @@
-"""classify/singles/bundle.py: a single network comes back from its file."""
+"""classify/bundles.py: a single network comes back from its file."""
 
 from __future__ import annotations
 
