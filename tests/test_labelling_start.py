@@ -13,6 +13,7 @@ from dicom_films import film, written
 
 from detect.predict import Detections, ThoraxBox, ThoraxDetector
 from labelling.prepare import (
+    find_candidates,
     find_prelabels,
     make_view,
     parse_sample,
@@ -224,6 +225,9 @@ def test_a_table_gives_labels_and_original_sizes(tmp_path: Path) -> None:
     assert annotate.main([*words, "--sample", "normal=1", "--open=false"]) == 0
     (only,) = Session.open(tmp_path / "s").films
     assert (only.film, only.label, only.original_hw) == ("films/a.png", "normal", (1000, 1200))
+    table.write_bytes("image,label\nfilms/a.png,Lungenentzündung\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"table\.csv must be UTF-8"):
+        find_candidates([str(table)])
 
 
 @pytest.mark.parametrize(
