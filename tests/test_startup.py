@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,36 +25,41 @@ COMMANDS = [
     *(f"tools/compare_explanations.py {word}" for word in EXPLAIN),
     *("tools/explore.py", "tools/reproduce.py", "tools/benchmark.py", "tools/demo.py"),
 ]
-# One process asks many commands: each is run as a script would be, and told apart by what is new.
+# One process forks a child for each command, so that the light libraries are read once and no
+# command sees what another has loaded.
 ASK = """
-import contextlib, io, json, runpy, sys
-heavy = {heavy!r}
-found = {{}}
-for words in json.loads(sys.stdin.read()):
-    name, *rest = words
+import contextlib, io, json, os, runpy, sys
+import cv2, jsonargparse, numpy, pydicom, rich, yaml
+
+def answer(name, rest):
     sys.argv = [name, *rest]
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         try:
-            if name.endswith(".py"):
-                runpy.run_path(name, run_name="__main__")
-            else:
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            run = runpy.run_path if name.endswith(".py") else runpy.run_module
+            run(name, run_name="__main__")
             code = 0
         except SystemExit as error:
             code = error.code or 0
-    loaded = [h for h in heavy if h in sys.modules]
-    found[" ".join(words)] = [code, loaded, len(text.getvalue())]
-    for module in [m for m in sys.modules if m.split(".")[0] in loaded]:
-        del sys.modules[module]
-print(json.dumps(found))
+    return code, [h for h in {heavy!r} if h in sys.modules], len(text.getvalue())
+
+for name, *rest in json.loads(sys.stdin.read()):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, json.dumps(answer(name, rest)).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        print(file.read(), flush=True)
+    os.waitpid(child, 0)
 """
 
 
 def ask(root: Path, lines: list[list[str]]) -> dict[str, tuple[int, list[str], int]]:
     """What each command line ended with, which heavy libraries it loaded, how much it said."""
-    import json
-
+    if not hasattr(os, "fork"):
+        pytest.skip("the commands are asked in forked processes, which this system has not")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ASK.format(heavy=HEAVY)],
         input=json.dumps(lines),
@@ -63,7 +69,8 @@ def ask(root: Path, lines: list[list[str]]) -> dict[str, tuple[int, list[str], i
         text=True,
         check=True,
     )
-    return {k: tuple(v) for k, v in json.loads(done.stdout.splitlines()[-1]).items()}
+    answers = [json.loads(line or "[null, [], 0]") for line in done.stdout.splitlines()]
+    return {" ".join(words): tuple(a) for words, a in zip(lines, answers, strict=True)}
 
 
 @pytest.fixture(scope="module")
