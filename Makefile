@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/python tools/demo.py --out $(RUN)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+# Read by torch when it is first imported: two threads would wait for each other on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    import torch
-
-    torch.set_num_threads(1)  # two would wait for each other where the machine is busy
 
 
 @pytest.fixture(scope="session")
