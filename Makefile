@@ -1,12 +1,13 @@
 # make demo   sets up, then boxes, crops, classifies and screens real sample films
 # make test   sets up, then runs all tests
 # make lint   ruff and mypy
+# make docs   docs/files.md from the files themselves
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -16,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	  { echo "lungfirst needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python --editable '.[dev]'
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable '.[dev]'
 	touch $@
 
 demo: install
@@ -29,6 +30,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs:
+	$(PYTHON) .ci/list_files > docs/files.tmp && mv docs/files.tmp docs/files.md
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -56,16 +59,20 @@ def test_packages_are_ours(root: Path, package: str) -> None:
     )
 
 
-def test_files_stay_short(root: Path) -> None:
-    long = [
-        f"{path.relative_to(root)}: {lines} lines"
-        for package in ("cxr", "detect", "classify", "tools")
-        for path in (root / package).rglob("*.py")
-        if (lines := path.read_text().count("\n")) > 500
-    ]
+def sources(root: Path) -> list[Path]:
+    """Every module of ours but the tests."""
+    return [p for d in ("cxr", "detect", "classify", "tools") for p in (root / d).rglob("*.py")]
+
+
+def test_files_stay_readable(root: Path) -> None:
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in sources(root)}
+    # shown with -s, or when the test fails
+    print(f"{len(lines)} files, {sum(lines.values())} lines, median {median(lines.values()):.0f}")  # noqa: T201
+    long = [f"{path.relative_to(root)}: {n} lines" for path, n in lines.items() if n > 500]
     assert not long, "\n".join(long)
 
 
+<<<<<<< HEAD
 def test_a_command_begins_where_all_of_its_file_is_known(root: Path) -> None:
     """`if __name__ == "__main__":` stands last: what comes after it is not there yet."""
     early = []
@@ -74,6 +81,52 @@ def test_a_command_begins_where_all_of_its_file_is_known(root: Path) -> None:
         if any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in before):
             early.append(path.relative_to(root).as_posix())
     assert not early
+=======
+def test_the_formatter_is_hardly_ever_told_to_skip(root: Path) -> None:
+    skips = sum(p.read_text(encoding="utf-8").count("fmt: " + "skip") for p in sources(root))
+    assert skips <= 50
+
+
+def find_circle(names: Mapping[str, Path]) -> list[str]:
+    """Modules that import each other in a ring, lazily inside functions too; [] without one."""
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+        graph[name] = (found & set(names)) - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_run_in_no_circle(root: Path) -> None:
+    names = {}
+    for path in sources(root):
+        parts = path.relative_to(root).with_suffix("").parts
+        if path.name != "__init__.py":
+            names[".".join(parts[1:] if parts[0] == "tools" else parts)] = path
+    assert not find_circle(names)
+
+
+def test_a_circle_is_seen(tmp_path: Path) -> None:
+    texts = {
+        "a": "from b import x",
+        "b": "def f():\n    import c",
+        "c": "import a",
+        "d": "import a",
+    }
+    names = {name: tmp_path / f"{name}.py" for name in texts}
+    for name, text in texts.items():
+        names[name].write_text(text)
+    assert set(find_circle(names)) == {"a", "b", "c"}
+    assert not find_circle({name: names[name] for name in "abd"})
+>>>>>>> 246fd02 (README of one page, pages in docs, contributing, and tests of the house)
 
 
 def unsafe_loads(path: Path) -> list[str]:
@@ -93,10 +146,7 @@ def unsafe_loads(path: Path) -> list[str]:
 
 def test_no_pickle_is_loaded(root: Path) -> None:
     wrong = [
-        f"{path.relative_to(root)}: {call}"
-        for package in ("cxr", "detect", "classify", "tools")
-        for path in sorted((root / package).rglob("*.py"))
-        for call in unsafe_loads(path)
+        f"{path.relative_to(root)}: {call}" for path in sources(root) for call in unsafe_loads(path)
     ]
     assert not wrong, "\n".join(wrong)
 
