@@ -72,7 +72,6 @@ def test_files_stay_readable(root: Path) -> None:
     assert not long, "\n".join(long)
 
 
-<<<<<<< HEAD
 def test_a_command_begins_where_all_of_its_file_is_known(root: Path) -> None:
     """`if __name__ == "__main__":` stands last: what comes after it is not there yet."""
     early = []
@@ -81,52 +80,6 @@ def test_a_command_begins_where_all_of_its_file_is_known(root: Path) -> None:
         if any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in before):
             early.append(path.relative_to(root).as_posix())
     assert not early
-=======
-def test_the_formatter_is_hardly_ever_told_to_skip(root: Path) -> None:
-    skips = sum(p.read_text(encoding="utf-8").count("fmt: " + "skip") for p in sources(root))
-    assert skips <= 50
-
-
-def find_circle(names: Mapping[str, Path]) -> list[str]:
-    """Modules that import each other in a ring, lazily inside functions too; [] without one."""
-    graph: dict[str, set[str]] = {}
-    for name, path in names.items():
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
-        graph[name] = (found & set(names)) - {name}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return list(error.args[1])
-    return []
-
-
-def test_imports_run_in_no_circle(root: Path) -> None:
-    names = {}
-    for path in sources(root):
-        parts = path.relative_to(root).with_suffix("").parts
-        if path.name != "__init__.py":
-            names[".".join(parts[1:] if parts[0] == "tools" else parts)] = path
-    assert not find_circle(names)
-
-
-def test_a_circle_is_seen(tmp_path: Path) -> None:
-    texts = {
-        "a": "from b import x",
-        "b": "def f():\n    import c",
-        "c": "import a",
-        "d": "import a",
-    }
-    names = {name: tmp_path / f"{name}.py" for name in texts}
-    for name, text in texts.items():
-        names[name].write_text(text)
-    assert set(find_circle(names)) == {"a", "b", "c"}
-    assert not find_circle({name: names[name] for name in "abd"})
->>>>>>> 246fd02 (README of one page, pages in docs, contributing, and tests of the house)
 
 
 def test_the_formatter_is_hardly_ever_told_to_skip(root: Path) -> None:
