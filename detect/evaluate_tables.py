@@ -17,14 +17,7 @@ from cxr.draw import GREEN, ORANGE, RED, draw_box, encode_png, sheet, to_rgb
 from cxr.stats import in_words
 from cxr.stream import Unread, read_ahead
 from cxr.workdir import Workdir, console, write_atomic, write_json
-from detect.metrics import (
-    SIDES,
-    AveragePrecision,
-    FilmScore,
-    Summary,
-    average_precision,
-    summarise,
-)
+from detect.metrics import SIDES, AveragePrecision, FilmScore, Summary, average_precision, summarise
 from detect.predict import Detections, ThoraxBox
 from detect.tables import by_source, number, print_table, to_csv, to_json, to_markdown
 

@@ -201,27 +201,19 @@ def average_precision(
     if not results:  # pycocotools fails on an empty list
         return AveragePrecision(0.0, 0.0, 0.0, (0.0,) * classes)
     sets = []
-    categories = [{"id": i} for i in range(1, classes + 1)]
+    known = {"images": images, "categories": [{"id": i} for i in range(1, classes + 1)]}
     with contextlib.redirect_stdout(io.StringIO()):
         for annotations in (notes, results):
             sets.append(COCO())
-            sets[-1].dataset = {
-                "images": images,
-                "annotations": annotations,
-                "categories": categories,
-            }
+            sets[-1].dataset = {**known, "annotations": annotations}
             sets[-1].createIndex()
         judge = COCOeval(*sets, iouType="bbox")
         judge.evaluate()
         judge.accumulate()
     precision = judge.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class)
-    by_class = [_mean_known(precision[:, :, k]) for k in range(classes)]
-    return AveragePrecision(
-        _mean_known(precision),
-        _mean_known(precision[0]),
-        _mean_known(precision[5]),
-        tuple(by_class),
-    )
+    by_class = tuple(_mean_known(precision[:, :, k]) for k in range(classes))
+    ap, ap50, ap75 = (_mean_known(p) for p in (precision, precision[0], precision[5]))
+    return AveragePrecision(ap, ap50, ap75, by_class)
 
 
 def _mean_known(precision: np.ndarray) -> float:

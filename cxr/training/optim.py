@@ -67,12 +67,7 @@ class PlateauHalving:
     """
 
     def __init__(
-        self,
-        rate: float,
-        patience: int,
-        factor: float,
-        floor_rate: float,
-        least_gain: float = 0.0,
+        self, rate: float, patience: int, factor: float, floor_rate: float, least_gain: float = 0.0
     ) -> None:
         self.rate, self.patience, self.factor = rate, patience, factor
         self.floor_rate, self.least_gain = floor_rate, least_gain

@@ -206,10 +206,7 @@ def predict(config: FieldPredictConfig) -> int:
 
 
 def _segment_pending(
-    pending: Sequence[Path],
-    net: LungField,
-    config: FieldPredictConfig,
-    book: RowLedger[FieldRow],
+    pending: Sequence[Path], net: LungField, config: FieldPredictConfig, book: RowLedger[FieldRow]
 ) -> list[tuple[np.ndarray, str]]:
     """Append each film's row to the manifest; returns the sheet's tiles."""
     jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
