@@ -18,7 +18,7 @@ from classify.audit.controls import Control, open_controls
 from classify.audit.films import AuditFilm, Run, RunFilm, read_films, read_run
 from classify.audit.flags import Thresholds, fit_thresholds, read_thresholds
 from classify.audit.page import write_audit_page
-from classify.audit.resume import ControlBook, check_resumable
+from classify.audit.resume import ControlResults, check_resumable
 from classify.audit.rows import AuditRow, AuditWriter
 from classify.audit.summary import (
     answer,
@@ -129,7 +129,7 @@ def audit(auditor: Auditor) -> int:
         workdir.start(to_plain(config), seed=config.seed, weights=weights)
         workdir.update(settings=auditor.settings())
         options = {"draws": config.draws, "control_films": config.control_films}
-        store = ControlBook(workdir / "controls.json", [f.name for f in auditor.films], options)
+        store = ControlResults(workdir / "controls.json", [f.name for f in auditor.films], options)
         shown = [f for f in auditor.films if f.prediction.logits is not None]
         controls = open_controls(
             store.missing(config.wanted_controls),

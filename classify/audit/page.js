@@ -2,22 +2,29 @@
 // The gallery. Texts only ever go in as text nodes or attributes, never as markup.
 const SVG = "http://www.w3.org/2000/svg", PAGE = 24, KEPT = 96, FEW = 4;
 const at = id => document.getElementById(id);
+const on = (id, kind, act) => at(id).addEventListener(kind, act);
 const films = JSON.parse(at("index").textContent), words = JSON.parse(at("words").textContent);
 const byId = new Map(films.map(film => [film.id, film]));
 const cards = at("cards"), dialog = at("film"), find = at("find");
 let list = films, page = 0, shownFilm = "", member = "", own = null;
 
 // --- small helpers ---
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
+function filled(element, attributes, ...children) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
 }
-function shape(tag, attributes) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
+const make = (tag, attributes = {}, ...children) =>
+  filled(document.createElement(tag), attributes, ...children);
+const shape = (tag, attributes) => filled(document.createElementNS(SVG, tag), attributes);
+// columns: [name, class, cell of a row, its own class]; the first one heads the rows
+function table(columns, rows, attributes = {}) {
+  const head = columns.map(([name, kind]) => make("th", {scope: "col", class: kind}, name));
+  const line = row => make("tr", {}, ...columns.map(([, kind, cell, kindOf], n) => n
+    ? make("td", {class: kindOf ? kindOf(row) : kind}, cell(row))
+    : make("th", {scope: "row"}, cell(row))));
+  return make("table", attributes, make("thead", {}, make("tr", {}, ...head)),
+              make("tbody", {}, ...rows.map(line)));
 }
 const percent = value => value === null ? "–" : (100 * value).toFixed(value < 0.0995 ? 1 : 0) + " %";
 const times = value => value === null ? "–" : value.toFixed(2) + " ×";
@@ -56,8 +63,7 @@ function drawing(film, crop, map) {
 }
 function pictures(film, map, large) {
   const crop = large ? "Crop, as the network saw it" : "Crop";
-  const kinds = [["picture", false, "Film"], ["crop", true, crop]];
-  const given = kinds.filter(([kind]) => film[kind]);
+  const given = [["picture", false, "Film"], ["crop", true, crop]].filter(([kind]) => film[kind]);
   return given.map(([, crop, name]) => make(
     "figure", given.length === 1 ? {class: "alone"} : {},
     drawing(film, crop, map), make("figcaption", {}, name)));
@@ -66,27 +72,19 @@ function badges(film) {
   const row = make("p", {class: "badges"});
   if (film.decision) {
     const [sign, name] = words.decisions[film.decision] || ["", film.decision.replaceAll("_", " ")];
-    const badge = make("span", {class: "badge"}, name);
-    if (sign) {
-      badge.classList.add("d-" + film.decision);
-      badge.prepend(make("span", {"aria-hidden": "true"}, sign), " ");
-    }
-    row.append(badge);
+    const mark = sign ? [make("span", {"aria-hidden": "true"}, sign), " "] : [];
+    row.append(make("span", {class: sign ? "badge d-" + film.decision : "badge"}, ...mark, name));
   }
   for (const flag of film.flags) row.append(make("span", {class: "badge flag"}, flag));
   return row;
 }
-function membersTable(film, all) {
-  const few = all ? film.members : [...film.members].sort(worse).slice(0, FEW);
-  const table = make("table", {class: "members"});
-  const head = make("tr", {}, ...["Member", "Probability", "Lift"].map(
-    (name, n) => make("th", {scope: "col", class: n ? "n" : ""}, name)));
-  const body = make("tbody", {}, ...few.map(m => make("tr", {},
-    make("th", {scope: "row"}, m.name), make("td", {class: "n"}, percent(m.probability)),
-    make("td", {class: m.lift !== null && m.lift < 1 ? "n low" : "n"}, times(m.lift)))));
-  table.append(make("thead", {}, head), body);
-  const rest = film.members.length - few.length;
-  return rest ? [table, make("p", {class: "what"}, "and " + rest + " more")] : [table];
+function membersTable(film) {
+  const few = [...film.members].sort(worse).slice(0, FEW), rest = film.members.length - few.length;
+  const low = m => m.lift !== null && m.lift < 1 ? "n low" : "n";
+  const columns = [["Member", "", m => m.name], ["Probability", "n", m => percent(m.probability)],
+                   ["Lift", "n", m => times(m.lift), low]];
+  const shown = table(columns, few, {class: "members"});
+  return rest ? [shown, make("p", {class: "what"}, "and " + rest + " more")] : [shown];
 }
 const worse = (a, b) => b.flags.length - a.flags.length || (a.lift ?? 99) - (b.lift ?? 99);
 const mapOf = film => film.members.find(m => m.name === member) || film.members[film.worst];
@@ -100,7 +98,7 @@ function card(entry) {
   item.append(make("p", {class: "what"},
     [film.label, film.source, film.patient].filter(Boolean).join(" · ")), badges(film));
   if (film.reason) item.append(make("p", {class: "what"}, film.reason));
-  if (film.members.length) item.append(...membersTable(film, false));
+  if (film.members.length) item.append(...membersTable(film));
   item.addEventListener("click", event => { if (event.target !== link) link.click(); });
   return item;
 }
@@ -130,23 +128,14 @@ function turn(step, focus) {
 }
 function focusCard(number) {
   const one = cards.children[number];
-  if (!one) return;
-  one.querySelector("a").focus({preventScroll: true});
-  one.scrollIntoView({block: "nearest"});
+  one?.querySelector("a").focus({preventScroll: true});
+  one?.scrollIntoView({block: "nearest"});
 }
 
 // --- filters, search, sort ---
-const texts = new Map();
-function textOf(film) {
-  let text = texts.get(film.id);
-  if (text === undefined) {
-    const {film: path, source, label, patient, decision, status, reason, flags, reasons} = film;
-    text = [path, source, label, patient, decision.replaceAll("_", " "), status, reason,
-            ...flags, ...reasons].join("\n").toLowerCase();
-    texts.set(film.id, text);
-  }
-  return text;
-}
+const SEARCHED = ["film", "source", "label", "patient", "status", "reason", "flags", "reasons"];
+const textOf = film => [...SEARCHED.flatMap(key => film[key]), film.decision.replaceAll("_", " ")]
+  .join("\n").toLowerCase();
 const filters = {
   flags: (film, wanted) => wanted === "any flag" ? film.flags.length > 0
     : wanted === "no flag" ? !film.flags.length : film.flags.includes(wanted.slice(5)),
@@ -214,23 +203,21 @@ function facts(film) {
 }
 function figures(film) {
   if (!film.members.length) return [make("p", {class: "soft"}, "No network judged this film.")];
-  const columns = [["Probability", m => percent(m.probability)], ["Lift", m => times(m.lift)],
-    ["On lung", m => percent(m.inside)], ["Lung area", m => percent(m.area)],
-    ["On border", m => percent(m.border)], ["Outside box", m => percent(m.outside_box)],
-    ["On writing", m => percent(m.text)], ["Brightest on lung", m => yes(m.pointing)],
-    ["Brightest on finding", m => yes(m.finding_hit)], ["Flags", m => m.flags.join(", ") || "–"]];
-  const used = columns.filter(([, show], n) => n < 2 || film.members.some(m => show(m) !== "–"));
-  const head = make("tr", {}, make("th", {scope: "col"}, "Map of member"),
-    ...used.map(([name]) => make("th", {scope: "col", class: name === "Flags" ? "" : "n"}, name)));
-  const body = make("tbody", {}, ...film.members.map(m => {
+  function choice(m) {
     const radio = make("input", {type: "radio", name: "own-member", value: m.name});
     radio.checked = m === own;
     radio.addEventListener("change", () => { own = m; showPictures(film); });
-    const label = make("label", {class: "slide"}, radio, m.name);
-    return make("tr", {}, make("th", {scope: "row"}, label), ...used.map(
-      ([name, show]) => make("td", {class: name === "Flags" ? "" : "n"}, show(m))));
-  }));
-  return [make("div", {class: "wide"}, make("table", {}, make("thead", {}, head), body))];
+    return make("label", {class: "slide"}, radio, m.name);
+  }
+  const columns = [["Map of member", "", choice], ["Probability", "n", m => percent(m.probability)],
+    ["Lift", "n", m => times(m.lift)], ["On lung", "n", m => percent(m.inside)],
+    ["Lung area", "n", m => percent(m.area)], ["On border", "n", m => percent(m.border)],
+    ["Outside box", "n", m => percent(m.outside_box)], ["On writing", "n", m => percent(m.text)],
+    ["Brightest on lung", "n", m => yes(m.pointing)],
+    ["Brightest on finding", "n", m => yes(m.finding_hit)],
+    ["Flags", "", m => m.flags.join(", ") || "–"]];
+  const used = columns.filter(([, , cell], n) => n < 3 || film.members.some(m => cell(m) !== "–"));
+  return [make("div", {class: "wide"}, table(used, film.members))];
 }
 function showPictures(film) {
   const parts = pictures(film, own, true);
@@ -256,10 +243,8 @@ function show(id) {
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
 }
-function setHash(hash) {
-  try {
-    history.replaceState(null, "", hash || location.pathname + location.search);
-  } catch { /* some browsers forbid it for local files: the film is shown all the same */ }
+function setHash(hash) {  // some browsers forbid it for local files: the film is shown all the same
+  try { history.replaceState(null, "", hash || location.pathname + location.search); } catch { }
 }
 function step(by) {
   const place = list.findIndex(entry => entry.id === shownFilm), next = list[place + by];
@@ -278,9 +263,9 @@ dialog.addEventListener("close", () => {
   if (place >= 0) focusCard(place % PAGE);
 });
 dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); });
-at("close").addEventListener("click", () => dialog.close());
-at("before").addEventListener("click", () => step(-1));
-at("after").addEventListener("click", () => step(1));
+on("close", "click", () => dialog.close());
+on("before", "click", () => step(-1));
+on("after", "click", () => step(1));
 window.addEventListener("hashchange", follow);
 
 // --- sliders and switches ---
@@ -291,8 +276,8 @@ function slide(kind, value) {
   at(now).textContent = value + " %";
   where.style.setProperty("--map", value / 100);
 }
-at("opacity").addEventListener("input", event => slide("all", event.target.value));
-at("own-opacity").addEventListener("input", event => slide("own", event.target.value));
+on("opacity", "input", event => slide("all", event.target.value));
+on("own-opacity", "input", event => slide("own", event.target.value));
 for (const box of document.querySelectorAll("[data-show]")) {
   box.addEventListener("change", () => {
     document.body.classList.toggle("hide-" + box.dataset.show, !box.checked);
@@ -301,11 +286,11 @@ for (const box of document.querySelectorAll("[data-show]")) {
     }
   });
 }
-at("member").addEventListener("change", event => { member = event.target.value; draw(); });
-at("sort").addEventListener("change", choose);
+on("member", "change", event => { member = event.target.value; draw(); });
+on("sort", "change", choose);
 find.addEventListener("input", choose);
-at("tools").addEventListener("submit", event => event.preventDefault());
-at("clear").addEventListener("click", () => {
+on("tools", "submit", event => event.preventDefault());
+on("clear", "click", () => {
   find.value = "";
   for (const key of Object.keys(filters)) at("by-" + key).value = "";
   at("sort").value = "worst";

@@ -13,19 +13,22 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from zlib import crc32
 
+import cv2
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import nn
 
-from classify.audit.likeness import Likeness, likeness
 from classify.audit.rows import Row
 from classify.models.multitask import STAGES
 from classify.saliency.hooks import rearranges
+from classify.ssim import ssim_of
 
 ANOTHER_FILM = "another film"  # the stage of the floor that the maps fall to
 _AT_A_TIME = 32  # films
 _NO_WAY_TO_LOGITS = ("decoder", "restorer")  # SCXNN's second task: its weights move no map
 # (another network names such parts itself, as `no_way_to_logits`)
+SIDE = 224  # maps are compared at this size by SSIM, whose window must be small against them
 MapsOf = Callable[[nn.Module, torch.Tensor, Sequence[int], str], np.ndarray]
 
 
@@ -237,3 +240,41 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
 
 def _owns(module: nn.Module) -> bool:
     return bool(_tensors(module))
+
+
+# --- how alike two maps are
+
+
+class Likeness(NamedTuple):
+    """Of one pair of maps; both NaN where one of them is the same everywhere."""
+
+    rank_correlation: float
+    ssim: float
+
+
+def likeness(maps_a: np.ndarray, maps_b: np.ndarray) -> list[Likeness]:
+    """Likeness of the absolute maps (N, h, w) and (N, h, w), pair by pair.
+
+    Ranks are taken of the maps as they are. For SSIM each is divided by its maximum, since its unit
+    says nothing of where it looks, and brought to SIDE × SIDE px.
+    """
+    out = []
+    for a, b in zip(np.abs(maps_a), np.abs(maps_b), strict=True):
+        found = (float("nan"), float("nan"))
+        if min(np.ptp(a), np.ptp(b)) > 0:
+            found = rank_correlation(a, b), ssim_of(_scaled(a), _scaled(b))
+        out.append(Likeness(*found))
+    return out
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's correlation of two arrays of one shape; equal values share their mean rank. NaN
+    where one is the same everywhere."""
+    x, y = (ranks - ranks.mean() for ranks in (rankdata(a), rankdata(b)))
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else float("nan")
+
+
+def _scaled(plane: np.ndarray) -> np.ndarray:
+    scaled = (plane / plane.max()).astype(np.float32)
+    return cv2.resize(scaled, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).astype(np.float64)

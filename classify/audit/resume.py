@@ -10,30 +10,20 @@ from typing import Any
 
 from cxr.workdir import Workdir, log, write_json
 
-MADE = (
-    "audit.csv",
-    "films.jsonl",
-    "controls.json",
-    "audit.json",
-    "compare.md",
-    "report.html",
-    "report.pdf",
-    "run.json",
-)
+_BESIDE = ("films.jsonl", "controls.json")  # of no use without rows
+_MADE = ("audit.csv", "audit.json", "compare.md", "report.html", "report.pdf", "run.json")
 _STAMPS = "made_with"
 
 
 def check_resumable(workdir: Workdir, settings: Mapping[str, Any], restart: bool) -> None:
     """Drop an earlier audit with `restart`; raises ValueError when it had other settings. What it
     did not record is not held against it."""
-    for name in MADE if restart else ():
+    rows, record = workdir / "audit.csv", workdir / "run.json"
+    begun = rows.exists() and len(rows.read_bytes().splitlines()) > 1  # more than its header
+    for name in (*_BESIDE, *_MADE) if restart else () if begun else _BESIDE:
         (workdir / name).unlink(missing_ok=True)
-    rows = workdir / "audit.csv"
-    if not rows.exists() or len(rows.read_bytes().splitlines()) < 2:  # its header, or nothing
-        (workdir / "films.jsonl").unlink(missing_ok=True)
-        (workdir / "controls.json").unlink(missing_ok=True)
+    if restart or not begun:
         return
-    record = workdir / "run.json"
     old = json.loads(record.read_text()).get("settings", {}) if record.exists() else {}
     new = json.loads(json.dumps(settings))
     differs = sorted(k for k in {*old, *new} if k in (old or new) and old.get(k) != new.get(k))
@@ -44,7 +34,7 @@ def check_resumable(workdir: Workdir, settings: Mapping[str, Any], restart: bool
         )
 
 
-class ControlBook:
+class ControlResults:
     """controls.json: the results of the controls, each with what it was made with.
 
     A control is done once for the same films and options. Those of other films are dropped, as
@@ -56,11 +46,8 @@ class ControlBook:
         names = "\n".join(sorted(films)).encode("utf-8", "surrogatepass")
         self.films = hashlib.sha256(names).hexdigest()
         read = json.loads(path.read_text()) if path.exists() else {}
-        self._stamps: dict[str, Any] = {
-            name: stamp
-            for name, stamp in read.pop(_STAMPS, {}).items()
-            if stamp["films"] == self.films
-        }
+        stamps = read.pop(_STAMPS, {})
+        self._stamps = {k: stamp for k, stamp in stamps.items() if stamp["films"] == self.films}
         kept = {key for stamp in self._stamps.values() for key in stamp["keys"]}
         self.found: dict[str, Any] = {key: value for key, value in read.items() if key in kept}
         if len(self.found) < len(read):
@@ -68,9 +55,7 @@ class ControlBook:
 
     def missing(self, wanted: Sequence[str]) -> list[str]:
         """Those of the controls that have not been done in this way."""
-        return [
-            name for name in wanted if self._stamps.get(name, {}).get("options") != self.options
-        ]
+        return [n for n in wanted if self._stamps.get(n, {}).get("options") != self.options]
 
     def add(self, name: str, **results: Any) -> None:
         """Store what a control found, atomically with what was there."""

@@ -24,6 +24,7 @@ from audit_world import (
 )
 
 from classify.audit import __main__ as audit
+from classify.audit.flags import Thresholds
 from classify.audit.rows import read_audit
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
@@ -196,3 +197,23 @@ def test_hostile_names_are_escaped_on_the_page(audited_world: SimpleNamespace) -
     assert films_of() == 7 and HOSTILE not in page and "<img src=x" not in page
     with Path("crops/audit/audit.csv").open(newline="") as file:
         assert any(HOSTILE in r["film"] for r in csv.DictReader(file))
+
+
+# --- thresholds
+
+
+def test_thresholds_are_stored_and_then_flag(audited_world: SimpleNamespace) -> None:
+    for n in range(15):
+        add_film(f"nih/t{n}.png", 0.2 + n / 40, seed=n)
+    make_run("films")
+    assert make_audit("films", "--fit", "--tail", "0.2", "--out", "o") == 0
+    stored = Thresholds.load("weights/ensemble_films/audit.json")
+    assert (stored.films, stored.tail) == (21, 0.2)
+    assert any("taken from these very films" in s for s in summary("o")["cautions"])
+    assert summary("o")["thresholds"]["taken from"]["films"] == 21
+    assert {r.flags for r in read_audit("o/audit.csv")} == {()}
+    assert make_audit("films", "--out", "p") == 0
+    flagged = [r.member for r in read_audit("p/audit.csv") if "looks outside" in r.flags]
+    # of 21 films the 20 % quantile is the fifth smallest lift, and four lie below it
+    assert sorted(flagged) == ["bacterial"] * 4 + ["viral"] * 4
+    assert "looks outside" in Path("p/report.html").read_text()
