@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from classify.labels import NORMAL, OTHERS, TARGET, label_of
-from classify.tasks.settings import PhaseConfig, TrainConfig
+from classify.tasks.settings import PhaseConfig, PretrainConfig, SingleConfig, TrainConfig
 from cxr.films_table import FilmRow, has_disease
+from cxr.training.recipe import recipe_of
 
 
 def row(label: str, sublabel: str = "") -> FilmRow:
@@ -81,3 +82,20 @@ def test_an_unknown_phase_is_refused(wrong: dict) -> None:
 def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TrainConfig(**wrong)
+
+
+SHARED = ["batch", "max_films", "precision", "preprocess", "publishable_only", "seed", "sources"]
+RECIPES = {  # what recipe.json holds, of trainings begun long ago too
+    TrainConfig: "augment balance_classes decode max_epochs member phases region restore_weight "
+    "ship_decoder",
+    SingleConfig: "augment balance bundle choose classes copies kind network optim protocol "
+    "trained_on",
+    PretrainConfig: "crops genesis half net optim split",
+}
+
+
+@pytest.mark.parametrize("config", RECIPES)
+def test_a_recipe_has_the_keys_it_always_had(config: type) -> None:
+    made = config()
+    recipe = recipe_of(made) if config is PretrainConfig else made.recipe()
+    assert set(recipe) == {*SHARED, *RECIPES[config].split()}

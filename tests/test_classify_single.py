@@ -48,6 +48,7 @@ def test_a_configuration_becomes_a_folder(phantom_folder: Path, tmp_path: Path) 
         "single.safetensors",
     ):
         assert (out / name).stat().st_size > 0
+    assert not (out / "cache").exists()  # of decoded films: nobody asked to keep it
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_two_phases_leave_bundles_figures_and_pictures(config: TrainConfig, tmp_
     for name in ("curves.png", "restored.png", "metrics.json", "recipe.json"):
         assert (tmp_path / "bacterial" / name).stat().st_size > 0
     assert list((tmp_path / "bacterial" / "0_hard" / "tensorboard").glob("events*"))
+    assert not (tmp_path / "cache").exists()  # of decoded films: nobody asked to keep it
     bundle = load_bundle(tmp_path / "viral.safetensors", "member")
     assert bundle.meta["classes"] == ["normal", "viral", "others"]
     assert (bundle.meta["order"], bundle.meta["trained_on"]) == (1, "films")
