@@ -26,9 +26,14 @@ from rich.table import Table
 
 from cxr.cli import parse_config, to_plain
 from cxr.page.words import printable
-from cxr.public_sets.records import LoadedSet, Uncertain
+from cxr.public_sets.records import (
+    LoadedSet,
+    Uncertain,
+    write_films_table,
+    write_finding_boxes,
+    write_problems,
+)
 from cxr.public_sets.registry import SETS, load_set
-from cxr.public_sets.tables import write_films_table, write_finding_boxes, write_problems
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
 from exploring.entries import Box, Entry, coco_boxes, count_groups, crop_boxes, read_entries
 from exploring.gather import Gathered, gather

@@ -1,4 +1,5 @@
-"""CheXpert: adults of Stanford, labels mined from reports with uncertain ones."""
+"""CheXpert, adults of Stanford, and MIMIC-CXR-JPG, adults of Boston: labels that CheXpert's labeler
+mined from reports, uncertain ones among them; those of MIMIC are by study."""
 
 from __future__ import annotations
 
@@ -7,9 +8,17 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from cxr.public_sets.folders import list_folders
-from cxr.public_sets.records import Item, LeftOut, Loader, Problem, PublicFilm, Uncertain
-from cxr.public_sets.tables import read_columns, read_lines
+from cxr.public_sets.records import (
+    Item,
+    LeftOut,
+    Loader,
+    Problem,
+    PublicFilm,
+    Uncertain,
+    list_folders,
+    read_columns,
+    read_lines,
+)
 from cxr.public_sets.words import sex_of, years_of
 
 LICENCE = "Stanford University Dataset Research Use Agreement (research only)"
@@ -141,7 +150,77 @@ def label_of_values(values: dict[str, int], uncertain: Uncertain) -> tuple[str, 
     return ("normal" if values.get(NO_FINDING) == 1 else "unknown"), sublabel
 
 
-LOADER = Loader(
+MIMIC_LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
+_MIMIC_VIEWS = ("PA", "AP")
+_Labels = dict[str, tuple[str, str]]  # study → label, sublabel
+
+
+def find_table(folder: Path, kind: str) -> Path | None:
+    """`mimic-cxr-2.0.0-KIND.csv` or its .gz; the newest."""
+    names = (f"mimic-cxr-*-{kind}.csv", f"mimic-cxr-*-{kind}.csv.gz")
+    return max((path for name in names for path in folder.glob(name)), default=None)
+
+
+def is_mimic(folder: Path) -> bool:
+    """Whether `folder` holds the table of the films."""
+    return find_table(folder, "metadata") is not None
+
+
+def read_mimic(root: Path, uncertain: Uncertain = "ignore") -> Iterator[Item]:
+    """PA and AP films with the label of their study."""
+    labels: _Labels = {}
+    table, name = find_table(root, "chexpert"), "mimic-cxr-2.0.0-chexpert.csv.gz"
+    if table is None:
+        text = "The table of the labels is not there: all labels are unknown."
+        yield Problem("missing_file", name, text)
+    else:
+        yield from read_lines(table, "study_id", partial(_study, labels, uncertain))
+    films = find_table(root, "metadata")
+    assert films is not None, "is_mimic was not asked"
+    film = partial(_mimic_film, labels, table is not None)
+    yield from read_lines(films, "dicom_id", film)
+
+
+def _study(
+    labels: _Labels, uncertain: Uncertain, where: str, row: dict[str, str]
+) -> Iterator[Problem]:
+    values, odd = read_values(row)
+    if odd:
+        text = f"study {row['study_id']}: {', '.join(odd)} is taken for not stated."
+        yield Problem("unknown_label", where, text)
+    labels[row["study_id"]] = label_of_values(values, uncertain)
+
+
+def _mimic_film(labels: _Labels, labelled: bool, where: str, row: dict[str, str]) -> Iterator[Item]:
+    view = row.get("viewposition", "").upper()
+    if view not in _MIMIC_VIEWS:
+        yield LeftOut(f"view {view or 'not stated'}")
+        return
+    patient, study = row.get("subject_id", ""), row.get("study_id", "")
+    if not (patient.isdigit() and study.isdigit()):
+        text = f"{row['dicom_id']} names no patient or no study; left out."
+        yield Problem("bad_line", where, text)
+        return
+    if labelled and study not in labels:
+        yield Problem("unknown_label", where, f"study {study} has no line among the labels.")
+    label, sublabel = labels.get(study, ("unknown", "no label"))
+    image = f"files/p{patient[:2]}/p{patient}/s{study}/{row['dicom_id']}.jpg"
+    yield PublicFilm(image, "", "mimic", f"mimic-p{patient}", label, sublabel, MIMIC_LICENCE, view)
+
+
+MIMIC = Loader(
+    name="mimic",
+    title="MIMIC-CXR-JPG",
+    layout="a folder with mimic-cxr-2.0.0-metadata.csv(.gz), mimic-cxr-2.0.0-chexpert.csv(.gz) and "
+    "files/p10/p10000032/s50414267/DICOM_ID.jpg",
+    licence=MIMIC_LICENCE,
+    citation="Johnson et al.: MIMIC-CXR-JPG, a large publicly available database of labeled chest "
+    "radiographs. arXiv 1901.07042; PhysioNet",
+    is_root=is_mimic,
+    read=read_mimic,
+)
+
+CHEXPERT = Loader(
     name="chexpert",
     title="CheXpert",
     layout="CheXpert-v1.0/ or CheXpert-v1.0-small/ with train.csv and valid.csv (columns Path, "
@@ -152,3 +231,4 @@ LOADER = Loader(
     is_root=is_root,
     read=read,
 )
+LOADERS = (CHEXPERT, MIMIC)

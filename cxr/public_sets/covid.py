@@ -7,9 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr.public_sets.folders import index_pictures
-from cxr.public_sets.records import Item, LeftOut, Loader, Problem, PublicFilm, Uncertain, unlisted
-from cxr.public_sets.tables import read_columns, read_lines
+from cxr.public_sets.records import (
+    Item,
+    LeftOut,
+    Loader,
+    Problem,
+    PublicFilm,
+    Uncertain,
+    index_pictures,
+    read_columns,
+    read_lines,
+    unlisted,
+)
 from cxr.public_sets.words import frontal_view, is_known_view, label_of_finding, sex_of
 
 TABLE = "metadata.csv"

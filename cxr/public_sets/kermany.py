@@ -7,8 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from cxr.public_sets.folders import list_folders, list_pictures
-from cxr.public_sets.records import Item, Loader, Problem, PublicFilm, Uncertain
+from cxr.public_sets.records import (
+    Item,
+    Loader,
+    Problem,
+    PublicFilm,
+    Uncertain,
+    list_folders,
+    list_pictures,
+)
 
 LICENCE = "CC BY 4.0"
 PARTS = ("train", "val", "test")

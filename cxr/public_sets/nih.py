@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from cxr.films_table import NIH_TERMS
-from cxr.public_sets.folders import index_pictures, list_folders
 from cxr.public_sets.records import (
     FindingBox,
     Item,
@@ -16,9 +15,11 @@ from cxr.public_sets.records import (
     Problem,
     PublicFilm,
     Uncertain,
+    index_pictures,
+    list_folders,
+    read_lines,
     unlisted,
 )
-from cxr.public_sets.tables import read_lines
 from cxr.public_sets.words import frontal_view, sex_of, years_of
 
 LICENCE = NIH_TERMS  # by which `FilmRow.publishable` knows it

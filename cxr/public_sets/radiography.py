@@ -6,8 +6,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cxr.public_sets.folders import list_folders, list_pictures
-from cxr.public_sets.records import Item, Loader, Problem, PublicFilm, Uncertain
+from cxr.public_sets.records import (
+    Item,
+    Loader,
+    Problem,
+    PublicFilm,
+    Uncertain,
+    list_folders,
+    list_pictures,
+)
 
 LICENCE = "not stated; Kaggle: data files © original authors"
 # folder, lower case without signs → label, sublabel

@@ -1,13 +1,19 @@
-"""What a loader of a public set reads and hands on: films, problems, boxes of findings."""
+"""What the loaders of public sets share: the records that they hand on, reading folders and tables,
+and the tables that we write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import csv
+import gzip
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 from cxr.films_table import FilmRow
+from cxr.workdir import write_atomic
 
 # What an uncertain mention (-1 of CheXpert's labeller) is taken for.
 Uncertain = Literal["ignore", "positive", "negative"]
@@ -119,3 +125,155 @@ class Loader:
 
 class LayoutError(ValueError):
     """A folder that is not laid out as the set is published."""
+
+
+def read_lines(
+    path: Path, key: str, read: Callable[[str, dict[str, str]], Iterator[Item]]
+) -> Iterator[Item]:
+    """What `read` makes of each line of a CSV file (also .gz), given where it stands and its cells
+    by lower-case column; a Problem for a broken line.
+
+    A line without a value in column `key` is broken: nothing can be made of it. Bytes that are no
+    UTF-8 are replaced, because some tables hold notes in other encodings.
+    """
+    with _open(path) as file:
+        lines = csv.reader(file)
+        try:
+            columns = _columns(lines)
+        except (EOFError, OSError) as error:
+            yield Problem("unreadable", path.name, f"The table cannot be read: {error}.")
+            return
+        while True:
+            try:
+                cells = next(lines)
+            except StopIteration:
+                return
+            except (csv.Error, EOFError, OSError) as error:
+                where = f"{path.name}:{lines.line_num}"
+                yield Problem("bad_line", where, f"Not a line of a table: {error}.")
+                if not isinstance(error, csv.Error):
+                    return  # the file itself ends early
+                continue
+            where = f"{path.name}:{lines.line_num}"
+            row = dict.fromkeys(columns, "")
+            row.update(zip(columns, (cell.strip() for cell in cells), strict=False))
+            if row.get(key):
+                yield from read(where, row)
+            elif any(cell.strip() for cell in cells):
+                yield Problem("bad_line", where, f"The column '{key}' is empty; line left out.")
+
+
+def read_columns(path: Path) -> set[str]:
+    """Names of a CSV file's columns in lower case; empty where there is no such file."""
+    try:
+        with _open(path) as file:
+            return set(_columns(csv.reader(file)))
+    except (OSError, EOFError):
+        return set()
+
+
+def _columns(reader: Any) -> list[str]:
+    try:
+        return [name.strip().lower() for name in next(reader, [])]
+    except csv.Error:
+        return []
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        raw = gzip.open(path, "rb")  # noqa: SIM115 - closed with the text file round it
+        return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+    return path.open(encoding="utf-8-sig", errors="replace", newline="")
+
+
+def write_films_table(path: str | Path, rows: Iterable[PublicFilm]) -> Path:
+    """films.csv as `cxr.films_table.read_films_table` takes it; the whole file or none."""
+    return _write(Path(path), COLUMNS, (asdict(row) for row in rows))
+
+
+def write_finding_boxes(path: str | Path, boxes: Iterable[FindingBox]) -> Path:
+    """finding_boxes.csv: image, finding, and x, y, w, h in pixels of the film."""
+    columns = ("image", "finding", "x", "y", "w", "h")
+    return _write(Path(path), columns, (asdict(box) for box in boxes))
+
+
+def write_problems(path: str | Path, problems: Iterable[Problem]) -> Path:
+    """problems.csv: kind, where, text; bytes of a name that are no UTF-8 are spelt out."""
+    rows = ({k: _spelt(v) for k, v in asdict(problem).items()} for problem in problems)
+    return _write(Path(path), ("kind", "where", "text"), rows)
+
+
+def _spelt(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> Path:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_atomic(path, text.getvalue())
+
+
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif"})
+_WIDEST = 40  # subfolders looked into; a set's parts are few, its patients are not
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file is called like a picture and is no hidden copy (`._a.jpeg` of macOS)."""
+    return not name.startswith(".") and Path(name).suffix.lower() in PICTURES
+
+
+def list_pictures(folder: Path) -> list[str]:
+    """Names of the pictures right inside `folder`, sorted; empty where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if is_picture_name(e.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Subfolders, sorted, without hidden ones and `__MACOSX`."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and e.name[0] not in "._")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    return [folder / name for name in names]
+
+
+def levels(path: Path, deepest: int = 2) -> Iterator[list[Path]]:
+    """The folder itself, then its subfolders, then theirs: archives are often packed twice."""
+    level = [path]
+    for _ in range(deepest + 1):
+        yield level
+        level = [child for folder in level for child in list_folders(folder)[:_WIDEST]]
+
+
+def describe(path: Path, most: int = 6) -> str:
+    """What lies in a folder, for an error message."""
+    if not path.exists():
+        return "no such folder"
+    if not path.is_dir():
+        return "a file, not a folder"
+    folders = [f.name + "/" for f in list_folders(path)]
+    with os.scandir(path) as entries:
+        files = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
+    if not folders and not files:
+        return "an empty folder"
+    return "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
+        for names, what in ((folders, "folders"), (files, "files"))
+        if names
+    )
+
+
+def index_pictures(root: Path, folders: Iterable[Path]) -> dict[str, str]:
+    """Name of each picture in `folders` → its path relative to `root`; the first of a name wins."""
+    index: dict[str, str] = {}
+    for folder in folders:
+        prefix = folder.relative_to(root).as_posix()
+        for name in list_pictures(folder):
+            index.setdefault(name, f"{prefix}/{name}" if prefix != "." else name)
+    return index

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from cxr.public_sets import chexpert, covid, kermany, mimic, nih, radiography
-from cxr.public_sets.folders import describe, levels
-from cxr.public_sets.gather import gather
-from cxr.public_sets.records import LayoutError, LoadedSet, Uncertain
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from cxr.public_sets import chexpert, covid, kermany, nih, radiography
+from cxr.public_sets.records import (
+    FindingBox,
+    Item,
+    LayoutError,
+    LeftOut,
+    LoadedSet,
+    Problem,
+    PublicFilm,
+    Uncertain,
+    describe,
+    levels,
+)
+from cxr.workdir import console
 
 _IEEE, _ACTUALMED, _FIGURE1 = covid.LOADERS
 _LOADERS = (kermany.LOADER, nih.LOADER, _IEEE, radiography.LOADER, _ACTUALMED, _FIGURE1)
-SETS = {loader.name: loader for loader in (*_LOADERS, chexpert.LOADER, mimic.LOADER)}
+SETS = {loader.name: loader for loader in (*_LOADERS, *chexpert.LOADERS)}
 
 
 def load_set(
@@ -65,3 +82,95 @@ def _looks_like(path: Path) -> str:
     folders = (f for level in (levels(path) if path.is_dir() else ()) for f in level)
     found = (name for f in folders for name, loader in SETS.items() if loader.is_root(f))
     return next(found, "")
+
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # values of the orientation tag that swap width and height
+
+
+def gather(
+    items: Iterable[Item], path: Path, root: Path, source: str, progress: bool = True
+) -> LoadedSet:
+    """Rows with sizes for all films of `items` that are there; nothing is decoded.
+
+    Names in `items` are relative to `root`, names in the result to `path` above it. A film that is
+    missing, unreadable or listed twice becomes a problem instead of a row.
+    """
+    found = list(items)
+    films = [item for item in found if isinstance(item, PublicFilm)]
+    problems = [item for item in found if isinstance(item, Problem)]
+    left_out = Counter(item.reason for item in found if isinstance(item, LeftOut))
+    prefix = root.relative_to(path)
+    rows: dict[str, PublicFilm] = {}
+    bar = track(films, f"{source}: reading sizes", console=console, disable=not progress)
+    for film in bar:
+        row = _measure(film, root, (prefix / film.image).as_posix(), rows)
+        if isinstance(row, Problem):
+            problems.append(row)
+        else:
+            rows[film.image] = row
+    boxes = [item for item in found if isinstance(item, FindingBox)]
+    kept = [_check_box(box, rows.get(box.image), problems) for box in boxes]
+    return LoadedSet(
+        list(rows.values()),
+        problems,
+        [box for box in kept if box],
+        dict(sorted(left_out.items())),
+        source,
+    )
+
+
+def _measure(
+    film: PublicFilm, root: Path, name: str, rows: dict[str, PublicFilm]
+) -> PublicFilm | Problem:
+    if film.image in rows:
+        text = "The film is listed twice; the first line counts."
+        if (film.label, film.patient_id) != (rows[film.image].label, rows[film.image].patient_id):
+            text = "The film is listed twice and differently; the first line counts."
+        return Problem("duplicate", name, text)
+    place = PurePosixPath(film.image)
+    if place.is_absolute() or ".." in place.parts:
+        return Problem("odd_name", name, "The name leads out of the set's folder; left out.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return Problem("odd_name", name, "The name is no UTF-8 text; left out. Rename the file.")
+    try:
+        width, height = read_size(root / film.image)
+    except (FileNotFoundError, NotADirectoryError):
+        return Problem("missing_file", name, "The film is listed but not there; left out.")
+    except Exception as error:  # Pillow raises all kinds on broken headers
+        text = f"The file's header is no picture's ({type(error).__name__}); left out."
+        return Problem("unreadable", name, text)
+    return film.sized(name, width, height)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture from its header, upright as `cxr.film.read_film` shows it."""
+    with Image.open(path) as image:
+        width, height = image.size
+        # a PNG's tag may stand behind the pixels, and asking for it would decode them
+        turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION) in _SIDEWAYS
+    return (height, width) if turned else (width, height)
+
+
+def _check_box(
+    box: FindingBox, film: PublicFilm | None, problems: list[Problem]
+) -> FindingBox | None:
+    """The box in pixels of the file, clipped to it; None, and a problem, when nothing is left."""
+    if film is None:
+        text = f"A box of {box.finding} has no film; left out."
+        problems.append(Problem("box_without_film", box.image, text))
+        return None
+    scale = film.width / box.of_width if box.of_width else 1.0
+    asked = np.array([box.x, box.y, box.x + box.w, box.y + box.h]) * scale
+    x0, y0, x1, y1 = clipped = np.clip(asked, 0, [film.width, film.height] * 2)
+    if not (x1 > x0 and y1 > y0):
+        text = f"The box of {box.finding} has no area on the film; left out."
+        problems.append(Problem("bad_box", film.image, text))
+        return None
+    if np.abs(clipped - asked).max() > 1:
+        text = f"The box of {box.finding} leaves the film and was cut at its edge."
+        problems.append(Problem("bad_box", film.image, text))
+    x, y, w, h = (round(float(v), 1) for v in (x0, y0, x1 - x0, y1 - y0))
+    return replace(box, image=film.image, x=x, y=y, w=w, h=h, of_width=film.width)
