@@ -13,9 +13,8 @@ from labelling_sessions import make_session
 
 from cxr.cli import parse_config
 from cxr.film import read_film
-from labelling.agree import AgreeConfig, limits, measure, measure_blocks, run, tables_json
-from labelling.agreement_pictures import FilmFiles
-from labelling.readers import Mark, compare, read_sides
+from labelling.agree import AgreeConfig, FilmFiles, run, tables_json
+from labelling.readers import Mark, compare, limits, measure, measure_blocks, read_sides
 
 
 def run_agree(tmp_path: Path, *readers: str, **options: object) -> int:
@@ -25,7 +24,7 @@ def run_agree(tmp_path: Path, *readers: str, **options: object) -> int:
 @pytest.fixture
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the plot, which takes a second; test_the_files_and_the_table draws it."""
-    monkeypatch.setattr("labelling.agreement_pictures.draw_agreement", lambda *_: None)
+    monkeypatch.setattr("labelling.agree.draw_agreement", lambda *_: None)
 
 
 def test_the_files_and_the_table(tmp_path: Path, capsys) -> None:

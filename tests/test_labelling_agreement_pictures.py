@@ -1,4 +1,4 @@
-"""labelling.agreement_pictures: the worst films, found and drawn with both boxes."""
+"""labelling.agree: the worst films, found and drawn with both boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from labelling_marks import BOX, RAMP, one_pair, side
 
-from labelling.agreement_pictures import (
+from labelling.agree import (
     COLOUR_A,
     COLOUR_B,
     FilmFiles,

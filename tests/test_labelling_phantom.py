@@ -1,4 +1,4 @@
-"""labelling.phantom and labelling.demo: drawn chests and the pictures made of them."""
+"""labelling.demo and labelling.demo: drawn chests and the pictures made of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelling.demo import write_rule_pictures
-from labelling.phantom import draw_chest
+from labelling.demo import draw_chest, write_rule_pictures
 
 SIZES_HW = ((160, 120), (120, 200), (64, 64), (300, 300))
 

@@ -11,7 +11,7 @@ from labelling_marks import BOX, FILM, coco, one_pair, side, table
 from labelling_sessions import make_session
 
 from cxr.coco import CocoFilm, CocoSet, write_coco
-from labelling.agree import measure_blocks, tables_json, to_markdown
+from labelling.agree import tables_json, to_markdown
 from labelling.readers import (
     A_ONLY,
     B_ONLY,
@@ -21,6 +21,7 @@ from labelling.readers import (
     Mark,
     compare,
     film_key,
+    measure_blocks,
     read_side,
     read_sides,
 )

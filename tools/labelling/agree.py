@@ -1,20 +1,13 @@
-"""annotate.py agree: how well two readers agree on the boxes of the same films.
-
-    python tools/annotate.py agree SESSION_A SESSION_B
-    python tools/annotate.py agree boxes.json second_reader.csv --films FOLDER
-
-The agreement of two humans is the ceiling that a detector can be measured by. Limits of agreement
-after Bland and Altman (Lancet 1986): mean difference ± 1.96 standard deviations; about 95 % of
-differences lie between them.
-"""
+"""annotate.py agree: how well two readers agree on the boxes of the same films, in tables and
+pictures. The agreement of two humans is the ceiling that a detector can be measured by."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cxr.cli import to_plain
+from cxr.draw import BLUE, ORANGE, draw_box, draw_text, encode_png, fit, sheet, shorten, to_rgb
+from cxr.film import FilmError, list_films, read_film
+from cxr.films_table import FilmStems
 from cxr.ledger import csv_line
 from cxr.page.words import printable
+from cxr.plots import COLOURS, new_figure, write_figure
 from cxr.rules import require
-from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles, in_words
+from cxr.stats import in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json
 from detect.metrics import SIDES
 from labelling.readers import (
@@ -39,15 +36,24 @@ from labelling.readers import (
     NAN4,
     NEITHER,
     UNLIKE,
+    Agreement,
+    Blocks,
     Comparison,
+    Limits,
     Pair,
     compare,
+    measure_blocks,
     read_sides,
 )
 
 FILES = ("agreement.md", "agreement.json", "films.csv")
+SHAPES = ("o", "^", "s", "D", "v", "P")  # beside the colours: told apart without them as well
+COLOUR_A, COLOUR_B = BLUE, ORANGE
+TILE, COLUMNS = 400, 4  # of the sheet
+_GROUND = (24, 24, 24)
 FIRST = 3  # films that a line names
-Z95 = 1.96  # as the paper has it
+Names = Sequence[str]
+Drawn = tuple[int, list[Pair]]  # how many films, and those that were not found
 _IOU_HEAD = (
     *("films of", "boxes", "films", "patients", "mean IoU [95 %]", "median [95 %]"),
     *("5th percentile [95 %]", "IoU≥.9 [95 %]", "IoU≥.95 [95 %]"),
@@ -84,55 +90,11 @@ class AgreeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.readers) != 2:
-            raise ValueError(
-                "A and B must be two: each a session's folder, a COCO file or a CSV. "
-                f"Got {len(self.readers)} instead."
-            )
+        two = "A and B must be two: each a session's folder, a COCO file or a CSV"
+        require(len(self.readers) == 2, two, len(self.readers))
         require(self.names in ("path", "stem"), "--names must be path or stem", self.names)
         require(0 <= self.worst <= 120, "--worst must lie between 0 and 120", self.worst)
         require(self.seed >= 0, "--seed must be 0 or more", self.seed)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Mean difference B − A, its standard deviation, and the 95 % limits of agreement."""
-
-    bias: float
-    sd: float  # NaN for fewer than two pairs, and so are the limits
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """All pairs of a block. IoU and edges are over pairs with two boxes.
-
-    Attributes:
-        pairs: pairs with two boxes; films and patients are counted among these.
-        share_90, share_95: of pairs with an IoU of at least 0.9 and 0.95.
-        edges_px, edges_pct: left, top, right, bottom.
-        a_only, b_only: pairs where the other says "no box"; neither: where both do.
-        unlike: pairs whose two pictures differ in shape and were not compared.
-    """
-
-    pairs: int
-    films: int
-    patients: int
-    mean_iou: Interval
-    median_iou: Interval
-    p5_iou: Interval
-    share_90: Interval
-    share_95: Interval
-    edges_px: tuple[Limits, ...]
-    edges_pct: tuple[Limits, ...]
-    a_only: int
-    b_only: int
-    neither: int
-    unlike: int
-
-
-Blocks = dict[str, Agreement]
 
 
 def run(config: AgreeConfig) -> int:
@@ -159,95 +121,28 @@ def run(config: AgreeConfig) -> int:
 
 def _draw_pictures(comparison: Comparison, blocks: Blocks, config: AgreeConfig) -> str:
     """Draw the plot, and the worst films where they are found; returns what was done, in words."""
-    from labelling import agreement_pictures as pictures
-
-    plot, sheet = (Path(config.out) / name for name in ("agreement.png", "worst.png"))
-    for path in (plot, sheet):
+    plot, worst = (Path(config.out) / name for name in ("agreement.png", "worst.png"))
+    for path in (plot, worst):
         path.unlink(missing_ok=True)  # an older one would show other films
     if not blocks["all"].pairs:
         return "agreement.png and worst.png are left out: no film has a box in both A and B."
-    pictures.draw_agreement(comparison, blocks["all"], plot)
+    draw_agreement(comparison, blocks["all"], plot)
     if not config.worst:
-        return "agreement.png"
-    drawn, lost = pictures.draw_worst(comparison, config.films, sheet, config.worst)
+        return plot.name
+    drawn, lost = draw_worst(comparison, config.films, worst, config.worst)
     if not drawn:
         where = f"none is under '{config.films}'" if config.films else "name their folder: --films"
-        return f"agreement.png\nworst.png is left out: its films were not found ({where})."
-    said = f"agreement.png\nworst.png: {drawn} film{'s' * (drawn > 1)} with the lowest IoU"
-    return said + (f"; {len(lost)} not found, the first {lost[0].film}." if lost else ".")
-
-
-# Measures
-
-
-def limits(differences: Any) -> Limits:
-    """Bias and limits of agreement of (N,) differences; the SD has N − 1 below."""
-    x = np.asarray(differences, dtype=np.float64)
-    bias = float(x.mean()) if len(x) else math.nan
-    sd = float(x.std(ddof=1)) if len(x) > 1 else math.nan
-    return Limits(bias, sd, bias - Z95 * sd, bias + Z95 * sd)
-
-
-def measure(pairs: Sequence[Pair], seed: int = 0) -> Agreement:
-    """One Agreement of these pairs; NaN where there is nothing to measure."""
-    both = [p for p in pairs if p.verdict == BOTH]
-    iou = np.array([p.iou for p in both], dtype=np.float64)
-    patients = [p.patient for p in both]
-
-    def mean(values: np.ndarray) -> Interval:
-        return bootstrap_mean(values, patients, seed=seed)
-
-    def edges(name: str) -> tuple[Limits, ...]:
-        values = np.array([getattr(p, name) for p in both], dtype=np.float64).reshape(-1, 4)
-        return tuple(map(limits, values.T))
-
-    verdicts = Counter(p.verdict for p in pairs)
-    median, p5 = bootstrap_quantiles(iou, patients, (0.5, 0.05), seed=seed)
-    return Agreement(
-        pairs=len(both),
-        films=len({p.film for p in both}),
-        patients=len(set(patients)),
-        mean_iou=mean(iou),
-        median_iou=median,
-        p5_iou=p5,
-        # 1e-9: boxes that meet at exactly 0.9 must not fail by rounding
-        share_90=mean((iou >= 0.9 - 1e-9).astype(float)),
-        share_95=mean((iou >= 0.95 - 1e-9).astype(float)),
-        edges_px=edges("edges_px"),
-        edges_pct=edges("edges_pct"),
-        a_only=verdicts[A_ONLY],
-        b_only=verdicts[B_ONLY],
-        neither=verdicts[NEITHER],
-        unlike=verdicts[UNLIKE],
-    )
-
-
-def measure_blocks(pairs: Sequence[Pair], seed: int = 0) -> Blocks:
-    """All pairs; then each reader and each source where there are several of them."""
-    blocks = {"all": measure(pairs, seed)}
-    for word in ("reader", "source"):
-        names = list(dict.fromkeys(getattr(p, word) for p in pairs if getattr(p, word)))
-        for name in names if len(names) > 1 else ():
-            own = [p for p in pairs if getattr(p, word) == name]
-            blocks[f"{word} {name}"] = measure(own, seed)
-    return blocks
-
-
-# Tables
-
-
-def to_line(text: str) -> str:
-    """The text without line ends, control characters and what no encoding can write."""
-    return printable(text, "?")
+        return f"{plot.name}\n{worst.name} is left out: its films were not found ({where})."
+    more = f"; {len(lost)} not found, the first {lost[0].film}" if lost else ""
+    return f"{plot.name}\n{worst.name}: {drawn} film{'s' * (drawn > 1)} with the lowest IoU{more}."
 
 
 def _iou_rows(blocks: Blocks) -> list[list[str]]:
-    rows = []
-    for name, a in blocks.items():
-        figures = (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)
-        counts = (str(a.pairs), str(a.films), str(a.patients))
-        rows.append([to_line(name), *counts, *map(in_words, figures)])
-    return rows
+    return [
+        [to_line(name), str(a.pairs), str(a.films), str(a.patients)]
+        + [in_words(v) for v in (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)]
+        for name, a in blocks.items()
+    ]
 
 
 def _edge_rows(blocks: Blocks) -> list[list[str]]:
@@ -272,11 +167,16 @@ def signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
+def to_line(text: str) -> str:
+    """The text without line ends, control characters and what no encoding can write."""
+    return printable(text, "?")
+
+
 def _remarks(comparison: Comparison) -> list[str]:
     """What the tables do not say: films not compared, named, and the sets' own notes."""
     lines = [to_line(note) for note in comparison.notes]
     lines += [
-        f"{_films(films)} only in {own}, without an answer in {other}: {_first(films)}"
+        _name_films(films, f"only in {own}, without an answer in {other}")
         for own, other, films in (("A", "B", comparison.only_a), ("B", "A", comparison.only_b))
         if films
     ]
@@ -288,7 +188,7 @@ def _remarks(comparison: Comparison) -> list[str]:
     }.items():
         if films := _films_of(comparison, verdict):
             what = what.replace("have", "has", 1) if len(films) == 1 else what
-            lines.append(f"{_films(films)} {what}: {_first(films)}")
+            lines.append(_name_films(films, what))
     return lines
 
 
@@ -296,13 +196,11 @@ def _films_of(comparison: Comparison, verdict: str) -> list[str]:
     return list(dict.fromkeys(p.film for p in comparison.pairs if p.verdict == verdict))
 
 
-def _films(films: Sequence[str]) -> str:
-    return "1 film" if len(films) == 1 else f"{len(films)} films"
-
-
-def _first(films: Sequence[str]) -> str:
+def _name_films(films: Sequence[str], what: str) -> str:
+    """How many there are, what is the matter with them, and the first by name."""
+    count = "1 film" if len(films) == 1 else f"{len(films)} films"
     more = f" and {len(films) - FIRST} more" if len(films) > FIRST else ""
-    return ", ".join(to_line(f) for f in films[:FIRST]) + more
+    return f"{count} {what}: {', '.join(map(to_line, films[:FIRST]))}{more}"
 
 
 def _legend(comparison: Comparison) -> str:
@@ -354,16 +252,12 @@ def films_csv(pairs: Sequence[Pair]) -> str:
     edges = (f"{s}_{unit}" for unit in ("px", "pct") for s in SIDES)
     corners = (f"{w}_{c}" for w in "ab" for c in CORNERS)
     head = ["film", "reader", "source", "patient", "verdict", "iou", *edges, *corners]
-    rows = [
-        [
-            *map(to_line, (p.film, p.reader, p.source, p.patient)),
-            *(p.verdict, _number(p.iou, 4)),
-            *(_number(v, 2) for v in (*p.edges_px, *p.edges_pct)),
-            *(_number(v, 2) for v in (*(p.a_xyxy or NAN4), *(p.b_xyxy or NAN4))),
-        ]
-        for p in pairs
-    ]
-    return "".join(map(csv_line, [head, *rows]))
+    rows = [head]
+    for p in pairs:
+        numbers = *p.edges_px, *p.edges_pct, *(p.a_xyxy or NAN4), *(p.b_xyxy or NAN4)
+        texts = map(to_line, (p.film, p.reader, p.source, p.patient))
+        rows.append([*texts, p.verdict, _number(p.iou, 4), *(_number(v, 2) for v in numbers)])
+    return "".join(map(csv_line, rows))
 
 
 def _number(value: float, digits: int) -> str:
@@ -378,7 +272,7 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
     whole = blocks["all"]
     # the interval below its value, no leading zeros, and a block's name without its word
     cells = [
-        [_bare(name), boxes, patients, *map(_stack, figures)]
+        [name.split(" ", 1)[-1], boxes, patients, *map(_stack, figures)]
         for name, boxes, _, patients, *figures in _iou_rows(blocks)
     ]
     title = f"IoU of {whole.pairs} pairs of boxes on {whole.films} films"
@@ -386,7 +280,7 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
     _print_table(console, title, head, cells)
     cells = []
     for name, edge, *rest in _edge_rows(blocks):
-        cells += [[_bare(name), *[""] * 6]] if edge == SIDES[0] else []
+        cells += [[name.split(" ", 1)[-1], *[""] * 6]] if edge == SIDES[0] else []
         cells.append([f"  {edge}", *rest])
     head = ["", "bias px", "SD px", "limits px", "bias %", "SD %", "limits %"]
     _print_table(console, "edges, B − A, with 95 % limits of agreement", head, cells)
@@ -396,17 +290,11 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
         _say(console, f"- {line}")
 
 
-def _bare(block: str) -> str:
-    return block.removeprefix("reader ").removeprefix("source ")
-
-
 def _stack(figure: str) -> str:
     return re.sub(r"\b0\.", ".", figure.replace(" [", "\n").strip("]").replace(", ", "–"))
 
 
-def _print_table(
-    console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]
-) -> None:
+def _print_table(console: Console, title: str, head: Names, rows: Sequence[Names]) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column(head[0], overflow="fold", min_width=18)
     for name in head[1:]:
@@ -420,3 +308,193 @@ def _say(where: Console, text: str, soft_wrap: bool = True) -> None:
     """Lines of text as they are: [brackets] are no markup here."""
     lines = "\n".join(map(to_line, text.split("\n")))
     where.print(lines, markup=False, highlight=False, soft_wrap=soft_wrap)
+
+
+def draw_agreement(comparison: Comparison, whole: Agreement, path: Path) -> None:
+    """1200 × 800: the histogram of IoU, and one Bland–Altman panel for each edge."""
+    both = [p for p in comparison.pairs if p.verdict == BOTH]
+    readers = list(dict.fromkeys(p.reader for p in both))
+    figure = new_figure(12, 8)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr,call-arg]
+    panes: Any = figure.subfigures(1, 2, width_ratios=(2, 3))
+    left, right = panes
+    _draw_histogram(left.subplots(), both, readers, whole)
+    _draw_edges(right, both, readers, whole)
+    places = [_plain("/".join(side.path.parts[-2:])) for side in (comparison.a, comparison.b)]
+    count = f"{whole.pairs} pairs of boxes, {whole.patients} patients"
+    figure.suptitle(f"A: {places[0]}    B: {places[1]}    {count}", fontsize=12)
+    write_figure(figure, path, dpi=100)
+
+
+def _plain(text: str, most: int = 40) -> str:
+    """At most `most` characters that the plot's font has; a $ would start a formula."""
+    text = "".join(c if c.isprintable() and ord(c) < 0x500 else "?" for c in text)
+    text = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"
+    return text.replace("$", r"\$")
+
+
+def _draw_histogram(axis: Any, both: Sequence[Pair], readers: Names, whole: Agreement) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    room = 0.1 + 0.035 * (len(readers) + 2)  # for the legend, above the bars
+    start = math.floor(min(0.9, *(p.iou for p in both)) * 20) / 20
+    bins = np.linspace(start, 1, round((1 - start) / (0.01 if start >= 0.5 else 0.02)) + 1)
+    values = [[p.iou for p in both if p.reader == r] for r in readers]
+    labels = [
+        f"{_plain(r, 26)}: median {np.median(v):.3f} of {len(v)}"
+        for r, v in zip(readers, values, strict=True)
+    ]
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(readers))]
+    look: Any = {"label": labels, "color": colours, "edgecolor": "white", "linewidth": 0.6}
+    axis.hist(values, bins=list(bins), stacked=True, **look)
+    marks = (("median", whole.median_iou, "-"), ("5th percentile", whole.p5_iou, ":"))
+    for name, found, style in marks:
+        look = {"color": "black", "linestyle": style, "linewidth": 1.8}
+        axis.axvline(found.value, 0, 1 - 0.9 * room, label=f"{name} {found.value:.3f}", **look)
+    axis.set(xlabel="IoU of A's and B's box", ylabel="pairs of boxes", xlim=(start, 1))
+    shares = f"IoU ≥ 0.9: {whole.share_90.value:.0%}     IoU ≥ 0.95: {whole.share_95.value:.0%}"
+    axis.set_title(shares, fontsize=11)
+    axis.set_ylim(0, axis.get_ylim()[1] / max(1 - room, 0.3))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.legend(loc="upper left", framealpha=1, edgecolor="none", fontsize=9).set_in_layout(False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_edges(figure: Any, both: Sequence[Pair], readers: Names, whole: Agreement) -> None:
+    """Four panels with one scale: difference against the mean place of the edge."""
+    axes = figure.subplots(2, 2, sharey=True)
+    differences = np.array([p.edges_pct for p in both])
+    lines = [v for e in whole.edges_pct for v in (e.low, e.high)]
+    reach = 1.12 * np.nanmax(np.abs([*differences.ravel(), *lines, 1.0]))
+    sized = all(p.size_hw for p in both)
+    for i, axis in enumerate(axes.flat):
+        for number, reader in enumerate(readers):
+            own = [p for p in both if p.reader == reader]
+            xs, ys = [_place(p, i, sized) for p in own], [p.edges_pct[i] for p in own]
+            look = {"color": COLOURS[number % len(COLOURS)], "s": 20, "linewidths": 0}
+            look["alpha"] = 0.65 if len(both) < 400 else 0.35
+            axis.scatter(xs, ys, marker=SHAPES[number % len(SHAPES)], **look)
+        _draw_limits(axis, whole.edges_pct[i])
+        box_side = "width" if i % 2 == 0 else "height"
+        axis.set_title(f"{SIDES[i]} edge", fontsize=11, loc="left", fontweight="bold")
+        axis.set_ylabel(f"B − A, % of A's box {box_side}", fontsize=10)
+        place = f"mean place of the edge, {'% of the film' if sized else 'px'}"
+        axis.set(xlabel=place, ylim=(-reach, reach))
+        axis.margins(x=0.06)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def _place(pair: Pair, edge: int, sized: bool) -> float:
+    assert pair.a_xyxy and pair.b_xyxy
+    mean = (pair.a_xyxy[edge] + pair.b_xyxy[edge]) / 2
+    if not sized or pair.size_hw is None:
+        return mean
+    return 100 * mean / pair.size_hw[1 - edge % 2]  # left and right by the width
+
+
+def _draw_limits(axis: Any, edge: Limits) -> None:
+    axis.axhline(0, color="grey", linewidth=0.8)
+    lines, words = [(edge.bias, "-")], f"bias {signed(edge.bias)} %"
+    if not math.isnan(edge.sd):
+        lines += [(edge.low, "--"), (edge.high, "--")]
+        words += f", limits {signed(edge.low)} to {signed(edge.high)} %"
+    for value, style in lines:
+        axis.axhline(value, color="black", linestyle=style, linewidth=1.3)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    where: Any = {"transform": axis.transAxes, "ha": "center", "va": "bottom"}
+    axis.text(0.5, 0.02, words, fontsize=10, bbox=box, **where)
+
+
+def draw_worst(comparison: Comparison, folder: str, path: Path, number: int) -> Drawn:
+    """A sheet of the films with the lowest IoU, A's box and B's box on each; nothing is written
+    when none of the films is found."""
+    both = [p for p in comparison.pairs if p.verdict == BOTH]
+    finder = FilmFiles(folder)
+    several = len({p.reader for p in both}) > 1
+    tiles, captions, lost = [], [], []
+    for pair in choose_worst(both, number):
+        place = finder.find(pair)
+        if place is None:
+            lost.append(pair)
+            continue
+        tiles.append(draw_pair(pair, place))
+        name = to_line(Path(pair.film).name)
+        captions.append(f"IoU {pair.iou:.3f}{f'  {pair.reader}' * several}\n{name}")
+    if not tiles:
+        return 0, lost
+    body = sheet(tiles, captions, columns=COLUMNS, tile=TILE)
+    title = f"the lowest IoU of {len({p.film for p in both})} films"
+    head = _draw_head(body.shape[1], title, _side_names(comparison, both))
+    write_atomic(path, encode_png(np.vstack([head, body])))
+    return len(tiles), lost
+
+
+def choose_worst(pairs: Sequence[Pair], number: int) -> list[Pair]:
+    """The pairs with the lowest IoU, lowest first; of a film with several readers the worst."""
+    by_film: dict[str, Pair] = {}
+    for pair in sorted(pairs, key=lambda p: p.iou):
+        by_film.setdefault(pair.film, pair)
+    return list(by_film.values())[:number]
+
+
+def draw_pair(pair: Pair, film_path: Path) -> np.ndarray:
+    """One film, RGB with a long side of TILE, with both boxes; black where it cannot be read."""
+    try:
+        pixels, fault = read_film(film_path).pixels, ""
+    except FilmError as error:
+        pixels = np.zeros(pair.size_hw or (TILE, TILE), np.float32)
+        fault = f"unreadable: {error.reason}"
+    height, width = pair.size_hw or pixels.shape
+    # Drawn on the small picture: lines of one width on every film, thin enough for two near ones.
+    picture = fit(to_rgb(pixels), TILE)
+    scale = [picture.shape[1] / width, picture.shape[0] / height] * 2
+    for box, colour in ((pair.a_xyxy, COLOUR_A), (pair.b_xyxy, COLOUR_B)):
+        assert box is not None
+        picture = draw_box(picture, np.multiply(box, scale), colour)
+    return draw_text(picture, fault, (8, 8)) if fault else picture
+
+
+def _side_names(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
+    """A and B by their paths, and by their readers where each has one with a name."""
+    names = []
+    for i, side in enumerate((comparison.a, comparison.b)):
+        hands = {pair.hands[i] for pair in pairs}
+        named = hands - {side.path.stem}  # a set that names no reader is called by its file
+        names.append(", ".join([str(side.path), *(named if len(hands) == 1 else ())]))
+    return names
+
+
+def _draw_head(width: int, title: str, names: Sequence[str]) -> np.ndarray:
+    """The sheet's first lines: the title, and whose box has which colour."""
+    size = 20
+    head = np.full((size * (2 + 3 * len(names) // 2), width, 3), _GROUND, np.uint8)
+    head = draw_text(head, shorten(title, width - 16, size), (8, 8), size=size)
+    sides = zip("AB", names, (COLOUR_A, COLOUR_B), strict=True)
+    for row, (letter, name, colour) in enumerate(sides, start=1):
+        y = 8 + round(1.4 * size * row)
+        head[y + size // 2 : y + size // 2 + 4, 8:48] = colour
+        words = shorten(f"{letter}: {name}", width - 72, size)
+        head = draw_text(head, words, (56, y), colour, size)
+    return head
+
+
+class FilmFiles:
+    """Finds films where their session knows them, or under a folder by path, then by stem."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _stems(self) -> FilmStems:
+        return FilmStems(list_films([self.folder]).films)
+
+    def find(self, pair: Pair) -> Path | None:
+        """The film's file, or None."""
+        marks = (pair.a, pair.b)
+        places = [m.path for m in marks if m.path is not None]
+        if self.folder:
+            places += [Path(self.folder) / m.film.replace("\\", "/") for m in marks]
+        there = next((place for place in places if place.is_file()), None)
+        return there or (self._stems.find(pair.film) if self.folder else None)

@@ -13,18 +13,11 @@ from cxr.boxes import as_boxes, clip_xyxy
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
 from cxr.page.words import printable
 from cxr.rules import require
-from labelling.formats import Coco, Labelme, Voc
-from labelling.label_files import LabelFormat, ReadRules, Unusable, name_below, ticked
+from labelling.formats import FORMATS
+from labelling.label_files import ReadRules, Unusable, name_below, ticked
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, is_session
 from labelling.shapes import PRELABELLED
-from labelling.yolo import Yolo
 
-FORMATS: dict[str, LabelFormat] = {
-    "coco": Coco(),
-    "voc": Voc(),
-    "labelme": Labelme(),
-    "yolo": Yolo(),
-}
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
 CARRIED_FLAGS = ("apices cut off",)  # those that say something of the box and ask for nothing
 # What became of imported labels in a session: how the line of a film begins, and why it was so.

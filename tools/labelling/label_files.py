@@ -29,6 +29,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _TURNED = range(5, 9)  # EXIF orientations that swap width and height
 
 SizeHw = tuple[int, int]
+Names = tuple[str, ...]
 
 
 class LabelError(ValueError):
@@ -45,6 +46,9 @@ class Unusable(NamedTuple):
         return f"{self.where}: {self.reason}"
 
 
+Read = tuple[CocoSet, list[Unusable]]  # the films that can be used, and what cannot
+
+
 @dataclass(frozen=True)
 class ReadRules:
     """How label files are judged.
@@ -59,6 +63,9 @@ class ReadRules:
     classes: tuple[str, ...] = ()
     hull: bool = False
     known: Mapping[str, SizeHw] | None = None
+
+
+ANY_LABELS = ReadRules()
 
 
 class FilmLabels(NamedTuple):
@@ -115,18 +122,13 @@ class LabelFormat:
         suffix, as a.png and a.dcm, keep it: a.png.xml, a.dcm.xml."""
         return f"{film if alike else stem_of(film)}{self.suffix}"
 
-    def save(
-        self, path: Path, film: CocoFilm, classes: tuple[str, ...], films: Path | None
-    ) -> None:
+    def save(self, path: Path, film: CocoFilm, classes: Names, films: Path | None) -> None:
         """Write one film's label file; `films` is the folder of the films, if known."""
         raise NotImplementedError
 
-    def read(
-        self, path: Path, films: Path | None = None, rules: ReadRules | None = None
-    ) -> tuple[CocoSet, list[Unusable]]:
+    def read(self, path: Path, films: Path | None = None, rules: ReadRules = ANY_LABELS) -> Read:
         """Read one label file or a folder of them; `films` is where the films lie, if they are to
         be found. Returns the films that can be used, and what cannot."""
-        rules = rules or ReadRules()
         finder = FilmFinder(films, rules.known)
         base, files = list_label_files(path, self.suffix)
         return read_files(files, base, rules, lambda file: self.load(file, base, finder, rules))
@@ -169,9 +171,7 @@ class Collector:
         if faults := find_faults(to_coco(CocoSet([labels.to_film(used)], tuple(used)))):
             raise LabelError(faults[0])
 
-    def finish(
-        self, classes: Iterable[str] = (), info: dict[str, Any] | None = None
-    ) -> tuple[CocoSet, list[Unusable]]:
+    def finish(self, classes: Iterable[str] = (), info: dict[str, Any] | None = None) -> Read:
         """The set and what is not in it; `classes` are those that the source declares."""
         films = [labels for _, labels in self._films.values()]
         used = sorted({label for film in films for label in film.labels})
@@ -185,7 +185,7 @@ def read_files(
     rules: ReadRules,
     read_one: Callable[[Path], FilmLabels],
     classes: Sequence[str] = (),
-) -> tuple[CocoSet, list[Unusable]]:
+) -> Read:
     """Read one label file after the other; what cannot be used is noted, and the rest goes on."""
     collector = Collector(rules)
     for file in track(list(files), "reading labels", console=console, transient=True):

@@ -1,4 +1,4 @@
-"""Two sets of boxes: read from a session, a COCO file or a CSV, and one film matched to the other.
+"""Two sets of boxes: read from a session, a COCO file or a CSV, matched by film, and measured.
 
 A reader is one hand with one box a film. Boxes are xyxy in pixels of a picture of `size_hw`, which
 a CSV seldom knows.
@@ -10,24 +10,27 @@ import csv
 import math
 import posixpath
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cxr.boxes import iou_xyxy
 from cxr.coco import read_coco
 from cxr.films_table import film_stem
+from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
 from labelling.session import Session, Xyxy, is_session
 
 FILM_COLUMNS = ("image", "film", "file_name")
 CORNERS = ("x0", "y0", "x1", "y1")
 XYWH = ("x", "y", "w", "h")
 NAN4: Xyxy = (math.nan,) * 4
+Z95 = 1.96  # as Bland and Altman have it
 BOTH, A_ONLY, B_ONLY = "box / box", "box / no box", "no box / box"
 NEITHER, UNLIKE = "no box / no box", "other shape"
 _COLUMNS = "image, x, y, w, h (or x0, y0, x1, y1) and, where there are several, reader"
@@ -405,3 +408,89 @@ def _check_inside(mark: Mark, size_hw: tuple[int, int]) -> None:
             f"{width} × {height} px. If it was drawn on the film in another size, add the columns "
             "width and height with that size."
         )
+
+
+# Measures
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Mean difference B − A, its standard deviation, and the 95 % limits of agreement."""
+
+    bias: float
+    sd: float  # NaN for fewer than two pairs, and so are the limits
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """All pairs of a block. IoU and edges are over pairs with two boxes.
+
+    Attributes:
+        pairs: pairs with two boxes; films and patients are counted among these.
+        share_90, share_95: of pairs with an IoU of at least 0.9 and 0.95.
+        edges_px, edges_pct: left, top, right, bottom.
+        a_only, b_only: pairs where the other says "no box"; neither: where both do.
+        unlike: pairs whose two pictures differ in shape and were not compared.
+    """
+
+    pairs: int
+    films: int
+    patients: int
+    mean_iou: Interval
+    median_iou: Interval
+    p5_iou: Interval
+    share_90: Interval
+    share_95: Interval
+    edges_px: tuple[Limits, ...]
+    edges_pct: tuple[Limits, ...]
+    a_only: int
+    b_only: int
+    neither: int
+    unlike: int
+
+
+Blocks = dict[str, Agreement]
+
+
+def limits(differences: Any) -> Limits:
+    """Bias and limits of agreement of (N,) differences; the SD has N − 1 below."""
+    x = np.asarray(differences, dtype=np.float64)
+    bias = float(x.mean()) if len(x) else math.nan
+    sd = float(x.std(ddof=1)) if len(x) > 1 else math.nan
+    return Limits(bias, sd, bias - Z95 * sd, bias + Z95 * sd)
+
+
+def measure(pairs: Sequence[Pair], seed: int = 0) -> Agreement:
+    """One Agreement of these pairs; NaN where there is nothing to measure."""
+    both = [p for p in pairs if p.verdict == BOTH]
+    iou = np.array([p.iou for p in both], dtype=np.float64)
+    patients = [p.patient for p in both]
+
+    def mean(values: np.ndarray) -> Interval:
+        return bootstrap_mean(values, patients, seed=seed)
+
+    def edges(name: str) -> tuple[Limits, ...]:
+        values = np.array([getattr(p, name) for p in both], dtype=np.float64).reshape(-1, 4)
+        return tuple(map(limits, values.T))
+
+    verdicts = Counter(p.verdict for p in pairs)
+    median, p5 = bootstrap_quantiles(iou, patients, (0.5, 0.05), seed=seed)
+    # 1e-9: boxes that meet at exactly 0.9 must not fail by rounding
+    share_90, share_95 = (mean((iou >= least - 1e-9).astype(float)) for least in (0.9, 0.95))
+    counts = (len(both), len({p.film for p in both}), len(set(patients)))
+    found = (mean(iou), median, p5, share_90, share_95)
+    left = (verdicts[verdict] for verdict in (A_ONLY, B_ONLY, NEITHER, UNLIKE))
+    return Agreement(*counts, *found, edges("edges_px"), edges("edges_pct"), *left)
+
+
+def measure_blocks(pairs: Sequence[Pair], seed: int = 0) -> Blocks:
+    """All pairs; then each reader and each source where there are several of them."""
+    blocks = {"all": measure(pairs, seed)}
+    for word in ("reader", "source"):
+        names = list(dict.fromkeys(getattr(p, word) for p in pairs if getattr(p, word)))
+        for name in names if len(names) > 1 else ():
+            own = [p for p in pairs if getattr(p, word) == name]
+            blocks[f"{word} {name}"] = measure(own, seed)
+    return blocks

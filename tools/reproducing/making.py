@@ -22,7 +22,7 @@ from cxr.films_table import read_films_table
 from cxr.intensity import to_uint8
 from cxr.split import make_split
 from cxr.workdir import git_commit, library_versions, log, write_atomic, write_json
-from labelling.phantom import draw_chest
+from labelling.demo import draw_chest
 from reproducing.cells import Cell, make_cells
 from reproducing.engine import Engine, Outcome, run_cells
 from reproducing.experiment import BUDGETS, Experiment, flatten
