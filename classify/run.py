@@ -29,12 +29,12 @@ from classify.report import PICTURES, ReportBook, write_report
 from classify.screener import Screener
 from classify.screening.tiers import read_tiers
 from cxr.cli import parse_config, to_plain
+from cxr.devices import without_compiler
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
 from cxr.page.words import printable
 from cxr.rules import require
 from cxr.stream import batched, default_jobs
-from cxr.uncompiled import without_compiler
 from cxr.workdir import Workdir, console, log, provenance
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them

@@ -1,4 +1,9 @@
-"""Films and boxes for the detector, decoded once and kept small in memory."""
+"""Films and boxes for the detector, decoded once and kept small in memory; augmentation, and
+films without a thorax.
+
+The presets `none`, `affine` and `rotate` are those of the two-stage report; `strong` is what the
+shipped detector was trained with.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,6 @@ from cxr.errors import FilmError
 from cxr.film import read_film
 from cxr.films_table import FilmRow
 from cxr.workdir import console, log
-from detect.augment import make_negative
 from detect.predict import prepare_film, to_input
 
 Row = TypeVar("Row", CocoFilm, FilmRow)
@@ -151,3 +155,134 @@ def collate(
     """Lists, as torchvision's detectors want them."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)
+
+
+PRESETS = ("none", "affine", "rotate", "strong")
+
+
+def build_augmentation(preset: str) -> A.Compose | None:
+    """Geometry and intensity of a preset for uint8 (H, W) films with xyxy boxes; None for `none`.
+
+    A turned box has to be boxed again: with a lung mask the caller does that exactly; without one
+    the ellipse in the box is turned, because lungs fill a box like an ellipse and its corners are
+    empty (`rotate_method`). Boxes are cut where a film cuts them, as the rule of the box has it.
+    Raises ValueError for an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"augment must be one of {', '.join(PRESETS)}. Got {preset!r} instead.")
+    if preset == "none":
+        return None
+    if preset == "affine":
+        steps = [_affine(rotate=20, shift=0.15, scale=(0.8, 1.2), p=0.9)]
+    elif preset == "rotate":
+        steps = [_affine(rotate=30, shift=0.0, scale=(1.0, 1.0), p=0.9)]
+    else:
+        steps = [
+            A.HorizontalFlip(p=0.5),
+            _affine(rotate=10, shift=0.12, scale=(0.7, 1.3), p=0.95, keep_ratio=False),
+            A.RandomGamma((60, 160), p=0.5),
+            A.RandomBrightnessContrast(0.2, 0.3, p=0.5),
+            A.CLAHE(clip_limit=3.0, p=0.15),
+            A.OneOf([A.GaussianBlur((3, 5)), A.GaussNoise((0.02, 0.08)), A.Sharpen()], p=0.25),
+            A.CoarseDropout((1, 4), (0.03, 0.15), (0.03, 0.15), fill="random_uniform", p=0.25),
+            A.InvertImg(p=0.04),  # films whose header lies about MONOCHROME1 exist
+        ]
+    boxes = A.BboxParams(
+        "pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True
+    )
+    return A.Compose(steps, bbox_params=boxes)
+
+
+def _affine(
+    rotate: float, shift: float, scale: tuple[float, float], p: float, keep_ratio: bool = True
+) -> A.Affine:
+    return A.Affine(
+        rotate=(-rotate, rotate),
+        translate_percent=(-shift, shift),
+        scale=scale,
+        keep_ratio=keep_ratio,
+        balanced_scale=scale[0] != scale[1],
+        rotate_method="ellipse",
+        p=p,
+    )
+
+
+def make_negative(film: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A uint8 picture without a thorax, from a film (H, W) and its box, or drawn.
+
+    Shoulders and abdomens cut out beside the box, films shuffled in tiles, limbs drawn as bright
+    shafts, and empty plates: what else lands in a folder of chest films. Without such pictures a
+    detector that has only ever seen chests finds one on a hip.
+    """
+    kind = rng.random()
+    if kind < 0.45:
+        patch = _outside_patch(film, box_xyxy, rng)
+        if patch is not None:
+            return patch
+    if kind < 0.65:
+        return _shuffled(film, rng)
+    if kind < 0.92:
+        return _limb(rng)
+    level = int(rng.integers(0, 256))
+    noise = rng.normal(level, rng.uniform(0, 12), (256, 256))
+    return np.clip(noise, 0, 255).astype(np.uint8)
+
+
+def _outside_patch(
+    film: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator
+) -> np.ndarray | None:
+    """The largest strip beside the thorax box on a random side, if it is worth having."""
+    height, width = film.shape
+    x0, y0, x1, y1 = box_xyxy.astype(int)
+    into = 0.06 * min(x1 - x0, y1 - y0)  # a little of the ribs may show
+    strips = [
+        film[: max(0, int(y0 + into))],
+        film[min(height, int(y1 - into)) :],
+        film[:, : max(0, int(x0 + into))],
+        film[:, min(width, int(x1 - into)) :],
+    ]
+    wide = [s for s in strips if min(s.shape) >= 48]
+    if not wide:
+        return None
+    strip = wide[int(rng.integers(len(wide)))]
+    long, short = max(strip.shape), min(strip.shape)
+    if long > 2 * short:  # plates are not that thin: take a piece of it
+        start = int(rng.integers(0, long - 2 * short + 1))
+        piece = slice(start, start + 2 * short)
+        strip = strip[piece] if strip.shape[0] == long else strip[:, piece]
+    return np.ascontiguousarray(np.rot90(strip, int(rng.integers(4))))
+
+
+def _shuffled(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The film in 4 × 4 tiles, laid anew and turned: the same grey values, no anatomy."""
+    side = 64
+    small = cv2.resize(film, (4 * side, 4 * side), interpolation=cv2.INTER_AREA)
+    tiles = [
+        small[r : r + side, c : c + side] for r in range(0, 256, side) for c in range(0, 256, side)
+    ]
+    order = rng.permutation(16)
+    turned = [np.rot90(tiles[i], int(rng.integers(4))) for i in order]
+    rows = [np.concatenate(turned[r * 4 : r * 4 + 4], axis=1) for r in range(4)]
+    return np.concatenate(rows, axis=0)
+
+
+def _limb(rng: np.random.Generator) -> np.ndarray:
+    """One to three bones with bright cortex in soft tissue: a schematic limb, or a hip's shafts."""
+    height, width = (int(v) for v in rng.integers(200, 420, 2))
+    plate = np.full((height, width), float(rng.uniform(0, 40)), np.float32)
+    centre = (int(width * rng.uniform(0.3, 0.7)), int(height * rng.uniform(0.3, 0.7)))
+    angle = float(rng.uniform(0, 180))
+    tissue = (int(height * rng.uniform(0.5, 0.9)), int(width * rng.uniform(0.15, 0.4)))
+    cv2.ellipse(plate, centre, tissue, angle, 0, 360, float(rng.uniform(60, 130)), -1)
+    direction = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
+    for _ in range(int(rng.integers(1, 4))):
+        shift = rng.uniform(-0.5, 0.5) * tissue[1] * np.array([-direction[1], direction[0]])
+        start = (np.array(centre) + shift - direction * height * 0.6).astype(int).tolist()
+        end = (np.array(centre) + shift + direction * height * 0.6).astype(int).tolist()
+        thick = int(rng.integers(14, 46))
+        cv2.line(plate, start, end, float(rng.uniform(200, 250)), thick)
+        cv2.line(plate, start, end, float(rng.uniform(120, 180)), max(2, int(thick * 0.55)))
+        if rng.random() < 0.6:  # the head of a bone
+            cv2.circle(plate, end, thick, float(rng.uniform(150, 230)), -1)
+    blurred = cv2.GaussianBlur(plate, (0, 0), float(rng.uniform(1, 4)))
+    return np.clip(blurred + rng.normal(0, 4, plate.shape), 0, 255).astype(np.uint8)

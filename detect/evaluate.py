@@ -26,7 +26,9 @@ from cxr.rules import require_between
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log
 from detect.data import MeasureConfig, choose_part, read_annotations, with_class
-from detect.evaluate_tables import (
+from detect.metrics import FilmScore, constant_box, scale_box, score_film
+from detect.predict import Detections, ThoraxBox, ThoraxDetector
+from detect.tables import (
     METHODS,
     Evaluation,
     FilmResult,
@@ -35,8 +37,6 @@ from detect.evaluate_tables import (
     print_tables,
     write_evaluation,
 )
-from detect.metrics import FilmScore, constant_box, scale_box, score_film
-from detect.predict import Detections, ThoraxBox, ThoraxDetector
 
 WHOLE_FILM = (0.0, 0.0, 1.0, 1.0)
 

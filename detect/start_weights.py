@@ -44,7 +44,7 @@ def _imagenet_state(model: Any, name: str) -> dict[str, Tensor]:
         state = fetch(weights, f"--model.weights FILE, or none, for {name}")
         return {k.removeprefix("features."): v for k, v in state.items()}
     if name.startswith("tf_efficientnet_lite"):
-        from cxr.pretrained import imagenet_lite_state_dict
+        from cxr.bundle import imagenet_lite_state_dict
 
         state = imagenet_lite_state_dict(name)
     else:

@@ -1,18 +1,29 @@
-"""Figures of films as text: cells, CSV, tables in markdown and in the terminal, JSON."""
+"""Figures of films as text (cells, CSV, tables in markdown and in the terminal, JSON), and the
+results of detect.evaluate in them, with a sheet of the worst films."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cxr.workdir import console
+from cxr.coco import CocoFilm
+from cxr.draw import GREEN, ORANGE, RED, draw_box, encode_png, sheet, to_rgb
+from cxr.stats import in_words
+from cxr.stream import Unread, read_ahead
+from cxr.workdir import Workdir, console, write_atomic, write_json
+from detect.metrics import SIDES, AveragePrecision, FilmScore, Summary, average_precision, summarise
+from detect.predict import Detections, ThoraxBox
 
 
 class _Sourced(Protocol):
@@ -69,3 +80,246 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+METHODS = ("detector", "constant box", "whole film")
+# What the terminal shows, and under which name: intervals stand below their values there.
+_SHORT = {
+    "mean IoU [95 %]": "IoU",
+    "median": "med.",
+    "IoU≥.9 [95 %]": "IoU≥.9",
+    "IoU≥.75": "≥.75",
+    "coverage": "cov.",
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "edge": "edge",
+    "misses": "miss",
+    "doubles": "dbl",
+}
+
+
+@dataclass(frozen=True)
+class FilmResult:
+    """One film: its truth, what the detector said, and the score of each method."""
+
+    film: CocoFilm
+    status: str  # ok, fallback, no_thorax, unreadable
+    reason: str
+    box: ThoraxBox | None
+    found: Detections | None
+    scores: dict[str, FilmScore]
+    baselines: dict[str, np.ndarray]  # method → (4,) xyxy
+
+    @property
+    def source(self) -> str:
+        """Where the film comes from; films.csv's sources."""
+        return self.film.source or "unknown"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a method on the films of a block."""
+
+    summary: Summary
+    precision: AveragePrecision
+    class_accuracy: float = math.nan  # share of films with the right class, of several
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All films, and block (all, or a source) → method → Line."""
+
+    results: list[FilmResult]
+    blocks: dict[str, dict[str, Line]]
+    part: str
+
+
+def compare(results: Sequence[FilmResult], classes: int, seed: int) -> dict[str, dict[str, Line]]:
+    """Each method on all films, and on each source where there are several."""
+    return {
+        name: {method: _line(group, method, classes, seed) for method in METHODS}
+        for name, group in by_source(results).items()
+    }
+
+
+def _line(results: Sequence[FilmResult], method: str, classes: int, seed: int) -> Line:
+    patients = [r.film.patient_id for r in results]
+    summary = summarise([r.scores[method] for r in results], patients, seed)
+    if method != "detector" and classes > 1:  # a constant box knows no class
+        return Line(summary, AveragePrecision(math.nan, math.nan, math.nan))
+    truths = [(r.film.boxes_xyxy, r.film.labels) for r in results]
+    found = [_predicted(r, method, classes) for r in results]
+    precision = average_precision(truths, found, classes)
+    named = [r for r in results if r.film.labels]
+    if classes < 2 or not named:
+        return Line(summary, precision)
+    right = [
+        r.box is not None and r.status == "ok" and r.box.label == r.film.labels[0] for r in named
+    ]
+    return Line(summary, precision, float(np.mean(right)))
+
+
+def _predicted(result: FilmResult, method: str, classes: int) -> tuple[Any, Any, Any]:
+    if method in result.baselines:
+        return result.baselines[method][None], [1.0], [0]
+    if method == "detector" and result.found is not None:
+        found = result.found
+        labels = found.labels if classes > 1 else np.zeros_like(found.labels)
+        return found.boxes_xyxy, found.scores, labels
+    return np.zeros((0, 4)), [], []
+
+
+def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
+    """metrics.json, films.csv and table.md into the run's folder."""
+    figures = {
+        "part": evaluation.part,
+        "statuses": dict(Counter(r.status for r in evaluation.results)),
+        "blocks": to_json(evaluation.blocks),
+        "misses": names_of_misses(evaluation),
+        "doubles": names_of_doubles(evaluation),
+        "edges": SIDES,
+    }
+    write_json(workdir / "metrics.json", figures)
+    write_atomic(workdir / "films.csv", films_csv(evaluation.results))
+    write_atomic(workdir / "table.md", table_markdown(evaluation))
+
+
+def names_of_misses(evaluation: Evaluation) -> list[str]:
+    """Films with a thorax and no box of status ok, each with its reason."""
+    return [
+        f"{r.film.file_name}: {r.status}, {r.reason}"
+        for r in evaluation.results
+        if r.scores["detector"].missed
+    ]
+
+
+def names_of_doubles(evaluation: Evaluation) -> list[str]:
+    """Films with more confident boxes than they have."""
+    return [r.film.file_name for r in evaluation.results if r.scores["detector"].doubled]
+
+
+def films_csv(results: Sequence[FilmResult]) -> str:
+    """A row a film; empty cells where there is nothing to measure."""
+    edges = [f"edge_{side}_{unit}" for unit in ("px", "mm") for side in SIDES]
+    head = "film source patient label status reason score second_score iou coverage lung_coverage"
+    rows: list[list[Any]] = [[*head.split(), *edges, "x0", "y0", "x1", "y1"]]
+    for r in results:
+        score, film = r.scores["detector"], r.film
+        values = [score.iou, score.coverage, score.lung_coverage, *score.edges_px, *score.edges_mm]
+        seen = [] if r.found is None else [f"{v:.4f}" for v in r.found.scores[:2]]
+        place = r.box.xyxy if r.box is not None else None
+        rows.append(
+            [film.file_name, r.source, film.patient_id, film.label, r.status, r.reason]
+            + [*seen, "", ""][:2]
+            + [number(v, 4, "") for v in values]
+            + ([f"{v:.1f}" for v in place] if place else [""] * 4)
+        )
+    return to_csv(rows)
+
+
+def _cells(line: Line) -> dict[str, str]:
+    """The columns of the table for one line."""
+    s, p = line.summary, line.precision
+    return {
+        "films": str(s.films),
+        "patients": str(s.patients),
+        "mean IoU [95 %]": in_words(s.mean_iou),
+        "median": number(s.median_iou),
+        "IoU≥.9 [95 %]": in_words(s.share_iou_90),
+        "IoU≥.75": number(s.share_iou_75.value),
+        "coverage": number(s.coverage.value),
+        "cov≥.99": number(s.share_covered.value),
+        "lungs": number(s.lung_coverage.value),
+        "AP": number(p.ap),
+        "AP50": number(p.ap50),
+        "AP75": number(p.ap75),
+        "edge px": number(s.edge_px.value, 1),
+        "edge mm": number(s.edge_mm.value, 1),
+        "misses": str(s.misses),
+        "doubles": str(s.doubles),
+        "class": number(line.class_accuracy),
+        "false boxes": f"{s.false_boxes} of {s.negatives}",
+    }
+
+
+def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text; without the columns in which nothing is known: mm
+    without spacing, the class where there is one, false boxes where each film has a thorax."""
+    lines = [
+        {"films of": block, "box": method, **_cells(line)}
+        for block, methods in evaluation.blocks.items()
+        for method, line in methods.items()
+    ]
+    unknown = {"edge mm": "–", "class": "–", "false boxes": "0 of 0"}
+    head = [k for k in lines[0] if any(cells[k] != unknown.get(k) for cells in lines)]
+    return head, [[cells[name] for name in head] for cells in lines]
+
+
+def _short_cells(line: Line) -> list[str]:
+    """No leading zeros, so that twelve columns fit a terminal."""
+    cells = _cells(line)
+    mm = "" if cells["edge mm"] == "–" else f"\n{cells['edge mm']}mm"
+    short = {
+        name: re.sub(r"\b0\.", ".", text.replace(" [", "\n").replace("]", "").replace(", ", "–"))
+        for name, text in cells.items()
+    }
+    return [({**short, "edge": f"{cells['edge px']}px{mm}"})[name] for name in _SHORT]
+
+
+def table_markdown(evaluation: Evaluation) -> str:
+    """The table, then misses and doubles by name."""
+    lines = to_markdown(*table_rows(evaluation))
+    lines += [
+        "",
+        "Misses count as IoU 0 and coverage 0; intervals by bootstrap over patients. A "
+        "fallback to the whole film is a miss here.",
+    ]
+    for title, names in _lists(evaluation).items():
+        lines += ["", f"{title}: {len(names)}", *(f"- `{name}`" for name in names)]
+    return "\n".join(lines) + "\n"
+
+
+def _lists(evaluation: Evaluation) -> dict[str, list[str]]:
+    return {"Misses": names_of_misses(evaluation), "Doubles": names_of_doubles(evaluation)}
+
+
+def print_tables(evaluation: Evaluation) -> None:
+    """A table a block, narrow enough for a terminal, and the lists; table.md holds all columns."""
+    for block, lines in evaluation.blocks.items():
+        own = lines["detector"].summary
+        title = f"{block}: {own.films} films of {own.patients} patients, part {evaluation.part}"
+        rows = [[method.split()[0], *_short_cells(line)] for method, line in lines.items()]
+        head = ["box", *_SHORT.values()]
+        print_table(head, rows, 1, no_wrap=True, title=title, title_justify="left")
+    for title, names in _lists(evaluation).items():
+        console.print(f"{title.lower()}: {len(names)}", highlight=False)
+        for name in names:
+            console.print(f"  {name}", markup=False, highlight=False)
+
+
+def draw_worst(evaluation: Evaluation, data: Path, path: Path, number: int = 24) -> None:
+    """A sheet of the films with the lowest IoU: truth green, box orange, a box not used red."""
+    known = [r for r in evaluation.results if r.scores["detector"].has_truth]
+    worst = sorted(known, key=lambda r: r.scores["detector"].iou)[:number]
+    pictures, captions = [], []
+    films = read_ahead([data / r.film.file_name for r in worst])
+    for result, (_, film) in zip(worst, films, strict=True):
+        plane = (
+            np.zeros(result.film.size_hw, np.float32) if isinstance(film, Unread) else film.pixels
+        )
+        picture = to_rgb(plane)
+        for box in result.film.boxes_xyxy:
+            picture = draw_box(picture, box, GREEN)
+        if result.status == "ok" and result.box is not None:
+            picture = draw_box(picture, result.box.xyxy, ORANGE)
+        elif result.found is not None and len(result.found.boxes_xyxy):
+            picture = draw_box(picture, result.found.boxes_xyxy[0], RED)
+        pictures.append(picture)
+        iou = result.scores["detector"].iou
+        captions.append(f"IoU {iou:.3f}  {result.status}\n{Path(result.film.file_name).name}")
+    title = (
+        f"the {len(worst)} worst of {len(known)} films, part {evaluation.part}: truth green, "
+        "box orange, unused box red"
+    )
+    write_atomic(path, encode_png(sheet(pictures, captions, columns=6, tile=320, title=title)))

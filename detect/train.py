@@ -67,8 +67,7 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
     workdir, root, side = Workdir(config.out), config.data.data, config.model.side
     try:
         parts = select_films(config.data, config.seed, config.model.classes)
-        from detect.augment import build_augmentation
-        from detect.dataset import ThoraxDataset, collate
+        from detect.dataset import ThoraxDataset, build_augmentation, collate
         from detect.model import build_detector
         from detect.module import DetectorModule, FilmClassModule, box_tile
 
@@ -194,7 +193,7 @@ def choose_thresholds(model: Any, val: ThoraxDataset, batch: int = 8) -> dict[st
     falls back to the whole film. Both come from the validation films and from pictures without a
     thorax made of them.
     """
-    from detect.augment import make_negative
+    from detect.dataset import make_negative
 
     chests = _best_scores(model, [val[i][0] for i in range(len(val))], batch)
     rng = np.random.default_rng(0)

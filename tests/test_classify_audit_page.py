@@ -15,8 +15,7 @@ import pytest
 from audit_films import film, films, summary
 
 from classify.audit.page import film_anchor, write_audit_page
-from cxr.page.build import csp_hash
-from cxr.page.pdf import write_pdf
+from cxr.page.build import csp_hash, write_pdf
 from cxr.page.pictures import picture_uri
 
 HOSTILE = '</script><script>document.title="owned"</script><!--<img src=x onerror=alert(1)>"\'&'

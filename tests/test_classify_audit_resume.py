@@ -21,8 +21,7 @@ from audit_world import (
 
 from classify.audit import films
 from classify.audit.controls import Masked
-from classify.audit.resume import ControlResults, check_resumable
-from classify.audit.rows import read_audit
+from classify.audit.rows import ControlResults, check_resumable, read_audit
 from cxr.stream import read_ahead
 from cxr.workdir import Workdir
 

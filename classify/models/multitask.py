@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from classify.models.settings import MemberConfig
 from classify.models.start_weights import load_body, read_state
-from cxr.pretrained import imagenet_lite_state_dict, is_lite
+from cxr.bundle import imagenet_lite_state_dict, is_lite
 from cxr.rules import require
 
 # Where an encoder's stages begin, by the start of its name: the stem, then stage 1, 2, ...

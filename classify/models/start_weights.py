@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cxr.pretrained import imagenet_lite_state_dict, is_lite
+from cxr.bundle import imagenet_lite_state_dict, is_lite
 from cxr.rules import require
 
 _PREFIXES = ("", "features.", "body.", "model.", "encoder.", "net.body.")

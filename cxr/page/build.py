@@ -1,4 +1,5 @@
-"""A page as one HTML file that needs no other file and no network.
+"""A page as one HTML file that needs no other file and no network: its parts (charts with words
+and tables), the HTML, the PDF.
 
 Pictures are data URIs; style and script are inline and named by hash in a Content-Security-Policy
 that allows nothing else. Every text is escaped, and control characters are spelt out.
@@ -7,16 +8,25 @@ that allows nothing else. Every text is escaped, and control characters are spel
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from cxr.page.words import DECISIONS, in_unit, name_of, printable
-from cxr.workdir import replacing
+from cxr.workdir import log, replacing
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -77,3 +87,139 @@ def to_json(values: Any) -> Markup:
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)  # noqa: S704 - that is what this function is for
+
+
+_BROWSERS = ("chromium", "google-chrome", "chromium-browser", "google-chrome-stable")
+_SECONDS = 180
+_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --no-pdf-header-footer"
+)
+
+
+def write_pdf(html: Path, pdf: Path, seconds: float = _SECONDS) -> bool:
+    """The page as printed by Chromium, without the browser's header and footer, which would show
+    the file's path. False, with a line in the log, where no Chromium is or it fails."""
+    browser = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        log.warning(
+            "No %s: Chromium or Chrome is not installed. The page prints from any browser.",
+            Path(pdf).name,
+        )
+        return False
+    pdf = Path(pdf).resolve()
+    with tempfile.TemporaryDirectory(prefix="audit-pdf-") as folder:
+        made = Path(folder) / "page.pdf"
+        paths = (f"--user-data-dir={folder}/profile", f"--print-to-pdf={made}")
+        command = [browser, *_FLAGS.split(), *paths, Path(html).resolve().as_uri()]
+        why = _run_to_end(command, seconds)
+        if why is None and (not made.exists() or made.stat().st_size == 0):
+            why = "it wrote nothing"
+        if why is not None:
+            log.warning("No %s: %s failed, %s.", pdf.name, Path(browser).name, why)
+            return False
+        pdf.parent.mkdir(parents=True, exist_ok=True)
+        beside = pdf.with_name(f".{pdf.name}.part")
+        shutil.copyfile(made, beside)  # the temporary folder may lie on another disk
+        beside.replace(pdf)
+    return True
+
+
+def _run_to_end(command: Sequence[str], seconds: float) -> str | None:
+    """What went wrong, or None. The browser's children are ended with it."""
+    process = subprocess.Popen(  # noqa: S603 - a browser found on PATH, flags and paths of ours
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        code = process.wait(seconds)
+        return None if code == 0 else f"exit code {code}"
+    except subprocess.TimeoutExpired:
+        return f"it took longer than {seconds:g} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+Values = Mapping[str, Any]
+Cells = tuple[str, ...]
+ALL = "all sources"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The same figures as text: for a screen reader, and for whoever wants the digits.
+
+    `words` columns from the left hold words, the others figures. Of a `grouped` table the first
+    column names groups, which stand above their rows.
+    """
+
+    head: Cells
+    rows: list[Cells]
+    words: int = 1
+    grouped: bool = False
+
+    @property
+    def groups(self) -> list[tuple[str, list[Cells]]]:
+        """Rows that follow each other under the same first cell, without it."""
+        found = groupby(self.rows, key=lambda row: row[0])
+        return [(name, [row[1:] for row in rows]) for name, rows in found]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its name, its sentence and its table, if the section does not hold that."""
+
+    title: str
+    means: str
+    svg: Markup
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Charts that stand closed under a title, as they matter less."""
+
+    title: str
+    charts: list[Chart]
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; `table` stands below its charts, open, then `notes` and the `fold`."""
+
+    id: str
+    title: str
+    intro: Cells
+    charts: list[Chart] = field(default_factory=list)
+    table: Table | None = None
+    notes: Cells = ()
+    fold: Fold | None = None
+
+
+def figure_of(
+    row: Values, value: str = "value", low: str = "low", high: str = "high"
+) -> tuple[float | None, float | None, float | None]:
+    """Value and interval out of a row."""
+    return row.get(value), row.get(low), row.get(high)
+
+
+def by_key(rows: Sequence[Values], key: str) -> list[tuple[str, list[Values]]]:
+    """Rows by what they hold under a key, in the order in which that comes first."""
+    groups: dict[str, list[Values]] = {}
+    for row in rows:
+        groups.setdefault(str(row.get(key) or ""), []).append(row)
+    return list(groups.items())
+
+
+def by_source(rows: Sequence[Values]) -> list[Values]:
+    """All sources together first, then one after the other in the order they come in."""
+    order = list(dict.fromkeys([ALL, *map(source_of, rows)]))
+    return sorted(rows, key=lambda row: order.index(source_of(row)))
+
+
+def source_of(row: Values) -> str:
+    """The row's source; `all` and none at all mean all of them."""
+    source = str(row.get("source") or "all")
+    return ALL if source == "all" else source

@@ -51,8 +51,7 @@ def train(config: FieldTrainConfig) -> int:
     workdir, root, side = Workdir(config.out), config.data.data, config.model.side
     try:
         rows, val_rows, made = select_rows(config.data, config.seed)
-        from detect.lungfield.dataset import FieldAugment, FieldDataset
-        from detect.lungfield.module import FieldModule, field_tile
+        from detect.lungfield.dataset import FieldAugment, FieldDataset, FieldModule, field_tile
         from detect.lungfield.net import build_field_net
 
         seed_everything(config.seed)  # the first weights hang on it, too

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -27,11 +27,6 @@ from cxr.manifest import read_manifest
 from cxr.page.words import printable
 from cxr.stream import batched
 from cxr.workdir import console, log
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from classify.ensemble import Ensemble
 
 KIND = "maps"
 PICTURE_SIDE, MAP_SIDE = 384, 128
@@ -263,9 +258,7 @@ def _chosen(names: list[str], config: MapsConfig, truths: Truths, target: str) -
     return names
 
 
-def _maps(
-    members: Ensemble, net: nn.Module, items: Sequence[Item], method: str
-) -> list[np.ndarray]:
+def _maps(members: Any, net: Any, items: Sequence[Item], method: str) -> list[np.ndarray]:
     """Each item's map in the pixels that the member saw."""
     from classify.saliency.maps import saliency_maps, to_pixels
 
