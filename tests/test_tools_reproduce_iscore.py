@@ -65,10 +65,10 @@ def test_a_figure_that_a_cell_does_not_have_is_said_not_to_apply(tmp_path: Path)
     (tmp_path / "figures.json").write_text(json.dumps(kept))
     cell = Cell("t", "r", "c", "iscore", "0" * 16, tmp_path, {}, {})
     wanted = [Measure("accuracy"), Measure("features.kept"), Measure("gain.auc")]
-    found = measure_cell(cell, wanted, Place("", "", "", draws=10), 0)
-    assert found.figures["features.kept"] == Figure(64.0, None, None, 2)
-    assert found.figures["accuracy"].value == 1 and found.figures["gain.auc"] is None
-    assert found.reasons == {"gain.auc": "does not apply"}
+    figures, reasons = measure_cell(cell, wanted, Place("", "", "", draws=10), 0)
+    assert figures["features.kept"] == Figure(64.0, None, None, 2)
+    assert figures["accuracy"].value == 1 and figures["gain.auc"] is None
+    assert reasons == {"gain.auc": "does not apply"}
 
 
 def test_a_number_of_features_is_written_as_one() -> None:

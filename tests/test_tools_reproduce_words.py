@@ -114,7 +114,7 @@ def test_a_film_without_a_box_is_wrong_but_no_class_of_its_own() -> None:
         Answer(f"{n}.png", f"p{n}", "toy", truth, scores) for n, (truth, scores) in enumerate(rows)
     ]
     measures = [Measure(n) for n in ("accuracy", "f1.normal", "f1.pneumonia", "macro_f1")]
-    found = measure_answers(classes, answers, measures, 50, 0).figures
+    found = measure_answers(classes, answers, measures, 50, 0)
     # normal: 1 right, 1 missed, 1 too many: 2 / 4; pneumonia: 1 right, 1 missed: 2 / 3
     values = [found[m.name].value for m in measures]  # type: ignore[union-attr]
     assert values == pytest.approx([0.5, 0.5, 2 / 3, 7 / 12])

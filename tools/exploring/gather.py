@@ -26,7 +26,7 @@ SIDE, GRID, SPARE, TILE = 256, 24, 6, 128  # px, films, films, px
 SMALLEST_SHOWN, MOST_SHOWN = 12, 24  # films of a class with pictures; such classes
 FILM, OUTSIDE, NUMBERS, CROP = shortcuts.NAMES
 ASPECT = "aspect ratio"
-_WIDTHS = {FILM: 65, OUTSIDE: 65, NUMBERS: 5, ASPECT: 1, CROP: 64}
+WIDTHS = {FILM: 65, OUTSIDE: 65, NUMBERS: 5, ASPECT: 1, CROP: 64}
 
 
 @dataclass
@@ -99,7 +99,7 @@ def gather(
     out = Gathered(
         entries,
         np.zeros((n, 2), np.int64),
-        {name: np.full((n, width), np.nan, np.float32) for name, width in _WIDTHS.items()},
+        {name: np.full((n, width), np.nan, np.float32) for name, width in WIDTHS.items()},
         {c: Moments() for c in shown},
         {c: [] for c in shown},
     )

@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from classify.saliency.maps import explain, saliency_maps, to_pixels
 from classify.saliency.methods import OWN_MAPS
 from classify.saliency.own import explains_itself
 from cxr.answers import read_answers
-from cxr.boxes import Frame
 from cxr.bundle import load_bundle
 from cxr.devices import pick_device
 from cxr.film import Film
@@ -93,15 +93,6 @@ class Attention:
     lung_by: dict[str, int]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One trained network and the films that it was tested on, by their names in answers.csv."""
-
-    bundle: Path
-    answers: Path
-    films: tuple[str, ...]
-
-
 def attention_of(
     folder: str | Path, data: str | Path, crops: str | Path = "", config: AttentionConfig = _USUAL
 ) -> Attention:
@@ -122,22 +113,25 @@ def attention_of(
     was trained on whole films.
     """
     folder, data = Path(folder), Path(data)
-    parts = _parts(folder)
+    parts = [(place, _bundle_in(place)) for place in _folds(folder)]
     key = _key(parts, data, crops, config)
     if kept := _read(folder / RESULT, key):
         return kept
     cases = _cases(data, crops)
-    wanted = _choose([film for part in parts for film in part.films], config.max_films)
-    names = FilmNames(cases)
-    lungs = Lungs(Truths.load(data), config.field, config.device)
+    tested = [[answer.film for answer in read_answers(p / "answers.csv")[1]] for p, _ in parts]
+    wanted = _choose([film for films in tested for film in films], config.max_films)
+    names, truths = FilmNames(cases), Truths.load(data)
+    field = cache(lambda: LungField.load(config.field, config.device))
     left_out = Counter[str]()
     looks: list[FilmLook] = []
-    for part in parts:
-        single = _load(part.bundle, bool(crops))
-        found = [names.find(film) for film in part.films if film in wanted]
+    for (_, bundle), films in zip(parts, tested, strict=True):
+        single = _load(bundle, bool(crops))
+        found = [names.find(film) for film in films if film in wanted]
         left_out["no film of films.csv, or without a crop"] += found.count(None)
         shown = [cases[name] for name in found if name is not None]
-        looks += look_at_films(single, shown, lungs, config.batch, config.device, left_out)
+        for group in _readable(shown, config.batch, left_out):
+            lungs = draw_lungs([(truths.of(c.row.image), film) for c, film in group], field)
+            looks += _look(single, group, lungs, pick_device(config.device))
     result = _summarise(looks, {why: n for why, n in left_out.items() if n}, config)
     if result.left_out:
         log.warning(
@@ -148,14 +142,10 @@ def attention_of(
     return result
 
 
-def _parts(folder: Path) -> list[_Part]:
+def _folds(folder: Path) -> list[Path]:
+    """Where the answers lie: fold0, fold1 …, or the folder itself."""
     folds = sorted(folder.glob("fold[0-9]*"), key=lambda p: (len(p.name), p.name))
-    out = []
-    for place in folds or [folder]:
-        answers = place / "answers.csv"
-        films = tuple(answer.film for answer in read_answers(answers)[1])
-        out.append(_Part(_bundle_in(place), answers, films))
-    return out
+    return folds or [folder]
 
 
 def _bundle_in(place: Path) -> Path:
@@ -170,29 +160,21 @@ def _bundle_in(place: Path) -> Path:
     return members[0] if members else own
 
 
-def _load_any(path: Path) -> Single:
+def _load(path: Path, cropped: bool) -> Single:
     """A single network, or a member as one."""
     if path.name == "single.safetensors":
-        return load_single(path)
-    bundle = load_bundle(path, "member")
-    target = bundle.meta["target"]
-    return Single(
-        member_of(bundle).eval(),
-        tuple(bundle.meta.get("classes") or ("normal", target, "others")),
-        PreprocessConfig.from_dict(bundle.meta["preprocessing"]),
-        bundle.meta["trained_on"],
-        bundle.sha256,
-        bundle.meta,
-    )
-
-
-def _load(bundle: Path, cropped: bool) -> Single:
-    single = _load_any(bundle)
+        single = load_single(path)
+    else:
+        bundle = load_bundle(path, "member")
+        classes = bundle.meta.get("classes") or ("normal", bundle.meta["target"], "others")
+        settings = PreprocessConfig.from_dict(bundle.meta["preprocessing"])
+        origin = bundle.meta["trained_on"], bundle.sha256, bundle.meta
+        single = Single(member_of(bundle).eval(), tuple(classes), settings, *origin)
     if (single.trained_on == "crops") != cropped:
         given = "crops" if cropped else "none"
         raise ValueError(
             f"crops must be given for a network that was trained on crops, and for no "
-            f"other. {bundle} was trained on {single.trained_on}. "
+            f"other. {path} was trained on {single.trained_on}. "
             f"Got {given}."
         )
     return single
@@ -231,15 +213,15 @@ def _summarise(
 
 
 def _key(
-    parts: Sequence[_Part], data: Path, crops: str | Path, config: AttentionConfig
+    parts: Sequence[tuple[Path, Path]], data: Path, crops: str | Path, config: AttentionConfig
 ) -> dict[str, Any]:
     """All that the figures hang on."""
     rest = [data / "films.csv", Path(config.field)]
     rest += [Path(crops) / "manifest.jsonl"] if crops else []
     return {
         "version": _VERSION,
-        "bundles": [_hash(part.bundle) for part in parts],
-        "answers": [_hash(part.answers) for part in parts],
+        "bundles": [_hash(bundle) for _, bundle in parts],
+        "answers": [_hash(place / "answers.csv") for place, _ in parts],
         **{path.name: _hash(path) for path in rest},
         "max_films": config.max_films,
         "draws": config.draws,
@@ -280,57 +262,32 @@ class FilmLook:
     lifts: dict[str, float | None]
 
 
-class Lungs:
-    """People's masks, and the network's field where there is none; that is loaded when it is first
-    asked for."""
-
-    def __init__(self, truths: Truths, path: str, device: str) -> None:
-        self.truths, self.path, self.device = truths, path, device
-        self._field: LungField | None = None
-
-    def draw(self, cases: Sequence[Case], films: Sequence[Film]) -> list[tuple[np.ndarray, str]]:
-        """(H, W) bool in each film's pixels, and who drew it (human or lungfield)."""
-        truths = [self.truths.of(case.row.image) for case in cases]
-        return draw_lungs(list(zip(truths, films, strict=True)), self._load)
-
-    def _load(self) -> LungField:
-        if self._field is None:
-            self._field = LungField.load(self.path, self.device)
-        return self._field
+Read = list[tuple[Case, Film]]
 
 
-def look_at_films(
-    single: Single,
-    cases: Sequence[Case],
-    lungs: Lungs,
-    batch: int,
-    device: str,
-    left_out: Counter[str],
-) -> Iterator[FilmLook]:
-    """What the network answered on each film and where it looked for it.
-
-    Films are read once each and at most a batch is held; those that cannot be measured are counted
-    in `left_out` by reason.
-    """
-    on = pick_device(device)
-    single.net.to(on)
+def _readable(cases: Sequence[Case], batch: int, left_out: Counter[str]) -> Iterator[Read]:
+    """Films with their pixels, a batch at a time, each read once; those that cannot be measured are
+    counted in `left_out` by reason."""
     read = read_ahead([case.film for case in cases], default_jobs(len(cases)))
     pairs = ((case, film) for case, (_, film) in zip(cases, read, strict=True))
     for group in batched(pairs, batch):
-        good: list[tuple[Case, Film]] = []
+        good: Read = []
         for case, film in group:
-            why = _refusal(case, film)
-            if isinstance(film, Film) and not why:
-                good.append((case, film))
+            if isinstance(film, Unread):
+                left_out[f"cannot be read: {film.reason}"] += 1
+            elif case.crop_row and case.crop_row.sha256 not in ("", film.sha256):
+                left_out["changed since the crop was made"] += 1
             else:
-                left_out[why] += 1
+                good.append((case, film))
         if good:
-            yield from _look(single, good, lungs, on)
+            yield good
 
 
 def _look(
-    single: Single, good: Sequence[tuple[Case, Film]], lungs: Lungs, device: Any
+    single: Single, good: Read, lungs: Sequence[tuple[np.ndarray, str]], device: Any
 ) -> Iterator[FilmLook]:
+    """What the network answered on each film and where it looked for it."""
+    single.net.to(device)
     crops = [case.crop_row.to_frame() if case.crop_row else None for case, _ in good]
     shown = [
         film.pixels if crop is None else crop.apply(film.pixels)
@@ -343,28 +300,12 @@ def _look(
     every = {WHOLE: found.maps, **found.nets}
     every |= {name: saliency_maps(single.net, batch, found.classes, name) for name in own}
     maps = {name: to_pixels(planes, frames, sizes) for name, planes in every.items()}
-    drawn = lungs.draw([case for case, _ in good], [film for _, film in good])
-    for n, ((case, _), crop, (lung, who)) in enumerate(zip(good, crops, drawn, strict=True)):
-        seen = None if crop is None else crop.source_xyxy
-        regions = Regions(lung, seen_xyxy=seen)
-        figures = {name: _measure(planes[n], regions, crop) for name, planes in maps.items()}
-        yield FilmLook(
-            case.patient,
-            who,
-            bool(figures[WHOLE]["empty"]),
-            {name: values["lift"] for name, values in figures.items()},
-        )
-
-
-def _measure(plane: np.ndarray, regions: Regions, crop: Frame | None) -> dict[str, Any]:
-    on_film = plane if crop is None else crop.restore(plane, regions.lung.shape)
-    return measure(on_film, regions, draws=1)  # the random maps beside the lift are not asked for
-
-
-def _refusal(case: Case, film: Film | Unread) -> str:
-    """Why a film cannot be measured; "" for one that can."""
-    if isinstance(film, Unread):
-        return f"cannot be read: {film.reason}"
-    row = case.crop_row
-    changed = row is not None and bool(row.sha256) and row.sha256 != film.sha256
-    return "changed since the crop was made" if changed else ""
+    for n, ((case, _), crop, (lung, who)) in enumerate(zip(good, crops, lungs, strict=True)):
+        regions = Regions(lung, seen_xyxy=None if crop is None else crop.source_xyxy)
+        figures = {}
+        for name, planes in maps.items():
+            plane = planes[n] if crop is None else crop.restore(planes[n], lung.shape)
+            # the random maps beside the lift are not asked for
+            figures[name] = measure(plane, regions, draws=1)
+        lifts = {name: values["lift"] for name, values in figures.items()}
+        yield FilmLook(case.patient, who, bool(figures[WHOLE]["empty"]), lifts)

@@ -52,11 +52,7 @@ def make_cells(
     Resolving takes a while: without `with_paper` the cells' `paper` stays empty.
     """
     runner = find_runner(experiment.runner)
-    if place.crops and "crops" not in runner.keys:
-        raise ValueError(
-            f"input must be films for {experiment.name}: its detector looks at whole "
-            "films. Got crops instead."
-        )
+    check_input(runner, experiment, bool(place.crops))
     marks = fingerprint(place, runner.files)
     cells = []
     for row, column in experiment.cells():
@@ -64,26 +60,30 @@ def make_cells(
             settings = resolve(runner, experiment.settings(budget, row, column), place)
             wanted = experiment.settings("paper", row, column)
             paper = resolve(runner, wanted, place) if with_paper else {}
-            check_protocol(runner, settings, experiment.protocol)
+            kind = flatten(settings)[runner.protocol] if runner.protocol else runner.only
+            if kind != experiment.protocol:  # defaults included
+                raise ValueError(
+                    f"protocol must be the table's for every cell, {experiment.protocol}. "
+                    f"Got {kind}."
+                )
         except ValueError as error:
             where = " ".join(filter(None, (row.name, column.name)))
             raise ValueError(f"{experiment.name}, {where}, {budget}: {error}") from error
         key = cell_key(experiment.runner, settings, place, marks)
         folder = Path(place.out) / "cells" / key
         merge(settings, {runner.keys["out"]: str(folder)})
-        cells.append(
-            Cell(
-                experiment.name,
-                row.name,
-                column.name,
-                experiment.runner,
-                key,
-                folder,
-                settings,
-                paper,
-            )
-        )
+        names = experiment.name, row.name, column.name, experiment.runner
+        cells.append(Cell(*names, key, folder, settings, paper))
     return cells
+
+
+def check_input(runner: Runner, experiment: Experiment, cropped: bool) -> None:
+    """Raises ValueError for crops that the runner does not take."""
+    if cropped and "crops" not in runner.keys:
+        raise ValueError(
+            f"input must be films for {experiment.name}: its detector looks at whole "
+            "films. Got crops instead."
+        )
 
 
 def resolve(runner: Runner, settings: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -99,13 +99,6 @@ def resolve(runner: Runner, settings: dict[str, Any], place: Place) -> dict[str,
         merge(filled, {k: own for k in runner.split_files if flatten(filled).get(k)})
     plain: dict[str, Any] = to_plain(from_plain(runner.config_class, filled))
     return plain
-
-
-def check_protocol(runner: Runner, settings: dict[str, Any], wanted: str) -> None:
-    """The resolved kind of split, defaults included, must be the table's."""
-    kind = flatten(settings)[runner.protocol] if runner.protocol else runner.only
-    if kind != wanted:
-        raise ValueError(f"protocol must be the table's for every cell, {wanted}. Got {kind}.")
 
 
 def cell_key(runner: str, settings: dict[str, Any], place: Place, marks: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -56,11 +55,12 @@ def run_cells(cells: Sequence[Cell], engine: Engine) -> Iterator[Outcome]:
 
     Two cells of one key are one training. Raises ValueError when Ray is asked for and missing.
     """
-    tasks = {cell.key: Task.of(cell) for cell in cells if not cell.finished}
+    pending = {cell.key: cell for cell in cells if not cell.finished}
+    tasks = [(cell, find_runner(cell.runner)) for cell in pending.values()]
     if engine.name == "ray":
-        yield from _run_on_ray(list(tasks.values()), engine)
+        yield from _run_on_ray(tasks, engine)
     else:
-        yield from map(run_task, tasks.values())
+        yield from (run_cell(*task) for task in tasks)
 
 
 def import_ray() -> Any:
@@ -74,7 +74,7 @@ def import_ray() -> Any:
     return ray
 
 
-def _run_on_ray(tasks: Sequence[Task], engine: Engine) -> Iterator[Outcome]:
+def _run_on_ray(tasks: Sequence[tuple[Cell, Runner]], engine: Engine) -> Iterator[Outcome]:
     """One remote task a cell. Only the outcome travels: what was trained lies in the cell's folder,
     which every machine of the cluster must see under the same path; the project's root and tools/
     must stand in its PYTHONPATH."""
@@ -92,16 +92,16 @@ def _run_on_ray(tasks: Sequence[Task], engine: Engine) -> Iterator[Outcome]:
         except Exception as error:  # Ray raises several kinds, a bare Exception among them
             raise ValueError(f"Ray did not start: {short_reason(error)}") from error
     try:
-        remote = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=1)(run_task)
-        waiting = {remote.remote(task): (task, time.monotonic()) for task in tasks}
+        remote = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=1)(run_cell)
+        waiting = {remote.remote(*task): (task[0], time.monotonic()) for task in tasks}
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-            task, started = waiting.pop(ready)
+            cell, started = waiting.pop(ready)
             try:
                 yield ray.get(ready)
             except ray.exceptions.RayError as error:  # the worker died: its cell is not finished
                 seconds = time.monotonic() - started
-                yield Outcome(task.cell.key, task.cell.name, seconds, short_reason(error))
+                yield Outcome(cell.name, seconds, short_reason(error))
     finally:
         if ours:
             ray.shutdown()
@@ -112,75 +112,55 @@ _LONGEST = 300  # characters of a reason
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker needs to know of one cell."""
-
-    cell: Cell
-    runner: Runner
-
-    @classmethod
-    def of(cls, cell: Cell) -> Task:
-        """With the runner itself, which another process would have to look up."""
-        return cls(cell, find_runner(cell.runner))
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: `reason` is empty for success; `trained` is False for one found done."""
+    """How a cell ended: `reason` is empty for success."""
 
-    key: str
     name: str
     seconds: float
     reason: str = ""
-    trained: bool = True
 
 
-def run_task(task: Task) -> Outcome:
+def run_cell(cell: Cell, runner: Runner) -> Outcome:
     """Train a cell unless it is finished, and write result.json; an error becomes the reason.
 
-    A lock keeps two runs that share a folder from training one cell at once.
+    A lock keeps two runs that share a folder from training one cell at once. The runner comes with
+    the cell, since another process would have to look it up.
     """
-    cell, folder = task.cell, task.cell.folder
+    folder = cell.folder
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if cell.finished:
-            return Outcome(cell.key, cell.name, 0.0, trained=False)
+            return Outcome(cell.name, 0.0)
         started = time.monotonic()
         try:
-            answered = train(task)
+            answered = _train(cell, runner)
         except Exception as error:  # one cell's fault must not stop the others
             log.warning("%s: %s", cell.name, printable(str(error)), exc_info=True)
             reason = short_reason(error)
             write_json(folder / FAILED, {"reason": reason, **provenance()})
-            return Outcome(cell.key, cell.name, time.monotonic() - started, reason)
+            return Outcome(cell.name, time.monotonic() - started, reason)
         finally:
             gc.collect()
         seconds = time.monotonic() - started
         record = {
             "schema": "lungfirst.cell",
             "version": 1,
-            "table": cell.table,
-            "row": cell.row,
-            "column": cell.column,
-            "runner": cell.runner,
-            "key": cell.key,
+            **{k: getattr(cell, k) for k in ("table", "row", "column", "runner", "key")},
             "answers": answered,
             "seconds": round(seconds, 1),
             "settings": cell.settings,
             **provenance(),
         }
         write_json(folder / RESULT, record)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / FAILED).unlink()
-    return Outcome(cell.key, cell.name, seconds)
+        (folder / FAILED).unlink(missing_ok=True)
+    return Outcome(cell.name, seconds)
 
 
-def train(task: Task) -> str:
+def _train(cell: Cell, runner: Runner) -> str:
     """The runner's training; returns where answers.csv lies in the cell's folder."""
-    config = from_plain(task.runner.config_class, task.cell.settings)
-    made = Path(load_named(task.runner.train)(config))
+    made = Path(load_named(runner.train)(from_plain(runner.config_class, cell.settings)))
     read_answers(made / "answers.csv")  # raises ValueError for a training that left none
-    return made.resolve().relative_to(task.cell.folder.resolve()).as_posix()
+    return made.resolve().relative_to(cell.folder.resolve()).as_posix()
 
 
 def read_result(cell: Cell) -> dict[str, Any]:

@@ -4,41 +4,77 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cxr.answers import Answer, read_answers
 from cxr.stats import Figure, Report
 from reproducing.cells import Cell
-from reproducing.engine import answers_folder, short_reason
-from reproducing.experiment import OF_THE_TRAINING, Measure
+from reproducing.engine import answers_folder, failure, short_reason
+from reproducing.experiment import OF_A_PART, OF_THE_TRAINING, Experiment, Measure
 from reproducing.place import Place
 
 NOT_ITS = "does not apply"  # why a training has no figure that others of its table have
+Figures = dict[str, Figure | None]  # measure → figure, None where there is none
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one system answered, measured. `figures`: measure → figure, None where there is none;
-    `reasons`: why a measure is missing."""
+class Entry:
+    """One measure of one cell. `state`: ok, missing (no cell or no figure) or failed."""
 
-    figures: dict[str, Figure | None]
-    films: int
-    patients: int
-    reasons: dict[str, str] = field(default_factory=dict)
+    paper: float | None
+    ours: Figure | None
+    state: str
+    reason: str = ""
 
 
-def pick(report: Report, name: str) -> Figure | None:
-    """A figure by its measure's name; None for a class that the system does not know.
+def entries_of(
+    cell: Cell, experiment: Experiment, place: Place, attention_films: int
+) -> dict[str, Entry]:
+    """Measure → what is known of it, whatever became of the cell."""
+    figures: Figures = {}
+    reasons: dict[str, str] = {}
+    failed = "" if cell.finished else failure(cell)
+    if cell.finished:
+        try:
+            figures, reasons = measure_cell(cell, experiment.measures, place, attention_films)
+        except (ValueError, OSError) as error:
+            failed = short_reason(error)
+    entries = {}
+    for name in (m.name for m in experiment.measures):
+        paper, ours = experiment.paper_figure(cell.row, cell.column, name), figures.get(name)
+        if ours is not None and ours.value is not None:
+            entries[name] = Entry(paper, ours, "ok")
+        elif failed or not cell.finished:
+            entries[name] = Entry(paper, None, "failed" if failed else "missing", failed)
+        else:
+            reason = reasons.get(name, "undefined on these films")
+            entries[name] = Entry(paper, None, "missing", reason)
+    return entries
 
-    With two classes `f1` of one is the usual F1; `macro_f1` is the mean over classes.
+
+def measure_cell(
+    cell: Cell, measures: Sequence[Measure], place: Place, attention_films: int
+) -> tuple[Figures, dict[str, str]]:
+    """All measures of a finished cell, and why some have no figure; raises ValueError for a broken
+    answers.csv.
+
+    What the training alone knows it left in figures.json: {measure: {value, low, high, n}}.
+    `attention_films`: the lift is measured on so many of the tested films; 0 for all.
     """
-    group, _, class_name = name.partition(".")
-    name = "class_accuracy" if class_name and group == "accuracy" else group
-    found = getattr(report, name, None)
-    if class_name:
-        return found.get(class_name) if isinstance(found, dict) else None
-    return found if isinstance(found, Figure) else None
+    folder = answers_folder(cell)
+    answered = read_answers(folder / "answers.csv")
+    figures = measure_answers(*answered, measures, place.draws, place.seed)
+    path = folder / "figures.json"
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in _of_groups(measures, OF_THE_TRAINING):
+        figures[name] = Figure(**own[name]) if name in own else None
+    reasons = {name: NOT_ITS for name, known in figures.items() if known is None}
+    if wanted := _of_groups(measures, OF_A_PART):
+        lifts, reason = _lifts(folder, place, attention_films)
+        figures |= {name: lifts.get(name) for name in wanted}
+        reasons |= dict.fromkeys((n for n in wanted if n not in lifts), reason)
+    return figures, reasons
 
 
 def measure_answers(
@@ -47,54 +83,29 @@ def measure_answers(
     measures: Sequence[Measure],
     draws: int,
     seed: int,
-) -> Found:
+) -> Figures:
     """The measures that need nothing but answers."""
     from classify.tasks.single import report_of
 
     report = report_of(classes, answers, draws, seed)
-    wanted = [m.name for m in measures if not (is_attention(m.name) or is_own(m.name))]
-    return Found({n: pick(report, n) for n in wanted}, report.films, report.patients)
+    others = _of_groups(measures, (*OF_A_PART, *OF_THE_TRAINING))
+    return {m.name: _pick(report, m.name) for m in measures if m.name not in others}
 
 
-def is_attention(name: str) -> bool:
-    """Does the measure need the network and the films?"""
-    return name.partition(".")[0] == "lift"
+def _of_groups(measures: Sequence[Measure], groups: Sequence[str]) -> list[str]:
+    return [m.name for m in measures if m.name.partition(".")[0] in groups]
 
 
-def is_own(name: str) -> bool:
-    """Is the measure one that only the training itself can know?"""
-    return name.partition(".")[0] in OF_THE_TRAINING
+def _pick(report: Report, name: str) -> Figure | None:
+    """A figure by its measure's name; None for a class that the system does not know.
 
-
-def own_figures(folder: Path) -> dict[str, Figure]:
-    """What a training left in figures.json beside its answers: {measure: {value, low, high, n}}."""
-    path = folder / "figures.json"
-    if not path.is_file():
-        return {}
-    return {k: Figure(**v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
-
-
-def measure_cell(
-    cell: Cell, measures: Sequence[Measure], place: Place, attention_films: int
-) -> Found:
-    """All measures of a finished cell; raises ValueError for a broken answers.csv.
-
-    `attention_films`: the lift is measured on so many of the tested films; 0 for all.
+    With two classes `f1` of one is the usual F1; `macro_f1` is the mean over classes.
     """
-    folder = answers_folder(cell)
-    found = measure_answers(
-        *read_answers(folder / "answers.csv"), measures, place.draws, place.seed
-    )
-    own = own_figures(folder)
-    figures = found.figures | {m.name: own.get(m.name) for m in measures if is_own(m.name)}
-    reasons = {name: NOT_ITS for name, known in figures.items() if known is None}
-    wanted = [m.name for m in measures if is_attention(m.name)]
-    if not wanted:
-        return Found(figures, found.films, found.patients, reasons)
-    lifts, reason = _lifts(folder, place, attention_films)
-    reasons |= dict.fromkeys((n for n in wanted if lifts.get(n) is None), reason)
-    figures |= {name: lifts.get(name) for name in wanted}
-    return Found(figures, found.films, found.patients, reasons)
+    group, _, class_name = name.partition(".")
+    found = getattr(report, "class_accuracy" if class_name and group == "accuracy" else group, None)
+    if class_name:
+        return found.get(class_name) if isinstance(found, dict) else None
+    return found if isinstance(found, Figure) else None
 
 
 def _lifts(folder: Path, place: Place, films: int) -> tuple[dict[str, Figure], str]:

@@ -6,17 +6,18 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cxr.page.build import page_text
 from cxr.page.words import printable
 from cxr.plots import LINES, new_figure, to_png
-from cxr.stats import Figure
+from cxr.stats import Figure, in_words
 from reproducing.cells import Cell
 from reproducing.engine import answers_folder
 from reproducing.experiment import OF_A_CLASS, Measure
-from reproducing.table import Entry, Row, Table, spans
+from reproducing.table import Row, Table, spans
 
 NOT_GIVEN, NOT_TRAINED = "–", "not trained yet"
 KEY = (
@@ -45,19 +46,29 @@ class Grid:
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
 
-    @property
-    def width(self) -> int:
-        """Columns beside the rows' names."""
-        return sum(len(columns) for _, columns in self.groups)
-
 
 def grids(table: Table) -> list[Grid]:
     """One grid of all measures for a table with rows alone; else one for each measure."""
-    if table.experiment.columns:
-        return [_by_column(table, measure) for measure in table.measures]
-    apart = _class_measures(table)
-    together = [m for m in table.measures if all(m not in row for row in apart.values())]
-    return [_by_measure(table, together), *([_by_class(table, apart)] if apart else [])]
+    experiment, title = table.experiment, table.experiment.row_title or "System"
+    if not experiment.columns:
+        apart = _class_measures(table)
+        together = [m for m in table.measures if all(m not in row for row in apart.values())]
+        groups = [*((m.title, _heads(m)) for m in together), ("What differs", ("",))]
+        rows = [
+            (row.row, (*_texts(row, together, table.budget), _letters(row))) for row in table.rows
+        ]
+        first = Grid("", title, tuple(groups), tuple(rows))
+        return [first, _by_class(table, apart)] if apart else [first]
+    found = []
+    for measure in table.measures:
+        groups = [(c.name, (*_heads(measure), "differs")) for c in experiment.columns]
+        rows = []
+        for line in experiment.rows:
+            cells = [table.cell(line.name, column.name) for column in experiment.columns]
+            parts = ((*_texts(c, [measure], table.budget), _letters(c)) for c in cells)
+            rows.append((line.name, tuple(chain.from_iterable(parts))))
+        found.append(Grid(measure.title, title, tuple(groups), tuple(rows)))
+    return found
 
 
 def probe_grid(table: Table) -> Grid | None:
@@ -102,54 +113,33 @@ def _by_class(table: Table, classes: dict[str, list[Measure]]) -> Grid:
     }
     heads = [_heads(m) for m in next(iter(shown.values()))]
     groups = tuple((n[:1].upper() + n[1:], head) for n, head in zip(names, heads, strict=True))
-    rows = []
-    for row in table.rows:
-        for name, measures in shown.items():
-            texts = [t for m in measures for t in _texts(row.entries[m.name], m, table.budget)]
-            rows.append((f"{row.row}: {name}", tuple(texts)))
+    rows = [
+        (f"{row.row}: {name}", tuple(_texts(row, measures, table.budget)))
+        for row in table.rows
+        for name, measures in shown.items()
+    ]
     title = table.experiment.row_title or "System"
     return Grid("Each class against the rest", title, groups, tuple(rows))
-
-
-def _by_measure(table: Table, measures: Sequence[Measure]) -> Grid:
-    groups = [(m.title, _heads(m)) for m in measures]
-    rows = []
-    for row in table.rows:
-        texts: list[str] = []
-        for measure in measures:
-            texts += _texts(row.entries[measure.name], measure, table.budget)
-        rows.append((row.row, (*texts, _letters(row))))
-    title = table.experiment.row_title or "System"
-    return Grid("", title, (*groups, ("What differs", ("",))), tuple(rows))
-
-
-def _by_column(table: Table, measure: Measure) -> Grid:
-    experiment = table.experiment
-    groups = [(c.name, (*_heads(measure), "differs")) for c in experiment.columns]
-    rows = []
-    for line in experiment.rows:
-        texts: list[str] = []
-        for column in experiment.columns:
-            row = table.cell(line.name, column.name)
-            texts += [*_texts(row.entries[measure.name], measure, table.budget), _letters(row)]
-        rows.append((line.name, tuple(texts)))
-    return Grid(measure.title, experiment.row_title or "System", tuple(groups), tuple(rows))
 
 
 def _heads(measure: Measure) -> tuple[str, ...]:
     return ("ours",) if measure.ours_only else ("paper", "ours")
 
 
-def _texts(entry: Entry, measure: Measure, budget: str) -> list[str]:
-    if entry.state == "failed":
-        ours = f"failed: {entry.reason}"
-    elif entry.state == "missing":
-        ours = entry.reason or NOT_TRAINED
-    else:
-        ours = "runs" if budget == "smoke" else number(entry.ours)
-    if measure.ours_only:
-        return [ours]
-    return [NOT_GIVEN if entry.paper is None else f"{entry.paper:.3f}", ours]
+def _texts(row: Row, measures: Sequence[Measure], budget: str) -> list[str]:
+    """What stands in a row under each measure: the paper's figure, if it gives any, and ours."""
+    texts = []
+    for measure in measures:
+        entry = row.entries[measure.name]
+        if not measure.ours_only:
+            texts.append(NOT_GIVEN if entry.paper is None else f"{entry.paper:.3f}")
+        if entry.state == "failed":
+            texts.append(f"failed: {entry.reason}")
+        elif entry.state == "missing":
+            texts.append(entry.reason or NOT_TRAINED)
+        else:
+            texts.append("runs" if budget == "smoke" else number(entry.ours))
+    return texts
 
 
 def _letters(row: Row) -> str:
@@ -160,33 +150,29 @@ def number(figure: Figure | None) -> str:
     """A figure with its 95 % interval; a count, such as 512 features, as it is."""
     if figure is None or figure.value is None:
         return "–"
-    if figure.low is None and figure.value > 1 and figure.value == int(figure.value):
-        return f"{figure.value:.0f}"
-    if figure.low is None or figure.high is None:
-        counted = figure.value > 1 and figure.value.is_integer()  # so many features
-        return f"{figure.value:.0f}" if counted else f"{figure.value:.3f}"
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    counted = figure.low is None and figure.value > 1 and figure.value.is_integer()
+    return f"{figure.value:.0f}" if counted else in_words(figure)
 
 
 def facts(table: Table) -> list[tuple[str, str]]:
     """What a reader must know before the figures: (what, text)."""
     made, experiment = table.made, table.experiment
     parts = ", ".join(
-        f"{name} {p.get('films', '?')} films of {p.get('patients', '?')} patients"
-        for name, p in made.parts.items()
+        f"{name} {p['films']} films of {p['patients']} patients"
+        for name, p in made["parts"].items()
     )
     first = " of the first fold" if experiment.protocol == "folds" else ""
-    versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return [
         ("Split", f"{experiment.protocol}: {SPLITS.get(experiment.protocol, '')}. {MIXED}"),
         ("The paper's films", experiment.paper_data),
-        ("Films here", made.films),
+        ("Films here", made["films"]),
         (f"Films by part{first}", parts or "not known before a cell is finished"),
         ("Networks see", "the thorax's crop" if table.input == "crops" else "the whole film"),
-        ("Intervals", f"95 %, {made.draws:,} bootstrap draws of patients"),
-        ("Seed", str(made.seed)),
-        ("Made", f"{made.made}, code {made.commit or 'unknown'}, {versions}"),
-        ("Command", made.command),
+        ("Intervals", f"95 %, {made['draws']:,} bootstrap draws of patients"),
+        ("Seed", str(made["seed"])),
+        ("Made", f"{made['made']}, code {made['commit'] or 'unknown'}, {versions}"),
+        ("Command", made["command"]),
     ]
 
 
@@ -245,18 +231,10 @@ def _probe(table: Table) -> list[str]:
 
 
 def _grid(grid: Grid) -> list[str]:
-    heads = [
-        ": ".join(filter(None, (group, column)))
-        for group, columns in grid.groups
-        for column in columns
-    ]
-    rule = ["---", *["---:"] * len(heads)]
-    rows = [[_text(name), *map(_text, texts)] for name, texts in grid.rows]
-    return [_row([_text(grid.row_title), *map(_text, heads)]), _row(rule), *map(_row, rows)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    heads = [f"{group}: {c}" if c else group for group, columns in grid.groups for c in columns]
+    lines = [[grid.row_title, *heads], *([name, *texts] for name, texts in grid.rows)]
+    head, *rows = (f"| {' | '.join(map(_text, line))} |" for line in lines)
+    return [head, f"| --- |{' ---: |' * len(heads)}", *rows]
 
 
 def _text(text: str) -> str:
@@ -309,7 +287,7 @@ def plot(table: Table) -> bytes:
     columns = [c.name for c in experiment.columns] or [""]
     for number, column in enumerate(columns):
         colour, style = LINES[number % 4]
-        points = sorted(_points(table, column, measure))
+        points = _points(table, column, measure)
         if points:
             x, value, low, high = zip(*points, strict=True)
             axis.plot(x, value, style, color=colour, label=column or experiment.title)
@@ -333,14 +311,14 @@ def row_number(name: str) -> float:
 
 
 def _points(table: Table, column: str, measure: str) -> list[tuple[float, float, float, float]]:
+    """Number, value and interval of each cell of a column that has a figure, by number."""
     points = []
     for row in table.rows:
         ours = row.entries[measure].ours
         if row.column == column and ours is not None and ours.value is not None:
-            low = ours.value if ours.low is None else ours.low
-            high = ours.value if ours.high is None else ours.high
+            low, high = (ours.value if end is None else end for end in (ours.low, ours.high))
             points.append((row_number(row.row), ours.value, low, high))
-    return points
+    return sorted(points)
 
 
 HERE = Path(__file__).resolve().parent

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from cxr.intensity import to_uint8
 from cxr.split import make_split
 from cxr.workdir import git_commit, library_versions, log, write_atomic, write_json
 from labelling.demo import draw_chest
-from reproducing.cells import Cell, make_cells
-from reproducing.engine import Engine, Outcome, run_cells
+from reproducing.cells import Cell, check_input, make_cells
+from reproducing.engine import Engine, run_cells
 from reproducing.experiment import BUDGETS, Experiment, flatten
 from reproducing.layout import Picture, markdown, page_html, pictures_of
 from reproducing.place import DRAWN, SPLIT, Place
 from reproducing.probe import probe_rows, split_of
 from reproducing.runners import find_runner
-from reproducing.table import Made, Table, fill_rows, notes_of
+from reproducing.table import Table, fill_rows, notes_of
 
 _SHOWN = ("python", "torch", "torchvision", "timm", "lightning")
 Tell = Callable[[str], None]
@@ -63,104 +62,74 @@ def make_table(order: Order, tell: Tell) -> Table:
 
 
 def train_cells(cells: Sequence[Cell], engine: Engine, tell: Tell) -> None:
-    """Train what is not finished, with a line a cell and an estimate of what remains."""
+    """Train what is not finished, with a line a cell and an estimate of what remains, which takes
+    the rest to be like the mean so far."""
     pending = {cell.key for cell in cells if not cell.finished}
-    done = len({cell.key for cell in cells}) - len(pending)
+    of, done = len(pending), len({cell.key for cell in cells}) - len(pending)
     if done:
-        tell(f"{done} of {done + len(pending)} cells are finished and are not trained again")
+        tell(f"{done} of {done + of} cells are finished and are not trained again")
     started = time.monotonic()
     for n, outcome in enumerate(run_cells(cells, engine), 1):
-        spent = time.monotonic() - started
-        tell(progress(outcome, n, len(pending), spent))
-
-
-def progress(outcome: Outcome, n: int, of: int, spent: float) -> str:
-    """A line on a cell that ended; the estimate takes the rest to be like the mean so far."""
-    how = f"failed: {outcome.reason}" if outcome.reason else f"{outcome.seconds:.0f} s"
-    left = spent / n * (of - n)
-    rest = f"; about {left / 60:.1f} min left" if n < of else ""
-    return f"[{n}/{of}] {outcome.name}: {how}{rest}"
+        left = (time.monotonic() - started) / n * (of - n)
+        how = f"failed: {outcome.reason}" if outcome.reason else f"{outcome.seconds:.0f} s"
+        rest = f"; about {left / 60:.1f} min left" if n < of else ""
+        tell(f"[{n}/{of}] {outcome.name}: {how}{rest}")
 
 
 def collect(order: Order, cells: Sequence[Cell]) -> Table:
     """The table from what is finished, whatever that is."""
     experiment, place = order.experiment, order.place
-    films = films_words(experiment, cells, place)
-    rows, legend = fill_rows(experiment, cells, place, order.budget, data_sentence(order, films))
+    films = films_words(experiment, cells[0], place)
+    # what differs in the films, for every cell; never silent, since the films are never those
+    data = f"films: {films} (paper: {experiment.paper_data})"
+    rows, legend = fill_rows(experiment, cells, place, order.budget, data)
     split, why = split_of(cells)
     probe, reason = probe_rows(experiment, split, place)
-    made = Made(
-        command=order.command,
-        made=datetime.now(UTC).date().isoformat(),
-        commit=git_commit(),
-        versions={k: v for k, v in library_versions().items() if k in _SHOWN},
-        seed=place.seed,
-        draws=place.draws,
-        parts=split.parts if split else {},
-        films=films,
-    )
+    made = {
+        "command": order.command,
+        "made": datetime.now(UTC).date().isoformat(),
+        "commit": git_commit(),
+        "versions": {k: v for k, v in library_versions().items() if k in _SHOWN},
+        "seed": place.seed,
+        "draws": place.draws,
+        "parts": split.parts if split else {},
+        "films": films,
+    }
+    notes = notes_of(experiment, order.budget, cells)
     return Table(
-        experiment,
-        order.budget,
-        place.input,
-        rows,
-        legend,
-        probe,
-        why or reason,
-        notes_of(experiment, order.budget, cells),
-        made,
+        experiment, order.budget, place.input, rows, legend, probe, why or reason, notes, made
     )
 
 
-def films_words(experiment: Experiment, cells: Sequence[Cell], place: Place) -> str:
+def films_words(experiment: Experiment, cell: Cell, place: Place) -> str:
     """The films that the table's sources hold, such as «kermany, 833 of 500 patients»."""
-    wanted = sources_of(experiment, cells[0])
-    rows = [
-        r
-        for r in read_films_table(Path(place.data) / "films.csv")
-        if not wanted or r.source in wanted
-    ]
-    films = Counter(r.source for r in rows)
-    patients = {s: len({r.patient_id for r in rows if r.source == s}) for s in films}
+    wanted = flatten(cell.settings).get(find_runner(experiment.runner).sources)
+    patients: dict[str, list[str]] = {}
+    for row in read_films_table(Path(place.data) / "films.csv"):
+        if not wanted or row.source in wanted:
+            patients.setdefault(row.source, []).append(row.patient_id)
     return "; ".join(
-        f"{s.replace('_', ' ')}, {n} of {patients[s]} patients" for s, n in sorted(films.items())
+        f"{source.replace('_', ' ')}, {len(own)} of {len(set(own))} patients"
+        for source, own in sorted(patients.items())
     )
-
-
-def sources_of(experiment: Experiment, cell: Cell) -> tuple[str, ...]:
-    """Sources of films that a cell takes; empty for all."""
-    found = flatten(cell.settings).get(find_runner(experiment.runner).sources) or ()
-    return tuple(str(s) for s in found)
-
-
-def data_sentence(order: Order, films: str) -> str:
-    """What differs in the films, for every cell; never silent, since the films are never those."""
-    return f"films: {films} (paper: {order.experiment.paper_data})"
 
 
 def write_table(order: Order, table: Table, pictures: Sequence[Picture] = ()) -> None:
     """OUT/<table>_<budget>_<input>.md, .html, .json and pictures; the Markdown and its pictures to
     `docs`, too."""
-    out = Path(order.place.out)
+    out, stem = Path(order.place.out), order.stem
     text = markdown(table, pictures)
-    for folder in filter(None, (str(out), order.docs)):
+    for folder in (out, Path(order.docs)) if order.docs else (out,):
         for picture in pictures:
-            write_atomic(Path(folder) / picture.name, picture.png)
-    write_atomic(out / f"{order.stem}.md", text)
-    write_atomic(out / f"{order.stem}.html", page_html(table, pictures))
-    plain = to_plain(table)
-    json.dumps(plain)  # a wrong type must fail here, not write half
-    write_json(
-        out / f"{order.stem}.json",
-        {
-            "schema": "lungfirst.table",
-            "version": 1,
-            "means_nothing": order.budget == "smoke",
-            **plain,
-        },
-    )
-    if order.docs:
-        write_atomic(Path(order.docs) / f"{order.stem}.md", text)
+            write_atomic(folder / picture.name, picture.png)
+        write_atomic(folder / f"{stem}.md", text)
+    write_atomic(out / f"{stem}.html", page_html(table, pictures))
+    head = {
+        "schema": "lungfirst.table",
+        "version": 1,
+        "means_nothing": order.budget == "smoke",
+    }
+    write_json(out / f"{stem}.json", {**head, **to_plain(table)})
 
 
 _KINDS = (
@@ -173,18 +142,6 @@ _BOXED = ("normal", "pneumonia")  # the classes of detect-and-classify, which ta
 _PARTS = {"train": 0.5, "val": 0.2, "calibration": 0.1, "test": 0.2}
 _EACH = 16  # films of each kind: enough for three folds with every class in each part
 _SIZE_HW = (128, 112)
-_COLUMNS = (
-    "image",
-    "mask",
-    "source",
-    "patient_id",
-    "view",
-    "label",
-    "sublabel",
-    "licence",
-    "width",
-    "height",
-)
 
 
 def drawn_films(folder: Path) -> Path:
@@ -197,21 +154,19 @@ def drawn_films(folder: Path) -> Path:
     for kind, (label, sublabel) in enumerate(_KINDS):
         for n in range(_EACH):
             seed = kind * _EACH + n
-            pixels, box = draw_chest(
-                *_SIZE_HW,
-                seed,
-                opaque=sublabel in ("bacterial", "COVID-19"),
-                grain=2.0 if kind > 1 else 1.0,
-            )
+            opaque, grain = sublabel in ("bacterial", "COVID-19"), 2.0 if kind > 1 else 1.0
+            pixels, box = draw_chest(*_SIZE_HW, seed, opaque=opaque, grain=grain)
             image = f"images/{DRAWN}/{seed:03}.png"
             write_atomic(folder / image, encode_png(to_uint8(pixels)))
             known = {"source": DRAWN, "patient_id": f"drawn-{seed // 2}", "label": label}
             rows.append(
                 {
-                    **known,
                     "image": image,
                     "mask": "",
+                    "source": DRAWN,
+                    "patient_id": known["patient_id"],
                     "view": "PA",
+                    "label": label,
                     "sublabel": sublabel,
                     "licence": "CC BY 4.0",
                     "width": _SIZE_HW[1],
@@ -219,14 +174,13 @@ def drawn_films(folder: Path) -> Path:
                 }
             )
             if label in _BOXED:
-                films.append(
-                    CocoFilm(image, _SIZE_HW, np.asarray(box, float).reshape(1, 4), (0,), known)
-                )
+                boxes = np.asarray(box, float).reshape(1, 4)
+                films.append(CocoFilm(image, _SIZE_HW, boxes, (0,), known))
     split = make_split([r["patient_id"] for r in rows], [r["sublabel"] for r in rows], _PARTS)
     split.save(folder / SPLIT)
     write_coco(folder / "thorax.json", CocoSet(films, ("thorax",)))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(folder / "films.csv", buffer.getvalue())  # last: it marks the folder as whole
@@ -239,19 +193,11 @@ def find_crops(experiment: Experiment, place: Place) -> Path:
     from detect.crop import main as crop
 
     runner = find_runner(experiment.runner)
-    if "crops" not in runner.keys:
-        raise ValueError(
-            f"input must be films for {experiment.name}: its detector looks at whole "
-            "films. Got crops instead."
-        )
+    check_input(runner, experiment, cropped=True)
     wanted = set(place.sources)
     if not wanted:
-        settings = [
-            flatten(experiment.settings(b, row, column))
-            for b in BUDGETS
-            for row, column in experiment.cells()
-        ]
-        wanted = {source for known in settings for source in known.get(runner.sources) or ()}
+        for budget, cell in product(BUDGETS, experiment.cells()):
+            wanted.update(flatten(experiment.settings(budget, *cell)).get(runner.sources) or ())
     data, out = Path(place.data), Path(place.out) / "crops" / Path(place.data).resolve().name
     films = [
         str(data / row.image)

@@ -90,9 +90,6 @@ def fingerprint(place: Place, files: Sequence[str]) -> tuple[str, ...]:
     return tuple(marks)
 
 
-Films = Sequence[tuple[str, str]]  # (image, patient)
-
-
 @dataclass(frozen=True)
 class SplitOf:
     """The split behind a cell.
@@ -109,10 +106,21 @@ class SplitOf:
     folds: list[tuple[list[str], list[str]]]
     parts: dict[str, dict[str, int]]
 
-
-def count_parts(films: Mapping[str, Films]) -> dict[str, dict[str, int]]:
-    """Part → number of its films and patients."""
-    return {
-        part: {"films": len(some), "patients": len({patient for _, patient in some})}
-        for part, some in films.items()
-    }
+    @classmethod
+    def of(
+        cls,
+        classes: Sequence[str],
+        truths: dict[str, str],
+        trainings: Sequence[Mapping[str, Sequence[tuple[str, str]]]],
+        tested: str = "test",
+    ) -> SplitOf:
+        """From each fold's part → (image, patient) of its films."""
+        folds = [
+            ([image for image, _ in parts["train"]], [image for image, _ in parts[tested]])
+            for parts in trainings
+        ]
+        counts = {
+            part: {"films": len(films), "patients": len({patient for _, patient in films})}
+            for part, films in trainings[0].items()
+        }
+        return cls(tuple(classes), truths, folds, counts)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -24,25 +25,25 @@ from sklearn.preprocessing import StandardScaler
 
 from classify.films import Case, select_cases
 from cxr.answers import Answer
+from cxr.cli import load_named
 from cxr.films_table import read_films_table
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
 from exploring.entries import Box, coco_boxes
-from exploring.gather import film_features
+from exploring.gather import WIDTHS, film_features
 from exploring.probe import FEATURES
 from reproducing.cells import Cell
 from reproducing.engine import short_reason
 from reproducing.experiment import Experiment
-from reproducing.figures import is_attention, is_own, measure_answers
+from reproducing.figures import measure_answers
 from reproducing.place import Place, SplitOf
 from reproducing.runners import find_runner
 from reproducing.table import ProbeRow
 
 Fold = tuple[Sequence[int], Sequence[int]]  # numbers of the training and of the test films
-Features = dict[str, np.ndarray]  # shortcut → (F,) float64 of one film
-Key = tuple[str, tuple[float, ...], tuple[int, ...]]  # image, its box, its file's size and time
-
+_ENDS = np.cumsum([WIDTHS[name] for name in FEATURES]).tolist()
+_SPANS = [slice(start, end) for start, end in zip([0, *_ENDS], _ENDS, strict=False)]
 _STRENGTH = 0.1  # C, as in classify.shortcuts: weak evidence must not be fitted by heart
 
 
@@ -80,23 +81,21 @@ def probe_of(
     Raises ValueError where no film has a box, a fold trains on one class, or tests a film again.
     """
     _check(cases, labels, classes, folds)
-    data, left_out = Path(data), Counter[str]()
+    data, cache, left_out = Path(data), Path(cache), Counter[str]()
     used = sorted({i for fold in folds for part in fold for i in part})
+    image_of = {i: cases[i].row.image for i in used}
     boxes = _boxes_of([cases[i] for i in used], data)
     if detector:
-        bare = [cases[i].row.image for i in used if cases[i].row.image not in boxes]
-        boxes |= found_boxes(bare, data, Path(cache), detector)
-    places = {i: boxes[cases[i].row.image] for i in used if cases[i].row.image in boxes}
-    if not places:
+        bare = [image for image in image_of.values() if image not in boxes]
+        boxes |= found_boxes(bare, data, cache, detector)
+    if not boxes:
         raise ValueError(
             f"the probe needs thorax boxes, and no film has one. Give crops of "
             f"detect.crop, or boxes in {data / 'thorax.json'}."
         )
-    found = _features(
-        {cases[i].row.image: box for i, box in places.items()}, data, Path(cache), left_out
-    )
-    left_out["no thorax box"] += len(used) - len(places)
-    known = {i: found[cases[i].row.image] for i in places if cases[i].row.image in found}
+    found = _features(boxes, data, cache, left_out)
+    left_out["no thorax box"] += sum(image not in boxes for image in image_of.values())
+    known = {i: found[image] for i, image in image_of.items() if image in found}
     if missing := len(used) - len(known):
         log.warning(
             "shortcut probe: %d of %d films are left out: %s",
@@ -104,13 +103,10 @@ def probe_of(
             len(used),
             ", ".join(f"{n} {why}" for why, n in left_out.items() if n),
         )
-    answers = {
-        name: (
-            tuple(classes),
-            _answers({i: f[name] for i, f in known.items()}, cases, labels, classes, folds),
-        )
-        for name in FEATURES
-    }
+    answers = {}
+    for name, place in zip(FEATURES, _SPANS, strict=True):
+        features = {i: values[place] for i, values in known.items()}
+        answers[name] = tuple(classes), _answers(features, cases, labels, classes, folds)
     return Probe(answers, {why: n for why, n in left_out.items() if n})
 
 
@@ -123,8 +119,8 @@ def _answers(
 ) -> list[Answer]:
     """One shortcut's answers to the test films of all folds."""
     out = []
-    for number, (train, test) in enumerate(folds):
-        learnt, asked = [i for i in train if i in features], [i for i in test if i in features]
+    for number, fold in enumerate(folds):
+        learnt, asked = ([i for i in part if i in features] for part in fold)
         truth = np.array([labels[i] for i in learnt])
         if len(set(truth.tolist())) < 2:
             raise ValueError(
@@ -138,17 +134,10 @@ def _answers(
         model.fit(np.stack([features[i] for i in learnt]), truth)
         scores = np.zeros((len(asked), len(classes)))  # 0 for a class that was never seen
         scores[:, model.classes_] = model.predict_proba(np.stack([features[i] for i in asked]))
-        for i, row in zip(asked, scores, strict=True):
+        for i, row in zip(asked, scores.tolist(), strict=True):
             film = cases[i].row
-            out.append(
-                Answer(
-                    film.image,
-                    film.patient_id,
-                    film.source,
-                    classes[labels[i]],
-                    tuple(float(s) for s in row),
-                )
-            )
+            truth_name = classes[labels[i]]
+            out.append(Answer(film.image, film.patient_id, film.source, truth_name, tuple(row)))
     return out
 
 
@@ -167,11 +156,12 @@ def _boxes_of(cases: Sequence[Case], data: Path) -> dict[str, Box]:
 
 def _features(
     boxes: Mapping[str, Box], data: Path, cache: Path, left_out: Counter[str]
-) -> dict[str, Features]:
-    """Image → the features of a film with its box; read only where the cache has none."""
+) -> dict[str, np.ndarray]:
+    """Image → (F,) all shortcuts of a film with its box, one after the other; read only where the
+    cache has none."""
     path = cache / f"shortcuts_{sha256_file(data / 'films.csv')[:16]}.npz"
     known = _load(path)
-    keys = {image: (image, box.xyxy, _stamp(data / image)) for image, box in boxes.items()}
+    keys = {image: f"{_mark(data / image)} {box.xyxy}" for image, box in boxes.items()}
     pending = [image for image, key in keys.items() if key not in known]
     films = read_ahead((data / image for image in pending), default_jobs(len(pending)))
     for image, (_, film) in zip(pending, films, strict=True):
@@ -183,44 +173,29 @@ def _features(
             left_out["the film has another shape than its box says"] += 1
             continue
         found = film_features(film.pixels, place)
-        known[keys[image]] = {name: found[name] for name in FEATURES}
-    if pending:
-        _save(path, known)
+        known[keys[image]] = np.concatenate([found[name] for name in FEATURES])
+    if pending and known:
+        with replacing(path) as file:
+            np.savez(file, films=np.array(list(known)), features=np.stack(list(known.values())))
     return {image: known[key] for image, key in keys.items() if key in known}
 
 
-def _stamp(film: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change: a film made anew is read anew."""
+def _mark(film: Path) -> str:
+    """Path, size in bytes and time of the last change: a film made anew is read anew."""
     try:
         found = film.stat()
     except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
+        return str(film)
+    return f"{film} {found.st_size} {found.st_mtime_ns}"
 
 
-def _load(path: Path) -> dict[Key, Features]:
-    """What `_save` wrote; nothing, for a file that another version wrote or that is torn."""
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """Mark → features; nothing, for a file that another version wrote or that is torn."""
     try:
         with np.load(path) as file:
-            columns = {name: file[name] for name in FEATURES}
-            rows = [file[name].tolist() for name in ("images", "boxes", "stamps")]
-            keys = [(i, tuple(box), tuple(stamp)) for i, box, stamp in zip(*rows, strict=True)]
-            return {
-                key: {name: columns[name][n] for name in FEATURES} for n, key in enumerate(keys)
-            }
+            return dict(zip(file["films"].tolist(), file["features"], strict=True))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return {}
-
-
-def _save(path: Path, known: dict[Key, Features]) -> None:
-    if not known:
-        return
-    columns = {name: np.stack([f[name] for f in known.values()]) for name in FEATURES}
-    columns["images"] = np.array([image for image, _, _ in known])
-    columns["boxes"] = np.array([box for _, box, _ in known])
-    columns["stamps"] = np.array([stamp for _, _, stamp in known])
-    with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **columns)
 
 
 def _check(
@@ -254,54 +229,31 @@ def found_boxes(
     if not images or not Path(weights).is_file():
         return {}
     path = cache / f"boxes_{sha256_file(weights)[:16]}.json"
-    known = _load_boxes(path)
+    try:
+        known: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        known = {}
     marks = {image: _mark(data / image) for image in images}
-    pending = [image for image in images if marks[image] not in known]
-    if pending:
+    if pending := [image for image, mark in marks.items() if mark not in known]:
         log.info("shortcut probe: boxing %d films that nobody boxed", len(pending))
-        known |= {marks[i]: found for i, found in _detect(pending, data, Path(weights)).items()}
+        found = _detect([data / image for image in pending], Path(weights))
+        known |= {marks[image]: box for image, box in zip(pending, found, strict=True)}
         write_json(path, known)
-    boxes = {image: known[mark] for image, mark in marks.items()}
-    return {
-        image: _box(*found["xyxy"], *found["size_hw"]) for image, found in boxes.items() if found
-    }
+    boxes = {image: known[mark] for image, mark in marks.items() if known[mark]}
+    return {i: Box(tuple(box["xyxy"]), tuple(box["size_hw"])) for i, box in boxes.items()}
 
 
-def _box(x0: float, y0: float, x1: float, y1: float, height: float, width: float) -> Box:
-    return Box((x0, y0, x1, y1), (int(height), int(width)))
-
-
-def _detect(
-    images: Sequence[str], data: Path, weights: Path
-) -> dict[str, dict[str, list[float]] | None]:
+def _detect(films: Sequence[Path], weights: Path) -> list[dict[str, list[float]] | None]:
     detector = ThoraxDetector.load(weights)
-    out: dict[str, dict[str, list[float]] | None] = dict.fromkeys(images)
-    films = read_ahead([data / image for image in images], default_jobs(len(images)))
-    for group in batched(zip(images, films, strict=True), _BATCH):
-        good = [(image, film) for image, (_, film) in group if not isinstance(film, Unread)]
-        for (image, film), box in zip(
-            good, detector.predict([film.pixels for _, film in good]), strict=True
-        ):
+    out: dict[int, dict[str, list[float]]] = {}
+    read = enumerate(film for _, film in read_ahead(films, default_jobs(len(films))))
+    for group in batched(read, _BATCH):
+        good = [(n, film.pixels) for n, film in group if not isinstance(film, Unread)]
+        boxes = detector.predict([pixels for _, pixels in good])
+        for (n, pixels), box in zip(good, boxes, strict=True):
             if box.xyxy is not None:
-                out[image] = {"xyxy": [float(v) for v in box.xyxy], "size_hw": [*film.pixels.shape]}
-    return out
-
-
-def _mark(film: Path) -> str:
-    """The file's path as it is asked for, its size and the time of its last change."""
-    try:
-        found = film.stat()
-    except OSError:
-        return str(film)
-    return f"{film} {found.st_size} {found.st_mtime_ns}"
-
-
-def _load_boxes(path: Path) -> dict[str, dict[str, list[float]] | None]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+                out[n] = {"xyxy": [float(v) for v in box.xyxy], "size_hw": [*pixels.shape]}
+    return [out.get(n) for n in range(len(films))]
 
 
 NOT_YET = "it needs the split of a finished cell"
@@ -317,7 +269,7 @@ def split_of(cells: Sequence[Cell]) -> tuple[SplitOf | None, str]:
     if split is None:
         return None, f"runner {cell.runner} does not tell its split"
     try:
-        return split(cell.settings), ""
+        return load_named(split)(cell.settings), ""
     except Exception as error:
         return None, short_reason(error)
 
@@ -335,28 +287,21 @@ def probe_rows(
 
 
 def _rows(experiment: Experiment, split: SplitOf, place: Place) -> tuple[tuple[ProbeRow, ...], str]:
-    classes = split.classes
-    cases, index = _cases(place, split.truths)
-    numbered: list[Fold] = [
-        ([index[i] for i in train if i in index], [index[i] for i in test if i in index])
+    data, classes = Path(place.data), split.classes
+    known = [r for r in read_films_table(data / "films.csv") if r.image in split.truths]
+    crops = Path(place.crops) if place.crops else None
+    cases, _ = select_cases(known, data, (), False, crops)
+    number = {case.row.image: n for n, case in enumerate(cases)}
+    folds: list[Fold] = [
+        ([number[i] for i in train if i in number], [number[i] for i in test if i in number])
         for train, test in split.folds
     ]
     labels = [classes.index(split.truths[case.row.image]) for case in cases]
     cache = Path(place.out) / "cache"
-    probe = probe_of(cases, labels, classes, numbered, place.data, cache, DEFAULT_WEIGHTS)
-    measures = [m for m in experiment.measures if not (is_attention(m.name) or is_own(m.name))]
-    rows = []
-    for name, (known, answers) in probe.answers.items():
-        found = measure_answers(known, answers, measures, place.draws, place.seed)
-        rows.append(ProbeRow(name, found.figures))
+    probe = probe_of(cases, labels, classes, folds, data, cache, DEFAULT_WEIGHTS)
+    rows = tuple(
+        ProbeRow(name, measure_answers(*found, experiment.measures, place.draws, place.seed))
+        for name, found in probe.answers.items()
+    )
     missed = ", ".join(f"{n} {why}" for why, n in probe.left_out.items())
-    return tuple(rows), f"films that the probe leaves out: {missed}" if missed else ""
-
-
-def _cases(place: Place, truths: dict[str, str]) -> tuple[list[Case], dict[str, int]]:
-    """The films whose truth is known, and image → number."""
-    data = Path(place.data)
-    rows = [r for r in read_films_table(data / "films.csv") if r.image in truths]
-    crops = Path(place.crops) if place.crops else None
-    cases, _ = select_cases(rows, data, (), False, crops)
-    return cases, {case.row.image: n for n, case in enumerate(cases)}
+    return rows, f"films that the probe leaves out: {missed}" if missed else ""

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from cxr.cli import from_plain, load_named, to_plain
 from reproducing.experiment import flatten
-from reproducing.place import FREE, Place, SplitOf, content_of, count_parts, fingerprint
+from reproducing.place import FREE, Place, SplitOf, content_of, fingerprint
 
 if TYPE_CHECKING:
     from classify.tasks.settings import FinetuneConfig, IscoreConfig
@@ -36,7 +36,8 @@ class Runner:
         only: the kind of split where `protocol` is empty.
         sources: key of the sources of films that are taken.
         split_files: keys of files of cxr.split; drawn films bring one of their own.
-        split: settings → the films learnt from and those tested; None where it is not known.
+        split: settings → the films learnt from and those tested, or its module:name; None where it
+            is not known.
         later: keys, or groups of keys, that came when there were finished cells: at their default
             they do not make a cell another one.
         version: raised when the same configuration gives another result than before.
@@ -51,7 +52,7 @@ class Runner:
     only: str = "pooled"
     sources: str = "sources"
     split_files: tuple[str, ...] = ()
-    split: Callable[[dict[str, Any]], SplitOf] | None = None
+    split: str | Callable[[dict[str, Any]], SplitOf] | None = None
     later: tuple[str, ...] = ()
     version: int = 1
 
@@ -73,17 +74,15 @@ def split_of_single(settings: dict[str, Any]) -> SplitOf:
     config = from_plain(SingleConfig, {k: v for k, v in settings.items() if k in own})
     films = load_films(config)
     rows = [case.row for case in films.cases]
-    every = share_films(rows, films.labels, config.protocol)
     truths = {row.image: config.classes[k] for row, k in zip(rows, films.labels, strict=True)}
-    folds = [
-        ([rows[i].image for i in s.parts["train"]], [rows[i].image for i in s.parts["test"]])
-        for s in every
+    trainings = [
+        {
+            part: [(rows[i].image, rows[i].patient_id) for i in numbers]
+            for part, numbers in share.parts.items()
+        }
+        for share in share_films(rows, films.labels, config.protocol)
     ]
-    first = {
-        part: [(rows[i].image, rows[i].patient_id) for i in indices]
-        for part, indices in every[0].parts.items()
-    }
-    return SplitOf(tuple(config.classes), truths, folds, count_parts(first))
+    return SplitOf.of(config.classes, truths, trainings)
 
 
 def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
@@ -103,16 +102,7 @@ def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
             if truth:
                 truths[film.file_name] = truth
                 found.append((film.file_name, film.patient_id))
-    learnt = [image for image, _ in films["train"]]
-    tested = [image for image, _ in films[config.answered_part]]
-    return SplitOf(tuple(classes), truths, [(learnt, tested)], count_parts(films))
-
-
-def split_of_scxnn(settings: dict[str, Any]) -> SplitOf:
-    """Of an SCXNN ensemble: the parts of its split file."""
-    from reproducing.scxnn import split_of
-
-    return split_of(settings)
+    return SplitOf.of(classes, truths, [films], config.answered_part)
 
 
 @contextmanager
@@ -155,34 +145,30 @@ def finetune_cell(config: FinetuneConfig) -> Path:
 # What a run decides about each cell, by the field of cells.Place.
 _PLACES = ("data", "crops", "out", "cache", "device", "workers", "seed", "draws")
 
-_SINGLE = {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"}
+_SINGLE: dict[str, Any] = {
+    "keys": {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+    "protocol": "protocol.kind",
+    "split": split_of_single,
+    "split_files": ("protocol.split",),
+}
 
 RUNNERS: dict[str, Runner] = {
     "single": Runner(
         "classify.tasks.settings:SingleConfig",
         "classify.tasks.single:train_single",
-        _SINGLE,
-        protocol="protocol.kind",
-        split=split_of_single,
-        split_files=("protocol.split",),
+        **_SINGLE,
         later=("protocol.learn", "cxrnet"),
     ),
     "finetune": Runner(
         "classify.tasks.settings:FinetuneConfig",
         "reproducing.runners:finetune_cell",
-        _SINGLE,
-        protocol="protocol.kind",
-        split=split_of_single,
-        split_files=("protocol.split",),
+        **_SINGLE,
     ),
     "iscore": Runner(
         "classify.tasks.settings:IscoreConfig",
         "reproducing.runners:iscore_cell",
-        _SINGLE,
+        **_SINGLE,
         free=("trained",),
-        protocol="protocol.kind",
-        split=split_of_single,
-        split_files=("protocol.split",),
     ),
     "scxnn": Runner(
         "reproducing.scxnn:ScxnnConfig",
@@ -190,7 +176,7 @@ RUNNERS: dict[str, Runner] = {
         {name: name for name in _PLACES},
         free=("evaluate",),
         only="file",
-        split=split_of_scxnn,
+        split="reproducing.scxnn:split_of",
         split_files=("split",),
     ),
     "film_class": Runner(

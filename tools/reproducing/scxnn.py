@@ -25,11 +25,12 @@ from classify.tasks.member import load_cases, member_job, train_ensemble
 from classify.tasks.settings import TrainConfig
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
+from cxr.cli import from_plain
 from cxr.films_table import has_disease
 from cxr.plots import new_figure, write_figure
 from cxr.stats import Figure, share_figure, softmax
 from cxr.workdir import log, write_json
-from reproducing.place import SplitOf, count_parts
+from reproducing.place import SplitOf
 
 LEAST = 1e-12  # a sum of scores must not be 0
 
@@ -201,8 +202,6 @@ def _follow(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> d
 
 def split_of(settings: Mapping[str, Any]) -> SplitOf:
     """The films that the members learnt from and those that were answered."""
-    from cxr.cli import from_plain
-
     config = from_plain(ScxnnConfig, dict(settings))
     cases, parts = load_cases(config.ensemble())
     known = {case.row.image: truth_of(case, config) for case in cases}
@@ -213,8 +212,7 @@ def split_of(settings: Mapping[str, Any]) -> SplitOf:
         ]
         for part, numbers in parts.items()
     }
-    learnt, tested = ([image for image, _ in films[part]] for part in ("train", "test"))
-    return SplitOf(config.answers, truths, [(learnt, tested)], count_parts(films))
+    return SplitOf.of(config.answers, truths, [films])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from string import ascii_lowercase
@@ -10,9 +11,9 @@ from typing import Any
 
 from cxr.stats import Figure
 from reproducing.cells import Cell
-from reproducing.engine import failure, read_result, short_reason
+from reproducing.engine import read_result
 from reproducing.experiment import Experiment, Measure, flatten
-from reproducing.figures import Found, measure_cell
+from reproducing.figures import Entry, entries_of
 from reproducing.place import Place
 from reproducing.runners import find_runner
 
@@ -25,16 +26,6 @@ TITLES = {
 }
 LIFTS = {"explanation": "Lift of its own map", "explanation_class": "Lift of that for the class"}
 ATTENTION_FILMS = {"smoke": 8, "small": 120, "paper": 0}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One measure of one cell. `state`: ok, missing (no cell or no figure) or failed."""
-
-    paper: float | None
-    ours: Figure | None
-    state: str
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,22 +49,12 @@ class ProbeRow:
 
 
 @dataclass(frozen=True)
-class Made:
-    """How a table was made: nothing here names a folder of this machine."""
-
-    command: str
-    made: str
-    commit: str
-    versions: dict[str, str]
-    seed: int
-    draws: int
-    parts: dict[str, dict[str, int]]
-    films: str
-
-
-@dataclass(frozen=True)
 class Table:
-    """Everything that the Markdown and the page show."""
+    """Everything that the Markdown and the page show.
+
+    `made`: command, made (the date), commit, versions, seed, draws, parts and films; nothing in it
+    names a folder of this machine.
+    """
 
     experiment: Experiment
     budget: str
@@ -83,7 +64,7 @@ class Table:
     probe: tuple[ProbeRow, ...]
     probe_reason: str
     notes: tuple[str, ...]
-    made: Made
+    made: dict[str, Any]
 
     @property
     def failed(self) -> int:
@@ -145,37 +126,11 @@ def fill_rows(
         for sentence in sentences:
             if sentence not in letters:
                 letters[sentence] = next(names)
-        found, reason = _measure(cell, experiment, place, budget)
-        entries = {
-            m.name: _entry(experiment, cell, m.name, found, reason) for m in experiment.measures
-        }
+        entries = entries_of(cell, experiment, place, ATTENTION_FILMS[budget])
         seconds = float(read_result(cell)["seconds"]) if cell.finished else None
         ours = tuple(sorted((letters[s] for s in sentences), key=lambda x: (len(x), x)))
         rows.append(Row(cell.row, cell.column, entries, ours, cell.key, seconds))
     return tuple(rows), tuple((letter, sentence) for sentence, letter in letters.items())
-
-
-def _measure(
-    cell: Cell, experiment: Experiment, place: Place, budget: str
-) -> tuple[Found | None, str]:
-    if not cell.finished:
-        return None, failure(cell)
-    try:
-        return measure_cell(cell, experiment.measures, place, ATTENTION_FILMS[budget]), ""
-    except (ValueError, OSError) as error:
-        return None, short_reason(error)
-
-
-def _entry(
-    experiment: Experiment, cell: Cell, measure: str, found: Found | None, reason: str
-) -> Entry:
-    paper = experiment.paper_figure(cell.row, cell.column, measure)
-    if found is None:
-        return Entry(paper, None, "failed" if reason else "missing", reason)
-    ours = found.figures.get(measure)
-    if ours is None or ours.value is None:
-        return Entry(paper, None, "missing", found.reasons.get(measure, "undefined on these films"))
-    return Entry(paper, ours, "ok")
 
 
 def notes_of(experiment: Experiment, budget: str, cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -244,31 +199,23 @@ START = {
 }
 
 # What a setting is called by the last part (or two) of its key: "{} px" holds the value's place.
+# Any other is called by its own name: "weight decay {}".
 _PHRASES = {
     "side": "{} px",
     "epochs": "{} epochs",
     "max_epochs": "at most {} epochs",
-    "batch": "batch {}",
     "rate": "learning rate {}",
     "optimizer": "optimiser {}",
     "schedule": "{} schedule",
     "folds": "{} folds",
-    "seed": "seed {}",
     "freeze_to": "frozen to {}",
-    "dropout": "dropout {}",
     "extra_fc": "extra FC layer {}",
     "augment": "augmentation {}",
     "copies": "{} copies a film",
-    "balance": "balance {}",
-    "head": "head {}",
     "nets": "networks {}",
-    "weight_decay": "weight decay {}",
     "max_films": "at most {} films",
     "per_label": "films of each class {}",
-    "contrast": "contrast {}",
     "clip": "percentile clip {}",
-    "parts": "parts {}",
-    "classes": "classes {}",
     "sources": "films of {}",
     "choose": "epoch chosen by {}",
     "ema": "averaged weights (decay {})",
@@ -277,7 +224,6 @@ _PHRASES = {
     "encoder_rate": "encoder's rate times {}",
     "publishable_only": "publishable films only: {}",
     "warmup_epochs": "{} epochs of warm-up",
-    "decoder": "decoder {}",
     "decoder_channels": "decoder widths {}",
     "restore_weight": "λ {}",
     "region.kind": "region {}",
@@ -285,8 +231,6 @@ _PHRASES = {
     "neck_channels": "neck {}",
     "dilation": "region dilated by {} px",
     "unseen": "held out {}",
-    "targets": "targets {}",
-    "phases": "phases {}",
     "films": "films of the phase {}",
     "work_side": "shrunk to {} px first",
     "factor": "rate cut by {}",
@@ -312,25 +256,11 @@ _PHRASES = {
     "cxrnet.smooth": "weight of the map's variation {}",
 }
 # Settings that two cells of one result may differ in without a reader caring.
-_SILENT = (
-    "data",
-    "crops",
-    "out",
-    "cache",
-    "device",
-    "workers",
-    "draws",
-    "seed",
-    "precision",
-    "accelerator",
-    "devices",
-    "bundle",
-    "picture_every",
-    "half",
-    "restart",
-    "split",
-    "follow",
+_SILENT = re.compile(
+    "data|crops|out|cache|device|workers|draws|seed|precision|accelerator|devices|bundle|"
+    "picture_every|half|restart|split|follow"
 )
+_SHARED = ("parts", "per_label")  # their shares make one phrase, in this order:
 _ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
 _BEFORE = "pretraining."  # settings of what came before the training itself
 # A network's name and its first weights make one phrase.
@@ -358,12 +288,11 @@ def differences(
         if key in _PAIRS.values() and mine.get(group[0]) == theirs.get(group[0]):
             group = (key,)  # the same network from other weights
         told |= set(group)
-        say = _phrase(group)
         guessed = any(k in experiment.guessed for k in group)
-        there = say(theirs, alone=True)
+        there = _say(group, theirs, alone=True)
         where = f"paper not given, full recipe {there}" if guessed else f"paper {there}"
         stage = "pretraining: " * key.startswith(_BEFORE)
-        sentences.append(f"{stage}{say(mine, alone=False)} ({where})")
+        sentences.append(f"{stage}{_say(group, mine)} ({where})")
     if "crops" in find_runner(experiment.runner).keys and mine.get("crops"):
         sentences.append("crops of the thorax (paper whole films)")
     return sentences
@@ -381,10 +310,9 @@ def guesses(experiment: Experiment, papers: Sequence[Mapping[str, Any]]) -> str:
         known = [flat for flat in every if key in flat]
         if known:
             pair = key in _PAIRS.values()
-            say = _phrase((key,) if pair else _group(key, set(known[0])))
-            first, *others = dict.fromkeys(say(flat, alone=False) for flat in known)
-            more = dict.fromkeys(say(flat, alone=True) for flat in known)
-            words = " or ".join([first, *list(more)[1:]]) if others else first
+            group = (key,) if pair else _group(key, set(known[0]))
+            _, *others = dict.fromkeys(_say(group, flat, alone=True) for flat in known)
+            words = " or ".join([_say(group, known[0]), *others])
             said.append("pretraining: " * key.startswith(_BEFORE) + words)
     if not said:
         return ""
@@ -416,7 +344,7 @@ def _named(value: Any) -> dict[str, dict[str, Any]]:
 
 def _is_silent(key: str, runner: str) -> bool:
     free = {*find_runner(runner).keys.values(), *find_runner(runner).free}
-    return key in free or key.rpartition(".")[2] in _SILENT
+    return key in free or bool(_SILENT.fullmatch(key.rpartition(".")[2]))
 
 
 def _group(key: str, keys: set[str]) -> tuple[str, ...]:
@@ -425,37 +353,31 @@ def _group(key: str, keys: set[str]) -> tuple[str, ...]:
         if key in (name, weights) and {name, weights} <= keys:
             return name, weights
     head = key.rpartition(".")[0]
-    if head.endswith(("parts", "per_label")):  # three shares are one split
+    if head.endswith(_SHARED):  # three shares are one split
         return tuple(f"{head}.{name}" for name in _ORDER if f"{head}.{name}" in keys)
     return (key,)
 
 
-def _phrase(group: Sequence[str]) -> Callable[..., str]:
-    """Settings → words; `alone` is the short form for the brackets."""
-
-    def say(settings: Mapping[str, Any], alone: bool) -> str:
-        key = group[0]
-        if key in _PAIRS and len(group) > 1:
-            name, weights = (settings.get(k) for k in group)
-            return f"{NAMES.get(str(name), name)} with {START.get(str(weights), weights)}"
-        head, _, last = key.rpartition(".")
-        if head.endswith(("parts", "per_label")):
-            shares = [
-                f"{k.rpartition('.')[2]} {_value(settings[k])}" for k in group if k in settings
-            ]
-            phrase = _PHRASES[head.rpartition(".")[2]]
-            return ", ".join(shares) if alone else phrase.format(", ".join(shares))
-        if last in ("max_films", "sources") and not settings.get(key):
-            return "all" if alone else "all films"
-        if last in ("weights", "name"):
-            return START.get(str(settings.get(key)), _value(settings.get(key)))
-        value = _value(settings.get(key))
-        both = f"{head.rpartition('.')[2]}.{last}"  # a kind is a kind of what
-        phrase = _PHRASES.get(both, _PHRASES.get(last, f"{last.replace('_', ' ')} {{}}"))
-        said = value if alone else phrase.format(value)
-        return said.removesuffix("s") if said in ("1 epochs", "1 folds") else said
-
-    return say
+def _say(group: Sequence[str], settings: Mapping[str, Any], alone: bool = False) -> str:
+    """Settings in words; `alone` is the short form for the brackets."""
+    key, value = group[0], settings.get(group[0])
+    if key in _PAIRS and len(group) > 1:
+        name, weights = (str(settings.get(k)) for k in group)
+        return f"{NAMES.get(name, name)} with {START.get(weights, weights)}"
+    head, _, last = key.rpartition(".")
+    if last in ("max_films", "sources") and not value:
+        return "all" if alone else "all films"
+    if last in ("weights", "name"):
+        return START.get(str(value), _value(value))
+    said = _value(value)
+    if head.endswith(_SHARED):
+        head, _, last = head.rpartition(".")
+        shares = [(k.rpartition(".")[2], settings[k]) for k in group if k in settings]
+        said = ", ".join(f"{part} {_value(share)}" for part, share in shares)
+    both = f"{head.rpartition('.')[2]}.{last}"  # a kind is a kind of what
+    phrase = _PHRASES.get(both, _PHRASES.get(last, f"{last.replace('_', ' ')} {{}}"))
+    said = said if alone else phrase.format(said)
+    return said.removesuffix("s") if said in ("1 epochs", "1 folds") else said
 
 
 def _value(value: Any) -> str:
