@@ -125,23 +125,19 @@ def run(config: MapsConfig) -> int:
     truths = Truths.load(config.data) if config.data else Truths()
     films: dict[str, Explained] = {}
     names, items = _items(config, truths, target)
-    steps = track(
-        batched(items, config.batch),
-        "maps",
-        -(-len(names) // config.batch),
-        console=console,
-        transient=True,
-    )
-    for group in steps:
+    groups, count = batched(items, config.batch), -(-len(names) // config.batch)
+    for group in track(groups, "maps", count, console=console, transient=True):
         shown = [i for i in group if i.pixels is not None]
         for item in group:
             if item.pixels is None:
                 log.warning("%s is left out: %s", item.film, item.reason)
         for item, plane in zip(shown, _maps(members, net, shown, config.method), strict=True):
             row = truths.of(item.film).row
-            films[item.film] = explained(
-                item.film, row.patient_id if row else "", _label(row), item.pixels, plane
-            )
+            patient, label = "", ""
+            if row is not None:
+                label = printable(": ".join(filter(None, (row.label, row.sublabel))))
+                patient = row.patient_id
+            films[item.film] = explained(item.film, patient, label, item.pixels, plane)
     if not films:
         raise ValueError("none of the films could be read: there is nothing to compare.")
     found = MapSet(config.name or config.method, config.method, target, films)
@@ -172,17 +168,8 @@ def save_maps(path: str | Path, maps: MapSet, weights: dict[str, str] | None = N
         tensors[f"picture.{number}"] = torch.from_numpy(np.ascontiguousarray(film.picture))
         tensors[f"map.{number}"] = torch.from_numpy(np.ascontiguousarray(film.plane, np.float32))
         rows.append({"film": film.film, "patient": film.patient, "label": film.label})
-    return save_bundle(
-        path,
-        KIND,
-        tensors,
-        half=False,
-        name=maps.name,
-        method=maps.method,
-        target=maps.target,
-        films=rows,
-        weights=weights or {},
-    )
+    known = {"name": maps.name, "method": maps.method, "target": maps.target}
+    return save_bundle(path, KIND, tensors, half=False, **known, films=rows, weights=weights or {})
 
 
 def load_maps(path: str | Path) -> MapSet:
@@ -199,12 +186,10 @@ def load_maps(path: str | Path) -> MapSet:
                 raise ValueError(
                     f"picture and map of {row['film']!r} must be (H, W), and the map in [0, 1]."
                 )
-            films[row["film"]] = Explained(
-                row["film"], row["patient"], row["label"], picture, plane
-            )
-        return MapSet(
-            bundle.meta["name"], bundle.meta["method"], bundle.meta["target"], films, bundle.sha256
-        )
+            known = row["film"], row["patient"], row["label"]
+            films[row["film"]] = Explained(*known, picture, plane)
+        name, method, target = (bundle.meta[key] for key in ("name", "method", "target"))
+        return MapSet(name, method, target, films, bundle.sha256)
     except KeyError as error:
         raise ValueError(
             f"{path} must hold a picture and a map for each of its films. {error} is missing."
@@ -268,7 +253,3 @@ def _maps(members: Any, net: Any, items: Sequence[Item], method: str) -> list[np
     batch, frames = members.prepare(pixels)
     planes = saliency_maps(net, batch, [TARGET] * len(batch), method)
     return to_pixels(planes, frames, [(p.shape[0], p.shape[1]) for p in pixels])
-
-
-def _label(row: Any) -> str:
-    return "" if row is None else printable(": ".join(p for p in (row.label, row.sublabel) if p))

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from comparing.maps import Explained, MapSet, common_films, load_all
+from comparing.maps import MapSet, common_films, load_all
 from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
 from cxr.page.build import page_text, to_json
 from cxr.page.words import printable
@@ -103,15 +103,10 @@ def draw_trials(films: list[str], wanted: int, repeats: int, seed: int) -> list[
     count = min(wanted or len(films), len(films))
     chosen = [films[i] for i in rng.permutation(len(films))[:count]]
     sides = rng.permutation([i % 2 for i in range(count)])
-    first = [
-        Trial(n, film, int(side))
-        for n, (film, side) in enumerate(zip(chosen, sides, strict=True), 1)
-    ]
-    again = [first[i] for i in rng.permutation(count)[:repeats]]
-    return [
-        *first,
-        *(Trial(count + n, t.film, 1 - t.left, t.number) for n, t in enumerate(again, 1)),
-    ]
+    numbered = enumerate(zip(chosen, sides, strict=True), 1)
+    first = [Trial(n, film, int(side)) for n, (film, side) in numbered]
+    again = enumerate((first[i] for i in rng.permutation(count)[:repeats]), count + 1)
+    return [*first, *(Trial(n, t.film, 1 - t.left, t.number) for n, t in again)]
 
 
 def identity(sets: list[MapSet], trials: list[Trial], question: str) -> str:
@@ -122,31 +117,14 @@ def identity(sets: list[MapSet], trials: list[Trial], question: str) -> str:
 
 def key_of(sets: list[MapSet], trials: list[Trial], page_id: str, question: str) -> dict[str, Any]:
     """What the page does not say: which method stood where."""
-    methods = [
-        {"name": s.name, "method": s.method, "target": s.target, "sha256": s.sha256} for s in sets
-    ]
+    methods = [{k: getattr(s, k) for k in ("name", "method", "target", "sha256")} for s in sets]
     rows = []
     for t in trials:
         film = sets[0].films[t.film]
-        rows.append(
-            {
-                "trial": t.number,
-                "film": t.film,
-                "patient": film.patient,
-                "label": film.label,
-                "left": t.left,
-                "repeats": t.repeats,
-            }
-        )
-    return {
-        "schema": KEY_SCHEMA,
-        "version": VERSION,
-        **provenance(),
-        "page": page_id,
-        "question": question,
-        "methods": methods,
-        "trials": rows,
-    }
+        who = {"film": t.film, "patient": film.patient, "label": film.label}
+        rows.append({"trial": t.number, **who, "left": t.left, "repeats": t.repeats})
+    head = {"schema": KEY_SCHEMA, "version": VERSION, **provenance(), "page": page_id}
+    return {**head, "question": question, "methods": methods, "trials": rows}
 
 
 def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: str) -> str:
@@ -154,16 +132,12 @@ def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: s
     shown = []
     for t in trials:
         film = sets[0].films[t.film]
-        sides = [overlay_uri(film, sets[k].films[t.film]) for k in (t.left, 1 - t.left)]
-        shown.append(
-            {
-                "trial": t.number,
-                "film": picture_uri(film),
-                "left": sides[0],
-                "right": sides[1],
-                "label": printable(film.label),
-            }
-        )
+        sides = (sets[k].films[t.film].plane for k in (t.left, 1 - t.left))
+        left, right = (overlay_uri(film.picture, plane) for plane in sides)
+        alone = to_data_uri(encode_jpeg(film.picture, QUALITY))
+        label = printable(film.label)
+        pictures = {"film": alone, "left": left, "right": right}
+        shown.append({"trial": t.number, **pictures, "label": label})
     return page_text(
         HERE / "page.html",
         question=question,
@@ -173,14 +147,9 @@ def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: s
     )
 
 
-def picture_uri(film: Explained) -> str:
-    """The film as the network saw it."""
-    return to_data_uri(encode_jpeg(film.picture, QUALITY))
-
-
-def overlay_uri(film: Explained, explained: Explained) -> str:
-    """One method's map over the film, in inferno colours."""
-    height, width = film.picture.shape
-    plane = cv2.resize(explained.plane, (width, height), interpolation=cv2.INTER_LINEAR)
-    drawn = overlay_saliency(to_rgb(film.picture), np.maximum(plane, 0))
+def overlay_uri(picture: np.ndarray, plane: np.ndarray) -> str:
+    """A map over the film (H, W), in inferno colours."""
+    height, width = picture.shape
+    plane = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+    drawn = overlay_saliency(to_rgb(picture), np.maximum(plane, 0))
     return to_data_uri(encode_jpeg(drawn, QUALITY))

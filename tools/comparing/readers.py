@@ -149,15 +149,8 @@ def count(reader: str, answers: Iterable[int]) -> Preference:
     """Counts with the exact interval and test."""
     found = Counter(answers)
     first, second = found[FIRST], found[SECOND]
-    return Preference(
-        reader,
-        sum(found.values()),
-        first,
-        second,
-        found[NEITHER],
-        exact_share(first, first + second),
-        sign_p(first, second),
-    )
+    share, p = exact_share(first, first + second), sign_p(first, second)
+    return Preference(reader, sum(found.values()), first, second, found[NEITHER], share, p)
 
 
 def steadiness(key: Key, reading: Reading) -> Steadiness:
@@ -181,10 +174,7 @@ def agreement(key: Key, a: Reading, b: Reading, draws: int = 1000, seed: int = 0
     alike = int((pairs[:, 0] == pairs[:, 1]).sum())
     values = kappas(pairs, with_draws(films, draws, seed))
     return Agreed(
-        readers,
-        len(films),
-        exact_share(alike, len(films)),
-        figure_of(values, len(films)),
+        readers, len(films), exact_share(alike, len(films)), figure_of(values, len(films))
     )
 
 
@@ -208,31 +198,38 @@ def _tell(
     steady: Sequence[Steadiness],
     agreed: Sequence[Agreed],
 ) -> None:
-    first, second = (printable(n) for n in key.names)
-    table = Table("reader", "films", first, second, "neither", f"{first} of those [95 %]", "p")
-    for p in preferred:
-        cells = [str(v) for v in (p.films, p.first, p.second, p.neither)]
-        table.add_row(
-            printable(p.reader),
-            *cells,
-            in_words(p.share),
-            "–" if p.p is None else f"{p.p:.3f}",
-        )
-    console.print(table, markup=False)
-    table = Table("reader", "came twice", "answered alike", "left of sides taken [95 %]")
-    for s in steady:
-        table.add_row(printable(s.reader), str(s.repeated), str(s.alike), in_words(s.left))
-    console.print(table, markup=False)
+    first, second = key.names
+    share = f"{first} of those [95 %]"
+    _print(
+        ("reader", "films", first, second, "neither", share, "p"),
+        [
+            (p.reader, p.films, p.first, p.second, p.neither, in_words(p.share), _p(p.p))
+            for p in preferred
+        ],
+    )
+    _print(
+        ("reader", "came twice", "answered alike", "left of sides taken [95 %]"),
+        [(s.reader, s.repeated, s.alike, in_words(s.left)) for s in steady],
+    )
     if agreed:
-        table = Table("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]")
-        for a in agreed:
-            table.add_row(
-                printable(" – ".join(a.readers)),
-                str(a.films),
-                in_words(a.alike),
-                in_words(a.kappa),
-            )
-        console.print(table, markup=False)
+        _print(
+            ("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]"),
+            [
+                (" – ".join(a.readers), a.films, in_words(a.alike), in_words(a.kappa))
+                for a in agreed
+            ],
+        )
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else f"{p:.3f}"
+
+
+def _print(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(*map(printable, head))
+    for row in rows:
+        table.add_row(*(printable(str(cell)) for cell in row))
+    console.print(table, markup=False)
 
 
 CHOICES_SCHEMA = "lungfirst.choices"
@@ -261,12 +258,7 @@ class Reading:
 
 def read_key(path: str | Path) -> Key:
     """A page's key; raises OSError, or ValueError naming what is wrong."""
-    data = _json(path)
-    if data.get("schema") != KEY_SCHEMA or data.get("version") != VERSION:
-        raise ValueError(
-            f"{path} must be the key of a page ({KEY_SCHEMA}, version {VERSION}). "
-            f"Got {data.get('schema')}, {data.get('version')} instead."
-        )
+    data = _json(path, "the key of a page", KEY_SCHEMA)
     try:
         first, second = (str(m["name"]) for m in data["methods"])
         trials = [
@@ -334,24 +326,24 @@ def read_all(paths: Sequence[str], key: Key) -> list[Reading]:
     return found
 
 
-def _json(path: str | Path) -> Mapping[str, Any]:
+def _json(path: str | Path, what: str, schema: str) -> Mapping[str, Any]:
+    """A file of this schema; raises OSError, or ValueError for any other."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON in UTF-8. {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} must be a JSON object. Got a {type(data).__name__} instead.")
+    if data.get("schema") != schema or data.get("version") != VERSION:
+        raise ValueError(
+            f"{path} must be {what} ({schema}, version {VERSION}). "
+            f"Got {data.get('schema')}, {data.get('version')} instead."
+        )
     return data
 
 
 def _json_rows(path: Path) -> tuple[str, str, list[tuple[int, str]]]:
-    data = _json(path)
-    if data.get("schema") != CHOICES_SCHEMA or data.get("version") != VERSION:
-        got = f"{data.get('schema')}, {data.get('version')}"
-        raise ValueError(
-            f"{path} must be choices saved by a page ({CHOICES_SCHEMA}, version "
-            f"{VERSION}). Got {got} instead."
-        )
+    data = _json(path, "choices saved by a page", CHOICES_SCHEMA)
     try:
         rows = [(int(c["trial"]), str(c["choice"])) for c in data["choices"]]
         return str(data["page"]), str(data["reader"]).strip(), rows

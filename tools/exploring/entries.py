@@ -138,23 +138,14 @@ def _original(extra: dict[str, str]) -> tuple[int, int] | None:
 
 def count_groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """One row for each source, label and age band that has films."""
-    groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[entry.row.source, entry.row.label, age_band(entry.age)].append(entry)
-    order = sorted(groups, key=lambda k: (k[0], k[1] != "normal", k[1], BANDS.index(k[2])))
-    return [
-        {
-            "source": key[0],
-            "label": key[1],
-            "age": key[2],
-            "films": len(groups[key]),
-            "patients": len({e.row.patient_id for e in groups[key]}),
-            "licences": _count(e.row.licence or "not stated" for e in groups[key]),
-            "views": _count(e.row.view or "not stated" for e in groups[key]),
-            "sexes": _count(e.sex for e in groups[key]),
-        }
-        for key in order
-    ]
+    rows = []
+    for (source, label), every in _by_label(entries).items():
+        for band in BANDS:
+            own = [e for e in every if age_band(e.age) == band]
+            known = {"source": source, "label": label, "age": band, "films": len(own)}
+            patients = len({e.row.patient_id for e in own})
+            rows += [{**known, "patients": patients, **_terms(own)}] if own else []
+    return rows
 
 
 def age_table(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -174,10 +165,9 @@ def terms_table(entries: Sequence[Entry]) -> dict[str, Any]:
     """Rows of source and label with sexes, views and licences, each with its number of films."""
     rows = []
     for (source, label), own in _by_label(entries).items():
-        licences = _count(e.row.licence or "not stated" for e in own)
-        sexes = _count(e.sex for e in own)
-        views = _count(e.row.view or "not stated" for e in own)
-        rows.append([source, label or "no label", *map(_words, (sexes, views, licences))])
+        terms = _terms(own)
+        shown = (_words(terms[what]) for what in ("sexes", "views", "licences"))
+        rows.append([source, label or "no label", *shown])
     head = ["Source", "Label", "Sex", "View", "Licence as stated"]
     return {"head": head, "words": 5, "rows": rows}
 
@@ -189,8 +179,14 @@ def _by_label(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
     return dict(sorted(groups.items(), key=lambda i: (i[0][0], i[0][1] != "normal", i[0][1])))
 
 
-def _count(values: Any) -> dict[str, int]:
-    return dict(Counter(values).most_common())
+def _terms(own: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Licences, views and sexes with their numbers of films, the most frequent first."""
+    stated = {
+        "licences": Counter(e.row.licence or "not stated" for e in own),
+        "views": Counter(e.row.view or "not stated" for e in own),
+        "sexes": Counter(e.sex for e in own),
+    }
+    return {what: dict(found.most_common()) for what, found in stated.items()}
 
 
 def _words(counts: dict[str, int]) -> str:

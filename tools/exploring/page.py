@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import combinations
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,17 @@ from cxr.page.charts import LETTER, NARROW, WIDTH, Axis, Row, both, forest, nice
 from cxr.page.pictures import inferno
 from exploring.entries import FilmClass, age_table, ordered_classes, terms_table
 from exploring.gather import GRID, OUTSIDE, SMALLEST_SHOWN, Gathered, Moments
-from exploring.probe import FEATURES, FOLDS, LIMIT, WHAT, Answer, Verdict, auc_text, headline
+from exploring.probe import (
+    FEATURES,
+    FOLDS,
+    LEVELS,
+    LIMIT,
+    WHAT,
+    Answer,
+    Verdict,
+    auc_text,
+    headline,
+)
 
 HERE = Path(__file__).resolve().parent
 MOST_UNREAD, MOST_CLASSES = 50, 6  # rows of the table; classes in one scatter
@@ -45,7 +56,9 @@ def page_html(
         "folds": FOLDS,
         "limit": LIMIT,
         "answer": headline(found),
-        "label_verdicts": _worst_first(found),
+        "label_verdicts": sorted(
+            (v for v in found if v.about == "labels"), key=lambda v: LEVELS.index(v.level)
+        ),
         "source_verdicts": [v for v in found if v.about == "sources"],
         "films": len(entries),
         "patients": len({e.row.patient_id for e in entries}),
@@ -91,11 +104,8 @@ def probe_tables(answers: Sequence[Answer]) -> list[dict[str, Any]]:
             ]
             rows.append([name, f"{sides[0]:,} / {sides[1]:,}", *cells])
         if rows:
-            head = [
-                "Question",
-                "Films",
-                *(s.replace(",", "").capitalize() for s in _SHORT.values()),
-            ]
+            shorts = (s.replace(",", "").capitalize() for s in _SHORT.values())
+            head = ["Question", "Films", *shorts]
             tables.append({"title": title, "head": head, "words": 1, "rows": rows})
     return tables
 
@@ -103,35 +113,22 @@ def probe_tables(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 def probe_charts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """A forest of AUCs for each question about labels, all on one scale."""
     charts = []
-    span = [
-        v
-        for a in answers
-        if a.about == "labels"
-        for v in (a.auc.value, a.auc.low, a.auc.high)
-        if v is not None
-    ]
-    for name in dict.fromkeys(a.question for a in answers if a.about == "labels"):
-        own = [a for a in answers if a.question == name and a.auc.value is not None]
-        rows = [
-            Row(_SHORT[a.what], a.auc.value, a.auc.low, a.auc.high, auc_text(a.auc)) for a in own
-        ]
-        if rows:
-            about = f"{name}: AUC of linear models. " + "; ".join(
-                f"{WHAT[a.what]} {auc_text(a.auc)}" for a in own
-            )
-            draw = partial(forest, rows, about, "score", line=(0.5, "chance"), span=span)
-            means = "AUC of each shortcut, with its interval."
-            charts.append({"title": name, "means": means, "svg": both(draw)})
+    labels = [a for a in answers if a.about == "labels" and a.auc.value is not None]
+    ends = (v for a in labels for v in (a.auc.value, a.auc.low, a.auc.high))
+    span = [v for v in ends if v is not None]
+    for name in dict.fromkeys(a.question for a in labels):
+        own = [(a, auc_text(a.auc)) for a in labels if a.question == name]
+        rows = [Row(_SHORT[a.what], a.auc.value, a.auc.low, a.auc.high, text) for a, text in own]
+        figures = "; ".join(f"{WHAT[a.what]} {text}" for a, text in own)
+        about = f"{name}: AUC of linear models. {figures}"
+        draw = partial(forest, rows, about, "score", line=(0.5, "chance"), span=span)
+        means = "AUC of each shortcut, with its interval."
+        charts.append({"title": name, "means": means, "svg": both(draw)})
     return charts
 
 
-_SHORT = dict(
-    zip(
-        FEATURES,
-        ("film, 8×8", "thorax blacked out", "box’s numbers", "aspect ratio", "crop, 8×8"),
-        strict=True,
-    )
-)
+_WORDS = ("film, 8×8", "thorax blacked out", "box’s numbers", "aspect ratio", "crop, 8×8")
+_SHORT = dict(zip(FEATURES, _WORDS, strict=True))
 
 
 def class_sizes(gathered: Gathered) -> dict[str, dict[str, np.ndarray]]:
@@ -148,21 +145,16 @@ def class_sizes(gathered: Gathered) -> dict[str, dict[str, np.ndarray]]:
 def size_charts(gathered: Gathered, seed: int) -> list[dict[str, Any]]:
     """A scatter for each source with films enough for a class with pictures."""
     charts = []
+    # as many films as a class needs for its pictures; any, in a small set
+    enough = min(SMALLEST_SHOWN, max((m.n for m in gathered.moments.values()), default=0))
     for source, classes in class_sizes(gathered).items():
-        large = {n.split(" · ", 1)[1]: s for n, s in classes.items() if n_enough(s, gathered)}
+        large = {n.split(" · ", 1)[1]: s for n, s in classes.items() if len(s) >= enough}
         if large:
             some = dict(list(large.items())[:MOST_CLASSES])
             about = f"{source}: height against width of the films, by class"
             draw = partial(size_scatter, some, about, seed)
             charts.append({"title": source, "means": "", "svg": both(draw)})
     return charts
-
-
-def n_enough(sizes: np.ndarray, gathered: Gathered) -> bool:
-    """Are there as many films as a class needs for its pictures (any, in a small set)?"""
-    return len(sizes) >= min(
-        SMALLEST_SHOWN, max((m.n for m in gathered.moments.values()), default=0)
-    )
 
 
 def slope_table(gathered: Gathered) -> dict[str, Any]:
@@ -226,11 +218,6 @@ def _grids(gathered: Gathered) -> list[dict[str, Any]]:
     ]
 
 
-def _worst_first(found: Sequence[Verdict]) -> list[Verdict]:
-    order = ("warning", "caution", "unknown", "clear")
-    return sorted((v for v in found if v.about == "labels"), key=lambda v: order.index(v.level))
-
-
 QUALITY = 88
 # Okabe and Ito's blue and vermilion: told apart by colour-blind readers, and of one lightness
 FIRST, SECOND = np.array([213.0, 94.0, 0.0]), np.array([0.0, 114.0, 178.0])
@@ -249,9 +236,7 @@ class Difference:
     picture: str
 
 
-def class_pictures(
-    moments: Mapping[FilmClass, Moments],
-) -> tuple[list[dict[str, Any]], float]:
+def class_pictures(moments: Mapping[FilmClass, Moments]) -> tuple[list[dict[str, Any]], float]:
     """Mean and variance pictures of all classes that have films, and the variance that is drawn
     brightest: one scale for all, so that classes can be compared."""
     some = {c: m for c, m in moments.items() if m.n}
@@ -269,60 +254,48 @@ def differences(moments: Mapping[FilmClass, Moments]) -> tuple[list[Difference],
     found: list[tuple[str, str, str, Moments, Moments]] = []
     for source in dict.fromkeys(c.source for c in moments):
         own = {c: m for c, m in moments.items() if c.source == source and m.n}
-        labels = list(dict.fromkeys(c.label for c in own))
-        groups = {
-            label or "no label": _sum(m for c, m in own.items() if c.label == label)
-            for label in labels
-        }
-        found += _pairs(source, groups)
-        for label in labels:
-            found += _pairs(
-                source, {c.kind: m for c, m in own.items() if c.label == label and c.kind}
-            )
+        labels: dict[str, dict[str, Moments]] = {}
+        for c, m in own.items():
+            labels.setdefault(c.label, {})[c.kind] = m
+        whole = {name or "no label": reduce(add, m.values()) for name, m in labels.items()}
+        for group in (whole, *({k: m for k, m in kinds.items() if k} for kinds in labels.values())):
+            found += [(source, a, b, group[a], group[b]) for a, b in combinations(group, 2)]
     planes = [b.mean - a.mean for _, _, _, a, b in found]
     top = max((float(np.abs(p).max()) for p in planes), default=0.0)
     out = []
     for (source, first, second, a, b), p in zip(found, planes, strict=True):
         most, mean = float(np.abs(p).max()), float(np.abs(p).mean())
-        out.append(Difference(source, first, second, (a.n, b.n), most, mean, signed_uri(p, top)))
+        out.append(
+            Difference(source, first, second, (a.n, b.n), most, mean, _uri(to_colours(p, top)))
+        )
     return out, top
 
 
 def grey_uri(plane: np.ndarray) -> str:
     """(H, W) in [0, 1] as a grey picture."""
-    return to_data_uri(encode_jpeg(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8), QUALITY))
+    return _uri(_to_bytes(plane))
 
 
 def heat_uri(plane: np.ndarray, top: float) -> str:
     """(H, W) ≥ 0 in inferno colours, `top` the brightest."""
-    share = np.clip(plane / top, 0, 1) if top > 0 else np.zeros_like(plane)
-    bgr = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return to_data_uri(encode_jpeg(np.ascontiguousarray(bgr[..., ::-1]), QUALITY))
+    share = _to_bytes(plane / top if top > 0 else np.zeros_like(plane))
+    return _uri(np.ascontiguousarray(cv2.applyColorMap(share, cv2.COLORMAP_INFERNO)[..., ::-1]))
 
 
-def signed_uri(plane: np.ndarray, top: float) -> str:
-    """(H, W) with sign: white is 0, full blue +`top`, full vermilion −`top`."""
-    return to_data_uri(encode_jpeg(to_colours(plane, top), QUALITY))
+def _to_bytes(share: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def _uri(image: np.ndarray) -> str:
+    return to_data_uri(encode_jpeg(image, QUALITY))
 
 
 def to_colours(plane: np.ndarray, top: float) -> np.ndarray:
-    """`signed_uri`'s uint8 RGB (H, W, 3)."""
+    """(H, W) with sign as uint8 RGB (H, W, 3): white is 0, full blue +`top`, full vermilion
+    −`top`."""
     share = np.clip(plane / top, -1, 1)[..., None] if top > 0 else np.zeros((*plane.shape, 1))
     colour = np.where(share > 0, SECOND, FIRST)
     return np.rint(255 + np.abs(share) * (colour - 255)).astype(np.uint8)
-
-
-def _pairs(
-    source: str, groups: Mapping[str, Moments]
-) -> list[tuple[str, str, str, Moments, Moments]]:
-    names = list(groups)
-    return [
-        (source, a, b, groups[a], groups[b]) for i, a in enumerate(names) for b in names[i + 1 :]
-    ]
-
-
-def _sum(moments: Iterable[Moments]) -> Moments:
-    return reduce(add, moments, Moments())
 
 
 MOST_DOTS = 400  # of a class; the fit takes all films
@@ -369,7 +342,8 @@ def size_scatter(
     shown = {name: sizes for name, sizes in series.items() if len(sizes)}
     every = np.concatenate(list(shown.values())) if shown else np.ones((1, 2))
     fits = {name: fit_slope(sizes) for name, sizes in shown.items()}
-    out, y = _legend([_label(name, fit) for name, fit in fits.items()], width)
+    slopes = {n: f.words if f.slope is None else f"slope {f.words}" for n, f in fits.items()}
+    out, y = _legend([f"{name}: {slope}" for name, slope in slopes.items()], width)
     out.append(text_at(0, y + 24, "height, px", "soft"))
     top, left = y + 36, 62
     bottom = top + (230 if width > NARROW else 190)
@@ -390,10 +364,6 @@ def size_scatter(
         out += _line(fits[name], sizes[:, 0], across, up, _STYLES[number % 6])
     out.append(text_at(width - 14, bottom + 34, "width, px", "end soft"))
     return svg(out, width, bottom + 40, about)
-
-
-def _label(name: str, fit: Fit) -> str:
-    return f"{name}: {fit.words if fit.slope is None else f'slope {fit.words}'}"
 
 
 def _line(fit: Fit, wide: np.ndarray, across: Axis, up: Axis, style: str) -> list[str]:

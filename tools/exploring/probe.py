@@ -6,7 +6,7 @@ models have two zero points: pooled, even a constant score would be worse than c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from classify.shortcuts import shortcut_scores
-from cxr.stats import Figure, bootstrap_weights, figure, weighted_auc
+from cxr.stats import Figure, bootstrap_weights, figure, in_words, weighted_auc
 from exploring.entries import UNKNOWN, Entry
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Gathered
 
@@ -64,22 +64,12 @@ def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) ->
         labels = [e.row.label if own[i] else "" for i, e in enumerate(entries)]
         found = _sides(labels, seen, smallest)
         order = sorted(found, key=lambda label: (label != "normal", -found[label].sum(), label))
-        out += [
-            _question(f"{source}: {a} / {b}", "labels", found[a], found[b])
-            for a, b in combinations(order, 2)
-        ]
+        out += _pairs("labels", {label: found[label] for label in order}, f"{source}: ")
         for label in order:
             kinds = [e.kind if found[label][i] else "" for i, e in enumerate(entries)]
             parts = _sides(kinds, seen, smallest)
-            out += [
-                _question(f"{source}: {a} / {b}", "labels", parts[a], parts[b])
-                for a, b in combinations(sorted(parts), 2)
-            ]
-    out += [
-        _question(f"{a} / {b}", "sources", sources[a], sources[b])
-        for a, b in combinations(sources, 2)
-    ]
-    return out
+            out += _pairs("labels", dict(sorted(parts.items())), f"{source}: ")
+    return out + _pairs("sources", sources)
 
 
 def answer(
@@ -181,11 +171,17 @@ def _sides(names: Sequence[str], seen: np.ndarray, smallest: int) -> dict[str, n
     return {name: own for name, own in found.items() if own.sum() >= smallest}
 
 
-def _question(name: str, about: str, negative: np.ndarray, positive: np.ndarray) -> Question:
-    films = np.flatnonzero(negative | positive)
-    return Question(name, about, films, positive[films])
+def _pairs(about: str, sides: Mapping[str, np.ndarray], where: str = "") -> list[Question]:
+    """Every side against every later one."""
+    found = []
+    for negative, positive in combinations(sides, 2):
+        films = np.flatnonzero(sides[negative] | sides[positive])
+        name = f"{where}{negative} / {positive}"
+        found.append(Question(name, about, films, sides[positive][films]))
+    return found
 
 
+LEVELS = ("warning", "caution", "unknown", "clear")  # the worst first
 LIMIT = 0.7  # of the interval's lower end: above, a label can be told without lungs
 
 WHAT = {
@@ -216,30 +212,27 @@ def verdicts(answers: Sequence[Answer]) -> list[Verdict]:
 
 def auc_text(found: Figure) -> str:
     """0.979 [0.968, 0.985]"""
-    if found.value is None:
-        return "not measured"
-    if found.low is None or found.high is None:
-        return f"{found.value:.3f}, without an interval"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    bare = found.value is not None and found.low is None
+    return in_words(found, missing="not measured") + ", without an interval" * bare
 
 
 def headline(found: Sequence[Verdict]) -> str:
     """The page's answer in a sentence or two."""
     labels = [v for v in found if v.about == "labels"]
-    warned = [v.question for v in labels if v.level == "warning"]
-    caution = [v.question for v in labels if v.level == "caution"]
-    unknown = [v.question for v in labels if v.level == "unknown"]
+    warned, caution, unknown, _ = (
+        "; ".join(v.question for v in labels if v.level == level) for level in LEVELS
+    )
     if not labels:
         return "No two labels of one source have films enough to be asked about."
     parts = []
     if warned:
-        parts.append(f"Warning: labels can be told without lungs ({_list(warned)}).")
+        parts.append(f"Warning: labels can be told without lungs ({warned}).")
     if caution:
-        parts.append(f"Caution: some can be told better than by chance ({_list(caution)}).")
-    if not warned and not caution and len(unknown) < len(labels):
+        parts.append(f"Caution: some can be told better than by chance ({caution}).")
+    if not warned and not caution and any(v.level == "clear" for v in labels):
         parts.append("No label that could be checked can be told without lungs by these models.")
     if unknown:
-        parts.append(f"Not checked for want of thorax boxes: {_list(unknown)}.")
+        parts.append(f"Not checked for want of thorax boxes: {unknown}.")
     told = sum(v.about == "sources" and v.level == "warning" for v in found)
     if told:
         parts.append(
@@ -284,7 +277,3 @@ def _verdict(own: Sequence[Answer]) -> Verdict:
         f"needs an interval above {LIMIT}.{something}{beside}"
     )
     return Verdict(question, about, "caution" if more else "clear", text)
-
-
-def _list(names: Sequence[str]) -> str:
-    return "; ".join(names)
