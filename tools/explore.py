@@ -254,19 +254,16 @@ def _record(loaded: LoadedSet, path: Path, uncertain: Uncertain) -> dict[str, ob
 
 def check_out(out: Path) -> None:
     """Raise ValueError where `out` holds a films.csv that no conversion wrote: it may be dear."""
-    if (out / "films.csv").exists() and not _is_record(out / RECORD):
+    try:
+        data = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        data = None
+    ours = isinstance(data, dict) and data.get("schema") == SCHEMA
+    if (out / "films.csv").exists() and not ours:
         raise ValueError(
             f"--out must be a new folder, or one of an earlier --source. {out} holds "
             "a films.csv of other origin, which would be lost."
         )
-
-
-def _is_record(path: Path) -> bool:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("schema") == SCHEMA
 
 
 def _place(top: Path, out: Path, image: str) -> str:
@@ -278,22 +275,22 @@ def _place(top: Path, out: Path, image: str) -> str:
 def describe_set(folder: str | Path) -> list[str]:
     """What `convert` found, in lines for people."""
     data = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+    films, free = data["films"], data["publishable"]
+    published = (
+        f"Publishable: by their licence {free} of {films} films may train a published model"
+        if free
+        else "No film's licence allows to publish a model trained on it: publishable_only=false"
+    )
     return [
-        f"{data['title']}: {data['films']} films of {data['patients']} patients "
+        f"{data['title']}: {films} films of {data['patients']} patients "
         f"({_counts(data['labels'])})",
         f"Left out: {_counts(data['left_out']) or 'nothing'}",
         f"Problems: {_counts(data['problems']) or 'none'} (problems.csv)",
         f"Licence: {data['licence']}",
-        _may_be_published(data["publishable"], data["films"]),
+        published,
         f"Cite: {data['citation']}",
         f"Films stay in {data['films_in']}",
     ]
-
-
-def _may_be_published(films: int, of: int) -> str:
-    if not films:
-        return "No film's licence allows to publish a model trained on it: publishable_only=false"
-    return f"Publishable: by their licence {films} of {of} films may train a published model"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -175,16 +176,8 @@ def films_place(config: ReproduceConfig, budget: str) -> Place:
     out = config.out
     if config.engine == "ray":  # its workers have another working folder
         data, out = str(Path(data).absolute()), str(Path(out).absolute())
-    return Place(
-        data,
-        "",
-        out,
-        config.device,
-        config.workers,
-        config.seed,
-        config.draws,
-        (DRAWN,) if drawn else config.sources,
-    )
+    how = config.device, config.workers, config.seed, config.draws
+    return Place(data, "", out, *how, sources=(DRAWN,) if drawn else config.sources)
 
 
 def make(config: ReproduceConfig, experiment: Experiment, place: Place, engine: Engine) -> int:
@@ -192,17 +185,16 @@ def make(config: ReproduceConfig, experiment: Experiment, place: Place, engine: 
     from reproducing.layout import headline
     from reproducing.making import Order, make_table
 
-    console.print(f"{experiment.name} at {config.budget}", highlight=False, markup=False)
-    order = Order(
-        experiment, config.budget, place, engine, command_of(config, experiment), config.docs
-    )
+    tell = partial(console.print, highlight=False, markup=False)
+    tell(f"{experiment.name} at {config.budget}")
+    command = command_of(config, experiment)
+    order = Order(experiment, config.budget, place, engine, command, config.docs)
     try:
-        table = make_table(order, lambda text: console.print(text, highlight=False, markup=False))
+        table = make_table(order, tell)
     except (ValueError, OSError) as error:
         log.error("%s", printable(str(error)))
         return 1
-    path = Path(config.out) / f"{order.stem}.html"
-    console.print(f"{headline(table)} Open {path} in a browser.", highlight=False, markup=False)
+    tell(f"{headline(table)} Open {Path(config.out) / order.stem}.html in a browser.")
     return 1 if table.failed else 0
 
 

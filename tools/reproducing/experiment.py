@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,7 @@ def find_experiments(folder: str | Path) -> dict[str, Path]:
 
 
 def _check_lines(experiment: Experiment) -> None:
+    every = ", ".join(BUDGETS)
     if not experiment.rows or not experiment.measures:
         raise ValueError("rows and measures must name one each at least.")
     for what, lines in (("rows", experiment.rows), ("columns", experiment.columns)):
@@ -184,17 +186,13 @@ def _check_lines(experiment: Experiment) -> None:
         if len(set(names)) != len(names) or "" in names:
             raise ValueError(f"{what} must each have a name of their own. Got {names} instead.")
         for line in lines:
-            unknown = set(line.budgets) - set(BUDGETS)
-            if unknown:
+            if unknown := ", ".join(sorted(set(line.budgets) - set(BUDGETS))):
                 raise ValueError(
-                    f"budgets of {line.name} must be of {', '.join(BUDGETS)}. "
-                    f"Got {', '.join(sorted(unknown))} instead."
+                    f"budgets of {line.name} must be of {every}. Got {unknown} instead."
                 )
     if set(experiment.budgets) != set(BUDGETS):
-        raise ValueError(
-            f"budgets must be {', '.join(BUDGETS)}. "
-            f"Got {', '.join(experiment.budgets) or 'none'} instead."
-        )
+        found = ", ".join(experiment.budgets) or "none"
+        raise ValueError(f"budgets must be {every}. Got {found} instead.")
     cells = {(row.name, column.name) for row, column in experiment.cells()}
     named = [(known.row, known.column) for known in experiment.published]
     for row, column in (*named, *((shown.row, shown.column) for shown in experiment.pictures)):
@@ -209,15 +207,14 @@ def _check_measures(experiment: Experiment) -> None:
     names = [measure.name for measure in experiment.measures]
     for name in [*names, *(n for known in experiment.published for n in known.figures)]:
         group, _, rest = name.partition(".")
-        known_groups = OF_A_CLASS + OF_A_PART + OF_THE_TRAINING
-        if name not in MEASURES and not (rest and group in known_groups):
+        grouped = rest and group in OF_A_CLASS + OF_A_PART + OF_THE_TRAINING
+        if name not in MEASURES and not grouped:
             raise ValueError(
                 f"a measure must be one of {', '.join(MEASURES)}, or one of "
                 f"{', '.join(OF_A_CLASS)} with .CLASS. Got {name!r}."
             )
         if name not in names:
             raise ValueError(f"published must give figures of the measures only. Got {name!r}.")
-
     if experiment.plot and experiment.plot not in names:
         raise ValueError(f"plot must be one of the measures. Got {experiment.plot!r} instead.")
 
@@ -225,12 +222,11 @@ def _check_measures(experiment: Experiment) -> None:
 def _check_protocol(experiment: Experiment) -> None:
     """No cell of any budget may be split another way: an official test's figure beside a pooled
     one says nothing (Kermany: about 0.92 against 0.98 for like networks)."""
-    for budget in BUDGETS:
-        for row, column in experiment.cells():
-            settings = experiment.settings(budget, row, column)
-            kind = flatten(settings).get("protocol.kind", experiment.protocol)
-            if kind != experiment.protocol:
-                raise ValueError(
-                    f"all cells must be split alike (protocol: {experiment.protocol}). Got "
-                    f"{kind} for {row.name} {column.name} at {budget}: make a table of its own."
-                )
+    for budget, (row, column) in product(BUDGETS, experiment.cells()):
+        settings = flatten(experiment.settings(budget, row, column))
+        kind = settings.get("protocol.kind", experiment.protocol)
+        if kind != experiment.protocol:
+            raise ValueError(
+                f"all cells must be split alike (protocol: {experiment.protocol}). Got "
+                f"{kind} for {row.name} {column.name} at {budget}: make a table of its own."
+            )

@@ -20,7 +20,7 @@ from classify.films import Case
 from classify.labels import label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.films import ScreeningFilms
-from classify.screening.tiers import TIERS, risk_table
+from classify.screening.tiers import TIERS, RiskRow, risk_table
 from classify.tasks.member import load_cases, member_job, train_ensemble
 from classify.tasks.settings import TrainConfig
 from cxr.answers import Answer, write_answers
@@ -150,15 +150,10 @@ def truth_of(case: Case, config: ScxnnConfig) -> str | None:
 
 def _answers(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> list[Answer]:
     out = []
-    for case, row in zip(cases, scores, strict=True):
-        truth = truth_of(case, config)
+    for case, row in zip(cases, scores.tolist(), strict=True):
+        truth, film = truth_of(case, config), case.row
         if truth is not None:
-            film = case.row
-            out.append(
-                Answer(
-                    film.image, film.patient_id, film.source, truth, tuple(float(s) for s in row)
-                )
-            )
+            out.append(Answer(film.image, film.patient_id, film.source, truth, tuple(row)))
     if len(out) < len(cases):
         log.info(
             "%d tested films have no target and are not normal: not in answers.csv",
@@ -181,17 +176,14 @@ def _follow(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> d
         else truth_of(case, config) or "none of the targets"
         for case, apart in zip(cases, followed, strict=True)
     ]
-    patients = [case.patient for case in cases]
-    said = scores.argmax(1)
+    said, groups = scores.argmax(1), []
     order = [n for n, apart in zip(names, followed, strict=True) if apart][:1]
     order += [n for n in (*config.answers, "none of the targets") if n in names]
-    groups = []
     for name in order:
         chosen = [i for i, other in enumerate(names) if other == name]
-        shares = goes_of(
-            said[chosen], [patients[i] for i in chosen], config.answers, config.draws, config.seed
-        )
-        groups.append(Group(name, len(chosen), len({patients[i] for i in chosen}), shares))
+        patients = [cases[i].patient for i in chosen]
+        shares = goes_of(said[chosen], patients, config.answers, config.draws, config.seed)
+        groups.append(Group(name, len(chosen), len(set(patients)), shares))
     draw_goes(groups, Path(config.out) / "unseen.png")
     one = config.targets[0] if len(config.targets) == 1 else None
     return {
@@ -278,30 +270,26 @@ def _figures(job: ScreenJob, tested: ScreeningFilms, kept: np.ndarray) -> dict[s
         frozenset(t for t in job.targets if has_disease(case.row, [t]))
         for case in job.cases["test"]
     ]
-    table = risk_table(tested.logits, kept, diseases, job.targets, tier_of)
+
+    def table_of(some: slice) -> list[RiskRow]:
+        return risk_table(tested.logits[some], kept[some], diseases[some], job.targets, tier_of)
+
+    def share(among: Sequence[int], hits: Sequence[bool]) -> Figure:
+        return share_figure(hits, [tested.patients[i] for i in among], job.draws, job.seed)
+
+    table = table_of(slice(None))
     write_json(job.out / "risk.json", [asdict(row) for row in table])
     # film by film the table says who counts where: an interval by patient needs to know
-    films = [
-        risk_table(tested.logits[[i]], kept[[i]], [diseases[i]], job.targets, tier_of)
-        for i in range(len(diseases))
-    ]
+    films = [table_of(slice(i, i + 1)) for i in range(len(diseases))]
     figures = {}
     for n, row in enumerate(table):
         among = [i for i, rows in enumerate(films) if rows[n].films]
-        name = row.disease or row.tier
         for what in ("kept", "found"):
             hits = [bool(getattr(films[i][n], what)) for i in among]
-            figures[f"{what}.{name}"] = _share(job, tested, among, hits)
+            figures[f"{what}.{row.disease or row.tier}"] = share(among, hits)
     normal = [int(i) for i in np.flatnonzero(~tested.abnormal)]
-    figures["kept.normal"] = _share(job, tested, normal, [bool(kept[i]) for i in normal])
+    figures["kept.normal"] = share(normal, [bool(kept[i]) for i in normal])
     return figures
-
-
-def _share(
-    job: ScreenJob, films: ScreeningFilms, among: Sequence[int], hits: Sequence[bool]
-) -> Figure:
-    patients = [films.patients[i] for i in among]
-    return share_figure(hits, patients, job.draws, job.seed)
 
 
 # normal, the target, others: told apart in grey print and by eyes that see few colours, too
@@ -336,12 +324,10 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
     answers; each with its share and interval in per cent."""
     picture = new_figure(9.0, 1.5 + 0.72 * len(groups))
     axis = picture.subplots()
-    answers = list(groups[0].shares)
     places = [0.0] + [k + 0.35 for k in range(1, len(groups))]
     for place, group in zip(places, groups, strict=True):
         left = 0.0
-        for k, answer in enumerate(answers):
-            found = group.shares[answer]
+        for k, (answer, found) in enumerate(group.shares.items()):
             width = found.value or 0.0
             axis.barh(
                 place,
@@ -355,16 +341,16 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
                 linewidth=1.2,
             )
             if width >= _NARROW:
-                axis.text(
-                    left + width / 2,
-                    place,
-                    _words(found),
-                    ha="center",
-                    va="center",
-                    color="#1b1b1b",
-                    fontsize=9,
-                    linespacing=1.25,
-                )
+                text = f"{100 * width:.0f} %"
+                if found.low is not None and found.high is not None:
+                    text += f"\n{100 * found.low:.0f}–{100 * found.high:.0f}"
+                look: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "center",
+                    "color": "#1b1b1b",
+                    "fontsize": 9,
+                }
+                axis.text(left + width / 2, place, text, linespacing=1.25, **look)
             left += width
     if len(groups) > 1:
         axis.axhline(0.675, color="0.75", linewidth=0.8)
@@ -384,13 +370,6 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
         title="answered",
         frameon=False,
         loc="outside upper right",
-        ncols=len(answers),
+        ncols=len(groups[0].shares),
     )
     return write_figure(picture, path)
-
-
-def _words(found: Figure) -> str:
-    value = f"{100 * (found.value or 0.0):.0f} %"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value}\n{100 * found.low:.0f}–{100 * found.high:.0f}"
