@@ -47,6 +47,7 @@ _FIXES = {
 }
 
 Say = tuple[str, str]  # what is wrong, and what to do, without the film
+Entry = dict[str, Any]  # of a COCO file
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,12 @@ class CheckConfig:
 
     def __post_init__(self) -> None:
         if not self.session:
-            raise ValueError(
-                "session must name a session's folder or a COCO file. Got none instead."
-            )
+            rule = "session must name a session's folder or a COCO file"
+            raise ValueError(f"{rule}. Got none instead.")
         only_files = [f"--{name}" for name in ("films", "classes") if getattr(self, name)]
         if only_files and all(map(is_session, self.session)):
-            raise ValueError(
-                f"{' and '.join(only_files)} must stand beside a COCO file. A session "
-                "knows its films and classes itself."
-            )
+            why = "A session knows its films and classes itself."
+            raise ValueError(f"{' and '.join(only_files)} must stand beside a COCO file. {why}")
 
 
 @dataclass(frozen=True)
@@ -199,23 +197,19 @@ def _count_boxes(boxes: Sequence[Any]) -> str:
 def check_session(
     session: Session, hashes: bool = True, complete: bool = False
 ) -> tuple[list[Fault], str]:
-    """All faults of a session in the order of its films, and its films and boxes in words.
-
-    Args:
-        hashes: look at the films' files too: whether they are there and still the same.
-        complete: a film without an answer is a fault as well.
-    """
+    """All faults of a session in the order of its films, and its films and boxes in words; for the
+    arguments see CheckConfig."""
     faults = []
-    at_hand = session.root.is_dir()
-    if hashes and not at_hand:  # one line, not one for each film in it
+    if hashes and not session.root.is_dir():  # one line, not one for each film in it
         fix = "Put it back, or check the boxes alone: --hashes=false"
         faults.append(Fault(str(session.root), "the folder of the films is missing", fix))
+        hashes = False
     last = {str(entry["number"]): entry.get("state") for entry in session.history()}
     answers = session.answers()
     for film, answer in _follow(answers, len(answers)):
         if answer.state == "unreadable":
             continue  # it never had a view to draw on
-        if hashes and at_hand:
+        if hashes:
             faults += _find_changed(session, film)
         own = list(_answer_faults(session, film, answer, last.get(str(film.number)) in DONE_STATES))
         if complete and answer.state == "todo" and not own:
@@ -230,11 +224,8 @@ def check_session(
             faults.append(Fault(f"views/{path.name}", what, fix))
     counts = count_states(answer for _, answer in answers)
     doubtful = f" ({counts.doubtful} of them doubtful)" if counts.doubtful else ""
-    rest = {
-        f"still to do{doubtful}": counts.todo,
-        "skipped": counts.skipped,
-        "that cannot be opened": counts.unreadable,
-    }
+    rest = {f"still to do{doubtful}": counts.todo, "skipped": counts.skipped}
+    rest["that cannot be opened"] = counts.unreadable
     boxes = sum(answer.box is not None for _, answer in answers)
     return faults, _summarise(counts.films, boxes, rest)
 
@@ -301,18 +292,8 @@ def check_file(
     complete: bool = False,
     hashes: bool = True,
 ) -> tuple[list[Fault], str]:
-    """All faults of a COCO file, those of its format first, and its films and boxes in words.
-
-    Args:
-        path: the file.
-        films: folder of the films; None looks at no film.
-        classes: right labels; empty takes the file's own categories.
-        complete: a film without a box is a fault as well.
-        hashes: where the file knows the hash of a film, the film must have it still.
-
-    Raises:
-        OSError: for a file that cannot be opened.
-    """
+    """All faults of a COCO file, those of its format first, and its films and boxes in words; for
+    the arguments see CheckConfig. Raises OSError for a file that cannot be opened."""
     try:
         data = load_json(path)
     except ValueError as error:
@@ -347,13 +328,12 @@ def check_file(
         faults += _film_faults(list(images.values()), names, Path(films), path, hashes)
     boxes = [len(own) for own in notes.values()]
     summary = _summarise(len(boxes), sum(boxes), {"without a box": boxes.count(0)})
-    return sorted(faults, key=_place), summary
 
+    def place(fault: Fault) -> int:  # those of the whole file first, then film by film
+        number = fault.film.split(" ")[0]
+        return int(number) if number.isdecimal() else 0
 
-def _place(fault: Fault) -> int:
-    """Faults of the whole file first, then film by film."""
-    number = fault.film.split(" ")[0]
-    return int(number) if number.isdecimal() else 0
+    return sorted(faults, key=place), summary
 
 
 def _entries(data: Any, key: str) -> list[Any]:
@@ -373,10 +353,7 @@ def _to_fault(fault: CocoFault, names: dict[str, str], path: str | Path) -> Faul
 
 
 def _image_faults(
-    image: dict[str, Any],
-    notes: Sequence[dict[str, Any]],
-    labels: dict[Any, str],
-    classes: Sequence[str],
+    image: Entry, notes: Sequence[Entry], labels: dict[Any, str], classes: Sequence[str]
 ) -> Iterator[Say]:
     if len(notes) > 1:
         yield _count_boxes(notes), _DELETE_OTHERS
@@ -393,11 +370,7 @@ def _image_faults(
 
 
 def _film_faults(
-    images: Sequence[dict[str, Any]],
-    names: dict[str, str],
-    folder: Path,
-    path: str | Path,
-    hashes: bool,
+    images: list[Entry], names: dict[str, str], folder: Path, path: str | Path, hashes: bool
 ) -> Iterator[Fault]:
     try:
         places = _find_places([image["file_name"] for image in images], folder)
@@ -412,9 +385,8 @@ def _film_faults(
     for image, (place, film) in _follow(zip(images, read, strict=True), len(images)):
         name = names[image["file_name"]]
         if isinstance(film, Unread):
-            missing = film.reason == "not_found"
-            why = film.sentence.rstrip(".")
-            what = "the film is missing" if missing else f"the film cannot be read: {why}"
+            what = f"the film cannot be read: {film.sentence.rstrip('.')}"
+            what = "the film is missing" if film.reason == "not_found" else what
             yield Fault(name, what, f"Put it at {place}, or give the right --films")
         elif what := _difference(image, film, hashes):
             fix = f"Put the film that was boxed at {place}, or box this one and merge it into"
@@ -450,13 +422,11 @@ def _difference(image: dict[str, Any], film: Film, hashes: bool) -> str:
     known = image.get("sha256")
     if hashes and known and known != film.sha256:
         return "the film has changed since it was boxed"
-    if (height, width) == (listed_h, listed_w):
-        return ""
     scaled = abs(height * listed_w / (width * listed_h) - 1) < SAME_SHAPE
-    if scaled and known == film.sha256:
+    if (height, width) == (listed_h, listed_w) or (scaled and known == film.sha256):
         return ""
     return f"the film is {width} × {height} px, the file says {listed_w} × {listed_h}"
 
 
-def _size_hw(image: dict[str, Any]) -> tuple[int, int]:
+def _size_hw(image: Entry) -> tuple[int, int]:
     return int(image["height"]), int(image["width"])

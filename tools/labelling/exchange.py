@@ -145,20 +145,12 @@ def run_export(config: ExportConfig) -> int:
 
 @dataclass
 class Outgoing:
-    """The films that go out, and the rest.
+    """Films that go out, `extra["prelabelled"]` where no human touched the box, and the rest."""
 
-    Attributes:
-        films: the folder that file names are relative to, None where unknown.
-        coco: films with boxes (N, 4) xyxy in film pixels; `extra["prelabelled"]` marks a box that
-            no human touched.
-        faults: films that should go out and cannot.
-        left: how many films stayed behind because of their state.
-    """
-
-    films: Path | None
+    films: Path | None  # the folder that file names are relative to, None where unknown
     coco: CocoSet
-    faults: list[Unusable] = field(default_factory=list)
-    left: Counter[str] = field(default_factory=Counter)
+    faults: list[Unusable] = field(default_factory=list)  # films that should go out and cannot
+    left: Counter[str] = field(default_factory=Counter)  # that stayed behind, by their state
 
 
 def read_outgoing(config: ExportConfig) -> Outgoing:
@@ -171,9 +163,8 @@ def read_outgoing(config: ExportConfig) -> Outgoing:
         classes = _names(config.classes) or session.classes
         return _read_session(session, films, classes, config.all)
     if not source.is_file():
-        raise FileNotFoundError(
-            f"source must be a session's folder or a COCO file. Got '{source}' instead."
-        )
+        rule = "source must be a session's folder or a COCO file"
+        raise FileNotFoundError(f"{rule}. Got '{source}' instead.")
     coco = read_coco(source)
     classes = _names(config.classes) or coco.classes
     out = Outgoing(films, CocoSet([], classes, coco.info))
@@ -348,7 +339,7 @@ def _is_answered(answer: Answer) -> bool:
     """Whether a human said anything: an answer, a box still in doubt, a ticked flag, or something
     that cannot be read and may be an answer."""
     human = any(not box.prelabelled for box in answer.boxes)
-    return answer.done or human or bool(answer.flags) or bool(answer.fault)
+    return answer.done or human or bool(answer.flags or answer.fault)
 
 
 def _names(classes: Sequence[str] | str) -> tuple[str, ...]:

@@ -1,8 +1,6 @@
-"""python tools/annotate.py merge SESSION… --into annotations/thorax.json
-
-Boxes that humans drew, corrected or accepted, from sessions into one COCO file that says of each
-box whose it is. All of it is written or nothing, and merging again changes nothing.
-"""
+"""annotate.py merge: boxes that humans drew, corrected or accepted, from sessions into one COCO
+file that says of each box whose it is. All of it is written or nothing, and merging again changes
+nothing."""
 
 from __future__ import annotations
 
@@ -24,11 +22,10 @@ from cxr.film import FILM_SUFFIXES
 from cxr.rules import require
 from cxr.workdir import write_atomic
 from labelling.merged_file import POLICIES, Contributor, Target
-from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm
+from labelling.session import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
 from labelling.shapes import Shape
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
-ACTIONS = ("accepted", "corrected", "drawn")
 SIZES, NAMES = ("film", "original"), ("path", "base")
 
 
@@ -90,7 +87,7 @@ def run(config: MergeConfig) -> int:
     path = path.resolve() if path.is_symlink() else path  # not to put a file in the link's place
     try:
         folders = {Path(folder).resolve(): folder for folder in config.session}
-        sessions = [Session.open(folder) for folder in folders.values()]
+        sessions = list(map(Session.open, folders.values()))
         with alone_with(path):
             target = Target(path, _common_classes(sessions))
             tally = fill(target, sessions, config)
@@ -164,7 +161,7 @@ def find_box(answer: Answer, classes: Sequence[str]) -> Shape | None:
         return None
     if answer.fault:
         raise ValueError(answer.fault + fix)
-    if answer.state not in ACTIONS:
+    if answer.state not in BOX_STATES:
         return None
     human = [b for b in answer.boxes if not b.prelabelled]
     if len(human) != 1 or answer.box is None:
@@ -194,15 +191,9 @@ def _place_box(
         inside = scale_xyxy(inside, film.size_hw, size_hw)
     # rounded here and nowhere else: what is computed from it is then the same in each merge
     x, y, w, h = (round(float(v), 3) for v in xyxy_to_xywh(inside)[0])
-    return size_hw, Contributor(
-        session.annotator,
-        answer.changed,
-        film.prelabel_xyxy is not None,
-        answer.state,
-        session.session_id,
-        (x, y, w, h),
-        box.label,
-    )
+    shown, who = film.prelabel_xyxy is not None, session.annotator
+    bbox, by = (x, y, w, h), session.session_id
+    return size_hw, Contributor(who, answer.changed, shown, answer.state, by, bbox, box.label)
 
 
 def listed_name(film: str, config: MergeConfig) -> str:
@@ -260,7 +251,7 @@ def write(target: Target) -> Path | None:
 
 def tell(target: Target, tally: Tally, backup: Path | None) -> None:
     """Print what was done."""
-    merged = f"{tally.merged} merged{_in_brackets(tally.actions, ACTIONS)}"
+    merged = f"{tally.merged} merged{_in_brackets(tally.actions, BOX_STATES)}"
     todo = tally.left_out.pop("todo", 0)
     skips = _in_brackets(tally.left_out, (*SKIP_FLAGS, "file unreadable"))
     skipped = f"{tally.left_out.total()} skipped{skips}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr.coco import read_coco_json
+from cxr.rules import require
 from labelling.session import SessionFilm
 
 POLICIES = ("refuse", "newest", "mean", "first")
@@ -87,12 +88,12 @@ class Contributor:
             shown, own = bool(entry["prelabelled"]), str(entry.get("category", category))
             found = cls(annotator, date, shown, action, session, (x, y, w, h), own)
             _ = found.when
+            return found
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(
                 "each entry of provenance must have annotator, date, prelabelled, action, session "
                 f"and bbox as merge writes them. Got {entry!r} instead."
             ) from error
-        return found
 
 
 def _is_near(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -208,12 +209,8 @@ class Target:
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self.path = path
         categories = [{"id": i, "name": n} for i, n in enumerate(classes, 1)]
-        empty: dict[str, Any] = {
-            "info": _INFO,
-            "images": [],
-            "annotations": [],
-            "categories": categories,
-        }
+        lists: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+        empty = {"info": _INFO, **lists}
         self.data = read_coco_json(path) if path.exists() else empty
         self._id_of = {str(c["name"]): c["id"] for c in self.data["categories"]}
         self._name_of = {c["id"]: str(c["name"]) for c in self.data["categories"]}
@@ -377,8 +374,7 @@ class Target:
 
 def _read_provenance(note: dict[str, Any], category: str) -> list[Contributor]:
     entries = note.get("provenance") or []
-    if not isinstance(entries, list):
-        raise ValueError(f"provenance must be a list. Got {entries!r} instead.")
+    require(isinstance(entries, list), "provenance must be a list", entries)
     return [Contributor.from_entry(entry, category) for entry in entries]
 
 

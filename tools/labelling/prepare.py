@@ -26,6 +26,7 @@ from cxr.film import Film, list_films
 from cxr.films_table import open_table
 from cxr.intensity import clahe, min_max, percentile_clip, resize
 from cxr.ledger import FilmRecords
+from cxr.rules import require
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import console, write_atomic
 from labelling.session import Session, SessionFilm, to_shape, write_films
@@ -102,13 +103,11 @@ def parse_sample(text: str) -> dict[str, int]:
     """`normal=200,pneumonia=200` as a dict; raises ValueError for anything else."""
     sample: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
-        label, _, number = part.partition("=")
-        if not label.strip() or not number.strip().isdigit() or int(number) < 1:
-            raise ValueError(
-                "sample must be label=number, with commas between, such as "
-                f"normal=200,pneumonia=200. Got {text!r} instead."
-            )
-        sample[label.strip()] = int(number)
+        label, _, number = (p.strip() for p in part.partition("="))
+        right = bool(label) and number.isdigit() and int(number) > 0
+        rule = "sample must be label=number, with commas between, such as normal=200,pneumonia=200"
+        require(right, rule, text)
+        sample[label] = int(number)
     return sample
 
 
@@ -158,15 +157,6 @@ def make_view(pixels: np.ndarray, side: int = VIEW_SIDE) -> tuple[np.ndarray, Fr
     view_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
     grey = clahe(min_max(percentile_clip(resize(pixels, view_hw))))
     return (grey * 255 + 0.5).astype(np.uint8), Frame((0, 0, width, height), view_hw, view_hw)
-
-
-def load_detector(weights: str) -> ThoraxDetector | None:
-    """The detector of a file of weights, None without one: then nothing here needs torch."""
-    if not weights:
-        return None
-    from detect.predict import ThoraxDetector
-
-    return ThoraxDetector.load(weights)
 
 
 def find_prelabels(detector: ThoraxDetector, films: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -292,7 +282,7 @@ def _in_order(rows: Sequence[SessionFilm], order: str, seed: int) -> list[Sessio
     if order == "random":
         random.Random(seed).shuffle(rows)
     elif order == "uncertain":
-        rows = sorted(rows, key=lambda r: -r.uncertainty)
+        rows.sort(key=lambda r: -r.uncertainty)
     return sorted(rows, key=lambda r: not r.view)
 
 

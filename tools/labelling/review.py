@@ -11,10 +11,11 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from cxr.rules import require
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states
 from labelling.sheet import Film, draw_sheets, join_numbers, read_drawn
 
@@ -74,10 +75,8 @@ class ReviewConfig:
                 f"{', '.join(self.session) or 'none'} instead."
             )
         for name, low, high in (("per_sheet", 1, 200), ("columns", 1, 20), ("tile", 120, 2000)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"{name} must lie in {low} to {high}. Got {getattr(self, name)} instead."
-                )
+            got = getattr(self, name)
+            require(low <= got <= high, f"{name} must lie in {low} to {high}", got)
         _ = self.orders
 
     @property
@@ -94,10 +93,8 @@ def _parse_edges(words: str) -> dict[str, float | str]:
     edges: dict[str, float | str] = {}
     for word in words.split(","):
         name, _, value = (w.strip() for w in word.partition("="))
-        if name not in (*EDGES, "label"):
-            raise ValueError(
-                f"set must name left, top, right, bottom or label. Got {word.strip()!r} instead."
-            )
+        known = name in (*EDGES, "label")
+        require(known, "set must name left, top, right, bottom or label", word.strip())
         if name in edges:
             raise ValueError(f"set must name each edge once. Got {name} twice in {words!r}.")
         edges[name] = value if name == "label" else _parse_fraction(name, value)
@@ -109,11 +106,8 @@ def _parse_fraction(name: str, value: str) -> float:
         fraction = float(value)
     except ValueError:
         fraction = float("nan")
-    if not 0 <= fraction <= 1:
-        raise ValueError(
-            f"set must give {name} as a fraction of the film's width or height, 0 to "
-            f"1. Got {value!r} instead."
-        )
+    rule = f"set must give {name} as a fraction of the film's width or height, 0 to 1"
+    require(0 <= fraction <= 1, rule, value)
     return fraction
 
 
@@ -138,12 +132,9 @@ def _parse_action(name: str, text: str) -> list[tuple[Spans, Any]]:
     orders: list[tuple[Spans, Any]] = []
     for part in filter(None, (p.strip() for p in text.split(";"))):
         numbers, _, words = (p.strip() for p in part.partition(sign))
-        if not numbers or not words:
-            raise ValueError(f"{name} must look like {example}. Got {part!r} instead.")
-        if allowed and words not in allowed:
-            raise ValueError(
-                f"{name} must give one of: {', '.join(allowed)}. Got {words!r} instead."
-            )
+        require(bool(numbers and words), f"{name} must look like {example}", part)
+        right = not allowed or words in allowed
+        require(right, f"{name} must give one of: {', '.join(allowed)}", words)
         said = words if allowed else _parse_edges(words)
         orders.append((parse_numbers(name, numbers), said))
     return orders
@@ -155,10 +146,8 @@ def parse_numbers(name: str, text: str) -> Spans:
     for part in text.split(",") if text.strip() else ():
         first, dash, last = (word.strip() for word in part.partition("-"))
         # isdecimal alone lets digits of other scripts pass
-        if not (first.isascii() and first.isdecimal()) or (dash and not last.isdecimal()):
-            raise ValueError(
-                f"{name} must be films' numbers such as 1-24,30. Got {text!r} instead."
-            )
+        right = first.isascii() and first.isdecimal() and (last.isdecimal() or not dash)
+        require(right, f"{name} must be films' numbers such as 1-24,30", text)
         span = (int(first), int(last or first))
         if span[0] > span[1]:
             raise ValueError(
@@ -168,8 +157,7 @@ def parse_numbers(name: str, text: str) -> Spans:
     return tuple(spans)
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What becomes of one film. `xyxy` in film px, None keeps the box; `flags`: all ticked ones.
     `left` says why an accept changed nothing."""
 
@@ -182,7 +170,7 @@ class Change:
 
     def ticked(self, did: str, flag: str, without: Collection[str] = ()) -> Change:
         """With one flag more, and some fewer."""
-        return replace(self, did=(*self.did, did), flags=(self.flags - set(without)) | {flag})
+        return self._replace(did=(*self.did, did), flags=(self.flags - set(without)) | {flag})
 
 
 def plan_changes(
@@ -196,10 +184,10 @@ def plan_changes(
     films = {film.number: film for film in session.films}
     faults: list[str] = []
     asked = {name: _by_number(name, pairs, films, faults) for name, pairs in orders.items()}
-    but = asked.pop("but")
-    strange = sorted(but.keys() - asked["accept"].keys())
-    faults += [f"but takes out film {n}, which accept does not name" for n in strange]
-    asked["accept"] = {n: None for n in asked["accept"] if n not in but}
+    for n in sorted(asked.pop("but")):
+        if n not in asked["accept"]:
+            faults.append(f"but takes out film {n}, which accept does not name")
+        asked["accept"].pop(n, None)
     for one, other in _APART:
         hint = ": take it out with but" if other == "accept" else ""
         for number in sorted(asked[one].keys() & asked[other].keys()):
@@ -214,8 +202,8 @@ def plan_changes(
             faults.append(f"film {number} ({film.film}) {error}")
     if faults:
         more = len(faults) - _LISTED_REFUSALS
-        lines = [*faults[:_LISTED_REFUSALS], *([f"… and {more} more"] if more > 0 else [])]
-        raise ValueError("\n".join([*lines, "Nothing was written."]))
+        rest = [f"… and {more} more"] if more > 0 else []
+        raise ValueError("\n".join([*faults[:_LISTED_REFUSALS], *rest, "Nothing was written."]))
     return changes
 
 
@@ -247,10 +235,8 @@ def _plan_film(
         raise ValueError(f"cannot be read and takes no answer: {film.reason}")
     answer = session.answer(film)
     if answer.fault:
-        path = session.label_path(film)
-        raise ValueError(
-            f"has a label file that cannot be used ({answer.fault}); delete {path} or mend it"
-        )
+        fix = f"delete {session.label_path(film)} or mend it"
+        raise ValueError(f"has a label file that cannot be used ({answer.fault}); {fix}")
     change = Change(film, answer.flags)
     if "set" in own:
         change = _set_edges(change, answer, own["set"], session.classes, seen)
@@ -298,14 +284,14 @@ def _set_edges(
                 f"its {EDGES[high]} one at {xyxy[high] / sides[high]:.2f}"
             )
     flags = change.flags - {_ACCEPTED, _DOUBTFUL, *SKIP_FLAGS}
-    return replace(change, did=("set",), xyxy=xyxy, label=label, flags=flags)
+    return change._replace(did=("set",), xyxy=xyxy, label=label, flags=flags)
 
 
 def _accept(change: Change, answer: Answer, seen: Mapping[str, Any] | None) -> Change:
     if answer.box is not None:
-        return replace(change, left="with a human's box already")
+        return change._replace(left="with a human's box already")
     if answer.state == "skipped":
-        return replace(change, left="skipped already")
+        return change._replace(left="skipped already")
     _only_box(answer, ": set its edges, skip it, or leave it out with but")
     seen = _check_seen(answer, seen)
     if _DOUBTFUL in answer.flags and not seen["doubtful"]:
@@ -349,18 +335,16 @@ def run(config: ReviewConfig) -> int:
     try:
         session = Session.open(config.session[0])
         folder = Path(config.out) if config.out else session.path / "review"
-        if any(config.orders.values()):
-            with session.locked():
-                changes = plan_changes(config.orders, session, read_drawn(folder, session))
-                for change in changes:
-                    if change.did:
-                        session.set_answer(
-                            change.film, xyxy=change.xyxy, label=change.label, flags=change.flags
-                        )
-            _say_changes(changes)
-            _say_next(session, config)
-        else:
+        if not any(config.orders.values()):
             _draw(session, folder, config)
+            return 0
+        with session.locked():
+            changes = plan_changes(config.orders, session, read_drawn(folder, session))
+            for film, flags, did, xyxy, label, _ in changes:
+                if did:
+                    session.set_answer(film, xyxy=xyxy, label=label, flags=flags)
+        _say_changes(changes)
+        _say_next(session, config)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -387,10 +371,8 @@ def _draw(session: Session, folder: Path, config: ReviewConfig) -> None:
         print(f"No films to show ({config.show}).")
         _say_next(session, config)
         return
-    print(
-        f"{len(films)} film{'s' * (len(films) != 1)} on {len(sheets)} "
-        f"sheet{'s' * (len(sheets) != 1)}:"
-    )
+    plural, several = "s" * (len(films) != 1), "s" * (len(sheets) != 1)
+    print(f"{len(films)} film{plural} on {len(sheets)} sheet{several}:")
     for path, numbers in list(sheets.items())[:_LISTED_SHEETS]:
         print(f"  {path}  films {join_numbers(numbers)}")
     if len(sheets) > _LISTED_SHEETS:

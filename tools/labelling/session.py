@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from cxr.boxes import Frame
 from cxr.ledger import append_line, drop_torn_line
+from cxr.rules import require
 from cxr.workdir import write_atomic
 from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
@@ -132,16 +134,14 @@ class Counts:
 
     @property
     def films(self) -> int:
-        """All films."""
         return self.done + self.todo + self.unreadable
 
 
 def count_states(answers: Iterable[Answer]) -> Counts:
     """Films by state."""
     known = list(answers)
-    states = [answer.state for answer in known]
     doubtful = sum(a.state == "todo" and "doubtful" in a.flags for a in known)
-    return Counts(**{s: states.count(s) for s in set(states)}, doubtful=doubtful)
+    return Counts(**Counter(answer.state for answer in known), doubtful=doubtful)
 
 
 def is_session(path: str | Path) -> bool:
@@ -188,7 +188,6 @@ class Session:
         return self.root / film.film
 
     def view_path(self, film: SessionFilm) -> Path:
-        """The film's 8-bit view."""
         return self.path / film.view
 
     def label_path(self, film: SessionFilm) -> Path:
@@ -244,7 +243,17 @@ class Session:
         Raises:
             ValueError: for a film without a view, a box outside the film, an unknown flag or label.
         """
-        self._check_answer(film, xyxy, label, flags)
+        where = f"film {film.number} ({film.film})"
+        if not film.view:
+            raise ValueError(f"{where} cannot be read and takes no box: {film.reason}")
+        if set(flags) - set(FLAGS):
+            raise ValueError(
+                f"flags must be of {', '.join(FLAGS)}. Got {', '.join(flags)} instead."
+            )
+        known = label is None or label in self.classes
+        require(known, f"label must be of {', '.join(self.classes)}", label)
+        if xyxy is not None:
+            _check_on_film(where, xyxy, film.size_hw)
         try:
             shapes = read_label_file(self.label_path(film)).shapes
         except (FileNotFoundError, ValueError, OverflowError):
@@ -257,32 +266,6 @@ class Session:
         answer = judge(film, self.write_shapes(film, shapes, flags))
         self.note(film, answer, via)
         return self._date(film, answer)
-
-    def _check_answer(
-        self,
-        film: SessionFilm,
-        xyxy: Sequence[float] | None,
-        label: str | None,
-        flags: Collection[str],
-    ) -> None:
-        where = f"film {film.number} ({film.film})"
-        if not film.view:
-            raise ValueError(f"{where} cannot be read and takes no box: {film.reason}")
-        if set(flags) - set(FLAGS):
-            raise ValueError(
-                f"flags must be of {', '.join(FLAGS)}. Got {', '.join(flags)} instead."
-            )
-        if label is not None and label not in self.classes:
-            raise ValueError(f"label must be of {', '.join(self.classes)}. Got {label!r} instead.")
-        if xyxy is None:
-            return
-        x0, y0, x1, y1 = xyxy
-        height, width = film.size_hw
-        if not (-0.5 <= x0 < x1 <= width + 0.5 and -0.5 <= y0 < y1 <= height + 0.5):
-            raise ValueError(
-                f"the box of {where} must lie on the film of {width} × {height} px with its left "
-                f"edge before its right one. Got {x0:.1f}, {y0:.1f}, {x1:.1f}, {y1:.1f} instead."
-            )
 
     def write_shapes(
         self, film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str] = ()
@@ -299,7 +282,6 @@ class Session:
 
         A fault is no answer: the last good one stands. An untouched film is nothing to note.
         """
-        now = datetime.now(UTC).isoformat(timespec="seconds")
         box = answer.box
         said = {
             "state": answer.state,
@@ -311,6 +293,7 @@ class Session:
         last = self._last_entries().get(film.number, untouched)
         if answer.fault or all(last.get(key) == value for key, value in said.items()):
             return False
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         if via == "labelme":  # when the hand moved, not when it was seen
             now = self._changed(film) or now
         entry = {"time": now, "number": film.number, "film": film.film, **said, "via": via}
@@ -373,6 +356,15 @@ class Session:
         except FileNotFoundError:
             return ""
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _check_on_film(where: str, xyxy: Sequence[float], size_hw: tuple[int, int]) -> None:
+    (x0, y0, x1, y1), (height, width) = xyxy, size_hw
+    if not (-0.5 <= x0 < x1 <= width + 0.5 and -0.5 <= y0 < y1 <= height + 0.5):
+        raise ValueError(
+            f"the box of {where} must lie on the film of {width} × {height} px with its left "
+            f"edge before its right one. Got {x0:.1f}, {y0:.1f}, {x1:.1f}, {y1:.1f} instead."
+        )
 
 
 def write_films(path: Path, films: Iterable[SessionFilm]) -> None:

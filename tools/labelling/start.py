@@ -25,7 +25,6 @@ from labelling.prepare import (
     add_films,
     draw_prelabels,
     find_candidates,
-    load_detector,
     parse_sample,
     prepare_films,
     renew_prelabels,
@@ -110,7 +109,11 @@ def run(config: StartConfig) -> int:
     """Prepare what is missing, open labelme, tell how far it is; 0 when that went well."""
     path = Path(config.session)
     try:
-        detector = load_detector(config.prelabel)
+        detector = None
+        if config.prelabel:  # late: without one nothing here needs torch
+            from detect.predict import ThoraxDetector
+
+            detector = ThoraxDetector.load(config.prelabel)
         new = not is_session(path)
         if new:
             create_session(config)
