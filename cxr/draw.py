@@ -10,6 +10,7 @@ import base64
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cxr.boxes import as_boxes
+from cxr.workdir import write_atomic
 
 Colour = tuple[int, int, int]
 
@@ -104,6 +106,13 @@ def fit(image: np.ndarray, side: int) -> np.ndarray:
     small = cv2.resize(image, size, interpolation=how)
     # OpenCV's area mean of ones is 1.0000001: values stay in the picture's own range
     return np.clip(small, image.min(), image.max()) if small.dtype.kind == "f" else small
+
+
+def write_sheet(
+    path: str | Path, images: Sequence[np.ndarray], captions: Sequence[str], tile: int, title: str
+) -> None:
+    """A `sheet` of six columns as a PNG file."""
+    write_atomic(path, encode_png(sheet(images, captions, tile=tile, title=title)))
 
 
 def sheet(

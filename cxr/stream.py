@@ -65,8 +65,11 @@ def read_or_say_why(path: str | Path) -> Film | Unread:
         return Unread(reason, sentence)
 
 
-def default_jobs(films: int) -> int:
-    """Processes worth starting for so many films: 0 for a few, at most 4 and one a core."""
+def default_jobs(films: int, asked: int = -1) -> int:
+    """The processes asked for; with -1 those worth starting for so many films: 0 for a few, at most
+    4 and one a core."""
+    if asked >= 0:
+        return asked
     return 0 if films < _WORTH_PROCESSES else min(4, len(os.sched_getaffinity(0)))
 
 

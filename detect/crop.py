@@ -29,7 +29,7 @@ from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.rules import require_between
-from cxr.stream import Unread, default_jobs, read_ahead
+from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
 from detect.predict import ThoraxBox, ThoraxDetector
 
@@ -146,13 +146,8 @@ def iter_crops(
     nothing was cut. At most a batch and `2 * jobs` films are held at a time.
     """
     with ThreadPoolExecutor(2) as writers:
-        batch: list[tuple[Path, Film | Unread]] = []
-        for item in read_ahead(paths, settings.jobs):
-            batch.append(item)
-            if len(batch) == settings.batch:
-                yield from _crop_batch(batch, detector, settings, writers)
-                batch = []
-        yield from _crop_batch(batch, detector, settings, writers)
+        for batch in batched(read_ahead(paths, settings.jobs), settings.batch):
+            yield from _crop_batch(batch, detector, settings, writers)
 
 
 def _crop_batch(
@@ -318,7 +313,7 @@ def crop_films(
     book.drop(stale)
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
-    jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
+    jobs = default_jobs(len(pending), config.jobs)
     settings = CropSettings(folder, config.margin, config.square, jobs, config.batch)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task("cropping", total=len(pending))

@@ -23,7 +23,7 @@ from cxr.coco import CocoFilm
 from cxr.film import Film
 from cxr.films_table import read_films_table
 from cxr.rules import require_between
-from cxr.stream import Unread, default_jobs, read_ahead
+from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log
 from detect.data import MeasureConfig, choose_part, read_annotations, with_class
 from detect.metrics import FilmScore, constant_box, scale_box, score_film
@@ -134,12 +134,12 @@ def measure_films(
 ) -> Iterator[FilmResult]:
     """A FilmResult a film, in order, with a progress bar; pixels are held a batch at a time."""
     masks = find_masks(Path(config.data))
-    jobs = default_jobs(len(films)) if config.jobs < 0 else config.jobs
-    stream = read_ahead([Path(config.data) / f.file_name for f in films], jobs)
+    paths = [Path(config.data) / f.file_name for f in films]
+    stream = zip(films, read_ahead(paths, default_jobs(len(films), config.jobs)), strict=True)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task("boxing", total=len(films))
-        for start in range(0, len(films), config.batch):
-            batch = [_fit(t, next(stream)[1]) for t in films[start : start + config.batch]]
+        for group in batched(stream, config.batch):
+            batch = [_fit(truth, film) for truth, (_, film) in group]
             found = iter(detector.detect([f.pixels for _, f in batch if isinstance(f, Film)]))
             for truth, film in batch:
                 if isinstance(film, Unread):

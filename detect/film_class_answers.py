@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from cxr.film import Film, list_films, read_film
 from cxr.stream import batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
 from detect.predict import Detections, ThoraxDetector
+from detect.tables import to_csv
 
 NO_BOX = "no box"  # the answer for a film without a box; never a truth
 _SHOWN = 24  # films on a sheet
@@ -288,19 +287,16 @@ def answer_folder(detector: ThoraxDetector, folder: str, out: str, batch: int) -
 def to_table(films: Sequence[ClassedFilm], classes: Sequence[str]) -> str:
     """CSV: film, status, reason, class, score of the box, its corners in the film's pixels, and a
     score for each class and for `no box`; an unreadable film's cells are empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     names = [*classes, NO_BOX]
-    corners = ["x0", "y0", "x1", "y1"]
-    head = ["film", "status", "reason", "class", "box_score", *corners]
-    writer.writerow([*head, *(f"score.{name}" for name in names)])
+    head = ["film", "status", "reason", "class", "box_score", "x0", "y0", "x1", "y1"]
+    rows: list[list[Any]] = [[*head, *(f"score.{name}" for name in names)]]
     for film in films:
         read = film.status != "unreadable"
         box = [f"{v:.2f}" for v in film.xyxy] if film.xyxy else [""] * 4
         scores = [f"{v:.6f}" for v in film.scores] if read else [""] * len(names)
         score = f"{film.box_score:.4f}" if read else ""
-        writer.writerow([film.film, film.status, film.reason, film.answer, score, *box, *scores])
-    return buffer.getvalue()
+        rows.append([film.film, film.status, film.reason, film.answer, score, *box, *scores])
+    return to_csv(rows)
 
 
 def choose_shown(films: Sequence[AnsweredFilm], number: int = _SHOWN) -> list[AnsweredFilm]:
@@ -337,8 +333,7 @@ def draw_answers(films: Sequence[AnsweredFilm], folder: Path, path: Path) -> Non
         f"{right} of {len(films)} tested films right; {len(shown)} shown, wrong ones first, "
         "worst first. White: true box. Green: right class. Orange: wrong class."
     )
-    sheet = draw.sheet(tiles, captions, columns=6, tile=256, title=title)
-    write_atomic(path, draw.encode_png(sheet))
+    draw.write_sheet(path, tiles, captions, 256, title)
 
 
 def draw_classed(films: Sequence[ClassedFilm], path: Path) -> None:
@@ -348,8 +343,7 @@ def draw_classed(films: Sequence[ClassedFilm], path: Path) -> None:
     tiles = [_tile(Path(f.film), [(f.xyxy, draw.BLUE)]) for f in shown]
     captions = [f"{_said(f)}\n{Path(f.film).name}" for f in shown]
     title = f"{len(shown)} of {len(read)} films that were read, the least sure first"
-    sheet = draw.sheet(tiles, captions, columns=6, tile=256, title=title)
-    write_atomic(path, draw.encode_png(sheet))
+    draw.write_sheet(path, tiles, captions, 256, title)
 
 
 def _said(film: ClassedFilm) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from detect.settings import DetectorConfig
 if TYPE_CHECKING:  # torch is imported where a network is at work
     from torch import Tensor, nn
 
+Settings = TypeVar("Settings")
 DEFAULT_WEIGHTS = Path("weights/thorax_lite0.safetensors")  # commands run from the project's folder
 
 
@@ -66,7 +67,41 @@ def to_input(canvas: np.ndarray) -> Tensor:
     return torch.from_numpy(canvas).float().div_(255.0).expand(3, -1, -1)
 
 
-class ThoraxDetector:
+class TrainedNet:
+    """A network on its device, as it is in use; `weights` is its file's name → SHA-256, `meta` what
+    its bundle says."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str = "auto",
+        weights: dict[str, str] | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        import torch
+
+        self.device = pick_device(device)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.weights, self.meta = weights or {}, meta or {}
+
+
+def load_net(
+    path: str | Path, kind: str, settings: type[Settings], build: Callable[[Settings], nn.Module]
+) -> tuple[nn.Module, Settings, dict[str, str], dict[str, Any]]:
+    """A bundle's network, its settings, its file's name → SHA-256, and its metadata.
+
+    Raises FileNotFoundError or ValueError for what is no bundle of this kind.
+    """
+    from cxr.bundle import load_bundle
+
+    bundle = load_bundle(path, kind)
+    config = from_plain(settings, bundle.meta["model"])
+    model = build(config)
+    model.load_state_dict(bundle.tensors)
+    return model, config, {Path(bundle.path).name: bundle.sha256}, bundle.meta
+
+
+class ThoraxDetector(TrainedNet):
     """A trained detector with its preprocessing and its operating point."""
 
     def __init__(
@@ -79,14 +114,9 @@ class ThoraxDetector:
         weights: dict[str, str] | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
-        import torch
-
-        self.device = pick_device(device)
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        super().__init__(model, device, weights, meta)
         self.config, self.flips = config, flips
         self.operating_point = operating_point
-        self.weights = weights or {}
-        self.meta = meta or {}
 
     @classmethod
     def load(
@@ -97,17 +127,13 @@ class ThoraxDetector:
 
         Raises FileNotFoundError or ValueError for what is no bundle of a thorax detector.
         """
-        from cxr.bundle import load_bundle
         from detect.model import build_detector
 
-        bundle = load_bundle(path or DEFAULT_WEIGHTS, "thorax")
-        config = from_plain(DetectorConfig, bundle.meta["model"])
-        model = build_detector(config)
-        model.load_state_dict(bundle.tensors)
-        point = bundle.meta["operating_point"]
+        found = load_net(path or DEFAULT_WEIGHTS, "thorax", DetectorConfig, build_detector)
+        model, config, weights, meta = found
+        point = meta["operating_point"]
         use_flips = bool(point.get("flips", False)) if flips is None else flips
-        name = Path(bundle.path).name
-        return cls(model, config, point, use_flips, device, {name: bundle.sha256}, bundle.meta)
+        return cls(model, config, point, use_flips, device, weights, meta)
 
     def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:
         """All boxes on each film (H, W) float32 in [0, 1], in its own pixels, best first."""

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,10 +18,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cxr.coco import CocoFilm
-from cxr.draw import GREEN, ORANGE, RED, draw_box, encode_png, sheet, to_rgb
+from cxr.draw import GREEN, ORANGE, RED, draw_box, to_rgb, write_sheet
 from cxr.stats import in_words
 from cxr.stream import Unread, read_ahead
-from cxr.workdir import Workdir, console, write_atomic, write_json
+from cxr.workdir import Workdir, console, to_json, write_atomic, write_json
 from detect.metrics import SIDES, AveragePrecision, FilmScore, Summary, average_precision, summarise
 from detect.predict import Detections, ThoraxBox
 
@@ -69,17 +69,6 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def to_json(value: Any) -> Any:
-    """Dataclasses as dicts, NaN as null: JSON has no NaN."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 METHODS = ("detector", "constant box", "whole film")
@@ -322,4 +311,4 @@ def draw_worst(evaluation: Evaluation, data: Path, path: Path, number: int = 24)
         f"the {len(worst)} worst of {len(known)} films, part {evaluation.part}: truth green, "
         "box orange, unused box red"
     )
-    write_atomic(path, encode_png(sheet(pictures, captions, columns=6, tile=320, title=title)))
+    write_sheet(path, pictures, captions, 320, title)

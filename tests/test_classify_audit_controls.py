@@ -17,8 +17,7 @@ from torch import nn
 from classify.audit import controls
 from classify.audit.attention import Prepared
 from classify.audit.controls import Masked, Randomised, Road, Sample, draw_sample
-from classify.audit.films import AuditFilm, RunFilm
-from classify.audit.truth import Truth
+from classify.audit.films import AuditFilm, RunFilm, Truth
 from classify.predictions import PredictionRow
 from cxr.boxes import Frame
 from cxr.film import Film

@@ -22,8 +22,7 @@ from audit_world import (
 )
 
 from classify import run
-from classify.audit.films import AuditFilm, Run, read_films, read_run
-from classify.audit.truth import Truths
+from classify.audit.films import AuditFilm, Run, Truths, read_films, read_run
 from cxr.film import read_film
 
 

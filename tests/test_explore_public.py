@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from public_worlds import WORLDS
 
-from classify.audit.truth import Truths
+from classify.audit.films import Truths
 from classify.films import select_cases
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import read_film

@@ -15,7 +15,7 @@ from classify.audit.attention import Prepared, measure_films, refused
 from classify.audit.compare import check_against, compare_against
 from classify.audit.config import NAMES, THRESHOLDS, AuditConfig
 from classify.audit.controls import Control, open_controls
-from classify.audit.films import AuditFilm, Run, RunFilm, read_films, read_run
+from classify.audit.films import AuditFilm, Run, RunFilm, Truths, read_films, read_run
 from classify.audit.flags import Thresholds, fit_thresholds, read_thresholds
 from classify.audit.page import write_audit_page
 from classify.audit.rows import AuditRow, AuditWriter, ControlResults, check_resumable
@@ -29,7 +29,6 @@ from classify.audit.summary import (
     pooled,
     threshold_table,
 )
-from classify.audit.truth import Truths
 from classify.ensemble import Ensemble
 from classify.saliency.own import check_draws
 from classify.screener import Screener

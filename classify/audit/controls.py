@@ -20,12 +20,11 @@ import torch
 from rich.progress import track
 
 from classify.audit.attention import Prepared, member_maps
-from classify.audit.films import AuditFilm, RunFilm
+from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
 from classify.audit.masking import AS_IS, CONTROLS, Asked, apply_control, ask_all, control_table
 from classify.audit.randomise import likeness_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
-from classify.audit.truth import Truth, Truths
 from classify.ensemble import Ensemble
 from classify.evaluate import QUESTIONS, Question, ensemble_score
 from classify.films import Case

@@ -10,7 +10,7 @@ table.md, worst_film.png and worst_crop.png, and prints the table.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from rich.progress import track
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
 from cxr.cli import to_plain
 from cxr.coco import read_coco
-from cxr.draw import ORANGE, draw_contour, encode_png, fit, sheet, to_rgb
+from cxr.draw import ORANGE, draw_contour, fit, to_rgb, write_sheet
 from cxr.errors import FilmError
 from cxr.film import read_film
 from cxr.films_table import FilmRow
 from cxr.stats import Interval, bootstrap_mean, in_words
-from cxr.workdir import Workdir, console, log, write_atomic, write_json
+from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
 from detect.data import MeasureConfig, choose_part
 from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows, read_mask
 from detect.lungfield.field import (
@@ -39,12 +39,26 @@ from detect.lungfield.field import (
     overlap,
 )
 from detect.predict import ThoraxDetector
-from detect.tables import by_source, number, print_table, to_csv, to_json, to_markdown
+from detect.tables import by_source, number, print_table, to_csv, to_markdown
 
 METHODS = ("network", "constant field")
 EDGES = ("left", "top", "right", "bottom")
 PERCENTILES = (50, 90, 95, 99)
 _GRID = 64  # the constant field's cells a side
+_SHARES = ("iou", "coverage", "precision")
+_COLUMNS = {  # of the table: name → key of a line
+    "films": "films",
+    "patients": "patients",
+    "Dice [95 %]": "dice",
+    "median": "median_dice",
+    "p5": "low_dice",
+    "Dice≥.95 [95 %]": "share_95",
+    "IoU [95 %]": "iou",
+    "coverage [95 %]": "coverage",
+    "precision [95 %]": "precision",
+    "box IoU [95 %]": "box_iou",
+    "misses": "misses",
+}
 _TILE = 320  # px of a picture on the sheet of the worst
 
 
@@ -166,8 +180,7 @@ class FieldMeter:
         worst = self.worst[view]
         title = f"the {len(worst)} worst of {films}: human white, found orange"
         pictures, captions = [w[1] for w in worst], [w[2] for w in worst]
-        page = sheet(pictures, captions, columns=6, tile=_TILE, title=title)
-        write_atomic(path, encode_png(page))
+        write_sheet(path, pictures, captions, _TILE, title)
 
 
 def crop_frame(mask: np.ndarray, box_xyxy: np.ndarray | None) -> Frame:
@@ -249,36 +262,10 @@ def _read_boxes(path: Path) -> dict[str, np.ndarray]:
     return {f.file_name: union_xyxy(f.boxes_xyxy) for f in films if len(f.boxes_xyxy)}
 
 
-@dataclass(frozen=True)
-class FieldLine:
-    """One method on the films of a block in one view; intervals by patient."""
-
-    films: int
-    patients: int
-    dice: Interval
-    median_dice: float
-    low_dice: float  # 5th percentile
-    share_95: Interval  # films with Dice ≥ 0.95
-    iou: Interval
-    coverage: Interval
-    precision: Interval
-    box_iou: Interval
-    misses: int
-
-
-@dataclass(frozen=True)
-class FieldTables:
-    """Block (all, or a source) → view → method → line; block → box → percentiles of disagreement;
-    edge → films whose field is cut there by the network, by the human mask, and by both."""
-
-    part: str
-    lines: dict[str, dict[str, dict[str, FieldLine]]]
-    disagreement: dict[str, dict[str, dict[str, float]]]
-    edges: dict[str, dict[str, int]]
-
-
-def tabulate(results: Sequence[FieldResult], part: str, seed: int) -> FieldTables:
-    """All figures of these results."""
+def tabulate(results: Sequence[FieldResult], part: str, seed: int) -> dict[str, Any]:
+    """What metrics.json holds: `part`; `lines`, block (all, or a source) → view → method → figures
+    with intervals by patient; `disagreement`, block → box → percentiles; and `edges`, edge → films
+    whose field is cut there by the network, by the human mask, and by both."""
     lines, apart = {}, {}
     for name, group in by_source(results).items():
         views = {view: [r for r in group if r.view == view] for view in VIEWS}
@@ -291,10 +278,11 @@ def tabulate(results: Sequence[FieldResult], part: str, seed: int) -> FieldTable
             "human box": percentiles([r.human for r in views["film"]]),
             "detector's box": percentiles([r.detector for r in views["film"]]),
         }
-    return FieldTables(part, lines, apart, count_edges([r for r in results if r.view == "film"]))
+    edges = count_edges([r for r in results if r.view == "film"])
+    return {"part": part, "lines": lines, "disagreement": apart, "edges": edges}
 
 
-def _line(results: Sequence[FieldResult], method: str, seed: int) -> FieldLine:
+def _line(results: Sequence[FieldResult], method: str, seed: int) -> dict[str, Any]:
     network = method == "network"
     patients = [r.row.patient_id for r in results]
     scores = [r.found if network else r.constant for r in results]
@@ -303,19 +291,17 @@ def _line(results: Sequence[FieldResult], method: str, seed: int) -> FieldLine:
         return bootstrap_mean(values, patients, seed=seed)
 
     dice = np.array([s.dice for s in scores])
-    return FieldLine(
-        len(results),
-        len(set(patients)),
-        mean(dice.tolist()),
-        float(np.median(dice)),
-        float(np.percentile(dice, 5)),
-        mean((dice >= 0.95).astype(float).tolist()),
-        mean([s.iou for s in scores]),
-        mean([s.coverage for s in scores]),
-        mean([s.precision for s in scores]),
-        mean([r.box_iou if network else math.nan for r in results]),
-        sum(r.missed for r in results) if network else 0,
-    )
+    return {
+        "films": len(results),
+        "patients": len(set(patients)),
+        "dice": mean(dice.tolist()),
+        "median_dice": float(np.median(dice)),
+        "low_dice": float(np.percentile(dice, 5)),
+        "share_95": mean((dice >= 0.95).astype(float).tolist()),
+        **{name: mean([getattr(s, name) for s in scores]) for name in _SHARES},
+        "box_iou": mean([r.box_iou if network else math.nan for r in results]),
+        "misses": sum(r.missed for r in results) if network else 0,
+    }
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -357,53 +343,44 @@ def films_csv(results: Sequence[FieldResult]) -> str:
     return to_csv(rows)
 
 
-def table_rows(tables: FieldTables) -> tuple[list[str], list[list[str]]]:
+def table_rows(tables: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the main table, as text."""
-    lines = [
-        {
-            "films of": block,
-            "seen": view,
-            "field": method,
-            "films": str(s.films),
-            "patients": str(s.patients),
-            "Dice [95 %]": in_words(s.dice),
-            "median": number(s.median_dice),
-            "p5": number(s.low_dice),
-            "Dice≥.95 [95 %]": in_words(s.share_95),
-            "IoU [95 %]": in_words(s.iou),
-            "coverage [95 %]": in_words(s.coverage),
-            "precision [95 %]": in_words(s.precision),
-            "box IoU [95 %]": in_words(s.box_iou),
-            "misses": str(s.misses),
-        }
-        for block, views in tables.lines.items()
+    rows = [
+        [block, view, method, *(_cell(line[key]) for key in _COLUMNS.values())]
+        for block, views in tables["lines"].items()
         for view, methods in views.items()
-        for method, s in methods.items()
+        for method, line in methods.items()
     ]
-    return list(lines[0]), [list(cells.values()) for cells in lines]
+    return ["films of", "seen", "field", *_COLUMNS], rows
 
 
-def table_markdown(tables: FieldTables) -> str:
+def _cell(value: Interval | float) -> str:
+    if isinstance(value, Interval):
+        return in_words(value)
+    return str(value) if isinstance(value, int) else number(value)
+
+
+def table_markdown(tables: Mapping[str, Any]) -> str:
     """The main table, then disagreement and cut edges."""
     lines = to_markdown(*table_rows(tables))
-    lines += ["", f"Part {tables.part}; means with intervals by bootstrap over patients.", ""]
+    lines += ["", f"Part {tables['part']}; means with intervals by bootstrap over patients.", ""]
     names = ["films", *(f"p{p}" for p in PERCENTILES), "max"]
     apart = [
         [block, box, *(number(found[n], 0 if n == "films" else 3) for n in names)]
-        for block, boxes in tables.disagreement.items()
+        for block, boxes in tables["disagreement"].items()
         for box, found in boxes.items()
         if found
     ]
     lines += to_markdown(["films of", "disagreement with", *names], apart)
-    edges = [[edge, *map(str, counts.values())] for edge, counts in tables.edges.items()]
+    edges = [[edge, *map(str, counts.values())] for edge, counts in tables["edges"].items()]
     lines += ["", *to_markdown(["edge", "cut as found", "as drawn", "both"], edges)]
     return "\n".join(lines) + "\n"
 
 
-def print_tables(tables: FieldTables) -> None:
+def print_tables(tables: Mapping[str, Any]) -> None:
     """The main table, narrow enough for a terminal; table.md holds all of it."""
     head, rows = table_rows(tables)
     wanted = {"films of", "seen", "field", "films", "Dice", "IoU", "coverage", "box IoU"}
     chosen = [i for i, name in enumerate(head) if name.split(" [")[0] in wanted]
     cells = [[row[i].replace(" [", "\n[") for i in chosen] for row in rows]
-    print_table([head[i] for i in chosen], cells, 3, title=f"lung fields, part {tables.part}")
+    print_table([head[i] for i in chosen], cells, 3, title=f"lung fields, part {tables['part']}")

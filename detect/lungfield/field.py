@@ -20,10 +20,8 @@ import cv2
 import numpy as np
 
 from cxr.boxes import iou_xyxy
-from cxr.cli import from_plain
-from cxr.devices import pick_device
 from cxr.intensity import check_pixels
-from detect.predict import prepare_film, to_input
+from detect.predict import TrainedNet, load_net, prepare_film, to_input
 from detect.settings import FieldNetConfig
 
 if TYPE_CHECKING:  # torch is imported where a network is at work
@@ -36,7 +34,7 @@ EDGE_BAND, EDGE_LENGTH = 0.01, 0.03  # of the film's side across, and along, the
 _BATCH = 8  # films in one forward pass: bounds memory whatever the number asked for
 
 
-class LungField:
+class LungField(TrainedNet):
     """A trained lung-field network with its preprocessing."""
 
     def __init__(
@@ -47,13 +45,8 @@ class LungField:
         weights: dict[str, str] | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
-        import torch
-
-        self.device = pick_device(device)
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        super().__init__(model, device, weights, meta)
         self.side = side
-        self.weights = weights or {}  # file name → SHA-256
-        self.meta = meta or {}
         self.threshold = float(self.meta.get("operating_point", {}).get("threshold", 0.5))
 
     @classmethod
@@ -62,15 +55,11 @@ class LungField:
 
         Raises FileNotFoundError or ValueError for what is no bundle of a lung-field network.
         """
-        from cxr.bundle import load_bundle
         from detect.lungfield.net import build_field_net
 
-        bundle = load_bundle(path or DEFAULT_WEIGHTS, "lungfield")
-        config = from_plain(FieldNetConfig, bundle.meta["model"])
-        model = build_field_net(config)
-        model.load_state_dict(bundle.tensors)
-        name = Path(bundle.path).name
-        return cls(model, config.side, device, {name: bundle.sha256}, bundle.meta)
+        found = load_net(path or DEFAULT_WEIGHTS, "lungfield", FieldNetConfig, build_field_net)
+        model, config, weights, meta = found
+        return cls(model, config.side, device, weights, meta)
 
     def segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The lung field of each film or thorax crop.

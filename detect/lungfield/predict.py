@@ -16,7 +16,7 @@ import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
 from cxr.cli import to_plain
-from cxr.draw import BLUE, draw_contour, encode_png, fit, sheet, to_rgb
+from cxr.draw import BLUE, draw_contour, encode_png, fit, to_rgb, write_sheet
 from cxr.film import Film, list_films
 from cxr.ledger import RowLedger, read_rows
 from cxr.rules import require_between
@@ -197,8 +197,7 @@ def predict(config: FieldPredictConfig) -> int:
         return 130
     if tiles:
         pictures, captions = zip(*tiles, strict=True)
-        page = sheet(pictures, captions, columns=6, tile=_TILE, title="lung fields")
-        write_atomic(workdir / "sheet.png", encode_png(page))
+        write_sheet(workdir / "sheet.png", pictures, captions, _TILE, "lung fields")
     rows = [book.done[film.as_posix()] for film in films]
     counts = Counter(row.status for row in rows)
     console.print(", ".join(f"{counts[s]} {s}" for s in STATUSES) + f": {path}", highlight=False)
@@ -209,7 +208,7 @@ def _segment_pending(
     pending: Sequence[Path], net: LungField, config: FieldPredictConfig, book: RowLedger[FieldRow]
 ) -> list[tuple[np.ndarray, str]]:
     """Append each film's row to the manifest; returns the sheet's tiles."""
-    jobs = default_jobs(len(pending)) if config.jobs < 0 else config.jobs
+    jobs = default_jobs(len(pending), config.jobs)
     wanted = set(np.linspace(0, max(0, len(pending) - 1), config.tiles, dtype=int).tolist())
     tiles = []
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)

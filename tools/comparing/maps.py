@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from classify.audit.truth import Truths
+from classify.audit.films import Truths
 from classify.inputs import Item, crops_on_disk, name_of, whole_films
 from classify.labels import TARGET
 from classify.saliency.methods import check_method

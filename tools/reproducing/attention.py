@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from classify.audit.films import draw_lungs
+from classify.audit.films import Truths, draw_lungs
 from classify.audit.metrics import Regions, measure
-from classify.audit.truth import Truths
 from classify.bundles import Single, load_single, member_of
 from classify.ensemble import prepare_films
 from classify.films import Case, select_cases

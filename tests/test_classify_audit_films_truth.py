@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from audit_world import write_table
 
+from classify.audit.films import Truth, Truths
 from classify.audit.rows import UNKNOWN
-from classify.audit.truth import Truth, Truths
 from classify.labels import NORMAL, OTHERS, TARGET
 from cxr.films_table import FilmRow
 from cxr.split import Split
