@@ -66,9 +66,8 @@ def run(config: DemoConfig) -> int:
     session = out / "session"
     prelabel = str(DEFAULT_WEIGHTS) if DEFAULT_WEIGHTS.exists() else ""
     films = (str(out / "films"),)
-    code = start.run(
-        start.StartConfig(films, str(session), "demo", prelabel=prelabel, open=config.open)
-    )
+    settings = start.StartConfig(films, str(session), "demo", prelabel=prelabel, open=config.open)
+    code = start.run(settings)
     print(
         "\nWhat to try next:\n"
         f"  python tools/annotate.py review {session}                  all boxes on a sheet\n"
@@ -125,21 +124,16 @@ def _draw_right_box() -> np.ndarray:
     left = "left: inner side\nof the outermost\nribs, where the\nlung ends"
     # Each edge: words and their upper left corner, where the pointer starts and which point of the
     # lungs it names, all in film px.
+    top, right = (
+        "top: the lung apices,\njust above the clavicles",
+        "right: the same\non the other side",
+    )
+    bottom = "bottom: the lowest\ncostophrenic angle"
     for words, at, start, end in (
-        (
-            "top: the lung apices,\njust above the clavicles",
-            (apex - 60, 8 - head),
-            (apex, 70 - head),
-            (apex, y0),
-        ),
+        (top, (apex - 60, 8 - head), (apex, 70 - head), (apex, y0)),
         (left, (14 - side, down + 26), (-36, lower), (x0, lower)),
-        (
-            "right: the same\non the other side",
-            (beside + 10, down + 58),
-            (beside, lower),
-            (x1, lower),
-        ),
-        ("bottom: the lowest\ncostophrenic angle", (beside + 10, y1 - 30), (beside, y1), (x1, y1)),
+        (right, (beside + 10, down + 58), (beside, lower), (x1, lower)),
+        (bottom, (beside + 10, y1 - 30), (beside, y1), (x1, y1)),
     ):
         (x, y), tail, tip = ((round(u + side), round(v + head)) for u, v in (at, start, end))
         cv2.line(canvas, tail, tip, _INK, 2, cv2.LINE_AA)
@@ -156,15 +150,12 @@ def _draw_cases() -> np.ndarray:
     x0, y0, x1, y1 = box
     wide, tall = x1 - x0, y1 - y0
     cut = round(y0 + 0.16 * tall)  # the film begins below the apices
+    high = box - [0, cut, 0, cut]
     loose = (x0 - 0.27 * wide, y0 - 0.24 * tall, x1 + 0.27 * wide, y1 + 0.16 * tall)
     tight = (x0 + 0.07 * wide, y0, x1, y1 - 0.13 * tall)
     aired = (x0, y0, x0 + 0.8 * wide, y1)
     cases: dict[str, tuple[np.ndarray, Any, Any]] = {  # words: film, right box, wrong box
-        "RIGHT: the apices are cut off,\nthe box ends at the film's edge": (
-            film[cut:],
-            box - [0, cut, 0, cut],
-            None,
-        ),
+        "RIGHT: the apices are cut off,\nthe box ends at the film's edge": (film[cut:], high, None),
         "RIGHT: a white lung counts as\nif it were aired": (white, box, None),
         "RIGHT: no chest, no box": (_leg(), None, None),
         "WRONG: too loose, it takes in\nneck, arms and abdomen": (film, box, loose),
@@ -326,7 +317,7 @@ def draw_chest(
     letter: bool | None = None,
     grain: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A schematic frontal chest film.
+    """A schematic frontal chest film, drawn from nothing but a seed.
 
     Args:
         height, width: of the film in px, at least 64 each; the chest keeps its proportions.
@@ -343,10 +334,8 @@ def draw_chest(
         ValueError: for a film smaller than 64 px.
     """
     if height < 64 or width < 64:
-        raise ValueError(
-            f"height and width of draw_chest must be at least 64 px. Got {height} × "
-            f"{width} instead."
-        )
+        rule = "height and width of draw_chest must be at least 64 px"
+        raise ValueError(f"{rule}. Got {height} × {width} instead.")
     rng = np.random.default_rng(seed)
     place = _lay_out(height, width, rng)
     wobble = 1 + rng.uniform(-0.03, 0.03, 4)

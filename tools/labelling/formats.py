@@ -32,6 +32,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 import yaml
 
@@ -238,24 +239,27 @@ def to_voc(box_xyxy: Sequence[float]) -> Xyxy:
     return (xmin, ymin, xmax, ymax) if xmin <= xmax and ymin <= ymax else exact
 
 
-class _NoDoctype(ElementTree.TreeBuilder):
-    def doctype(self, *_: object) -> None:
-        raise LabelError("it declares a document type (DOCTYPE), which labels have no use for")
-
-
 def parse_xml(data: bytes) -> ElementTree.Element:
     """The root of an XML without a document type: entities, which can blow up or read other files,
-    are declared there, and VOC has none.
+    are declared there, and VOC has none. Raises LabelError for anything else."""
+    builder = ElementTree.TreeBuilder()
 
-    Raises:
-        LabelError: for anything else.
-    """
+    def refuse(*_: object) -> None:
+        raise LabelError("it declares a document type (DOCTYPE), which labels have no use for")
+
+    # expat itself: ElementTree's own parser would expand entities till the end, and only then raise
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
     try:
-        parser = ElementTree.XMLParser(target=_NoDoctype())  # noqa: S314 - refuses all entities
-        return ElementTree.fromstring(data, parser)  # noqa: S314
+        parser.Parse(data, True)
+        return builder.close()
     except LabelError:
         raise
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+    except (expat.ExpatError, ValueError, LookupError) as error:
         raise LabelError(f"not XML, or cut off: {error}") from error
 
 
@@ -301,9 +305,8 @@ def _read_box(item: ElementTree.Element, number: int) -> Xyxy:
     try:
         xmin, ymin, xmax, ymax = map(float, texts)
     except ValueError as error:
-        raise LabelError(
-            f"bndbox of object {number} must hold the numbers {', '.join(_EDGES)}. Got {texts}"
-        ) from error
+        rule = f"bndbox of object {number} must hold the numbers {', '.join(_EDGES)}"
+        raise LabelError(f"{rule}. Got {texts}") from error
     return xmin - 1, ymin - 1, xmax, ymax
 
 
@@ -353,18 +356,11 @@ class Yolo(LabelFormat):
         write_atomic(path, "".join(lines))
 
     def read(self, path: Path, films: Path | None = None, rules: ReadRules = ANY_LABELS) -> Read:
-        """Read one label file, a folder of them, or a data set's folder with labels/ in it.
-
-        Films are found by relative path, else by stem; their sizes are read from them.
-
-        Raises:
-            ValueError: without films, without the classes' names.
-        """
+        """Read one label file, a folder of them, or a data set's folder with labels/ in it; films
+        are found by relative path, else by stem. Raises ValueError without films or classes."""
         if films is None and rules.known is None:
-            raise ValueError(
-                "films must be the films' folder: YOLO's fractions need their sizes. "
-                "Got none instead."
-            )
+            rule = "films must be the films' folder: YOLO's fractions need their sizes"
+            raise ValueError(f"{rule}. Got none instead.")
         finder = FilmFinder(films, rules.known)
         stems = _Stems(finder.names)
         base, files = list_label_files(path, self.suffix, LABELS)
@@ -435,10 +431,8 @@ def _find_classes(base: Path, rules: ReadRules) -> tuple[tuple[str, ...], Path |
             return tuple(n.strip() for n in names if n.strip()), listed
     if rules.classes:
         return rules.classes, None
-    raise ValueError(
-        f"classes must be named in {DATA} or {CLASSES} beside the labels, or by --classes. Got "
-        f"none of them in '{base}' instead."
-    )
+    rule = f"classes must be named in {DATA} or {CLASSES} beside the labels, or by --classes"
+    raise ValueError(f"{rule}. Got none of them in '{base}' instead.")
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

@@ -156,8 +156,8 @@ class Collector:
         except LabelError as error:
             self.unusable.append(Unusable(where, str(error)))
         except OSError as error:
-            reason = f"it cannot be read: {error.strerror or error}"
-            self.unusable.append(Unusable(where, reason))
+            why = f"it cannot be read: {error.strerror or error}"
+            self.unusable.append(Unusable(where, why))
 
     def _check(self, labels: FilmLabels) -> None:
         if labels.film in self._films:
@@ -221,20 +221,14 @@ def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, l
             "are in the pixels of its views: export the session first."
         )
     base = path / marker if marker and (path / marker).is_dir() else path
-    files = [
-        p
-        for p in base.rglob("*")
-        if p.suffix.lower() == suffix
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(base).parts)
-    ]
+    named = [p for p in sorted(base.rglob("*")) if p.suffix.lower() == suffix and p.is_file()]
+    files = [p for p in named if "/." not in f"/{p.relative_to(base).as_posix()}"]
     if not files:
         raise ValueError(f"path must hold label files named *{suffix}. Got '{path}' with none.")
-    return base, sorted(files)
+    return base, files
 
 
 def check_bytes(file: Path) -> None:
-    """Raises LabelError for a file that is too large to be labels."""
     if file.stat().st_size > MAX_LABEL_BYTES:
         raise LabelError(f"larger than {MAX_LABEL_BYTES >> 20} MiB, too large for labels")
 

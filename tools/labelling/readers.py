@@ -149,9 +149,9 @@ def read_sides(paths: Sequence[str], reader: str = "") -> tuple[Side, Side]:
     if reader:
         known = {name for s in sides if s.path.suffix.lower() == ".csv" for name in s.readers}
         if reader not in known:
+            names = ", ".join(sorted(known)) or "none is given"
             raise ValueError(
-                f"--reader must be a reader of a CSV ({', '.join(sorted(known)) or 'none is given'}"
-                f"). Got '{reader}' instead."
+                f"--reader must be a reader of a CSV ({names}). Got '{reader}' instead."
             )
         kept = [{reader: s.readers[reader]} if reader in s.readers else s.readers for s in sides]
         sides = [replace(s, readers=own) for s, own in zip(sides, kept, strict=True)]
@@ -168,14 +168,11 @@ def read_side(path: str | Path) -> Side:
             f"A and B must be a session's folder, a COCO JSON or a CSV. Got '{path}', which does "
             "not exist."
         )
-    if path.suffix.lower() == ".csv":
-        return _read_csv(path)
-    if path.suffix.lower() == ".json":
-        return _read_coco(path)
-    raise ValueError(
-        f"A and B must be a session's folder, a COCO file named .json or a table named .csv. "
-        f"Got '{path}' instead."
-    )
+    readers = {".csv": _read_csv, ".json": _read_coco}
+    if path.suffix.lower() not in readers:
+        kinds = "a session's folder, a COCO file named .json or a table named .csv"
+        raise ValueError(f"A and B must be {kinds}. Got '{path}' instead.")
+    return readers[path.suffix.lower()](path)
 
 
 def _read_session(path: Path) -> Side:
@@ -196,9 +193,8 @@ def _read_session(path: Path) -> Side:
         marks.append(Mark(film.film, box, film.size_hw, film.patient_id, film.source, where))
         shown += answer.state == "accepted" and film.prelabel_xyxy is not None
     if not marks:
-        raise ValueError(
-            f"'{path}' has no film done yet; go on with `python tools/annotate.py start`."
-        )
+        fix = "go on with `python tools/annotate.py start`"
+        raise ValueError(f"'{path}' has no film done yet; {fix}.")
     if faulty:
         notes.append(
             f"{len(faulty)} label files of '{path}' cannot be used, the first of film "

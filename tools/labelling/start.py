@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from cxr.rules import require
 from cxr.workdir import log, provenance, sha256_file, write_atomic, write_json
 from labelling.prepare import (
     absolute,
@@ -88,10 +89,8 @@ class StartConfig:
 
     def __post_init__(self) -> None:
         if not self.session:
-            raise ValueError(
-                "session must be the folder of the session, such as "
-                "--session sessions/first. Got none."
-            )
+            rule = "session must be the folder of the session, such as --session sessions/first"
+            raise ValueError(f"{rule}. Got none.")
         parse_sample(self.sample)
         if self.order == "uncertain" and not self.prelabel and not is_session(self.session):
             raise ValueError(
@@ -101,7 +100,6 @@ class StartConfig:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes as a tuple."""
         return tuple(dict.fromkeys(c.strip() for c in self.classes.split(",") if c.strip()))
 
 
@@ -144,10 +142,8 @@ def create_session(config: StartConfig) -> None:
         )
     path = Path(config.session)
     if path.exists() and any(path.iterdir()):
-        raise ValueError(
-            f"session must be a new folder or a session. Got '{path}' instead, "
-            "which holds other files."
-        )
+        rule = "session must be a new folder or a session"
+        raise ValueError(f"{rule}. Got '{path}' instead, which holds other files.")
     root = find_candidates(config.films, config.table, config.source).root
     path.mkdir(parents=True, exist_ok=True)
     made = provenance()
@@ -198,11 +194,9 @@ def add_missing(session: Session, config: StartConfig, detector: Any) -> Session
 def _open_labelme(session: Session, config: StartConfig) -> int:
     if config.film:
         film = next((f for f in session.films if f.number == config.film and f.view), None)
-        if film is None:
-            raise ValueError(
-                f"film must be the number of a readable film of the session, 1 to "
-                f"{len(session.films)}. Got {config.film} instead."
-            )
+        last = len(session.films)
+        rule = f"film must be the number of a readable film of the session, 1 to {last}"
+        require(film is not None, rule, config.film)
     else:
         film = next((f for f, answer in session.answers() if f.view and not answer.done), None)
     if film is None:
@@ -225,10 +219,8 @@ def _check_same(session: Session, config: StartConfig) -> None:
         ("classes", ", ".join(config.class_names), ", ".join(session.classes)),
     ):
         if given and given != own:
-            raise ValueError(
-                f"{name} of '{session.path}' is {own} and stays so; make another "
-                "session for other ones."
-            )
+            fix = "make another session for other ones"
+            raise ValueError(f"{name} of '{session.path}' is {own} and stays so; {fix}.")
 
 
 def _report(session: Session, restored: list[SessionFilm]) -> None:
@@ -304,9 +296,8 @@ def run_labelme(session: Session, film: SessionFilm) -> int:
     session.note_changes()
     if process.returncode != 0:
         last = "\n".join(messages.read_text(errors="replace").strip().splitlines()[-3:])
-        log.warning(
-            "labelme ended with code %d. The last of %s:\n%s", process.returncode, messages, last
-        )
+        said = "labelme ended with code %d. The last of %s:\n%s"
+        log.warning(said, process.returncode, messages, last)
     return process.returncode
 
 

@@ -177,9 +177,8 @@ def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> dict[str, An
     if not pairs:
         return None
     ious = [float(iou_xyxy(before, after)[0, 0]) for before, after, _ in pairs]
-    bins = Counter(
-        UNCHANGED if same else name_bin(iou) for iou, (*_, same) in zip(ious, pairs, strict=True)
-    )
+    moved = [not same for *_, same in pairs]
+    bins = Counter(name_bin(v) if m else UNCHANGED for v, m in zip(ious, moved, strict=True))
     shifts = np.concatenate([shift_percent(before, after) for before, after, _ in pairs])
     return {
         "boxes": len(pairs),
@@ -206,10 +205,9 @@ def shift_percent(before_xyxy: Any, after_xyxy: Any) -> np.ndarray:
 def show(status: dict[str, Any], console: Console) -> None:
     """Print one session."""
     films = status["counts"]["films"]
-    title = (
-        f"{status['session']}: {films} film{'s' * (films != 1)}, annotator {status['annotator']}"
-    )
-    console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+    plural, who = "s" * (films != 1), status["annotator"]
+    title = f"\n{status['session']}: {films} film{plural}, annotator {who}"
+    console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(_draw_counts(status["counts"]))
     if status["by_label"]:
         console.print()
@@ -242,8 +240,7 @@ def _draw_counts(counts: dict[str, int]) -> Table:
 
 def _draw_labels(by_label: dict[str, dict[str, int]]) -> Table:
     """A row a label; states that no film is in are left out, so that it fits a terminal."""
-    done = {label: sum(counts[s] for s in DONE_STATES) for label, counts in by_label.items()}
-    rows = {label: {**counts, "done": done[label]} for label, counts in by_label.items()}
+    rows = {k: {**v, "done": sum(v[s] for s in DONE_STATES)} for k, v in by_label.items()}
     states = [s for s in _STATES if any(counts[s] for counts in rows.values())]
     table = _table("by label", *(_STATES[s] for s in states))
     for label, counts in rows.items():
@@ -257,7 +254,7 @@ def _say_pace(status: dict[str, Any]) -> Iterator[str]:
     if rate is None:
         yield "Films an hour: too few films to tell."
     else:
-        yield (f"Films an hour: {rate:.0f} ({worked} of work; breaks of more than 5 min left out).")
+        yield f"Films an hour: {rate:.0f} ({worked} of work; breaks of more than 5 min left out)."
     if not status["counts"]["todo"]:
         yield "To the end: nothing left to do."
     elif rate is not None:
