@@ -160,7 +160,8 @@ def steadiness(key: Key, reading: Reading) -> Steadiness:
     both = [(n, earlier) for n, earlier in again.items() if earlier in chosen]
     alike = sum(chosen[n] == chosen[earlier] for n, earlier in both)
     sides = sum(choice != NEITHER for choice in chosen.values())
-    return Steadiness(reading.reader, len(both), alike, exact_share(len(reading.left), sides))
+    left = sum(choice == key.trials[n].left for n, choice in chosen.items())
+    return Steadiness(reading.reader, len(both), alike, exact_share(left, sides))
 
 
 def agreement(key: Key, a: Reading, b: Reading, draws: int = 1000, seed: int = 0) -> Agreed:
@@ -249,11 +250,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Reading:
-    """One reader's choices: trial → FIRST, SECOND or NEITHER, and the trials answered "left"."""
+    """One reader's choices: trial → FIRST, SECOND or NEITHER."""
 
     reader: str
     chosen: dict[int, int]
-    left: frozenset[int] = frozenset()
 
 
 def read_key(path: str | Path) -> Key:
@@ -294,7 +294,6 @@ def read_choices(path: str | Path, key: Key) -> Reading:
     if not reader:
         raise ValueError(f"{path} must name its reader. It names none.")
     chosen: dict[int, int] = {}
-    left = set()
     for number, word in rows:
         if number not in key.trials or word not in WORDS or number in chosen:
             raise ValueError(
@@ -304,9 +303,7 @@ def read_choices(path: str | Path, key: Key) -> Reading:
             )
         side = key.trials[number].left
         chosen[number] = NEITHER if word == "neither" else side if word == "left" else 1 - side
-        if word == "left":
-            left.add(number)
-    return Reading(reader, chosen, frozenset(left))
+    return Reading(reader, chosen)
 
 
 def read_all(paths: Sequence[str], key: Key) -> list[Reading]:
