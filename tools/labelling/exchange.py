@@ -58,9 +58,8 @@ class ExportConfig:
         require(count == 1, "source must be one session's folder or COCO file", count)
         require(self.format in FORMATS, f"format must be one of {', '.join(FORMATS)}", self.format)
         if not self.out:
-            raise ValueError(
-                "out must be the folder for the label files, such as --out labels/. Got none."
-            )
+            rule = "out must be the folder for the label files, such as --out labels/"
+            raise ValueError(f"{rule}. Got none.")
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,11 @@ class ImportConfig:
         json = not self.into or Path(self.into).suffix.lower() == ".json"
         require(json, "into must be a file named .json", self.into)
         if self.session and not self.annotator:
-            raise ValueError(
-                "annotator must say who drew the boxes that go into the session. Got nobody."
-            )
+            rule = "annotator must say who drew the boxes that go into the session"
+            raise ValueError(f"{rule}. Got nobody.")
         if self.format == "yolo" and not (self.films or self.session):
-            raise ValueError(
-                "films must be the folder of the films: YOLO's fractions need their "
-                "sizes. Got none."
-            )
+            rule = "films must be the folder of the films: YOLO's fractions need their sizes"
+            raise ValueError(f"{rule}. Got none.")
 
 
 # Export
@@ -127,12 +123,10 @@ def run_export(config: ExportConfig) -> int:
             count = outgoing.left.total()
             _say(f"{count} films without a box that counts stay behind: {left}")
         if not outgoing.coco.films:
-            raise ValueError(
-                f"source must have a film that can go out. '{config.source[0]}' has none."
-            )
-        paths = FORMATS[config.format].write(
-            outgoing.coco, Path(config.out), outgoing.films, config.overwrite
-        )
+            rule = "source must have a film that can go out"
+            raise ValueError(f"{rule}. '{config.source[0]}' has none.")
+        kind, out = FORMATS[config.format], Path(config.out)
+        paths = kind.write(outgoing.coco, out, outgoing.films, config.overwrite)
     except (OSError, ValueError) as error:
         return _fail(error)
     unmarked = sum(PRELABELLED in film.extra for film in outgoing.coco.films)
@@ -232,22 +226,19 @@ def run_import(config: ImportConfig) -> int:
 def _write(config: ImportConfig) -> list[Unusable]:
     into = Path(config.into)
     if into.exists() and not config.overwrite:
-        raise FileExistsError(
-            f"into must be a new file. '{into}' is there; take another name or pass --overwrite."
-        )
+        fix = "take another name or pass --overwrite"
+        raise FileExistsError(f"into must be a new file. '{into}' is there; {fix}.")
     films = Path(config.films) if config.films else None
     rules = ReadRules(_names(config.classes), config.hull)
     coco, unusable = FORMATS[config.format].read(Path(config.path[0]), films, rules)
     _report_unusable(unusable)
     if not coco.films:
-        raise ValueError(
-            f"path must hold labels of a film. Nothing in '{config.path[0]}' can be "
-            f"used; '{into}' was not written."
-        )
+        what = f"Nothing in '{config.path[0]}' can be used; '{into}' was not written."
+        raise ValueError(f"path must hold labels of a film. {what}")
+    who = {"annotator": config.annotator} if config.annotator else {}
     for at, film in enumerate(coco.films):
-        if config.annotator and not film.extra.get(PRELABELLED):
-            extra = {"annotator": config.annotator, **film.extra}
-            coco.films[at] = replace(film, extra=extra)
+        if not film.extra.get(PRELABELLED):
+            coco.films[at] = replace(film, extra=who | film.extra)
     write_coco(into, coco)
     _say(f"{_count(coco)} → {into}")
     return unusable
@@ -262,10 +253,8 @@ def _fill(config: ImportConfig) -> list[Unusable]:
         )
     classes = _names(config.classes) or session.classes
     if set(classes) - set(session.classes):
-        raise ValueError(
-            f"classes must be of {', '.join(session.classes)}, the session's. Got "
-            f"{', '.join(classes)} instead."
-        )
+        rule = f"classes must be of {', '.join(session.classes)}, the session's"
+        raise ValueError(f"{rule}. Got {', '.join(classes)} instead.")
     films = Path(config.films) if config.films else session.root
     named = {  # a film outside of the folder keeps its own name
         (name_below(session.film_path(f), films) if config.films else None) or f.film: f
@@ -294,21 +283,19 @@ def _fill(config: ImportConfig) -> list[Unusable]:
 def fill_session(
     session: Session, coco: CocoSet, named: Mapping[str, SessionFilm]
 ) -> tuple[Mapping[str, list[str]], list[Unusable]]:
-    """Set the session's answers, only where no human has answered yet; call it with the session
-    locked.
+    """Set the answers of a locked session, only where no human has answered yet.
 
     Returns:
         Films by what became of their labels: filled (a box was set), skipped (flags say why there
         is none) or a word of _OUTCOMES; and those whose box the session could not take.
     """
-    outcomes: dict[str, list[str]] = defaultdict(list)
-    faults = []
+    outcomes, faults = defaultdict[str, list[str]](list), []
     for film in coco.films:
+        name = film.file_name
         try:
-            outcome = _fill_one(session, named.get(film.file_name), film, coco.classes)
-            outcomes[outcome].append(film.file_name)
+            outcomes[_fill_one(session, named.get(name), film, coco.classes)].append(name)
         except ValueError as error:
-            faults.append(Unusable(film.file_name, str(error)))
+            faults.append(Unusable(name, str(error)))
     return outcomes, faults
 
 

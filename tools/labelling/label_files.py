@@ -107,9 +107,9 @@ class LabelFormat:
             place = self.place(film.file_name, stems[stem_of(film.file_name)] > 1)
             other = owners.setdefault(place, film.file_name)
             if other != film.file_name:
+                both = f"'{other}' and '{film.file_name}'"
                 raise ValueError(
-                    f"'{other}' and '{film.file_name}' would share the label file "
-                    f"{place}; rename one of the films."
+                    f"{both} would share the label file {place}; rename one of the films."
                 )
         paths = [out / place for place in owners]
         check_free(paths, overwrite)
@@ -211,10 +211,8 @@ def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, l
         above = [p for p in path.resolve().parents if p.name == marker]
         return (above[0] if above else path.resolve().parent), [path.resolve()]
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"path must be a label file or a folder of label files. Got '{path}', which does not "
-            "exist."
-        )
+        rule = "path must be a label file or a folder of label files"
+        raise FileNotFoundError(f"{rule}. Got '{path}', which does not exist.")
     if is_session(path) or is_session(path.parent):
         raise ValueError(
             f"path must be label files of films. Got '{path}', a labelling session, whose boxes "
@@ -249,10 +247,8 @@ def check_name(film: str) -> None:
     """Raises ValueError for a film that cannot be named by a path below the films' folder."""
     parts = film.replace("\\", "/").split("/")
     if PurePosixPath(film).is_absolute() or ".." in parts or "\0" in film:
-        raise ValueError(
-            f"'{film}' must be a path below the films' folder for its labels to go out; pass "
-            "--films with a folder that holds all films."
-        )
+        rule = "must be a path below the films' folder for its labels to go out"
+        raise ValueError(f"'{film}' {rule}; pass --films with a folder that holds all films.")
     try:
         os.fsencode(film).decode("utf-8")
     except ValueError as error:
@@ -282,9 +278,8 @@ class FilmFinder:
 
     def __init__(self, folder: Path | None, known: Mapping[str, SizeHw] | None = None) -> None:
         if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(
-                f"films must be the folder that holds the films. Got '{folder}', which is none."
-            )
+            rule = "films must be the folder that holds the films"
+            raise FileNotFoundError(f"{rule}. Got '{folder}', which is none.")
         self.folder = folder.resolve() if folder is not None else None
         self.known = known
 

@@ -156,10 +156,8 @@ def choose(contributors: Sequence[Contributor], policy: str) -> Contributor:
     if policy == "mean" and len(contributors) > 1:
         classes = sorted({c.category for c in contributors})
         if len(classes) > 1:
-            raise ValueError(
-                f"its boxes have the classes {' and '.join(classes)}, of which there is "
-                "no mean; take one with --policy newest or first"
-            )
+            what = f"its boxes have the classes {' and '.join(classes)}, of which there is no mean"
+            raise ValueError(f"{what}; take one with --policy newest or first")
         names = dict.fromkeys(c.annotator for c in contributors if c.annotator != BEFORE)
         return replace(contributors[0], annotator=", ".join(names), bbox=_mean_box(contributors))
     one = contributors[0]
@@ -254,11 +252,9 @@ class Target:
         if place.film is None and place.is_listed:
             self._read_boxes(place)
         if place.size_hw != size_hw:
-            h, w = place.size_hw
-            raise ValueError(
-                f"it is listed with {w} × {h} px and comes with {width} × {height} px;"
-                " one file takes one --size"
-            )
+            listed, comes = (f"{w} × {h} px" for h, w in (place.size_hw, size_hw))
+            both = f"it is listed with {listed} and comes with {comes}"
+            raise ValueError(f"{both}; one file takes one --size")
         place.film = place.film or film
         place.sha256 = place.sha256 or film.sha256
         place.new.append(box)
@@ -268,25 +264,19 @@ class Target:
         named, same = self._by_name.get(name), self._by_sha.get(film.sha256)
         if named and named.sha256 and film.sha256 and named.sha256 != film.sha256:
             other = named.film.film if named.film else f"the one in {self.path}"
-            raise ValueError(
-                f"two different films have this name, {film.film} and {other}: their "
-                "contents (sha256) differ"
-            )
+            both = f"two different films have this name, {film.film} and {other}"
+            raise ValueError(f"{both}: their contents (sha256) differ")
         if named and same and named is not same:
-            raise ValueError(
-                f"{self.path} lists the same film (sha256) as {same.file_name} too; "
-                "take one of them out"
-            )
+            twice = f"{self.path} lists the same film (sha256) as {same.file_name} too"
+            raise ValueError(f"{twice}; take one of them out")
         return named or same
 
     def _read_boxes(self, place: Place) -> None:
         notes = self._notes[place.image["id"]]
         if len(notes) != 1:
             held = f"{len(notes)} boxes" if notes else "no box, as a film without a thorax"
-            raise ValueError(
-                f"{self.path} lists it with {held}, and merge keeps one box a film; "
-                "take its entry out first"
-            )
+            listed = f"{self.path} lists it with {held}"
+            raise ValueError(f"{listed}, and merge keeps one box a film; take its entry out first")
         place.note = note = notes[0]
         category = self._name_of[note["category_id"]]
         if not note.get("provenance"):
@@ -295,12 +285,9 @@ class Target:
             place.stored = [Contributor(who, "", False, BEFORE, BEFORE, (x, y, w, h), category)]
             return
         place.stored = _read_provenance(note, category)
-        foreign = sorted({c.category for c in place.stored} - set(self._id_of))
-        if foreign:
-            raise ValueError(
-                f"its provenance names the class {foreign[0]!r}, which is none of the "
-                "file's categories"
-            )
+        if foreign := sorted({c.category for c in place.stored} - set(self._id_of)):
+            named = f"its provenance names the class {foreign[0]!r}"
+            raise ValueError(f"{named}, which is none of the file's categories")
         boxes = [c.bbox for c in place.stored]
         if not any(_is_near(note["bbox"], box) for box in (*boxes, _mean_box(place.stored))):
             raise ValueError(

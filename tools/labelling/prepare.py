@@ -48,12 +48,8 @@ class Candidates(NamedTuple):
 
 
 def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> Candidates:
-    """Films of folders, files and tables (`.csv`); `table` tells the labels of films in folders.
-
-    Args:
-        films: folders, files, or tables with the columns image, patient_id and label.
-        table: such a table, for films that are given as folders or files.
-        source: keep the films of this source only.
+    """Films of folders, files and tables (`.csv`); `table` tells the labels of films in folders,
+    and only films of `source` are kept, if it is named.
 
     Raises:
         ValueError: for a table without its columns, or when no film is left.
@@ -68,9 +64,8 @@ def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> 
         listed = [film for film in listed if film.source == source]
     if not listed:
         rest = f" of the source {source!r}; see the column source of the table" if source else ""
-        raise ValueError(
-            f"films must hold at least one film{rest}. Got none in {', '.join(films)}."
-        )
+        rule = f"films must hold at least one film{rest}"
+        raise ValueError(f"{rule}. Got none in {', '.join(films)}.")
     folders = {absolute(film.film).parent for film in listed}
     root = Path(os.path.commonpath(folders))
     if tables or table:  # names as the table has them
