@@ -167,9 +167,8 @@ def find_box(answer: Answer, classes: Sequence[str]) -> Shape | None:
     if len(human) != 1 or answer.box is None:
         raise ValueError(f"it must have one rectangle. Got {len(human)} shapes{fix}")
     if answer.box.label not in classes:
-        raise ValueError(
-            f"its box must be labelled {' or '.join(classes)}. Got {answer.box.label!r}{fix}"
-        )
+        rule = f"its box must be labelled {' or '.join(classes)}"
+        raise ValueError(f"{rule}. Got {answer.box.label!r}{fix}")
     return answer.box
 
 
@@ -227,9 +226,8 @@ def alone_with(path: Path) -> Iterator[None]:
         with FileLock(file, timeout=LOCK_WAIT_S, mode=0o666):
             yield
     except Timeout as error:
-        raise ValueError(
-            f"{path} is being written by another merge; run this again when that is done."
-        ) from error
+        what = f"{path} is being written by another merge"
+        raise ValueError(f"{what}; run this again when that is done.") from error
 
 
 def write(target: Target) -> Path | None:

@@ -164,10 +164,8 @@ def read_side(path: str | Path) -> Side:
     if path.is_dir() or is_session(path):
         return _read_session(path)
     if not path.exists():
-        raise FileNotFoundError(
-            f"A and B must be a session's folder, a COCO JSON or a CSV. Got '{path}', which does "
-            "not exist."
-        )
+        rule = "A and B must be a session's folder, a COCO JSON or a CSV"
+        raise FileNotFoundError(f"{rule}. Got '{path}', which does not exist.")
     readers = {".csv": _read_csv, ".json": _read_coco}
     if path.suffix.lower() not in readers:
         kinds = "a session's folder, a COCO file named .json or a table named .csv"
@@ -185,10 +183,8 @@ def _read_session(path: Path) -> Side:
             continue
         boxes = len(answer.human)
         if answer.box and boxes > 1:
-            raise ValueError(
-                f"'{path}' has {boxes} boxes on film {film.film}; agree compares one box a "
-                f"film. Delete the wrong one (`python tools/annotate.py check` lists them)."
-            )
+            fix = "Delete the wrong one (`python tools/annotate.py check` lists them)"
+            raise ValueError(f"{_too_many(path, boxes, film.film)} {fix}.")
         box, where = answer.box.xyxy if answer.box else None, session.film_path(film)
         marks.append(Mark(film.film, box, film.size_hw, film.patient_id, film.source, where))
         shown += answer.state == "accepted" and film.prelabel_xyxy is not None
@@ -208,14 +204,16 @@ def _read_session(path: Path) -> Side:
     return Side(path, {session.annotator or path.name: marks}, tuple(notes))
 
 
+def _too_many(path: Path, boxes: int, film: str) -> str:
+    return f"'{path}' has {boxes} boxes on film {film}; agree compares one box a film."
+
+
 def _read_coco(path: Path) -> Side:
     marks = []
     for film in read_coco(path).films:
         if len(film.boxes_xyxy) > 1:
-            raise ValueError(
-                f"'{path}' has {len(film.boxes_xyxy)} boxes on film {film.file_name}; agree "
-                "compares one box a film. Delete the wrong one."
-            )
+            many = _too_many(path, len(film.boxes_xyxy), film.file_name)
+            raise ValueError(f"{many} Delete the wrong one.")
         box = _four(film.boxes_xyxy[0]) if len(film.boxes_xyxy) else None
         patient, source = (str(film.extra.get(k) or "") for k in ("patient_id", "source"))
         marks.append(Mark(film.file_name, box, film.size_hw, patient, source))
@@ -277,9 +275,8 @@ def _read_row(where: str, film: str, cells: dict[str, str], kind: Sequence[str])
         if kind == XYWH:
             box = box[0], box[1], box[0] + box[2], box[1] + box[3]
         if box[2] <= box[0] or box[3] <= box[1]:
-            raise ValueError(
-                f"{where}: the box must have a width and a height above 0. Got {', '.join(texts)}."
-            )
+            rule = "the box must have a width and a height above 0"
+            raise ValueError(f"{where}: {rule}. Got {', '.join(texts)}.")
     width, height = cells.get("width", ""), cells.get("height", "")
     if width or height:
         try:
@@ -287,10 +284,8 @@ def _read_row(where: str, film: str, cells: dict[str, str], kind: Sequence[str])
         except (ValueError, OverflowError):
             size_hw = 0, 0
         if min(size_hw) < 1:
-            raise ValueError(
-                f"{where}: width and height must be the film's size in whole pixels. "
-                f"Got '{width}' and '{height}'."
-            )
+            rule = "width and height must be the film's size in whole pixels"
+            raise ValueError(f"{where}: {rule}. Got '{width}' and '{height}'.")
     patient = cells.get("patient_id") or cells.get("patient", "")
     return Mark(film, box, size_hw, patient, cells.get("source", ""))
 
@@ -316,10 +311,8 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
     same = a.path.resolve() == b.path.resolve()
     twos = list(combinations(a.readers, 2) if same else product(a.readers, b.readers))
     if not twos:
-        raise ValueError(
-            f"A and B must differ, or be a CSV with two readers. Got '{a.path}' twice, with the "
-            f"reader {next(iter(a.readers))}."
-        )
+        rule = "A and B must differ, or be a CSV with two readers"
+        raise ValueError(f"{rule}. Got '{a.path}' twice, with the reader {next(iter(a.readers))}.")
     notes = [*a.notes, *(() if same else b.notes)]
     films_a, films_b = a.films, b.films
     by_path, by_stem = (

@@ -166,10 +166,8 @@ class Session:
         """Open the folder; raises FileNotFoundError or ValueError that says how to go on."""
         path = Path(path)
         if not is_session(path):
-            raise FileNotFoundError(
-                f"session must be a folder that `annotate.py start` made. Got '{path}' instead, "
-                "which has no session.json."
-            )
+            rule = "session must be a folder that `annotate.py start` made"
+            raise FileNotFoundError(f"{rule}. Got '{path}' instead, which has no session.json.")
         try:
             meta = json.loads((path / "session.json").read_text(encoding="utf-8"))
             if meta.get("schema") != SCHEMA or meta.get("version") != VERSION:
@@ -177,9 +175,8 @@ class Session:
             lines = filter(None, (path / "films.jsonl").read_text("utf-8").split("\n"))
             return cls(path, meta, [SessionFilm.from_dict(json.loads(x)) for x in lines])
         except FileNotFoundError as error:
-            raise ValueError(
-                f"'{path}' was not prepared to the end; run `annotate.py start` again."
-            ) from error
+            what = f"'{path}' was not prepared to the end"
+            raise ValueError(f"{what}; run `annotate.py start` again.") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"'{path}' is no session of this version: {error}") from error
 
@@ -333,9 +330,8 @@ class Session:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise ValueError(
-                f"'{self.path}' is open in labelme or in another command; close that first."
-            ) from error
+            what = f"'{self.path}' is open in labelme or in another command"
+            raise ValueError(f"{what}; close that first.") from error
 
     def _last_entries(self) -> dict[int, dict[str, Any]]:
         if self._last is None:

@@ -1,4 +1,4 @@
-"""labelling.demo and labelling.demo: drawn chests and the pictures made of them."""
+"""labelling.demo: drawn chests and the pictures made of them."""
 
 from __future__ import annotations
 
