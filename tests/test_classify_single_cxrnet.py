@@ -48,7 +48,7 @@ def write_net(folder: Path, kind: str) -> None:
     """A bundle of an untrained network of three classes."""
     torch.manual_seed(0)
     config = SingleConfig(
-        THREE,
+        classes=THREE,
         kind=kind,
         cxrnet=CXRNetConfig(width=2, depth=2),
         backbone=BackboneConfig("baseline_cnn", weights="none"),
