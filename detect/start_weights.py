@@ -80,12 +80,14 @@ def _coco_state(name: str) -> dict[str, Tensor]:
     return fetch(weights, f"--model.weights imagenet or none for {name}")
 
 
-def fetch(weights: Any, otherwise: str) -> dict[str, Tensor]:
-    """torchvision's weights; raises ConnectionError, which says what to do without a network."""
+def fetch(weights: Any, otherwise: str, note: str = "") -> dict[str, Tensor]:
+    """torchvision's weights; raises ConnectionError, which says what to do without a network, and
+    `note` in the end."""
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
-        raise ConnectionError(_no_network(weights.url, f"{error}; or give {otherwise}")) from error
+        text = _no_network(weights.url, f"{error}; or give {otherwise}")
+        raise ConnectionError(text + note) from error
 
 
 def _no_network(what: str, error: str) -> str:

@@ -302,8 +302,7 @@ def _torchvision_state(backbone: str, weights: str) -> dict[str, Tensor]:
         choice: Any = tv_detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     else:
         choice = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
-    otherwise = f"model.weights FILE. ({_MSRA_FILES} and are not used.)"
-    return fetch(choice, otherwise)
+    return fetch(choice, "--model.weights FILE", f". ({_MSRA_FILES} and are not used.)")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
