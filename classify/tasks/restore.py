@@ -22,7 +22,7 @@ from classify.dataset import NO_REGION, build_cache, cache_of, cases_of, drop_ca
 from classify.films import Case, read_split, share_cases
 from classify.genesis import NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
 from classify.models.unet_cbam import UnetCbam
-from classify.ssim import ssim
+from classify.ssim import ssim, ssim_loss
 from classify.tasks.settings import PretrainConfig
 from cxr import draw
 from cxr.cli import to_plain
@@ -270,7 +270,7 @@ class PretrainModule(Learner):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Adds up the losses until the epoch's end."""
         terms, _restored = self.losses(batch)
-        terms["untouched"] = 1 - ssim(batch["seen"], batch["film"]).mean()
+        terms["untouched"] = ssim_loss(batch["seen"], batch["film"])
         self._add("val", terms, len(batch["film"]))
 
     def line(self) -> str:

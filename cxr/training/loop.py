@@ -113,9 +113,6 @@ def fit(
         raise KeyboardInterrupt
 
 
-fit_learner = fit  # its name before
-
-
 def load_best(learner: Learner, folder: Path) -> None:
     """The weights of the best epoch into `learner`, ready to answer on the CPU."""
     state = torch.load(folder / BEST, map_location="cpu", weights_only=True)
