@@ -24,6 +24,8 @@ from cxr.codestream import MAX_PIXELS, check_size
 from cxr.dicom_decode import decode_stored
 from cxr.errors import FilmError
 from cxr.greyscale import colour_to_grey, grey_from_stored, min_max_valid
+from cxr.intensity import resize
+from cxr.notes import note
 
 # RG and HC are digitised film, DR is written by some devices for DX, SC by some for OT.
 _FILM_MODALITIES = {"CR", "DX", "DR", "RG", "HC", "OT", "SC"}
@@ -35,6 +37,11 @@ _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _HASH_KEY_VARIABLE = "LUNGFIRST_HASH_KEY"
 _DEFAULT_HASH_KEY = "lungfirst"
+_SQUARE = 1.01  # sides of a pixel that count as alike
+_WIDEST = 4.0  # a ratio beyond it is a fault of the header
+_FOR_PROCESSING = {
+    f"1.2.840.10008.5.1.4.1.1.1.{kind}.1" for kind in (1, 2, 3)
+}  # DX, mammography, intraoral
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +56,10 @@ class StoredFilm:
     study: str
     bits: int
     notes: tuple[str, ...]
+    stored_hw: tuple[int, int] | None = None
 
 
-def read_dicom(data: bytes) -> StoredFilm:
+def read_dicom(data: bytes, for_processing: bool = False) -> StoredFilm:
     """Decode the bytes of a DICOM file.
 
     Raises:
@@ -60,7 +68,7 @@ def read_dicom(data: bytes) -> StoredFilm:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # headers of old films are full of small faults
         try:
-            return _read(data)
+            return _read(data, for_processing)
         except FilmError:
             raise
         except Exception as error:  # decoders raise all kinds
@@ -88,28 +96,32 @@ def hash_id(text: str, kind: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8, key=key, person=person).hexdigest()
 
 
-def _read(data: bytes) -> StoredFilm:
+def _read(data: bytes, for_processing: bool) -> StoredFilm:
     if data[:4] == b"DICM":
         data = bytes(128) + data
     ds, notes = _parse(data)
-    notes += _check_kind(ds)
+    notes += _check_kind(ds) + _check_purpose(ds, for_processing)
     _check_present(ds, data)
     notes += _check_pixel_header(ds)
     stored = decode_stored(ds)
     if stored.ndim == 3:
-        grey, more = min_max_valid(colour_to_grey(stored), None), ["colour turned to grey"]
+        grey, more = min_max_valid(colour_to_grey(stored), None), [note("colour")]
     else:
         grey, more = grey_from_stored(ds, stored)
     spacing_mm, about_spacing = _spacing(ds)
+    pixels = np.ascontiguousarray(grey, dtype=np.float32)
+    stored_hw = pixels.shape
+    pixels, spacing_mm, about_shape = _to_square(pixels, spacing_mm, _aspect(ds))
     return StoredFilm(
-        pixels=np.ascontiguousarray(grey, dtype=np.float32),
+        pixels=pixels,
+        stored_hw=None if pixels.shape == stored_hw else stored_hw,
         spacing_mm=spacing_mm,
         view=_view(ds),
         laterality=_laterality(ds),
         patient=hash_id(str(ds.get("PatientID") or ""), "patient"),
         study=hash_id(str(ds.get("StudyInstanceUID") or ""), "study"),
         bits=int(ds.BitsStored),
-        notes=tuple(notes + more + about_spacing),
+        notes=tuple(notes + more + about_spacing + about_shape),
     )
 
 
@@ -117,7 +129,7 @@ def _parse(data: bytes) -> tuple[Dataset, list[str]]:
     notes = []
     has_preamble = data[128:132] == b"DICM"
     if not has_preamble:
-        notes.append("file preamble missing")
+        notes.append(note("preamble_missing"))
     if _DEFLATED in data[:1024]:
         _check_deflated(data)
     try:
@@ -129,7 +141,7 @@ def _parse(data: bytes) -> tuple[Dataset, list[str]]:
     if not len(ds):
         raise FilmError("truncated", "The DICOM file holds no data set.")
     if "TransferSyntaxUID" not in ds.file_meta:
-        notes.append("file meta missing")
+        notes.append(note("meta_missing"))
         implicit, little = ds.original_encoding
         code = "1.2.840.10008.1.2" + ("" if implicit else ".1" if little else ".2")
         ds.file_meta.TransferSyntaxUID = UID(code)
@@ -171,7 +183,20 @@ def _check_kind(ds: Dataset) -> list[str]:
     frames = ds.get("NumberOfFrames")
     if frames is not None and int(frames or 1) > 1:
         raise FilmError("multi_frame", f"The file holds {int(frames)} frames; a film has one.")
-    return [] if modality else ["modality missing: taken for a film"]
+    return [] if modality else [note("modality_missing")]
+
+
+def _check_purpose(ds: Dataset, for_processing: bool) -> list[str]:
+    """Refuse raw detector data unless they are asked for; returns notes."""
+    intent = "".join(c for c in str(ds.get("PresentationIntentType") or "").upper() if c.isalpha())
+    if intent != "FORPROCESSING" and str(ds.get("SOPClassUID")) not in _FOR_PROCESSING:
+        return [note("intent_unknown")] if intent not in ("", "FORPRESENTATION") else []
+    if not for_processing:
+        raise FilmError(
+            "for_processing",
+            "The film is FOR PROCESSING: raw detector data; take the one FOR PRESENTATION.",
+        )
+    return [note("for_processing")]
 
 
 def _check_present(ds: Dataset, data: bytes) -> None:
@@ -206,10 +231,16 @@ def _check_pixel_header(ds: Dataset) -> list[str]:
     for keyword, value in defaults.items():
         if ds.get(keyword) in (None, ""):
             setattr(ds, keyword, value)
-            notes.append(f"{keyword} missing: {value} assumed")
+            notes.append(note("assumed", element=keyword, value=value))
     if not ds.get("PhotometricInterpretation"):
         ds.PhotometricInterpretation = "MONOCHROME2" if ds.SamplesPerPixel == 1 else "RGB"
-        notes.append("photometric interpretation missing: white taken for dense")
+        notes.append(
+            note(
+                "assumed",
+                element="PhotometricInterpretation",
+                value=ds.PhotometricInterpretation,
+            )
+        )
     stored, samples = _header_int(ds, "BitsStored"), _header_int(ds, "SamplesPerPixel")
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise FilmError(
@@ -243,9 +274,35 @@ def _spacing(ds: Dataset) -> tuple[tuple[float, float] | None, list[str]]:
             continue
         if all(math.isfinite(v) and v > 0 for v in (row_mm, column_mm)):
             at_detector = keyword == "ImagerPixelSpacing"
-            notes = ["spacing is the detector's, without magnification"] if at_detector else []
+            notes = [note("spacing_detector")] if at_detector else []
             return (row_mm, column_mm), notes
     return None, []
+
+
+def _aspect(ds: Dataset) -> float:
+    """Height of a pixel over its width where the header has no spacing."""
+    try:
+        height, width = (float(v) for v in ds.get("PixelAspectRatio") or (1, 1))
+        return height / width
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 1.0
+
+
+def _to_square(
+    pixels: np.ndarray, spacing_mm: tuple[float, float] | None, aspect: float
+) -> tuple[np.ndarray, tuple[float, float] | None, list[str]]:
+    """Pixels with the coarser axis resampled to the finer one's spacing, the spacing, notes."""
+    ratio = spacing_mm[0] / spacing_mm[1] if spacing_mm else aspect
+    if 1 / _SQUARE <= ratio <= _SQUARE:
+        return pixels, spacing_mm, []
+    height, width = pixels.shape
+    hw = (round(height * max(ratio, 1)), round(width * max(1 / ratio, 1)))
+    told = f"{ratio:.4g} : 1"
+    if not 1 / _WIDEST <= ratio <= _WIDEST or hw[0] * hw[1] > MAX_PIXELS:
+        return pixels, spacing_mm, [note("not_square_ignored", value=told)]
+    if spacing_mm:
+        spacing_mm = (min(spacing_mm),) * 2
+    return resize(pixels, hw), spacing_mm, [note("not_square", value=told)]
 
 
 def _view(ds: Dataset) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _REASONS = (
     "not_found empty not_an_image truncated encrypted multi_frame no_pixels wrong_modality "
-    "too_small unsupported_syntax bad_pixels blank"
+    "too_small unsupported_syntax bad_pixels blank for_processing"
 )
 REASONS = frozenset(_REASONS.split())
 

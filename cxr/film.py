@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from cxr.errors import FilmError
+from cxr.notes import note
 from cxr.picture import is_picture, read_picture
 
 __all__ = ["Film", "FilmError", "FilmList", "list_films", "read_film"]
@@ -25,7 +26,6 @@ __all__ = ["Film", "FilmError", "FilmList", "list_films", "read_film"]
 FILM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 MAX_FILE_BYTES = 1 << 30
-INVERTED_NOTE = "looks inverted: lung areas brighter than the middle (not changed)"
 
 _OTHER_PICTURES = {b"BM": "BMP", b"GIF8": "GIF", b"RIFF": "WebP", b"\0\0\0\x0cjP": "JPEG 2000"}
 _ENVELOPED = bytes.fromhex("06092a864886f70d010703")  # PKCS #7 envelopedData: secure DICOM files
@@ -46,7 +46,9 @@ class Film:
         patient: hashed patient id, "" where unknown (see `cxr.dicom.hash_id`).
         study: hashed study id, "" where unknown.
         bits: grey depth of the stored values.
-        notes: what was assumed or left out.
+        notes: what was assumed or left out, "code: Sentence." each (see `cxr.notes`).
+        stored_hw: (rows, columns) as stored, where the pixels were resampled to square ones; None
+            where the pixels are the stored ones.
     """
 
     pixels: np.ndarray = field(repr=False)
@@ -59,6 +61,13 @@ class Film:
     study: str = ""
     bits: int = 8
     notes: tuple[str, ...] = ()
+    stored_hw: tuple[int, int] | None = None
+
+    def to_stored(self, boxes_xyxy: np.ndarray) -> np.ndarray:
+        """(N, 4) or (4,) xyxy boxes in the film's pixels, in the pixels as stored."""
+        rows, columns = self.stored_hw or self.pixels.shape
+        scale = np.array([columns / self.pixels.shape[1], rows / self.pixels.shape[0]] * 2)
+        return np.asarray(boxes_xyxy, dtype=np.float64) * scale
 
 
 @dataclass(frozen=True)
@@ -69,18 +78,23 @@ class FilmList:
     passed_over: dict[str, int]
 
 
-def read_film(path: str | Path) -> Film:
+def read_film(path: str | Path, for_processing: bool = False) -> Film:
     """Read one film; the file is read once, and hashed and decoded from memory.
+
+    Args:
+        path: of a DICOM, PNG, JPEG or TIFF file.
+        for_processing: whether raw detector data (DICOM's FOR PROCESSING) are read too, with a
+            note; they are refused otherwise.
 
     Raises:
         FilmError: for everything that is no readable film, with reason and path.
     """
     try:
         data = _read_bytes(Path(path))
-        film = _decode(data)
+        film = _decode(data, for_processing)
     except FilmError as error:
         raise FilmError(error.reason, error.sentence, str(path)) from error
-    notes = film.notes + (INVERTED_NOTE,) * looks_inverted(film.pixels)
+    notes = film.notes + (note("inverted"),) * looks_inverted(film.pixels)
     digest = hashlib.sha256(data).hexdigest()
     return replace(film, path=str(path), sha256=digest, notes=notes)
 
@@ -155,14 +169,14 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _decode(data: bytes) -> Film:
+def _decode(data: bytes, for_processing: bool) -> Film:
     if data[128:132] != b"DICM" and is_picture(data):  # a DICOM preamble may pose as a TIFF
         pixels, bits, notes = read_picture(data)
         return Film(pixels, "", "", bits=bits, notes=notes)
     if looks_like_dicom(data):
         from cxr.dicom import read_dicom  # late: who reads pictures must not pay for pydicom
 
-        return Film(path="", sha256="", **vars(read_dicom(data)))
+        return Film(path="", sha256="", **vars(read_dicom(data, for_processing)))
     raise _refusal(data)
 
 

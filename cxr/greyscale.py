@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr.errors import FilmError
+from cxr.notes import note
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -71,11 +72,11 @@ def apply_voi(ds: Dataset, values: np.ndarray) -> tuple[np.ndarray | None, str]:
         return looked_up / top, ""
     centre, width = (_first_number(ds.get(k)) for k in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None:
-        return None, "no window in header: min–max used"
+        return None, note("no_window")
     function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper()
     windowed = apply_window(values, centre, width, function)
     if windowed is None:
-        return None, "unusable window in header: min–max used"
+        return None, note("window_unusable", value=f"{centre:g}, {width:g}")
     return windowed, ""
 
 
@@ -108,11 +109,11 @@ def is_inverted(ds: Dataset) -> tuple[bool, list[str]]:
     shape = str(ds.get("PresentationLUTShape") or "").strip().upper()
     notes = []
     if monochrome1:
-        notes.append("monochrome1 inverted")
+        notes.append(note("monochrome1"))
     elif shape == "INVERSE":
-        notes.append("presentation lut shape INVERSE: inverted")
+        notes.append(note("inverse"))
     if monochrome1 and shape == "IDENTITY":
-        notes.append("presentation lut shape IDENTITY contradicts monochrome1: ignored")
+        notes.append(note("identity_ignored"))
     return monochrome1 or shape == "INVERSE", notes
 
 
@@ -122,12 +123,12 @@ def grey_from_stored(ds: Dataset, stored: np.ndarray) -> tuple[np.ndarray, list[
     valid = None if padding is None else ~padding
     min_max_valid(stored, valid)  # refuses a blank film before anything is assumed of it
     values = apply_modality(ds, stored)
-    pixels, note = apply_voi(ds, values)
-    notes = [note] if note else []
+    pixels, said = apply_voi(ds, values)
+    notes = [said] if said else []
     if pixels is not None:
         seen = pixels if valid is None else pixels[valid]
         if seen.min() == seen.max():
-            pixels, notes = None, ["window of header shows no pixel: min–max used"]
+            pixels, notes = None, [note("window_empty")]
     if pixels is None:
         pixels = min_max_valid(values, valid)
     inverted, why = is_inverted(ds)
@@ -135,7 +136,7 @@ def grey_from_stored(ds: Dataset, stored: np.ndarray) -> tuple[np.ndarray, list[
         pixels = 1.0 - pixels
     if padding is not None and padding.any():
         pixels = np.where(padding, 0.0, pixels)
-        why.append("pixel padding set to black")
+        why.append(note("padding"))
     return pixels, notes + why
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cxr.codestream import check_jpeg, check_png, check_size, check_tiff
 from cxr.errors import FilmError
 from cxr.greyscale import colour_to_grey
+from cxr.notes import note
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -75,7 +76,7 @@ def _read(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
         samples, bits, notes = _samples(image, data)
     if samples.ndim == 3:
         if not (samples[..., 0] == samples[..., 1]).all():
-            notes.append("colour turned to grey")
+            notes.append(note("colour"))
         grey = colour_to_grey(samples)
     else:
         grey = samples.astype(np.float64)
@@ -84,7 +85,7 @@ def _read(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
     top, used = 2**bits - 1, int(grey.max()).bit_length()
     if bits == 16 and used <= 12:  # a 10- or 12-bit film in a 16-bit file would be all black
         top = 2 ** max(used, 8) - 1
-        notes.append(f"16-bit file uses {max(used, 8)} bits: scaled to them")
+        notes.append(note("scaled_bits", value=max(used, 8)))
     return np.ascontiguousarray(grey / top, dtype=np.float32), bits, tuple(notes)
 
 
@@ -96,14 +97,14 @@ def _samples(image: Image.Image, data: bytes) -> tuple[np.ndarray, int, list[str
     image.load()  # raises where the data end early
     if upright:
         image = ImageOps.exif_transpose(image)
-        notes.append("turned upright by its orientation tag")
+        notes.append(note("turned", value=image.getexif().get(0x0112, 1)))
     if image.mode.startswith("I;16") or image.mode == "I":
         array = np.asarray(image).astype(np.int64)
         if array.min() < 0 or array.max() > 65535:
             raise FilmError("bad_pixels", "The picture has values outside 16 bits.")
         if tags.get(_TAG_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow turns 8 bits only
             array = 65535 - array
-            notes.append("white-is-zero inverted")
+            notes.append(note("white_is_zero"))
         return array, 16, notes
     if _has_deep_colour(data, tags):
         deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)

@@ -50,15 +50,16 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def read_or_say_why(path: str | Path) -> Film | Unread:
+def read_or_say_why(path: str | Path, for_processing: bool = False) -> Film | Unread:
     """`read_film`, with every failure as a value: one bad file must not end a long run."""
     try:
-        return read_film(path)
+        return read_film(path, for_processing)
     except FilmError as error:
         reason, sentence = error.reason, error.sentence
-    except Exception as error:
-        # Not the message: it may hold a header's text, and so a name.
-        reason, sentence = "unexpected", f"reading failed with {type(error).__name__}."
+    except MemoryError:
+        reason, sentence = "unexpected", "reading it needs more memory than there is."
+    except Exception:  # without its message, which may hold a header's text, and so a name
+        reason, sentence = "unexpected", "the reader has a fault that this file brings out."
     try:
         return Unread(reason, sentence, sha256_file(path))
     except (OSError, ValueError):  # a name with a zero byte is a ValueError
@@ -74,7 +75,10 @@ def default_jobs(films: int, asked: int = -1) -> int:
 
 
 def read_ahead(
-    paths: Iterable[str | Path], jobs: int = 0, ahead: int | None = None
+    paths: Iterable[str | Path],
+    jobs: int = 0,
+    ahead: int | None = None,
+    for_processing: bool = False,
 ) -> Iterator[tuple[Path, Film | Unread]]:
     """Each path with its film, or why there is none, in the order given.
 
@@ -86,7 +90,7 @@ def read_ahead(
     ahead = max(1, 2 * max(1, jobs) if ahead is None else ahead)
     source = iter(paths)
     waiting: deque[tuple[Path, Future[Film | Unread]]] = deque()
-    readers = _Readers(jobs)
+    readers = _Readers(jobs, for_processing)
     try:
         while True:
             while len(waiting) < ahead and (path := next(source, None)) is not None:
@@ -112,8 +116,8 @@ def read_ahead(
 class _Readers:
     """The pool, and a new one in its place when a decoder has taken it down."""
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: int, for_processing: bool) -> None:
+        self.jobs, self.for_processing = jobs, for_processing
         self.pool = _pool(jobs)
 
     def restart(self) -> None:
@@ -122,7 +126,7 @@ class _Readers:
 
     def submit(self, path: str | Path) -> Future[Film | Unread]:
         with _without_main():
-            return self.pool.submit(read_or_say_why, str(path))
+            return self.pool.submit(read_or_say_why, str(path), self.for_processing)
 
     def read_alone(self, path: Path) -> Film | Unread:
         try:

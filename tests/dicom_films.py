@@ -13,6 +13,7 @@ from pydicom.uid import UID, generate_uid
 
 from cxr.dicom import read_dicom
 from cxr.errors import FilmError
+from cxr.notes import code_of
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
@@ -90,6 +91,10 @@ def jpeg(stored: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(stored).save(file, "JPEG", quality=98)
     return file.getvalue()
+
+
+def codes(notes: tuple[str, ...]) -> set[str]:
+    return {code_of(text) for text in notes}
 
 
 def refused(data: bytes) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw_phantom
-from dicom_films import EXPLICIT, film, ramp, written
+from dicom_films import EXPLICIT, codes, film, ramp, written
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from cxr.film import INVERTED_NOTE, FilmError, list_films, looks_inverted, read_film
+from cxr.film import FilmError, list_films, looks_inverted, read_film
 
 
 def dicom() -> bytes:
@@ -30,8 +30,10 @@ def test_a_dicom_film_keeps_what_is_known_of_it(tmp_path):
     path = tmp_path / "film"
     path.write_bytes(dicom())
     got = read_film(str(path))
-    assert got.pixels.shape == (96, 72) and got.pixels.dtype == np.float32
-    assert (got.view, got.spacing_mm, got.bits) == ("PA", (0.2, 0.1), 12)
+    assert got.pixels.shape == (192, 72) and got.pixels.dtype == np.float32
+    assert (got.view, got.spacing_mm, got.bits) == ("PA", (0.1, 0.1), 12)
+    assert got.stored_hw == (96, 72) and "not_square" in codes(got.notes)
+    assert np.allclose(got.to_stored(np.array([[8, 20, 30, 40]])), [[8, 10, 30, 20]])
     assert got.path == str(path)
     assert got.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert "Doe" not in repr(got) and "4711" not in repr(got)
@@ -84,7 +86,7 @@ def test_a_film_that_looks_inverted_is_noted_and_left_as_it_is(tmp_path):
         Image.fromarray(stored).save(tmp_path / name)
         got = read_film(tmp_path / name)
         assert np.allclose(got.pixels, stored / 255, atol=1e-6)
-        assert (INVERTED_NOTE in got.notes) == (name == "turned.png")
+        assert ("inverted" in codes(got.notes)) == (name == "turned.png")
 
 
 def test_folders_are_walked_sorted_and_what_is_passed_over_is_counted(tmp_path):
@@ -163,7 +165,7 @@ def test_real_films_show_bone_white(shared_data):
         got = read_film(shared_data / "dicom" / f"{name}.dcm")
         assert not looks_inverted(got.pixels)
     wrong_tag = read_film(shared_data / "dicom" / "siim_cr_pa_fake_monochrome1.dcm")
-    assert {INVERTED_NOTE, "monochrome1 inverted"} <= set(wrong_tag.notes)
+    assert {"inverted", "monochrome1"} <= codes(wrong_tag.notes)
 
 
 @pytest.mark.parametrize("kind", ["UNCI", "J2KI", "UNCR", "J2KR"])

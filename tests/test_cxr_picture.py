@@ -14,6 +14,7 @@ from PIL import Image
 
 from cxr.codestream import _ADAM7
 from cxr.errors import FilmError
+from cxr.notes import note
 from cxr.picture import read_picture
 
 
@@ -87,7 +88,7 @@ def test_a_crop_saved_with_16_bits_comes_back_as_it_was():
 def test_12_bits_in_a_16_bit_file_are_scaled_to_12_and_noted():
     pixels, _, notes = read_picture(saved(ramp(12), "PNG"))
     assert np.allclose(pixels, ramp(12) / 4095, atol=1e-6)
-    assert notes == ("16-bit file uses 12 bits: scaled to them",)
+    assert notes == (note("scaled_bits", value=12),)
 
 
 @pytest.mark.parametrize("stored", [ramp(8), deep()])
@@ -126,7 +127,7 @@ def test_colour_is_weighed_by_luma_and_noted():
     green[..., 1] = ramp(8)
     pixels, _, notes = read_picture(saved(green, "PNG"))
     assert pixels[-1, -1] == pytest.approx(0.587, abs=1e-3)
-    assert notes == ("colour turned to grey",)
+    assert notes == (note("colour"),)
 
 
 @pytest.mark.parametrize("name", list(PICTURES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -55,13 +56,13 @@ def test_missing_file_has_no_hash(tmp_path: Path) -> None:
 def test_unexpected_error_gives_a_reason_without_its_text(
     films: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: str) -> None:
+    def fail(path: str, for_processing: bool) -> None:
         raise KeyError("Doe^Jane")
 
     monkeypatch.setattr(cxr.stream, "read_film", fail)
     unread = read_or_say_why(films[0])
     assert isinstance(unread, Unread) and unread.reason == "unexpected"
-    assert "KeyError" in str(unread) and "Doe" not in str(unread)
+    assert "fault" in str(unread) and not re.search("Error|Doe", str(unread))
 
 
 def test_no_more_films_are_read_than_allowed_ahead(
@@ -69,7 +70,7 @@ def test_no_more_films_are_read_than_allowed_ahead(
 ) -> None:
     read, lock = [], threading.Lock()
 
-    def note(path: str) -> Unread:
+    def note(path: str, for_processing: bool) -> Unread:
         with lock:
             read.append(path)
         return Unread("empty", "")
@@ -97,7 +98,7 @@ def test_paths_are_taken_one_by_one(films: list[Path]) -> None:
     stream.close()
 
 
-def crash_on_film3(path: str) -> str:
+def crash_on_film3(path: str, for_processing: bool) -> Unread:
     """What a decoder that crashes does: the process is gone, with no exception."""
     if path.endswith("film3.png"):
         os._exit(11)

@@ -1,0 +1,76 @@
+"""Everything that may be noted of a film, one sentence a code: `note(code, ...)`.
+
+A note is "code: Sentence."; it says what was assumed, changed or left out, or what makes the film
+less fit. No text of a header goes into it that could hold a name: numbers, keywords of the standard
+and words of its fixed lists only (`shown`).
+"""
+
+from __future__ import annotations
+
+import re
+
+NOTES = {
+    # the file
+    "preamble_missing": "The DICOM file has no preamble.",
+    "meta_missing": "The DICOM file has no file meta information: its coding was guessed.",
+    "syntax_contradicted": "The header says {said}, the pixel data are {found}: read as such.",
+    "delimiter_missing": "The pixel data have no end marker, but their parts are whole.",
+    "modality_missing": "The header names no modality: taken for a film.",
+    "frames_odd": "The header's NumberOfFrames is {value}: one image was read.",
+    # numbers of the header
+    "assumed": "The header has no {element}: {value} assumed.",
+    "decimal_comma": "{element} is written with a comma ({value}), read as a decimal point.",
+    "unreadable": "{element} of the header is unreadable ({value}): {instead}.",
+    "high_bit_ignored": "The header's HighBit ({value}) contradicts the pixel data: ignored.",
+    # grey values
+    "no_window": "The header has no window: the film's own range is shown.",
+    "window_unusable": "The header's window cannot be used ({value}): the film's own range is "
+    "shown.",
+    "window_empty": "The header's window shows no pixel: the film's own range is shown.",
+    "lut_ignored": "A lookup table of the header ({element}) is broken ({why}): ignored.",
+    "lut_range": "The header's lookup table claims {said} bits and uses {used}: scaled to them.",
+    "monochrome1": "Low values are white (MONOCHROME1): inverted.",
+    "inverse": "The presentation lookup table is INVERSE: inverted.",
+    "identity_ignored": "PresentationLUTShape IDENTITY contradicts MONOCHROME1: ignored.",
+    "white_is_zero": "Low values are white (WhiteIsZero): inverted.",
+    "padding": "Pixel padding was set to black.",
+    "colour": "Colour was turned to grey.",
+    "alpha_ignored": "The picture has transparent pixels: shown as opaque.",
+    "scaled_bits": "The 16-bit file uses {value} bits: scaled to them.",
+    "inverted": "The film looks inverted, its lungs brighter than its middle: not changed.",
+    # geometry
+    "turned": "The picture was turned upright by its orientation tag ({value}).",
+    "spacing_detector": "The pixel spacing is the detector's, without magnification.",
+    "spacing_scanner": "The pixel spacing is the film scanner's.",
+    "not_square": "The pixels are not square ({value}): resampled to square ones.",
+    "not_square_ignored": "The pixels are said not to be square ({value}): not obeyed.",
+    "thumbnail_skipped": "The picture also holds a reduced copy of itself: left out.",
+    # fitness
+    "for_processing": "The film is FOR PROCESSING: raw detector data, not meant to be looked at.",
+    "intent_unknown": "PresentationIntentType is neither FOR PRESENTATION nor FOR PROCESSING.",
+    "derived": "The film is derived from another image (ImageType DERIVED).",
+    "secondary": "The film is a secondary capture, not the detector's own image.",
+    "lossy": "The film was compressed with loss{ratio}.",
+    "laterality": "The header's laterality is {value}, that of no whole chest.",
+    "unpaired": "The header's laterality is U (unpaired).",
+    "lateral": "The view is LATERAL; frontal films are what the networks know.",
+}
+
+_SAFE = re.compile(r"[0-9+\-.,eE \\]{1,32}")
+
+
+def note(code: str, **values: object) -> str:
+    """The note of a code, "code: Sentence."; KeyError for a code or value that is not foreseen."""
+    return f"{code}: {NOTES[code].format_map(values)}"
+
+
+def code_of(text: str) -> str:
+    """The code of a note."""
+    return text.partition(": ")[0]
+
+
+def shown(value: object) -> str:
+    """A header's value for a note or a refusal: as it is when it is short and made of digits,
+    signs and blanks, so that no name is told; "not shown" otherwise."""
+    text = str(value).strip()
+    return text if _SAFE.fullmatch(text) else "not shown"
