@@ -5,7 +5,6 @@ Boxes are held as xyxy in the pixels of the film as listed; on disk they are COC
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,11 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from cxr.boxes import scale_xyxy, xywh_to_xyxy, xyxy_to_xywh
-from cxr.workdir import write_json
+from cxr.workdir import log, read_json, write_json
+
+# A box that stands in a file and is not to be counted: COCO's crowd regions, the `ignore` of COCO's
+# own evaluation and of CrowdHuman, Pascal VOC's `difficult`.
+MARKS = ("iscrowd", "ignore", "difficult")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class CocoFilm:
     boxes_xyxy: np.ndarray
     labels: tuple[int, ...]  # category index of each box, from 0 in the order of `classes`
     extra: dict[str, Any] = field(default_factory=dict)  # label, patient_id, source, annotator …
-    notes: tuple[dict[str, Any], ...] = ()  # other keys of each box: area, provenance …
+    notes: tuple[dict[str, Any], ...] = ()  # other keys of each box: area, iscrowd, provenance …
 
     @property
     def patient_id(self) -> str:
@@ -43,8 +46,26 @@ class CocoFilm:
         """What the film shows; films.csv's labels. Empty where it is not said."""
         return str(self.extra.get("label") or "")
 
+    @property
+    def ignored(self) -> np.ndarray:
+        """(N,) bool: the boxes that one of MARKS says not to count. They are kept in the file, and
+        are no object: nothing is trained on, measured by or cut along them."""
+        marked = [any(_is_set(note.get(mark)) for mark in MARKS) for note in self.notes]
+        return np.array(marked or [False] * len(self.boxes_xyxy), dtype=bool)
+
+    @property
+    def counted(self) -> CocoFilm:
+        """The film with the boxes that count alone."""
+        kept = np.flatnonzero(~self.ignored)
+        return replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[kept],
+            labels=tuple(self.labels[i] for i in kept),
+            notes=tuple(self.notes[i] for i in kept if self.notes),
+        )
+
     def resized(self, size_hw: tuple[int, int]) -> CocoFilm:
-        """The entry of the film's copy at another size, its boxes scaled, without their notes.
+        """The film's copy at another size: its boxes scaled, of their notes MARKS alone.
 
         Raises ValueError when the aspect ratios differ by more than 1 %.
         """
@@ -58,7 +79,13 @@ class CocoFilm:
                 f"{self.file_name} must have the size of its annotation, {width} × {height} px, or "
                 f"be a scaled copy of it. Got {w} × {h} px instead."
             ) from error
-        return replace(self, size_hw=size_hw, boxes_xyxy=boxes, notes=())
+        notes = tuple({k: v for k, v in note.items() if k in MARKS} for note in self.notes)
+        return replace(self, size_hw=size_hw, boxes_xyxy=boxes, notes=notes)
+
+
+def _is_set(mark: Any) -> bool:
+    """1 and true, also as a text, as converters from XML leave it; a list of scores is no mark."""
+    return isinstance(mark, int | float | str) and str(mark).strip().lower() in ("1", "1.0", "true")
 
 
 @dataclass(frozen=True)
@@ -195,18 +222,6 @@ def _annotation_faults(
         yield CocoFault(name, f"bbox {box} {OUTSIDE} of {width} × {height}", name)
 
 
-def load_json(path: str | Path) -> Any:
-    """What a JSON file in UTF-8 holds; raises ValueError, or OSError for one that cannot be read.
-
-    A whole number beyond all floats is infinite, which every rule refuses by name.
-    """
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-        return json.loads(text, parse_int=lambda t: int(t) if len(t) < 300 else float(t))
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
-
-
 def read_coco_json(path: str | Path) -> dict[str, Any]:
     """The file's own object, with every key it has; raises ValueError that lists the first faults.
 
@@ -214,7 +229,7 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        data = load_json(path)
+        data = read_json(path)
     except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{path} must be JSON. {error}") from error
     faults = find_faults(data)
@@ -245,6 +260,16 @@ def read_coco(path: str | Path) -> CocoSet:
             )
         )
     return CocoSet(films, tuple(c["name"] for c in data["categories"]), data.get("info") or {})
+
+
+def read_counted(path: str | Path) -> list[CocoFilm]:
+    """The films of a COCO file with the boxes that count. A film all of whose boxes are marked not
+    to is left out, with a word in the log: it shows something, and nobody says what."""
+    films = [(film, film.counted) for film in read_coco(path).films]
+    kept = [own for film, own in films if len(own.boxes_xyxy) or not len(film.boxes_xyxy)]
+    if less := len(films) - len(kept):
+        log.warning("%s: %d films left out, all their boxes are marked not to count", path, less)
+    return kept
 
 
 def to_coco(coco: CocoSet) -> dict[str, Any]:

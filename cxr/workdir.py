@@ -55,6 +55,7 @@ class _Terminal(RichHandler):
 
 
 console = _Console(stderr=True)
+TEXT = "utf-8-sig"  # the encoding of what others may have written; for csv.reader, newline=""
 
 _LIBRARIES = (
     "torch",
@@ -98,6 +99,23 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
 def write_json(path: str | Path, data: Any) -> Path:
     """`data` as indented JSON, atomically; NaN is refused because JSON has none."""
     return write_atomic(path, json.dumps(data, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def read_text(path: str | Path, errors: str = "strict") -> str:
+    """A text file of any origin: UTF-8 with or without the mark that Windows programs put in front
+    of it, and every line's end as `\\n`. Raises UnicodeDecodeError (a ValueError), or OSError."""
+    return Path(path).read_text(encoding=TEXT, errors=errors)
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file of any origin holds; raises ValueError, or OSError where it cannot be read.
+
+    A whole number beyond all floats is infinite, which every rule refuses by name.
+    """
+    try:
+        return json.loads(read_text(path), parse_int=lambda t: int(t) if len(t) < 300 else float(t))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def to_json(value: Any) -> Any:
@@ -217,5 +235,5 @@ class Workdir:
     def update(self, **fields: Any) -> None:
         """Add fields to run.json."""
         path = self / "run.json"
-        record = json.loads(path.read_text()) if path.exists() else {}
+        record = read_json(path) if path.exists() else {}
         write_json(path, {**record, **fields})

@@ -57,11 +57,13 @@ class HumanBoxes:
         entry = self._find(film.path)
         if entry is None:
             return _no_thorax("the boxes' file does not list this film")
-        if not len(entry.boxes_xyxy):
+        if not len(entry.counted.boxes_xyxy):
+            if len(entry.boxes_xyxy):
+                return _no_thorax("the boxes' file marks all boxes of this film as not to count")
             return _no_thorax("the boxes' file has no box for this film")
         size_hw = (film.pixels.shape[0], film.pixels.shape[1])
         try:
-            entry = entry.resized(size_hw)
+            entry = entry.counted.resized(size_hw)
         except ValueError:
             sizes = [f"{w} x {h} px" for h, w in (size_hw, entry.size_hw)]
             return _no_thorax(f"the film has {sizes[0]}, in the boxes' file it has {sizes[1]}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from cxr.coco import CocoFilm, read_coco
+from cxr.coco import CocoFilm, read_counted
 from cxr.films_table import FilmNames, FilmRow, read_films_table, take_films
 from cxr.split import Split, make_split
 from cxr.training.recipe import free
@@ -80,6 +80,7 @@ def select_films(
     parts, made = share_films(films, config.split, config.parts, config.max_films, seed)
     if trained:
         require_both(parts)
+        require_boxes(parts)
     return Parts(parts, masks, made)
 
 
@@ -107,6 +108,16 @@ def require_both(parts: Mapping[str, Sequence[Any]]) -> None:
         raise ValueError(
             f"the split must leave films to train and to validate. Got {train} and {val} instead."
         )
+
+
+def require_boxes(parts: Mapping[str, Sequence[CocoFilm]]) -> None:
+    """Raise ValueError where train has no box to learn, or val none to choose thresholds by."""
+    for part in ("train", "val"):
+        if not any(len(film.boxes_xyxy) for film in parts[part]):
+            raise ValueError(
+                f"part {part} of the split must hold a film with a box. Got {len(parts[part])} "
+                "films, none with one: take another split (data.split, seed), or more films."
+            )
 
 
 @dataclass(frozen=True)
@@ -206,7 +217,7 @@ def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:
     path = inside if inside.exists() else Path(annotations)
     if not path.exists():
         raise ValueError(f"annotations must be a COCO file. Neither {inside} nor {path} exists.")
-    return find_films(read_coco(path).films, data)
+    return find_films(read_counted(path), data)
 
 
 def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:

@@ -15,9 +15,9 @@ import numpy as np
 
 from cxr.boxes import Frame
 from cxr.cli import parse_config, to_plain
-from cxr.training.recipe import keep_to_recipe
+from cxr.training.recipe import disk_need, keep_to_recipe, require_writable
 from cxr.workdir import Workdir, console, log, provenance, seed_everything, write_json
-from detect.data import select_films
+from detect.data import require_boxes, select_films
 from detect.predict import to_input
 from detect.settings import LoopConfig, TrainConfig
 
@@ -74,6 +74,7 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
         seed_everything(config.seed)  # the first weights hang on it, too
         model, augment = build_detector(config.model), build_augmentation(config.augment)
         optim = config.to_optim()
+        require_writable(workdir.path, disk_need(model))
         keep_to_recipe(workdir.path, config, config.restart)
         if parts.made:
             parts.made.save(workdir / "split.json")
@@ -81,6 +82,7 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
         films, masks = parts.films, parts.masks
         learnt = ThoraxDataset(films["train"], root, side, augment, config.negatives, masks)
         val = ThoraxDataset(films["val"], root, side)
+        require_boxes({"train": learnt.films, "val": val.films})
     except (ValueError, OSError, ImportError) as error:
         raise RefusedError(str(error)) from error
     import torch

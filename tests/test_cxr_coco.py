@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from cxr.coco import (
     find_faults,
     read_coco,
     read_coco_json,
+    read_counted,
     write_coco,
     write_coco_json,
 )
 
-SOUND = {
+SOUND: dict[str, Any] = {
     "info": {"description": "boxes"},
     "images": [
         {"id": 7, "file_name": "a.png", "width": 200, "height": 100, "patient_id": "p1"},
@@ -50,6 +52,44 @@ def test_film_without_a_box_stays_in_with_shape_0_4(tmp_path: Path) -> None:
     assert leg.patient_id == "leg.png"  # no patient given: the film stands for itself
 
 
+def marked(**marks: object) -> dict[str, Any]:
+    """SOUND, the second box of its first film marked."""
+    data = copy.deepcopy(SOUND)
+    data["annotations"][1].update(marks)
+    return data
+
+
+@pytest.mark.parametrize("mark", [{"iscrowd": 1}, {"ignore": True}, {"difficult": "1"}])
+def test_marked_box_is_kept_and_does_not_count(tmp_path: Path, mark: dict[str, object]) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(marked(**mark)))
+    film = read_coco(tmp_path / "a.json").films[0]
+    assert film.ignored.tolist() == [False, True]
+    assert film.resized((200, 400)).ignored.tolist() == [False, True]
+    counted = film.counted
+    assert counted.boxes_xyxy.tolist() == [[10, 20, 40, 60]] and counted.labels == (1,)
+    write_coco(tmp_path / "b.json", read_coco(tmp_path / "a.json"))
+    assert json.loads((tmp_path / "b.json").read_text())["annotations"][1].items() >= mark.items()
+
+
+def test_box_with_its_marks_at_zero_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(marked(iscrowd=0, ignore="0", difficult=False)))
+    film = read_coco(tmp_path / "a.json").films[0]
+    assert not film.ignored.any() and len(film.counted.boxes_xyxy) == 2
+
+
+def test_film_with_marked_boxes_alone_is_no_film_without_a_thorax(tmp_path: Path) -> None:
+    data = marked(iscrowd=1)
+    data["annotations"][0]["ignore"] = 1
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    assert [f.file_name for f in read_counted(tmp_path / "a.json")] == ["leg.png"]
+
+
+def test_mark_of_utf8_and_line_ends_of_windows_are_read(tmp_path: Path) -> None:
+    text = json.dumps(SOUND, indent=1).replace("\n", " \r\n") + " \r\n"
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_coco_json(tmp_path / "a.json") == SOUND
+
+
 def test_written_set_reads_back_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(SOUND))
     first = read_coco(tmp_path / "a.json")
@@ -75,7 +115,7 @@ def test_other_keys_of_an_annotation_are_kept_but_on_a_scaled_copy(tmp_path: Pat
     written = json.loads((tmp_path / "b.json").read_text())["annotations"]
     assert {k: written[0][k] for k in more} == more
     assert written[1]["area"] == 199.5 * 99.5 and written[1]["iscrowd"] == 0
-    assert first.films[0].resized((50, 100)).notes == ()
+    assert first.films[0].resized((50, 100)).notes == ({"iscrowd": 1}, {})
 
 
 def test_pycocotools_reads_what_is_written(tmp_path: Path) -> None:

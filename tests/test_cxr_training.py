@@ -16,7 +16,14 @@ from cxr.devices import pick_device
 from cxr.training.learner import Learner
 from cxr.training.loop import BEST, LAST, HistoryFile, fit, load_best
 from cxr.training.optim import OptimConfig, PlateauHalving
-from cxr.training.recipe import free, free_names, keep_to_recipe, recipe_of
+from cxr.training.recipe import (
+    disk_need,
+    free,
+    free_names,
+    keep_to_recipe,
+    recipe_of,
+    require_writable,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,23 @@ class Settings:
     films: Films = field(default_factory=Films)
     seed: int = 0
     widths: tuple[int, ...] = (8, 4)
+
+
+# --- what must be there before the first epoch
+
+
+def test_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="--out must be a folder that can be written"):
+        require_writable(tmp_path / "file" / "run")
+    require_writable(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_disk_without_room_for_the_checkpoints_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"where \d+\.\d GB are free.*free some"):
+        require_writable(tmp_path, 1 << 60)
+    assert disk_need(nn.Linear(1000, 999)) > 10 * 4_000_000  # six to ten times the weights
 
 
 # --- the resume rule

@@ -317,6 +317,17 @@ def test_boxes_of_a_film_fit_its_scaled_copy(films: Path, fake: None) -> None:
     assert (box.status, box.xyxy) == ("ok", (20, 10, 110, 90))
 
 
+def test_box_marked_not_to_count_is_not_cut_along(films: Path, fake: None) -> None:
+    boxes = np.array([[20.0, 10, 50, 80], [0, 0, 120, 100]])
+    one = CocoFilm("a/film.png", (100, 120), boxes, (0, 0), notes=({}, {"iscrowd": 1}))
+    none = CocoFilm("b/film.png", (100, 120), boxes[1:], (0,), notes=({"ignore": 1},))
+    write_coco(films / "marked.json", CocoSet([one, none], ("thorax",)))
+    human = HumanBoxes(films / "marked.json")
+    assert human.box_film(read_film("films/a/film.png")).xyxy == (20, 10, 50, 80)
+    refused = human.box_film(read_film("films/b/film.png"))
+    assert refused.status == "no_thorax" and "as not to count" in refused.reason
+
+
 def test_boxes_by_hand_tell_folders_apart(by_hand: Path) -> None:
     boxes = HumanBoxes(by_hand)
     assert boxes.box_film(read_film("films/a/film.png")).status == "ok"

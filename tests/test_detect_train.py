@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 
 from cxr.bundle import load_bundle
+from cxr.coco import read_coco, write_coco
 from cxr.film import read_film
+from cxr.split import make_split
 from cxr.training.optim import OptimConfig
 from detect.module import DetectorModule
 from detect.predict import ThoraxDetector
@@ -92,6 +95,28 @@ def test_wrong_data_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture
     args = ["--data.data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main(args) == 2
     assert "annotations must be a COCO file" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_part_without_a_box_is_refused_before_the_first_epoch(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    films = read_coco(phantom_folder / "thorax.json")
+    split = make_split([f.patient_id for f in films.films], [""] * 24, {"train": 0.5, "val": 0.5})
+    split.save(tmp_path / "split.json")
+    bare = [
+        replace(f, boxes_xyxy=f.boxes_xyxy[:0], labels=(), notes=())
+        if split.part_of[f.patient_id] == part
+        else f
+        for f in films.films
+    ]
+    write_coco(tmp_path / "boxes.json", replace(films, films=bare))
+    args = [*SMALL, "--data.data", str(phantom_folder), "--out", str(tmp_path / "run")]
+    args += ["--data.annotations", str(tmp_path / "boxes.json")]
+    assert main([*args, "--data.split", str(tmp_path / "split.json")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"part {part} of the split must hold a film with a box" in said
+    assert not (tmp_path / "run/recipe.json").exists()  # mended data may use the folder
 
 
 @pytest.mark.parametrize("flag", ["--optimiser.name=lion", "--epochs=many", "--colour=red"])

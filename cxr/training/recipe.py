@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr.cli import to_plain
-from cxr.workdir import write_json
+from cxr.workdir import read_json, write_json
 
 
 def free(default: Any) -> Any:
@@ -59,9 +61,9 @@ def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None)
     path, run = Path(folder) / "recipe.json", Path(folder) / "run.json"
     after, before = dict(_flat(_plain(settings))), None
     if path.exists():
-        before = dict(_flat(json.loads(path.read_text())["settings"]))
+        before = dict(_flat(read_json(path)["settings"]))
     elif run.exists():
-        begun = dict(_flat(json.loads(run.read_text()).get("config", {})))
+        begun = dict(_flat(read_json(run).get("config", {})))
         if after.keys() <= begun.keys():  # else it is another command's
             before = {name: begun[name] for name in after}
     if before is None or restart:
@@ -83,6 +85,34 @@ def keep_to_recipe(folder: str | Path, settings: Any, restart: bool | None = Non
         plain = _plain(settings)
         mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
         write_json(path, {"sha256": mark, "settings": plain})
+
+
+def require_writable(folder: str | Path, needed_bytes: int = 0) -> None:
+    """Make the folder of a run and see, before hours of work, that its results will find a place.
+
+    Raises ValueError where nothing can be written there, or less than `needed_bytes` (see
+    `disk_need`) is free.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ValueError(
+            f"--out must be a folder that can be written. Got {folder}: {error.strerror}."
+        ) from error
+    if free_bytes < needed_bytes:
+        raise ValueError(
+            f"--out must lie where {needed_bytes / 1e9:.1f} GB are free, for checkpoints and "
+            f"weights. {folder} has {free_bytes / 1e9:.1f} GB: free some, or give another folder."
+        )
+
+
+def disk_need(model: Any) -> int:
+    """Bytes that a training of a torch network takes on disk at most: its best and last checkpoint
+    with Adam's two moments and averaged weights, a third while one is replaced, and the bundle."""
+    return 10 * sum(p.numel() * p.element_size() for p in model.parameters()) + (64 << 20)
 
 
 def _plain(settings: Any) -> dict[str, Any]:

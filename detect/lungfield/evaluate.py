@@ -21,7 +21,7 @@ from rich.progress import track
 
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
 from cxr.cli import to_plain
-from cxr.coco import read_coco
+from cxr.coco import read_counted
 from cxr.draw import ORANGE, draw_contour, fit, to_rgb, write_sheet
 from cxr.errors import FilmError
 from cxr.film import read_film
@@ -258,7 +258,7 @@ def _read_boxes(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         log.warning("no %s: fields are not compared with human boxes", path)
         return {}
-    films = read_coco(path).films
+    films = read_counted(path)
     return {f.file_name: union_xyxy(f.boxes_xyxy) for f in films if len(f.boxes_xyxy)}
 
 

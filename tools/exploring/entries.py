@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
-from cxr.coco import read_coco
+from cxr.coco import read_counted
 from cxr.films_table import FilmNames, FilmRow, open_table, read_films_table
 from cxr.manifest import read_manifest
 from cxr.page.words import printable
@@ -220,7 +220,7 @@ def coco_boxes(path: str | Path, images: Sequence[str]) -> dict[str, Box]:
     return _matched(
         {
             f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
-            for f in read_coco(path).films
+            for f in read_counted(path)
             if len(f.boxes_xyxy)
         },
         images,

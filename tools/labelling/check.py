@@ -18,13 +18,13 @@ from rich.progress import track
 from rich.text import Text
 
 from cxr.boxes import area_xyxy, clip_xyxy, xywh_to_xyxy
-from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults, load_json
+from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults
 from cxr.film import Film, list_films
 from cxr.films_table import FilmStems, film_stem
 from cxr.page.words import printable
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
-from cxr.workdir import sha256_file
+from cxr.workdir import read_json, sha256_file
 from detect.data import find_films
 from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states, is_session
 from labelling.shapes import Shape
@@ -295,7 +295,7 @@ def check_file(
     """All faults of a COCO file, those of its format first, and its films and boxes in words; for
     the arguments see CheckConfig. Raises OSError for a file that cannot be opened."""
     try:
-        data = load_json(path)
+        data = read_json(path)
     except ValueError as error:
         fix = "Take the last good copy, or write it again with annotate.py merge"
         return [Fault(str(path), f"it is not JSON: {error}", fix)], _summarise(0, 0, {})
