@@ -25,7 +25,7 @@ from classify.bundles import build_net, save_single
 from classify.ensemble import Ensemble, members_of
 from classify.models.settings import BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
-from classify.saliency.hooks import has_backbones
+from classify.saliency.hooks import backbone_layers
 from classify.saliency.maps import Explained, explain, look, saliency_maps
 from classify.saliency.methods import METHODS
 from classify.tasks.settings import SingleConfig
@@ -133,7 +133,7 @@ def test_a_fusion_nets_member_has_its_fused_map(method: str) -> None:
     net = build_net(fusion_config().network()).eval()
     member = members_of(net, THREE)["viral"]
     batch = films(2, 64, 64)
-    assert has_backbones(member) and not has_backbones(net_of(2))
+    assert backbone_layers(member) and not backbone_layers(net_of(2))
     ours = member_maps([member], batch, method)[0][1]
     np.testing.assert_allclose(ours, saliency_maps(net, batch, [2, 2], method), atol=1e-6)
 

@@ -14,7 +14,7 @@ from torch import nn
 from classify.models.backbones import build_body
 from classify.models.fusion import FusionNet, build_fusion
 from classify.models.settings import FusionConfig
-from classify.saliency.hooks import has_backbones, left_as_found
+from classify.saliency.hooks import backbone_layers, left_as_found
 from classify.saliency.maps import backbone_maps, saliency_maps
 from classify.saliency.methods import METHODS
 from cxr.cli import from_plain, to_plain
@@ -241,7 +241,7 @@ def tiny() -> FusionNet:
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "cam"])
 def test_every_map_of_a_fusion_net_can_be_made(tiny: FusionNet, method: str) -> None:
-    assert has_backbones(tiny)
+    assert backbone_layers(tiny)
     maps = saliency_maps(tiny, films(), [0, 1], method, top_k=4)
     assert maps.shape == (2, 4, 4) and maps.min() >= 0
     assert np.isfinite(maps).all()

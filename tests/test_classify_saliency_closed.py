@@ -210,9 +210,3 @@ def test_dropout_of_a_net_in_training_does_not_reach_the_map() -> None:
     before = state_of(net)
     np.testing.assert_array_equal(saliency_maps(net, films(), [1, 1, 1]), expected)
     assert state_of(net) == before
-
-
-def test_a_method_without_a_closed_form_is_refused() -> None:
-    found = logits_and_maps(linear_net(), films())
-    with pytest.raises(ValueError, match=r"in closed form\. Got 'score_cam'"):
-        found.saliency([0, 1, 2], "score_cam")

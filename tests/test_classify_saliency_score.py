@@ -1,4 +1,4 @@
-"""Score-CAM by hand and against the library, top-k channels, rank correlation."""
+"""Score-CAM by hand and against the library, top-k channels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ from saliency_nets import (
     films,
     linear_net,
     pooled,
-    state_of,
 )
-from scipy.stats import spearmanr
 from torch import nn
 
 from classify.saliency.maps import saliency_maps
-from classify.saliency.score import rank_correlation
 
 
 def test_score_cam_worked_out_by_hand() -> None:
@@ -72,39 +69,6 @@ def test_masked_films_come_in_batches_across_films() -> None:
     saliency_maps(net, films(), [1, 1, 1], "score_cam", top_k=4, score_batch=5)
     handle.remove()
     assert calls == [3, 1, 5, 5, 2]
-
-
-def test_rank_correlation_is_spearman_s_of_both_maps() -> None:
-    net, batch, classes = linear_net(), films(), [0, 1, 2]
-    net.neck.bias.data += 2  # mostly positive maps, as behind a ReLU
-    few = saliency_maps(net, batch, classes, "score_cam", top_k=3)
-    every = saliency_maps(net, batch, classes, "score_cam", top_k=None)
-    expected = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(few, every, strict=True)]
-    found = rank_correlation(net, batch, classes, 3)
-    assert found.shape == (3,)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_rank_correlation_of_all_channels_is_one() -> None:
-    np.testing.assert_allclose(rank_correlation(linear_net(), films(), [0, 1, 2], 99), 1.0)
-
-
-def test_rank_correlation_of_a_flat_map_is_unknown() -> None:
-    assert np.isnan(rank_correlation(HandNet(), torch.ones(1, 2, 2, 2), [0], 1)).all()
-
-
-def test_rank_correlation_of_no_film_is_empty() -> None:
-    assert rank_correlation(linear_net(), films()[:0], [], 2).shape == (0,)
-
-
-def test_rank_correlation_leaves_the_model_as_found() -> None:
-    net = linear_net().train()
-    before = state_of(net)
-    rank_correlation(net, films(), [0, 1, 2], 2)
-    net.broken = True
-    with pytest.raises(RuntimeError, match="the head is broken"):
-        rank_correlation(net, films(), [0, 1, 2], 2)
-    assert state_of(net) == before
 
 
 @pytest.mark.parametrize(

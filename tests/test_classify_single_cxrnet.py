@@ -21,8 +21,7 @@ from classify.ensemble import Ensemble, members_of
 from classify.models.cxrnet import build_cxrnet
 from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.preprocess import PreprocessConfig
-from classify.saliency.maps import saliency_maps
-from classify.saliency.own import explanations
+from classify.saliency.maps import explanations, saliency_maps
 from classify.single import main
 from classify.tasks.settings import SingleConfig
 from cxr.workdir import log

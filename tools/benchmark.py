@@ -154,8 +154,10 @@ def saliency_rows(
 ) -> tuple[list[list[dict[str, Any]]], list[float]]:
     """Rows for Grad-CAM and for Score-CAM of one member against pytorch-grad-cam as it is, and the
     rank correlations of Score-CAM over the strongest channels with that over all."""
+    from classify.audit.randomise import rank_correlation
     from classify.ensemble import Ensemble
-    from classify.saliency.score import rank_correlation
+    from classify.saliency.maps import saliency_maps
+    from classify.saliency.methods import TOP_K
 
     ensemble = Ensemble.load(config.ensemble, "cpu")
     member = ensemble.member(ensemble.targets[0])
@@ -168,8 +170,11 @@ def saliency_rows(
         return groups, []
     groups.append(time_in_turns(score_timers(member, batch), config.score_films))
     few = batch[: config.score_films]
-    found = rank_correlation(member, few, [TARGET] * len(few))
-    return groups, [round(float(r), 4) for r in found]
+    some, every = (
+        saliency_maps(member, few, [TARGET] * len(few), "score_cam", top_k=k) for k in (TOP_K, None)
+    )
+    pairs = zip(some, every, strict=True)
+    return groups, [round(rank_correlation(a, b), 4) for a, b in pairs]
 
 
 def gradient_timers(member: Any, crops: Any) -> list[Timer]:

@@ -30,7 +30,7 @@ from classify.audit.summary import (
     threshold_table,
 )
 from classify.ensemble import Ensemble
-from classify.saliency.own import check_draws
+from classify.saliency.maps import check_draws
 from classify.screener import Screener
 from cxr.cli import to_plain
 from cxr.ledger import FilmRecords

@@ -25,7 +25,7 @@ needed; `smooth` × total variation of m, so that what is shown hangs together.
 What it cannot do: m says what is shown, whatever the class. In short trials on synthetic films (120
 steps, `area` 0.1 to 1) m stayed half open and no brighter on the sought patch than elsewhere, while
 the answers were all right: judge m by the audit's lift before reading it. `explanations` of
-`classify.saliency.own` also weighs it by one class's gradient, and there the patch had about
+`classify.saliency.maps` also weighs it by one class's gradient, and there the patch had about
 ten times its share.
 """
 

@@ -1,38 +1,99 @@
-"""Maps without a backward pass, where global mean pooling and linear layers make the head.
+"""Maps from a layer's activations: from one backward pass of any network; without one where global
+mean pooling and linear layers make the head; and Eigen-CAM. All keep their own units.
 
-There the logit is  Σ_c W_kc · mean(A_c) + b_k,  so its gradient by A_c is g = W_kc / (h · w) at
-every place, and each method becomes a weighted sum of the maps A (N, C, h, w): with W for cam, the
-mean of a constant for grad_cam and hirescam, max(g, 0) for layercam, and for grad_cam_pp
-h · w · max(g, 0) · g² / (2 g² + g³ · ΣA_c + 1e-6), its equation 19 summed. One forward pass gives
-logits and maps at once.
+With such a head the logit is  Σ_c W_kc · mean(A_c) + b_k,  so its gradient by A_c is W_kc / (h · w)
+at every place: one forward pass gives logits and maps at once.
+
+The formulas are those of pytorch-grad-cam, which the tests hold them against. The library scales
+each map to [0, 1] before it averages layers, which hides how strong each was, and its two lists of
+activations and gradients follow the order in which layers run forwards and backwards: for parallel
+backbones these differ, and maps would be made of one's activations and another one's gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from classify.saliency.gradients import EPS
 from classify.saliency.hooks import (
     check_classes,
-    check_layers,
     check_logits,
     left_as_found,
     on_device_of,
     run_recorded,
     saliency_layer,
 )
-from classify.saliency.methods import CLOSED_FORMS
 
+_EPS = 1e-6  # pytorch-grad-cam's in Grad-CAM++; with gradients near 1e-3 it weighs in
 _TOLERANCE = 1e-4
-
 # Whether what follows a layer is mean pooling and linear layers, found out once for each.
 _IS_LINEAR: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _cam(maps: Tensor, g: Tensor) -> Tensor:
+    """The class's weights are the gradient of its logit by the pooled maps, which for linear heads
+    are the head's weights."""
+    spread = g.amax((2, 3)) - g.amin((2, 3))
+    if g.numel() and spread.max() > 1e-4 * g.abs().max():
+        raise ValueError(
+            "cam needs a layer whose maps are pooled by their mean. The gradient "
+            "differs from place to place: name the last layer before global mean "
+            "pooling, or take grad_cam or hirescam."
+        )
+    return g.sum((2, 3), keepdim=True)  # mean × places
+
+
+def _grad_cam_pp(maps: Tensor, g: Tensor) -> Tensor:
+    alpha = g**2 / (2 * g**2 + maps.sum((2, 3), keepdim=True) * g**3 + _EPS)
+    return (g.clamp_min(0) * alpha).sum((2, 3), keepdim=True)
+
+
+# (N, C, h, w) maps and gradients to what weighs the maps; classify.saliency.methods has the sources
+_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad_cam": lambda maps, g: g.mean((2, 3), keepdim=True),
+    "grad_cam_pp": _grad_cam_pp,
+    "hirescam": lambda maps, g: g,
+    "layercam": lambda maps, g: g.clamp_min(0),
+    "cam": _cam,
+}
+
+
+def _weighed(maps: Tensor, gradients: Tensor, method: str) -> np.ndarray:
+    """(N, h, w) float32 ≥ 0."""
+    return (_WEIGHTS[method](maps, gradients) * maps).sum(1).clamp_min(0).cpu().numpy()
+
+
+def gradient_maps(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    batch: Tensor,
+    classes: Sequence[int],
+    method: str,
+) -> list[np.ndarray]:
+    """(N, h, w) float32 ≥ 0 of each layer, all from one forward and one backward pass, which ends
+    at the layers. Arguments as for `saliency_maps`, which checks them."""
+    with left_as_found(model), torch.inference_mode(False), torch.enable_grad():
+        # cloned, for a batch made in inference mode cannot take part in a backward pass
+        logits, maps = run_recorded(model, layers, batch.clone().detach(), gradients=True)
+        check_logits(classes, logits)
+        wanted = logits[torch.arange(len(batch)), [int(c) for c in classes]].sum()
+        found: Sequence[Tensor | None] = [None] * len(maps)
+        if wanted.requires_grad:
+            found = torch.autograd.grad(wanted, maps, allow_unused=True)
+    planes = []
+    for layer, activations, gradients in zip(layers, maps, found, strict=True):
+        if gradients is None:
+            raise ValueError(
+                f"layer must lie on the way to the logits. No gradient reached "
+                f"{type(layer).__name__}: give the layer whose output the head pools."
+            )
+        planes.append(_weighed(activations.detach().float(), gradients.float(), method))
+    return planes
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +101,14 @@ class LinearHead:
     """Global mean pooling, then linear layers without a non-linearity between them, as one:
     logits = mean(maps) @ weight.T + bias, with weight (K, C) and bias (K,)."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Tensor
+    bias: Tensor
 
-    def logits(self, maps: torch.Tensor) -> torch.Tensor:
+    def logits(self, maps: Tensor) -> Tensor:
         """(N, C, h, w) to (N, K)."""
         return maps.float().mean((2, 3)) @ self.weight.T + self.bias
 
-    def gives(self, maps: torch.Tensor, logits: torch.Tensor) -> bool:
+    def gives(self, maps: Tensor, logits: Tensor) -> bool:
         """Whether the head gives the model's logits (N, K) to 1e-4 of their scale."""
         scale = max(1.0, float(logits.abs().max())) if logits.numel() else 1.0
         return bool(((self.logits(maps) - logits.float()).abs() <= _TOLERANCE * scale).all())
@@ -58,47 +119,24 @@ class LogitsAndMaps:
     """One forward pass: logits (N, K), maps (N, C, h, w) of a layer, and the head between them;
     `head` is None where it is anything but global mean pooling and linear layers."""
 
-    logits: torch.Tensor
-    maps: torch.Tensor
+    logits: Tensor
+    maps: Tensor
     head: LinearHead | None = None
 
     def saliency(self, classes: Sequence[int], method: str = "grad_cam") -> np.ndarray:
-        """(N, h, w) float32 ≥ 0 of one logit a film in closed form.
-
-        Raises ValueError without a linear head or for a method that has no closed form, IndexError
-        for a class without a logit.
-        """
+        """(N, h, w) float32 ≥ 0 of one logit a film by one of CLOSED_FORMS; raises ValueError
+        without a linear head, IndexError for a class without a logit."""
         if self.head is None:
             raise ValueError(
                 "closed_form must be auto or False for this model: its head is not global mean "
                 "pooling followed by linear layers alone. Got True instead."
             )
-        if method not in CLOSED_FORMS:
-            raise ValueError(
-                f"method must be one of {', '.join(CLOSED_FORMS)} in closed form. "
-                f"Got {method!r} instead."
-            )
         check_classes(classes, len(self.maps))
         check_logits(classes, self.logits)
         with torch.inference_mode():
-            maps = self.maps.float()
-            weights = _channel_weights(maps, self.head.weight[[int(c) for c in classes]], method)
-            planes = torch.einsum("nc,nchw->nhw", weights, maps).clamp_min_(0)
-        return planes.cpu().numpy()
-
-
-def _channel_weights(maps: torch.Tensor, weight: torch.Tensor, method: str) -> torch.Tensor:
-    """(N, C) weights of the channels from the head's (N, C); the module's text says why."""
-    if method == "cam":
-        return weight
-    places = maps.shape[2] * maps.shape[3]
-    g = weight / places
-    if method == "layercam":
-        return g.clamp_min(0)
-    if method == "grad_cam_pp":
-        alpha = g**2 / (2 * g**2 + maps.sum((2, 3)) * g**3 + EPS)
-        return places * g.clamp_min(0) * alpha
-    return g
+            maps, weight = self.maps.float(), self.head.weight[[int(c) for c in classes]]
+            gradients = (weight / maps[0, 0].numel())[..., None, None].expand_as(maps)
+            return _weighed(maps, gradients, method)
 
 
 def may_be_closed(layer: nn.Module) -> bool:
@@ -107,14 +145,10 @@ def may_be_closed(layer: nn.Module) -> bool:
 
 
 def logits_and_maps(
-    model: nn.Module, batch: torch.Tensor, layer: nn.Module | None = None
+    model: nn.Module, batch: Tensor, layer: nn.Module | None = None
 ) -> LogitsAndMaps:
-    """Logits and a layer's maps from one forward pass, so that saliency costs next to nothing.
-
-    Args:
-        model: gives (N, K) logits for `batch`; left as it was found.
-        batch: (N, 3, h, w), prepared for the model.
-        layer: gives (N, C, h, w); the model's own `saliency_layer` where it is None.
+    """Logits (N, K) of a prepared batch (N, 3, h, w) and a layer's maps (by default those of the
+    model's own `saliency_layer`) from one forward pass, so that saliency costs next to nothing.
 
     The head is made out on any network: the linear layers that run after `layer` are multiplied,
     and the product must give the model's logits for these films. Once for each layer (one film, one
@@ -122,12 +156,12 @@ def logits_and_maps(
     non-linearity and no other pooling passes for a linear head by chance.
     """
     layer = saliency_layer(model) if layer is None else layer
-    check_layers(model, [layer])
     batch = on_device_of(model, batch)
     ran: list[nn.Module] = []  # the layer and the linear layers, in the order in which they ran
     with left_as_found(model), torch.inference_mode():
-        for module in (layer, *(m for m in model.modules() if isinstance(m, nn.Linear))):
-            module.register_forward_hook(lambda m, _inputs, _output: ran.append(m))
+        for module in model.modules():
+            if module is layer or isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda m, _inputs, _output: ran.append(m))
         logits, (maps,) = run_recorded(model, [layer], batch)
         behind = [m for m in ran[ran.index(layer) + 1 :] if isinstance(m, nn.Linear)]
         head = _product(behind, maps.shape[1], logits.shape[1])
@@ -152,13 +186,11 @@ def _product(linears: Sequence[nn.Linear], channels: int, classes: int) -> Linea
     return LinearHead(weight, bias)
 
 
-def _stands_random_maps(
-    model: nn.Module, layer: nn.Module, film: torch.Tensor, head: LinearHead
-) -> bool:
+def _stands_random_maps(model: nn.Module, layer: nn.Module, film: Tensor, head: LinearHead) -> bool:
     """Whether the head stays linear for maps of both signs, far from what the backbone gives."""
-    sent: list[torch.Tensor] = []
+    sent: list[Tensor] = []
 
-    def replace(_layer: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    def replace(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         random = torch.Generator().manual_seed(0)
         maps = torch.randn(output.shape, generator=random).to(output.device, output.dtype)
         sent.append(maps * (10 * output.abs().max().clamp_min(1)))
@@ -168,3 +200,36 @@ def _stands_random_maps(
         layer.register_forward_hook(replace)
         logits = model(film)
         return head.gives(sent[0], logits)
+
+
+def eigen_maps(
+    model: nn.Module, layer: nn.Module, batch: Tensor, classes: Sequence[int]
+) -> np.ndarray:
+    """Eigen-CAM of a whole batch: (N, h, w) float32 ≥ 0.
+
+    The layer's activations projected on their first principal component, centred as in
+    pytorch-grad-cam. It explains no class in particular: `classes` are only checked. A component's
+    sign means nothing: the one is taken under which the plane rises with the energy Σ_c A² of the
+    activations, so that positive is where the network is active; where it does not depend on the
+    energy at all, its strongest place is positive.
+    """
+    with left_as_found(model), torch.inference_mode():
+        logits, (maps,) = run_recorded(model, [layer], batch)
+        check_logits(classes, logits)
+        n, channels, h, w = maps.shape
+        flat = maps.double().flatten(2).transpose(1, 2)  # (N, places, C)
+        centred = flat - flat.mean(1, keepdim=True)
+        if h * w <= channels:  # the smaller of the two Gram matrices has the same component
+            values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))
+            planes = vectors[..., -1] * values[:, -1:].clamp_min(0).sqrt()
+        else:
+            vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)[1]
+            planes = (centred @ vectors[..., -1:])[..., 0]
+        energy = flat.square().sum(2)
+        energy = energy - energy.mean(1, keepdim=True)
+        agreement = (planes * energy).sum(1)
+        unclear = agreement.abs() <= 1e-9 * planes.norm(dim=1) * energy.norm(dim=1)
+        strongest = planes.gather(1, planes.abs().argmax(1, keepdim=True))[:, 0]
+        turned = torch.where(unclear, strongest, agreement) < 0
+        planes = torch.where(turned[:, None], -planes, planes)
+    return planes.view(n, h, w).clamp_min(0).float().cpu().numpy()

@@ -46,21 +46,10 @@ def saliency_layer(model: nn.Module) -> nn.Module:
     return layer
 
 
-def saliency_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that a net with several backbones names for its maps, by backbone; raises
-    ValueError where it names none."""
-    named = getattr(model, "saliency_layers", None)
-    if not named:
-        raise ValueError(
-            f"{type(model).__name__} must name the layers of its backbones: `saliency_layers` "
-            "(name to layer). It names none."
-        )
-    return dict(named)
-
-
-def has_backbones(model: nn.Module) -> bool:
-    """Whether a model has several backbones, each with a map of its own."""
-    return bool(getattr(model, "saliency_layers", None))
+def backbone_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that a net with several backbones, each with a map of its own, names by backbone;
+    of any other net none."""
+    return dict(getattr(model, "saliency_layers", None) or {})
 
 
 class Rearranges(Protocol):
@@ -89,12 +78,6 @@ def bare_net(model: nn.Module, classes: Sequence[int]) -> tuple[nn.Module, Seque
         if all(int(c) in logits for c in classes):
             return net, [logits[int(c)] for c in classes]
     return model, classes
-
-
-def check_layers(model: nn.Module, layers: Sequence[nn.Module]) -> None:
-    """Raises ValueError for a layer that is none of the model's."""
-    if not set(layers) <= set(model.modules()):
-        raise ValueError("layer must be a module of the model. Got one of another model instead.")
 
 
 def check_classes(classes: Sequence[int], films: int) -> None:
@@ -130,8 +113,10 @@ def run_recorded(
     With `gradients`, each output becomes the start of the graph, so that a backward pass ends
     there and never walks through the backbone: the same gradients for a fraction of the time.
     (A layer that lies behind another one of these stays connected to it.) Raises ValueError for
-    layers that give no maps to explain with.
+    layers of another model, or that give no maps to explain with.
     """
+    if not set(layers) <= set(model.modules()):
+        raise ValueError("layer must be a module of the model. Got one of another model instead.")
     seen: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def record(layer: nn.Module, _inputs: Any, output: Any) -> torch.Tensor | None:

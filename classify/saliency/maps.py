@@ -11,26 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
 
-from classify.saliency.closed import LogitsAndMaps, logits_and_maps, may_be_closed
-from classify.saliency.gradients import eigen_maps, gradient_maps
+from classify.saliency.closed import (
+    LogitsAndMaps,
+    eigen_maps,
+    gradient_maps,
+    logits_and_maps,
+    may_be_closed,
+)
 from classify.saliency.hooks import (
+    backbone_layers,
     bare_net,
     check_classes,
-    check_layers,
     check_logits,
-    has_backbones,
     left_as_found,
     on_device_of,
     rearranges,
     saliency_layer,
-    saliency_layers,
 )
 from classify.saliency.methods import (
     ADD_UP,
@@ -40,7 +43,6 @@ from classify.saliency.methods import (
     TOP_K,
     check_method,
 )
-from classify.saliency.own import explanations
 from classify.saliency.score import score_maps
 from cxr.boxes import Frame
 
@@ -67,27 +69,19 @@ def saliency_maps(
             where it is None. A net with several backbones gives its maps fused then, see `fuse`.
         closed_form: auto takes the closed form (no backward pass) where the head is global mean
             pooling and linear layers, and a backward pass elsewhere; True insists on the one,
-            False on the other. eigen_cam and score_cam have one form only.
+            False on the other. A net with several backbones, eigen_cam and score_cam have one form.
         top_k, score_batch: of score_cam, see `score_maps`.
 
     Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
     """
     check_method(method)
-    if closed_form not in ("auto", True, False):
-        raise ValueError(f"closed_form must be auto, True or False. Got {closed_form!r} instead.")
     check_classes(classes, len(batch))
     if method in OWN_MAPS:
         return explanations(model, batch, None if method == "explanation" else classes)
     model, classes = bare_net(model, classes)
-    if layer is None and has_backbones(model):
-        if closed_form is True:
-            raise ValueError(
-                "closed_form must be auto or False for a net with several backbones. "
-                "Got True instead."
-            )
+    if layer is None and backbone_layers(model):
         return fuse(backbone_maps(model, batch, classes, method, top_k, score_batch), method)
     layer = saliency_layer(model) if layer is None else layer
-    check_layers(model, [layer])
     tries = closed_form is True or (closed_form == "auto" and may_be_closed(layer))
     if method in CLOSED_FORMS and tries and len(batch):
         found = logits_and_maps(model, batch, layer)
@@ -109,8 +103,7 @@ def backbone_maps(
     The gradients of all backbones come from one forward and one backward pass, which ends at the
     layers. Arguments and errors as for `saliency_maps`.
     """
-    layers = saliency_layers(model)
-    check_classes(classes, len(batch))
+    layers = backbone_layers(model)
     return _layer_maps(model, layers, batch, classes, method, top_k, score_batch)
 
 
@@ -124,15 +117,12 @@ def _layer_maps(
     score_batch: int,
 ) -> dict[str, np.ndarray]:
     """(N, h, w) of each layer."""
-    check_layers(model, list(layers.values()))
     if not len(batch):
         return {name: np.zeros((0, 1, 1), np.float32) for name in layers}
     batch = on_device_of(model, batch)
     if method == "score_cam":
-        return {
-            name: score_maps(model, layer, batch, classes, top_k, score_batch)
-            for name, layer in layers.items()
-        }
+        how = (batch, classes, top_k, score_batch)
+        return {name: score_maps(model, layer, *how) for name, layer in layers.items()}
     if method == "eigen_cam":
         return {n: eigen_maps(model, layer, batch, classes) for n, layer in layers.items()}
     maps = gradient_maps(model, list(layers.values()), batch, classes, method)
@@ -185,7 +175,7 @@ def look(
 
 def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
     """Logits, with a layer's maps where the method may have a closed form."""
-    if method in CLOSED_FORMS and not has_backbones(net):
+    if method in CLOSED_FORMS and not backbone_layers(net):
         return logits_and_maps(net, batch)
     with left_as_found(net), torch.inference_mode():
         return LogitsAndMaps(net(on_device_of(net, batch)), torch.empty(0))
@@ -221,9 +211,8 @@ def explain(
     logits = found.logits.float().cpu()
     wanted = [int(k) for k in (logits.argmax(1) if classes is None else classes)]
     check_logits(wanted, logits)
-    nets: dict[str, np.ndarray] = {}
-    if has_backbones(net):
-        nets = backbone_maps(net, batch, wanted, method)
+    nets = backbone_maps(net, batch, wanted, method) if backbone_layers(net) else {}
+    if nets:
         maps = fuse(nets, method)
     elif found.head is not None:
         maps = found.saliency(wanted, method)
@@ -246,3 +235,54 @@ def to_pixels(
         canvas = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
         out.append(np.maximum(frame.restore(canvas, size_hw), 0.0).astype(np.float32, copy=False))
     return out
+
+
+# --- maps that a network draws itself (CXRNet), in the form of those of any other method
+
+
+def _drawer(net: nn.Module) -> Any:
+    """The network, or the one that it wraps as `net`, that draws maps of its own."""
+    return next((m for m in (net, getattr(net, "net", None)) if hasattr(m, "explain")), None)
+
+
+def explains_itself(net: nn.Module) -> bool:
+    """Does the network, or the one that it wraps, draw maps of its own?"""
+    return _drawer(net) is not None
+
+
+def check_draws(method: str, members: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError where `method` is one of OWN_MAPS and one of the members draws no map."""
+    without = [name for name, net in members.items() if not explains_itself(net)]
+    if method in OWN_MAPS and without:
+        raise ValueError(
+            f"--method {method} must be for networks that draw a map of their own, "
+            f"such as CXRNet. Got {', '.join(without)}, without one: take another "
+            "method, such as grad_cam."
+        )
+
+
+def explanations(
+    net: nn.Module, batch: torch.Tensor, classes: Sequence[int] | None = None
+) -> np.ndarray:
+    """(N, h, w) float32 ≥ 0 at the resolution of the network's own map, unscaled.
+
+    `net` has `explain(x)` → (N, 1, h, w) and `explanation_layer`, or holds such a one as `net`. For
+    `classes`, N of its logits: the map times its gradient, as HiResCAM has it, where that is above
+    0: what speaks for the class. None takes the map as it is drawn, the same for every class.
+
+    Raises ValueError for a network that draws none, IndexError for a class without a logit.
+    """
+    drawer = _drawer(net)
+    if drawer is None:
+        raise ValueError(
+            f"{type(net).__name__} must have `explain`, which draws a map. It has "
+            "none: take another method, such as grad_cam."
+        )
+    if not len(batch):
+        return np.zeros((0, 1, 1), np.float32)
+    batch = on_device_of(net, batch)
+    if classes is not None:
+        bare, logits = bare_net(net, classes)
+        return gradient_maps(bare, [drawer.explanation_layer], batch, logits, "hirescam")[0]
+    with left_as_found(net), torch.inference_mode():
+        return drawer.explain(batch)[:, 0].float().cpu().numpy()

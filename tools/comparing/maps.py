@@ -116,7 +116,7 @@ class MapsConfig:
 def run(config: MapsConfig) -> int:
     """Make and write the maps; raises ValueError or OSError for what does not fit."""
     from classify.ensemble import Ensemble
-    from classify.saliency.own import check_draws
+    from classify.saliency.maps import check_draws
 
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]

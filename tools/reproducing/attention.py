@@ -28,9 +28,8 @@ from classify.bundles import Single, load_single, member_of
 from classify.ensemble import prepare_films
 from classify.films import Case, select_cases
 from classify.preprocess import PreprocessConfig
-from classify.saliency.maps import explain, saliency_maps, to_pixels
+from classify.saliency.maps import explain, explains_itself, saliency_maps, to_pixels
 from classify.saliency.methods import OWN_MAPS
-from classify.saliency.own import explains_itself
 from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.devices import pick_device
