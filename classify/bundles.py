@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,11 +31,10 @@ from classify.models.settings import (
 from classify.models.unet_cbam import UnetCbam
 from classify.preprocess import PreprocessConfig
 from classify.tasks.settings import SingleConfig
-from cxr.bundle import Bundle, load_bundle, save_bundle
+from cxr.bundle import Bundle, load_bundle, rebuilding, save_bundle
 from cxr.cli import from_plain, to_plain
 
 KIND = "pretrained"
-Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,10 @@ def save_pretrained(
 def load_pretrained(path: str | Path) -> Pretrained:
     """Read what `save_pretrained` wrote; raises FileNotFoundError or ValueError."""
     bundle = load_bundle(path, KIND)
-    net = _filled(UnetCbam(from_plain(UnetCbamConfig, bundle.meta["network"])), bundle)
-    settings = PreprocessConfig.from_dict(bundle.meta["preprocessing"])
+    with rebuilding(path):
+        net = UnetCbam(from_plain(UnetCbamConfig, bundle.meta["network"]))
+        net.load_state_dict(bundle.tensors)
+        settings = PreprocessConfig.from_dict(bundle.meta["preprocessing"])
     return Pretrained(net.eval(), settings, bundle.sha256, bundle.meta)
 
 
@@ -77,15 +78,16 @@ def classes_of(bundle: Bundle) -> Sequence[str]:
 
 
 def member_of(bundle: Bundle) -> SCXNN:
-    """The network of a member's bundle with its weights."""
+    """The network of a member's bundle with its weights; raises ValueError."""
     known = {f.name for f in fields(MemberConfig)}
-    network = {k: v for k, v in bundle.meta["network"].items() if k in known}
-    network["decoder_channels"] = tuple(network["decoder_channels"])
-    # nothing is fetched, and nothing is frozen: the weights are all in the bundle
-    network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
-    decoder = bool(bundle.meta["decoder"])
-    net = build_member(MemberConfig(**network), decoder, len(classes_of(bundle)))
-    return _filled(net, bundle)
+    with rebuilding(bundle.path):
+        network = {k: v for k, v in bundle.meta["network"].items() if k in known}
+        # nothing is fetched, and nothing is frozen: the weights are all in the bundle
+        network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
+        decoder = bool(bundle.meta["decoder"])
+        net = build_member(from_plain(MemberConfig, network), decoder, len(classes_of(bundle)))
+        net.load_state_dict(bundle.tensors)
+    return net
 
 
 @dataclass(frozen=True)
@@ -141,24 +143,15 @@ def load_single(path: str | Path) -> Single:
     }
     # nothing is fetched, and nothing is frozen: the weights are all in the bundle
     free = {"weights": "none", "freeze_to": ""}
-    plain = {k: free.get(k, v) for k, v in bundle.meta["network"].items()}
-    net = _filled(build_net(from_plain(kinds[bundle.meta["family"]], plain)), bundle)
-    return Single(
-        net.eval(),
-        tuple(bundle.meta["classes"]),
-        PreprocessConfig.from_dict(bundle.meta["preprocessing"]),
-        bundle.meta["trained_on"],
-        bundle.sha256,
-        bundle.meta,
-    )
-
-
-def _filled(net: Net, bundle: Bundle) -> Net:
-    """The network with the bundle's weights."""
-    try:
+    with rebuilding(path):
+        plain = {k: free.get(k, v) for k, v in bundle.meta["network"].items()}
+        net = build_net(from_plain(kinds[bundle.meta["family"]], plain))
         net.load_state_dict(bundle.tensors)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{bundle.path} must hold the weights of its own network. {error}"
-        ) from error
-    return net
+        return Single(
+            net.eval(),
+            tuple(bundle.meta["classes"]),
+            PreprocessConfig.from_dict(bundle.meta["preprocessing"]),
+            bundle.meta["trained_on"],
+            bundle.sha256,
+            bundle.meta,
+        )

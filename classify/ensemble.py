@@ -22,7 +22,7 @@ from classify.labels import NORMAL, TARGET
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
 from classify.saliency.hooks import bare_net, rearranges
 from cxr.boxes import Frame
-from cxr.bundle import Bundle, bundle_kind, load_bundle
+from cxr.bundle import Bundle, bundle_kind, load_bundle, rebuilding
 from cxr.devices import pick_device
 
 NAME_OF_NORMAL = "normal"
@@ -73,16 +73,18 @@ class Ensemble:
                 raise ValueError(f"{files[0]}: {error}") from error
             weights = dict.fromkeys(members, single.sha256)
             return cls(members, single.settings, pick_device(device), weights, single.trained_on)
-        bundles = sorted((load_bundle(f, "member") for f in files), key=lambda b: b.meta["order"])
-        _check_together(folder, bundles)
-        meta = bundles[0].meta
-        return cls(
-            {b.meta["target"]: member_of(b) for b in bundles},
-            PreprocessConfig.from_dict(meta["preprocessing"]),
-            pick_device(device),
-            {b.meta["target"]: b.sha256 for b in bundles},
-            meta["trained_on"],
-        )
+        bundles = [load_bundle(f, "member") for f in files]
+        with rebuilding(folder):
+            bundles.sort(key=lambda b: b.meta["order"])
+            _check_together(folder, bundles)
+            meta = bundles[0].meta
+            return cls(
+                {b.meta["target"]: member_of(b) for b in bundles},
+                PreprocessConfig.from_dict(meta["preprocessing"]),
+                pick_device(device),
+                {b.meta["target"]: b.sha256 for b in bundles},
+                meta["trained_on"],
+            )
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run_fit(config) if isinstance(config, FitConfig) else run_evaluate(config)
     except (ValueError, FileNotFoundError) as error:
-        console.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, markup=True)
+        console.print(f"[red]error[/]: {error}", highlight=False, markup=True)
         return 1
     return 0
 

@@ -7,6 +7,7 @@ whole film is (0, 0, width, height). All functions are pure.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any
 
 import cv2
@@ -210,13 +211,13 @@ class Frame:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Frame:
-        """The inverse of `to_dict`."""
-        x0, y0, x1, y1 = data["source_xyxy"]
-        h, w = data["content_hw"]
-        return cls(
-            (x0, y0, x1, y1),
-            (h, w),
-            (data["canvas_hw"][0], data["canvas_hw"][1]),
-            data["pad_x"],
-            data["pad_y"],
-        )
+        """The inverse of `to_dict`; raises ValueError for what is none."""
+        keys = ("source_xyxy", "content_hw", "canvas_hw")
+        try:
+            (x0, y0, x1, y1), (h, w), (canvas_h, canvas_w) = (map(index, data[k]) for k in keys)
+            pads = index(data["pad_x"]), index(data["pad_y"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"frame must hold whole pixels as written. Got {data!r}.") from error
+        if x0 >= x1 or y0 >= y1 or min(h, w, canvas_h, canvas_w) < 1:
+            raise ValueError(f"frame must have a width and a height. Got {data!r}.")
+        return cls((x0, y0, x1, y1), (h, w), (canvas_h, canvas_w), *pads)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +80,19 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
         raise ValueError(f"{path} must be a bundle of version {VERSION}. Got {got!r}: train anew.")
     floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
     return Bundle(kind, floats, meta, sha256_file(path), str(path))
+
+
+@contextmanager
+def rebuilding(path: str | Path) -> Iterator[None]:
+    """Raise ValueError that names the weights' file, or their folder, where a network cannot be
+    made from what the metadata say, or where the weights are another network's."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        lacks = f"The metadata lack {error}." if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} must hold the weights of its own network, which its metadata describe. {lacks}"
+        ) from error
 
 
 def bundle_kind(path: str | Path) -> str:

@@ -168,7 +168,7 @@ def read_rows(
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     header: dict[str, Any] = {}
     rows: dict[str, Row] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # as bytes, so that a line that is no text is named too
         for number, line in enumerate(file, 1):
             try:
                 data = json.loads(line)
@@ -184,10 +184,12 @@ def read_rows(
                     raise ValueError("a row must be a JSON object")
                 if unknown := set(data) - names:
                     raise ValueError(f"unknown keys {sorted(unknown)}")
+                if not isinstance(data.get("film"), str):
+                    raise ValueError(f"film must be a text. Got {data.get('film')!r}")
                 row = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
                 if data["film"] in rows:
                     raise ValueError(f"{data['film']} stands there twice")
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path} line {number}: {error}") from error
             rows[data["film"]] = row
     if not header:

@@ -44,6 +44,8 @@ class CropRow:
             raise ValueError(f"{self.film}: status {self.status} needs crop, frame and size_hw.")
         if not has_crop and (self.crop or not self.reason):
             raise ValueError(f"{self.film}: status {self.status} needs a reason and no crop.")
+        if self.frame is not None:
+            self.to_frame()  # raises where it is none
 
     @property
     def readable(self) -> bool:

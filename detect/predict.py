@@ -92,12 +92,14 @@ def load_net(
 
     Raises FileNotFoundError or ValueError for what is no bundle of this kind.
     """
-    from cxr.bundle import load_bundle
+    from cxr.bundle import load_bundle, rebuilding
 
     bundle = load_bundle(path, kind)
-    config = from_plain(settings, bundle.meta["model"])
-    model = build(config)
-    model.load_state_dict(bundle.tensors)
+    with rebuilding(path):
+        # nothing is fetched, whatever the metadata say: the weights are all in the bundle
+        config = from_plain(settings, {**bundle.meta["model"], "weights": "none"})
+        model = build(config)
+        model.load_state_dict(bundle.tensors)
     return model, config, {Path(bundle.path).name: bundle.sha256}, bundle.meta
 
 
@@ -127,12 +129,14 @@ class ThoraxDetector(TrainedNet):
 
         Raises FileNotFoundError or ValueError for what is no bundle of a thorax detector.
         """
+        from cxr.bundle import rebuilding
         from detect.model import build_detector
 
         found = load_net(path or DEFAULT_WEIGHTS, "thorax", DetectorConfig, build_detector)
         model, config, weights, meta = found
-        point = meta["operating_point"]
-        use_flips = bool(point.get("flips", False)) if flips is None else flips
+        with rebuilding(path or DEFAULT_WEIGHTS):
+            point = meta["operating_point"]
+            use_flips = bool(point.get("flips", False)) if flips is None else flips
         return cls(model, config, point, use_flips, device, weights, meta)
 
     def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:

@@ -138,6 +138,15 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
         Ensemble.load(folder, "cpu")
 
 
+@pytest.mark.parametrize("key", ["preprocessing", "network", "order", "decoder", "target"])
+def test_what_the_metadata_lack_is_named(folder: Path, key: str) -> None:
+    bundle = load_bundle(folder / "viral.safetensors", "member")
+    meta = {k: v for k, v in bundle.meta.items() if k not in ("kind", key)}
+    save_bundle(bundle.path, "member", bundle.tensors, **meta)
+    with pytest.raises(ValueError, match=f"{folder.name}.*The metadata lack '{key}'"):
+        Ensemble.load(folder, "cpu")
+
+
 def test_device_by_name() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("gpu").type == "cuda"

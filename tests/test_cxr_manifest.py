@@ -148,6 +148,11 @@ def test_a_refused_film_has_no_frame() -> None:
         (["HEADER", "null"], "line 2: a row must be a JSON object"),
         (["HEADER", '{"film": "a", "colour": 3}'], "line 2: unknown keys"),
         (["HEADER", '{"film": "a"}'], "line 2: "),
+        (["HEADER", '{"film": 7, "sha256": ""}'], "line 2: film must be a text. Got 7"),
+        (["HEADER", "FRAME"], "line 2: frame must hold whole pixels as written"),
+        (["HEADER", "FLAT"], "line 2: frame must have a width and a height"),
+        (["HEADER", "[" * 100_000], "line 2: "),
+        (["HEADER", "\udcff"], "line 2: 'utf-8' codec can't decode"),
         (["HEADER", "ROW", "ROW"], "line 3: a.dcm stands there twice"),
         ([], "is empty"),
     ],
@@ -155,8 +160,12 @@ def test_a_refused_film_has_no_frame() -> None:
 def test_a_fault_is_named_with_its_line(tmp_path: Path, lines: list[str], fault: str) -> None:
     bad = {"film": "a.dcm", "sha256": "", "status": "unreadable", "reason": "empty: x"}
     texts = {"HEADER": '{"schema": "lungfirst.crops", "version": 1}', "ROW": json.dumps(bad)}
+    crop = {**bad, "status": "ok", "crop": "a.png", "size_hw": [9, 9]}
+    flat = {**Frame.cut((1, 2, 3, 4)).to_dict(), "content_hw": [0, 2]}
+    texts["FRAME"], texts["FLAT"] = (json.dumps({**crop, "frame": f}) for f in ({"a": 1}, flat))
     path = tmp_path / "manifest.jsonl"
-    path.write_text("".join(texts.get(line, line) + "\n" for line in lines))
+    text = "".join(texts.get(line, line) + "\n" for line in lines)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=fault):
         read_manifest(path)
 

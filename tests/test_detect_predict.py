@@ -159,6 +159,15 @@ def test_a_bundle_gives_the_same_boxes_again(
         atol=1e-3,
     )
     assert list(loaded.weights) == ["t.safetensors"]
+    fetching = {**to_plain(config), "weights": "coco"}  # a stranger's file: nothing is fetched
+    save_bundle(path, "thorax", model.state_dict(), model=fetching, operating_point=POINT)
+    assert ThoraxDetector.load(path, device="cpu").config.weights == "none"
+    save_bundle(path, "thorax", model.state_dict(), model=fetching)
+    with pytest.raises(ValueError, match=r"t\.safetensors .* The metadata lack 'operating_point'"):
+        ThoraxDetector.load(path, device="cpu")
+    save_bundle(path, "thorax", {"a": torch.zeros(1)}, model=fetching, operating_point=POINT)
+    with pytest.raises(ValueError, match=r"must hold the weights of its own network"):
+        ThoraxDetector.load(path, device="cpu")
 
 
 def test_what_is_no_detector_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,13 @@ COMMANDS = [
     *(f"classify.screener {word}" for word in SCREENER),
     *(f"tools/annotate.py {word}" for word in ANNOTATE),
     *(f"tools/compare_explanations.py {word}" for word in EXPLAIN),
-    *("tools/explore.py", "tools/reproduce.py", "tools/benchmark.py", "tools/demo.py", "tools/fuzz.py"),
+    *(
+        "tools/explore.py",
+        "tools/reproduce.py",
+        "tools/benchmark.py",
+        "tools/demo.py",
+        "tools/fuzz.py",
+    ),
 ]
 # One process forks a child for each command, so that the light libraries are read once and no
 # command sees what another has loaded.

@@ -285,8 +285,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {**made, "config": dict(made["config"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} must be the run.json of classify.run. It cannot be read "
-            f"({type(error).__name__}): make the run again."
+            f"{path} must be the run.json of classify.run. It is damaged: make the run again."
         ) from error
 
 

@@ -180,7 +180,7 @@ def _load_imagenet(model: SCXNN, config: MemberConfig) -> None:
     except Exception as error:  # each hub fails in its own way: name the way out instead
         raise ValueError(
             f"weights: imagenet of {config.encoder} could not be fetched "
-            f"({type(error).__name__}: {str(error)[:120]}). Without a network: fetch the ImageNet "
+            f"({str(error)[:120]}). Without a network: fetch the ImageNet "
             "weights of this encoder on another machine (torchvision's densenet121-a639ec97.pth "
             "for densenet121; timm's model.safetensors for a tu- encoder), and give the file as "
             "weights: FILE, or train with weights: none."

@@ -66,8 +66,7 @@ class CalibratedSvm:
             )
         except (ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"{name} must hold a calibrated SVM of python -m classify.screener fit "
-                f"({type(error).__name__}: {error})."
+                f"{name} must hold a calibrated SVM of python -m classify.screener fit. {error}"
             ) from error
 
 

@@ -139,9 +139,8 @@ def _measure(
         width, height = read_size(root / film.image)
     except (FileNotFoundError, NotADirectoryError):
         return Problem("missing_file", name, "The film is listed but not there; left out.")
-    except Exception as error:  # Pillow raises all kinds on broken headers
-        text = f"The file's header is no picture's ({type(error).__name__}); left out."
-        return Problem("unreadable", name, text)
+    except Exception:  # Pillow raises all kinds on broken headers
+        return Problem("unreadable", name, "The file's header is no picture's; left out.")
     return film.sized(name, width, height)
 
 

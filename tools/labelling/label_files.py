@@ -385,14 +385,14 @@ def read_size_hw(path: Path) -> SizeHw:
             return height, width
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG", "JPEG", "TIFF", "MPO")) as image:
+            with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
                 turned = image.getexif().get(0x0112, 1) in _TURNED
                 width, height = image.size
         return (width, height) if turned else (height, width)
     except FilmError as error:
         raise LabelError(f"its film {path.name} cannot be read: {error.sentence}") from error
     except Exception as error:  # Pillow raises all kinds
-        raise LabelError(f"its film {path.name} cannot be read ({type(error).__name__})") from error
+        raise LabelError(f"its film {path.name} cannot be read: its header is damaged") from error
 
 
 def name_below(path: Path, folder: Path) -> str | None:

@@ -202,7 +202,7 @@ class Session:
         except ValueError as error:
             return Answer("todo", fault=str(error))
         except Exception as error:  # a fault in one film must not hide those of the others
-            return Answer("todo", fault=f"cannot be read: {type(error).__name__}: {error}")
+            return Answer("todo", fault=f"cannot be read: {error}")
         return answer if answer.fault else self._date(film, answer)
 
     def answers(self) -> list[tuple[SessionFilm, Answer]]:
