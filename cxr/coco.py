@@ -50,7 +50,7 @@ class CocoFilm:
     def ignored(self) -> np.ndarray:
         """(N,) bool: the boxes that one of MARKS says not to count. They are kept in the file, and
         are no object: nothing is trained on, measured by or cut along them."""
-        marked = [any(_is_set(note.get(mark)) for mark in MARKS) for note in self.notes]
+        marked = [bool(marks_in(note)) for note in self.notes]
         return np.array(marked or [False] * len(self.boxes_xyxy), dtype=bool)
 
     @property
@@ -81,6 +81,11 @@ class CocoFilm:
             ) from error
         notes = tuple({k: v for k, v in note.items() if k in MARKS} for note in self.notes)
         return replace(self, size_hw=size_hw, boxes_xyxy=boxes, notes=notes)
+
+
+def marks_in(note: dict[str, Any]) -> list[str]:
+    """Those of MARKS that an annotation bears."""
+    return [mark for mark in MARKS if _is_set(note.get(mark))]
 
 
 def _is_set(mark: Any) -> bool:

@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.text import Text
 
 from cxr.boxes import area_xyxy, clip_xyxy, xywh_to_xyxy
-from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults
+from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults, marks_in
 from cxr.film import Film, list_films
 from cxr.films_table import FilmStems, film_stem
 from cxr.page.words import printable
@@ -313,7 +313,7 @@ def check_file(
     notes: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
     for note in _entries(data, "annotations"):
         owner = note.get("image_id") if isinstance(note, dict) else None
-        if isinstance(owner, int | str) and owner in notes:
+        if isinstance(owner, int | str) and owner in notes and not marks_in(note):
             notes[owner].append(note)
     # what leaves the film is ours to say: our own rule is stricter, and is for all boxes
     lines = [fault for fault in iter_faults(data) if OUTSIDE not in fault.what]

@@ -14,9 +14,9 @@ from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
 from cxr.page.words import printable
 from cxr.rules import require
 from labelling.formats import FORMATS
-from labelling.label_files import ReadRules, Unusable, name_below, ticked
+from labelling.label_files import ReadRules, Unusable, marks_of, name_below, ticked, to_note
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, is_session
-from labelling.shapes import PRELABELLED
+from labelling.shapes import PRELABELLED, Shape
 
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
 CARRIED_FLAGS = ("apices cut off",)  # those that say something of the box and ask for nothing
@@ -132,6 +132,9 @@ def run_export(config: ExportConfig) -> int:
     unmarked = sum(PRELABELLED in film.extra for film in outgoing.coco.films)
     if unmarked and config.format == "yolo":
         _say(f"pre-labels that no human touched are among them, and YOLO cannot say so: {unmarked}")
+    unsaid = sum(int(film.ignored.sum()) for film in outgoing.coco.films)
+    if unsaid and config.format == "yolo":
+        _say(f"boxes marked not to count stay behind, for YOLO cannot mark them: {unsaid}")
     files = "file" if len(paths) == 1 else "files"
     _say(f"{_count(outgoing.coco)} → {len(paths)} {config.format} {files} in {config.out}")
     return int(bool(outgoing.faults))
@@ -188,8 +191,8 @@ def _read_session(
         elif answer.box and len(answer.human) > 1:
             count = f"{len(answer.human)} boxes were drawn"
             reason = f"{count}; delete the wrong one (`annotate.py check` lists such)"
-        elif box and box.label not in classes:
-            reason = _say_foreign(box.label, classes)
+        elif box and (foreign := {s.label for s in (box, *answer.ignored)} - set(classes)):
+            reason = _say_foreign(min(foreign), classes)
         elif box and name is None:
             reason = f"its film lies outside {films}; pass --films with a folder that holds all"
         if reason:
@@ -202,8 +205,11 @@ def _read_session(
             extra |= {PRELABELLED: True} if box.prelabelled else {"annotator": session.annotator}
             if flags := sorted(answer.flags - {"accepted"}):
                 extra["flags"] = flags
-            index = (classes.index(box.label),)
-            out.coco.films.append(CocoFilm(name, film.size_hw, as_boxes(box.xyxy), index, extra))
+            shapes = (box, *answer.ignored)
+            notes = tuple(to_note(s.marks) for s in shapes) if answer.ignored else ()
+            index = tuple(classes.index(s.label) for s in shapes)
+            boxes = as_boxes([s.xyxy for s in shapes])
+            out.coco.films.append(CocoFilm(name, film.size_hw, boxes, index, extra, notes))
     return out
 
 
@@ -309,11 +315,17 @@ def _fill_one(
     if film.extra.get(PRELABELLED):
         return "untouched"
     flags, boxes = ticked(film.extra), clip_xyxy(film.boxes_xyxy, target.size_hw).tolist()
-    if len(boxes) > 1:
-        raise ValueError(f"a session takes one box a film. Got {len(boxes)}")
-    if boxes:
-        label, carried = classes[film.labels[0]], [f for f in flags if f in CARRIED_FLAGS]
-        session.set_answer(target, xyxy=boxes[0], label=label, flags=carried, via="import")
+    shapes = [
+        Shape(classes[label], ((x0, y0), (x1, y1)), flags=frozenset(marks))
+        for (x0, y0, x1, y1), label, marks in zip(boxes, film.labels, marks_of(film), strict=True)
+    ]
+    counted, ignored = ([s for s in shapes if bool(s.marks) == m] for m in (False, True))
+    if len(counted) > 1:
+        raise ValueError(f"a session takes one box a film. Got {len(counted)}")
+    if counted:
+        box, carried = counted[0], [f for f in flags if f in CARRIED_FLAGS]
+        said: Any = {"flags": carried, "via": "import", "ignored": ignored}
+        session.set_answer(target, xyxy=box.xyxy, label=box.label, **said)
         return "filled"
     skips = [f for f in flags if f in SKIP_FLAGS]
     if not skips:
@@ -325,7 +337,7 @@ def _fill_one(
 def _is_answered(answer: Answer) -> bool:
     """Whether a human said anything: an answer, a box still in doubt, a ticked flag, or something
     that cannot be read and may be an answer."""
-    human = any(not box.prelabelled for box in answer.boxes)
+    human = bool(answer.ignored) or any(not box.prelabelled for box in answer.boxes)
     return answer.done or human or bool(answer.flags or answer.fault)
 
 
@@ -335,8 +347,10 @@ def _names(classes: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def _count(coco: CocoSet) -> str:
-    boxes = [len(film.boxes_xyxy) for film in coco.films]
-    return f"{len(boxes)} films with {sum(boxes)} boxes ({boxes.count(0)} without one)"
+    boxes = [len(film.counted.labels) for film in coco.films]
+    marked = sum(len(film.labels) for film in coco.films) - sum(boxes)
+    more = f", and {marked} marked not to count" if marked else ""
+    return f"{len(boxes)} films with {sum(boxes)} boxes ({boxes.count(0)} without one){more}"
 
 
 def _report_unusable(unusable: Sequence[Unusable]) -> None:

@@ -29,6 +29,8 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -36,39 +38,41 @@ from xml.parsers import expat
 
 import yaml
 
-from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
-from cxr.workdir import write_atomic
+from cxr.coco import MARKS, CocoFilm, CocoSet, read_coco, write_coco
+from cxr.workdir import read_text, write_atomic
 from labelling.label_files import (
-    ANY_LABELS,
     Collector,
+    Entry,
     FilmFinder,
     FilmLabels,
     LabelError,
     LabelFormat,
     Names,
-    Read,
+    Opened,
     ReadRules,
     SizeHw,
-    Unusable,
-    check_bytes,
     check_free,
     compose,
-    list_label_files,
-    read_files,
+    marks_of,
     stem_of,
     ticked,
+    to_note,
 )
 from labelling.session import Xyxy
 from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
+LABELS, CLASSES, DATA = "labels", "classes.txt", "data.yaml"
 HULL_SHAPES = ("polygon", "oriented_rectangle", "circle")
 DATABASE = "lungfirst"  # says that VOC's `folder` is a path, not the name of a data set
 _NO_XML_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+_YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
 
 
 class Coco(LabelFormat):
     """`out`/coco.json, or `out` itself when it is named .json."""
+
+    suffix = ".json"
 
     def write(
         self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
@@ -78,33 +82,27 @@ class Coco(LabelFormat):
         write_coco(path, coco)
         return [path]
 
-    def read(self, path: Path, films: Path | None = None, rules: ReadRules = ANY_LABELS) -> Read:
-        """Read one file, or all of a folder as one set; a file with faults is unusable whole."""
-        finder = FilmFinder(films, rules.known)
-        base, files = list_label_files(path, ".json")
-        collector, classes, infos = Collector(rules), dict[str, None](), []
-        for file in files:
-            where = file.relative_to(base).as_posix()
-            try:
-                check_bytes(file)
-                coco = read_coco(file)
-            except (OSError, ValueError) as error:
-                collector.unusable.append(Unusable(where, str(error).replace("\n", "; ")))
-                continue
+    def open(
+        self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
+    ) -> Opened:
+        """All files of a folder are one set; one with faults is unusable whole."""
+
+        def list_entries(file: Path) -> Sequence[Entry]:
+            coco = read_coco(file)
             names = [str(name) for name in coco.classes]
-            classes |= dict.fromkeys(names)
-            infos.append(coco.info)
-            for film in coco.films:
+            collector.classes |= dict.fromkeys(names)
+            collector.infos.append(coco.info)
 
-                def load(film: CocoFilm = film, names: Sequence[str] = names) -> FilmLabels:
-                    name = finder.find(film.file_name)
-                    size_hw = finder.check_size(name, film.size_hw)
-                    labels = tuple(names[i] for i in film.labels)
-                    boxes = film.boxes_xyxy.tolist()
-                    return FilmLabels(name, size_hw, labels, boxes, film.extra, film.notes)
+            def load(film: CocoFilm) -> FilmLabels:
+                name = finder.find(film.file_name)
+                size_hw = finder.check_size(name, film.size_hw)
+                labels = tuple(names[i] for i in film.labels)
+                boxes = film.boxes_xyxy.tolist()
+                return FilmLabels(name, size_hw, labels, boxes, film.extra, film.notes)
 
-                collector.take(f"{where}: image {film.file_name}", load)
-        return collector.finish(classes, infos[0] if len(infos) == 1 else None)
+            return [(f": image {f.file_name}", partial(load, f)) for f in coco.films]
+
+        return files, list_entries
 
 
 class Labelme(LabelFormat):
@@ -117,28 +115,34 @@ class Labelme(LabelFormat):
         if films is not None and (films / film.file_name).is_file():
             relative = os.path.relpath(films.resolve() / film.file_name, path.parent.resolve())
             where = Path(relative).as_posix()  # with / also on Windows
-        marks = frozenset({PRELABELLED} if film.extra.get(PRELABELLED) else ())
+        untouched = {PRELABELLED} if film.extra.get(PRELABELLED) else set()
         shapes = []
-        for box, label in zip(film.boxes_xyxy.tolist(), film.labels, strict=True):
+        groups = [note.get("group_id") for note in film.notes] or [None] * len(film.labels)
+        for box, label, marks, group in zip(
+            film.boxes_xyxy.tolist(), film.labels, marks_of(film), groups, strict=True
+        ):
             x0, y0, x1, y1 = (round(v, 3) for v in box)
-            shapes.append(Shape(classes[label], ((x0, y0), (x1, y1)), "rectangle", marks))
+            ticks, number = frozenset({*untouched, *marks}), group if type(group) is int else None
+            corners = ((x0, y0), (x1, y1))
+            shapes.append(Shape(classes[label], corners, "rectangle", ticks, number))
         flags = ticked(film.extra)
         file = LabelFile(where, tuple(shapes), frozenset(flags), film.size_hw, film.file_name)
         write_label_file(path, file, flags)
 
     def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
         """A rectangle may be drawn from any corner; another shape is a fault without `hull`."""
-        try:
-            said = read_label_file(file)
-        except (ValueError, OverflowError) as error:
-            raise LabelError(str(error)) from error
+        said = read_label_file(file)
         film = _find_labelled(file, base, finder, said)
         size_hw = finder.check_size(film, said.size_hw)
-        boxes = [_to_box(shape, rules.hull) for shape in said.shapes]
+        boxes = [_to_box(s, rules.hull or bool(s.marks)) for s in said.shapes]
         untouched = any(shape.prelabelled for shape in said.shapes)
         extra: dict[str, Any] = {PRELABELLED: True} if untouched else {}
         extra |= {"flags": sorted(said.flags)} if said.flags else {}
-        return FilmLabels(film, size_hw, tuple(s.label for s in said.shapes), boxes, extra)
+        notes = tuple(
+            to_note(s.marks) | ({} if s.group_id is None else {"group_id": s.group_id})
+            for s in said.shapes
+        )
+        return FilmLabels(film, size_hw, tuple(s.label for s in said.shapes), boxes, extra, notes)
 
 
 def _find_labelled(file: Path, base: Path, finder: FilmFinder, labels: LabelFile) -> str:
@@ -199,9 +203,11 @@ class Voc(LabelFormat):
         *folders, name = PurePosixPath(film.file_name).parts
         height, width = film.size_hw
         objects = []
-        for box, label in zip(film.boxes_xyxy.tolist(), film.labels, strict=True):
+        boxes = film.boxes_xyxy.tolist()
+        for box, label, marks in zip(boxes, film.labels, marks_of(film), strict=True):
             edges = (f"{value:.3f}".rstrip("0").rstrip(".") for value in to_voc(box))
-            item = {"name": classes[label], "pose": "Unspecified", "truncated": 0, "difficult": 0}
+            head = {"name": classes[label], "pose": "Unspecified", "truncated": 0}
+            item: dict[str, Any] = {**head, "difficult": int(bool(marks))}
             if film.extra.get(PRELABELLED):  # no key of VOC's own, and its readers pass over it
                 item[PRELABELLED] = 1
             objects.append({**item, "bndbox": dict(zip(_EDGES, edges, strict=True))})
@@ -228,7 +234,9 @@ class Voc(LabelFormat):
         boxes = [_read_box(item, number) for number, item in enumerate(items, start=1)]
         untouched = any(_text(item, PRELABELLED) == "1" for item in items)
         extra = {PRELABELLED: True} if untouched else {}
-        return FilmLabels(film, size_hw, tuple(_text(i, "name") for i in items), boxes, extra)
+        notes = tuple(to_note(_read_marks(i, number)) for number, i in enumerate(items, start=1))
+        labels = tuple(_text(item, "name") for item in items)
+        return FilmLabels(film, size_hw, labels, boxes, extra, notes)
 
 
 def to_voc(box_xyxy: Sequence[float]) -> Xyxy:
@@ -310,13 +318,20 @@ def _read_box(item: ElementTree.Element, number: int) -> Xyxy:
     return xmin - 1, ymin - 1, xmax, ymax
 
 
+def _read_marks(item: ElementTree.Element, number: int) -> list[str]:
+    said = {mark: _text(item, mark).strip().lower() for mark in MARKS}
+    for mark, text in said.items():
+        if text not in _YES and text not in _NO:
+            raise LabelError(f"{mark} of object {number} must be 0 or 1. Got {text!r}")
+    return [mark for mark, text in said.items() if text in _YES]
+
+
 def _text(element: ElementTree.Element, path: str) -> str:
     """The text at a path; indentation round it is taken off, spaces of a name are not."""
     text = element.findtext(path) or ""
     return text.strip() if set(text) & set("\r\n\t") else text
 
 
-LABELS, CLASSES, DATA = "labels", "classes.txt", "data.yaml"
 _HEAD = """\
 # Films lie, or are linked, in images/ beside labels/. They are not shared among training and
 # validation here: do so by patient before training. An empty path means this file's folder.
@@ -326,7 +341,7 @@ _HEAD = """\
 class Yolo(LabelFormat):
     """One text file a film, and the classes' names beside them."""
 
-    suffix = ".txt"
+    suffix, marker = ".txt", LABELS
 
     def place(self, film: str, alike: bool) -> str:
         return f"{LABELS}/{label_key(film)}{self.suffix}"
@@ -334,11 +349,13 @@ class Yolo(LabelFormat):
     def write(
         self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
     ) -> list[Path]:
-        """As the base, with classes.txt and data.yaml."""
+        """As the base, with classes.txt and data.yaml. Boxes marked not to count stay behind, and
+        so do films of such boxes alone: an empty file would say that there is nothing."""
         if any("\n" in name or name != name.strip() for name in coco.classes):
             raise ValueError(f"classes must be one line each. Got {list(coco.classes)} instead.")
         check_free([out / CLASSES, out / DATA], overwrite)
-        paths = super().write(coco, out, films, overwrite)
+        kept = [f.counted for f in coco.films if not len(f.labels) or not f.ignored.all()]
+        paths = super().write(replace(coco, films=kept), out, films, overwrite)
         names = dict(enumerate(coco.classes))
         data = {"path": None, "train": "images", "val": "images", "names": names}
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -355,16 +372,16 @@ class Yolo(LabelFormat):
             lines.append(" ".join([str(label), *(f"{v:.8f}" for v in (*centre, *size))]) + "\n")
         write_atomic(path, "".join(lines))
 
-    def read(self, path: Path, films: Path | None = None, rules: ReadRules = ANY_LABELS) -> Read:
-        """Read one label file, a folder of them, or a data set's folder with labels/ in it; films
-        are found by relative path, else by stem. Raises ValueError without films or classes."""
-        if films is None and rules.known is None:
+    def open(
+        self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
+    ) -> Opened:
+        """Films are found by relative path, else by stem; raises ValueError without classes."""
+        if finder.folder is None and finder.known is None:
             rule = "films must be the films' folder: YOLO's fractions need their sizes"
             raise ValueError(f"{rule}. Got none instead.")
-        finder = FilmFinder(films, rules.known)
-        stems = _Stems(finder.names)
-        base, files = list_label_files(path, self.suffix, LABELS)
+        stems, rules = _Stems(finder.names), collector.rules
         classes, own = _find_classes(base, rules)
+        collector.classes |= dict.fromkeys(classes)
         keys = {f: compose(f.relative_to(base).as_posix().removesuffix(f.suffix)) for f in files}
         if own == base / CLASSES or not stems.in_place(CLASSES.removesuffix(".txt")):
             keys.pop(base / CLASSES, None)
@@ -376,7 +393,7 @@ class Yolo(LabelFormat):
             film = stems.find(keys[file])
             return _read_film(file, film, finder.check_size(film, None), classes, rules.hull)
 
-        return read_files(files, base, rules, load, classes)
+        return files, lambda file: [("", partial(load, file))]
 
 
 def label_key(film: str) -> str:
@@ -427,7 +444,7 @@ def _find_classes(base: Path, rules: ReadRules) -> tuple[tuple[str, ...], Path |
         if data.is_file():
             return _read_names(data), data
         if listed.is_file() and not (folder == base and (base.parent / CLASSES).is_file()):
-            names = listed.read_text(encoding="utf-8-sig").splitlines()
+            names = _read_lines(listed)
             return tuple(n.strip() for n in names if n.strip()), listed
     if rules.classes:
         return rules.classes, None
@@ -438,8 +455,8 @@ def _find_classes(base: Path, rules: ReadRules) -> tuple[tuple[str, ...], Path |
 def _read_names(path: Path) -> tuple[str, ...]:
     """`names` of a data.yaml: a list, or a table from number to name."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        data = yaml.safe_load(read_text(path))
+    except Exception as error:  # PyYAML's own constructors raise all kinds
         raise ValueError(f"'{path}' must be YAML. {error}") from error
     names = data.get("names") if isinstance(data, dict) else None
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
@@ -451,13 +468,16 @@ def _read_names(path: Path) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _read_film(file: Path, film: str, size_hw: SizeHw, classes: Names, hull: bool) -> FilmLabels:
+def _read_lines(path: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return read_text(path).splitlines()
     except UnicodeDecodeError as error:
-        raise LabelError(f"not text: {error}") from error
+        raise LabelError(f"'{path.name}' must be text in UTF-8. {error}") from error
+
+
+def _read_film(file: Path, film: str, size_hw: SizeHw, classes: Names, hull: bool) -> FilmLabels:
     labels, boxes = [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_read_lines(file), start=1):
         if line.strip():
             label, box = _read_line(f"line {number}", line.split(), size_hw, hull)
             if not 0 <= label < len(classes):

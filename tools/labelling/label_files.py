@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.progress import track
 
 from cxr.boxes import as_boxes
-from cxr.coco import CocoFilm, CocoSet, find_faults, to_coco
+from cxr.coco import CocoFilm, CocoSet, find_faults, marks_in, to_coco
 from cxr.errors import FilmError
 from cxr.film import FILM_SUFFIXES, list_films, read_film
 from cxr.picture import is_picture
@@ -26,10 +26,12 @@ from labelling.session import is_session
 
 MAX_LABEL_BYTES = 256 << 20  # labelme may keep the whole picture in its file
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_LONGEST = 300  # characters of a reason: some name all that a hostile file holds
 _TURNED = range(5, 9)  # EXIF orientations that swap width and height
 
 SizeHw = tuple[int, int]
 Names = tuple[str, ...]
+T = TypeVar("T")
 
 
 class LabelError(ValueError):
@@ -43,7 +45,8 @@ class Unusable(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
+        cut = len(self.reason) > _LONGEST
+        return f"{self.where}: {self.reason[:_LONGEST]}{'…' * cut}"
 
 
 Read = tuple[CocoSet, list[Unusable]]  # the films that can be used, and what cannot
@@ -60,7 +63,7 @@ class ReadRules:
             are; a label of another film is then no fault.
     """
 
-    classes: tuple[str, ...] = ()
+    classes: Names = ()
     hull: bool = False
     known: Mapping[str, SizeHw] | None = None
 
@@ -73,7 +76,7 @@ class FilmLabels(NamedTuple):
 
     film: str
     size_hw: SizeHw
-    labels: tuple[str, ...]
+    labels: Names
     boxes_xyxy: Sequence[Sequence[float]]
     extra: dict[str, Any]
     notes: tuple[dict[str, Any], ...] = ()
@@ -85,10 +88,27 @@ class FilmLabels(NamedTuple):
         return CocoFilm(self.film, self.size_hw, boxes, index, self.extra, self.notes)
 
 
+def to_note(marks: Iterable[str]) -> dict[str, Any]:
+    """The keys of a box with these marks. Any of them is a crowd for the trainers of others, which
+    know no other mark of COCO."""
+    named = sorted(marks)
+    return {"iscrowd": 1, **dict.fromkeys(named, 1)} if named else {}
+
+
+def marks_of(film: CocoFilm) -> list[list[str]]:
+    """The marks of each box that say not to count it."""
+    return [marks_in(note) for note in film.notes or ({},) * len(film.labels)]
+
+
+Entry = tuple[str, Callable[[], FilmLabels]]  # which film of a file, and what reads it
+Opened = tuple[Sequence[Path], Callable[[Path], Sequence[Entry]]]  # the label files, and what reads
+
+
 class LabelFormat:
     """One kind of label file; this base has a file a film, which `save` writes and `load` reads."""
 
     suffix = ""
+    marker = ""  # the folder that its label files conventionally lie in
 
     def write(
         self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
@@ -130,8 +150,26 @@ class LabelFormat:
         """Read one label file or a folder of them; `films` is where the films lie, if they are to
         be found. Returns the films that can be used, and what cannot."""
         finder = FilmFinder(films, rules.known)
-        base, files = list_label_files(path, self.suffix)
-        return read_files(files, base, rules, lambda file: self.load(file, base, finder, rules))
+        base, listed = list_label_files(path, self.suffix, self.marker)
+        collector = Collector(rules)
+        files, entries_of = self.open(base, listed, finder, collector)
+        for file in track(files, "reading labels", console=console, transient=True):
+            where = file.relative_to(base).as_posix()
+
+            def list_entries(file: Path = file) -> Sequence[Entry]:
+                check_bytes(file)
+                return entries_of(file)
+
+            for which, load in collector.attempt(where, list_entries) or ():
+                collector.take(f"{where}{which}", load)
+        return collector.finish()
+
+    def open(
+        self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
+    ) -> Opened:
+        """The label files below `base` to be read, and what lists the films of one."""
+        rules = collector.rules
+        return files, lambda file: [("", lambda: self.load(file, base, finder, rules))]
 
     def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
         """Read one label file below `base`; raises LabelError for one that cannot be used."""
@@ -140,62 +178,61 @@ class LabelFormat:
 
 class Collector:
     """Gathers films into one set and refuses those with a fault, each whole: a film that lost one
-    of its boxes would teach that there is nothing."""
+    of its boxes would teach that there is nothing. `classes` are those that the source declares."""
 
     def __init__(self, rules: ReadRules) -> None:
         self.rules = rules
+        self.classes: dict[str, None] = {}
+        self.infos: list[dict[str, Any]] = []
         self.unusable: list[Unusable] = []
         self._films: dict[str, tuple[str, FilmLabels]] = {}
 
-    def take(self, where: str, read: Callable[[], FilmLabels]) -> None:
-        """Read and keep a film's labels, or note why they cannot be used."""
+    def attempt(self, where: str, do: Callable[[], T]) -> T | None:
+        """What `do` gives; None where it failed, which is noted."""
         try:
-            labels = read()
-            self._check(labels)
-            self._films[labels.film] = where, labels
-        except LabelError as error:
-            self.unusable.append(Unusable(where, str(error)))
+            return do()
         except OSError as error:
             why = f"it cannot be read: {error.strerror or error}"
-            self.unusable.append(Unusable(where, why))
+        except (ValueError, OverflowError, RecursionError) as error:
+            why = str(error).replace("\n", "; ")
+        self.unusable.append(Unusable(where, why))
+        return None
 
-    def _check(self, labels: FilmLabels) -> None:
+    def take(self, where: str, load: Callable[[], FilmLabels]) -> None:
+        """Read and keep a film's labels, or note why they cannot be used."""
+
+        def keep() -> None:
+            labels = self._checked(load())
+            self._films[labels.film] = where, labels
+
+        self.attempt(where, keep)
+
+    def _checked(self, labels: FilmLabels) -> FilmLabels:
         if labels.film in self._films:
             raise LabelError(f"{labels.film} has labels in {self._films[labels.film][0]} already")
-        if not all(labels.labels):
+        allowed = self.rules.classes
+        folded = {name.casefold(): name for name in allowed}
+        stripped = [name.strip() for name in labels.labels]
+        named = [n if n in allowed else folded.get(n.casefold(), n) for n in stripped]
+        if not all(named):
             raise LabelError("a box of it has no label")
-        allowed, used = self.rules.classes, sorted(set(labels.labels))
+        used = sorted(set(named))
         foreign = [label for label in used if label not in allowed]
         if allowed and foreign:
             raise LabelError(f"label {foreign[0]!r} is not of {', '.join(allowed)}")
+        labels = labels._replace(labels=tuple(named))
         if faults := find_faults(to_coco(CocoSet([labels.to_film(used)], tuple(used)))):
             raise LabelError(faults[0])
+        return labels
 
-    def finish(self, classes: Iterable[str] = (), info: dict[str, Any] | None = None) -> Read:
-        """The set and what is not in it; `classes` are those that the source declares."""
+    def finish(self) -> Read:
+        """The set and what is not in it."""
         films = [labels for _, labels in self._films.values()]
-        used = sorted({label for film in films for label in film.labels})
-        order = self.rules.classes or tuple(classes) or tuple(used)
-        return CocoSet([film.to_film(order) for film in films], order, info or {}), self.unusable
-
-
-def read_files(
-    files: Iterable[Path],
-    base: Path,
-    rules: ReadRules,
-    read_one: Callable[[Path], FilmLabels],
-    classes: Sequence[str] = (),
-) -> Read:
-    """Read one label file after the other; what cannot be used is noted, and the rest goes on."""
-    collector = Collector(rules)
-    for file in track(list(files), "reading labels", console=console, transient=True):
-
-        def read(file: Path = file) -> FilmLabels:
-            check_bytes(file)
-            return read_one(file)
-
-        collector.take(file.relative_to(base).as_posix(), read)
-    return collector.finish(classes)
+        used = {label for film in films for label in film.labels}
+        declared = [name.strip() for name in self.classes]
+        order = self.rules.classes or tuple(dict.fromkeys([*declared, *sorted(used)]))
+        info = self.infos[0] if len(self.infos) == 1 else {}
+        return CocoSet([film.to_film(order) for film in films], order, info), self.unusable
 
 
 def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, list[Path]]:
@@ -296,15 +333,19 @@ class FilmFinder:
         return {compose(name): name for name in self.names}
 
     @cached_property
-    def _by_base(self) -> dict[str, list[str]]:
-        names = defaultdict(list)
+    def _loose(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The films by their bare names, and by their names without a suffix."""
+        bases, stems = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
         for name in sorted(self.names):
-            names[compose(PurePosixPath(name).name)].append(name)
-        return names
+            whole, bare = compose(name), compose(PurePosixPath(name).name)
+            bases[bare].append(name)
+            for key in {stem_of(whole), stem_of(bare)}:
+                stems[key].append(name)
+        return bases, stems
 
     def find(self, *candidates: str) -> str:
         """The film that the first fitting candidate names, exactly; else the one film with that
-        bare name in any folder.
+        bare name in any folder; else, for a name without a suffix, the one film of that stem.
 
         Raises:
             LabelError: when none does, when several do, or when a name leads out of the folder.
@@ -312,12 +353,14 @@ class FilmFinder:
         tried = [self._to_relative(c) for c in candidates]
         if found := next(filter(None, map(self.look_up, tried)), None):
             return found
-        for name in tried:
-            same = [] if "/" in name else self._by_base.get(compose(name), [])
-            if len(same) > 1:
-                raise LabelError(f"{name!r} may be {same[0]} or {same[1]}; name it with its folder")
-            if same:
-                return same[0]
+        for index in self._loose:
+            for name in tried:
+                same = index.get(compose(name), [])
+                if len(same) > 1:
+                    both = f"{same[0]} or {same[1]}"
+                    raise LabelError(f"{name!r} may be {both}; name it with its folder")
+                if same:
+                    return same[0]
         if self.folder is not None and self.known is None:
             raise LabelError(f"its film {tried[0]!r} does not lie in the films' folder")
         return tried[0]
@@ -357,12 +400,12 @@ class FilmFinder:
     def _to_relative(self, name: str) -> str:
         if name in self.names:
             return name
-        slashed = name.replace("\\", "/")
+        slashed = name.replace("\\", "/").strip()
         if not slashed.strip("/. ") or "\0" in name:
             raise LabelError(f"it names no film. Got {name!r}")
         parts = PurePosixPath(slashed).parts
         relative: str | None = None if ".." in parts else "/".join(parts)
-        if slashed.startswith("/") or _DRIVE.match(name):
+        if slashed.startswith("/") or _DRIVE.match(slashed):
             relative = self.inside(Path(slashed))
         if relative is None:
             raise LabelError(f"its film {name!r} lies outside the films' folder")

@@ -21,7 +21,7 @@ from cxr.coco import write_coco_json
 from cxr.film import FILM_SUFFIXES
 from cxr.rules import require
 from cxr.workdir import write_atomic
-from labelling.merged_file import POLICIES, Contributor, Target
+from labelling.merged_file import POLICIES, Contributor, Target, Xywh
 from labelling.session import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
 from labelling.shapes import Shape
 
@@ -125,8 +125,16 @@ def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Ta
             try:
                 box = find_box(answer, session.classes)
                 if box is not None:
-                    size_hw, contributor = _place_box(session, film, answer, box, config.size)
-                    target.add(name, size_hw, film, contributor)
+                    if abs(clip_xyxy(box.xyxy, film.size_hw) - as_boxes(box.xyxy)).max() > 1:
+                        rule = "its box reaches out of the film; see `annotate.py check`"
+                        raise ValueError(rule)
+                    size_hw, bbox = _place_box(film, box, config.size)
+                    shown, by = film.prelabel_xyxy is not None, session.session_id
+                    who = (session.annotator, answer.changed, shown, answer.state, by)
+                    seen = [(s, _place_box(film, s, config.size)[1]) for s in answer.ignored]
+                    marked = [(s.label, at, s.marks) for s, at in seen if min(at[2:]) > 0]
+                    own = Contributor(*who, bbox, box.label)
+                    target.add(name, size_hw, film, own, marked)
                     continue
             except ValueError as error:
                 tally.reasons.append(f"{session.path}: {film.film}: {error}")
@@ -166,20 +174,17 @@ def find_box(answer: Answer, classes: Sequence[str]) -> Shape | None:
     human = [b for b in answer.boxes if not b.prelabelled]
     if len(human) != 1 or answer.box is None:
         raise ValueError(f"it must have one rectangle. Got {len(human)} shapes{fix}")
-    if answer.box.label not in classes:
-        rule = f"its box must be labelled {' or '.join(classes)}"
-        raise ValueError(f"{rule}. Got {answer.box.label!r}{fix}")
+    for one in (answer.box, *answer.ignored):
+        if one.label not in classes:
+            rule = f"its box must be labelled {' or '.join(classes)}"
+            raise ValueError(f"{rule}. Got {one.label!r}{fix}")
     return answer.box
 
 
-def _place_box(
-    session: Session, film: SessionFilm, answer: Answer, box: Shape, size: str
-) -> tuple[tuple[int, int], Contributor]:
+def _place_box(film: SessionFilm, box: Shape, size: str) -> tuple[tuple[int, int], Xywh]:
     """The size that the merged file lists the film with, and the box in its pixels; raises
     ValueError where there is none."""
     inside, size_hw = clip_xyxy(box.xyxy, film.size_hw), film.size_hw
-    if abs(inside - as_boxes(box.xyxy)).max() > 1:
-        raise ValueError("its box reaches out of the film; see `annotate.py check`")
     if size == "original":
         if film.original_hw is None:
             raise ValueError(
@@ -190,9 +195,7 @@ def _place_box(
         inside = scale_xyxy(inside, film.size_hw, size_hw)
     # rounded here and nowhere else: what is computed from it is then the same in each merge
     x, y, w, h = (round(float(v), 3) for v in xyxy_to_xywh(inside)[0])
-    shown, who = film.prelabel_xyxy is not None, session.annotator
-    bbox, by = (x, y, w, h), session.session_id
-    return size_hw, Contributor(who, answer.changed, shown, answer.state, by, bbox, box.label)
+    return size_hw, (x, y, w, h)
 
 
 def listed_name(film: str, config: MergeConfig) -> str:

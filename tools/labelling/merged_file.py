@@ -7,13 +7,13 @@ film as the file lists it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cxr.coco import read_coco_json
+from cxr.coco import marks_in, read_coco_json
 from cxr.rules import require
 from labelling.session import SessionFilm
 
@@ -27,6 +27,7 @@ _INFO = {
 }
 
 Xywh = tuple[float, float, float, float]
+Marked = tuple[str, Xywh, Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class Place:
         sha256: of the film's file; "" where nobody says.
         film: as the first session that brought a box for it knows it.
         names: that the film came under, in order.
+        marked: boxes not to be counted that came for it: class, box, marks.
     """
 
     image: dict[str, Any]
@@ -184,6 +186,7 @@ class Place:
     stored: list[Contributor] = field(default_factory=list)
     new: list[Contributor] = field(default_factory=list)
     names: dict[str, None] = field(default_factory=dict)
+    marked: list[Marked] = field(default_factory=list)
 
     @property
     def is_listed(self) -> bool:
@@ -227,7 +230,7 @@ class Target:
             self._register(Place(image, str(image.get("sha256") or "")))
 
     def _register(self, place: Place) -> Place:
-        self._by_name[place.file_name] = place
+        self._by_name[_key(place.file_name)] = place
         if place.sha256:
             self._by_sha.setdefault(place.sha256, place)
         return place
@@ -239,9 +242,16 @@ class Target:
         places = [p for p in self._by_name.values() if p.new]
         return sorted(places, key=lambda p: (not p.is_listed, "" if p.is_listed else p.file_name))
 
-    def add(self, name: str, size_hw: tuple[int, int], film: SessionFilm, box: Contributor) -> None:
-        """Take in a box of a film that the file lists as `name` with `size_hw`; raises ValueError
-        where it cannot belong to what the file lists."""
+    def add(
+        self,
+        name: str,
+        size_hw: tuple[int, int],
+        film: SessionFilm,
+        box: Contributor,
+        marked: Sequence[Marked] = (),
+    ) -> None:
+        """Take in a box of a film that the file lists as `name` with `size_hw`, and those marked
+        not to count; raises ValueError where it cannot belong to what the file lists."""
         height, width = size_hw
         place = self._find(name, film)
         if place is None:
@@ -258,10 +268,11 @@ class Target:
         place.film = place.film or film
         place.sha256 = place.sha256 or film.sha256
         place.new.append(box)
+        place.marked += marked
         place.names |= {place.file_name: None, name: None}
 
     def _find(self, name: str, film: SessionFilm) -> Place | None:
-        named, same = self._by_name.get(name), self._by_sha.get(film.sha256)
+        named, same = self._by_name.get(_key(name)), self._by_sha.get(film.sha256)
         if named and named.sha256 and film.sha256 and named.sha256 != film.sha256:
             other = named.film.film if named.film else f"the one in {self.path}"
             both = f"two different films have this name, {film.film} and {other}"
@@ -272,7 +283,7 @@ class Target:
         return named or same
 
     def _read_boxes(self, place: Place) -> None:
-        notes = self._notes[place.image["id"]]
+        notes = self._counted(place)
         if len(notes) != 1:
             held = f"{len(notes)} boxes" if notes else "no box, as a film without a thorax"
             listed = f"{self.path} lists it with {held}"
@@ -297,9 +308,12 @@ class Target:
 
     def stored_for(self, name: str, sha256: str) -> list[Contributor]:
         """Whose boxes of a film the file holds; empty for a film it does not list."""
-        place = self._by_name.get(name) or self._by_sha.get(sha256)
-        notes = self._notes[place.image["id"]] if place and place.is_listed else []
+        place = self._by_name.get(_key(name)) or self._by_sha.get(sha256)
+        notes = self._counted(place) if place else []
         return _read_provenance(notes[0], "") if notes else []
+
+    def _counted(self, place: Place) -> list[dict[str, Any]]:
+        return [n for n in self._notes[place.image.get("id")] if not marks_in(n)]
 
     def find_conflicts(self) -> list[str]:
         """A line for each box that --policy refuse does not take."""
@@ -316,7 +330,7 @@ class Target:
         """
         assert place.film is not None
         if policy == "refuse" and place.stored:
-            return False
+            return self._put_marked(place)
         contributors = combine(place.stored, place.new, policy)
         choice = choose(contributors, policy)
         images, notes = self.data["images"], self.data["annotations"]
@@ -329,17 +343,31 @@ class Target:
             **(place.note or {}),
             **self._to_note(place, choice, contributors),
         }
-        if image == place.image and note == place.note:
-            return False
+        changed = image != place.image or note != place.note
         if place.note is None:
             images.append(image)
-            notes.append(note)
-            self._notes[image["id"]].append(note)
+            self._append(note)
             place.image, place.note = image, note
         else:
             place.image |= image
             place.note |= note
-        return True
+        return self._put_marked(place) or changed
+
+    def _append(self, note: dict[str, Any]) -> None:
+        self.data["annotations"].append(note)
+        self._notes[note["image_id"]].append(note)
+
+    def _put_marked(self, place: Place) -> bool:
+        """Add the boxes not to be counted that the file lacks; whether there are any."""
+        notes, own = self.data["annotations"], self._notes[place.image["id"]]
+        before = len(notes)
+        for category, bbox, marks in place.marked:
+            kind, there = self._id_of[category], filter(marks_in, own)
+            if not any(n["category_id"] == kind and _is_near(n["bbox"], bbox) for n in there):
+                head = {"id": _next_id(notes), "image_id": place.image["id"], "category_id": kind}
+                box = {"bbox": list(bbox), "area": round(bbox[2] * bbox[3], 3)}
+                self._append({**head, **box, "iscrowd": 1, **dict.fromkeys(sorted(marks), 1)})
+        return len(notes) > before
 
     def _to_note(
         self, place: Place, choice: Contributor, contributors: Sequence[Contributor]
@@ -357,6 +385,11 @@ class Target:
             return {**note, "area": round(w * h, 3), "iscrowd": 0}
         moved = place.note["bbox"] != note["bbox"]
         return {**note, "area": round(w * h, 3)} if moved else note
+
+
+def _key(name: str) -> str:
+    """What a film is found by: a path of Windows is written with \\."""
+    return name.replace("\\", "/")
 
 
 def _read_provenance(note: dict[str, Any], category: str) -> list[Contributor]:

@@ -319,7 +319,8 @@ def _is_free(session: Session, film: SessionFilm) -> bool:
     if not session.label_path(film).exists():
         return True
     answer = session.answer(film)
-    untouched = bool(answer.boxes) and all(b.prelabelled for b in answer.boxes)
+    shapes = (*answer.boxes, *answer.ignored)
+    untouched = bool(shapes) and all(b.prelabelled for b in shapes)
     return answer.state == "todo" and not answer.fault and not answer.flags and untouched
 
 

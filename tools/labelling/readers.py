@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from cxr.boxes import iou_xyxy
-from cxr.coco import read_coco
+from cxr.coco import read_counted
 from cxr.films_table import film_stem
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
 from labelling.session import Session, Xyxy, is_session
@@ -210,7 +210,7 @@ def _too_many(path: Path, boxes: int, film: str) -> str:
 
 def _read_coco(path: Path) -> Side:
     marks = []
-    for film in read_coco(path).films:
+    for film in read_counted(path):
         if len(film.boxes_xyxy) > 1:
             many = _too_many(path, len(film.boxes_xyxy), film.file_name)
             raise ValueError(f"{many} Delete the wrong one.")

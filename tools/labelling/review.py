@@ -33,8 +33,8 @@ Orders = dict[str, list[tuple[Spans, Any]]]  # action: its numbers, and what it 
 class ReviewConfig:
     """Lay films with their boxes and numbers on sheets, and answer for them by number. Without an
     action the sheets are drawn: a box in orange is the detector's, in blue a human's, and the
-    rulers count tenths of the film. Several actions may stand in one call; they are checked
-    together, and one that cannot be done stops them all.
+    rulers count tenths of the film; one in grey is marked not to count. Several actions may stand
+    in one call; they are checked together, and one that cannot be done stops them all.
 
     Args:
         session: the session's folder.

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from cxr.boxes import Frame
 from cxr.ledger import append_line, drop_torn_line
 from cxr.rules import require
-from cxr.workdir import write_atomic
+from cxr.workdir import read_json, read_text, write_atomic
 from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 SCHEMA, VERSION = "lungfirst.labelling", 1
@@ -36,6 +36,9 @@ SKIP_FLAGS = ("unreadable", "not frontal")
 BOX_STATES = ("accepted", "corrected", "drawn")
 DONE_STATES = (*BOX_STATES, "skipped")
 TOUCHED_PX = 0.05  # view pixels; less than this is rounding, not a hand
+
+# What the history says of a film that it does not name.
+_UNTOUCHED: dict[str, Any] = {"state": "todo", "label": "", "xyxy": None, "flags": []}
 
 Xyxy = tuple[float, float, float, float]
 
@@ -87,9 +90,10 @@ class SessionFilm:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one film now; `boxes` in film pixels, all shapes of the label file.
+    """What is known of one film now: the shapes of its label file, in film pixels.
 
-    `via` and `changed` say who changed it last, and when (UTC, or "").
+    `ignored` are those marked not to count, and `boxes` all others. `via` and `changed` say who
+    changed it last, and when (UTC, or "").
     """
 
     state: str  # todo, accepted, corrected, drawn, skipped or unreadable
@@ -98,6 +102,7 @@ class Answer:
     fault: str = ""
     via: str = ""
     changed: str = ""
+    ignored: tuple[Shape, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -169,15 +174,15 @@ class Session:
             rule = "session must be a folder that `annotate.py start` made"
             raise FileNotFoundError(f"{rule}. Got '{path}' instead, which has no session.json.")
         try:
-            meta = json.loads((path / "session.json").read_text(encoding="utf-8"))
+            meta = read_json(path / "session.json")
             if meta.get("schema") != SCHEMA or meta.get("version") != VERSION:
                 raise ValueError(f"schema {meta.get('schema')!r} version {meta.get('version')!r}")
-            lines = filter(None, (path / "films.jsonl").read_text("utf-8").split("\n"))
+            lines = filter(None, read_text(path / "films.jsonl").split("\n"))
             return cls(path, meta, [SessionFilm.from_dict(json.loads(x)) for x in lines])
         except FileNotFoundError as error:
             what = f"'{path}' was not prepared to the end"
             raise ValueError(f"{what}; run `annotate.py start` again.") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"'{path}' is no session of this version: {error}") from error
 
     def film_path(self, film: SessionFilm) -> Path:
@@ -210,15 +215,15 @@ class Session:
         return [(film, self.answer(film)) for film in self.films]
 
     def history(self) -> list[dict[str, Any]]:
-        """Each change of an answer, oldest first. A torn last line is left out."""
+        """Each change of an answer, oldest first, with every key; what is no such line, as a torn
+        last one, is left out."""
         path = self.path / "history.jsonl"
-        if not path.exists():
-            return []
         entries = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+        for line in read_text(path, errors="replace").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, RecursionError):
                 entries.append(json.loads(line))
-        return [e for e in entries if isinstance(e, dict) and "number" in e]
+        known = (e for e in entries if isinstance(e, dict) and isinstance(e.get("number"), int))
+        return [{**_UNTOUCHED, "time": "", "via": "", **entry} for entry in known]
 
     def set_answer(
         self,
@@ -228,6 +233,7 @@ class Session:
         label: str | None = None,
         flags: Collection[str] = (),
         via: str = "review",
+        ignored: Iterable[Shape] = (),
     ) -> Answer:
         """Answer for one film and note it in the history.
 
@@ -236,6 +242,7 @@ class Session:
             label: of the box; None takes the old box' label or the session's first class.
             flags: replace the ticked ones; "accepted" accepts the box that is there.
             via: who says so: review or import.
+            ignored: shapes in film pixels to add, marked not to count; those there always stay.
 
         Raises:
             ValueError: for a film without a view, a box outside the film, an unknown flag or label.
@@ -253,26 +260,34 @@ class Session:
             _check_on_film(where, xyxy, film.size_hw)
         try:
             shapes = read_label_file(self.label_path(film)).shapes
-        except (FileNotFoundError, ValueError, OverflowError):
+        except (FileNotFoundError, ValueError):
             shapes = ()
         if "accepted" in flags:
             shapes = tuple(replace(s, flags=s.flags - {PRELABELLED}) for s in shapes)
         if xyxy is not None:
-            name = label or (shapes[0].label if shapes else self.classes[0])
-            shapes = (to_shape(film, xyxy, name),)
-        answer = judge(film, self.write_shapes(film, shapes, flags))
-        self.note(film, answer, via)
+            counted = [s for s in shapes if not s.marks]
+            name = label or (counted[0].label if counted else self.classes[0])
+            shapes = (to_shape(film, xyxy, name), *(s for s in shapes if s.marks))
+        shapes += tuple(to_shape(film, s.xyxy, s.label, marks=s.marks) for s in ignored)
+        file = self._to_file(film, shapes, flags)
+        answer = judge(film, file)
+        self.note(film, answer, via)  # before the file: a kill between them leaves what to redo
+        write_label_file(self.label_path(film), file, FLAGS)
         return self._date(film, answer)
 
     def write_shapes(
         self, film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str] = ()
     ) -> LabelFile:
         """Write the film's label file, shapes in view pixels; `flags` are the ticked ones."""
-        assert film.frame is not None
-        name, size_hw = Path(film.view).name, film.frame.canvas_hw
-        file = LabelFile(name, tuple(shapes), frozenset(flags), size_hw, film.film, film.sha256)
+        file = self._to_file(film, shapes, flags)
         write_label_file(self.label_path(film), file, FLAGS)
         return file
+
+    @staticmethod
+    def _to_file(film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str]) -> LabelFile:
+        assert film.frame is not None
+        name, size_hw = Path(film.view).name, film.frame.canvas_hw
+        return LabelFile(name, tuple(shapes), frozenset(flags), size_hw, film.film, film.sha256)
 
     def note(self, film: SessionFilm, answer: Answer, via: str) -> bool:
         """Add a line to the history if the answer differs from the film's last one noted.
@@ -286,9 +301,13 @@ class Session:
             "xyxy": [round(v, 3) for v in box.xyxy] if box else None,
             "flags": sorted(answer.flags),
         }
-        untouched: dict[str, Any] = {"state": "todo", "label": "", "xyxy": None, "flags": []}
-        last = self._last_entries().get(film.number, untouched)
-        if answer.fault or all(last.get(key) == value for key, value in said.items()):
+        if answer.ignored:
+            said["ignored"] = [
+                {"xyxy": [round(v, 3) for v in s.xyxy], "label": s.label, "marks": sorted(s.marks)}
+                for s in answer.ignored
+            ]
+        last = self._last_entries().get(film.number, _UNTOUCHED)
+        if answer.fault or all(last.get(key) == said.get(key) for key in (*_UNTOUCHED, "ignored")):
             return False
         now = datetime.now(UTC).isoformat(timespec="seconds")
         if via == "labelme":  # when the hand moved, not when it was seen
@@ -319,6 +338,7 @@ class Session:
                 os.replace(path, path.with_suffix(".torn"))  # noqa: PTH105 - kept, never deleted
             box = last["xyxy"]
             shapes = [to_shape(film, box, last["label"] or self.classes[0])] if box else []
+            shapes += [to_shape(film, **entry) for entry in last.get("ignored", [])]
             self.write_shapes(film, shapes, last["flags"])
             restored.append(film)
         return restored
@@ -370,19 +390,24 @@ def write_films(path: Path, films: Iterable[SessionFilm]) -> None:
 
 
 def to_shape(
-    film: SessionFilm, xyxy: Sequence[float], label: str, prelabelled: bool = False
+    film: SessionFilm,
+    xyxy: Sequence[float],
+    label: str,
+    prelabelled: bool = False,
+    marks: Iterable[str] = (),
 ) -> Shape:
     """A box in film pixels as labelme's rectangle in view pixels."""
     assert film.frame is not None
     x0, y0, x1, y1 = (round(float(v), 3) for v in film.frame.to_model_xyxy(xyxy)[0])
-    flags = frozenset({PRELABELLED} if prelabelled else ())
+    flags = frozenset({PRELABELLED} if prelabelled else ()) | frozenset(marks)
     return Shape(label, ((x0, y0), (x1, y1)), "rectangle", flags)
 
 
 def judge(film: SessionFilm, file: LabelFile) -> Answer:
     """The answer that a label file is for its film: its boxes in film pixels, its state."""
-    boxes = tuple(_to_film(film, shape, "accepted" in file.flags) for shape in file.shapes)
-    answer = Answer("todo", boxes, file.flags, _find_foreign(film, file))
+    shapes = [_to_film(film, shape, "accepted" in file.flags) for shape in file.shapes]
+    boxes, ignored = (tuple(s for s in shapes if bool(s.marks) == m) for m in (False, True))
+    answer = Answer("todo", boxes, file.flags, _find_foreign(film, file), ignored=ignored)
     return answer if answer.fault else replace(answer, state=_find_state(film, answer))
 
 
@@ -395,7 +420,8 @@ def _to_film(film: SessionFilm, shape: Shape, accepted: bool) -> Shape:
         untouched = bool(np.abs(np.subtract(shape.xyxy, drawn)).max() <= TOUCHED_PX)
     moved = film.frame.to_original_xyxy([point * 2 for point in shape.points])
     points = tuple((float(x), float(y)) for x, y, *_ in moved)
-    return replace(shape, points=points, flags=frozenset({PRELABELLED} if untouched else ()))
+    flags = shape.marks | ({PRELABELLED} if untouched else set())
+    return replace(shape, points=points, flags=flags)
 
 
 def _find_state(film: SessionFilm, answer: Answer) -> str:

@@ -13,7 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cxr.workdir import write_atomic
+from cxr.coco import MARKS
+from cxr.workdir import read_json, write_atomic
 
 FORMAT_VERSION = "6.3.1"  # of the format that is written here
 PRELABELLED = "prelabelled"
@@ -23,7 +24,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Shape:
-    """One drawn shape; `points` (x, y) as drawn, `flags` the ticked ones.
+    """One drawn shape; `points` (x, y) as drawn, `flags` the ticked ones, `group_id` labelme's own.
 
     A label file has it in the pixels of its picture, an Answer in those of the film.
     """
@@ -32,6 +33,7 @@ class Shape:
     points: tuple[Point, ...]
     shape_type: str = "rectangle"
     flags: frozenset[str] = frozenset()
+    group_id: int | None = None
 
     @property
     def xyxy(self) -> tuple[float, float, float, float]:
@@ -58,6 +60,11 @@ class Shape:
         """Of an Answer: as the detector drew it, and not accepted."""
         return PRELABELLED in self.flags
 
+    @property
+    def marks(self) -> frozenset[str]:
+        """The ticked flags that say not to count it; see cxr.coco.MARKS."""
+        return self.flags & set(MARKS)
+
 
 @dataclass(frozen=True)
 class LabelFile:
@@ -72,27 +79,24 @@ class LabelFile:
 
 
 def read_label_file(path: str | Path) -> LabelFile:
-    """Read one; raises ValueError that says what is wrong, OverflowError for a number beyond all
-    floats, or FileNotFoundError."""
+    """Read one; raises ValueError that says what is wrong, or FileNotFoundError."""
     try:
-        data = json.loads(Path(path).read_bytes().decode("utf-8"))
+        data = read_json(path)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"not JSON, or cut off: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("shapes"), list):
         raise ValueError("not a label file of labelme: it has no list of shapes")
-    height, width = data.get("imageHeight"), data.get("imageWidth")
-    known = all(isinstance(v, int) and v > 0 for v in (height, width))
     own = data.get("lungfirst")
     own = own if isinstance(own, dict) else {}
     return LabelFile(
-        str(data.get("imagePath") or "").replace("\\", "/"),
+        _text(data, "imagePath").replace("\\", "/").strip(),
         tuple(_read_shape(number, s) for number, s in enumerate(data["shapes"], start=1)),
         _ticked(data, "flags must be an object of true and false"),
-        (int(height), int(width)) if known else None,  # type: ignore[arg-type]
-        str(own.get("film", "")),
-        str(own.get("sha256", "")),
+        _read_size(data),
+        _text(own, "film"),
+        _text(own, "sha256"),
     )
 
 
@@ -109,7 +113,7 @@ def write_label_file(path: str | Path, file: LabelFile, flags: Iterable[str]) ->
             {
                 "label": shape.label,
                 "points": shape.points,
-                "group_id": None,
+                "group_id": shape.group_id,
                 "description": "",
                 "shape_type": shape.shape_type,
                 "flags": dict.fromkeys(sorted(shape.flags), True),
@@ -126,25 +130,47 @@ def write_label_file(path: str | Path, file: LabelFile, flags: Iterable[str]) ->
     return write_atomic(path, json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False))
 
 
+def _read_size(data: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width); None where the file does not say it."""
+    height, width = said = data.get("imageHeight"), data.get("imageWidth")
+    if said == (None, None):
+        return None
+    if not all(type(v) in (int, float) and math.isfinite(v) and v >= 1 for v in said):
+        rule = "imageHeight and imageWidth must be whole numbers of 1 px or more"
+        raise ValueError(f"{rule}. Got {height!r} and {width!r}")
+    return int(height), int(width)  # type: ignore[arg-type]
+
+
 def _read_shape(number: int, data: Any) -> Shape:
     if not isinstance(data, dict):
         raise ValueError(f"shape {number} must be a JSON object. Got {data!r}")
     points = data.get("points")
     if not isinstance(points, list) or not points or not all(map(_is_point, points)):
-        raise ValueError(f"points of shape {number} must be pairs of numbers. Got {points!r}")
+        raise ValueError(
+            f"points of shape {number} must be pairs of numbers, none too large. Got {points!r}"
+        )
+    group = data.get("group_id")
     return Shape(
-        str(data.get("label", "")),
+        _text(data, "label").strip(),
         tuple((float(x), float(y)) for x, y in points),
-        str(data.get("shape_type") or "polygon"),
+        _text(data, "shape_type") or "polygon",
         _ticked(data, f"flags of shape {number} must be an object"),
+        group if type(group) is int else None,
     )
 
 
+def _text(data: dict[str, Any], key: str) -> str:
+    value = data.get(key)
+    return "" if value is None else str(value)
+
+
 def _ticked(data: dict[str, Any], rule: str) -> frozenset[str]:
+    """The flags that are true; a mark counts however it is spelt."""
     flags = data.get("flags") or {}
     if not isinstance(flags, dict):
         raise ValueError(f"{rule}. Got {flags!r}")
-    return frozenset(str(name) for name, value in flags.items() if value is True)
+    names = [str(name).strip() for name, value in flags.items() if value in (True, 1)]
+    return frozenset(name.lower() if name.lower() in MARKS else name for name in names)
 
 
 def _is_point(point: Any) -> bool:

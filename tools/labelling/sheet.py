@@ -131,9 +131,9 @@ def draw_tile(
             cv2.line(lines, (round(x), 0), (round(x), height), (255, 255, 255), 1)
             cv2.line(lines, (0, round(y)), (width, round(y)), (255, 255, 255), 1)
         picture = cv2.addWeighted(picture, 0.75, lines, 0.25, 0)
-    for box in answer.boxes:
+    for box in (*answer.ignored, *answer.boxes):
         xyxy = film.frame.to_model_xyxy(box.xyxy)[0] * np.tile(scale, 2)
-        colour = draw.ORANGE if box.prelabelled else draw.BLUE
+        colour = draw.ORANGE if box.prelabelled else _TICK_INK if box.marks else draw.BLUE
         for grown in (0, 1):  # outwards: what lies inside the box is what it is judged by
             picture = draw.draw_box(picture, xyxy + np.array([-1, -1, 1, 1]) * grown, colour)
     picture = draw.draw_text(picture, str(film.number), (4, 1), size=tile // 11)
@@ -182,6 +182,7 @@ def write_caption(film: SessionFilm, answer: Answer) -> str:
     elif answer.state == "todo" and any(b.prelabelled for b in answer.boxes):
         words = [f"score {film.prelabel_score:.2f}  uncertain {film.uncertainty:.2f}"]
     labels = {b.label for b in answer.boxes} - {"thorax"}
+    words += [f"{len(answer.ignored)} not to count"] * bool(answer.ignored)
     said = ", ".join([*words, *sorted(labels), *sorted(answer.flags - {"accepted"})])
     return "\n".join([where, said, "  ".join(filter(None, [film.label, Path(film.film).name]))])
 

@@ -48,6 +48,7 @@ In labelme:  D next film, A the one before; every change is saved by itself.
   the box is right      tick «accepted» among the flags
   the box is wrong      drag its corners (Ctrl+J edits), or Delete it and draw one with Ctrl+R
   no box can be drawn   tick «unreadable» or «not frontal»
+  a box does not count  tick its own flag «ignore» (Ctrl+E edits the label)
 Close the window at any time; the same command goes on at the next film without an answer."""
 
 
@@ -267,7 +268,7 @@ def write_settings(session: Session) -> Path:
         "validate_label": "exact",
         "sort_labels": False,
         "flags": list(FLAGS),
-        "label_flags": {".*": [PRELABELLED]},
+        "label_flags": {".*": [PRELABELLED, "ignore"]},
         "shape_color": "manual",  # labelme's own first colour is a dark red, lost on a dark film
         "label_colors": dict(zip(session.classes, cycle(COLOURS), strict=False)),
     }
