@@ -212,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             targets = judge.members.targets
             table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", targets))
             book = stack.enter_context(ReportBook(workdir / "report.jsonl", targets))
-            workdir.start(to_plain(config), weights=source.weights)
-            workdir.update(settings=source.settings, folders=source.folders)
+            made_with = {"settings": source.settings, "folders": source.folders}
+            workdir.start(to_plain(config), weights=source.weights, **made_with)
         except (OSError, ValueError) as error:
             log.error("%s", error)
             return 2

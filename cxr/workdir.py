@@ -214,10 +214,14 @@ class Workdir:
         return self.path / name
 
     def start(
-        self, config: dict[str, Any], seed: int | None = None, weights: dict[str, str] | None = None
+        self,
+        config: dict[str, Any],
+        seed: int | None = None,
+        weights: dict[str, str] | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
-        """Save what is needed to do the run again; returns what was written."""
-        record = {"config": config, "seed": seed, **provenance(weights)}
+        """Save what is needed to do the run again, and `more`; returns what was written."""
+        record = {"config": config, "seed": seed, **provenance(weights), **more}
         write_json(self / "run.json", record)
         if seed is not None:
             seed_everything(seed)

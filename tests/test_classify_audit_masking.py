@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.audit.masking import (
-    CONTROLS,
-    Asked,
-    apply_control,
-    ask_all,
-    control_table,
-    grow,
-)
+from classify.audit.controls import HIDDEN, Asked, ask_all, control_table, grow, hide
 from classify.audit.rows import Row
 from cxr.boxes import Frame
 from cxr.stats import softmax
@@ -45,19 +38,19 @@ def test_no_margin_grows_nothing(film: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def test_outside_only_hides_the_lungs_and_the_margin(film: tuple[np.ndarray, np.ndarray]) -> None:
-    hidden = apply_control(*film, "outside_only", margin=0.02)
+    hidden = hide(*film, "outside_only", margin=0.02)
     assert (hidden[10:30, 18:62] == 0).all() and (hidden[8, 20:60] == 0).all()
     assert (hidden[:7] == 0.5).all() and (hidden[:, 62:] == 0.5).all()
     assert hidden.dtype == np.float32
 
 
 def test_lungs_only_hides_the_rest_without_a_margin(film: tuple[np.ndarray, np.ndarray]) -> None:
-    hidden = apply_control(*film, "lungs_only")
+    hidden = hide(*film, "lungs_only")
     assert (hidden[film[1]] == 0.25).all() and (hidden[~film[1]] == 0).all()
 
 
 def test_the_rim_belongs_to_neither(film: tuple[np.ndarray, np.ndarray]) -> None:
-    outside, lungs = (apply_control(*film, c) for c in ("outside_only", "lungs_only"))
+    outside, lungs = (hide(*film, c) for c in ("outside_only", "lungs_only"))
     rim = grow(film[1]) & ~film[1]
     assert rim.any() and not ((outside > 0) & (lungs > 0)).any()
     assert (outside[rim] == 0).all() and (lungs[rim] == 0).all()
@@ -66,38 +59,38 @@ def test_the_rim_belongs_to_neither(film: tuple[np.ndarray, np.ndarray]) -> None
 def test_shape_only_keeps_nothing_but_the_outline(film: tuple[np.ndarray, np.ndarray]) -> None:
     pixels, lung = film
     noisy = np.clip(pixels + np.random.default_rng(0).normal(0, 0.1, pixels.shape), 0, 1)
-    left = apply_control(pixels, lung, "shape_only")
-    np.testing.assert_array_equal(left, apply_control(noisy.astype(np.float32), lung, "shape_only"))
+    left = hide(pixels, lung, "shape_only")
+    np.testing.assert_array_equal(left, hide(noisy.astype(np.float32), lung, "shape_only"))
     np.testing.assert_array_equal(left == 0, grow(lung))
 
 
 def test_the_film_itself_stays_as_it_was(film: tuple[np.ndarray, np.ndarray]) -> None:
     before = film[0].copy(), film[1].copy()
-    for control in CONTROLS:
-        apply_control(*film, control)
+    for control in HIDDEN:
+        hide(*film, control)
     np.testing.assert_array_equal(film[0], before[0])
     np.testing.assert_array_equal(film[1], before[1])
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", HIDDEN)
 def test_a_crop_is_hidden_where_its_film_is(
     film: tuple[np.ndarray, np.ndarray], control: str
 ) -> None:
     frame = Frame.cut((24, 4, 70, 36))
     crop = frame.apply(film[0])
-    expected = frame.apply(apply_control(*film, control))
-    np.testing.assert_array_equal(apply_control(crop, film[1], control, frame=frame), expected)
+    expected = frame.apply(hide(*film, control))
+    np.testing.assert_array_equal(hide(crop, film[1], control, frame=frame), expected)
 
 
 def test_lung_just_beyond_a_crop_hides_its_edge(film: tuple[np.ndarray, np.ndarray]) -> None:
     frame = Frame.cut((61, 0, 100, 40))  # begins 1 px right of the lung; the margin is 2 px
-    hidden = apply_control(frame.apply(film[0]), film[1], "outside_only", frame=frame)
+    hidden = hide(frame.apply(film[0]), film[1], "outside_only", frame=frame)
     assert (hidden[10:30, 0] == 0).all() and (hidden[:, 1:] == 0.5).all()
 
 
 def test_beyond_the_film_a_crop_stays_black(film: tuple[np.ndarray, np.ndarray]) -> None:
     frame = Frame.cut((-10, 0, 50, 40))
-    hidden = apply_control(frame.apply(film[0]), film[1], "outside_only", frame=frame)
+    hidden = hide(frame.apply(film[0]), film[1], "outside_only", frame=frame)
     assert (hidden[:, :10] == 0).all() and (hidden[:5, 10:] == 0.5).all()
 
 

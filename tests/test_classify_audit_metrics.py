@@ -329,11 +329,14 @@ def test_a_thousandth_outside_is_rounding(stray: float, is_rounding: bool) -> No
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"seen_xyxy": (3, 0, 3, 4)}, "seen_xyxy must be .* finite with x0 < x1"),
-        ({"seen_xyxy": (-9, 0, -1, 4)}, "seen_xyxy must hold a pixel of the film of 6 × 4 px"),
-        ({"seen_xyxy": ()}, "seen_xyxy must be one box"),
+        ({"seen_xyxy": (3, 0, 3, 4)}, "seen_xyxy must be x0, y0, x1, y1 with a pixel"),
+        ({"seen_xyxy": (-9, 0, -1, 4)}, "with a pixel of the film of 6 × 4 px"),
+        ({"seen_xyxy": ()}, "seen_xyxy must be x0, y0, x1, y1"),
         ({"box_xyxy": (0, 0, np.nan, 4)}, "box_xyxy must be .* finite"),
-        ({"finding_boxes_xyxy": [(0, 0, 2, 2), (8, 8, 9, 9)]}, "finding_boxes_xyxy must hold"),
+        (
+            {"finding_boxes_xyxy": [(0, 0, 2, 2), (8, 8, 9, 9)]},
+            "finding_boxes_xyxy must be .* with a pixel",
+        ),
     ],
 )
 def test_regions_that_do_not_fit_the_film_are_refused(parts: dict, message: str) -> None:

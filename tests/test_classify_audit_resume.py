@@ -130,7 +130,7 @@ def test_what_an_older_audit_did_not_record_is_not_held_against_it(tmp_path: Pat
 
 def test_a_control_is_done_once_for_the_same_films_and_options(tmp_path: Path) -> None:
     path, films = tmp_path / "controls.json", ["a.png", "b.png"]
-    ControlResults(path, films, {"draws": 5}).add("road", road=[1], areas=[2])
+    ControlResults(path, films, {"draws": 5}).add("road", {"road": [1], "areas": [2]})
     again = ControlResults(path, films[::-1], {"draws": 5})
     assert again.found == {"road": [1], "areas": [2]}
     assert again.missing(["masked", "road"]) == ["masked"]

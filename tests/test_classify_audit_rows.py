@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from classify.audit.metrics import METRICS
-from classify.audit.rows import AUDIT_COLUMNS, HITS, AuditRow, AuditWriter, read_audit, write_audit
+from classify.audit.rows import AUDIT_COLUMNS, HITS, AuditRow, AuditWriter, read_audit
 
 NUMBERS = {name: (n + 1) / 7 for n, name in enumerate(METRICS)}  # none of them a short decimal
 FULL = AuditRow(
@@ -41,6 +41,16 @@ def film(name: str, members: tuple[str, ...] = MEMBERS, **parts: Any) -> list[Au
 
 def refused(name: str) -> AuditRow:
     return AuditRow(name, "no_thorax", "a leg", patient=name)
+
+
+def write_audit(path: Path, rows: list[AuditRow]) -> Path:
+    """All these rows, a film or none that is added at a time."""
+    path.unlink(missing_ok=True)
+    with AuditWriter(path, 2) as table:
+        for row in rows:
+            table.done.clear()
+            table.add([row])
+    return path
 
 
 def cut(path: Path, keep: int) -> None:

@@ -121,9 +121,9 @@ def test_the_interval_draws_patients() -> None:
 
 
 def test_lift_z_counts_the_deviations_from_random_maps() -> None:
-    assert row("a", 1.5, random_lift=0.9, random_sd=0.2).lift_z == pytest.approx(3)
-    assert row("a", None, random_lift=0.9, random_sd=0.2).lift_z is None
-    assert row("a", 1.5, random_lift=0.9, random_sd=0.0).lift_z is None
+    assert row("a", 1.5, random_lift=0.9, random_sd=0.2).value("lift_z") == pytest.approx(3)
+    assert row("a", None, random_lift=0.9, random_sd=0.2).value("lift_z") is None
+    assert row("a", 1.5, random_lift=0.9, random_sd=0.0).value("lift_z") is None
 
 
 def test_histograms_count_every_film_with_a_value() -> None:

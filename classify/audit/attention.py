@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ _FACE = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class MemberMap:
+class MemberMap(NamedTuple):
     """One member's logits (3,), its map (h, w) over what it saw, and the cells it was made of."""
 
     target: str
@@ -105,8 +104,10 @@ def _maps(shown: Prepared, members: Members, method: str) -> list[list[MemberMap
     found = member_maps(nets, shown.batch, method)
     for target, (logits, planes) in zip(members.targets, found, strict=True):
         for n, plane in enumerate(to_pixels(planes, shown.frames, sizes)):
-            cells = _cells(planes.shape[1:], shown.frames[n])
-            out[n].append(MemberMap(target, logits[n], plane, cells))
+            frame = shown.frames[n]  # cells over what was seen, without the square input's padding
+            sides = zip(planes.shape[1:], frame.content_hw, frame.canvas_hw, strict=True)
+            high, wide = (max(2, round(cam * (own / all_))) for cam, own, all_ in sides)
+            out[n].append(MemberMap(target, logits[n], plane, (high, wide)))
     return out
 
 
@@ -142,35 +143,29 @@ def _measure_film(
     regions = Regions(film.lung, film.box_xyxy, findings, text, film.seen_xyxy)
     crop = film.listed.crop
     rows, faces = [], []
-    for one in maps:
-        on_film = one.plane if crop is None else crop.restore(one.plane, film.size_hw)
-        known = measure(on_film, regions, film.listed.name, one.cells, seed=seed)
+    for target, logits, plane, cells in maps:
+        on_film = plane if crop is None else crop.restore(plane, film.size_hw)
+        known = measure(on_film, regions, film.listed.name, cells, seed=seed)
         empty, reason = bool(known.pop("empty")), str(known.pop("reason"))
-        shares = softmax(one.logits)
+        shares: Any = tuple(softmax(logits).tolist())
         row = replace(
             _common(film),
-            member=one.target,
+            member=target,
             method=method,
             lung_by=film.lung_by,
             reason=_joined("; ", film.listed.prediction.reason, reason),
-            truth=film.truth.label_for(one.target),
+            truth=film.truth.label_for(target),
             metrics=known,
             empty=empty,
-            probabilities=(float(shares[0]), float(shares[1]), float(shares[2])),
+            probabilities=shares,
             field_disagreement=film.field_disagreement,
             cut_edges=film.cut_edges,
         )
         flags, reasons = flag_row(row, thresholds)
         rows.append(replace(row, flags=flags, flag_reasons=reasons))
-        faces.append(
-            {
-                "name": row.member,
-                "probability": row.value("p_target"),
-                **{short: known.get(name) for short, name in _FACE.items()},
-                "flags": list(flags),
-                "map": map_uri(one.plane),
-            }
-        )
+        figures = {short: known.get(name) for short, name in _FACE.items()}
+        face = {"name": target, "probability": row.value("p_target"), **figures}
+        faces.append({**face, "flags": list(flags), "map": map_uri(plane)})
     height, width = film.size_hw
     size = np.array([width, height, width, height])
     reasons = tuple(dict.fromkeys(r for row in rows for r in row.flag_reasons))
@@ -195,23 +190,17 @@ def _measure_film(
 def _facts(film: AuditFilm, row: AuditRow) -> Record:
     """What the page says of any film."""
     names = ("film", "source", "patient", "status", "reason")
-    decision = film.listed.prediction.decision
-    facts = {name: getattr(row, name) for name in names}
-    return {**facts, "label": _joined(": ", row.label, row.sublabel), "decision": decision}
+    known = {"label": _joined(": ", row.label, row.sublabel)}
+    return (
+        {n: getattr(row, n) for n in names} | known | {"decision": film.listed.prediction.decision}
+    )
 
 
 def _common(film: AuditFilm) -> AuditRow:
-    known, made = film.truth.row, film.listed.prediction
-    names = ("source", "label", "sublabel")
-    labels: dict[str, Any] = {name: getattr(known, name, "") for name in names}
-    return AuditRow(made.film, made.status, made.reason, patient=film.patient, **labels)
+    made, row = film.listed.prediction, film.truth.row
+    known = (row.source, row.label, row.sublabel) if row else ()
+    return AuditRow(made.film, made.status, made.reason, *known, patient=film.patient)
 
 
 def _joined(between: str, *parts: str) -> str:
     return between.join(part for part in parts if part)
-
-
-def _cells(cam_hw: Sequence[int], frame: Frame) -> tuple[int, int]:
-    """The map's resolution over what was seen, without the padding of the square input."""
-    share = [c / s for c, s in zip(frame.content_hw, frame.canvas_hw, strict=True)]
-    return max(2, round(cam_hw[0] * share[0])), max(2, round(cam_hw[1] * share[1]))

@@ -124,22 +124,13 @@ def audit(auditor: Auditor) -> int:
         FilmRecords(workdir / "films.jsonl") as book,
     ):
         weights = {**auditor.members.weights, **auditor.field.weights}
-        workdir.start(to_plain(config), seed=config.seed, weights=weights)
-        workdir.update(settings=auditor.settings())
+        made_with = {"settings": auditor.settings()}
+        workdir.start(to_plain(config), seed=config.seed, weights=weights, **made_with)
         options = {"draws": config.draws, "control_films": config.control_films}
         store = ControlResults(workdir / "controls.json", [f.name for f in auditor.films], options)
         shown = [f for f in auditor.films if f.prediction.logits is not None]
-        controls = open_controls(
-            store.missing(config.wanted_controls),
-            auditor.members,
-            shown,
-            auditor.truths,
-            auditor.screener,
-            config.method,
-            config.control_films,
-            config.seed,
-            config.draws,
-        )
+        about = (config, auditor.members, shown, auditor.truths, auditor.screener)
+        controls = open_controls(store.missing(config.wanted_controls), *about)
         look_at_films(auditor, shown, writer, book, controls)
         rows = [row for film in auditor.films for row in writer.done[film.name]]
         judged = any(row.member for row in rows)
@@ -147,11 +138,10 @@ def audit(auditor: Auditor) -> int:
         if config.fit:
             thresholds = fit_thresholds(rows, config.tail, auditor.members.weights)
             path = thresholds.save(auditor.threshold_path)
-            said = f"thresholds from {thresholds.films} films: {path}"
-            console.print(said, highlight=False, markup=False)
+            _say(f"thresholds from {thresholds.films} films: {path}")
         for name, control in controls.items() if judged else ():
             log.info("control: %s", name)
-            store.add(name, **control.results())
+            store.add(name, control.results())
         summary = summarise(auditor, rows, thresholds, store.found if judged else {})
         write_json(workdir / "audit.json", summary)
         records = book.records({film.name for film in auditor.films})
@@ -159,8 +149,12 @@ def audit(auditor: Auditor) -> int:
     if config.pdf:
         write_pdf(page, workdir / "report.pdf")
     console.print(figure_table(summary["metrics"]))
-    console.print(f"{summary['answer']['sentence']}\npage: {page}", highlight=False, markup=False)
+    _say(f"{summary['answer']['sentence']}\npage: {page}")
     return 0 if judged else 1
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False)
 
 
 def look_at_films(
@@ -175,10 +169,8 @@ def look_at_films(
     where that is used."""
     config, members = auditor.config, auditor.members
     pending = {f.name for f in auditor.films if f.name not in writer.done or f.name not in book}
-    if len(pending) < len(auditor.films):
-        log.info(
-            "%d of %d films are done already", len(auditor.films) - len(pending), len(auditor.films)
-        )
+    if done := len(auditor.films) - len(pending):
+        log.info("%d of %d films are done already", done, len(auditor.films))
     lungs = pending.union(controls["masked"].films if "masked" in controls else ())
     wanted = lungs.union(*(control.films for control in controls.values()))
 

@@ -32,7 +32,7 @@ swapped. Holm's correction is over all tests inside one source, members and metr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,11 @@ from classify.labels import TARGET
 from cxr.stats import (
     BOOTSTRAP_TEST,
     SWAP_TEST,
+    Figure,
     bootstrap_p,
     figure,
     holm,
+    in_words,
     swap_p,
     weighted_auc,
     weighted_mean,
@@ -57,33 +59,13 @@ from cxr.workdir import log, write_atomic
 
 ALL_SOURCES, NO_SOURCE = "all", "unknown"
 AUC = "auc"
+MAP_METRICS = ("lift", "lift_z", "lift_over_gaussian", "inside_share", "border_share")
+MAP_METRICS += ("outside_box_share", "pointing_hit", "finding_lift")
 Pair = tuple[AuditRow, AuditRow]  # the film's row, the crop's
 LeftOut = Counter[tuple[str, str, str]]  # films by source, member and reason
-Value = Callable[[AuditRow], float | None]
 _DIGITS = 4  # to which the answers of two passes over one film are the same
-
-
-def _number(name: str) -> Value:
-    return lambda row: row.value(name)
-
-
-def _right(row: AuditRow) -> float | None:
-    return None if row.right is None else float(row.right)
-
-
-def _over_gaussian(row: AuditRow) -> float | None:
-    lift, blob = row.value("lift"), row.value("gaussian_lift")
-    return None if lift is None or blob is None else lift - blob
-
-
-_PLAIN = ("inside_share", "border_share", "outside_box_share", "pointing_hit", "finding_lift")
-MAP_METRICS: dict[str, Value] = {
-    "lift": _number("lift"),
-    "lift_z": lambda row: row.lift_z,
-    "lift_over_gaussian": _over_gaussian,
-    **{name: _number(name) for name in _PLAIN},
-}
-ALL_METRICS: dict[str, Value] = {"accuracy": _right, AUC: _number("p_target"), **MAP_METRICS}
+_COLUMNS = ("films of", "member", "metric", "{one}", "{other}", "{other} − {one} [95 %]", "p")
+_COLUMNS += ("p (Holm)", "films", "patients", "left out")
 
 
 def check_against(config: AuditConfig, cropped: bool) -> None:
@@ -157,15 +139,15 @@ def compare(
     Raises ValueError for a film that is not the same in both arms.
     """
     pairs, left_out = pair_rows(film_rows, crop_rows, methods)
-    metrics = MAP_METRICS if methods else ALL_METRICS
-    members = list(dict.fromkeys(f.member for f, _ in pairs))
+    metrics = MAP_METRICS if methods else ("accuracy", AUC, *MAP_METRICS)
     sources = sorted({_source(f) for f, _ in pairs})
     rows: list[Row] = []
     for source in [*sources, *([ALL_SOURCES] if len(sources) > 1 else [])]:
         family: list[Row] = []
-        for member in members:
-            own = [p for p in pairs if p[0].member == member]
-            own = [p for p in own if source in (_source(p[0]), ALL_SOURCES)]
+        for member in dict.fromkeys(f.member for f, _ in pairs):
+            own = [
+                p for p in pairs if p[0].member == member and source in (_source(p[0]), ALL_SOURCES)
+            ]
             without = Counter[str]()
             for (at, whose, why), count in left_out.items():
                 if whose == member and source in (at, ALL_SOURCES):
@@ -188,73 +170,69 @@ def pair_rows(
     """
     films, crops = ({(r.film, r.member): r for r in rows} for rows in (film_rows, crop_rows))
     pairs, left_out = [], LeftOut()
-    for key in dict.fromkeys([*films, *crops]):
-        if not key[1]:
+    for film, member in dict.fromkeys([*films, *crops]):
+        if not member:
             continue  # named by its partners, or seen in neither arm
-        one, other = films.get(key), crops.get(key)
+        one, other = films.get((film, member)), crops.get((film, member))
         if one is not None and other is not None:
             _check_same(one, other, methods)
             pairs.append((one, other))
-            continue
-        row = one or other
-        assert row is not None
-        arm, rows = ("crop", crops) if one is not None else ("film", films)
-        unseen = rows.get((key[0], ""))
-        why = f"not judged as a {arm}: {unseen.status}" if unseen else f"no row as a {arm}"
-        left_out[_source(row), row.member, why] += 1
+        elif row := one or other:
+            arm, rows = ("crop", crops) if one is not None else ("film", films)
+            unseen = rows.get((film, ""))
+            why = f"not judged as a {arm}: {unseen.status}" if unseen else f"no row as a {arm}"
+            left_out[_source(row), member, why] += 1
     return pairs, left_out
 
 
 def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop") -> str:
     """The table as Markdown; `one` and `other` are what the arms are called."""
-    lines = [
-        f"| films of | member | metric | {one} | {other} | {other} − {one} [95 %] | p | p (Holm) "
-        "| films | patients | left out |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+
+    def chance(p: float | None) -> str:
+        return "<0.001" if p is not None and p < 0.001 else number(p)
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    head = [name.format(one=one, other=other) for name in _COLUMNS]
+    lines: list[Sequence[Any]] = [head]
     for r in rows:
-        gap = _words(r["difference"], "+.3f")
-        if r["low"] is not None and r["high"] is not None:
-            gap += f" [{r['low']:+.3f}, {r['high']:+.3f}]"
+        gap = in_words(Figure(r["difference"], r["low"], r["high"], r["n"]), signed=True)
         why = "; ".join(f"{count} {reason}" for reason, count in r["left_out"].items()) or "–"
-        arms, ps = (
-            (_words(r[k]) for k in ("film", "crop")),
-            (_chance(r[k]) for k in ("p", "p_holm")),
-        )
-        cells = (r["source"], r["member"], r["metric"], *arms, gap, *ps, r["n"], r["patients"], why)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        arms = (number(r["film"]), number(r["crop"]), gap, chance(r["p"]), chance(r["p_holm"]))
+        lines.append((r["source"], r["member"], r["metric"], *arms, r["n"], r["patients"], why))
     tests = sorted(
         {f"{r['test']} ({AUC if r['metric'] == AUC else 'means'})" for r in rows if r["test"]}
     )
-    return "\n".join([*lines, "", f"Tests: {'; '.join(tests) or 'none'}."]) + "\n"
+    head_row, *body = (f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+    table = head_row + "|---" * len(_COLUMNS) + "|\n" + "".join(body)
+    return f"{table}\nTests: {'; '.join(tests) or 'none'}.\n"
 
 
 def _rows(
     pairs: Sequence[Pair],
     without: Counter[str],
-    metrics: Mapping[str, Value],
+    metrics: Sequence[str],
     seed: int,
     draws: int,
 ) -> Iterator[Row]:
     """A row a metric of one member's films of one source; `without` counts those in one arm."""
     weights = with_draws([f.patient for f, _ in pairs], draws, seed)
-    for metric, value in metrics.items():
-        film, crop = (
-            np.array([np.nan if v is None else v for v in map(value, arm)], float)
-            for arm in zip(*pairs, strict=True)
-        )
+    for metric in metrics:
+        arms = [np.array([r.value(metric) for r in arm], float) for arm in zip(*pairs, strict=True)]
         if metric == AUC:
-            film[[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
-        known = ~np.isnan(film) & ~np.isnan(crop)
+            arms[0][[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
+        known = ~np.isnan(arms[0]) & ~np.isnan(arms[1])
         if not known.any():
             continue
         gone = without + Counter(
-            _reason(pair, value) for pair, has in zip(pairs, known, strict=True) if not has
+            _reason(pair, metric) for pair, has in zip(pairs, known, strict=True) if not has
         )
         kept = [f for (f, _), has in zip(pairs, known, strict=True) if has]
+        film, crop = (values[known] for values in arms)
         yield {
             "metric": metric,
-            **_test(metric, film[known], crop[known], kept, weights[:, known], seed, draws),
+            **_test(metric, film, crop, kept, weights[:, known], seed, draws),
             "n": len(kept),
             "patients": len({f.patient for f in kept}),
             "left_out": dict(sorted(gone.items())),
@@ -280,29 +258,26 @@ def _test(
     gap = arms[1] - arms[0]
     several = len(set(patients)) > 1  # one patient drawn again and again shows no spread
     shown = figure(float(gap[0]), gap[1:] if several else gap[:0], len(rows))
-    p, test = float("nan"), ""
+    p = float("nan")
     if shown.value is not None and several:
-        p, test = (
-            (bootstrap_p(gap[1:]), BOOTSTRAP_TEST)
-            if metric == AUC
-            else (swap_p(crop - film, patients, draws, seed), SWAP_TEST)
-        )
+        p = bootstrap_p(gap[1:]) if metric == AUC else swap_p(crop - film, patients, draws, seed)
+    before, after, chance = (None if np.isnan(v) else float(v) for v in (arms[0][0], arms[1][0], p))
     return {
-        "film": _or_none(arms[0][0]),
-        "crop": _or_none(arms[1][0]),
+        "film": before,
+        "crop": after,
         "difference": shown.value,
         "low": shown.low,
         "high": shown.high,
-        "p": _or_none(p),
+        "p": chance,
         "p_holm": None,
-        "test": "" if np.isnan(p) else test,
+        "test": "" if chance is None else BOOTSTRAP_TEST if metric == AUC else SWAP_TEST,
     }
 
 
-def _reason(pair: Pair, value: Value) -> str:
+def _reason(pair: Pair, metric: str) -> str:
     """Why a pair has no value of a metric."""
     for row, arm in zip(pair, ("film", "crop"), strict=True):
-        if value(row) is None and (value is not _right or row.truth != UNKNOWN):
+        if row.value(metric) is None and (metric != "accuracy" or row.truth != UNKNOWN):
             return f"{'map empty' if row.empty else 'not defined'} on the {arm}"
     return "truth unknown"
 
@@ -320,15 +295,3 @@ def _check_same(film: AuditRow, crop: AuditRow, methods: bool) -> None:
 
 def _source(row: AuditRow) -> str:
     return row.source or NO_SOURCE
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _chance(p: float | None) -> str:
-    return "<0.001" if p is not None and p < 0.001 else _words(p)
-
-
-def _words(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else f"{value:{form}}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classify.saliency.methods import check_method
+from cxr.rules import require, require_between
 
 CONTROLS = ("masked", "randomised", "road")
 NAMES = {
@@ -103,29 +104,19 @@ class AuditConfig:
                 "--crops makes one."
             )
         check_method(self.method, "--method")
-        wrong = [c for c in self._named if c not in (*CONTROLS, "all")]
-        if wrong:
-            raise ValueError(
-                f"--controls must be of {', '.join(CONTROLS)}, or all. Got {wrong[0]!r} instead."
-            )
-        if self.part and not self.data:
-            raise ValueError(
-                f"--part {self.part} needs --data, whose films.csv says which patient "
-                "a film is of. Got none."
-            )
-        limits = (
-            ("batch", 1, 1024),
-            ("jobs", -1, 256),
-            ("draws", 1, 100_000),
-            ("tail", 0.001, 0.5),
-            ("control_films", 0, 10**9),
+        for control in self._named:
+            rule = f"--controls must be of {', '.join(CONTROLS)}, or all"
+            require(control in (*CONTROLS, "all"), rule, control)
+        rule = f"--part {self.part} needs --data, whose films.csv says which patient a film is of"
+        require(not self.part or bool(self.data), rule, self.data)
+        require_between(
+            self,
+            batch=(1, 1024),
+            jobs=(-1, 256),
+            draws=(1, 100_000),
+            tail=(0.001, 0.5),
+            control_films=(0, 10**9),
         )
-        for name, low, high in limits:
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"--{name} must lie between {low} and {high}. "
-                    f"Got {getattr(self, name)} instead."
-                )
 
     @property
     def wanted_controls(self) -> tuple[str, ...]:

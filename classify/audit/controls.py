@@ -1,18 +1,23 @@
 """The audit's controls on a run's films: lungs blacked out, weights made random, pixels taken away.
 
 Each control is shown the films in the audit's one pass over them, keeps what it needs, and gives
-the rows that the page and audit.json show. What they mean stands in classify.audit.masking,
-classify.audit.randomise and classify.audit.road.
+the rows that the page and audit.json show. What those of classify.audit.randomise and
+classify.audit.road mean stands there.
+
+Blacking out the lungs, or all but the lungs, asks whether a member needs the lungs at all: after
+Maguolo and Nanni 2021 (arXiv 2004.12823), whose networks told films apart without them. It comes
+first and the members' own preprocessing after it, so that no contrast step carries what was hidden
+into the rest of the film.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -20,24 +25,162 @@ import torch
 from rich.progress import track
 
 from classify.audit.attention import Prepared, member_maps
+from classify.audit.config import AuditConfig
 from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
-from classify.audit.masking import AS_IS, CONTROLS, Asked, apply_control, ask_all, control_table
 from classify.audit.randomise import likeness_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
 from classify.ensemble import Ensemble
 from classify.evaluate import QUESTIONS, Question, ensemble_score
 from classify.films import Case
-from classify.labels import TARGET
+from classify.labels import NORMAL, TARGET
 from classify.saliency.maps import saliency_maps
 from classify.screener import Screener
 from cxr.boxes import Frame
+from cxr.stats import Figure, figure_of, softmax, weighted_auc, weighted_mean, with_draws
 from cxr.workdir import console, log
 
+HIDDEN = ("outside_only", "lungs_only", "shape_only")
+AS_IS, NO_SOURCE = "as is", "unknown"
+MARGIN = 0.02  # of the film's longer side: lung that a mask misses lies mostly within it
 SEEDS = (0, 1, 2)  # of the random weights
 AREAS = {"road_area": ("lerf", "morf"), "road_over_random": ("random", "morf")}
-NO_SOURCE = "unknown"
+_GREY = 0.5
 _AT_A_TIME = 16  # films
+_follow = partial(track, console=console, transient=True)
+
+
+def hide(
+    pixels: np.ndarray,
+    lung: np.ndarray,
+    control: str,
+    margin: float = MARGIN,
+    frame: Frame | None = None,
+) -> np.ndarray:
+    """A copy of a film or crop (h, w) float32 in [0, 1] with a part of it black, as air is.
+
+    Args:
+        pixels: the film; or a crop, and then `frame` says how it was cut out of the film.
+        lung: (H, W) bool, the lungs in the film's pixels; at least one.
+        control: outside_only hides the lungs and `margin` round them. lungs_only hides all but the
+            lungs, without a margin, so that the rim belongs to neither: what outside_only shows
+            is certainly not lung, and what lungs_only shows is. shape_only hides the lungs as
+            outside_only does and paints the rest an even grey: what is left is the outline, which
+            outside_only cannot help but show.
+        margin: as a fraction of the film's longer side, also for a crop.
+    """
+    # The region is grown on the film and cut afterwards: lung just outside a crop hides its edge.
+    region = lung if control == "lungs_only" else grow(lung, margin)
+    if frame is not None:
+        # beyond the film the Frame gives False: there is no lung, and the crop is black already
+        region = frame.apply(region.astype(np.uint8), nearest=True).astype(bool)
+    shown = region if control == "lungs_only" else ~region
+    left = np.float32(_GREY) if control == "shape_only" else pixels
+    return np.where(shown, left, np.float32(0.0)).astype(np.float32, copy=False)
+
+
+def grow(mask: np.ndarray, margin: float = MARGIN) -> np.ndarray:
+    """(H, W) bool mask and all within `margin` × the longer side of it (Euclidean distance)."""
+    radius = margin * max(mask.shape)
+    if radius < 1 or not mask.any():
+        return mask.copy()
+    # by distance and not by a round kernel, whose cost grows with the square of the radius
+    away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return away <= radius + 1e-3
+
+
+class Asked(NamedTuple):
+    """A member, a question to all of them, or the screener, which stands in a member's place.
+
+    `name` stands in the table; `positive` (N,) is 1, 0, or NaN for films that are not asked;
+    `answer` takes logits (N, M, 3) to (N,) scores, higher meaning rather positive, and (N,)
+    decisions, None for a question, which decides nothing.
+    """
+
+    name: str
+    positive: np.ndarray
+    answer: Callable[[np.ndarray], tuple[np.ndarray, Any]]
+
+
+def ask_all(
+    labels: np.ndarray,
+    targets: Sequence[str],
+    questions: Sequence[Asked] = (),
+    screener: Screener | None = None,
+) -> list[Asked]:
+    """Each member for its TARGET against the rest, the questions, and the screener for abnormal
+    against normal. `labels` (N, M): NORMAL, TARGET, OTHERS for each member, or -1 where unknown."""
+    asked = []
+    for m, target in enumerate(targets):
+        positive = np.where(labels[:, m] == UNKNOWN, np.nan, labels[:, m] == TARGET)
+        asked.append(Asked(target, positive, partial(_answer_of, m)))
+    asked += questions
+    if screener is not None:
+        # members differ in what they call TARGET, but agree on what is normal
+        known = (labels != UNKNOWN).all(1)
+        positive = np.where(known, (labels != NORMAL).any(1), np.nan)
+        asked.append(Asked("screener", positive, lambda logits: screener.decide(logits)[:2]))
+    return asked
+
+
+def _answer_of(member: int, logits: np.ndarray) -> tuple[np.ndarray, Any]:
+    return softmax(logits[:, member])[:, TARGET], logits[:, member].argmax(1)
+
+
+def control_table(
+    logits_by_control: Mapping[str, np.ndarray],
+    asked: Sequence[Asked],
+    patients: Sequence[str],
+    seed: int = 0,
+    draws: int = 1000,
+    sources: Sequence[str] | None = None,
+) -> list[Row]:
+    """A row for each source, one of `asked`, and control.
+
+    `auc` is that of the positive films against the others, its interval `low` to `high` over `n`
+    films. `difference` is that AUC minus the one of the films as they are, on the same drawn
+    patients. `changed` is the share of films with another decision than as they are.
+
+    Args:
+        logits_by_control: name → (N, M, 3); `as is` must be among them.
+        patients: of the N films; intervals draw patients.
+        sources: of the N films; with several, each stands alone and `all` comes last: pooled,
+            which a model that only tells sources apart does well on.
+    """
+    answers = [
+        (one.name, one.positive, {c: one.answer(z) for c, z in logits_by_control.items()})
+        for one in asked
+    ]
+    names = sorted(set(sources or ()))
+    groups = {name: np.flatnonzero(np.asarray(sources) == name) for name in names}
+    if len(names) != 1:
+        groups["all"] = np.arange(len(patients))
+    rows: list[Row] = []
+    for source, films in groups.items():
+        weights = with_draws([patients[i] for i in films], draws, seed)
+        for name, positive, said in answers:
+            known = ~np.isnan(positive[films])
+            right, drawn = positive[films][known] == 1, weights[:, known]
+            aucs = {c: weighted_auc(z[films][known], right, drawn) for c, (z, _) in said.items()}
+            for control, auc in aucs.items():
+                gap = figure_of(auc - aucs[AS_IS], len(right))
+                changed = Figure(None, None, None, len(films))
+                if said[control][1] is not None:
+                    after, before = (np.asarray(said[c][1])[films] for c in (control, AS_IS))
+                    changed = figure_of(weighted_mean(after != before, weights), len(films))
+                rows.append(
+                    {
+                        "control": control,
+                        "member": name,
+                        "source": source,
+                        **figure_cells(figure_of(auc, len(right)), "auc"),
+                        "difference": gap.value,
+                        "difference_low": gap.low,
+                        "difference_high": gap.high,
+                        **figure_cells(changed, "changed", "changed_"),
+                    }
+                )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -84,7 +227,7 @@ class Masked:
         self.seed, self.draws = seed, draws
         self._known: list[Known] = []
         self._blind = 0
-        self._logits: dict[str, list[np.ndarray]] = {AS_IS: [], **{_words(c): [] for c in CONTROLS}}
+        self._logits: dict[str, list[np.ndarray]] = {}
 
     def take(self, shown: Prepared) -> None:
         """Ask the members of each film as it is and with a part of it hidden."""
@@ -95,16 +238,17 @@ class Masked:
         films = [shown.films[n] for n in lit]
         self._known += map(Known.of, films)
         self._ask(AS_IS, shown.batch[lit])
-        for control in CONTROLS:
+        for control in HIDDEN:
             hidden = [
-                apply_control(film.pixels, film.lung, control, frame=film.listed.crop)
+                hide(film.pixels, film.lung, control, frame=film.listed.crop)
                 for film in films
                 if film.pixels is not None and film.lung is not None
             ]
-            self._ask(_words(control), self.members.prepare(hidden)[0])
+            self._ask(control.replace("_", " "), self.members.prepare(hidden)[0])
 
     def _ask(self, control: str, batch: torch.Tensor) -> None:
-        self._logits[control].append(np.asarray(self.members.predict_prepared(batch), np.float64))
+        logits = np.asarray(self.members.predict_prepared(batch), np.float64)
+        self._logits.setdefault(control, []).append(logits)
 
     def results(self) -> dict[str, Any]:
         """`masked`: the rows; `blind`: the films without lungs."""
@@ -127,21 +271,16 @@ class Masked:
         return {"masked": rows, "blind": self._blind}
 
 
-def _words(control: str) -> str:
-    """A control's name in the tables."""
-    return control.replace("_", " ")
-
-
 def _questions(films: Sequence[Known], targets: Sequence[str]) -> Iterator[Asked]:
     """The project's questions that these films hold both answers to."""
     for question in QUESTIONS:
         if not {question.positive, question.negative} <= {*targets, "normal", "pneumonia"}:
             continue
-        known = [(film.truth.row, film.path) for film in films]
-        said = [question.truth(Case(row, path)) if row else None for row, path in known]
+        cases = [film.truth.row and Case(film.truth.row, film.path) for film in films]
+        said = [question.truth(case) if case else None for case in cases]
         if {True, False} <= {*said}:
-            positive = np.array([np.nan if one is None else one for one in said], float)
-            yield Asked(question.name, positive, partial(_answer, question, targets))
+            answer = partial(_answer, question, targets)
+            yield Asked(question.name, np.array(said, float), answer)
 
 
 def _answer(
@@ -154,8 +293,16 @@ class Sample:
     """Films prepared for the members, (N, 3, side, side), and what is known of them: of each film,
     whatever its size, 0.6 MB are kept."""
 
-    def __init__(self, members: Ensemble, films: Collection[str], method: str) -> None:
+    def __init__(
+        self,
+        members: Ensemble,
+        films: Collection[str],
+        method: str,
+        seed: int = 0,
+        draws: int = 2000,
+    ) -> None:
         self.members, self.films, self.method = members, films, method
+        self.seed, self.draws = seed, draws
         self.known: list[Known] = []
         self.frames: list[Frame] = []
         self._parts: list[torch.Tensor] = []
@@ -204,16 +351,9 @@ class Road(Sample):
     no film's truth is known, of those that it says do.
     """
 
-    def __init__(
-        self, members: Ensemble, films: Collection[str], method: str, seed: int, draws: int
-    ) -> None:
-        super().__init__(members, films, method)
-        self.seed, self.draws = seed, draws
-
     def results(self) -> dict[str, Any]:
         """`road`: a row a member and percentile of pixels taken away; `areas`: with intervals."""
         batch, points, areas = self.batch, [], []
-        size = (batch.shape[3], batch.shape[2])
         for target in _follow(self.members.targets, "pixels taken away"):
             member = self.members.member(target)
             truth = np.array([film.truth.label_for(target) for film in self.known])
@@ -222,6 +362,7 @@ class Road(Sample):
             chosen = np.flatnonzero((truth if known else logits.argmax(1)) == TARGET).tolist()
             if not chosen:
                 continue
+            size = (batch.shape[3], batch.shape[2])
             scaled = [cv2.resize(planes[i], size, interpolation=cv2.INTER_LINEAR) for i in chosen]
             found = road_films(
                 member,
@@ -249,31 +390,25 @@ def _content(frame: Frame) -> np.ndarray:
     return inside
 
 
-def _follow(targets: Iterable[str], words: str) -> Iterable[str]:
-    """The members under a progress bar."""
-    return track(targets, words, console=console, transient=True)
-
-
 def open_controls(
     wanted: Sequence[str],
+    config: AuditConfig,
     members: Ensemble,
     films: Sequence[RunFilm],
     truths: Truths,
     screener: Screener | None,
-    method: str,
-    count: int,
-    seed: int,
-    draws: int,
 ) -> dict[str, Control]:
     """The wanted controls by name. `films` are those that the members saw; of them `masked` takes
-    all, `randomised` a sample of `count`, and `road` one of those that show the target of a member,
-    where the truth of any is known."""
+    all, `randomised` a sample of so many as are wanted, and `road` one of those that show the
+    target of a member, where the truth of any is known."""
+    count, seed, draws = config.control_films, config.seed, config.draws
     names = [film.name for film in films]
     ill = [n for n in names if TARGET in [truths.of(n).label_for(t) for t in members.targets]]
+    some, ill = (set(draw_sample(among, count, seed)) for among in (names, ill or names))
     controls: dict[str, Control] = {
         "masked": Masked(members, names, screener, seed, draws),
-        "randomised": Randomised(members, set(draw_sample(names, count, seed)), method),
-        "road": Road(members, set(draw_sample(ill or names, count, seed)), method, seed, draws),
+        "randomised": Randomised(members, some, config.method),
+        "road": Road(members, ill, config.method, seed, draws),
     }
     return {name: controls[name] for name in wanted}
 

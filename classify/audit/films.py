@@ -7,7 +7,6 @@ Films are read from where they lay when the run was made; one that has changed s
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +23,12 @@ from classify.labels import label_of
 from classify.predictions import PredictionRow, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy
 from cxr.film import Film, list_films
-from cxr.films_table import FilmNames, FilmRow, read_films_table
+from cxr.films_table import FilmNames, FilmRow, open_table, read_films_table
 from cxr.manifest import CropRow, read_manifest
+from cxr.rules import require
 from cxr.split import Split
 from cxr.stream import Unread, batched, default_jobs, read_ahead
-from cxr.workdir import log
+from cxr.workdir import log, read_json
 from detect.lungfield.field import LungField, cut_edges, disagreement
 from detect.predict import ThoraxDetector
 
@@ -57,17 +57,14 @@ class Truth:
         raw = np.fromfile(self.mask, np.uint8)
         found = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None  # it raises for none
         height, width = size_hw
-        why = ""
-        if found is None or not (found > 127).any():
-            why = "cannot be read or is empty"
-        elif abs(found.shape[0] * width / (found.shape[1] * height) - 1) > 0.01:
+        why = "cannot be read or is empty"
+        if found is not None and (found > 127).any():
+            if abs(found.shape[0] * width / (found.shape[1] * height) - 1) <= 0.01:
+                scaled = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)
+                return np.asarray(scaled > 127)
             why = "has another shape than its film"
-        if found is None or why:
-            log.warning("%s %s: the network's lung field is taken", self.mask, why)
-            return None
-        if found.shape != size_hw:
-            found = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(found > 127)
+        log.warning("%s %s: the network's lung field is taken", self.mask, why)
+        return None
 
     def findings_on(self, size_hw: tuple[int, int]) -> np.ndarray:
         """(N, 4) radiologists' boxes in the film's pixels; those that miss the film are left out.
@@ -118,10 +115,7 @@ class Truths:
         ValueError for a part that the split does not have.
         """
         parts = sorted(set(split.part_of.values()))
-        if part not in parts:
-            raise ValueError(
-                f"--part must be a part of the split: {', '.join(parts)}. Got {part!r} instead."
-            )
+        require(part in parts, f"--part must be a part of the split: {', '.join(parts)}", part)
 
         def is_chosen(film: str) -> bool:
             row = self.of(film).row
@@ -137,7 +131,7 @@ def _read_findings(path: Path) -> dict[str, list[Box]]:
     out: dict[str, list[Box]] = defaultdict(list)
     if not path.is_file():
         return out
-    with path.open(newline="", encoding="utf-8") as file:
+    with open_table(path) as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
                 x, y, w, h = (float(row[k]) for k in ("x", "y", "w", "h"))
@@ -244,9 +238,15 @@ def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
     """
     folder = Path(folder)
     made = _read_record(folder)
-    config, cropped = made["config"], made["config"].get("crops") is not None
+    config, folders, cropped = made["config"], made.get("folders", {}), False
+    place = crops
+    if config.get("crops") is not None:
+        # crops of its own lie in the run's folder, wherever that lies now; others where run.json
+        # says, or by default
+        own = config.get("films") and not config["crops"]
+        named = folders.get("crops") or config["crops"] or "runs/crops"
+        cropped, place = True, crops or (folder / "crops" if own else Path(named))
     targets, predictions = read_predictions(folder / "predictions.csv")
-    place = crops or (_crops_of(made, folder) if cropped else None)
     boxed = {name_of(r.film): r for r in read_manifest(place)[1]} if place else {}
     paths = {name: Path(row.film) for name, row in boxed.items()}
     if not cropped:  # names spell out odd characters, so they do not lead back to the files
@@ -269,7 +269,9 @@ def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
         frame = crop_row.to_frame() if crop_row and cropped and readable else None
         films.append(RunFilm(row, paths.get(row.film, Path(row.film)), frame, crop_row))
     members = made.get("settings", {}).get("members", {})
-    return Run(films, targets, cropped, _ensemble_of(made, cropped), members)
+    named = folders.get("ensemble") or config.get("ensemble")
+    ensemble = Path(named or f"weights/ensemble_{'crops' if cropped else 'films'}")
+    return Run(films, targets, cropped, ensemble, members)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -281,28 +283,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
             "one with python -m classify.run FILMS --crops"
         )
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
+        made = read_json(path)
         return {**made, "config": dict(made["config"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} must be the run.json of classify.run. It is damaged: make the run again."
+            f"{path} must be the run.json of classify.run. It is not: make the run again."
         ) from error
-
-
-def _crops_of(made: Mapping[str, Any], folder: Path) -> Path:
-    """Where a run on crops keeps them: in its own folder, wherever that lies now, or where run.json
-    says; a run that recorded no folders has them where it was told, or where they lie by default.
-    """
-    config = made["config"]
-    if config.get("films") and not config["crops"]:
-        return folder / "crops"
-    return Path(made.get("folders", {}).get("crops") or config["crops"] or "runs/crops")
-
-
-def _ensemble_of(made: Mapping[str, Any], cropped: bool) -> Path:
-    """The folder of the members, as the run recorded it or was told, or the one by default."""
-    named = made.get("folders", {}).get("ensemble") or made["config"].get("ensemble")
-    return Path(named or f"weights/ensemble_{'crops' if cropped else 'films'}")
 
 
 def read_films(
@@ -362,9 +348,7 @@ def draw_lungs(
     ]
 
 
-def _sure_box(status: str, xyxy: Sequence[float] | None) -> Box | None:
+def _sure_box(status: str, xyxy: Any) -> Box | None:
     """The box of a manifest's row or of the detector."""
-    if status != "ok" or xyxy is None:
-        return None
-    x0, y0, x1, y1 = (float(v) for v in xyxy)
-    return x0, y0, x1, y1
+    found: Any = None if status != "ok" or xyxy is None else tuple(float(v) for v in xyxy)
+    return found

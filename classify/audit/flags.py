@@ -6,16 +6,15 @@ member», not «wrong». How good or bad the usual is, the audit's averages and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from classify.audit.rows import AuditRow
-from cxr.workdir import log, write_json
+from cxr.workdir import log, read_json, write_json
 
 SCHEMA, VERSION = "lungfirst.audit_thresholds", 1
 OUTSIDE, BORDER, TEXT, EMPTY = "looks outside", "border", "text", "map empty"
@@ -28,14 +27,24 @@ FLAGS = {  # and what each says
     DISAGREE: "Lung field and thorax box do not lie over each other: one of the two is wrong, so "
     "the figures of this film mean little.",
 }
-LOWER, UPPER = {"lift": OUTSIDE}, {"border_share": BORDER, "text_share": TEXT}
-_LEAST = {"text_share": 0.01}  # where training films hardly look, a trace is no reason to flag
-_FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail
-_WORDS = {
-    "lift": "lift",
-    "border_share": "share of energy in the border band",
-    "text_share": "share of energy on burnt-in text",
+
+
+class Bound(NamedTuple):
+    """Where a metric is flagged: on which `side` of its threshold, and a threshold of at `least`
+    so much: where training films hardly look, a trace is no reason to flag."""
+
+    flag: str
+    side: str
+    words: str
+    least: float = 0.0
+
+
+BOUNDS = {
+    "lift": Bound(OUTSIDE, "below", "lift"),
+    "border_share": Bound(BORDER, "above", "share of energy in the border band"),
+    "text_share": Bound(TEXT, "above", "share of energy on burnt-in text", 0.01),
 }
+_FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail
 
 
 @dataclass(frozen=True)
@@ -66,25 +75,21 @@ class Thresholds:
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
         """Raises ValueError for what are no thresholds, OSError for a file that is not there."""
+        how = "store them with python -m classify.audit RUN --fit"
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"{path} must hold thresholds of an audit. There is no such "
-                "file: store them with python -m classify.audit RUN "
-                "--fit"
+                f"{path} must hold thresholds of an audit. There is no such file: {how}"
             )
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path} must be JSON: {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{path} must hold thresholds of an audit (schema {SCHEMA}): "
-                "store them with python -m classify.audit RUN --fit"
-            )
-        if data.get("version") != VERSION:
-            raise ValueError(f"{path} must be of version {VERSION}. Got {data.get('version')!r}.")
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise ValueError(f"{path} must hold thresholds of an audit (schema {SCHEMA}): {how}")
+        if (version := data.pop("version", None)) != VERSION:
+            raise ValueError(f"{path} must be of version {VERSION}. Got {version!r}.")
         try:
-            found = cls(**{k: v for k, v in data.items() if k not in ("schema", "version")})
+            found = cls(**data)
             bounds = [v for own in found.by_member.values() for v in own.values() if v is not None]
             bounds += [found.tail, found.field_disagreement or 0.0]
             if not all(isinstance(v, int | float) for v in bounds):
@@ -109,24 +114,29 @@ def fit_thresholds(
             f"thresholds need at least {_FEWEST} films with maps of one method. Got "
             f"{len(films)} films, method {', '.join(methods) or 'none'}."
         )
-    names = list(dict.fromkeys(row.member for row in rows))
-    by_member = {
-        name: {
-            metric: _bound(metric, [r.value(metric) for r in rows if r.member == name], tail)
-            for metric in (*LOWER, *UPPER)
-        }
-        for name in names
-    }
-    disagreements = [row.field_disagreement for row in films.values()]
+
+    def threshold(member: str, metric: str, bound: Bound) -> float | None:
+        values = [row.value(metric) for row in rows if row.member == member]
+        found = _quantile(values, tail if bound.side == "below" else 1 - tail)
+        return found if found is None else max(found, bound.least)
+
     return Thresholds(
         methods[0],
-        by_member,
-        _quantile(disagreements, 1 - tail),
+        {
+            name: {metric: threshold(name, metric, bound) for metric, bound in BOUNDS.items()}
+            for name in dict.fromkeys(row.member for row in rows)
+        },
+        _quantile([row.field_disagreement for row in films.values()], 1 - tail),
         tail,
         len(films),
         len({row.patient for row in films.values()}),
         dict(members or {}),
     )
+
+
+def _quantile(values: Sequence[float | None], share: float) -> float | None:
+    known: list[Any] = [v for v in values if v is not None]
+    return float(np.quantile(known, share)) if len(known) >= _FEWEST else None
 
 
 def read_thresholds(
@@ -138,24 +148,16 @@ def read_thresholds(
     if not path.exists() and not asked_for:
         return None
     found = Thresholds.load(path)
-    if found.method != method:
-        log.warning(
-            "%s was taken from maps of %s and says nothing of %s: only empty maps are flagged",
-            path,
-            found.method,
-            method,
-        )
-        return None
     others = [k for k, v in (members or {}).items() if found.members.get(k, v) != v]
-    if others:
-        log.warning(
-            "%s was taken from another training of %s: only empty maps are flagged. Store "
-            "it anew with --fit",
-            path,
-            ", ".join(others),
-        )
-        return None
-    return found
+    why = ""
+    if found.method != method:
+        why = f"maps of {found.method} and says nothing of {method}: only empty maps are flagged"
+    elif others:
+        why = f"another training of {', '.join(others)}: only empty maps are flagged. "
+        why += "Store it anew with --fit"
+    if why:
+        log.warning("%s was taken from %s", path, why)
+    return None if why else found
 
 
 def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, ...], ...]:
@@ -167,44 +169,17 @@ def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, .
     found: list[tuple[str, str]] = []
     if row.empty:
         found.append((EMPTY, f"{row.member}: the map is 0 everywhere, so it shows nothing"))
-    if thresholds is None:
-        return _pairs(found)
-    own = thresholds.by_member.get(row.member, {})
-    for metric, flag in (LOWER | UPPER).items():
+    own = thresholds.by_member.get(row.member, {}) if thresholds else {}
+    for metric, (flag, side, words, _) in BOUNDS.items():
         value, bound = row.value(metric), own.get(metric)
         if value is None or bound is None:
             continue
-        if value < bound if metric in LOWER else value > bound:
-            side = "below" if metric in LOWER else "above"
-            share = f"{100 * thresholds.tail:g} % of training films"
-            found.append(
-                (
-                    flag,
-                    f"{row.member}: {_WORDS[metric]} {value:.3g} is {side} {bound:.3g},"
-                    f" as on {share}",
-                )
-            )
-    value, bound = row.field_disagreement, thresholds.field_disagreement
+        if value < bound if side == "below" else value > bound:
+            why = f"{words} {value:.3g} is {side} {bound:.3g}, as on"
+            why += f" {100 * thresholds.tail:g} % of training films"
+            found.append((flag, f"{row.member}: {why}"))
+    value, bound = row.field_disagreement, thresholds and thresholds.field_disagreement
     if value is not None and bound is not None and value > bound:
-        found.append(
-            (
-                DISAGREE,
-                f"lung field and thorax box overlap by {1 - value:.2f} (IoU), "
-                f"less than {1 - bound:.2f}",
-            )
-        )
-    return _pairs(found)
-
-
-def _pairs(found: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], ...]:
+        why = f"overlap by {1 - value:.2f} (IoU), less than {1 - bound:.2f}"
+        found.append((DISAGREE, f"lung field and thorax box {why}"))
     return tuple(flag for flag, _ in found), tuple(reason for _, reason in found)
-
-
-def _bound(metric: str, values: Sequence[float | None], tail: float) -> float | None:
-    found = _quantile(values, tail if metric in LOWER else 1 - tail)
-    return found if found is None else max(found, _LEAST.get(metric, 0.0))
-
-
-def _quantile(values: Sequence[float | None], share: float) -> float | None:
-    known: list[Any] = [v for v in values if v is not None]
-    return float(np.quantile(known, share)) if len(known) >= _FEWEST else None

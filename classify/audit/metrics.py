@@ -36,6 +36,7 @@ import cv2
 import numpy as np
 
 from cxr.boxes import as_boxes
+from cxr.rules import require
 
 METRICS = (
     "inside_share",
@@ -106,19 +107,14 @@ class Regions:
 
     def _window(self, box_xyxy: Any, name: str) -> Window:
         """Rows and columns of a box, on whole pixels as Frame rounds them, cut to the film."""
-        box = [float(v) for v in np.asarray(box_xyxy, dtype=np.float64).ravel()]
+        box = np.asarray(box_xyxy, np.float64).ravel().tolist()
         height, width = self.lung.shape
-        if len(box) != 4 or not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
-            raise ValueError(
-                f"{name} must be one box x0, y0, x1, y1, finite with x0 < x1 and y0 < y1. "
-                f"Got {box} instead."
-            )
+        rule = f"{name} must be x0, y0, x1, y1"
+        require(len(box) == 4 and np.isfinite(box).all(), f"{rule}, finite", box)
         x0, y0, x1, y1 = (int(v) for v in np.rint(box))
         rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            raise ValueError(
-                f"{name} must hold a pixel of the film of {width} × {height} px. Got {box} instead."
-            )
+        holds = rows.start < rows.stop and columns.start < columns.stop
+        require(holds, f"{rule} with a pixel of the film of {width} × {height} px", box)
         return rows, columns
 
 
@@ -145,12 +141,8 @@ def measure(
     Raises ValueError for a map of another size, negative or not finite values, or energy outside
     the seen area.
     """
-    if np.shape(saliency) != regions.lung.shape:
-        raise ValueError(
-            f"saliency must be (H, W) = {regions.lung.shape} in film pixels. "
-            f"Got {np.shape(saliency)} instead: see to_pixels."
-        )
-    whole = np.asarray(saliency)
+    whole, size = np.asarray(saliency), regions.lung.shape
+    require(whole.shape == size, f"saliency must be (H, W) = {size} in film pixels", whole.shape)
     if whole.dtype not in (np.float32, np.float64):
         whole = whole.astype(np.float32)
     seen = whole[regions.seen]
@@ -287,14 +279,16 @@ def baseline_lifts(
 
 
 def random_maps(draws: int, cam_hw: tuple[int, int], seed: int) -> np.ndarray:
-    """(draws, h, w) float64 ≥ 0: normal noise blurred by σ = 1 cell and cut at 0.
+    """(draws, h, w) float64 ≥ 0: noise cut at 0."""
+    return np.maximum(coarse_noise(np.random.default_rng(seed), draws, cam_hw), 0.0)
 
-    The noise reaches beyond the map, so that the map's edge is as any other place.
-    """
+
+def coarse_noise(rng: np.random.Generator, draws: int, cam_hw: tuple[int, int]) -> np.ndarray:
+    """(draws, h, w) float64: normal noise blurred by σ = 1 cell. It reaches beyond the map, so that
+    the map's edge is as any other place."""
     height, width = cam_hw
-    size = (draws, height + 2 * _REACH, width + 2 * _REACH)
-    noise = np.random.default_rng(seed).standard_normal(size)
-    return np.maximum(_blur(height) @ noise @ _blur(width).T, 0.0)
+    noise = rng.standard_normal((draws, height + 2 * _REACH, width + 2 * _REACH))
+    return _blur(height) @ noise @ _blur(width).T
 
 
 def film_seed(film: str, seed: int) -> int:

@@ -21,7 +21,7 @@ from torch import nn
 
 from classify.audit.rows import Row
 from classify.models.multitask import STAGES
-from classify.saliency.hooks import rearranges
+from classify.saliency.hooks import left_as_found, rearranges
 from classify.ssim import ssim_of
 
 ANOTHER_FILM = "another film"  # the stage of the floor that the maps fall to
@@ -132,16 +132,11 @@ def likeness_rows(
     maps share without showing the same thing. A curve that falls to it has lost all that was the
     film's own.
 
-    Args:
-        batch: (N, 3, h, w), prepared for the model; at least one film.
-        classes: N indices of logits.
-        method, maps_of: `maps_of(model, batch, classes, method)` gives maps (N, h', w'), as
-            classify.saliency.saliency_maps does.
-        seeds: the whole cascade is done once for each: one random head may by chance weigh the
-            channels like the trained one.
+    `batch` (N, 3, h, w) holds at least one film prepared for the model, `classes` N indices of
+    logits; `maps_of(model, batch, classes, method)` gives maps (N, h', w'), as `saliency_maps`
+    does. The whole cascade is done once for each of the `seeds`: one random head may by chance
+    weigh the channels like the trained one.
     """
-    if not len(batch):
-        raise ValueError("batch must hold at least one film. Got none.")
 
     def maps() -> np.ndarray:
         starts = range(0, len(batch), _AT_A_TIME)
@@ -161,13 +156,9 @@ def likeness_rows(
 
 def _row(stage: str, found: Sequence[Likeness]) -> Row:
     known = [f for f in found if not np.isnan(f.rank_correlation)]
-    return {
-        "stage": stage,
-        "rank_correlation": float(np.mean([f.rank_correlation for f in known])) if known else None,
-        "ssim": float(np.mean([f.ssim for f in known])) if known else None,
-        "pairs": len(known),
-        "empty": len(found) - len(known),
-    }
+    means = np.mean(known, axis=0).tolist() if known else (None, None)
+    figures = dict(zip(Likeness._fields, means, strict=True))
+    return {"stage": stage, **figures, "pairs": len(known), "empty": len(found) - len(known)}
 
 
 def _make_random(module: nn.Module) -> None:
@@ -182,23 +173,18 @@ def _make_random(module: nn.Module) -> None:
 
 def _fit_statistics(model: nn.Module, modules: Sequence[nn.Module], batch: torch.Tensor) -> None:
     """BatchNorm statistics of these modules from one forward pass; all else as it is in use."""
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [m for m in norms if m.track_running_stats]
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in modules if isinstance(m, kind) and m.track_running_stats]
     if not norms:
         return
-    flags = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
     try:
-        for module, _ in flags:
-            module.training = False
-        for norm in norms:
-            norm.training, norm.momentum = True, None  # None: the plain mean over what was seen
-            norm.reset_running_stats()
-        with torch.no_grad():
+        with left_as_found(model), torch.no_grad():
+            for norm in norms:
+                norm.training, norm.momentum = True, None  # None: the plain mean over what was seen
+                norm.reset_running_stats()
             model(batch)
     finally:
-        for module, flag in flags:
-            module.training = flag
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -258,21 +244,19 @@ def likeness(maps_a: np.ndarray, maps_b: np.ndarray) -> list[Likeness]:
     Ranks are taken of the maps as they are. For SSIM each is divided by its maximum, since its unit
     says nothing of where it looks, and brought to SIDE × SIDE px.
     """
-    out = []
-    for a, b in zip(np.abs(maps_a), np.abs(maps_b), strict=True):
-        found = (float("nan"), float("nan"))
-        if min(np.ptp(a), np.ptp(b)) > 0:
-            found = rank_correlation(a, b), ssim_of(_scaled(a), _scaled(b))
-        out.append(Likeness(*found))
-    return out
+    return [
+        Likeness(rank_correlation(a, b), ssim_of(_scaled(a), _scaled(b)))
+        if min(np.ptp(a), np.ptp(b)) > 0
+        else Likeness(float("nan"), float("nan"))
+        for a, b in zip(np.abs(maps_a), np.abs(maps_b), strict=True)
+    ]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's correlation of two arrays of one shape; equal values share their mean rank. NaN
     where one is the same everywhere."""
-    x, y = (ranks - ranks.mean() for ranks in (rankdata(a), rankdata(b)))
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else float("nan")
+    flat = min(np.ptp(a), np.ptp(b)) == 0
+    return float("nan") if flat else float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def _scaled(plane: np.ndarray) -> np.ndarray:

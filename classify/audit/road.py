@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.audit.metrics import film_seed
+from classify.audit.metrics import coarse_noise, film_seed
 from classify.audit.rows import Row
 from classify.saliency.hooks import check_classes, check_logits, left_as_found, on_device_of
 from cxr.stats import Figure, mean_figure
@@ -37,7 +37,6 @@ PERCENTILES = (20.0, 40.0, 60.0, 80.0)
 ORDERS = ("morf", "lerf", "random")
 NOISE = 0.01  # standard deviation, in the unit of the prepared input; the library's
 _AT_A_TIME = 16  # films a forward pass
-_REACH = 3  # cells beyond the map, so that its edge is as any other place
 
 _NEIGHBOURS = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
 _BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 8
@@ -68,20 +67,16 @@ class RoadFilms:
         without films. `flat` films are left out.
         """
         used = ~self.flat
+        counts = {"n": int(used.sum()), "flat": int(self.flat.sum())}
+        if not used.any():
+            names = (*ORDERS, "before", *(f"{name}_fall" for name in ORDERS))
+            return [{"percentile": p, **dict.fromkeys(names), **counts} for p in self.percentiles]
+        before = float(self.before[used].mean())
         rows: list[Row] = []
         for k, percentile in enumerate(self.percentiles):
-            every = {**{name: left[k] for name, left in self.left.items()}, "before": self.before}
-            means = {
-                name: float(v[used].mean()) if used.any() else None for name, v in every.items()
-            }
-            before = means["before"]
-            falls = {
-                f"{name}_fall": None if before is None or left is None else before - left
-                for name, left in means.items()
-                if name in ORDERS
-            }
-            counts = {"n": int(used.sum()), "flat": int(self.flat.sum())}
-            rows.append({"percentile": percentile, **means, **counts, **falls})
+            left = {name: float(self.left[name][k, used].mean()) for name in ORDERS}
+            falls = {f"{name}_fall": before - value for name, value in left.items()}
+            rows.append({"percentile": percentile, **left, "before": before, **counts, **falls})
         return rows
 
     def area(
@@ -95,9 +90,9 @@ class RoadFilms:
         """Mean area between two curves of ORDERS with its 95 % interval by patient.
 
         In units of probability: the mean difference over the share of pixels taken away, by the
-        trapezoid rule from 0 to 100 %, where both curves meet: nothing, and everything, is gone in
-        any order. Above 0 the map is faithful. `upper="random"` or `lower="random"` gives that
-        half of it which one end of the map is worth. Flat films are left out of its n.
+        trapezoid rule from 0 to 100 %, where both curves meet. Above 0 the map is faithful. With
+        one of the two "random", that half of it which one end of the map is worth. Flat films are
+        left out of its n.
         """
         share = np.array([0, *self.percentiles, 100]) / 100
         gap = np.pad(self.left[upper] - self.left[lower], ((1, 1), (0, 0)))
@@ -177,14 +172,11 @@ def _orders(
     """The orders in which a film's pixels go, and the numbers for its noise: the same for every
     order and share, so that curves differ by what is taken away alone.
 
-    The random map is normal noise blurred by one cell and scaled up, as the audit's random maps
-    are, but not cut at 0: it has to order every pixel.
+    The random map is that of the audit, scaled up but not cut at 0: it has to order every pixel.
     """
     rng = np.random.default_rng(seed)
-    cells = rng.standard_normal((cam_hw[0] + 2 * _REACH, cam_hw[1] + 2 * _REACH))
-    blurred = cv2.GaussianBlur(cells, (2 * _REACH + 1, 2 * _REACH + 1), 1.0)
-    blurred = blurred[_REACH:-_REACH, _REACH:-_REACH]
-    coarse = cv2.resize(blurred, plane.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    cells = coarse_noise(rng, 1, cam_hw)[0]
+    coarse = cv2.resize(cells, plane.shape[::-1], interpolation=cv2.INTER_LINEAR)
     pixels = np.flatnonzero(within)
     chance, relevance = coarse.ravel()[pixels], np.asarray(plane, float).ravel()[pixels]
     orders = {

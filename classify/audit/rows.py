@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from classify.audit.metrics import METRICS
+from classify.labels import TARGET
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
+from cxr.rules import require
 from cxr.stats import Figure
-from cxr.workdir import Workdir, log, write_atomic, write_json
+from cxr.workdir import Workdir, log, write_json
 
 Row = dict[str, Any]  # plain values of one row of audit.json: a figure, a control, a comparison
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
@@ -74,21 +76,22 @@ class AuditRow:
     flag_reasons: tuple[str, ...] = ()
 
     def value(self, name: str) -> float | None:
-        """A metric as a number (hits are 0 or 1), p_target, or field_disagreement; None where it is
-        not defined. Raises ValueError for a name that is none of these."""
-        if name not in _NUMBERS:
-            raise ValueError(f"name must be one of {', '.join(_NUMBERS)}. Got {name!r} instead.")
-        if name in _SHARES:
-            return None if self.probabilities is None else self.probabilities[_SHARES.index(name)]
-        found = self.metrics.get(name, getattr(self, name, None))
+        """A number of the table (hits are 0 or 1), or a figure made of it, see `_MADE`; None where
+        it is not defined."""
+        if name in _MADE:
+            found = _MADE[name](self)
+        elif name in _SHARES:
+            found = self.probabilities and self.probabilities[_SHARES.index(name)]
+        else:
+            known = (*_NUMBERS, "empty")
+            require(name in known, f"name must be one of {', '.join(known)}", name)
+            found = self.metrics.get(name, getattr(self, name, None))
         return None if found is None else float(found)
 
     @property
     def answer(self) -> int | None:
         """0, 1 or 2: the largest probability; None for a film that no member saw."""
-        if self.probabilities is None:
-            return None
-        return self.probabilities.index(max(self.probabilities))
+        return self.probabilities and self.probabilities.index(max(self.probabilities))
 
     @property
     def right(self) -> bool | None:
@@ -96,13 +99,32 @@ class AuditRow:
         unknown = self.answer is None or self.truth == UNKNOWN
         return None if unknown else self.answer == self.truth
 
-    @property
-    def lift_z(self) -> float | None:
-        """The lift's distance from that of random maps as coarse, in their standard deviations."""
-        lift, mean, spread = (self.value(k) for k in ("lift", "random_lift", "random_sd"))
-        return None if lift is None or mean is None or not spread else (lift - mean) / spread
+
+def _lift_z(row: AuditRow) -> float | None:
+    """The lift's distance from that of random maps as coarse, in their standard deviations."""
+    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
+    return None if lift is None or mean is None or not spread else (lift - mean) / spread
 
 
+def _over_gaussian(row: AuditRow) -> float | None:
+    lift, blob = row.value("lift"), row.value("gaussian_lift")
+    return None if lift is None or blob is None else lift - blob
+
+
+def _below_chance(row: AuditRow) -> bool | None:
+    lift = row.value("lift")
+    return None if lift is None else lift < 1
+
+
+_MADE: dict[str, Callable[[AuditRow], float | None]] = {  # figures that no column holds
+    "accuracy": lambda row: row.right,
+    "auc": lambda row: row.value("p_target"),  # its scores
+    "lift_z": _lift_z,
+    "lift_over_gaussian": _over_gaussian,
+    "lift_answered": lambda row: row.value("lift") if row.answer == TARGET else None,
+    "below_chance": _below_chance,
+    "flagged": lambda row: bool(row.flags),
+}
 _SHARES = ("p_normal", "p_target", "p_others")
 _NUMBERS = (*_SHARES, "field_disagreement", *METRICS)
 _TEXTS = tuple(f.name for f in fields(AuditRow) if f.type == "str")
@@ -142,11 +164,6 @@ class AuditWriter(Ledger[list[AuditRow]]):
         self.put(rows[0].film, list(rows))
 
 
-def write_audit(path: str | Path, rows: Sequence[AuditRow]) -> Path:
-    """All rows at once, atomically."""
-    return write_atomic(path, (csv_line(AUDIT_COLUMNS) + _lines(rows)).encode("utf-8", ODD))
-
-
 def read_audit(path: str | Path) -> list[AuditRow]:
     """Rows of an audit.csv; raises ValueError naming the line that is wrong."""
     path = Path(path)
@@ -184,11 +201,8 @@ def _cells(row: AuditRow) -> list[str]:
     numbers = _finite({name: row.value(name) for name in _NUMBERS})
     lists = [getattr(row, name) for name in _LISTS]
     wrong = [part for parts in lists for part in parts if not part or _BETWEEN in part]
-    if wrong:
-        raise ValueError(
-            f"cut_edges, flags and flag_reasons of {row.film} must hold words without "
-            f"{_BETWEEN!r}, which stands between them. Got {wrong[0]!r}."
-        )
+    rule = f"{' and '.join(_LISTS)} of {row.film} must hold words without {_BETWEEN!r}"
+    require(not wrong, rule, next(iter(wrong), ""))
     return [
         *(str(getattr(row, name)) for name in (*_TEXTS, "truth")),
         *(
@@ -227,7 +241,7 @@ def _finite(numbers: Row) -> Row:
 
 
 _BESIDE = ("films.jsonl", "controls.json")  # of no use without rows
-_MADE = ("audit.csv", "audit.json", "compare.md", "report.html", "report.pdf", "run.json")
+_FILES = ("audit.csv", "audit.json", "compare.md", "report.html", "report.pdf", "run.json")
 _STAMPS = "made_with"
 
 
@@ -236,7 +250,7 @@ def check_resumable(workdir: Workdir, settings: Mapping[str, Any], restart: bool
     did not record is not held against it."""
     rows, record = workdir / "audit.csv", workdir / "run.json"
     begun = rows.exists() and len(rows.read_bytes().splitlines()) > 1  # more than its header
-    for name in (*_BESIDE, *_MADE) if restart else () if begun else _BESIDE:
+    for name in (*_BESIDE, *_FILES) if restart else () if begun else _BESIDE:
         (workdir / name).unlink(missing_ok=True)
     if restart or not begun:
         return
@@ -273,7 +287,7 @@ class ControlResults:
         """Those of the controls that have not been done in this way."""
         return [n for n in wanted if self._stamps.get(n, {}).get("options") != self.options]
 
-    def add(self, name: str, **results: Any) -> None:
+    def add(self, name: str, results: Mapping[str, Any]) -> None:
         """Store what a control found, atomically with what was there."""
         self._stamps[name] = {"films": self.films, "options": self.options, "keys": [*results]}
         self.found |= results

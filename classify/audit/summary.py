@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from classify.audit.flags import Thresholds
+from classify.audit.flags import BOUNDS, Thresholds
 from classify.audit.metrics import METRICS
 from classify.audit.rows import AuditRow, Row, figure_cells
-from classify.labels import TARGET
-from cxr.stats import Figure, mean_figure
+from cxr.stats import Figure, in_words, mean_figure
 
 ALL = ""  # the source of figures over all films
-Value = Callable[[AuditRow], float | None]
 _LIFTS = ("lift", "gaussian_lift", "random_lift")
-_MEANS = (*_LIFTS, *(name for name in METRICS if name not in (*_LIFTS, "random_sd")))
-_COLUMNS: dict[str, Value] = {
-    **{name: (lambda row, name=name: row.value(name)) for name in _MEANS},  # type: ignore[misc]
-    "lift_z": lambda row: row.lift_z,
-    "lift_answered": lambda row: row.value("lift") if row.answer == TARGET else None,
-    "below_chance": lambda row: None if row.value("lift") is None else row.metrics["lift"] < 1,
-    "flagged": lambda row: bool(row.flags),
-    "empty": lambda row: row.empty,
-}
+_FIGURES = (*_LIFTS, *(name for name in METRICS if name not in (*_LIFTS, "random_sd")))
+_FIGURES += ("lift_z", "lift_answered", "below_chance", "flagged", "empty")
 # edges of each histogram, and the means of what blind maps would give
 _HISTOGRAMS = {
     "lift": (np.linspace(0, 2, 41), {"random": "random_lift", "gaussian": "gaussian_lift"}),
@@ -36,16 +27,15 @@ _HISTOGRAMS = {
 
 
 def figure_rows(rows: Sequence[AuditRow], draws: int, seed: int) -> list[Row]:
-    """Mean of each metric for each member, over all films and source by source."""
+    """Mean of each figure for each member, over all films and source by source."""
     out = []
     for member, source, chosen in _groups(rows):
         patients = [row.patient for row in chosen]
-        for name, value_of in _COLUMNS.items():
-            found = _mean_figure(map(value_of, chosen), patients, draws, seed)
+        for name in _FIGURES:
+            found = _mean_figure((row.value(name) for row in chosen), patients, draws, seed)
             if found.n:
-                out.append(
-                    {"member": member, "source": source, "name": name, **figure_cells(found)}
-                )
+                about = {"member": member, "source": source, "name": name}
+                out.append({**about, **figure_cells(found)})
     return out
 
 
@@ -58,15 +48,14 @@ def distributions(rows: Sequence[AuditRow]) -> list[Row]:
             if not values:
                 continue
             counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+            base = {k: _mean(row.value(v) for row in chosen) for k, v in blind.items()}
             out.append(
                 {
                     "member": member,
                     "metric": metric,
                     "bins": edges.tolist(),
                     "counts": {"films": counts.tolist()},
-                    "baseline": {
-                        k: _mean(row.value(v) for row in chosen) for k, v in blind.items()
-                    },
+                    "baseline": base,
                 }
             )
     return out
@@ -82,29 +71,23 @@ def answer(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
         sentence = "No film has a map and a lung field, so nothing can be said."
         return {"sentence": sentence, "value": None, "low": None, "high": None}
     patients = [group[0].patient for group in films.values()]
-    lift, blob, inside, area = (
-        _mean_figure(
-            (_mean(row.value(name) for row in group) for group in films.values()),
-            patients,
-            draws,
-            seed,
-        )
-        for name in ("lift", "gaussian_lift", "inside_share", "area_share")
-    )
+
+    def mean(name: str) -> Figure:
+        values = (_mean(row.value(name) for row in group) for group in films.values())
+        return _mean_figure(values, patients, draws, seed)
+
+    lift, blob = mean("lift"), mean("gaussian_lift")
     interval = "" if lift.low is None else f" (95 % interval {lift.low:.2f} to {lift.high:.2f})"
+    inside, area = (f"{100 * (mean(n).value or 0):.0f} %" for n in ("inside_share", "area_share"))
     return {
         "sentence": f"{_verdict(lift, blob)}: lung gets {lift.value:.2f} times the attention that "
-        f"its area would get by chance{interval}. {_percent(inside)} of the attention "
-        f"falls on lung, which is {_percent(area)} of what the network sees; a blob in the "
+        f"its area would get by chance{interval}. {inside} of the attention "
+        f"falls on lung, which is {area} of what the network sees; a blob in the "
         f"middle of the picture, blind to the film, would reach {blob.value:.2f}.",
         "value": lift.value,
         "low": lift.low,
         "high": lift.high,
     }
-
-
-def _percent(found: Figure) -> str:
-    return f"{100 * (found.value or 0):.0f} %"
 
 
 def _verdict(lift: Figure, blob: Figure) -> str:
@@ -133,6 +116,11 @@ def cautions(
     drawn = {row.film: row.lung_by for row in rows if row.member}
     human = sum(by == "human" for by in drawn.values())
     blind = controls.get("blind", 0)
+    unfaithful = [
+        area
+        for area in controls.get("areas", [])
+        if area["name"] == "road_area" and area["low"] is not None and area["low"] <= 0
+    ]
     said = {
         f"Lungs were drawn by people on {human} of {len(drawn)} films and by the lung-field "
         "network on the others.": True,
@@ -143,8 +131,7 @@ def cautions(
             f"Do not read the maps of {area['member']} as where it looked: taking away what they "
             "show did not lower its answer faster than taking away the rest (ROAD, area "
             f"{area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]).": True
-            for area in controls.get("areas", [])
-            if area["name"] == "road_area" and area["low"] is not None and area["low"] <= 0
+            for area in unfaithful
         },
         "The members saw crops: lung covers more of a crop than of a film, so shares "
         "are higher than on whole films by cropping alone. Compare lifts.": cropped,
@@ -163,10 +150,10 @@ def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:
     """As the page lists them."""
     if thresholds is None:
         return {}
-    words = {"lift": "lift below", "border_share": "border above", "text_share": "text above"}
+    words = {k: f"{k.partition('_')[0]} {bound.side}" for k, bound in BOUNDS.items()}
     table: dict[str, Any] = {
-        member: {words[k]: round(v, 3) for k, v in bounds.items() if v is not None}
-        for member, bounds in thresholds.by_member.items()
+        member: {words[k]: round(v, 3) for k, v in own.items() if v is not None}
+        for member, own in thresholds.by_member.items()
     }
     if thresholds.field_disagreement is not None:
         bound = round(thresholds.field_disagreement, 3)
@@ -185,17 +172,17 @@ def control_rows(controls: Mapping[str, Any]) -> dict[str, list[Row]]:
     A question of one source is asked of its films alone: its row of all films would say it twice,
     and its rows of other sources nothing.
     """
+
+    def asked(row: Row) -> tuple[Any, ...]:
+        return row.get("member"), row.get("control"), row.get("n")
+
     masked = [pooled(row) for row in controls.get("masked", []) if row.get("n")]
-    apart = {_asked(row) for row in masked if row["source"] != ALL}
+    apart = {asked(row) for row in masked if row["source"] != ALL}
     return {
-        "masked": [row for row in masked if row["source"] != ALL or _asked(row) not in apart],
+        "masked": [row for row in masked if row["source"] != ALL or asked(row) not in apart],
         "randomisation": list(controls.get("randomised", [])),
         "road": list(controls.get("road", [])),
     }
-
-
-def _asked(row: Row) -> tuple[Any, ...]:
-    return row.get("member"), row.get("control"), row.get("n")
 
 
 def pooled(row: Mapping[str, Any]) -> Row:
@@ -207,30 +194,28 @@ def figure_table(metrics: Sequence[Row]) -> Table:
     """The main figures for the terminal."""
     columns = ("lift [95 %]", "blind blob", "on lung", "at the border", "flagged")
     table = Table("member", "films of", *columns, highlight=False)
-    found = {(m["member"], m["source"], m["name"]): m for m in metrics}
-    nothing = {"value": None, "low": None, "high": None}
+    found = {
+        (m["member"], m["source"], m["name"]): Figure(m["value"], m["low"], m["high"], m["n"])
+        for m in metrics
+    }
     for member, source in dict.fromkeys((m, s) for m, s, _ in found):
         cells = []
         for name in ("lift", "gaussian_lift", "inside_share", "border_share", "flagged"):
-            row = found.get((member, source, name), nothing)
-            value = "" if row["value"] is None else f"{row['value']:.3f}"
-            interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
-            cells.append(value + (interval if name == "lift" else ""))
+            figure = found.get((member, source, name), Figure(None, None, None, 0))
+            shown = figure if name == "lift" else replace(figure, low=None)
+            cells.append(in_words(shown, missing=""))
         table.add_row(member, source or "all", *cells)
     return table
 
 
-def _groups(rows: Sequence[AuditRow]) -> list[tuple[str, str, list[AuditRow]]]:
+def _groups(rows: Sequence[AuditRow]) -> Iterator[tuple[str, str, list[AuditRow]]]:
     """Rows by member and source; all sources together first."""
     seen = [row for row in rows if row.member]
-    members = list(dict.fromkeys(row.member for row in seen))
     sources = sorted({row.source for row in seen} - {""})
-    wanted = [ALL, *(sources if len(sources) > 1 else [])]
-    return [
-        (m, s, [r for r in seen if r.member == m and s in (ALL, r.source)])
-        for m in members
-        for s in wanted
-    ]
+    for member in dict.fromkeys(row.member for row in seen):
+        for source in (ALL, *(sources if len(sources) > 1 else [])):
+            chosen = [r for r in seen if r.member == member and source in (ALL, r.source)]
+            yield member, source, chosen
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -242,7 +227,7 @@ def _mean_figure(
     values: Iterable[float | None], patients: Sequence[str], draws: int, seed: int
 ) -> Figure:
     """Mean with its interval; None where one patient, drawn again and again, would show none."""
-    known = np.array([np.nan if v is None else v for v in values], float)
+    known = np.array(list(values), float)
     found = mean_figure(known, patients, draws, seed)
     several = len({p for p, v in zip(patients, known, strict=True) if not np.isnan(v)}) > 1
     return found if several else replace(found, low=None, high=None)
