@@ -22,6 +22,7 @@ import numpy as np
 from classify.predictions import PredictionRow
 from cxr.film import Film
 from cxr.manifest import CropRow
+from cxr.notes import sentence_of
 from cxr.page.pictures import Picture, make_picture
 from cxr.page.words import printable
 from cxr.stream import Unread, read_ahead
@@ -43,9 +44,9 @@ class Item(PredictionRow):
     saliency_of: str = ""
 
 
-def whole_films(paths: Iterable[Path], jobs: int) -> Iterator[Item]:
+def whole_films(paths: Iterable[Path], jobs: int, for_processing: bool = False) -> Iterator[Item]:
     """Each film as it is; no thorax box is sought."""
-    for path, film in read_ahead(paths, jobs):
+    for path, film in read_ahead(paths, jobs, for_processing=for_processing):
         if isinstance(film, Unread):
             yield Item(name_of(path), "unreadable", str(film), sha256=film.sha256)
         else:
@@ -54,8 +55,9 @@ def whole_films(paths: Iterable[Path], jobs: int) -> Iterator[Item]:
                 "ok",
                 sha256=film.sha256,
                 pixels=film.pixels,
-                facts=facts_of(film),
+                facts=(*facts_of(film), *map(sentence_of, film.notes)),
                 pictures={"picture": make_picture(film.pixels)},
+                notes=film.notes,
             )
 
 
@@ -75,7 +77,8 @@ def crops_on_disk(rows: Sequence[CropRow], folder: Path, jobs: int = 0) -> Itera
     for row, is_unseen in zip(rows, unseen, strict=True):
         paths += [folder / row.crop] if row.crop else []
         paths += [Path(row.film)] if is_unseen else []
-    with closing(read_ahead(paths, jobs)) as reads:  # type: ignore[type-var]
+    # what was read once may be read again
+    with closing(read_ahead(paths, jobs, for_processing=True)) as reads:  # type: ignore[type-var]
         for row, is_unseen in zip(rows, unseen, strict=True):
             crop = next(reads)[1] if row.crop else None
             film = next(reads)[1] if is_unseen else None
@@ -103,8 +106,9 @@ def _item(
         pixels if isinstance(pixels, str) else row.reason,
         sha256=row.sha256,
         pixels=None if isinstance(pixels, str) else pixels,
-        facts=facts,
+        facts=(*facts, *map(sentence_of, row.notes)),
         pictures={"picture": picture} if picture else {},
+        notes=row.notes,
     )
 
 
@@ -118,7 +122,9 @@ def _keep_thumbnail(
     row: CropRow, film: Film, folder: Path
 ) -> tuple[Picture | None, tuple[str, ...]]:
     """Picture and facts of a film, laid beside its crop."""
-    picture, facts = make_picture(film.pixels, row.thorax_xyxy, row.crop_xyxy), facts_of(film)
+    size_hw = (film.pixels.shape[0], film.pixels.shape[1])
+    boxes = (row.on_film(box, size_hw) for box in (row.thorax_xyxy, row.crop_xyxy))
+    picture, facts = make_picture(film.pixels, *boxes), facts_of(film)
     known = {k: v for k, v in asdict(picture).items() if k != "uri"}
     note = json.dumps({"facts": facts, **known}).encode()
     mark = b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big")  # a JPEG's comment
@@ -158,12 +164,12 @@ def name_of(path: str | Path) -> str:
 
 
 def facts_of(film: Film) -> tuple[str, ...]:
-    """Size, depth, spacing, view and what was assumed on reading."""
-    height, width = film.pixels.shape
+    """Size as stored, depth, spacing and view."""
+    height, width = film.stored_hw or film.pixels.shape
     size = f"{height} × {width} px, {film.bits} bits"
     if film.spacing_mm:
         size += f", {film.spacing_mm[0]:.3g} × {film.spacing_mm[1]:.3g} mm"
-    return (size, f"view {film.view}", *film.notes)
+    return (size, f"view {film.view}")
 
 
 def member_files(folder: str | Path) -> list[Path]:

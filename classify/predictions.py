@@ -5,24 +5,26 @@ Rows are flushed as they are added, so a killed run loses no finished film and g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
+from cxr.notes import code_of
 from cxr.rules import require
-from cxr.workdir import write_atomic
 
 ANSWERS = ("normal", "target", "others")
 _BEFORE = ("film", "status", "reason")
 _AFTER = ("abnormal_score", "decision", "tier", "threshold_id")
+_NOTES = "notes"  # the last column; tables of older runs have none, and go on without it
 
 
 @dataclass(frozen=True, eq=False)
 class PredictionRow:
-    """One film. `logits` (M, 3), NORMAL, TARGET, OTHERS of each member, or None when refused."""
+    """One film. `logits` (M, 3), NORMAL, TARGET, OTHERS of each member, or None when refused;
+    `notes` are the film's, of which the table holds the codes, joined by "; " (see `cxr.notes`)."""
 
     film: str
     status: str
@@ -32,6 +34,7 @@ class PredictionRow:
     decision: str = ""
     tier: str = ""
     threshold_id: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class PredictionWriter(Ledger[PredictionRow]):
@@ -41,15 +44,15 @@ class PredictionWriter(Ledger[PredictionRow]):
     """
 
     def __init__(self, path: str | Path, targets: Sequence[str]) -> None:
-        self.targets = tuple(targets)
-        super().__init__(path, csv_line(columns_of(self.targets)), self._earlier, self._line)
+        self.targets, self._columns = tuple(targets), columns_of(targets)
+        super().__init__(path, csv_line(self._columns), self._earlier, self._line)
 
     def add(self, row: PredictionRow) -> None:
         """Write one film's row; raises ValueError when the film has one, or for other logits."""
         self.put(row.film, row)
 
     def _earlier(self, path: Path) -> dict[str, PredictionRow]:
-        found, rows = read_predictions(path)
+        self._columns, found, rows = _read(path)
         if found != self.targets:
             raise ValueError(
                 f"{path} was begun with the members {', '.join(found)}. Got "
@@ -58,33 +61,30 @@ class PredictionWriter(Ledger[PredictionRow]):
         return {row.film: row for row in rows}
 
     def _line(self, row: PredictionRow) -> str:
-        return csv_line(_cells(row, len(self.targets)))
-
-
-def write_predictions(
-    path: str | Path, targets: Sequence[str], rows: Iterable[PredictionRow]
-) -> Path:
-    """All rows at once, atomically."""
-    lines = [csv_line(columns_of(targets))]
-    lines += [csv_line(_cells(row, len(targets))) for row in rows]
-    return write_atomic(path, "".join(lines).encode("utf-8", ODD))
+        return csv_line(_cells(row, len(self.targets))[: len(self._columns)])
 
 
 def read_predictions(path: str | Path) -> tuple[tuple[str, ...], list[PredictionRow]]:
     """Targets and rows of a predictions.csv; raises ValueError naming the line that is wrong."""
-    path = Path(path)
+    _, targets, rows = _read(Path(path))
+    return targets, rows
+
+
+def _read(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], list[PredictionRow]]:
     if not path.is_file():
         raise ValueError(
             f"{path} must be a predictions.csv. It does not exist: make one with "
             "python -m classify.run FILMS --crops"
         )
+    columns: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     rows: dict[str, PredictionRow] = {}
 
     def reader_of(header: tuple[str, ...]) -> Callable[[list[str]], None]:
-        nonlocal targets
+        nonlocal columns, targets
+        columns = header
         targets = tuple(c.removesuffix(".normal") for c in header if c.endswith(".normal"))
-        if header != columns_of(targets):
+        if header not in (columns_of(targets), columns_of(targets)[:-1]):
             raise ValueError(
                 f"{path} must have the columns {', '.join(columns_of(targets))}. "
                 f"Got {', '.join(header)} instead."
@@ -92,18 +92,18 @@ def read_predictions(path: str | Path) -> tuple[tuple[str, ...], list[Prediction
         return read
 
     def read(cells: list[str]) -> None:
-        row = _row(cells, len(targets))
+        row = _row(cells, len(targets), len(columns))
         if row.film in rows:
             raise ValueError(f"{row.film} stands there twice.")
         rows[row.film] = row
 
     read_csv(path, reader_of, ODD)
-    return targets, list(rows.values())
+    return columns, targets, list(rows.values())
 
 
 def columns_of(targets: Sequence[str]) -> tuple[str, ...]:
     """The columns of a predictions.csv for these members."""
-    return (*_BEFORE, *(f"{t}.{a}" for t in targets for a in ANSWERS), *_AFTER)
+    return (*_BEFORE, *(f"{t}.{a}" for t in targets for a in ANSWERS), *_AFTER, _NOTES)
 
 
 def _cells(row: PredictionRow, members: int) -> list[str]:
@@ -114,20 +114,21 @@ def _cells(row: PredictionRow, members: int) -> list[str]:
         logits = [repr(float(v)) for v in np.asarray(row.logits).ravel()]
     score = "" if row.abnormal_score is None else repr(float(row.abnormal_score))
     texts = (row.film, row.status, row.reason)
-    return [*texts, *logits, score, row.decision, row.tier, row.threshold_id]
+    notes = "; ".join(map(code_of, row.notes))
+    return [*texts, *logits, score, row.decision, row.tier, row.threshold_id, notes]
 
 
-def _row(cells: list[str], members: int) -> PredictionRow:
+def _row(cells: list[str], members: int, wanted: int) -> PredictionRow:
     width = members * len(ANSWERS)
-    wanted = len(_BEFORE) + width + len(_AFTER)
     if len(cells) != wanted:
         raise ValueError(f"a row must have {wanted} cells. Got {len(cells)} instead.")
     (film, status, reason), middle = cells[:3], cells[3 : 3 + width]
-    score, decision, tier, threshold_id = cells[3 + width :]
+    score, decision, tier, threshold_id, *noted = cells[3 + width :]
     logits = None
     if any(middle):
         logits = np.array([float(v) for v in middle], dtype=np.float64).reshape(members, -1)
         if not np.isfinite(logits).all():
             raise ValueError("logits must be finite. Got NaN or infinity.")
     known = float(score) if score else None
-    return PredictionRow(film, status, reason, logits, known, decision, tier, threshold_id)
+    notes = tuple(filter(None, noted[0].split("; "))) if noted else ()
+    return PredictionRow(film, status, reason, logits, known, decision, tier, threshold_id, notes)

@@ -32,6 +32,7 @@ from cxr.cli import parse_config, to_plain
 from cxr.devices import without_compiler
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
+from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.rules import require
 from cxr.stream import batched, default_jobs
@@ -65,6 +66,7 @@ class RunConfig:
         batch: films that the members see at a time.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
         restart: forget an earlier run in this folder.
+        for_processing: take films that are FOR PROCESSING (raw detector data) too.
     """
 
     films: tuple[str, ...] = ()
@@ -80,6 +82,7 @@ class RunConfig:
     batch: int = 8
     jobs: int = -1
     restart: bool = False
+    for_processing: bool = False
 
     def __post_init__(self) -> None:
         if not self.films and self.crops is None:
@@ -132,9 +135,13 @@ def open_source(config: RunConfig, stack: ExitStack) -> Source:
     path_of = {name_of(p): p for p in found.films}
 
     def items(pending: list[str]) -> Iterator[Item]:
-        return whole_films([path_of[n] for n in pending], _jobs(config, pending))
+        paths = [path_of[n] for n in pending]
+        return whole_films(paths, _jobs(config, pending), config.for_processing)
 
-    return Source(list(path_of), items, {"input": "whole films"}, found.passed_over)
+    settings: dict[str, Any] = {"input": "whole films"}
+    if config.for_processing:
+        settings["for_processing"] = True
+    return Source(list(path_of), items, settings, found.passed_over)
 
 
 def _earlier_crops(config: RunConfig, folder: Path) -> Source:
@@ -156,12 +163,12 @@ def _earlier_crops(config: RunConfig, folder: Path) -> Source:
 
 
 def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Source:
-    from detect.crop import CropSettings, find_pending, iter_crops
+    from detect.crop import CropSettings, find_pending, iter_crops, settings_of
     from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
 
     folder = Path(config.crops) if config.crops else config.out_path / "crops"
     detector = ThoraxDetector.load(config.detector or None, config.device)
-    settings = {"margin": config.margin, "square": False, "boxes_from": dict(detector.weights)}
+    settings = settings_of(config.margin, False, detector.weights, config.for_processing)
     header = {**provenance(detector.weights), "settings": settings}
     restart = config.restart and not config.crops  # crops elsewhere are not this run's to remake
     book = stack.enter_context(ManifestWriter(folder / "manifest.jsonl", header, restart))
@@ -174,7 +181,8 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
         missing = set(fresh)
         done = [book.done[path.as_posix()] for path in paths if path not in missing]
         yield from crops_on_disk(done, folder, _jobs(config, done))
-        cut = CropSettings(folder, config.margin, False, _jobs(config, fresh), config.batch)
+        jobs = _jobs(config, fresh)
+        cut = CropSettings(folder, config.margin, False, jobs, config.batch, config.for_processing)
         with closing(iter_crops(fresh, detector, cut)) as crops:  # type: ignore[type-var]
             for row, film, crop in crops:
                 book.add(row)
@@ -230,6 +238,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             guarantee=summary["guarantee"],
         )
         console.print(_short_table(book))
+        noted = count_notes(table.done[n].notes for n in source.names if n in table.done)
+        if noted:
+            told = ", ".join(f"{code} {films}" for code, films in noted.items())
+            console.print(f"noted of films: {told}", highlight=False, markup=False)
         _tell_passed_over(source, f"{len(source.names)} films")
         console.print(f"{summary['guarantee']}\npage: {page}", highlight=False, markup=False)
         if not complete:

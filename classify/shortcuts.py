@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -35,13 +35,14 @@ def shortcut_features(cases: Sequence[Case], data: Path) -> dict[str, np.ndarray
     for case in cases:
         if case.crop_row is None or case.crop_row.thorax_xyxy is None:
             raise ValueError(f"{case.row.image} has no thorax box: give crops of detect.crop.")
-        pixels = read_film(data / case.row.image).pixels
-        rows.append(film_shortcuts(pixels, case.crop_row.thorax_xyxy))
+        pixels = read_film(data / case.row.image, for_processing=True).pixels
+        box = case.crop_row.on_film(case.crop_row.thorax_xyxy, pixels.shape)
+        rows.append(film_shortcuts(pixels, box))
     columns = zip(*rows, strict=True)
     return {name: np.stack(column) for name, column in zip(NAMES, columns, strict=True)}
 
 
-def film_shortcuts(pixels: np.ndarray, box_xyxy: Sequence[float]) -> list[np.ndarray]:
+def film_shortcuts(pixels: np.ndarray, box_xyxy: Any) -> list[np.ndarray]:
     """The shortcuts of NAMES of one film (H, W) in [0, 1] with its thorax box (x0, y0, x1, y1)."""
     height, width = pixels.shape
     aspect = np.array([height / width])

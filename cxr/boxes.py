@@ -98,13 +98,19 @@ def scale_xyxy(boxes_xyxy: Any, size_hw: tuple[int, int], new_hw: tuple[int, int
     stretched has its thorax elsewhere.
     """
     (height, width), (new_height, new_width) = size_hw, new_hw
-    sx, sy = new_width / width, new_height / height
-    if abs(sx / sy - 1) > 0.01:
+    if abs(new_width / width / (new_height / height) - 1) > 0.01:
         raise ValueError(
             f"new_hw of scale_xyxy must keep the aspect ratio within 1 %. Got {new_width} × "
             f"{new_height} px for {width} × {height} px instead."
         )
-    return as_boxes(boxes_xyxy) * [sx, sy, sx, sy]
+    return stretch_xyxy(boxes_xyxy, size_hw, new_hw)
+
+
+def stretch_xyxy(boxes_xyxy: Any, size_hw: tuple[int, int], new_hw: tuple[int, int]) -> FloatArray:
+    """(N, 4) boxes of a film of `size_hw` on the same film resampled to `new_hw`, along each axis
+    by itself: between a film's pixels as stored and its square ones."""
+    (height, width), (new_height, new_width) = size_hw, new_hw
+    return as_boxes(boxes_xyxy) * np.tile([new_width / width, new_height / height], 2)
 
 
 def flip_x_xyxy(boxes_xyxy: Any, width: float) -> FloatArray:
@@ -121,6 +127,10 @@ class Frame:
     outside a film is black). The cut is resized to `content_hw` and laid at (`pad_x`, `pad_y`)
     on a canvas of `canvas_hw`. After segment-anything's transforms and opencxr's `size_changes`:
     every result is reported in original pixels.
+
+    `stored_xy` are the original pixels for each of the film's along x and y: other than 1 where a
+    film's pixels are not square and it was resampled. `apply` and `restore` work on the film that
+    is cut; boxes come and go in original pixels.
     """
 
     source_xyxy: tuple[int, int, int, int]
@@ -128,6 +138,7 @@ class Frame:
     canvas_hw: tuple[int, int]
     pad_x: int = 0
     pad_y: int = 0
+    stored_xy: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def letterbox(cls, size_hw: tuple[int, int], side: int, centre: bool = False) -> Frame:
@@ -153,22 +164,26 @@ class Frame:
         return cls((x0, y0, x1, y1), (y1 - y0, x1 - x0), (y1 - y0, x1 - x0))
 
     @property
-    def scale_xy(self) -> tuple[float, float]:
-        """Model pixels for each film pixel along x and y."""
-        x0, y0, x1, y1 = self.source_xyxy
-        return self.content_hw[1] / (x1 - x0), self.content_hw[0] / (y1 - y0)
+    def original_xyxy(self) -> tuple[float, float, float, float]:
+        """The cut in original pixels."""
+        (x0, y0, x1, y1), (sx, sy) = self.source_xyxy, self.stored_xy
+        return self.source_xyxy if sx == sy == 1 else (x0 * sx, y0 * sy, x1 * sx, y1 * sy)
+
+    def _scale_and_shift(self) -> tuple[FloatArray, FloatArray]:
+        """(4,) model pixels for each original one, and where the original's (0, 0) lies."""
+        x0, y0, x1, y1 = self.original_xyxy
+        scale = np.array([self.content_hw[1] / (x1 - x0), self.content_hw[0] / (y1 - y0)] * 2)
+        return scale, np.array([self.pad_x, self.pad_y] * 2) - np.array([x0, y0] * 2) * scale
 
     def to_model_xyxy(self, boxes_xyxy: Any) -> FloatArray:
-        """(N, 4) boxes in film pixels to (N, 4) in model pixels."""
-        sx, sy = self.scale_xy
-        shift = np.array([self.source_xyxy[0], self.source_xyxy[1]] * 2, dtype=np.float64)
-        return (as_boxes(boxes_xyxy) - shift) * [sx, sy, sx, sy] + [self.pad_x, self.pad_y] * 2
+        """(N, 4) boxes in original pixels to (N, 4) in model pixels."""
+        scale, shift = self._scale_and_shift()
+        return as_boxes(boxes_xyxy) * scale + shift
 
     def to_original_xyxy(self, boxes_xyxy: Any) -> FloatArray:
-        """(N, 4) boxes in model pixels to (N, 4) in film pixels."""
-        sx, sy = self.scale_xy
-        shift = np.array([self.source_xyxy[0], self.source_xyxy[1]] * 2, dtype=np.float64)
-        return (as_boxes(boxes_xyxy) - [self.pad_x, self.pad_y] * 2) / [sx, sy, sx, sy] + shift
+        """(N, 4) boxes in model pixels to (N, 4) in original pixels."""
+        scale, shift = self._scale_and_shift()
+        return (as_boxes(boxes_xyxy) - shift) / scale
 
     def apply(self, pixels: np.ndarray, nearest: bool = False) -> np.ndarray:
         """Film pixels (H, W) to the model's canvas; `nearest` for masks."""
@@ -211,13 +226,14 @@ class Frame:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Frame:
-        """The inverse of `to_dict`; raises ValueError for what is none."""
+        """The inverse of `to_dict`; older ones have no `stored_xy`. ValueError for what is none."""
         keys = ("source_xyxy", "content_hw", "canvas_hw")
         try:
             (x0, y0, x1, y1), (h, w), (canvas_h, canvas_w) = (map(index, data[k]) for k in keys)
             pads = index(data["pad_x"]), index(data["pad_y"])
+            sx, sy = map(float, data.get("stored_xy", (1, 1)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"frame must hold whole pixels as written. Got {data!r}.") from error
-        if x0 >= x1 or y0 >= y1 or min(h, w, canvas_h, canvas_w) < 1:
+        if x0 >= x1 or y0 >= y1 or min(h, w, canvas_h, canvas_w) < 1 or not min(sx, sy) > 0:
             raise ValueError(f"frame must have a width and a height. Got {data!r}.")
-        return cls((x0, y0, x1, y1), (h, w), (canvas_h, canvas_w), *pads)
+        return cls((x0, y0, x1, y1), (h, w), (canvas_h, canvas_w), *pads, (sx, sy))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from cxr.boxes import scale_xyxy, xywh_to_xyxy, xyxy_to_xywh
+from cxr.boxes import scale_xyxy, stretch_xyxy, xywh_to_xyxy, xyxy_to_xywh
 from cxr.workdir import log, read_json, write_json
 
 # A box that stands in a file and is not to be counted: COCO's crowd regions, the `ignore` of COCO's
@@ -64,15 +64,23 @@ class CocoFilm:
             notes=tuple(self.notes[i] for i in kept if self.notes),
         )
 
-    def resized(self, size_hw: tuple[int, int]) -> CocoFilm:
-        """The film's copy at another size: its boxes scaled, of their notes MARKS alone.
+    def resized(
+        self, size_hw: tuple[int, int], stored_hw: tuple[int, int] | None = None
+    ) -> CocoFilm:
+        """The film's copy at another size: its boxes scaled, of their notes MARKS alone. A copy
+        that was stored as `stored_hw` and resampled to square pixels may have either shape.
 
         Raises ValueError when the aspect ratios differ by more than 1 %.
         """
         if size_hw == self.size_hw:
             return self
         try:
-            boxes = scale_xyxy(self.boxes_xyxy, self.size_hw, size_hw)
+            try:
+                boxes = scale_xyxy(self.boxes_xyxy, self.size_hw, size_hw)
+            except ValueError:
+                stored_hw = stored_hw or size_hw
+                boxes = scale_xyxy(self.boxes_xyxy, self.size_hw, stored_hw)
+                boxes = stretch_xyxy(boxes, stored_hw, size_hw)
         except ValueError as error:
             (h, w), (height, width) = size_hw, self.size_hw
             raise ValueError(

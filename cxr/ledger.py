@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
-from cxr.workdir import write_atomic
+from cxr.workdir import TEXT, write_atomic
 
 Row = TypeVar("Row")
 ODD = "surrogateescape"  # names that are no UTF-8, as the file system gives them
@@ -170,6 +170,8 @@ def read_rows(
     rows: dict[str, Row] = {}
     with path.open("rb") as file:  # as bytes, so that a line that is no text is named too
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 data = json.loads(line)
                 if number == 1:
@@ -261,13 +263,13 @@ def read_csv(
     `reader_of` is given the header, raises ValueError where that is wrong, and returns what makes a
     row of a line's cells.
     """
-    with path.open(newline="", encoding="utf-8", errors=errors) as file:
+    with path.open(newline="", encoding=TEXT, errors=errors) as file:
         lines = csv.reader(file)
-        read = reader_of(tuple(next(lines, [])))
+        read = reader_of(tuple(map(str.strip, next(lines, []))))
         rows = []
         for cells in lines:
             try:
-                rows.append(read(cells))
+                rows += [read(cells)] if "".join(cells).strip() else []
             except ValueError as error:
                 raise ValueError(f"{path} line {lines.line_num}: {error}") from error
     return rows

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr.boxes import Frame
+import numpy as np
+
+from cxr.boxes import Frame, stretch_xyxy
 from cxr.ledger import RowLedger, read_rows
 
 SCHEMA, VERSION = "lungfirst.crops", 1
@@ -19,7 +21,9 @@ STATUSES = ("ok", "fallback", "no_thorax", "unreadable")
 
 @dataclass(frozen=True)
 class CropRow:
-    """One film. Boxes are xyxy in the film's own pixels; `crop` is relative to the manifest."""
+    """One film. `size_hw` and the boxes (xyxy) are in the film's pixels as they are stored; `frame`
+    is that of the crop on the film as `read_film` gives it, with square pixels. `notes` are the
+    film's (see `cxr.notes`), `crop` is relative to the manifest."""
 
     film: str
     sha256: str
@@ -30,9 +34,10 @@ class CropRow:
     size_hw: tuple[int, int] | None = None
     thorax_xyxy: tuple[float, float, float, float] | None = None
     score: float | None = None
-    crop_xyxy: tuple[int, int, int, int] | None = None
+    crop_xyxy: tuple[float, float, float, float] | None = None
     frame: dict[str, Any] | None = None
     crop: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -52,8 +57,16 @@ class CropRow:
         """Is there a crop to classify?"""
         return self.crop is not None
 
+    def on_film(
+        self, box_xyxy: tuple[float, float, float, float] | None, size_hw: tuple[int, int]
+    ) -> np.ndarray | None:
+        """One of the row's boxes (4,) on the film of (height, width) as `read_film` gives it."""
+        if box_xyxy is None or self.size_hw is None:
+            return None
+        return stretch_xyxy(box_xyxy, self.size_hw, size_hw)[0]
+
     def to_frame(self) -> Frame:
-        """The Frame that maps crop pixels to film pixels; raises ValueError without a crop."""
+        """The Frame of the crop on the film; raises ValueError without a crop."""
         if self.frame is None:
             raise ValueError(f"{self.film} has no crop, so it has no frame ({self.reason}).")
         return Frame.from_dict(self.frame)

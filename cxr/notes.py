@@ -8,6 +8,8 @@ and words of its fixed lists only (`shown`).
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 NOTES = {
     # the file
@@ -67,6 +69,17 @@ def note(code: str, **values: object) -> str:
 def code_of(text: str) -> str:
     """The code of a note."""
     return text.partition(": ")[0]
+
+
+def sentence_of(text: str) -> str:
+    """The sentence of a note, or all of it where it has none, as in tables that hold codes."""
+    return text.partition(": ")[2] or text
+
+
+def count_notes(notes_of_films: Iterable[Iterable[str]]) -> dict[str, int]:
+    """How many films have a note of each code, the most frequent first."""
+    codes = Counter(code for notes in notes_of_films for code in {code_of(n) for n in notes})
+    return dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
 
 
 def shown(value: object) -> str:

@@ -13,9 +13,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
@@ -28,6 +28,7 @@ from cxr.draw import encode_png
 from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
+from cxr.notes import count_notes
 from cxr.rules import require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
@@ -63,9 +64,9 @@ class HumanBoxes:
             return _no_thorax("the boxes' file has no box for this film")
         size_hw = (film.pixels.shape[0], film.pixels.shape[1])
         try:
-            entry = entry.counted.resized(size_hw)
+            entry = entry.counted.resized(size_hw, film.stored_hw)
         except ValueError:
-            sizes = [f"{w} x {h} px" for h, w in (size_hw, entry.size_hw)]
+            sizes = [f"{w} x {h} px" for h, w in (film.stored_hw or size_hw, entry.size_hw)]
             return _no_thorax(f"the film has {sizes[0]}, in the boxes' file it has {sizes[1]}")
         x0, y0, x1, y1 = (
             float(v) for v in clip_xyxy(union_xyxy(entry.boxes_xyxy), entry.size_hw)[0]
@@ -83,11 +84,10 @@ def _no_thorax(reason: str) -> ThoraxBox:
 
 
 class Crop(NamedTuple):
-    """(h, w) float32 in [0, 1], the Frame back to the film, and the cut in the film's pixels."""
+    """(h, w) float32 in [0, 1], and the Frame back to the film."""
 
     pixels: np.ndarray
     frame: Frame
-    crop_xyxy: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class CropSettings:
     square: bool = False
     jobs: int = 0
     batch: int = 8
+    for_processing: bool = False
 
 
 def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = False) -> Crop:
@@ -130,7 +131,10 @@ def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = F
         side = max(frame.content_hw)
         x0, y0 = (int(v) for v in np.floor(square_xyxy(frame.source_xyxy)[:2]))
         frame = Frame.cut((x0, y0, x0 + side, y0 + side))
-    return Crop(frame.apply(film.pixels), frame, frame.source_xyxy)
+    rows, columns = film.stored_hw or (height, width)
+    return Crop(
+        frame.apply(film.pixels), replace(frame, stored_xy=(columns / width, rows / height))
+    )
 
 
 def crop_name(path: str | Path, sha256: str) -> str:
@@ -147,8 +151,9 @@ def iter_crops(
     Films come in the order of `paths`; Film is None for an unreadable one, Crop is None where
     nothing was cut. At most a batch and `2 * jobs` films are held at a time.
     """
+    reads = read_ahead(paths, settings.jobs, for_processing=settings.for_processing)
     with ThreadPoolExecutor(2) as writers:
-        for batch in batched(read_ahead(paths, settings.jobs), settings.batch):
+        for batch in batched(reads, settings.batch):
             yield from _crop_batch(batch, detector, settings, writers)
 
 
@@ -195,7 +200,6 @@ def save_crop(crop: Crop, film: Film, folder: Path) -> str:
 
 def to_row(path: Path, film: Film, box: ThoraxBox, crop: Crop | None, name: str | None) -> CropRow:
     """The manifest's row of a film that was read."""
-    height, width = film.pixels.shape
     return CropRow(
         film=path.as_posix(),
         sha256=film.sha256,
@@ -203,12 +207,13 @@ def to_row(path: Path, film: Film, box: ThoraxBox, crop: Crop | None, name: str 
         reason=box.reason or ("no thorax was found" if crop is None else ""),
         patient=film.patient,
         study=film.study,
-        size_hw=(height, width),
-        thorax_xyxy=box.xyxy,
+        size_hw=film.stored_hw or (film.pixels.shape[0], film.pixels.shape[1]),
+        thorax_xyxy=None if box.xyxy is None else tuple(film.to_stored(box.xyxy).tolist()),
         score=float(box.score),
-        crop_xyxy=crop.crop_xyxy if crop else None,
+        crop_xyxy=crop.frame.original_xyxy if crop else None,
         frame=crop.frame.to_dict() if crop else None,
         crop=name,
+        notes=film.notes,
     )
 
 
@@ -246,6 +251,7 @@ class CropConfig:
         batch: films the detector sees at a time.
         restart: forget an earlier run in this folder and make all crops anew.
         boxes: a COCO file with boxes to take in the detector's place.
+        for_processing: take films that are FOR PROCESSING (raw detector data) too.
     """
 
     films: tuple[str, ...] = ()
@@ -258,6 +264,7 @@ class CropConfig:
     batch: int = 8
     restart: bool = False
     boxes: str = ""
+    for_processing: bool = False
 
     def __post_init__(self) -> None:
         require_between(self, batch=(1, 1024), jobs=(-1, 256), margin=(0, 1))
@@ -299,11 +306,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def open_manifest(config: CropConfig, weights: Mapping[str, str]) -> ManifestWriter:
     """The folder's manifest, new or continued; raises ValueError when begun with other settings."""
     workdir = Workdir(config.out)
-    settings = {"margin": config.margin, "square": config.square, "boxes_from": dict(weights)}
+    settings = settings_of(config.margin, config.square, weights, config.for_processing)
     header = {**provenance(dict(weights)), "settings": settings}
     book = ManifestWriter(workdir / "manifest.jsonl", header, config.restart)
     workdir.start(to_plain(config), weights=dict(weights))
     return book
+
+
+def settings_of(
+    margin: float, square: bool, weights: Mapping[str, str], for_processing: bool
+) -> dict[str, Any]:
+    """What the crops of one manifest have in common."""
+    settings = {"margin": margin, "square": square, "boxes_from": dict(weights)}
+    return {**settings, **({"for_processing": True} if for_processing else {})}
 
 
 def crop_films(
@@ -316,7 +331,9 @@ def crop_films(
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
     jobs = default_jobs(len(pending), config.jobs)
-    settings = CropSettings(folder, config.margin, config.square, jobs, config.batch)
+    settings = CropSettings(
+        folder, config.margin, config.square, jobs, config.batch, config.for_processing
+    )
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task("cropping", total=len(pending))
         for row, _, _ in iter_crops(pending, detector, settings):
@@ -334,6 +351,8 @@ def _status_table(rows: Sequence[CropRow], passed_over: Mapping[str, int]) -> Ta
         table.add_row(status, str(counts[status]))
     for reason, number in passed_over.items():
         table.add_row(f"passed over: {reason}", str(number))
+    for code, number in count_notes(row.notes for row in rows).items():
+        table.add_row(f"noted: {code}", str(number))
     return table
 
 

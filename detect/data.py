@@ -9,15 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 
 from cxr.coco import CocoFilm, read_counted
+from cxr.film import Film
 from cxr.films_table import FilmNames, FilmRow, read_films_table, take_films
 from cxr.split import Split, make_split
 from cxr.training.recipe import free
 from cxr.workdir import log, sha256_file
 
-Film = TypeVar("Film", CocoFilm, FilmRow)
+Listed = TypeVar("Listed", CocoFilm, FilmRow)
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def select_films(
 
 
 def share_films(
-    films: Sequence[Film], split_file: str, shares: Mapping[str, float], most: int, seed: int
-) -> tuple[dict[str, list[Film]], Split | None]:
+    films: Sequence[Listed], split_file: str, shares: Mapping[str, float], most: int, seed: int
+) -> tuple[dict[str, list[Listed]], Split | None]:
     """Part → at most `most` of its films (0: all), train and val always; and the split, where
     there is no file of one and it was made anew by patient, source and label."""
     patients = [f.patient_id for f in films]
@@ -151,7 +153,9 @@ class MeasureConfig:
     out: str = "runs/evaluate"
 
 
-def choose_part(films: Sequence[Film], config: MeasureConfig) -> tuple[list[Film], list[Film]]:
+def choose_part(
+    films: Sequence[Listed], config: MeasureConfig
+) -> tuple[list[Listed], list[Listed]]:
     """The films to measure on, and those of part train, from which a constant answer is made: all
     films for part all, where it is fitted on its own test and so a stronger baseline.
 
@@ -172,7 +176,7 @@ def choose_part(films: Sequence[Film], config: MeasureConfig) -> tuple[list[Film
     return at_most(chosen, config.max_films, config.seed), train
 
 
-def at_most(films: Sequence[Film], most: int, seed: int) -> list[Film]:
+def at_most(films: Sequence[Listed], most: int, seed: int) -> list[Listed]:
     """At most `most` films, drawn by the seed (see `take_films`); 0 takes all."""
     strata = [(f.source, f.label) for f in films]
     return [films[i] for i in take_films([f.patient_id for f in films], strata, most, seed)]
@@ -292,6 +296,20 @@ def _walk_for(bases: set[str], data: Path, listed: Sequence[str] = ()) -> dict[s
 
 def _same_bytes(a: Path, b: Path) -> bool:
     return a.stat().st_size == b.stat().st_size and sha256_file(a) == sha256_file(b)
+
+
+def read_mask(path: str | Path, film: Film) -> np.ndarray:
+    """(H, W) bool of a mask file, in the film's pixels; it may be in the stored ones. Raises
+    ValueError when it cannot be read or is of another size than its film."""
+    raw, size_hw = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), film.pixels.shape
+    if raw is not None and raw.shape == film.stored_hw:
+        raw = cv2.resize(raw, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    if raw is None or raw.shape != size_hw:
+        got = "no picture" if raw is None else f"{raw.shape[1]} × {raw.shape[0]} px"
+        raise ValueError(
+            f"{path} must be a mask of its film's {size_hw[1]} × {size_hw[0]} px. Got {got}."
+        )
+    return raw > 127
 
 
 def with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from cxr.boxes import Frame, mask_box_xyxy
 from cxr.coco import CocoFilm
 from cxr.errors import FilmError
-from cxr.film import read_film
+from cxr.film import Film, read_film
 from cxr.films_table import FilmRow
 from cxr.workdir import console, log
 from detect.predict import prepare_film, to_input
@@ -56,14 +56,14 @@ class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
     def _read(self, film: Row) -> Any | None:
         name = film.file_name if isinstance(film, CocoFilm) else film.image
         try:
-            pixels = read_film(self.root / name).pixels
+            read = read_film(self.root / name)
         except FilmError as error:
             log.warning("%s left out: %s", name, error.sentence)
             return None
-        return self.prepare(film, pixels)
+        return self.prepare(film, read)
 
-    def prepare(self, film: Row, pixels: np.ndarray) -> Any:
-        """What is kept of a film (H, W)."""
+    def prepare(self, film: Row, read: Film) -> Any:
+        """What is kept of a film."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -97,16 +97,19 @@ class ThoraxDataset(ReadFilms[CocoFilm]):
         self._masks = (masks or {}) if augment else {}
         super().__init__(films, root, side)
 
-    def prepare(self, film: CocoFilm, pixels: np.ndarray) -> Item:
+    def prepare(self, film: CocoFilm, read: Film) -> Item:
         """The letterbox without its padding, boxes and mask in its pixels."""
-        side = min(int(self.side * self._cache), max(pixels.shape))
-        boxes = film.resized((pixels.shape[0], pixels.shape[1])).boxes_xyxy
+        pixels, (height, width) = read.pixels, read.pixels.shape
+        side = min(int(self.side * self._cache), max(height, width))
+        boxes = film.resized((height, width), read.stored_hw).boxes_xyxy
         canvas, frame = prepare_film(pixels, side)
         h, w = frame.content_hw
         mask = None
         if film.file_name in self._masks:
             raw = cv2.imread(str(self.root / self._masks[film.file_name]), cv2.IMREAD_GRAYSCALE)
             if raw is not None:
+                if read.stored_hw == raw.shape:
+                    raw = cv2.resize(raw, (width, height), interpolation=cv2.INTER_NEAREST)
                 mask = frame.apply(raw, nearest=True)[:h, :w]
         return canvas[:h, :w].copy(), frame.to_model_xyxy(boxes), film.labels, mask
 

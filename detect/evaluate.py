@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
@@ -25,7 +24,7 @@ from cxr.films_table import read_films_table
 from cxr.rules import require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log
-from detect.data import MeasureConfig, choose_part, read_annotations, with_class
+from detect.data import MeasureConfig, choose_part, read_annotations, read_mask, with_class
 from detect.metrics import FilmScore, constant_box, scale_box, score_film
 from detect.predict import Detections, ThoraxBox, ThoraxDetector
 from detect.tables import (
@@ -145,7 +144,7 @@ def measure_films(
                 if isinstance(film, Unread):
                     yield _unread_result(truth, film)
                 else:
-                    mask = read_mask(masks.get(truth.file_name), truth)
+                    mask = lungs_of(masks.get(truth.file_name), film)
                     yield measure_film(
                         truth, film, next(found), detector, constant, mask, config.double_score
                     )
@@ -178,7 +177,7 @@ def measure_film(
     }
     own = score(box.xyxy if box.status == "ok" else None, doubled)
     scores = {"detector": own, **{name: score(xyxy) for name, xyxy in baselines.items()}}
-    return FilmResult(truth, box.status, box.reason, box, found, scores, baselines)
+    return FilmResult(truth, box.status, box.reason, box, found, scores, baselines, film.stored_hw)
 
 
 def _unread_result(truth: CocoFilm, why: Unread) -> FilmResult:
@@ -194,7 +193,7 @@ def _fit(truth: CocoFilm, film: Film | Unread) -> tuple[CocoFilm, Film | Unread]
         return truth, film
     h, w = film.pixels.shape
     try:
-        return truth.resized((h, w)), film
+        return truth.resized((h, w), film.stored_hw), film
     except ValueError:
         height, width = truth.size_hw
         sentence = f"the film has {w} x {h} px, its annotation {width} x {height}."
@@ -209,15 +208,13 @@ def find_masks(data: Path) -> dict[str, Path]:
     return {row.image: data / row.mask for row in read_films_table(table) if row.mask}
 
 
-def read_mask(path: Path | None, truth: CocoFilm) -> np.ndarray | None:
-    """A lung mask (H, W) of the film's size, or None."""
-    if path is None:
+def lungs_of(path: Path | None, film: Film) -> np.ndarray | None:
+    """A film's lung mask (H, W), or None where there is none that fits."""
+    try:
+        return None if path is None else read_mask(path, film)
+    except ValueError as error:
+        log.warning("lung coverage is left out: %s", error)
         return None
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None or mask.shape != truth.size_hw:
-        log.warning("%s is no mask of %s; its lung coverage is left out", path, truth.file_name)
-        return None
-    return np.asarray(mask)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class FilmClassConfig(TrainConfig):
         min_score: a tested film's best box below this score is none. The tested films are chests,
             so the bundle's `reject_score`, which is to keep hips out, is not asked: a detector
             that has met no film without a thorax sets it too high (it refused 7 of 40 chests).
+        for_processing: take `films` that are FOR PROCESSING (raw detector data) too.
         keep_checkpoints: keep the checkpoints of a finished training, as large as the bundle many
             times over.
     """
@@ -86,6 +87,7 @@ class FilmClassConfig(TrainConfig):
     weights: str = ""
     films: str = free("")
     min_score: float = 0.05
+    for_processing: bool = free(False)
     keep_checkpoints: bool = free(False)
 
     def __post_init__(self) -> None:
@@ -121,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.films:
             weights = config.weights or str(Path(config.out) / BUNDLE)
             detector = ThoraxDetector.load(weights, _device(config), flips=False)
-            answered = answer_folder(detector, config.films, config.out, config.batch)
+            answered = answer_folder(
+                detector, config.films, config.out, config.batch, config.for_processing
+            )
             return 0 if answered else 1
         out = train_film_class(config)
     except (ValueError, OSError) as error:

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from cxr import draw
 from cxr.answers import Answer
-from cxr.boxes import iou_xyxy, union_xyxy
+from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.film import Film, list_films, read_film
 from cxr.stream import batched, default_jobs, read_ahead
@@ -39,9 +39,9 @@ class ClassedFilm:
         reason: why the status is not ok.
         answer: a class of the detector, `no box`, or empty for an unreadable film.
         scores: a score for each class and for `no box`, summing to 1; empty where unreadable.
-        xyxy: the best box, in film pixels.
+        xyxy: the best box, in the film's pixels as stored.
         box_score: the best box's own score.
-        size_hw: of the film.
+        size_hw: of the film as stored.
     """
 
     film: str
@@ -153,13 +153,14 @@ def classify_film(
     """
     size_hw = (film.pixels.shape[0], film.pixels.shape[1])
     decision = detector.decide(found, size_hw)
+    size_hw = film.stored_hw or size_hw
     classes = detector.config.classes
     none = decision.status == "no_thorax"
     if min_score is not None:
         none = not len(found.scores) or found.scores[0] < min_score
     answer, box, shares = NO_BOX, None, [*(0.0 for _ in classes), 1.0]
     if not none:
-        answer, box = classes[int(found.labels[0])], _as_box(found.boxes_xyxy[0])
+        answer, box = classes[int(found.labels[0])], _as_box(film.to_stored(found.boxes_xyxy[0]))
         shares = [*class_scores(found.scores, found.labels, len(classes)).tolist(), 0.0]
     why, score = decision.reason, decision.score
     return ClassedFilm(film.path, decision.status, why, answer, tuple(shares), box, score, size_hw)
@@ -171,9 +172,10 @@ def classify_films(
     batch: int = 8,
     jobs: int = 0,
     min_score: float | None = None,
+    for_processing: bool = False,
 ) -> Iterator[ClassedFilm]:
     """`classify_film` for each film, in order; pixels are held a batch at a time."""
-    stream = read_ahead(paths, jobs)
+    stream = read_ahead(paths, jobs, for_processing=for_processing)
     bar = track(
         batched(stream, batch),
         "answering",
@@ -251,7 +253,9 @@ def measure_boxes(films: Sequence[AnsweredFilm]) -> dict[str, Any]:
     }
 
 
-def answer_folder(detector: ThoraxDetector, folder: str, out: str, batch: int) -> int:
+def answer_folder(
+    detector: ThoraxDetector, folder: str, out: str, batch: int, for_processing: bool = False
+) -> int:
     """Answer for a film or a folder of films: film_classes.csv (a row a film, also for one without
     a box or unreadable, with the reason), film_classes.json (where it comes from) and
     film_classes.png in `out`; returns how many films could be read.
@@ -264,7 +268,7 @@ def answer_folder(detector: ThoraxDetector, folder: str, out: str, batch: int) -
             f"--films must name a film, or a folder with films. Got {folder}, which holds none."
         )
     jobs = default_jobs(len(found.films))
-    films = list(classify_films(detector, found.films, batch, jobs))
+    films = list(classify_films(detector, found.films, batch, jobs, None, for_processing))
     workdir, classes = Workdir(out), detector.config.classes
     write_atomic(workdir / "film_classes.csv", to_table(films, classes))
     write_json(
@@ -322,7 +326,7 @@ def draw_answers(films: Sequence[AnsweredFilm], folder: Path, path: Path) -> Non
     for film in shown:
         said, colour = film.said, draw.GREEN if film.right else draw.ORANGE
         boxes = [(film.truth_xyxy, (255, 255, 255)), (said.xyxy, colour)]
-        tiles.append(_tile(folder / film.entry.file_name, boxes))
+        tiles.append(_tile(folder / film.entry.file_name, boxes, said.size_hw))
         iou = "" if film.iou is None else f", IoU {film.iou:.2f}"
         captions.append(
             f"{'right' if film.right else 'WRONG'}: true {film.truth}\n"
@@ -340,7 +344,7 @@ def draw_classed(films: Sequence[ClassedFilm], path: Path) -> None:
     """A sheet of films without a truth as PNG, the least sure first; unreadable ones left out."""
     read = [f for f in films if f.status != "unreadable"]
     shown = sorted(read, key=lambda f: (max(f.scores[:-1]), f.film))[:_SHOWN]
-    tiles = [_tile(Path(f.film), [(f.xyxy, draw.BLUE)]) for f in shown]
+    tiles = [_tile(Path(f.film), [(f.xyxy, draw.BLUE)], f.size_hw) for f in shown]
     captions = [f"{_said(f)}\n{Path(f.film).name}" for f in shown]
     title = f"{len(shown)} of {len(read)} films that were read, the least sure first"
     draw.write_sheet(path, tiles, captions, 256, title)
@@ -353,13 +357,13 @@ def _said(film: ClassedFilm) -> str:
     return f"{film.answer} {max(film.scores):.2f}{unsure}"
 
 
-def _tile(path: Path, boxes: Sequence[tuple[Box | None, draw.Colour]]) -> np.ndarray:
-    """The film fitted into `_SIDE` px with boxes that are given in its own pixels."""
-    pixels = read_film(path).pixels
-    small = draw.fit(pixels, _SIDE)
-    scale = np.array([small.shape[1] / pixels.shape[1], small.shape[0] / pixels.shape[0]] * 2)
+def _tile(
+    path: Path, boxes: Sequence[tuple[Box | None, draw.Colour]], size_hw: tuple[int, int]
+) -> np.ndarray:
+    """The film fitted into `_SIDE` px with boxes that are given in pixels of its `size_hw`."""
+    small = draw.fit(read_film(path, for_processing=True).pixels, _SIDE)
     picture = draw.to_rgb(small)
     for xyxy, colour in boxes:
         if xyxy is not None:
-            picture = draw.draw_box(picture, np.asarray(xyxy) * scale, colour)
+            picture = draw.draw_box(picture, stretch_xyxy(xyxy, size_hw, small.shape), colour)
     return picture

@@ -17,6 +17,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from cxr.boxes import stretch_xyxy
 from cxr.coco import CocoFilm
 from cxr.draw import GREEN, ORANGE, RED, draw_box, to_rgb, write_sheet
 from cxr.stats import in_words
@@ -90,7 +91,8 @@ _SHORT = {
 
 @dataclass(frozen=True)
 class FilmResult:
-    """One film: its truth, what the detector said, and the score of each method."""
+    """One film: its truth, what the detector said, and the score of each method, all in the film's
+    square pixels; films.csv has the box in the stored ones."""
 
     film: CocoFilm
     status: str  # ok, fallback, no_thorax, unreadable
@@ -99,6 +101,7 @@ class FilmResult:
     found: Detections | None
     scores: dict[str, FilmScore]
     baselines: dict[str, np.ndarray]  # method → (4,) xyxy
+    stored_hw: tuple[int, int] | None = None  # where the film's pixels are not square
 
     @property
     def source(self) -> str:
@@ -197,12 +200,14 @@ def films_csv(results: Sequence[FilmResult]) -> str:
         score, film = r.scores["detector"], r.film
         values = [score.iou, score.coverage, score.lung_coverage, *score.edges_px, *score.edges_mm]
         seen = [] if r.found is None else [f"{v:.4f}" for v in r.found.scores[:2]]
-        place = r.box.xyxy if r.box is not None else None
+        place = None if r.box is None else r.box.xyxy
+        if place is not None and r.stored_hw:
+            place = stretch_xyxy(place, film.size_hw, r.stored_hw)[0]
         rows.append(
             [film.file_name, r.source, film.patient_id, film.label, r.status, r.reason]
             + [*seen, "", ""][:2]
             + [number(v, 4, "") for v in values]
-            + ([f"{v:.1f}" for v in place] if place else [""] * 4)
+            + ([""] * 4 if place is None else [f"{v:.1f}" for v in place])
         )
     return to_csv(rows)
 

@@ -71,6 +71,14 @@ def written(ds: Dataset, syntax: str = EXPLICIT) -> bytes:
     return file.getvalue()
 
 
+RAW = {"Modality": "DX", "PresentationIntentType": "FOR PROCESSING"}
+
+
+def a_dicom(stored: np.ndarray, **header: object) -> bytes:
+    """The bytes of a file of these stored values."""
+    return written(film(stored, **header))
+
+
 def compressed(ds: Dataset, stream: bytes, syntax: str) -> bytes:
     """The bytes of a file whose image is the given stream."""
     ds.PixelData = encapsulate([stream])

@@ -51,13 +51,13 @@ def test_a_shortcut_that_tells_all_is_found() -> None:
 @pytest.fixture
 def kermany_like(phantom_folder: Path, tmp_path: Path) -> Path:
     """The synthetic films under the name of a source that is asked about, with crops and a run."""
-    from classify.predictions import PredictionRow, write_predictions
+    from classify.predictions import PredictionRow, PredictionWriter
     from cxr.coco import read_coco
     from cxr.manifest import CropRow, ManifestWriter
     from cxr.split import Split
 
-    table = (phantom_folder / "films.csv").read_text().replace("phantom", "kermany")
-    (tmp_path / "films.csv").write_text(table)
+    text = (phantom_folder / "films.csv").read_text().replace("phantom", "kermany")
+    (tmp_path / "films.csv").write_text(text)
     (tmp_path / "images").symlink_to(phantom_folder / "images")
     films = read_coco(phantom_folder / "thorax.json").films
     part_of, rows = {}, []
@@ -85,7 +85,9 @@ def kermany_like(phantom_folder: Path, tmp_path: Path) -> Path:
             logits[:, 0] = 3.0 if film.extra["label"] == "normal" else -3.0
             rows.append(PredictionRow(film.file_name, "ok", "", logits, 0.5, "read", "", "t"))
     Split(0, part_of).save(tmp_path / "split.json")
-    write_predictions(tmp_path / "run/predictions.csv", ["bacterial", "viral"], rows)
+    with PredictionWriter(tmp_path / "run/predictions.csv", ["bacterial", "viral"]) as table:
+        for row in rows:
+            table.add(row)
     return tmp_path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,17 @@ from classify.predictions import (
     PredictionRow,
     PredictionWriter,
     read_predictions,
-    write_predictions,
 )
 
 TARGETS = ("bacterial", "viral")
 LOGITS = np.array([[0.1, -2.5, 3.25], [1.0, 0.3, -1e-7]])
+
+
+def table(path: Path, targets: tuple[str, ...], *rows: PredictionRow) -> Path:
+    with PredictionWriter(path, targets) as book:
+        for one in rows:
+            book.add(one)
+    return path
 
 
 def row(film: str = "a.png") -> PredictionRow:
@@ -36,11 +44,37 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_the_header_is_that_of_the_contract(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.csv", ("viral",), [])
+    table(tmp_path / "p.csv", ("viral",))
     assert (tmp_path / "p.csv").read_text() == (
         "film,status,reason,viral.normal,viral.target,viral.others,"
-        "abnormal_score,decision,tier,threshold_id\n"
+        "abnormal_score,decision,tier,threshold_id,notes\n"
     )
+
+
+def test_notes_are_codes_that_can_be_counted(tmp_path: Path) -> None:
+    noted = replace(row(), notes=("no_window: The header has no window.", "inverted: It is."))
+    path = table(tmp_path / "p.csv", TARGETS, noted, row("b.png"))
+    with path.open(newline="") as file:
+        assert [r["notes"] for r in csv.DictReader(file)] == ["no_window; inverted", ""]
+    found = read_predictions(path)[1]
+    assert [r.notes for r in found] == [("no_window", "inverted"), ()]
+
+
+def test_table_of_an_older_run_is_read_and_goes_on_without_notes(tmp_path: Path) -> None:
+    path = table(tmp_path / "p.csv", TARGETS, row("a.png"))
+    path.write_text(path.read_text().replace(",notes\n", "\n").replace("t1,\n", "t1\n"))
+    with PredictionWriter(path, TARGETS) as book:
+        assert book.done["a.png"].notes == ()
+        book.add(replace(row("b.png"), notes=("no_window: It has none.",)))
+    assert [r.film for r in read_predictions(path)[1]] == ["a.png", "b.png"]
+    assert path.read_text().splitlines()[2].endswith(",t1")
+
+
+def test_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    path = table(tmp_path / "p.csv", TARGETS, row("a.png"))
+    text = path.read_text().replace("\n", "\r\n") + "\r\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [r.film for r in read_predictions(path)[1]] == ["a.png"]
 
 
 def test_a_killed_run_goes_on_without_its_torn_line(tmp_path: Path) -> None:
@@ -63,26 +97,26 @@ def test_a_film_is_written_once(tmp_path: Path) -> None:
 
 
 def test_other_members_cannot_continue_a_file(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.csv", TARGETS, [row()])
+    table(tmp_path / "p.csv", TARGETS, row())
     with pytest.raises(ValueError, match="bacterial, viral"):
         PredictionWriter(tmp_path / "p.csv", ("viral",))
 
 
 def test_logits_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
-        write_predictions(tmp_path / "p.csv", ("viral",), [row()])
+        table(tmp_path / "p.csv", ("viral",), row())
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("a.png,ok,,1,2,x,,,,", "line 2"),
+        ("a.png,ok,,1,2,x,,,,,", "line 2"),
         ("a.png,ok,,1,2", "cells"),
-        ("a.png,ok,,1,2,nan,,,,", "fin"),
+        ("a.png,ok,,1,2,nan,,,,,", "fin"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
-    path = write_predictions(tmp_path / "p.csv", ("viral",), [])
+    path = table(tmp_path / "p.csv", ("viral",))
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ValueError, match=says):
         read_predictions(path)

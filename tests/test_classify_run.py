@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_phantom
+from dicom_films import RAW, a_dicom, ramp
 from torch import nn
 
 from classify import inputs, run
@@ -115,6 +116,34 @@ def rows_of(folder: str = "runs/classify_crops") -> dict[str, dict[str, str]]:
         return {Path(row["film"]).name: row for row in csv.DictReader(file)}
 
 
+def test_notes_of_films_stand_in_the_table_on_the_page_and_in_the_summary(
+    world: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_film("calm.png", 0.1)
+    stored = np.rint(draw_phantom(120, 100)[0] * 4095).astype(np.uint16)
+    Path("films/scan.dcm").write_bytes(a_dicom(stored, PixelSpacing=[0.4, 0.2]))
+    assert run.main(["films", "--crops", "--out", "r"]) == 0
+    noted = rows_of("r")["scan.dcm"]["notes"].split("; ")
+    assert {"no_window", "not_square"} <= set(noted) and rows_of("r")["calm.png"]["notes"] == ""
+    page = Path("r/report.html").read_text()
+    assert "<li>The header has no window: the film&#39;s own range is shown.</li>" in page
+    assert "<li>120 × 100 px, 12 bits" in page  # as stored
+    assert "no_window 1" in " ".join(capsys.readouterr().err.split())
+    assert run.main(["--crops", "r/crops", "--out", "again"]) == 0
+    assert rows_of("again")["scan.dcm"]["notes"].split("; ") == noted
+
+
+def test_raw_detector_data_are_let_in_on_demand(world: SimpleNamespace) -> None:
+    raw = a_dicom(ramp(), **RAW)
+    Path("films/raw.dcm").write_bytes(raw)
+    for flags, out in (([], "whole"), (["--crops"], "cut")):
+        assert run.main(["films", *flags, "--out", out]) == 1
+        assert rows_of(out)["raw.dcm"]["status"] == "unreadable"
+        assert run.main(["films", *flags, "--out", f"{out}2", "--for_processing", "true"]) == 0
+        row = rows_of(f"{out}2")["raw.dcm"]
+        assert row["status"] != "unreadable" and "for_processing" in row["notes"]
+
+
 def test_films_become_crops_rows_and_a_page(world: SimpleNamespace) -> None:
     add_film("calm.png", 0.1)
     add_film("sick.png", 0.7)
@@ -200,9 +229,9 @@ def test_thumbnails_are_kept_beside_the_crops_and_films_not_decoded_again(
     read: list[str] = []
     real = inputs.read_ahead
 
-    def note(paths: Sequence[Path], jobs: int) -> object:
+    def note(paths: Sequence[Path], jobs: int, **options: bool) -> object:
         read.extend(Path(p).name for p in paths)
-        return real(paths, jobs)
+        return real(paths, jobs, **options)
 
     monkeypatch.setattr(inputs, "read_ahead", note)
     assert run.main(["films", "--crops", "c", "--out", "first"]) == 0

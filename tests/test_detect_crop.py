@@ -11,11 +11,14 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import pytest
+from dicom_films import RAW, a_dicom, ramp
 
 import detect.crop
+from cxr.boxes import mask_box_xyxy
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import Film, read_film
 from cxr.manifest import read_manifest
+from cxr.notes import code_of
 from detect.crop import CropSettings, HumanBoxes, crop_film, crop_name, iter_crops, main
 from detect.predict import DEFAULT_WEIGHTS, ThoraxBox
 
@@ -90,18 +93,18 @@ def run(*args: str) -> int:
 def test_crop_without_margin_is_the_box() -> None:
     film = film_of(100, 80)
     crop = crop_film(film, box_at(10, 20, 50, 90), margin=0)
-    assert crop.crop_xyxy == (10, 20, 50, 90)
+    assert crop.frame.source_xyxy == (10, 20, 50, 90)
     assert np.array_equal(crop.pixels, film.pixels[20:90, 10:50])
 
 
 def test_margin_is_a_fraction_of_each_side() -> None:
     crop = crop_film(film_of(200, 200), box_at(50, 60, 90, 160), margin=0.1)
-    assert crop.crop_xyxy == (46, 50, 94, 170)
+    assert crop.frame.source_xyxy == (46, 50, 94, 170)
 
 
 def test_crop_ends_at_the_edge_of_the_film() -> None:
     crop = crop_film(film_of(100, 80), box_at(-3, 5, 79, 100), margin=0.05)
-    assert crop.crop_xyxy == (0, 0, 80, 100)
+    assert crop.frame.source_xyxy == (0, 0, 80, 100)
 
 
 @pytest.mark.parametrize("xyxy", [(10, 20, 50, 91), (10.4, 20.6, 51.2, 90.5), (0, 0, 80, 100)])
@@ -113,14 +116,14 @@ def test_square_crop_is_square(xyxy: tuple[float, ...]) -> None:
 def test_square_crop_is_zero_beyond_the_film_only() -> None:
     film = replace(film_of(100, 40), pixels=np.ones((100, 40), np.float32))
     crop = crop_film(film, box_at(0, 0, 40, 100), margin=0, square=True)
-    assert crop.crop_xyxy == (-30, 0, 70, 100)
+    assert crop.frame.source_xyxy == (-30, 0, 70, 100)
     assert crop.pixels[:, 30:70].all() and crop.pixels.sum() == 4000
 
 
 def test_fallback_takes_the_whole_film() -> None:
     film = film_of(100, 80)
     crop = crop_film(film, ThoraxBox((0, 0, 80, 100), 0.4, "fallback", "why"), margin=0.2)
-    assert crop.crop_xyxy == (0, 0, 80, 100)
+    assert crop.frame.source_xyxy == (0, 0, 80, 100)
     assert np.array_equal(crop.pixels, film.pixels)
 
 
@@ -277,6 +280,86 @@ def test_wrong_flags_exit_with_2(films: Path, flag: str) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(["films", "--out", "crops", flag])
     assert leaving.value.code == 2
+
+
+# what the header says of a film ---------------------------------------------------------------
+
+
+class Bright(FakeDetector):
+    """Boxes what is above half."""
+
+    def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
+        return [box_at(*mask_box_xyxy(film > 0.5)) for film in films]
+
+
+def oblong(folder: Path) -> Path:
+    """A DICOM film whose rows lie twice as far apart as its columns, bright in the stored pixels
+    (20, 30)-(140, 70)."""
+    stored = np.full((100, 180), 100, np.uint16)
+    stored[30:70, 20:140] = 4000
+    header = {"PixelSpacing": [0.4, 0.2], "WindowCenter": 2048, "WindowWidth": 4096}
+    path = folder / "oblong.dcm"
+    path.write_bytes(a_dicom(stored, **header))
+    return path
+
+
+TRUE = np.array([20.0, 30, 140, 70])
+
+
+def test_boxes_of_a_film_without_square_pixels_are_in_the_stored_ones(tmp_path: Path) -> None:
+    path = oblong(tmp_path)
+    [(row, read, crop)] = iter_crops([path], Bright(), CropSettings(tmp_path, margin=0.0))
+    assert read.pixels.shape[0] / read.pixels.shape[1] == pytest.approx(200 / 180, abs=0.02)
+    assert row.size_hw == (100, 180)
+    assert np.abs(np.array(row.thorax_xyxy) - TRUE).max() < 1
+    assert np.abs(np.array(row.crop_xyxy) - TRUE).max() < 1
+    h, w = crop.pixels.shape
+    assert h / w == pytest.approx(80 / 120, abs=0.03)  # cut from the square film
+    assert np.median(crop.pixels) > 0.9
+    back = row.to_frame()
+    assert np.abs(back.to_original_xyxy([0, 0, w, h])[0] - row.crop_xyxy).max() < 1e-6
+    assert np.allclose(back.to_model_xyxy(back.to_original_xyxy([3, 4, 9, 8])), [3, 4, 9, 8])
+    on_film = row.on_film(row.thorax_xyxy, read.pixels.shape)
+    assert np.abs(on_film - mask_box_xyxy(read.pixels > 0.5)).max() < 1e-6
+
+
+@pytest.mark.parametrize("size_hw", [(100, 180), (50, 90), (200, 180)])
+def test_boxes_by_hand_fit_a_film_without_square_pixels(
+    tmp_path: Path, size_hw: tuple[int, int]
+) -> None:
+    box = TRUE * np.tile([size_hw[1] / 180, size_hw[0] / 100], 2)
+    entry = CocoFilm("oblong.dcm", size_hw, box[None], (0,))
+    write_coco(tmp_path / "boxes.json", CocoSet([entry], ("thorax",)))
+    human = HumanBoxes(tmp_path / "boxes.json")
+    [(row, _, _)] = iter_crops([oblong(tmp_path)], human, CropSettings(tmp_path, margin=0.0))
+    assert row.status == "ok" and np.abs(np.array(row.thorax_xyxy) - TRUE).max() < 1
+
+
+def test_notes_stand_in_the_manifest_and_are_counted(
+    films: Path, fake: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        (films / f"{name}.dcm").write_bytes(
+            a_dicom(ramp(), PhotometricInterpretation="MONOCHROME1")
+        )
+    assert run() == 0
+    rows = {Path(row.film).name: row for row in read_manifest("crops")[1]}
+    assert {"monochrome1", "no_window"} <= set(map(code_of, rows["one.dcm"].notes))
+    assert all(note.endswith(".") for note in rows["one.dcm"].notes)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "noted: monochrome1 │ 2" in said
+
+
+def test_raw_detector_data_are_let_in_on_demand(films: Path, fake: None) -> None:
+    raw = a_dicom(ramp(), **RAW)
+    (films / "raw.dcm").write_bytes(raw)
+    assert run() == 0
+    refused = {Path(row.film).name: row for row in read_manifest("crops")[1]}["raw.dcm"]
+    assert refused.status == "unreadable" and "FOR PROCESSING" in refused.reason
+    assert run("--for_processing", "true") == 2  # other films: begin anew, or elsewhere
+    assert run("--for_processing", "--restart") == 0
+    row = {Path(row.film).name: row for row in read_manifest("crops")[1]}["raw.dcm"]
+    assert "for_processing" in map(code_of, row.notes)
 
 
 # boxes by hand ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ import pytest
 
 import detect.evaluate
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
+from cxr.film import read_film
 from cxr.split import Split
-from detect.evaluate import EvaluateConfig, evaluate, find_masks, main, read_mask, select_films
+from detect.evaluate import EvaluateConfig, evaluate, find_masks, lungs_of, main, select_films
 from detect.metrics import constant_box
 from detect.predict import DEFAULT_WEIGHTS, Detections, ThoraxBox
 from detect.tables import Evaluation, films_csv, table_rows
@@ -178,12 +180,14 @@ def test_lung_coverage_comes_from_the_masks_of_films_csv(phantom_folder: Path) -
 
 
 def test_mask_of_another_size_is_left_out(phantom_folder: Path) -> None:
-    film = read_coco(phantom_folder / "thorax.json").films[0]
-    path = find_masks(phantom_folder)[film.file_name]
-    assert read_mask(path, film) is not None
-    other = CocoFilm(film.file_name, (9, 9), film.boxes_xyxy, film.labels)
-    assert read_mask(path, other) is None
-    assert read_mask(None, film) is None
+    name = read_coco(phantom_folder / "thorax.json").films[0].file_name
+    path, film = find_masks(phantom_folder)[name], read_film(phantom_folder / name)
+    assert lungs_of(path, film) is not None
+    assert lungs_of(path, replace(film, pixels=film.pixels[:9, :9])) is None
+    assert lungs_of(None, film) is None
+    wide = np.repeat(film.pixels, 2, axis=1)  # the mask is as stored, the film with square pixels
+    square = replace(film, pixels=wide, stored_hw=film.pixels.shape)
+    assert lungs_of(path, square).shape == wide.shape
 
 
 def test_constant_box_comes_from_the_training_part(data: Path) -> None:

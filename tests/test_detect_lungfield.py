@@ -11,8 +11,9 @@ import pytest
 from torch import Tensor, nn
 
 from cxr.split import Split
+from detect.data import read_mask
 from detect.lungfield.__main__ import main
-from detect.lungfield.data import masked_rows, read_mask
+from detect.lungfield.data import masked_rows
 from detect.lungfield.field import (
     DEFAULT_WEIGHTS,
     LungField,
@@ -264,12 +265,9 @@ def test_the_shipped_network_marks_lungs_on_real_films(shared_data: Path, root: 
     rows = masked_rows(shared_data)
     split = Split.load(root / "configs/split_seed0.json")
     test = [rows[i] for i in split.select([r.patient_id for r in rows], "test")][::20]
-    pixels = [read_film(shared_data / row.image).pixels for row in test]
-    fields = net.segment(pixels)
-    truths = [
-        read_mask(shared_data / row.mask, p.shape)  # type: ignore[arg-type]
-        for row, p in zip(test, pixels, strict=True)
-    ]
+    films = [read_film(shared_data / row.image) for row in test]
+    fields = net.segment([film.pixels for film in films])
+    truths = [read_mask(shared_data / r.mask, film) for r, film in zip(test, films, strict=True)]
     dice = [overlap(f > 0.5, t).dice for f, t in zip(fields, truths, strict=True)]
     assert np.mean(dice) > 0.93 and min(dice) > 0.8
     hip = read_film(shared_data / "dicom/nema_rg2_cr_hip_negative.dcm").pixels

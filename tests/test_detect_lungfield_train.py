@@ -15,10 +15,12 @@ from conftest import draw_phantom
 
 import detect.lungfield.evaluate
 from cxr.bundle import load_bundle
+from cxr.film import Film
 from cxr.films_table import read_films_table
 from cxr.split import Split
+from detect.data import read_mask
 from detect.lungfield.__main__ import main
-from detect.lungfield.data import FieldDataConfig, masked_rows, read_mask, select_rows
+from detect.lungfield.data import FieldDataConfig, masked_rows, select_rows
 from detect.lungfield.dataset import FieldAugment, FieldDataset, cut, field_loss
 from detect.lungfield.evaluate import constant_fields, count_edges, percentiles, spread
 from detect.lungfield.field import LungField, overlap
@@ -33,6 +35,10 @@ TINY = shlex.split(
 
 
 # --- the loss
+
+
+def a_film(*size_hw: int) -> Film:
+    return Film(np.zeros(size_hw, np.float32), "film.png", "0" * 64)
 
 
 def test_the_loss_is_that_worked_out_by_hand() -> None:
@@ -99,7 +105,7 @@ def test_patients_stand_on_one_side(phantom_folder: Path) -> None:
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((4, 6), np.uint8))
     with pytest.raises(ValueError, match="its film's 4 × 6 px"):
-        read_mask(tmp_path / "mask.png", (6, 4))
+        read_mask(tmp_path / "mask.png", a_film(6, 4))
 
 
 # --- the network
@@ -264,7 +270,7 @@ def test_evaluate_writes_tables_and_sheets_and_reads_each_film_once(
 def test_the_constant_field_is_where_most_films_have_lungs(phantom_folder: Path) -> None:
     rows = masked_rows(phantom_folder)[:9]
     grid = constant_fields(rows, phantom_folder, {})
-    mask = read_mask(phantom_folder / rows[0].mask, (160, 140))
+    mask = read_mask(phantom_folder / rows[0].mask, a_film(160, 140))
     assert overlap(spread(grid["film"], (160, 140)), mask).dice > 0.8
     assert grid["crop"].mean() > grid["film"].mean()
 

@@ -308,7 +308,8 @@ def read_films(
     `jobs` processes read; -1 takes up to four, and none for a few films.
     """
     jobs = default_jobs(len(films), jobs)
-    read = zip(films, read_ahead([f.path for f in films], jobs), strict=True)
+    stream = read_ahead([f.path for f in films], jobs, for_processing=True)  # as the run let in
+    read = zip(films, stream, strict=True)
     for group in batched(((listed, film) for listed, (_, film) in read), batch):
         out = [_audit_film(listed, truths.of(listed.name), film) for listed, film in group]
         good = [(f, f.film) for f in out if f.film is not None]
@@ -330,7 +331,9 @@ def _audit_film(listed: RunFilm, truth: Truth, film: Film | Unread) -> AuditFilm
     if why or isinstance(film, Unread):
         return AuditFilm(listed, truth, reason=why)
     shown = film.pixels if listed.crop is None else listed.crop.apply(film.pixels)
-    box = None if boxed is None else _sure_box(boxed.status, boxed.thorax_xyxy)
+    size_hw = (film.pixels.shape[0], film.pixels.shape[1])
+    at = None if boxed is None else boxed.on_film(boxed.thorax_xyxy, size_hw)
+    box = None if boxed is None else _sure_box(boxed.status, at)
     return AuditFilm(listed, truth, film, "", shown, box_xyxy=box)
 
 

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from cxr.films_table import FilmRow, read_films_table
 from cxr.split import Split
 from cxr.training.recipe import free
@@ -63,15 +60,3 @@ def select_rows(
     parts, made = share_films(rows, config.split, shares, config.max_films, seed)
     require_both(parts)
     return parts["train"], parts["val"], made
-
-
-def read_mask(path: str | Path, size_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a mask file; raises ValueError when it cannot be read or is of another size
-    than its film."""
-    raw = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if raw is None or raw.shape != size_hw:
-        got = "no picture" if raw is None else f"{raw.shape[1]} × {raw.shape[0]} px"
-        raise ValueError(
-            f"{path} must be a mask of its film's {size_hw[1]} × {size_hw[0]} px. Got {got}."
-        )
-    return raw > 127

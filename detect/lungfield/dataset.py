@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from cxr import draw
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, mask_box_xyxy
+from cxr.film import Film
 from cxr.films_table import FilmRow
 from cxr.intensity import to_uint8
+from detect.data import read_mask
 from detect.dataset import ReadFilms, make_negative
-from detect.lungfield.data import CROP_MARGIN, VIEWS, read_mask
+from detect.lungfield.data import CROP_MARGIN, VIEWS
 from detect.lungfield.field import overlap
 from detect.module import DetectorModule
 from detect.predict import prepare_film, to_input
@@ -100,10 +102,10 @@ class FieldDataset(ReadFilms[FilmRow]):
         self.augment, self.negatives = augment, negatives
         super().__init__(rows, root, side)
 
-    def prepare(self, film: FilmRow, pixels: np.ndarray) -> FieldItem:
+    def prepare(self, film: FilmRow, read: Film) -> FieldItem:
         """Film and mask, finer than a crop is ever shown."""
-        size_hw = (pixels.shape[0], pixels.shape[1])
-        mask = to_uint8(read_mask(self.root / film.mask, size_hw).astype(np.float32))
+        pixels, size_hw = read.pixels, (read.pixels.shape[0], read.pixels.shape[1])
+        mask = to_uint8(read_mask(self.root / film.mask, read).astype(np.float32))
         if max(size_hw) > 2 * self.side:
             frame = Frame.letterbox(size_hw, 2 * self.side)
             h, w = frame.content_hw

@@ -28,8 +28,8 @@ from cxr.film import read_film
 from cxr.films_table import FilmRow
 from cxr.stats import Interval, bootstrap_mean, in_words
 from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
-from detect.data import MeasureConfig, choose_part
-from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows, read_mask
+from detect.data import MeasureConfig, choose_part, read_mask
+from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows
 from detect.lungfield.field import (
     LungField,
     Overlap,
@@ -131,8 +131,8 @@ class FieldMeter:
 
         Raises FilmError or ValueError for a film or mask that cannot be read.
         """
-        pixels = read_film(self.data / row.image).pixels
-        truth = read_mask(self.data / row.mask, (pixels.shape[0], pixels.shape[1]))
+        film = read_film(self.data / row.image)
+        pixels, truth = film.pixels, read_mask(self.data / row.mask, film)
         frame = crop_frame(truth, self.boxes.get(row.image))
         cut = frame.apply(pixels), frame.apply(truth.astype(np.uint8)) > 0
         return [

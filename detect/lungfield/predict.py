@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
@@ -43,6 +44,7 @@ class FieldPredictConfig:
         batch: films the network sees at a time.
         tiles: films on sheet.png, spread evenly over this run's; 0 for no sheet.
         restart: forget an earlier run in this folder.
+        for_processing: take films that are FOR PROCESSING (raw detector data) too.
     """
 
     films: tuple[str, ...] = ()
@@ -53,6 +55,7 @@ class FieldPredictConfig:
     batch: int = 8
     tiles: int = 24
     restart: bool = False
+    for_processing: bool = False
 
     def __post_init__(self) -> None:
         require_between(self, batch=(1, 1024), jobs=(-1, 256), tiles=(0, 200))
@@ -60,7 +63,8 @@ class FieldPredictConfig:
 
 @dataclass(frozen=True)
 class FieldRow:
-    """One film. `field_xyxy` is in the film's pixels; `mask` is relative to the manifest;
+    """One film. `size_hw`, `field_xyxy` and the mask are in the film's pixels as they are stored;
+    `mask` is relative to the manifest;
     `field_share` is the field's share of the film; `cut_edges` are where the film cuts it off."""
 
     film: str
@@ -96,7 +100,7 @@ def to_row(path: Path, film: Film, mask: np.ndarray, name: str) -> FieldRow:
         "patient": film.patient,
         "study": film.study,
         "field_share": share,
-        "size_hw": (film.pixels.shape[0], film.pixels.shape[1]),
+        "size_hw": film.stored_hw or (film.pixels.shape[0], film.pixels.shape[1]),
     }
     box = field_box_xyxy(mask)
     if box is None:
@@ -109,7 +113,7 @@ def to_row(path: Path, film: Film, mask: np.ndarray, name: str) -> FieldRow:
         path.as_posix(),
         film.sha256,
         "ok",
-        field_xyxy=box,
+        field_xyxy=tuple(film.to_stored(box).tolist()),
         cut_edges=cut_edges(mask),
         mask=name,
         **known,
@@ -117,14 +121,19 @@ def to_row(path: Path, film: Film, mask: np.ndarray, name: str) -> FieldRow:
 
 
 def iter_fields(
-    paths: Sequence[Path], net: LungField, out: Path, jobs: int, batch: int
+    paths: Sequence[Path],
+    net: LungField,
+    out: Path,
+    jobs: int,
+    batch: int,
+    for_processing: bool = False,
 ) -> Iterator[tuple[FieldRow, Film | None, np.ndarray | None]]:
     """Read and segment films in batches; each mask is on disk before its row is given.
 
     Rows come in the order of `paths`; Film and its mask (H, W) bool are None for an unreadable one.
     """
     waiting: list[tuple[Path, Film | Unread]] = []
-    for number, item in enumerate(read_ahead(paths, jobs), 1):
+    for number, item in enumerate(read_ahead(paths, jobs, for_processing=for_processing), 1):
         waiting.append(item)
         if len(waiting) < batch and number < len(paths):
             continue
@@ -138,7 +147,12 @@ def iter_fields(
             mask = next(found) > net.threshold
             row = to_row(path, film, mask, f"{crop_name(path, film.sha256)}.png")
             if row.mask:
-                write_atomic(out / row.mask, encode_png(mask.astype(np.uint8) * 255))
+                stored = mask.astype(np.uint8) * 255
+                if film.stored_hw:
+                    stored = cv2.resize(
+                        stored, film.stored_hw[::-1], interpolation=cv2.INTER_NEAREST
+                    )
+                write_atomic(out / row.mask, encode_png(stored))
             yield row, film, mask
         waiting = []
 
@@ -180,7 +194,9 @@ def predict(config: FieldPredictConfig) -> int:
         net = LungField.load(config.weights or None, config.device)
         workdir = Workdir(config.out)
         path = workdir / "manifest.jsonl"
-        header = {**provenance(net.weights), "settings": {"weights": net.weights}}
+        settings = {"weights": net.weights}
+        settings |= {"for_processing": True} if config.for_processing else {}
+        header = {**provenance(net.weights), "settings": settings}
         book = open_fields(path, header, films, config.restart)
     except (OSError, ValueError) as error:
         log.error("%s", error)
@@ -214,7 +230,9 @@ def _segment_pending(
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
     with bar:
         task = bar.add_task("segmenting", total=len(pending))
-        steps = iter_fields(pending, net, book.path.parent, jobs, config.batch)
+        steps = iter_fields(
+            pending, net, book.path.parent, jobs, config.batch, config.for_processing
+        )
         for number, (row, film, mask) in enumerate(steps):
             book.add(row)
             bar.advance(task)
