@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import struct
 import warnings
@@ -18,14 +17,15 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_color_lut
 from pydicom.uid import UID
 
-from cxr.codestream import MAX_PIXELS, check_size
-from cxr.dicom_decode import decode_stored
-from cxr.errors import FilmError
-from cxr.greyscale import colour_to_grey, grey_from_stored, min_max_valid
+from cxr.codestream import MAX_PIXELS
+from cxr.dicom_decode import Words, decode_words
+from cxr.dicom_header import Header, Layout
+from cxr.greyscale import grey_from_words, to_grey
 from cxr.intensity import resize
-from cxr.notes import note
+from cxr.notes import FilmError, note, shown
 
 # RG and HC are digitised film, DR is written by some devices for DX, SC by some for OT.
 _FILM_MODALITIES = {"CR", "DX", "DR", "RG", "HC", "OT", "SC"}
@@ -37,6 +37,14 @@ _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _HASH_KEY_VARIABLE = "LUNGFIRST_HASH_KEY"
 _DEFAULT_HASH_KEY = "lungfirst"
+_SPACINGS = {
+    "PixelSpacing": "",
+    "ImagerPixelSpacing": "spacing_detector",
+    "NominalScannedPixelSpacing": "spacing_scanner",
+}
+_ALWAYS_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51)}
+_DELIMITER = b"\xfe\xff\xdd\xe0" + bytes(4)
+_MOST_READS = 400_000  # a header's elements take two each
 _SQUARE = 1.01  # sides of a pixel that count as alike
 _WIDEST = 4.0  # a ratio beyond it is a fault of the header
 _FOR_PROCESSING = {
@@ -71,10 +79,10 @@ def read_dicom(data: bytes, for_processing: bool = False) -> StoredFilm:
             return _read(data, for_processing)
         except FilmError:
             raise
-        except Exception as error:  # decoders raise all kinds
-            raise FilmError(
-                "bad_pixels", f"The DICOM file could not be decoded ({type(error).__name__})."
-            ) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # pydicom raises all kinds on a damaged header
+            raise FilmError("bad_pixels", "The DICOM header is damaged.") from error
 
 
 def hash_id(text: str, kind: str) -> str:
@@ -99,53 +107,78 @@ def hash_id(text: str, kind: str) -> str:
 def _read(data: bytes, for_processing: bool) -> StoredFilm:
     if data[:4] == b"DICM":
         data = bytes(128) + data
-    ds, notes = _parse(data)
-    notes += _check_kind(ds) + _check_purpose(ds, for_processing)
+    ds, data, notes = _parse(data)
+    header = Header(ds, notes)
+    _check_kind(header, for_processing)
     _check_present(ds, data)
-    notes += _check_pixel_header(ds)
-    stored = decode_stored(ds)
-    if stored.ndim == 3:
-        grey, more = min_max_valid(colour_to_grey(stored), None), [note("colour")]
+    layout = header.layout()
+    image = decode_words(ds, layout, notes)
+    if layout.photometric.startswith("MONOCHROME"):
+        pixels = grey_from_words(header, layout, image)
     else:
-        grey, more = grey_from_stored(ds, stored)
-    spacing_mm, about_spacing = _spacing(ds)
-    pixels = np.ascontiguousarray(grey, dtype=np.float32)
-    stored_hw = pixels.shape
-    pixels, spacing_mm, about_shape = _to_square(pixels, spacing_mm, _aspect(ds))
+        pixels = _grey_of_colour(header, layout, image)
+    spacing_mm, ratio = _spacing(header)
+    pixels, spacing_mm, stored_hw = _to_square(header, pixels, spacing_mm, ratio)
+    view, laterality = _view(header), _laterality(header)
+    _note_fitness(header, view, laterality)
     return StoredFilm(
         pixels=pixels,
-        stored_hw=None if pixels.shape == stored_hw else stored_hw,
         spacing_mm=spacing_mm,
-        view=_view(ds),
-        laterality=_laterality(ds),
+        view=view,
+        laterality=laterality,
         patient=hash_id(str(ds.get("PatientID") or ""), "patient"),
         study=hash_id(str(ds.get("StudyInstanceUID") or ""), "study"),
-        bits=int(ds.BitsStored),
-        notes=tuple(notes + more + about_spacing + about_shape),
+        bits=layout.stored,
+        notes=tuple(dict.fromkeys(notes)),
+        stored_hw=stored_hw,
     )
 
 
-def _parse(data: bytes) -> tuple[Dataset, list[str]]:
+def _parse(data: bytes) -> tuple[Dataset, bytes, list[str]]:
+    """The data set, the bytes that it was read from, notes."""
     notes = []
     has_preamble = data[128:132] == b"DICM"
     if not has_preamble:
         notes.append(note("preamble_missing"))
     if _DEFLATED in data[:1024]:
         _check_deflated(data)
-    try:
-        ds = pydicom.dcmread(io.BytesIO(data), force=not has_preamble)
-    except InvalidDicomError as error:
-        raise FilmError("not_an_image", "The file is no DICOM file.") from error
-    except (EOFError, struct.error) as error:
-        raise FilmError("truncated", "The DICOM header breaks off.") from error
-    if not len(ds):
-        raise FilmError("truncated", "The DICOM file holds no data set.")
+    ds = _read_data_set(data, has_preamble)
+    if not len(ds):  # pydicom gives nothing back where the last element has no end
+        ds = _read_data_set(data + _DELIMITER, has_preamble)
+        raw = ds.get_item("PixelData") if "PixelData" in ds else None
+        if raw is None:
+            raise FilmError("truncated", "The DICOM header breaks off.")
+        if raw.value_tell + len(raw.value) != len(data):
+            raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
+        notes.append(note("delimiter_missing"))
+        data += _DELIMITER
     if "TransferSyntaxUID" not in ds.file_meta:
         notes.append(note("meta_missing"))
         implicit, little = ds.original_encoding
         code = "1.2.840.10008.1.2" + ("" if implicit else ".1" if little else ".2")
         ds.file_meta.TransferSyntaxUID = UID(code)
-    return ds, notes
+    return ds, data, notes
+
+
+class _Counted(io.BytesIO):
+    """A file whose reads are counted: a header of a million elements takes minutes to parse."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > _MOST_READS:
+            raise FilmError("bad_pixels", "The DICOM header has more elements than a film's.")
+        return super().read(size)
+
+
+def _read_data_set(data: bytes, has_preamble: bool) -> Dataset:
+    try:
+        return pydicom.dcmread(_Counted(data), force=not has_preamble)
+    except InvalidDicomError as error:
+        raise FilmError("not_an_image", "The file is no DICOM file.") from error
+    except (EOFError, struct.error) as error:
+        raise FilmError("truncated", "The DICOM header breaks off.") from error
 
 
 def _check_deflated(data: bytes) -> None:
@@ -154,49 +187,55 @@ def _check_deflated(data: bytes) -> None:
         raise FilmError("unsupported_syntax", "The deflated DICOM file has no file meta length.")
     start = 144 + int.from_bytes(data[140:144], "little")
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    piece = inflater.decompress(data[start:], 1 << 24)
-    while piece:
-        size += len(piece)
-        if size > 2 * MAX_PIXELS + (1 << 24):
-            raise FilmError("bad_pixels", "The deflated DICOM file is larger than a film may be.")
-        piece = inflater.decompress(inflater.unconsumed_tail, 1 << 24)
+    try:
+        piece = inflater.decompress(data[start:], 1 << 24)
+        while piece:
+            size += len(piece)
+            if size > 2 * MAX_PIXELS + (1 << 24):
+                raise FilmError("bad_pixels", "The deflated DICOM file is too large for a film.")
+            piece = inflater.decompress(inflater.unconsumed_tail, 1 << 24)
+    except zlib.error as error:
+        raise FilmError(
+            "bad_pixels", "The header says that the data are deflated; they are not, or damaged."
+        ) from error
     if not inflater.eof:
         raise FilmError("truncated", "The deflated DICOM data break off.")
 
 
-def _check_kind(ds: Dataset) -> list[str]:
-    """Refuse what is no single radiograph; returns notes."""
-    sop_class = str(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") or "")
+def _check_kind(header: Header, for_processing: bool) -> None:
+    """Refuse what is no single radiograph, and raw detector data unless they are asked for."""
+    ds = header.ds
+    sop_class = header.word("SOPClassUID") or str(ds.file_meta.get("MediaStorageSOPClassUID") or "")
     if sop_class == _DIRECTORY_CLASS or "DirectoryRecordSequence" in ds:
         raise FilmError("no_pixels", "The file is a DICOMDIR: a list of files, not a film.")
     if "EncryptedAttributesSequence" in ds or "EncryptedContent" in ds:
         raise FilmError("encrypted", "The DICOM file has encrypted attributes.")
-    modality = str(ds.get("Modality") or "").strip().upper()
+    modality = header.word("Modality")
     by_class = any(sop_class == c or sop_class.startswith(f"{c}.") for c in _FILM_CLASSES)
     if modality and modality not in _FILM_MODALITIES:
-        shown = modality if modality.isalnum() and len(modality) <= 8 else "unknown"
+        what = modality if modality.isalnum() and len(modality) <= 8 else "unknown"
         raise FilmError(
-            "wrong_modality", f"The modality is {shown}; films are CR, DX or a capture of one (OT)."
+            "wrong_modality", f"The modality is {what}; films are CR, DX or a capture of one (OT)."
         )
     if sop_class.startswith("1.2.840.10008.5.1.4.1.1") and not by_class and modality in {"", "OT"}:
         raise FilmError("wrong_modality", "The DICOM object is of a kind that holds no film.")
-    frames = ds.get("NumberOfFrames")
-    if frames is not None and int(frames or 1) > 1:
-        raise FilmError("multi_frame", f"The file holds {int(frames)} frames; a film has one.")
-    return [] if modality else [note("modality_missing")]
-
-
-def _check_purpose(ds: Dataset, for_processing: bool) -> list[str]:
-    """Refuse raw detector data unless they are asked for; returns notes."""
-    intent = "".join(c for c in str(ds.get("PresentationIntentType") or "").upper() if c.isalpha())
-    if intent != "FORPROCESSING" and str(ds.get("SOPClassUID")) not in _FOR_PROCESSING:
-        return [note("intent_unknown")] if intent not in ("", "FORPRESENTATION") else []
-    if not for_processing:
-        raise FilmError(
-            "for_processing",
-            "The film is FOR PROCESSING: raw detector data; take the one FOR PRESENTATION.",
-        )
-    return [note("for_processing")]
+    if not modality:
+        header.notes.append(note("modality_missing"))
+    frames = header.numbers("NumberOfFrames", "one assumed")
+    if frames and frames[0] > 1:
+        raise FilmError("multi_frame", f"The file holds {frames[0]:g} frames; a film has one.")
+    if frames and frames[0] != 1:
+        header.notes.append(note("frames_odd", value=f"{frames[0]:g}"))
+    intent = "".join(c for c in header.word("PresentationIntentType") if c.isalpha())
+    if intent == "FORPROCESSING" or sop_class in _FOR_PROCESSING:
+        if not for_processing:
+            raise FilmError(
+                "for_processing",
+                "The film is FOR PROCESSING: raw detector data; take the one FOR PRESENTATION.",
+            )
+        header.notes.append(note("for_processing"))
+    elif intent not in ("", "FORPRESENTATION"):
+        header.notes.append(note("intent_unknown"))
 
 
 def _check_present(ds: Dataset, data: bytes) -> None:
@@ -223,92 +262,83 @@ def _breaks_off(ds: Dataset, data: bytes) -> bool:
     return last.value_tell + last.length != len(data)
 
 
-def _check_pixel_header(ds: Dataset) -> list[str]:
-    """Check the image pixel module, fill what may be assumed; returns notes."""
-    notes = []
-    allocated = _header_int(ds, "BitsAllocated")
-    defaults = {"BitsStored": allocated, "SamplesPerPixel": 1, "PixelRepresentation": 0}
-    for keyword, value in defaults.items():
-        if ds.get(keyword) in (None, ""):
-            setattr(ds, keyword, value)
-            notes.append(note("assumed", element=keyword, value=value))
-    if not ds.get("PhotometricInterpretation"):
-        ds.PhotometricInterpretation = "MONOCHROME2" if ds.SamplesPerPixel == 1 else "RGB"
-        notes.append(
-            note(
-                "assumed",
-                element="PhotometricInterpretation",
-                value=ds.PhotometricInterpretation,
-            )
-        )
-    stored, samples = _header_int(ds, "BitsStored"), _header_int(ds, "SamplesPerPixel")
-    if allocated not in (8, 16) or not 1 <= stored <= allocated:
-        raise FilmError(
-            "bad_pixels",
-            f"{stored} bits stored in {allocated} allocated; films have 1 to 16 in 8 or 16.",
-        )
-    if samples not in (1, 3) or _header_int(ds, "PixelRepresentation") not in (0, 1):
-        raise FilmError("bad_pixels", "Samples per pixel or pixel representation is not allowed.")
-    if samples == 3 and "PlanarConfiguration" not in ds:
-        ds.PlanarConfiguration = 0
-    ds.NumberOfFrames = 1
-    check_size((_header_int(ds, "Rows"), _header_int(ds, "Columns")), samples)
-    return notes
-
-
-def _header_int(ds: Dataset, keyword: str) -> int:
-    try:
-        return int(ds[keyword].value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FilmError("bad_pixels", f"The header's {keyword} is missing or no number.") from error
-
-
-def _spacing(ds: Dataset) -> tuple[tuple[float, float] | None, list[str]]:
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = ds.get(keyword)
-        if value is None or value == "":
-            continue
+def _grey_of_colour(header: Header, layout: Layout, image: Words) -> np.ndarray:
+    """A colour capture to (H, W) float32 in [0, 1], never stretched."""
+    top = (1 << layout.stored) - 1
+    words = image.words & image.words.dtype.type(top)
+    if layout.samples == 1:
         try:
-            row_mm, column_mm = (float(v) for v in value)
-        except (TypeError, ValueError):
+            words = apply_color_lut(words, header.ds)
+        except Exception as error:  # pydicom raises all kinds
+            raise FilmError("bad_pixels", "The header's colour palette is broken.") from error
+        top = int(np.iinfo(words.dtype).max)
+    neutral = (top + 1) // 2 if image.is_ybr else words[..., 0]
+    if any((words[..., n] != neutral).any() for n in (1, 2)):
+        header.notes.append(note("colour"))
+    return to_grey(words[..., 0] if image.is_ybr else words, top)
+
+
+def _spacing(header: Header) -> tuple[tuple[float, float] | None, float]:
+    """(row, column) spacing in mm or None, and the height of a pixel over its width."""
+    for keyword, code in _SPACINGS.items():
+        values = header.numbers(keyword, "spacing unknown")
+        if not values:
             continue
-        if all(math.isfinite(v) and v > 0 for v in (row_mm, column_mm)):
-            at_detector = keyword == "ImagerPixelSpacing"
-            notes = [note("spacing_detector")] if at_detector else []
-            return (row_mm, column_mm), notes
-    return None, []
-
-
-def _aspect(ds: Dataset) -> float:
-    """Height of a pixel over its width where the header has no spacing."""
-    try:
-        height, width = (float(v) for v in ds.get("PixelAspectRatio") or (1, 1))
-        return height / width
-    except (TypeError, ValueError, ZeroDivisionError):
-        return 1.0
+        if len(values) >= 2 and min(values[:2]) > 0:
+            if code:
+                header.notes.append(note(code))
+            return (values[0], values[1]), values[0] / values[1]
+        told = shown("\\".join(f"{v:g}" for v in values))
+        header.notes.append(
+            note("unreadable", element=keyword, value=told, instead="spacing unknown")
+        )
+    values = header.numbers("PixelAspectRatio", "square pixels assumed") or (1.0, 1.0)
+    return None, values[0] / values[1] if len(values) >= 2 and min(values) > 0 else 1.0
 
 
 def _to_square(
-    pixels: np.ndarray, spacing_mm: tuple[float, float] | None, aspect: float
-) -> tuple[np.ndarray, tuple[float, float] | None, list[str]]:
-    """Pixels with the coarser axis resampled to the finer one's spacing, the spacing, notes."""
-    ratio = spacing_mm[0] / spacing_mm[1] if spacing_mm else aspect
+    header: Header, pixels: np.ndarray, spacing_mm: tuple[float, float] | None, ratio: float
+) -> tuple[np.ndarray, tuple[float, float] | None, tuple[int, int] | None]:
+    """Pixels with the coarser axis resampled to the finer one's spacing, the spacing, and the
+    (rows, columns) before where that was done."""
     if 1 / _SQUARE <= ratio <= _SQUARE:
-        return pixels, spacing_mm, []
+        return pixels, spacing_mm, None
     height, width = pixels.shape
-    hw = (round(height * max(ratio, 1)), round(width * max(1 / ratio, 1)))
     told = f"{ratio:.4g} : 1"
-    if not 1 / _WIDEST <= ratio <= _WIDEST or hw[0] * hw[1] > MAX_PIXELS:
-        return pixels, spacing_mm, [note("not_square_ignored", value=told)]
-    if spacing_mm:
-        spacing_mm = (min(spacing_mm),) * 2
-    return resize(pixels, hw), spacing_mm, [note("not_square", value=told)]
+    if not 1 / _WIDEST <= ratio <= _WIDEST or height * width * max(ratio, 1 / ratio) > MAX_PIXELS:
+        header.notes.append(note("not_square_ignored", value=told))
+        return pixels, spacing_mm, None
+    header.notes.append(note("not_square", value=told))
+    hw = (round(height * max(ratio, 1)), round(width * max(1 / ratio, 1)))
+    return resize(pixels, hw), spacing_mm and (min(spacing_mm),) * 2, (height, width)
 
 
-def _view(ds: Dataset) -> str:
-    text = str(ds.get("ViewPosition") or "").strip().upper()
-    if not text and ds.get("ViewCodeSequence"):
-        text = str(ds.ViewCodeSequence[0].get("CodeMeaning") or "").upper()
+def _note_fitness(header: Header, view: str, laterality: str) -> None:
+    """Notes of what makes a film less fit to be judged, or another film than it seems."""
+    if header.word("ImageType") == "DERIVED":
+        header.notes.append(note("derived"))
+    if header.word("ImageType", 1) == "SECONDARY" or header.word("SOPClassUID").startswith(
+        _FILM_CLASSES[1]
+    ):
+        header.notes.append(note("secondary"))
+    always = str(header.ds.file_meta.TransferSyntaxUID) in _ALWAYS_LOSSY
+    if always or header.word("LossyImageCompression") == "01":
+        ratios = header.numbers("LossyImageCompressionRatio", "ratio unknown") or ()
+        told = ", ".join(f"{ratio:g} : 1" for ratio in ratios[:3])
+        header.notes.append(note("lossy", ratio=told and f", {told}"))
+    if laterality == "U":
+        header.notes.append(note("unpaired"))
+    elif laterality in ("L", "R"):
+        header.notes.append(note("laterality", value=laterality))
+    if view == "LATERAL":
+        header.notes.append(note("lateral"))
+
+
+def _view(header: Header) -> str:
+    text = header.word("ViewPosition")
+    if not text:
+        item = (header.items("ViewCodeSequence") or [Dataset()])[0]
+        text = Header(item, []).word("CodeMeaning")
     letters = "".join(c for c in text if c.isalpha())
     if letters in {"PA", "POSTEROANTERIOR"}:
         return "PA"
@@ -319,9 +349,6 @@ def _view(ds: Dataset) -> str:
     return "unknown"
 
 
-def _laterality(ds: Dataset) -> str:
-    for keyword in ("ImageLaterality", "Laterality"):
-        value = str(ds.get(keyword) or "").strip().upper()
-        if value in {"L", "R", "B", "U"}:
-            return value
-    return ""
+def _laterality(header: Header) -> str:
+    words = (header.word(keyword) for keyword in ("ImageLaterality", "Laterality"))
+    return next((word for word in words if word in {"L", "R", "B", "U"}), "")

@@ -1,126 +1,204 @@
-"""Stored values of a DICOM radiograph from its transfer syntax.
+"""Words of a DICOM radiograph's pixel data, raw: what they mean is `cxr.greyscale`'s to say.
 
-Decoders are pydicom, Pillow, pylibjpeg-openjpeg, pyjpegls and imagecodecs, all under permissive
-licences. (GDCM's wheel prints an error for 12-bit JPEG and returns what was in memory.)
+What the stream is decides how it is decoded; a transfer syntax that says otherwise is noted.
+Decoders are imagecodecs' (libjpeg-turbo, OpenJPEG, CharLS), under permissive licences.
 """
 
 from __future__ import annotations
 
+import re
+import struct
+from collections.abc import Callable
+
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
-from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
-from cxr.codestream import check_jpeg, check_jpeg2000
-from cxr.errors import FilmError
+from cxr.codestream import StreamHeader, check_jpeg, check_jpeg2000
+from cxr.dicom_header import Layout, Words
+from cxr.notes import FilmError, note
 
-_NATIVE = {
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.2",
+_PLAIN, _JPEG, _JPEG_LS, _JPEG2000, _RLE = "uncompressed", "JPEG", "JPEG-LS", "JPEG 2000", "RLE"
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_SYNTAXES = {
+    "1.2.840.10008.1.2": _PLAIN,
+    "1.2.840.10008.1.2.1": _PLAIN,
+    "1.2.840.10008.1.2.1.99": _PLAIN,  # deflated
+    _BIG_ENDIAN: _PLAIN,
+    "1.2.840.10008.1.2.5": _RLE,
+    **{f"1.2.840.10008.1.2.4.{n}": _JPEG for n in (50, 51, 53, 55, 57, 70)},
+    **{f"1.2.840.10008.1.2.4.{n}": _JPEG_LS for n in (80, 81)},
+    **{f"1.2.840.10008.1.2.4.{n}": _JPEG2000 for n in (90, 91, 201, 202, 203)},
 }
-# One decoder for each syntax: which one answers must not depend on what else is installed.
-_PLUGIN = {
-    "1.2.840.10008.1.2.4.50": "pillow",  # JPEG baseline
-    "1.2.840.10008.1.2.4.80": "pyjpegls",
-    "1.2.840.10008.1.2.4.81": "pyjpegls",
-    "1.2.840.10008.1.2.4.90": "pylibjpeg",  # JPEG 2000
-    "1.2.840.10008.1.2.4.91": "pylibjpeg",
-    "1.2.840.10008.1.2.5": "pydicom",  # RLE
-}
-_IMAGECODECS = {
-    "1.2.840.10008.1.2.4.51",  # JPEG extended, 8 or 12 bits
-    "1.2.840.10008.1.2.4.57",  # JPEG lossless
-    "1.2.840.10008.1.2.4.70",  # JPEG lossless, selection value 1
-}
-_RLE = "1.2.840.10008.1.2.5"
-_JPEG2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
+_CONVERTED = re.compile(rb"JFIF|\xff\xee\x00[\x0e-\xff]Adobe")  # libjpeg then knows its colours
+_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_MOST_FRAGMENTS = 1 << 16
 
 
-def decode_stored(ds: Dataset) -> np.ndarray:
-    """Stored values as (H, W) integers, or (H, W, 3) RGB of a colour capture.
+def decode_words(ds: Dataset, layout: Layout, notes: list[str]) -> Words:
+    """The words of a film's pixel data.
 
     Args:
-        ds: data set with a checked image pixel module, pixel data and transfer syntax.
+        ds: data set with pixel data and a transfer syntax.
+        layout: its checked image pixel module.
+        notes: to which a contradicted transfer syntax is added.
 
     Raises:
-        FilmError: unsupported_syntax, truncated, no_pixels or bad_pixels; decoders raise their own.
+        FilmError: unsupported_syntax, truncated, no_pixels or bad_pixels.
     """
-    syntax = str(ds.file_meta.TransferSyntaxUID)
-    if syntax in _NATIVE:
-        stored = _decode_native(ds)
-    elif syntax in _PLUGIN:
-        _checked_stream(ds, syntax)
-        stored = pixel_array(ds, decoding_plugin=_PLUGIN[syntax])
-    elif syntax in _IMAGECODECS:
-        stored = _decode_jpeg(ds, _checked_stream(ds, syntax))
-    else:
+    syntax, data = str(ds.file_meta.TransferSyntaxUID), ds.PixelData
+    said = _SYNTAXES.get(syntax)
+    if said is None:
         name = UID(syntax).name if UID(syntax).is_transfer_syntax else "of an unknown kind"
         raise FilmError("unsupported_syntax", f"The transfer syntax is not read: {name}.")
-    if str(ds.PhotometricInterpretation).strip().upper() == "PALETTE COLOR":
-        stored = apply_color_lut(stored, ds)
-    if stored.shape[:2] != (ds.Rows, ds.Columns):
+    height, width = layout.size_hw
+    needed = height * width * layout.samples * layout.allocated // 8
+    if layout.photometric == "YBR_FULL_422":
+        needed = needed * 2 // 3
+    packed = data[:4] == _ITEM and (said != _PLAIN or len(data) not in _padded(needed))
+    stream = _joined(data) if packed else b""
+    found, about = _look_at(stream, said, layout) if packed else (_PLAIN, None)
+    if found != said:
+        if not found or (found == _PLAIN and len(data) not in _padded(needed)):
+            raise FilmError("bad_pixels", f"The header says {said}, the pixel data are not.")
+        notes.append(note("syntax_contradicted", said=said, found=found))
+    is_ybr = layout.photometric.startswith("YBR")
+    if found == _PLAIN:
+        words = _native(ds, layout, needed, big=syntax == _BIG_ENDIAN)
+        return Words(words, layout.allocated, is_ybr)
+    if about is None:
+        return Words(_guarded(found, lambda: _rle(stream, layout)), layout.allocated, is_ybr)
+    return _decode_stream(stream, found, about, layout)
+
+
+def _decode_stream(stream: bytes, found: str, about: StreamHeader, layout: Layout) -> Words:
+    if about.size_hw != layout.size_hw or about.samples != layout.samples:
         raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
-    return stored
+    if about.bits > layout.allocated:
+        raise FilmError(
+            "bad_pixels",
+            f"The pixel data have {about.bits} bits, BitsAllocated is {layout.allocated}.",
+        )
+    if about.kind == "other":
+        raise FilmError("unsupported_syntax", "The pixel data are a kind of JPEG that is not read.")
+    words = _guarded(found, lambda: _decode(found, stream, layout))
+    if words.ndim == 3 and words.shape[0] == layout.samples != words.shape[2]:
+        words = np.moveaxis(words, 0, 2)
+    if words.shape != layout.size_hw + (layout.samples,) * (layout.samples > 1):
+        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
+    # libjpeg turns YBR itself, OpenJPEG what JPEG 2000 transforms; neither does without loss
+    is_ybr = layout.photometric.startswith("YBR") and (
+        about.kind in ("JPEG-LS", "lossless JPEG")
+        or (found == _JPEG2000 and layout.photometric not in ("YBR_RCT", "YBR_ICT"))
+    )
+    signed = words.dtype.kind == "i"
+    overshoots = about.lossy and signed == layout.signed
+    if signed:  # two's complement in a word of its own
+        return Words(words.astype(np.int16).view(np.uint16), layout.allocated, is_ybr, overshoots)
+    return Words(words, about.bits, is_ybr, overshoots)
 
 
-def _decode_native(ds: Dataset) -> np.ndarray:
-    bits_a_pixel = ds.BitsAllocated * ds.SamplesPerPixel
-    if str(ds.PhotometricInterpretation).strip().upper() == "YBR_FULL_422":
-        bits_a_pixel = ds.BitsAllocated * 2
-    if len(ds.PixelData) * 8 < ds.Rows * ds.Columns * bits_a_pixel:
-        raise FilmError("bad_pixels", "The pixel data are shorter than the header says.")
-    shift = _bits_below(ds)
-    if not shift:
-        return pixel_array(ds)
-    big = ds.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2"
-    words = np.frombuffer(ds.PixelData, ">u2" if big else "<u2", count=ds.Rows * ds.Columns)
-    if int(words.max()) >> ds.BitsStored == 0:  # HighBit is wrong: the values lie at the bottom
-        shift = 0
-    return _signed(words.reshape(ds.Rows, ds.Columns) >> shift, ds)
+def _padded(needed: int) -> tuple[int, int]:
+    return needed, needed + needed % 2
 
 
-def _bits_below(ds: Dataset) -> int:
-    """Unused bits below the value: films of before DICOM 2014 may sit at the top of their word."""
-    high_bit = ds.get("HighBit")
-    if not isinstance(high_bit, int) or ds.SamplesPerPixel != 1 or ds.BitsAllocated != 16:
-        return 0
-    shift = high_bit + 1 - ds.BitsStored
-    return shift if 0 < shift <= ds.BitsAllocated - ds.BitsStored else 0
-
-
-def _decode_jpeg(ds: Dataset, stream: bytes) -> np.ndarray:
-    import imagecodecs  # late: only these few syntaxes need it
-
-    stored = imagecodecs.jpeg_decode(stream)
-    return _signed(stored, ds) if stored.ndim == 2 else stored
-
-
-def _signed(stored: np.ndarray, ds: Dataset) -> np.ndarray:
-    """Values cut to BitsStored, with their sign where the header says they have one."""
-    mask = (1 << ds.BitsStored) - 1
-    values = stored.astype(np.int32) & mask
-    if ds.PixelRepresentation == 1:
-        values = np.where(values > mask >> 1, values - mask - 1, values)
-        return values.astype(np.int16)
-    return values.astype(np.uint16)
-
-
-def _checked_stream(ds: Dataset, syntax: str) -> bytes:
-    """The compressed image; refused when it is cut, or when its own size is not the header's."""
-    try:
-        stream = next(generate_frames(ds.PixelData, number_of_frames=1), b"")
-    except ValueError as error:
-        raise FilmError("truncated", "The compressed pixel data break off.") from error
+def _joined(data: bytes) -> bytes:
+    """The compressed image of all fragments but the offset table."""
+    at, parts = 0, []
+    while data[at : at + 4] == _ITEM and len(parts) < _MOST_FRAGMENTS:
+        (length,) = struct.unpack_from("<I", data.ljust(at + 8, b"\0"), at + 4)
+        if at + 8 + length > len(data):
+            raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
+        parts.append(data[at + 8 : at + 8 + length])
+        at += 8 + length
+    if data[at:].strip(b"\0") and not data.startswith(_DELIMITER, at):
+        raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
+    stream = b"".join(parts[1:])
+    if stream[4:8] == b"jP  ":  # a whole JP2 file: its codestream is what DICOM allows
+        stream = stream[max(stream.find(b"\xff\x4f\xff\x51"), 0) :]
     if not stream:
         raise FilmError("no_pixels", "The DICOM file holds an empty image.")
-    if syntax == _RLE:
-        return stream
-    header = check_jpeg2000(stream) if syntax in _JPEG2000 else check_jpeg(stream)
-    if header.size_hw != (ds.Rows, ds.Columns) or header.samples != ds.SamplesPerPixel:
-        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
-    if header.bits > ds.BitsAllocated:
-        raise FilmError("bad_pixels", "The pixel data have more bits than the header allocates.")
     return stream
+
+
+def _look_at(stream: bytes, said: str, layout: Layout) -> tuple[str, StreamHeader | None]:
+    """What a compressed stream is, by its first bytes, and what it says of itself, checked; ""
+    where it is nothing known."""
+    if stream[:2] == b"\xff\xd8":
+        about = check_jpeg(stream)
+        return _JPEG_LS if about.kind == "JPEG-LS" else _JPEG, about
+    if stream[:2] == b"\xff\x4f":
+        return _JPEG2000, check_jpeg2000(stream)
+    planes = layout.samples * layout.allocated // 8
+    if said == _RLE or stream[:8] == struct.pack("<2I", planes, 64):
+        return _RLE, None
+    return "", None
+
+
+def _guarded(kind: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        return decode()
+    except (FilmError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise all kinds
+        raise FilmError(
+            "bad_pixels", f"The {kind} data are damaged: no decoder reads them."
+        ) from error
+
+
+def _native(ds: Dataset, layout: Layout, needed: int, big: bool) -> np.ndarray:
+    data = ds.PixelData
+    if len(data) < needed:
+        raise FilmError("bad_pixels", "The pixel data are shorter than the header says.")
+    if len(data) >= 2 * needed:
+        raise FilmError("bad_pixels", "The pixel data hold more images than the header says.")
+    kind = np.dtype("u1" if layout.allocated == 8 else ">u2" if big else "<u2")
+    if big and layout.allocated == 8 and ds["PixelData"].VR == "OW":
+        swapped = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
+        data = swapped + data[len(swapped) :]
+    words = np.frombuffer(data, kind, count=needed // kind.itemsize)
+    words = words.astype(kind.newbyteorder("="), copy=False)
+    height, width = layout.size_hw
+    if layout.samples == 1:
+        return words.reshape(height, width)
+    if layout.photometric == "YBR_FULL_422":  # Y Y Cb Cr for each two pixels
+        pairs = words.reshape(-1, 4)
+        pairs = np.stack([pairs[:, [0, 2, 3]], pairs[:, [1, 2, 3]]], axis=1)
+        return pairs.reshape(height, width, 3)
+    if layout.planar:
+        return np.moveaxis(words.reshape(3, height, width), 0, 2)
+    return words.reshape(height, width, 3)
+
+
+def _rle(stream: bytes, layout: Layout) -> np.ndarray:
+    """PackBits of a plane for each byte of each sample, the highest byte first (PS3.5 annex G)."""
+    import imagecodecs  # late: few films are compressed
+
+    count, *starts = struct.unpack_from("<16I", stream)
+    height, width = layout.size_hw
+    size, deep = height * width, layout.allocated // 8
+    if count != layout.samples * deep:
+        raise FilmError("bad_pixels", f"The RLE data have {count} planes, the header other ones.")
+    ends = [*starts[1:count], len(stream)]
+    words = np.zeros((size, layout.samples), np.uint16 if deep == 2 else np.uint8)
+    for plane, (start, end) in enumerate(zip(starts, ends, strict=False)):
+        segment = stream[start:end]
+        raw = imagecodecs.packbits_decode(segment, out=size + len(segment))  # padding behind it
+        if len(raw) < size:
+            raise FilmError("truncated", "The RLE data have fewer pixels than the header says.")
+        words[:, plane // deep] |= np.frombuffer(raw, np.uint8, size).astype(words.dtype) << (
+            8 * (deep - 1 - plane % deep)
+        )
+    return words.reshape((height, width) + (layout.samples,) * (layout.samples > 1))
+
+
+def _decode(found: str, stream: bytes, layout: Layout) -> np.ndarray:
+    import imagecodecs
+
+    if found == _JPEG_LS:
+        return imagecodecs.jpegls_decode(stream)
+    if found == _JPEG2000:
+        return imagecodecs.jpeg2k_decode(stream)
+    if layout.photometric == "RGB" and not _CONVERTED.search(stream[:4096]):
+        return imagecodecs.jpeg_decode(stream, colorspace="RGB", outcolorspace="RGB")
+    return imagecodecs.jpeg_decode(stream)

@@ -17,8 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cxr.errors import FilmError
-from cxr.notes import note
+from cxr.notes import FilmError, note
 from cxr.picture import is_picture, read_picture
 
 __all__ = ["Film", "FilmError", "FilmList", "list_films", "read_film"]
@@ -103,8 +102,9 @@ def list_films(paths: Sequence[str | Path]) -> FilmList:
     """Find films: named files as they are, folders searched through.
 
     A named file is always listed, also when it is missing or no film, so that it gets its row.
-    In folders, files count by suffix, and files of any other suffix when their content is DICOM;
-    hidden files, archives, DICOMDIR and links that lead out of the folder are passed over.
+    In folders, files count by suffix; files of any other suffix when their content is DICOM, and
+    files without one (or with a number for one) also when it is PNG, JPEG or TIFF. Hidden files,
+    archives, DICOMDIR and links that lead out of the folder are passed over.
 
     Raises:
         FileNotFoundError: for a folder that does not exist.
@@ -238,6 +238,8 @@ def _reason_to_pass_over(path: Path, root: Path) -> str:
         return "archive"
     try:
         with path.open("rb") as file:
-            return "" if looks_like_dicom(file.read(512)) else "no film"
+            start = file.read(512)
+        bare = path.suffix[1:].isdigit() or not path.suffix  # other suffixes: raw photos are TIFFs
+        return "" if looks_like_dicom(start) or (bare and is_picture(start)) else "no film"
     except OSError:
         return "unreadable file"

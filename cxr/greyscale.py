@@ -1,83 +1,176 @@
-"""DICOM's grey-value chain: stored values → modality LUT → VOI LUT → presentation → [0, 1].
+"""DICOM's grey-value chain: words → stored values → modality LUT → VOI LUT → presentation → [0, 1].
 
-MONOCHROME1 is inverted at the end of the chain: a window is defined on values that are not yet
-inverted (DICOM PS3.3 C.7.6.3.1.2), so turning earlier shows the wrong part of the film.
+It is worked out for each distinct word once, whichever decoder the words come from, and the film
+is read through the table that results. MONOCHROME1 is inverted at the end of the chain: a window is
+defined on values that are not yet inverted (DICOM PS3.3 C.7.6.3.1.2), so turning earlier shows the
+wrong part of the film.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cxr.errors import FilmError
-from cxr.notes import note
+from cxr.notes import FilmError, note
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+    from cxr.dicom_header import Header, Layout, Words
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_BLOCK_VALUES = 1 << 22  # numpy's index and float copies of a whole film would take gigabytes
+_OWN_RANGE = "the film's own range is shown"
 
 
-def min_max_valid(values: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    """(H, W) values scaled so that the valid ones span [0, 1]; FilmError where they are constant.
+def by_rows(pixels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(H, W) float32 from (H, W) or (H, W, C), converted a block of rows at a time."""
+    result = np.empty(pixels.shape[:2], dtype=np.float32)
+    step = max(1, _BLOCK_VALUES // max(1, pixels[0].size))
+    for start in range(0, len(pixels), step):
+        result[start : start + step] = convert(pixels[start : start + step])
+    return result
+
+
+def distinct(words: np.ndarray) -> np.ndarray:
+    """The values that occur in an array of uint8 or uint16, ascending, as int64."""
+    seen = np.zeros(1 << 8 * words.dtype.itemsize, dtype=bool)
+    for row in words:
+        seen[row] = True
+    return np.flatnonzero(seen)
+
+
+def check_shows(levels: np.ndarray) -> None:
+    """Raise FilmError where a film has only one value."""
+    if levels.size == 0 or levels.min() == levels.max():
+        raise FilmError("blank", "All pixels have the same value: there is no film.")
+
+
+def to_grey(samples: np.ndarray, top: int) -> np.ndarray:
+    """(H, W) grey or (H, W, 3) RGB samples of 0 to `top`, never stretched, to (H, W) float32 in
+    [0, 1]: colour by its luma."""
+    weights = np.asarray(_LUMA) if samples.ndim == 3 else 1.0
+    grey = by_rows(samples, lambda rows: np.dot(rows.astype(np.float64), weights) / top)
+    check_shows(grey)
+    return grey
+
+
+def grey_from_words(header: Header, layout: Layout, image: Words) -> np.ndarray:
+    """(H, W) words of a grey film to float32 in [0, 1], dense bone white.
 
     Args:
-        values: (H, W) any real type.
-        valid: (H, W) bool, or None where all pixels count.
+        header: of the film; what is assumed is noted there.
+        layout: how the values lie in the words.
+        image: (H, W) words as any decoder gives them.
     """
-    seen = values if valid is None else values[valid]
-    if seen.size == 0 or not np.isfinite(seen).all() or seen.min() == seen.max():
-        raise FilmError("blank", "All pixels have the same value: there is no film.")
-    low, high = float(seen.min()), float(seen.max())
-    return np.clip((values.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+    levels = distinct(image.words)
+    stored = stored_values(header, layout, levels, image)
+    seen = ~_is_padding(header, layout, levels, stored)
+    check_shows(stored[seen])  # before anything is assumed of a blank film
+    values, signed, placed = apply_modality(header, layout, stored)
+    grey = apply_voi(header, values, signed, placed)
+    if grey is not None and grey[seen].min() == grey[seen].max():
+        header.notes.append(note("window_empty"))
+        grey = None
+    if grey is None:
+        low, high = values[seen].min(), values[seen].max()
+        check_shows(values[seen])
+        grey = np.clip((values - low) / (high - low), 0.0, 1.0)
+    if _is_inverted(header, layout):
+        grey = 1.0 - grey
+    if not seen.all():
+        grey = np.where(seen, grey, 0.0)
+        header.notes.append(note("padding"))
+    table = np.zeros(levels[-1] + 1, dtype=np.float32)
+    table[levels] = grey
+    return by_rows(image.words, lambda rows: table[rows])
 
 
-def colour_to_grey(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) RGB to (H, W) float64 luma, in the same range."""
-    return rgb[..., :3].astype(np.float64) @ np.asarray(_LUMA)
+def stored_values(header: Header, layout: Layout, levels: np.ndarray, image: Words) -> np.ndarray:
+    """Stored values of words: the bits from HighBit down, BitsStored of them, with their sign.
+
+    Bits above and below hold overlays or chance. Films of before DICOM 2014 may sit at the top of
+    their word; a HighBit that says so although the values lie at the bottom is ignored.
+    """
+    shift, bits = layout.high_bit + 1 - layout.stored, image.bits
+    if shift:
+        plain = _cut(levels, layout, bits)
+        lies_low = (plain & (1 << layout.allocated) - 1 == levels).all()
+        if bits <= layout.stored or (lies_low and (levels & (1 << shift) - 1).any()):
+            header.notes.append(note("high_bit_ignored", value=layout.high_bit))
+            shift = 0
+    if image.overshoots and bits > layout.stored:
+        values = _cut(levels, layout._replace(stored=layout.allocated), bits) >> shift
+        low, top = layout.range
+        return np.clip(values, low, top)
+    return _cut(levels >> shift, layout, bits)
 
 
-def padding_mask(ds: Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """(H, W) bool, True where a stored value is padding; None where the header names none."""
-    value = _first_number(ds.get("PixelPaddingValue"))
-    if value is None:
-        return None
-    limit = _first_number(ds.get("PixelPaddingRangeLimit"))
-    ends = [_as_stored(v, stored.dtype) for v in (value, value if limit is None else limit)]
-    return (stored >= min(ends)) & (stored <= max(ends))
+def _cut(words: np.ndarray, layout: Layout, bits: int) -> np.ndarray:
+    values = words & (1 << layout.stored) - 1
+    sign = 1 << min(layout.stored, bits) - 1
+    return (values ^ sign) - sign if layout.signed else values
 
 
-def apply_modality(ds: Dataset, stored: np.ndarray) -> np.ndarray:
-    """(H, W) stored values to float64 manufacturer-independent values."""
-    sequence = ds.get("ModalityLUTSequence")
-    if sequence:
-        return _look_up(stored.astype(np.float64), sequence[0], ds)[0]
-    slope, intercept = (_first_number(ds.get(k)) for k in ("RescaleSlope", "RescaleIntercept"))
+def _is_padding(
+    header: Header, layout: Layout, levels: np.ndarray, stored: np.ndarray
+) -> np.ndarray:
+    """Which words are padding. Writers mix up signed and unsigned, and pad with words that have
+    more bits than are stored."""
+    first = header.numbers("PixelPaddingValue", "no padding assumed")
+    last = header.numbers("PixelPaddingRangeLimit", "one padding value assumed") or first
+    if not first or not last:
+        return np.zeros(levels.shape, dtype=bool)
+    whole = layout._replace(stored=layout.allocated)
+    ends = _cut(np.array([int(v[0]) & 0xFFFF for v in (first, last)]), whole, layout.allocated)
+    cut = _cut(ends, layout, layout.allocated)
+    bare = layout.signed and ends.min() >= 0 and ends.max() < 1 << layout.stored
+    if bare or (cut == ends).all():
+        ends, found = cut, stored
+    else:
+        found = _cut(levels, whole, layout.allocated)
+    return (found >= ends.min()) & (found <= ends.max())
+
+
+def apply_modality(
+    header: Header, layout: Layout, stored: np.ndarray
+) -> tuple[np.ndarray, bool, bool]:
+    """Stored values to float64 manufacturer-independent values, whether these may be negative, and
+    whether a window can be placed on them."""
+    lut = next(_luts(header, "ModalityLUTSequence", layout.signed), None)
+    if lut is not None:
+        return lut.apply(stored), False, True  # a table's output is never signed
+    slope = (header.numbers("RescaleSlope") or (1.0,))[0]
+    intercept = header.numbers("RescaleIntercept", f"0 assumed, {_OWN_RANGE}")
     if slope == 0:
-        raise FilmError("bad_pixels", "The header's rescale slope is 0, which erases the film.")
-    return stored.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
+        raise FilmError("bad_pixels", "The header's RescaleSlope is 0, which erases the film.")
+    added = intercept[0] if intercept else 0.0
+    signed = min(end * slope + added for end in layout.range) < 0
+    values = stored.astype(np.float64) * slope + added
+    if not np.isfinite(values).all():
+        raise FilmError("bad_pixels", "The header's RescaleSlope or RescaleIntercept is too large.")
+    return values, signed, intercept is not None
 
 
-def apply_voi(ds: Dataset, values: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """(H, W) values to [0, 1] by the header's first VOI LUT or window.
-
-    Returns:
-        the windowed values, or None where the header gives nothing usable, and a note (or "").
-    """
-    sequence = ds.get("VOILUTSequence")
-    if sequence:
-        looked_up, top = _look_up(values, sequence[0], ds)
-        return looked_up / top, ""
-    centre, width = (_first_number(ds.get(k)) for k in ("WindowCenter", "WindowWidth"))
-    if centre is None or width is None:
-        return None, note("no_window")
-    function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper()
-    windowed = apply_window(values, centre, width, function)
+def apply_voi(header: Header, values: np.ndarray, signed: bool, placed: bool) -> np.ndarray | None:
+    """Values to [0, 1] by the header's first VOI LUT or window; None where there is none that can
+    be used, which is noted."""
+    lut = next(_luts(header, "VOILUTSequence", signed), None) if placed else None
+    if lut is not None:
+        return lut.apply(values) / lut.top
+    centre = header.numbers("WindowCenter", _OWN_RANGE)
+    width = header.numbers("WindowWidth", _OWN_RANGE)
+    if centre is None or width is None or not placed:
+        return None
+    if not centre or not width:
+        header.notes.append(note("no_window"))
+        return None
+    windowed = apply_window(values, centre[0], width[0], header.word("VOILUTFunction") or "LINEAR")
     if windowed is None:
-        return None, note("window_unusable", value=f"{centre:g}, {width:g}")
-    return windowed, ""
+        header.notes.append(note("window_unusable", value=f"{centre[0]:g}, {width[0]:g}"))
+    return windowed
 
 
 def apply_window(
@@ -99,80 +192,73 @@ def apply_window(
     return np.clip((values - (centre - 0.5)) / (width - 1.0) + 0.5, 0.0, 1.0)
 
 
-def is_inverted(ds: Dataset) -> tuple[bool, list[str]]:
+def _is_inverted(header: Header, layout: Layout) -> bool:
     """Whether low values mean white, from photometric interpretation and presentation LUT shape.
 
     MONOCHROME1 with INVERSE says the same thing twice and is turned once. Devices are known to
     write a wrong IDENTITY into MONOCHROME1 films (dcm4che #944), so there MONOCHROME1 wins.
     """
-    monochrome1 = str(ds.get("PhotometricInterpretation", "")).strip().upper() == "MONOCHROME1"
-    shape = str(ds.get("PresentationLUTShape") or "").strip().upper()
-    notes = []
+    monochrome1 = layout.photometric == "MONOCHROME1"
+    shape = header.word("PresentationLUTShape")
     if monochrome1:
-        notes.append(note("monochrome1"))
+        header.notes.append(note("monochrome1"))
     elif shape == "INVERSE":
-        notes.append(note("inverse"))
+        header.notes.append(note("inverse"))
     if monochrome1 and shape == "IDENTITY":
-        notes.append(note("identity_ignored"))
-    return monochrome1 or shape == "INVERSE", notes
+        header.notes.append(note("identity_ignored"))
+    return monochrome1 or shape == "INVERSE"
 
 
-def grey_from_stored(ds: Dataset, stored: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Stored values of a grey film to (H, W) float64 in [0, 1], dense bone white, with notes."""
-    padding = padding_mask(ds, stored)
-    valid = None if padding is None else ~padding
-    min_max_valid(stored, valid)  # refuses a blank film before anything is assumed of it
-    values = apply_modality(ds, stored)
-    pixels, said = apply_voi(ds, values)
-    notes = [said] if said else []
-    if pixels is not None:
-        seen = pixels if valid is None else pixels[valid]
-        if seen.min() == seen.max():
-            pixels, notes = None, [note("window_empty")]
-    if pixels is None:
-        pixels = min_max_valid(values, valid)
-    inverted, why = is_inverted(ds)
-    if inverted:
-        pixels = 1.0 - pixels
-    if padding is not None and padding.any():
-        pixels = np.where(padding, 0.0, pixels)
-        why.append(note("padding"))
-    return pixels, notes + why
+class _Lut(NamedTuple):
+    table: np.ndarray
+    first: int
+    top: float  # value that is shown white
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        index = np.clip(np.rint(values) - self.first, 0, len(self.table) - 1).astype(np.int64)
+        return self.table[index].astype(np.float64)
 
 
-def _look_up(values: np.ndarray, item: Dataset, ds: Dataset) -> tuple[np.ndarray, float]:
-    """Values through a LUT item of a sequence; returns them as float64 and the LUT's top value."""
-    count, first, bits = (int(v) for v in item.LUTDescriptor)
-    count = count or 65536
-    table = _table(item["LUTData"].value, count, bits, ds)
-    if table.size < count or not 1 <= bits <= 16:
-        raise FilmError("bad_pixels", "A lookup table of the header is shorter than it says.")
-    if first > 32767 and values.min() < 0:  # a signed number read as an unsigned one
-        first -= 65536
-    index = np.clip(np.rint(values) - first, 0, count - 1).astype(np.int64)
-    return table[index].astype(np.float64), float(max(2**bits - 1, int(table.max())))
+def _luts(header: Header, keyword: str, signed: bool) -> Iterator[_Lut]:
+    """The usable tables of a sequence (DICOM PS3.3 C.11.1, C.11.2); broken ones are noted.
+
+    Args:
+        header: of the film.
+        keyword: of the sequence.
+        signed: whether the values looked up may be negative: then the first one mapped is signed.
+    """
+    for item in header.items(keyword) or ():
+        described = header.numbers("LUTDescriptor", "its table is ignored", item)
+        if described is None:
+            continue
+        if len(described) != 3:
+            header.notes.append(note("lut_ignored", element=keyword, why="no descriptor"))
+            continue
+        count, first, bits = (int(v) & 0xFFFF for v in described)  # whatever its VR: unsigned
+        big = header.ds.original_encoding[1] is False
+        table = _entries(item, count or 65536, bits, big)
+        if len(table) < (count or 65536):
+            why = f"{len(table)} entries of {count or 65536}" if len(table) else "no data"
+            header.notes.append(note("lut_ignored", element=keyword, why=why))
+            continue
+        used = max(int(table.max()).bit_length(), 8)
+        if not bits - 1 <= used <= bits:  # devices claim 16 bits for a table of 12
+            header.notes.append(note("lut_range", said=bits, used=used))
+            bits = used
+        yield _Lut(table, first - 65536 if signed and first > 32767 else first, 2.0**bits - 1)
 
 
-def _table(data: Any, count: int, bits: int, ds: Dataset) -> np.ndarray:
-    if not isinstance(data, bytes):
-        return np.asarray(data, dtype=np.int64).reshape(-1)[:count]
-    if bits <= 8 and len(data) < 2 * count:
-        return np.frombuffer(data, dtype=np.uint8)[:count]
-    order = "<" if ds.original_encoding[1] in (True, None) else ">"
-    return np.frombuffer(data[: len(data) // 2 * 2], dtype=f"{order}u2")[:count]
-
-
-def _as_stored(value: float, dtype: np.dtype) -> int:
-    """Padding value as the pixels hold it: writers mix up signed and unsigned."""
-    return int(np.array(int(value) & 0xFFFF, dtype=np.uint16).astype(dtype))
-
-
-def _first_number(value: Any) -> float | None:
-    """First value of a numeric header element, or None where it is empty or no finite number."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        value = [value]
+def _entries(item: Dataset, count: int, bits: int, big: bool) -> np.ndarray:
+    """Up to `count` unsigned entries of a table: words, or bytes packed into words, whatever the
+    VR."""
     try:
-        number = float(next(iter(value)))
-    except (TypeError, ValueError, StopIteration):
-        return None
-    return number if math.isfinite(number) else None
+        data: Any = item["LUTData"].value
+        if not isinstance(data, bytes):
+            data = np.asarray(data).reshape(-1).astype(np.int64).astype("<u2")
+        else:
+            data = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2" if big else "<u2")
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return np.empty(0, np.uint16)
+    if data.size < count <= 2 * data.size and (bits <= 8 or count > 2 * data.size - 2):
+        data = np.frombuffer(data.astype("<u2").tobytes(), np.uint8)
+    return data[:count]

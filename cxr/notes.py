@@ -1,4 +1,4 @@
-"""Everything that may be noted of a film, one sentence a code: `note(code, ...)`.
+"""What is said of a film: notes of one that is read, and the FilmError of one that is not.
 
 A note is "code: Sentence."; it says what was assumed, changed or left out, or what makes the film
 less fit. No text of a header goes into it that could hold a name: numbers, keywords of the standard
@@ -58,6 +58,23 @@ NOTES = {
     "lateral": "The view is LATERAL; frontal films are what the networks know.",
 }
 
+# FilmError's: what a reason means; what is wrong with the file at hand is the error's sentence.
+REASONS = {
+    "not_found": "There is no such file, or it may not be read.",
+    "empty": "The file has no bytes.",
+    "not_an_image": "The file is neither DICOM nor PNG, JPEG or TIFF.",
+    "truncated": "The file, or the picture in it, breaks off.",
+    "encrypted": "The file, or part of it, is encrypted.",
+    "multi_frame": "The file holds several images; a film is one.",
+    "no_pixels": "The DICOM file holds no image.",
+    "wrong_modality": "The DICOM file is no radiograph.",
+    "too_small": "The image is smaller than a film can be.",
+    "unsupported_syntax": "The image is coded in a way that is not read.",
+    "bad_pixels": "The header or the pixel data contradict themselves, or are damaged.",
+    "blank": "All pixels have the same value.",
+    "for_processing": "The film is FOR PROCESSING: raw detector data.",
+}
+
 _SAFE = re.compile(r"[0-9+\-.,eE \\]{1,32}")
 
 
@@ -87,3 +104,25 @@ def shown(value: object) -> str:
     signs and blanks, so that no name is told; "not shown" otherwise."""
     text = str(value).strip()
     return text if _SAFE.fullmatch(text) else "not shown"
+
+
+class FilmError(Exception):
+    """A file that is no readable film.
+
+    Attributes:
+        reason: one of `REASONS`.
+        sentence: what is wrong, in one sentence for people; never holds text of the header, which
+            may name the patient.
+        path: the file, or "" where it is not known yet.
+    """
+
+    def __init__(self, reason: str, sentence: str, path: str = "") -> None:
+        assert reason in REASONS, reason
+        super().__init__(reason, sentence, path)  # these args make the error picklable
+        self.reason = reason
+        self.sentence = sentence
+        self.path = path
+
+    def __str__(self) -> str:
+        place = f"{self.path}: " if self.path else ""
+        return f"{place}{self.sentence} [{self.reason}]"

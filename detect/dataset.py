@@ -22,8 +22,7 @@ from torch.utils.data import Dataset
 
 from cxr.boxes import Frame, mask_box_xyxy
 from cxr.coco import CocoFilm
-from cxr.errors import FilmError
-from cxr.film import Film, read_film
+from cxr.film import Film, FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.workdir import console, log
 from detect.predict import prepare_film, to_input

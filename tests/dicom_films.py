@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, generate_uid
 
 from cxr.dicom import read_dicom
-from cxr.errors import FilmError
-from cxr.notes import code_of
+from cxr.notes import FilmError, code_of
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
@@ -23,6 +24,14 @@ BASELINE, EXTENDED, LOSSLESS, LOSSLESS_SV1, JLS, JLS_NEAR, J2K, J2K_LOSSY = (
 CR = "1.2.840.10008.5.1.4.1.1.1"
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 H, W = 96, 72
+_PACKED = {
+    "rle": RLE,
+    "jpeg-ls": JLS,
+    "jpeg lossless": LOSSLESS_SV1,
+    "htj2k": "1.2.840.10008.1.2.4.201",
+    "jpeg 2000": J2K,
+    "signed jpeg 2000": J2K,
+}
 
 
 def ramp(bits: int = 12) -> np.ndarray:
@@ -93,6 +102,34 @@ def by_pydicom(ds: Dataset, syntax: str, **options: object) -> bytes:
     ds.file_meta.TransferSyntaxUID = UID(EXPLICIT)
     ds.compress(UID(syntax), generate_instance_uid=False, **options)
     return written(ds, syntax)
+
+
+def packed(
+    ds: Dataset, words: np.ndarray, kind: str, syntax: str = "", behind: bytes = b""
+) -> bytes:
+    """The bytes of a file whose (H, W) words are compressed without loss, of any bits."""
+    bits = words.dtype.itemsize * 8
+    if kind == "rle":
+        planes = [words >> 8, words & 255] if bits == 16 else [words]
+        parts = [imagecodecs.packbits_encode(plane.astype(np.uint8).tobytes()) for plane in planes]
+        parts = [part + b"\0" * (len(part) % 2) for part in parts]
+        starts = [64, 64 + len(parts[0])][: len(parts)]
+        stream = struct.pack("<16I", len(parts), *starts, *[0] * (15 - len(parts))) + b"".join(
+            parts
+        )
+    elif kind == "jpeg-ls":
+        stream = imagecodecs.jpegls_encode(words)
+    elif kind == "jpeg lossless":
+        stream = imagecodecs.jpeg_encode(words, lossless=True, predictor=1, bitspersample=bits)
+    elif kind == "htj2k":
+        stream = imagecodecs.htj2k_encode(words)
+    else:
+        signed = np.dtype(f"i{bits // 8}")
+        samples = words.view(signed) if kind.startswith("signed") else words
+        stream = imagecodecs.jpeg2k_encode(
+            samples, bitspersample=bits, codecformat="j2k", reversible=True
+        )
+    return compressed(ds, stream + behind, syntax or _PACKED[kind])
 
 
 def jpeg(stored: np.ndarray) -> bytes:

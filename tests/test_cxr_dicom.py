@@ -10,8 +10,8 @@ from dicom_films import DEFLATED, EXPLICIT, IMPLICIT, H, W, codes, film, ramp, r
 from pydicom.dataset import Dataset
 
 from cxr.dicom import hash_id, read_dicom
-from cxr.errors import FilmError
 from cxr.film import looks_like_dicom
+from cxr.notes import FilmError
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])

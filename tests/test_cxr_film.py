@@ -96,6 +96,8 @@ def test_folders_are_walked_sorted_and_what_is_passed_over_is_counted(tmp_path):
         (inner / name).write_bytes(b"x")
     (tmp_path / "IM0001").write_bytes(dicom())
     (tmp_path / "bare").write_bytes(dicom()[132:])
+    for name in ("picture", "1.2.840.4", "photo.nef"):
+        Image.fromarray(ramp(8)).save(tmp_path / name, "TIFF")
     (tmp_path / "DICOMDIR").write_bytes(dicom())
     (tmp_path / "films.zip").write_bytes(b"PK")
     (tmp_path / "films.csv").write_bytes(b"a,b\n")
@@ -105,8 +107,14 @@ def test_folders_are_walked_sorted_and_what_is_passed_over_is_counted(tmp_path):
     found = list_films([tmp_path])
     names = [path.relative_to(tmp_path).as_posix() for path in found.films]
     series = "study/series/"
-    assert names == ["IM0001", "bare", *(series + n for n in ("a.jpg", "b.PNG", "c.tiff"))]
-    assert found.passed_over == {"archive": 1, "dicomdir": 1, "hidden": 2, "no film": 1}
+    assert names == [
+        "1.2.840.4",
+        "IM0001",
+        "bare",
+        "picture",
+        *(series + n for n in ("a.jpg", "b.PNG", "c.tiff")),
+    ]
+    assert found.passed_over == {"archive": 1, "dicomdir": 1, "hidden": 2, "no film": 2}
 
 
 def test_no_link_leads_out_of_the_folder(tmp_path):

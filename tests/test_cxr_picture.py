@@ -13,8 +13,7 @@ from dicom_films import H, W, ramp
 from PIL import Image
 
 from cxr.codestream import _ADAM7
-from cxr.errors import FilmError
-from cxr.notes import note
+from cxr.notes import FilmError, note
 from cxr.picture import read_picture
 
 

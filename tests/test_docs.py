@@ -65,3 +65,11 @@ def test_every_module_that_a_page_tells_to_run_exists(root: Path) -> None:
             if not (path.with_suffix(".py").exists() or (path / "__main__.py").exists()):
                 gone.append(f"{page.relative_to(root)}: {module}")
     assert not gone, "\n".join(gone)
+
+
+def test_the_page_on_reading_has_every_note_and_reason(root: Path) -> None:
+    from cxr.notes import NOTES, REASONS
+
+    page = (root / "docs/reading.md").read_text(encoding="utf-8")
+    rows = [f"| `{code}` | {sentence} |" for code, sentence in (REASONS | NOTES).items()]
+    assert not [row for row in rows if row not in page]

@@ -23,8 +23,7 @@ from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, un
 from cxr.cli import to_plain
 from cxr.coco import read_counted
 from cxr.draw import ORANGE, draw_contour, fit, to_rgb, write_sheet
-from cxr.errors import FilmError
-from cxr.film import read_film
+from cxr.film import FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.stats import Interval, bootstrap_mean, in_words
 from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json

@@ -18,8 +18,7 @@ from rich.progress import track
 
 from cxr.boxes import as_boxes
 from cxr.coco import CocoFilm, CocoSet, find_faults, marks_in, to_coco
-from cxr.errors import FilmError
-from cxr.film import FILM_SUFFIXES, list_films, read_film
+from cxr.film import FILM_SUFFIXES, FilmError, list_films, read_film
 from cxr.picture import is_picture
 from cxr.workdir import console
 from labelling.session import is_session
