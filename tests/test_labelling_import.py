@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from labelling_labels import make_set, read_voc, save, session, voc_text
 from labelling_sessions import make_session
 
+import labelling.session
 from cxr.coco import CocoFilm, CocoSet, read_coco
 from labelling.exchange import FORMATS, ExportConfig, ImportConfig, run_export, run_import
 from labelling.session import Session
@@ -197,3 +199,27 @@ def test_a_session_in_use_is_not_filled(tmp_path, capsys):
     with target.locked():
         assert fill(target, source, "coco") == 1
     assert "close that first" in capsys.readouterr().err
+
+
+def test_an_import_killed_between_its_two_files_is_made_good(session, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run_export(ExportConfig((str(session.path),), "voc", str(out)))
+    target = empty_session(tmp_path)
+    real = labelling.session.write_label_file
+
+    def killed(path, *rest):
+        if "0002" in path.name:
+            raise KeyboardInterrupt
+        return real(path, *rest)
+
+    monkeypatch.setattr(labelling.session, "write_label_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fill(target, out, "voc")
+    monkeypatch.undo()
+    assert fill(target, out, "voc") == 0
+    lines = [json.loads(x) for x in (target.path / "history.jsonl").read_text().splitlines()]
+    assert [(line["number"], line["state"], line["via"]) for line in lines] == [
+        (1, "corrected", "import"),
+        (2, "corrected", "import"),
+    ]
+    assert [a.state for _, a in target.answers()] == ["corrected", "corrected", "todo"]

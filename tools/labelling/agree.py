@@ -24,7 +24,7 @@ from cxr.films_table import FilmStems
 from cxr.ledger import csv_line
 from cxr.page.words import printable
 from cxr.plots import COLOURS, new_figure, write_figure
-from cxr.rules import require
+from cxr.rules import require, require_between, require_not_negative, require_one_of
 from cxr.stats import in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json
 from detect.metrics import SIDES
@@ -54,14 +54,8 @@ _GROUND = (24, 24, 24)
 FIRST = 3  # films that a line names
 Names = Sequence[str]
 Drawn = tuple[int, list[Pair]]  # how many films, and those that were not found
-_IOU_HEAD = (
-    *("films of", "boxes", "films", "patients", "mean IoU [95 %]", "median [95 %]"),
-    *("5th percentile [95 %]", "IoU≥.9 [95 %]", "IoU≥.95 [95 %]"),
-)
-_EDGE_HEAD = (
-    *("films of", "edge", "bias px", "SD px", "95 % limits px"),
-    *("bias %", "SD %", "95 % limits %"),
-)
+_IOU_HEAD = ("films of", "boxes", "patients", "mean", "median", "5th %", "≥ .9", "≥ .95")
+_EDGE_HEAD = ("films of", "edge", "bias px", "SD px", "limits px", "bias %", "SD %", "limits %")
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,9 @@ class AgreeConfig:
     def __post_init__(self) -> None:
         two = "A and B must be two: each a session's folder, a COCO file or a CSV"
         require(len(self.readers) == 2, two, len(self.readers))
-        require(self.names in ("path", "stem"), "--names must be path or stem", self.names)
-        require(0 <= self.worst <= 120, "--worst must lie between 0 and 120", self.worst)
-        require(self.seed >= 0, "--seed must be 0 or more", self.seed)
+        require_one_of(self, names=("path", "stem"))
+        require_between(self, worst=(0, 120))
+        require_not_negative(self, "seed")
 
 
 def run(config: AgreeConfig) -> int:
@@ -139,7 +133,7 @@ def _draw_pictures(comparison: Comparison, blocks: Blocks, config: AgreeConfig) 
 
 def _iou_rows(blocks: Blocks) -> list[list[str]]:
     return [
-        [to_line(name), str(a.pairs), str(a.films), str(a.patients)]
+        [to_line(name), str(a.pairs), str(a.patients)]
         + [in_words(v) for v in (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)]
         for name, a in blocks.items()
     ]
@@ -174,41 +168,37 @@ def to_line(text: str) -> str:
 
 def _remarks(comparison: Comparison) -> list[str]:
     """What the tables do not say: films not compared, named, and the sets' own notes."""
-    lines = [to_line(note) for note in comparison.notes]
-    lines += [
-        _name_films(films, f"only in {own}, without an answer in {other}")
-        for own, other, films in (("A", "B", comparison.only_a), ("B", "A", comparison.only_b))
-        if films
-    ]
+    said = {
+        "only in A, without an answer in B": comparison.only_a,
+        "only in B, without an answer in A": comparison.only_b,
+    }
     for verdict, what in {
         A_ONLY: "have a box in A and none in B",
         B_ONLY: "have none in A and a box in B",
         UNLIKE: "have pictures of different shape in A and B and were not compared",
         NEITHER: "have no box in either: A and B agree on these too",
     }.items():
-        if films := _films_of(comparison, verdict):
-            what = what.replace("have", "has", 1) if len(films) == 1 else what
-            lines.append(_name_films(films, what))
+        films = _films_of(comparison, verdict)
+        said[what.replace("have", "has", 1) if len(films) == 1 else what] = films
+    lines = list(map(to_line, comparison.notes))
+    for what, films in said.items():
+        more = f" and {len(films) - FIRST} more" if len(films) > FIRST else ""
+        named, count = ", ".join(map(to_line, films[:FIRST])), f"{len(films)} film"
+        lines += [f"{count}{'s' * (len(films) > 1)} {what}: {named}{more}"] * bool(films)
     return lines
 
 
-def _films_of(comparison: Comparison, verdict: str) -> list[str]:
+def _films_of(comparison: Comparison, verdict: str) -> Names:
     return list(dict.fromkeys(p.film for p in comparison.pairs if p.verdict == verdict))
-
-
-def _name_films(films: Sequence[str], what: str) -> str:
-    """How many there are, what is the matter with them, and the first by name."""
-    count = "1 film" if len(films) == 1 else f"{len(films)} films"
-    more = f" and {len(films) - FIRST} more" if len(films) > FIRST else ""
-    return f"{count} {what}: {', '.join(map(to_line, films[:FIRST]))}{more}"
 
 
 def _legend(comparison: Comparison) -> str:
     return (
         "Edges are B − A: a positive difference lies further right or lower in B. px are those of "
-        "A's films, % those of the width (left, right) or height (top, bottom) of A's box. 95 % "
-        "intervals by bootstrap over patients; limits of agreement are mean ± 1.96 SD "
-        f"(Bland and Altman 1986). Films matched by {comparison.names}."
+        "A's films, % those of the width (left, right) or height (top, bottom) of A's box. IoU: "
+        "its mean, median, 5th percentile and share of at least .9 and .95, with 95 % intervals by "
+        "bootstrap over patients; 95 % limits of agreement are mean ± 1.96 SD (Bland and Altman "
+        f"1986). Films matched by {comparison.names}."
     )
 
 
@@ -270,20 +260,16 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
         readers = ", ".join(f"{r} ({len(marks)} films)" for r, marks in side.readers.items())
         _say(console, f"{letter}: {side.path}: {readers}")
     whole = blocks["all"]
-    # the interval below its value, no leading zeros, and a block's name without its word
-    cells = [
-        [name.split(" ", 1)[-1], boxes, patients, *map(_stack, figures)]
-        for name, boxes, _, patients, *figures in _iou_rows(blocks)
-    ]
+    # a block's name without its word, the interval below its value, and no leading zeros
+    cells = [[name.split(" ", 1)[-1], *map(_stack, own)] for name, *own in _iou_rows(blocks)]
     title = f"IoU of {whole.pairs} pairs of boxes on {whole.films} films"
-    head = ["", "boxes", "pat.", "mean", "median", "5th %", "≥ .9", "≥ .95"]
-    _print_table(console, title, head, cells)
+    _print_table(console, title, ["", "boxes", "pat.", *_IOU_HEAD[3:]], cells)
     cells = []
     for name, edge, *rest in _edge_rows(blocks):
         cells += [[name.split(" ", 1)[-1], *[""] * 6]] if edge == SIDES[0] else []
         cells.append([f"  {edge}", *rest])
-    head = ["", "bias px", "SD px", "limits px", "bias %", "SD %", "limits %"]
-    _print_table(console, "edges, B − A, with 95 % limits of agreement", head, cells)
+    title = "edges, B − A, with 95 % limits of agreement"
+    _print_table(console, title, ["", *_EDGE_HEAD[2:]], cells)
     console.print()
     _say(console, _legend(comparison), soft_wrap=False)
     for line in _remarks(comparison):
@@ -317,9 +303,8 @@ def draw_agreement(comparison: Comparison, whole: Agreement, path: Path) -> None
     figure = new_figure(12, 8)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr,call-arg]
     panes: Any = figure.subfigures(1, 2, width_ratios=(2, 3))
-    left, right = panes
-    _draw_histogram(left.subplots(), both, readers, whole)
-    _draw_edges(right, both, readers, whole)
+    _draw_histogram(panes[0].subplots(), both, readers, whole)
+    _draw_edges(panes[1], both, readers, whole)
     places = [_plain("/".join(side.path.parts[-2:])) for side in (comparison.a, comparison.b)]
     count = f"{whole.pairs} pairs of boxes, {whole.patients} patients"
     figure.suptitle(f"A: {places[0]}    B: {places[1]}    {count}", fontsize=12)
@@ -345,53 +330,42 @@ def _draw_histogram(axis: Any, both: Sequence[Pair], readers: Names, whole: Agre
         for r, v in zip(readers, values, strict=True)
     ]
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(readers))]
-    look: Any = {"label": labels, "color": colours, "edgecolor": "white", "linewidth": 0.6}
-    axis.hist(values, bins=list(bins), stacked=True, **look)
+    axis.hist(values, bins=list(bins), stacked=True, label=labels, color=colours, ec="white")
     marks = (("median", whole.median_iou, "-"), ("5th percentile", whole.p5_iou, ":"))
     for name, found, style in marks:
-        look = {"color": "black", "linestyle": style, "linewidth": 1.8}
-        axis.axvline(found.value, 0, 1 - 0.9 * room, label=f"{name} {found.value:.3f}", **look)
+        label, top = f"{name} {found.value:.3f}", 1 - 0.9 * room
+        axis.axvline(found.value, 0, top, label=label, color="black", ls=style, lw=1.8)
     axis.set(xlabel="IoU of A's and B's box", ylabel="pairs of boxes", xlim=(start, 1))
     shares = f"IoU ≥ 0.9: {whole.share_90.value:.0%}     IoU ≥ 0.95: {whole.share_95.value:.0%}"
     axis.set_title(shares, fontsize=11)
     axis.set_ylim(0, axis.get_ylim()[1] / max(1 - room, 0.3))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.legend(loc="upper left", framealpha=1, edgecolor="none", fontsize=9).set_in_layout(False)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_edges(figure: Any, both: Sequence[Pair], readers: Names, whole: Agreement) -> None:
     """Four panels with one scale: difference against the mean place of the edge."""
-    axes = figure.subplots(2, 2, sharey=True)
     differences = np.array([p.edges_pct for p in both])
     lines = [v for e in whole.edges_pct for v in (e.low, e.high)]
     reach = 1.12 * np.nanmax(np.abs([*differences.ravel(), *lines, 1.0]))
     sized = all(p.size_hw for p in both)
-    for i, axis in enumerate(axes.flat):
-        for number, reader in enumerate(readers):
-            own = [p for p in both if p.reader == reader]
-            xs, ys = [_place(p, i, sized) for p in own], [p.edges_pct[i] for p in own]
-            look = {"color": COLOURS[number % len(COLOURS)], "s": 20, "linewidths": 0}
-            look["alpha"] = 0.65 if len(both) < 400 else 0.35
-            axis.scatter(xs, ys, marker=SHAPES[number % len(SHAPES)], **look)
+    places = np.array([np.add(p.a_xyxy, p.b_xyxy) / 2 for p in both])  # type: ignore[arg-type]
+    if sized:
+        places *= [[100 / v for v in (p.size_hw or (1, 1))[::-1] * 2] for p in both]
+    owner = np.array([readers.index(p.reader) for p in both])
+    for i, axis in enumerate(figure.subplots(2, 2, sharey=True).flat):
+        for number in range(len(readers)):
+            own = owner == number
+            look: Any = {"color": COLOURS[number % len(COLOURS)], "s": 20, "linewidths": 0}
+            look |= {"marker": SHAPES[number % len(SHAPES)], "alpha": 0.5}
+            axis.scatter(places[own, i], differences[own, i], **look)
         _draw_limits(axis, whole.edges_pct[i])
-        box_side = "width" if i % 2 == 0 else "height"
         axis.set_title(f"{SIDES[i]} edge", fontsize=11, loc="left", fontweight="bold")
-        axis.set_ylabel(f"B − A, % of A's box {box_side}", fontsize=10)
+        axis.set_ylabel(f"B − A, % of A's box {('width', 'height')[i % 2]}", fontsize=10)
         place = f"mean place of the edge, {'% of the film' if sized else 'px'}"
         axis.set(xlabel=place, ylim=(-reach, reach))
         axis.margins(x=0.06)
         axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-
-
-def _place(pair: Pair, edge: int, sized: bool) -> float:
-    assert pair.a_xyxy and pair.b_xyxy
-    mean = (pair.a_xyxy[edge] + pair.b_xyxy[edge]) / 2
-    if not sized or pair.size_hw is None:
-        return mean
-    return 100 * mean / pair.size_hw[1 - edge % 2]  # left and right by the width
 
 
 def _draw_limits(axis: Any, edge: Limits) -> None:
@@ -413,21 +387,19 @@ def draw_worst(comparison: Comparison, folder: str, path: Path, number: int) -> 
     both = [p for p in comparison.pairs if p.verdict == BOTH]
     finder = FilmFiles(folder)
     several = len({p.reader for p in both}) > 1
-    tiles, captions, lost = [], [], []
-    for pair in choose_worst(both, number):
-        place = finder.find(pair)
-        if place is None:
-            lost.append(pair)
-            continue
-        tiles.append(draw_pair(pair, place))
-        name = to_line(Path(pair.film).name)
-        captions.append(f"IoU {pair.iou:.3f}{f'  {pair.reader}' * several}\n{name}")
-    if not tiles:
-        return 0, lost
-    body = sheet(tiles, captions, columns=COLUMNS, tile=TILE)
-    title = f"the lowest IoU of {len({p.film for p in both})} films"
-    head = _draw_head(body.shape[1], title, _side_names(comparison, both))
-    write_atomic(path, encode_png(np.vstack([head, body])))
+    found = [(pair, finder.find(pair)) for pair in choose_worst(both, number)]
+    lost = [pair for pair, place in found if place is None]
+    tiles = [draw_pair(pair, place) for pair, place in found if place]
+    if tiles:
+        captions = [
+            f"IoU {pair.iou:.3f}{f'  {pair.reader}' * several}\n{to_line(Path(pair.film).name)}"
+            for pair, place in found
+            if place
+        ]
+        body = sheet(tiles, captions, columns=COLUMNS, tile=TILE)
+        title = f"the lowest IoU of {len({p.film for p in both})} films"
+        head = _draw_head(body.shape[1], title, _side_names(comparison, both))
+        write_atomic(path, encode_png(np.vstack([head, body])))
     return len(tiles), lost
 
 

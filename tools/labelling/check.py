@@ -26,7 +26,15 @@ from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
 from cxr.workdir import read_json, sha256_file
 from detect.data import find_films
-from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states, is_session
+from labelling.session import (
+    DONE_STATES,
+    Answer,
+    Session,
+    SessionFilm,
+    count_states,
+    is_session,
+    split_names,
+)
 from labelling.shapes import Shape
 
 OUTSIDE_PX = 0.5  # film pixels; less is rounding on the way from the view to the film
@@ -97,10 +105,18 @@ class Fault:
 def run(config: CheckConfig) -> int:
     """Print the faults of each; 1 when there are any or one could not be opened."""
     console = Console(highlight=False, soft_wrap=True)
-    code = 0
+    code, classes = 0, split_names(config.classes)
     for path in config.session:
         try:
-            faults, summary = _check(path, config)
+            if is_session(path):
+                session = Session.open(path)
+                faults, summary = check_session(session, config.hashes, config.complete)
+            elif Path(path).is_file():
+                own = config.films or None, classes, config.complete, config.hashes
+                faults, summary = check_file(path, *own)
+            else:
+                rule = "session must be a folder that `annotate.py start` made, or a COCO file"
+                raise FileNotFoundError(f"{rule}. Got '{path}' instead, which is neither.")
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
             code = 1
@@ -114,19 +130,6 @@ def run(config: CheckConfig) -> int:
         console.print(Text(f"{where}{number} in {summary}", style="bold"))
         code = max(code, int(bool(faults)))
     return code
-
-
-def _check(path: str, config: CheckConfig) -> tuple[list[Fault], str]:
-    """The faults of one session or file, and the end of its summary line."""
-    if is_session(path):
-        return check_session(Session.open(path), config.hashes, config.complete)
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"session must be a folder that `annotate.py start` made, or a COCO file. Got '{path}' "
-            "instead, which is neither."
-        )
-    classes = [name.strip() for name in config.classes.split(",") if name.strip()]
-    return check_file(path, config.films or None, classes, config.complete, config.hashes)
 
 
 def _summarise(films: int, boxes: int, rest: dict[str, int]) -> str:
@@ -223,11 +226,11 @@ def check_session(
             fix = f"Move it out of {views}, or delete it"
             faults.append(Fault(f"views/{path.name}", what, fix))
     counts = count_states(answer for _, answer in answers)
-    doubtful = f" ({counts.doubtful} of them doubtful)" if counts.doubtful else ""
-    rest = {f"still to do{doubtful}": counts.todo, "skipped": counts.skipped}
-    rest["that cannot be opened"] = counts.unreadable
+    doubtful = f" ({counts['doubtful']} of them doubtful)" if counts["doubtful"] else ""
+    rest = {f"still to do{doubtful}": counts["todo"], "skipped": counts["skipped"]}
+    rest["that cannot be opened"] = counts["unreadable"]
     boxes = sum(answer.box is not None for _, answer in answers)
-    return faults, _summarise(counts.films, boxes, rest)
+    return faults, _summarise(counts["films"], boxes, rest)
 
 
 def _in_labelme(session: Session, film: SessionFilm, what: str, fix: str) -> Fault:
@@ -239,11 +242,11 @@ def _in_labelme(session: Session, film: SessionFilm, what: str, fix: str) -> Fau
 def _find_changed(session: Session, film: SessionFilm) -> list[Fault]:
     """Why the film's file is no longer the one that was labelled."""
     path = session.film_path(film)
+    what = "the film has changed since the session was made"
+    fix = f"Put the old film back at {path}, or label this one in a session of its own"
     try:
         if sha256_file(path) == film.sha256:
             return []
-        what = "the film has changed since the session was made"
-        fix = f"Put the old film back at {path}, or label this one in a session of its own"
     except FileNotFoundError:
         what, fix = "the film is missing", f"Put it back at {path}"
     except OSError as error:
@@ -361,11 +364,11 @@ def _image_faults(
     for note in notes:
         category, box = note.get("category_id"), note.get("bbox")
         # an unknown class or an odd box is a fault of the format, and named already
-        known = isinstance(category, int | str) and category in labels
-        label = labels[category] if known else next(iter(classes), "")
-        sound = is_box(box) and box[2] > 0 and box[3] > 0
-        x0, y0, x1, y1 = xywh_to_xyxy([box])[0].tolist() if sound else [math.nan] * 4
-        boxes.append(Shape(label, ((x0, y0), (x1, y1))))
+        if is_box(box) and box[2] > 0 and box[3] > 0:
+            known = isinstance(category, int | str) and category in labels
+            label = labels[category] if known else next(iter(classes), "")
+            x0, y0, x1, y1 = xywh_to_xyxy([box])[0].tolist()
+            boxes.append(Shape(label, ((x0, y0), (x1, y1))))
     yield from _box_faults(boxes, _size_hw(image), classes, "category")
 
 

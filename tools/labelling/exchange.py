@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cxr.boxes import as_boxes, clip_xyxy
+from cxr.boxes import clip_xyxy
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
 from cxr.page.words import printable
-from cxr.rules import require
+from cxr.rules import require, require_one_of
 from labelling.formats import FORMATS
-from labelling.label_files import ReadRules, Unusable, marks_of, name_below, ticked, to_note
-from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, is_session
-from labelling.shapes import PRELABELLED, Shape
+from labelling.label_files import FilmLabels, ReadRules, Unusable, name_below, ticked, to_shapes
+from labelling.session import SKIP_FLAGS, Session, SessionFilm, is_session, split_names
+from labelling.shapes import PRELABELLED
 
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
 CARRIED_FLAGS = ("apices cut off",)  # those that say something of the box and ask for nothing
@@ -56,10 +56,10 @@ class ExportConfig:
     def __post_init__(self) -> None:
         count = len(self.source)
         require(count == 1, "source must be one session's folder or COCO file", count)
-        require(self.format in FORMATS, f"format must be one of {', '.join(FORMATS)}", self.format)
-        if not self.out:
-            rule = "out must be the folder for the label files, such as --out labels/"
-            raise ValueError(f"{rule}. Got none.")
+        require_one_of(self, format=FORMATS)
+        require(
+            bool(self.out), "out must be the folder for the label files, such as --out labels/", ""
+        )
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,16 @@ class ImportConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.path) != 1:
-            raise ValueError(f"path must be one label file or folder. Got {len(self.path)}.")
-        require(self.format in FORMATS, f"format must be one of {', '.join(FORMATS)}", self.format)
+        count, json = len(self.path), not self.into or Path(self.into).suffix.lower() == ".json"
+        require(count == 1, "path must be one label file or folder", count)
+        require_one_of(self, format=FORMATS)
         if bool(self.into) == bool(self.session):
             raise ValueError("into or session must say where the boxes go, and only one of them.")
-        json = not self.into or Path(self.into).suffix.lower() == ".json"
         require(json, "into must be a file named .json", self.into)
-        if self.session and not self.annotator:
-            rule = "annotator must say who drew the boxes that go into the session"
-            raise ValueError(f"{rule}. Got nobody.")
-        if self.format == "yolo" and not (self.films or self.session):
-            rule = "films must be the folder of the films: YOLO's fractions need their sizes"
-            raise ValueError(f"{rule}. Got none.")
+        who = "annotator must say who drew the boxes that go into the session"
+        require(bool(self.annotator) or not self.session, who, "")
+        rule = "films must be the folder of the films: YOLO's fractions need their sizes"
+        require(self.format != "yolo" or bool(self.films or self.session), rule, "")
 
 
 # Export
@@ -112,9 +109,10 @@ class ImportConfig:
 
 def run_export(config: ExportConfig) -> int:
     """Write the label files and tell what stayed behind; 1 for faults or trouble with files."""
+    out, kind = Path(config.out), config.format
     try:
-        if Path(config.out).is_file() and config.format != "coco":
-            raise ValueError(f"out must be a folder. Got the file '{config.out}' instead.")
+        if out.is_file() and kind != "coco":
+            raise ValueError(f"out must be a folder. Got the file '{out}' instead.")
         outgoing = read_outgoing(config)
         for fault in outgoing.faults:
             _say(f"left out  {fault}")
@@ -122,21 +120,26 @@ def run_export(config: ExportConfig) -> int:
         if left:
             count = outgoing.left.total()
             _say(f"{count} films without a box that counts stay behind: {left}")
-        if not outgoing.coco.films:
+        films = outgoing.coco.films
+        if not films:
             rule = "source must have a film that can go out"
             raise ValueError(f"{rule}. '{config.source[0]}' has none.")
-        kind, out = FORMATS[config.format], Path(config.out)
-        paths = kind.write(outgoing.coco, out, outgoing.films, config.overwrite)
+        paths = FORMATS[kind].write(outgoing.coco, out, outgoing.films, config.overwrite)
     except (OSError, ValueError) as error:
         return _fail(error)
-    unmarked = sum(PRELABELLED in film.extra for film in outgoing.coco.films)
-    if unmarked and config.format == "yolo":
-        _say(f"pre-labels that no human touched are among them, and YOLO cannot say so: {unmarked}")
-    unsaid = sum(int(film.ignored.sum()) for film in outgoing.coco.films)
-    if unsaid and config.format == "yolo":
-        _say(f"boxes marked not to count stay behind, for YOLO cannot mark them: {unsaid}")
+    if kind == "yolo":
+        for what, count in {
+            "pre-labels that no human touched are among them, and YOLO cannot say so": sum(
+                PRELABELLED in film.extra for film in films
+            ),
+            "boxes marked not to count stay behind, for YOLO cannot mark them": sum(
+                int(film.ignored.sum()) for film in films
+            ),
+        }.items():
+            if count:
+                _say(f"{what}: {count}")
     files = "file" if len(paths) == 1 else "files"
-    _say(f"{_count(outgoing.coco)} → {len(paths)} {config.format} {files} in {config.out}")
+    _say(f"{_count(outgoing.coco)} → {len(paths)} {kind} {files} in {config.out}")
     return int(bool(outgoing.faults))
 
 
@@ -157,13 +160,13 @@ def read_outgoing(config: ExportConfig) -> Outgoing:
         raise FileNotFoundError(f"films must be a folder. Got '{films}' instead.")
     if is_session(source):
         session = Session.open(source)
-        classes = _names(config.classes) or session.classes
+        classes = split_names(config.classes) or session.classes
         return _read_session(session, films, classes, config.all)
     if not source.is_file():
         rule = "source must be a session's folder or a COCO file"
         raise FileNotFoundError(f"{rule}. Got '{source}' instead.")
     coco = read_coco(source)
-    classes = _names(config.classes) or coco.classes
+    classes = split_names(config.classes) or coco.classes
     out = Outgoing(films, CocoSet([], classes, coco.info))
     for film in coco.films:
         labels = [coco.classes[i] for i in film.labels]
@@ -185,31 +188,29 @@ def _read_session(
         if untouched and answer.state == "todo":  # the detector's box, which waits for a human
             box = next((b for b in answer.boxes if b.usable and b.prelabelled), None)
         name = name_below(session.film_path(film), films) if films else film.film
-        reason = ""
+        foreign = {s.label for s in (box, *answer.ignored) if s} - set(classes) if box else set()
         if answer.fault and answer.state != "unreadable":
             reason = f"its label file {answer.fault}"
         elif answer.box and len(answer.human) > 1:
-            count = f"{len(answer.human)} boxes were drawn"
-            reason = f"{count}; delete the wrong one (`annotate.py check` lists such)"
-        elif box and (foreign := {s.label for s in (box, *answer.ignored)} - set(classes)):
+            fix = "delete the wrong one (`annotate.py check` lists such)"
+            reason = f"{len(answer.human)} boxes were drawn; {fix}"
+        elif foreign:
             reason = _say_foreign(min(foreign), classes)
         elif box and name is None:
             reason = f"its film lies outside {films}; pass --films with a folder that holds all"
-        if reason:
-            out.faults.append(Unusable(film.film, reason))
         elif box is None or name is None:
             out.left["doubtful" if "doubtful" in answer.flags else answer.state] += 1
+            continue
         else:
             facts = ("patient_id", "label", "sublabel", "source")
             extra: dict[str, Any] = {k: getattr(film, k) for k in facts if getattr(film, k)}
-            extra |= {PRELABELLED: True} if box.prelabelled else {"annotator": session.annotator}
+            extra |= {} if box.prelabelled else {"annotator": session.annotator}
             if flags := sorted(answer.flags - {"accepted"}):
                 extra["flags"] = flags
-            shapes = (box, *answer.ignored)
-            notes = tuple(to_note(s.marks) for s in shapes) if answer.ignored else ()
-            index = tuple(classes.index(s.label) for s in shapes)
-            boxes = as_boxes([s.xyxy for s in shapes])
-            out.coco.films.append(CocoFilm(name, film.size_hw, boxes, index, extra, notes))
+            labels = FilmLabels(name, film.size_hw, (box, *answer.ignored), extra)
+            out.coco.films.append(labels.to_film(classes))
+            continue
+        out.faults.append(Unusable(film.film, reason))
     return out
 
 
@@ -235,7 +236,7 @@ def _write(config: ImportConfig) -> list[Unusable]:
         fix = "take another name or pass --overwrite"
         raise FileExistsError(f"into must be a new file. '{into}' is there; {fix}.")
     films = Path(config.films) if config.films else None
-    rules = ReadRules(_names(config.classes), config.hull)
+    rules = ReadRules(split_names(config.classes), config.hull)
     coco, unusable = FORMATS[config.format].read(Path(config.path[0]), films, rules)
     _report_unusable(unusable)
     if not coco.films:
@@ -257,7 +258,7 @@ def _fill(config: ImportConfig) -> list[Unusable]:
             f"annotator must be {session.annotator}, whose session '{config.session}' is. Got "
             f"{config.annotator} instead; boxes of another hand go into a session of their own."
         )
-    classes = _names(config.classes) or session.classes
+    classes = split_names(config.classes) or session.classes
     if set(classes) - set(session.classes):
         rule = f"classes must be of {', '.join(session.classes)}, the session's"
         raise ValueError(f"{rule}. Got {', '.join(classes)} instead.")
@@ -310,15 +311,13 @@ def _fill_one(
 ) -> str:
     if target is None:
         return "unknown"
-    if _is_answered(session.answer(target)):
+    if not session.answer(target).untouched:
         return "kept"
     if film.extra.get(PRELABELLED):
         return "untouched"
-    flags, boxes = ticked(film.extra), clip_xyxy(film.boxes_xyxy, target.size_hw).tolist()
-    shapes = [
-        Shape(classes[label], ((x0, y0), (x1, y1)), flags=frozenset(marks))
-        for (x0, y0, x1, y1), label, marks in zip(boxes, film.labels, marks_of(film), strict=True)
-    ]
+    flags = ticked(film.extra)
+    inside = replace(film, boxes_xyxy=clip_xyxy(film.boxes_xyxy, target.size_hw))
+    shapes = to_shapes(inside, classes)
     counted, ignored = ([s for s in shapes if bool(s.marks) == m] for m in (False, True))
     if len(counted) > 1:
         raise ValueError(f"a session takes one box a film. Got {len(counted)}")
@@ -332,18 +331,6 @@ def _fill_one(
         return "boxless"
     session.set_answer(target, flags=skips, via="import")
     return "skipped"
-
-
-def _is_answered(answer: Answer) -> bool:
-    """Whether a human said anything: an answer, a box still in doubt, a ticked flag, or something
-    that cannot be read and may be an answer."""
-    human = bool(answer.ignored) or any(not box.prelabelled for box in answer.boxes)
-    return answer.done or human or bool(answer.flags or answer.fault)
-
-
-def _names(classes: Sequence[str] | str) -> tuple[str, ...]:
-    parts = classes.split(",") if isinstance(classes, str) else classes
-    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def _count(coco: CocoSet) -> str:

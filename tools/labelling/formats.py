@@ -27,14 +27,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 import yaml
 
@@ -53,10 +53,10 @@ from labelling.label_files import (
     SizeHw,
     check_free,
     compose,
-    marks_of,
     stem_of,
     ticked,
-    to_note,
+    to_rectangle,
+    to_shapes,
 )
 from labelling.session import Xyxy
 from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
@@ -96,9 +96,7 @@ class Coco(LabelFormat):
             def load(film: CocoFilm) -> FilmLabels:
                 name = finder.find(film.file_name)
                 size_hw = finder.check_size(name, film.size_hw)
-                labels = tuple(names[i] for i in film.labels)
-                boxes = film.boxes_xyxy.tolist()
-                return FilmLabels(name, size_hw, labels, boxes, film.extra, film.notes)
+                return FilmLabels(name, size_hw, to_shapes(film, names), film.extra, film.notes)
 
             return [(f": image {f.file_name}", partial(load, f)) for f in coco.films]
 
@@ -115,18 +113,9 @@ class Labelme(LabelFormat):
         if films is not None and (films / film.file_name).is_file():
             relative = os.path.relpath(films.resolve() / film.file_name, path.parent.resolve())
             where = Path(relative).as_posix()  # with / also on Windows
-        untouched = {PRELABELLED} if film.extra.get(PRELABELLED) else set()
-        shapes = []
-        groups = [note.get("group_id") for note in film.notes] or [None] * len(film.labels)
-        for box, label, marks, group in zip(
-            film.boxes_xyxy.tolist(), film.labels, marks_of(film), groups, strict=True
-        ):
-            x0, y0, x1, y1 = (round(v, 3) for v in box)
-            ticks, number = frozenset({*untouched, *marks}), group if type(group) is int else None
-            corners = ((x0, y0), (x1, y1))
-            shapes.append(Shape(classes[label], corners, "rectangle", ticks, number))
         flags = ticked(film.extra)
-        file = LabelFile(where, tuple(shapes), frozenset(flags), film.size_hw, film.file_name)
+        shapes = tuple(to_shapes(film, classes))
+        file = LabelFile(where, shapes, frozenset(flags), film.size_hw, film.file_name)
         write_label_file(path, file, flags)
 
     def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
@@ -134,15 +123,9 @@ class Labelme(LabelFormat):
         said = read_label_file(file)
         film = _find_labelled(file, base, finder, said)
         size_hw = finder.check_size(film, said.size_hw)
-        boxes = [_to_box(s, rules.hull or bool(s.marks)) for s in said.shapes]
-        untouched = any(shape.prelabelled for shape in said.shapes)
-        extra: dict[str, Any] = {PRELABELLED: True} if untouched else {}
-        extra |= {"flags": sorted(said.flags)} if said.flags else {}
-        notes = tuple(
-            to_note(s.marks) | ({} if s.group_id is None else {"group_id": s.group_id})
-            for s in said.shapes
-        )
-        return FilmLabels(film, size_hw, tuple(s.label for s in said.shapes), boxes, extra, notes)
+        shapes = [_to_box(s, rules.hull or bool(s.marks)) for s in said.shapes]
+        extra = {"flags": sorted(said.flags)} if said.flags else {}
+        return FilmLabels(film, size_hw, shapes, extra)
 
 
 def _find_labelled(file: Path, base: Path, finder: FilmFinder, labels: LabelFile) -> str:
@@ -165,24 +148,22 @@ def _find_labelled(file: Path, base: Path, finder: FilmFinder, labels: LabelFile
     return finder.find(said if beside else os.path.normpath(f"{parent}/{said}"))
 
 
-def _to_box(shape: Shape, hull: bool) -> Xyxy:
-    """The shape as xyxy in film pixels."""
+def _to_box(shape: Shape, hull: bool) -> Shape:
+    """The shape as an upright rectangle of two corners."""
+    points, kind = shape.points, shape.shape_type
     x0, y0, x1, y1 = shape.xyxy
     corners = {(x0, y0), (x1, y0), (x1, y1), (x0, y1)}  # as some programs write a rectangle
-    upright = len(shape.points) == 2 or (len(shape.points) == 4 and set(shape.points) == corners)
-    if shape.shape_type == "rectangle" and upright:
-        return shape.xyxy
-    if shape.shape_type not in (*HULL_SHAPES, "rectangle"):
-        raise LabelError(f"a {shape.shape_type} is no box")
-    if not hull:
-        raise LabelError(f"a {shape.shape_type} is no upright rectangle; --hull takes its hull")
-    if shape.shape_type != "circle":
-        return shape.xyxy
-    if len(shape.points) != 2:
-        raise LabelError(f"a circle must have two points. Got {len(shape.points)}")
-    centre, rim = shape.points
-    (cx, cy), radius = centre, math.dist(centre, rim)
-    return cx - radius, cy - radius, cx + radius, cy + radius
+    upright = len(points) == 2 or (len(points) == 4 and set(points) == corners)
+    if kind not in (*HULL_SHAPES, "rectangle"):
+        raise LabelError(f"a {kind} is no box")
+    if not ((kind == "rectangle" and upright) or hull):
+        raise LabelError(f"a {kind} is no upright rectangle; --hull takes its hull")
+    if kind == "circle":
+        if len(points) != 2:
+            raise LabelError(f"a circle must have two points. Got {len(points)}")
+        (cx, cy), radius = points[0], math.dist(*points)
+        x0, y0, x1, y1 = cx - radius, cy - radius, cx + radius, cy + radius
+    return replace(shape, points=((x0, y0), (x1, y1)), shape_type="rectangle")
 
 
 class Voc(LabelFormat):
@@ -201,28 +182,21 @@ class Voc(LabelFormat):
 
     def save(self, path: Path, film: CocoFilm, classes: Names, films: Path | None) -> None:
         *folders, name = PurePosixPath(film.file_name).parts
+        lines = []
+        for shape in to_shapes(film, classes):
+            edges = (f"{value:.3f}".rstrip("0").rstrip(".") for value in to_voc(shape.xyxy))
+            box = "".join(map(_tag, _EDGES, edges))
+            # prelabelled is no key of VOC's own, and its readers pass over it
+            more = _tag(PRELABELLED, 1) * shape.prelabelled
+            known = _tag("name", shape.label) + _tag("pose", "Unspecified") + _tag("truncated", 0)
+            known += _tag("difficult", int(bool(shape.marks))) + more
+            lines.append(f"<object>{known}<bndbox>{box}</bndbox></object>")
         height, width = film.size_hw
-        objects = []
-        boxes = film.boxes_xyxy.tolist()
-        for box, label, marks in zip(boxes, film.labels, marks_of(film), strict=True):
-            edges = (f"{value:.3f}".rstrip("0").rstrip(".") for value in to_voc(box))
-            head = {"name": classes[label], "pose": "Unspecified", "truncated": 0}
-            item: dict[str, Any] = {**head, "difficult": int(bool(marks))}
-            if film.extra.get(PRELABELLED):  # no key of VOC's own, and its readers pass over it
-                item[PRELABELLED] = 1
-            objects.append({**item, "bndbox": dict(zip(_EDGES, edges, strict=True))})
-        root = ElementTree.Element("annotation")
-        content = {
-            "folder": "/".join(folders),
-            "filename": name,
-            "source": {"database": DATABASE},
-            "size": {"width": width, "height": height, "depth": 1},
-            "segmented": 0,
-            "object": objects,
-        }
-        _add(root, content)
-        ElementTree.indent(root)
-        write_atomic(path, ElementTree.tostring(root, encoding="unicode") + "\n")
+        size = _tag("width", width) + _tag("height", height) + _tag("depth", 1)
+        head = _tag("folder", "/".join(folders)) + _tag("filename", name)
+        head += f"<source>{_tag('database', DATABASE)}</source><size>{size}</size>"
+        text = "\n".join([f"<annotation>{head}{_tag('segmented', 0)}", *lines, "</annotation>\n"])
+        write_atomic(path, text)
 
     def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
         root = parse_xml(file.read_bytes())
@@ -230,13 +204,12 @@ class Voc(LabelFormat):
             raise LabelError(f"not VOC: its root must be annotation. Got {root.tag!r}")
         film = finder.find(*_candidates(root, file.relative_to(base).parent.as_posix(), finder))
         size_hw = finder.check_size(film, _read_size(root))
-        items = root.findall("object")
-        boxes = [_read_box(item, number) for number, item in enumerate(items, start=1)]
-        untouched = any(_text(item, PRELABELLED) == "1" for item in items)
-        extra = {PRELABELLED: True} if untouched else {}
-        notes = tuple(to_note(_read_marks(i, number)) for number, i in enumerate(items, start=1))
-        labels = tuple(_text(item, "name") for item in items)
-        return FilmLabels(film, size_hw, labels, boxes, extra, notes)
+        shapes = []
+        for number, item in enumerate(root.findall("object"), start=1):
+            flags = _read_marks(item, number)
+            flags += [PRELABELLED] * (_text(item, PRELABELLED) == "1")
+            shapes.append(to_rectangle(_text(item, "name"), _read_box(item, number), flags))
+        return FilmLabels(film, size_hw, shapes, {})
 
 
 def to_voc(box_xyxy: Sequence[float]) -> Xyxy:
@@ -271,15 +244,8 @@ def parse_xml(data: bytes) -> ElementTree.Element:
         raise LabelError(f"not XML, or cut off: {error}") from error
 
 
-def _add(parent: ElementTree.Element, content: dict[str, Any]) -> None:
-    """Tag → text, another such table, or a list of them for a tag that stands several times."""
-    for tag, value in content.items():
-        for one in value if isinstance(value, list) else [value]:
-            child = ElementTree.SubElement(parent, tag)
-            if isinstance(one, dict):
-                _add(child, one)
-            else:
-                child.text = str(one) or None
+def _tag(name: str, content: Any) -> str:
+    return f"<{name}>{escape(str(content))}</{name}>"
 
 
 def _candidates(root: ElementTree.Element, parent: str, finder: FilmFinder) -> list[str]:
@@ -379,18 +345,19 @@ class Yolo(LabelFormat):
         if finder.folder is None and finder.known is None:
             rule = "films must be the films' folder: YOLO's fractions need their sizes"
             raise ValueError(f"{rule}. Got none instead.")
-        stems, rules = _Stems(finder.names), collector.rules
+        rules = collector.rules
         classes, own = _find_classes(base, rules)
         collector.classes |= dict.fromkeys(classes)
         keys = {f: compose(f.relative_to(base).as_posix().removesuffix(f.suffix)) for f in files}
-        if own == base / CLASSES or not stems.in_place(CLASSES.removesuffix(".txt")):
+        if own == base / CLASSES or not _in_place(CLASSES.removesuffix(".txt"), finder):
             keys.pop(base / CLASSES, None)
         # labels that lie as their film does go first: no stem may take its film from them
-        files = sorted(keys, key=lambda file: not stems.in_place(keys[file]))
-        files = [f for f in files if not f.name.startswith("README.") or stems.in_place(keys[f])]
+        placed = {file: bool(_in_place(key, finder)) for file, key in keys.items()}
+        files = sorted(keys, key=lambda file: not placed[file])
+        files = [file for file in files if not file.name.startswith("README.") or placed[file]]
 
         def load(file: Path) -> FilmLabels:
-            film = stems.find(keys[file])
+            film = _find_by_key(keys[file], finder)
             return _read_film(file, film, finder.check_size(film, None), classes, rules.hull)
 
         return files, lambda file: [("", partial(load, file))]
@@ -408,33 +375,24 @@ def _drop_folder(key: str, folder: str) -> str:
     return key if at is None else "/".join(parts[:at] + parts[at + 1 :])
 
 
-class _Stems:
-    """The films by the last part of their label file's path."""
+def _in_place(key: str, finder: FilmFinder) -> list[str]:
+    """The films whose label file lies at this path."""
+    dropped, same = _drop_folder(key, LABELS), finder.of_stem(key)
+    for wanted, folder in ((key, ""), (dropped, ""), (dropped, "images")):
+        if films := [f for f in same if _drop_folder(label_key(f), folder) == wanted]:
+            return films
+    return []
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._films: dict[str, list[str]] = defaultdict(list)
-        for film in sorted(names):
-            self._films[label_key(film).rpartition("/")[2]].append(film)
 
-    def find(self, key: str) -> str:
-        """Raises LabelError when no film fits, or several do."""
-        same = self._films.get(key.rpartition("/")[2], [])
-        ends = [f for f in same if f"/{label_key(f)}".endswith(f"/{key}")]
-        films = self.in_place(key) or ends or same
-        if not films:
-            raise LabelError("no film of this name lies in the films' folder")
-        if len(films) > 1:
-            raise LabelError(f"its film may be {films[0]} or {films[1]}")
+def _find_by_key(key: str, finder: FilmFinder) -> str:
+    """Raises LabelError when no film fits, or several do."""
+    same = finder.of_stem(key)
+    ends = [f for f in same if f"/{label_key(f)}".endswith(f"/{key}")]
+    films = _in_place(key, finder) or ends or same
+    if len(films) == 1:
         return films[0]
-
-    def in_place(self, key: str) -> list[str]:
-        """The films whose label file lies at this path."""
-        dropped = _drop_folder(key, LABELS)
-        for wanted, folder in ((key, ""), (dropped, ""), (dropped, "images")):
-            same = self._films.get(key.rpartition("/")[2], [])
-            if films := [f for f in same if _drop_folder(label_key(f), folder) == wanted]:
-                return films
-        return []
+    both = f"its film may be {' or '.join(films[:2])}"
+    raise LabelError(both if films else "no film of this name lies in the films' folder")
 
 
 def _find_classes(base: Path, rules: ReadRules) -> tuple[tuple[str, ...], Path | None]:
@@ -476,15 +434,14 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_film(file: Path, film: str, size_hw: SizeHw, classes: Names, hull: bool) -> FilmLabels:
-    labels, boxes = [], []
+    shapes = []
     for number, line in enumerate(_read_lines(file), start=1):
         if line.strip():
-            label, box = _read_line(f"line {number}", line.split(), size_hw, hull)
+            label, xyxy = _read_line(f"line {number}", line.split(), size_hw, hull)
             if not 0 <= label < len(classes):
                 raise LabelError(f"line {number}: class {label} is none of 0 to {len(classes) - 1}")
-            labels.append(classes[label])
-            boxes.append(box)
-    return FilmLabels(film, size_hw, tuple(labels), boxes, {})
+            shapes.append(to_rectangle(classes[label], xyxy))
+    return FilmLabels(film, size_hw, shapes, {})
 
 
 def _read_line(where: str, words: list[str], size_hw: SizeHw, hull: bool) -> tuple[int, Xyxy]:

@@ -3,13 +3,14 @@ where label files lie. Boxes are xyxy in film pixels, as cxr.coco has them."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from cxr.film import FILM_SUFFIXES, FilmError, list_films, read_film
 from cxr.picture import is_picture
 from cxr.workdir import console
 from labelling.session import is_session
+from labelling.shapes import PRELABELLED, Shape
 
 MAX_LABEL_BYTES = 256 << 20  # labelme may keep the whole picture in its file
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -71,32 +73,53 @@ ANY_LABELS = ReadRules()
 
 
 class FilmLabels(NamedTuple):
-    """What a label file says of one film; boxes (N, 4) xyxy in film pixels."""
+    """What a label file says of one film; shapes are upright rectangles in film pixels."""
 
     film: str
     size_hw: SizeHw
-    labels: Names
-    boxes_xyxy: Sequence[Sequence[float]]
+    shapes: Sequence[Shape]
     extra: dict[str, Any]
-    notes: tuple[dict[str, Any], ...] = ()
+    notes: tuple[dict[str, Any], ...] = ()  # that the boxes have in a COCO file
 
     def to_film(self, classes: Sequence[str]) -> CocoFilm:
         """The record of cxr.coco, labels numbered by `classes`."""
-        index = tuple(classes.index(label) for label in self.labels)
-        boxes = as_boxes(self.boxes_xyxy)
-        return CocoFilm(self.film, self.size_hw, boxes, index, self.extra, self.notes)
+        index = tuple(classes.index(shape.label) for shape in self.shapes)
+        untouched = any(shape.prelabelled for shape in self.shapes)
+        extra = self.extra | ({PRELABELLED: True} if untouched else {})
+        notes = self.notes or tuple(map(_to_note, self.shapes))
+        boxes = as_boxes([shape.xyxy for shape in self.shapes])
+        notes = notes if any(notes) else ()
+        return CocoFilm(self.film, self.size_hw, boxes, index, extra, notes)
 
 
-def to_note(marks: Iterable[str]) -> dict[str, Any]:
-    """The keys of a box with these marks. Any of them is a crowd for the trainers of others, which
-    know no other mark of COCO."""
-    named = sorted(marks)
-    return {"iscrowd": 1, **dict.fromkeys(named, 1)} if named else {}
+def _to_note(shape: Shape) -> dict[str, Any]:
+    """What COCO keeps of a shape. Any mark is a crowd for the trainers of others, which know no
+    other mark of COCO."""
+    marks = {"iscrowd": 1, **dict.fromkeys(sorted(shape.marks), 1)} if shape.marks else {}
+    return marks | ({} if shape.group_id is None else {"group_id": shape.group_id})
 
 
-def marks_of(film: CocoFilm) -> list[list[str]]:
-    """The marks of each box that say not to count it."""
-    return [marks_in(note) for note in film.notes or ({},) * len(film.labels)]
+def to_rectangle(label: str, xyxy: Sequence[float], flags: Iterable[str] = ()) -> Shape:
+    """A box that a file gives by its edges, which may not be crossed; raises LabelError."""
+    x0, y0, x1, y1 = xyxy
+    said = ", ".join(f"{value:g}" for value in xyxy)
+    if not all(map(math.isfinite, xyxy)):
+        raise LabelError(f"the edges of a box must be four numbers. Got {said}")
+    if x0 >= x1 or y0 >= y1:
+        raise LabelError(f"a box must have a width and a height above 0. Got the edges {said}")
+    return Shape(label, ((x0, y0), (x1, y1)), flags=frozenset(flags))
+
+
+def to_shapes(film: CocoFilm, classes: Sequence[str]) -> list[Shape]:
+    """The boxes of a record as shapes in film pixels, with their marks."""
+    untouched = {PRELABELLED} if film.extra.get(PRELABELLED) else set()
+    notes, shapes = film.notes or ({},) * len(film.labels), []
+    for box, label, note in zip(film.boxes_xyxy.tolist(), film.labels, notes, strict=True):
+        x0, y0, x1, y1 = (round(v, 3) for v in box)
+        flags, group = frozenset({*untouched, *marks_in(note)}), note.get("group_id")
+        group = group if type(group) is int else None
+        shapes.append(Shape(classes[label], ((x0, y0), (x1, y1)), "rectangle", flags, group))
+    return shapes
 
 
 Entry = tuple[str, Callable[[], FilmLabels]]  # which film of a file, and what reads it
@@ -113,11 +136,9 @@ class LabelFormat:
         self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
     ) -> list[Path]:
         """Write the label files, at the films' relative paths below `out`.
-
-        Raises:
-            ValueError: for a film that leads out of `out`, for two that share a label file, for
-                names that the format cannot hold.
-            FileExistsError: when a file is there and may not be replaced.
+        Raises ValueError for a film that leads out of `out`, for two that share a label file, for
+        names that the format cannot hold; FileExistsError: when a file is there and may not be
+        replaced.
         """
         stems = Counter(stem_of(film.file_name) for film in coco.films)
         owners: dict[str, str] = {}
@@ -156,7 +177,9 @@ class LabelFormat:
             where = file.relative_to(base).as_posix()
 
             def list_entries(file: Path = file) -> Sequence[Entry]:
-                check_bytes(file)
+                if file.stat().st_size > MAX_LABEL_BYTES:
+                    most = MAX_LABEL_BYTES >> 20
+                    raise LabelError(f"larger than {most} MiB, too large for labels")
                 return entries_of(file)
 
             for which, load in collector.attempt(where, list_entries) or ():
@@ -210,16 +233,18 @@ class Collector:
         if labels.film in self._films:
             raise LabelError(f"{labels.film} has labels in {self._films[labels.film][0]} already")
         allowed = self.rules.classes
-        folded = {name.casefold(): name for name in allowed}
-        stripped = [name.strip() for name in labels.labels]
-        named = [n if n in allowed else folded.get(n.casefold(), n) for n in stripped]
-        if not all(named):
-            raise LabelError("a box of it has no label")
-        used = sorted(set(named))
+        known = {name.casefold(): name for name in allowed} | {name: name for name in allowed}
+        named = []
+        for shape in labels.shapes:
+            name = shape.label.strip()
+            named.append(replace(shape, label=known.get(name, known.get(name.casefold(), name))))
+            if not name:
+                raise LabelError("a box of it has no label")
+        used = sorted({shape.label for shape in named})
         foreign = [label for label in used if label not in allowed]
         if allowed and foreign:
             raise LabelError(f"label {foreign[0]!r} is not of {', '.join(allowed)}")
-        labels = labels._replace(labels=tuple(named))
+        labels = labels._replace(shapes=named)
         if faults := find_faults(to_coco(CocoSet([labels.to_film(used)], tuple(used)))):
             raise LabelError(faults[0])
         return labels
@@ -227,7 +252,7 @@ class Collector:
     def finish(self) -> Read:
         """The set and what is not in it."""
         films = [labels for _, labels in self._films.values()]
-        used = {label for film in films for label in film.labels}
+        used = {shape.label for film in films for shape in film.shapes}
         declared = [name.strip() for name in self.classes]
         order = self.rules.classes or tuple(dict.fromkeys([*declared, *sorted(used)]))
         info = self.infos[0] if len(self.infos) == 1 else {}
@@ -239,9 +264,7 @@ def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, l
 
     `path` is one file or a folder searched through; `marker` is the name of the folder that labels
     conventionally lie in, found above or below `path`.
-
-    Raises:
-        FileNotFoundError, ValueError: for a path without such files.
+    Raises FileNotFoundError, ValueError for a path without such files.
     """
     if path.is_file():
         above = [p for p in path.resolve().parents if p.name == marker]
@@ -260,11 +283,6 @@ def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, l
     if not files:
         raise ValueError(f"path must hold label files named *{suffix}. Got '{path}' with none.")
     return base, files
-
-
-def check_bytes(file: Path) -> None:
-    if file.stat().st_size > MAX_LABEL_BYTES:
-        raise LabelError(f"larger than {MAX_LABEL_BYTES >> 20} MiB, too large for labels")
 
 
 def ticked(extra: Mapping[str, Any]) -> list[str]:
@@ -342,12 +360,14 @@ class FilmFinder:
                 stems[key].append(name)
         return bases, stems
 
+    def of_stem(self, path: str) -> list[str]:
+        """The films whose bare name without its suffix is the last part of this path."""
+        return self._loose[1].get(path.rpartition("/")[2], [])
+
     def find(self, *candidates: str) -> str:
         """The film that the first fitting candidate names, exactly; else the one film with that
         bare name in any folder; else, for a name without a suffix, the one film of that stem.
-
-        Raises:
-            LabelError: when none does, when several do, or when a name leads out of the folder.
+        Raises LabelError when none does, when several do, or when a name leads out of the folder.
         """
         tried = [self._to_relative(c) for c in candidates]
         if found := next(filter(None, map(self.look_up, tried)), None):
@@ -377,9 +397,7 @@ class FilmFinder:
 
     def check_size(self, film: str, said_hw: SizeHw | None) -> SizeHw:
         """(height, width) of the film, which must be what its labels say where both are known.
-
-        Raises:
-            LabelError: for another size, an unknown one or a film that cannot be read.
+        Raises LabelError for another size, an unknown one or a film that cannot be read.
         """
         size_hw = None
         if self.known is not None:
@@ -413,9 +431,7 @@ class FilmFinder:
 
 def read_size_hw(path: Path) -> SizeHw:
     """(height, width) of a film as read_film gives it; of a picture only the header is read.
-
-    Raises:
-        LabelError: for what is no film.
+    Raises LabelError for what is no film.
     """
     from PIL import Image
 

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 
 from cxr.boxes import as_boxes, clip_xyxy, scale_xyxy, xyxy_to_xywh
 from cxr.coco import write_coco_json
-from cxr.film import FILM_SUFFIXES
-from cxr.rules import require
+from cxr.rules import require, require_one_of
 from cxr.workdir import write_atomic
+from labelling.label_files import stem_of
 from labelling.merged_file import POLICIES, Contributor, Target, Xywh
 from labelling.session import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
 from labelling.shapes import Shape
@@ -58,9 +58,7 @@ class MergeConfig:
     def __post_init__(self) -> None:
         if not self.session:
             raise ValueError("session must name at least one session's folder. Got none.")
-        for name, known in (("policy", POLICIES), ("size", SIZES), ("names", NAMES)):
-            got = getattr(self, name)
-            require(got in known, f"--{name} must be one of {', '.join(known)}", got)
+        require_one_of(self, policy=POLICIES, size=SIZES, names=NAMES)
         is_file = bool(self.into) and not Path(self.into).is_dir()
         require(is_file, "--into must be a file", self.into)
         dotted = re.fullmatch(r"(\.\w+)?", self.suffix) is not None
@@ -139,7 +137,10 @@ def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Ta
             except ValueError as error:
                 tally.reasons.append(f"{session.path}: {film.film}: {error}")
                 continue
-            tally.left_out[_why_left_out(answer)] += 1
+            why = "file unreadable" if answer.state == "unreadable" else "todo"
+            if answer.state == "skipped":
+                why = next(flag for flag in SKIP_FLAGS if flag in answer.flags)
+            tally.left_out[why] += 1
             held = target.stored_for(name, film.sha256)
             if any(c.session == session.session_id for c in held):
                 tally.withdrawn.append(film.film)
@@ -187,10 +188,8 @@ def _place_box(film: SessionFilm, box: Shape, size: str) -> tuple[tuple[int, int
     inside, size_hw = clip_xyxy(box.xyxy, film.size_hw), film.size_hw
     if size == "original":
         if film.original_hw is None:
-            raise ValueError(
-                "its original size is unknown, for its films.csv has no orig_width "
-                "and orig_height; take --size film"
-            )
+            what = "its original size is unknown, for its films.csv has no orig_width"
+            raise ValueError(f"{what} and orig_height; take --size film")
         size_hw = film.original_hw
         inside = scale_xyxy(inside, film.size_hw, size_hw)
     # rounded here and nowhere else: what is computed from it is then the same in each merge
@@ -205,15 +204,8 @@ def listed_name(film: str, config: MergeConfig) -> str:
     if config.names == "base":
         path = PurePosixPath(path.name)
     if config.suffix:
-        stem = path.stem if path.suffix.lower() in FILM_SUFFIXES else path.name
-        path = path.with_name(stem + config.suffix)
+        path = path.with_name(PurePosixPath(stem_of(path.name)).name + config.suffix)
     return path.as_posix()
-
-
-def _why_left_out(answer: Answer) -> str:
-    if answer.state == "unreadable":
-        return "file unreadable"
-    return next((f for f in SKIP_FLAGS if answer.state == "skipped" and f in answer.flags), "todo")
 
 
 @contextmanager
@@ -243,9 +235,9 @@ def write(target: Target) -> Path | None:
     for other in path.parent.glob(f".{path.name}.*"):  # a killed merge's files of cxr.workdir
         if leftover.fullmatch(other.name):
             other.unlink(missing_ok=True)
-    backup = path.with_name(f"{path.name}.bak") if path.exists() else None
-    if backup is not None:
-        write_atomic(backup, path.read_bytes())
+    backup = None
+    if path.exists():
+        backup = write_atomic(path.with_name(f"{path.name}.bak"), path.read_bytes())
     write_coco_json(path, target.data)
     return backup
 

@@ -118,10 +118,8 @@ def find_conflicts(
     None is found for a contributor's own box as it stands already, nor for one that agrees with
     the only box there, where nobody knows whose that is.
     """
-    standing, conflicts = list(stored), []
+    standing, conflicts = list(stored or new[:1]), []
     for one in new:
-        if not standing:
-            standing.append(one)
         unknown = len(standing) == 1 and standing[0].session == BEFORE
         own = next((s for s in standing if s.key == one.key), None)
         if not ((own or standing[0]).is_same(one) and (own or unknown)):
@@ -139,14 +137,12 @@ def combine(
     """
     if policy == "refuse":
         return list(stored or new[:1])
-    out = list(stored)
+    out = {one.key: one for one in stored}
     for one in new:
-        at = next((i for i, own in enumerate(out) if own.key == one.key), None)
-        if at is None:
-            out.append(one)
-        elif policy != "first" and not out[at].is_same(one) and one.when >= out[at].when:
-            out[at] = one
-    return out
+        own = out.setdefault(one.key, one)
+        if policy != "first" and not own.is_same(one) and one.when >= own.when:
+            out[one.key] = one
+    return list(out.values())
 
 
 def choose(contributors: Sequence[Contributor], policy: str) -> Contributor:
@@ -163,16 +159,16 @@ def choose(contributors: Sequence[Contributor], policy: str) -> Contributor:
         return replace(contributors[0], annotator=", ".join(names), bbox=_mean_box(contributors))
     one = contributors[0]
     if policy == "newest":  # of two with one date the later in the list
-        one = max(enumerate(contributors), key=lambda pair: (pair[1].when, pair[0]))[1]
+        one = max(reversed(contributors), key=lambda c: c.when)
     return replace(one, annotator="") if one.annotator == BEFORE else one
 
 
 @dataclass
 class Place:
-    """One film of the merged file: its entry and annotation, and the boxes that belong to it.
+    """One film of the merged file: its entry (without an id where it is not listed yet) and
+    annotation, and the boxes that belong to it.
 
     Attributes:
-        image: its entry; without an id where the file does not list it yet.
         sha256: of the film's file; "" where nobody says.
         film: as the first session that brought a box for it knows it.
         names: that the film came under, in order.
@@ -265,8 +261,7 @@ class Target:
             listed, comes = (f"{w} × {h} px" for h, w in (place.size_hw, size_hw))
             both = f"it is listed with {listed} and comes with {comes}"
             raise ValueError(f"{both}; one file takes one --size")
-        place.film = place.film or film
-        place.sha256 = place.sha256 or film.sha256
+        place.film, place.sha256 = place.film or film, place.sha256 or film.sha256
         place.new.append(box)
         place.marked += marked
         place.names |= {place.file_name: None, name: None}
@@ -333,22 +328,28 @@ class Target:
             return self._put_marked(place)
         contributors = combine(place.stored, place.new, policy)
         choice = choose(contributors, policy)
-        images, notes = self.data["images"], self.data["annotations"]
         facts = {k: getattr(place.film, k) for k in _FACTS if not place.image.get(k)}
         facts |= {"annotator": choice.annotator, "sha256": place.sha256}
-        image = {"id": _next_id(images), **place.image, **{k: v for k, v in facts.items() if v}}
+        first, (height, width), (x, y, w, h) = place.note is None, place.size_hw, choice.bbox
+        image = {"id": _next_id(self.data["images"]), **place.image}
+        image |= {key: value for key, value in facts.items() if value}
+        note = place.note or {
+            **{"id": _next_id(self.data["annotations"]), "image_id": image["id"]},
+            **{"category_id": 0, "bbox": None, "area": 0.0, "iscrowd": 0},
+        }
+        area = {} if note["bbox"] == [x, y, w, h] else {"area": round(w * h, 3)}
         note = {
-            "id": _next_id(notes),
-            "image_id": image["id"],
-            **(place.note or {}),
-            **self._to_note(place, choice, contributors),
+            **note,
+            **{"category_id": self._id_of[choice.category], "bbox": [x, y, w, h], **area},
+            "bbox_fraction": [round(v, 6) for v in (x / width, y / height, w / width, h / height)],
+            "provenance": [c.to_entry(choice.category) for c in contributors],
         }
         changed = image != place.image or note != place.note
-        if place.note is None:
-            images.append(image)
+        if first:
+            self.data["images"].append(image)
             self._append(note)
             place.image, place.note = image, note
-        else:
+        elif place.note is not None:
             place.image |= image
             place.note |= note
         return self._put_marked(place) or changed
@@ -368,23 +369,6 @@ class Target:
                 box = {"bbox": list(bbox), "area": round(bbox[2] * bbox[3], 3)}
                 self._append({**head, **box, "iscrowd": 1, **dict.fromkeys(sorted(marks), 1)})
         return len(notes) > before
-
-    def _to_note(
-        self, place: Place, choice: Contributor, contributors: Sequence[Contributor]
-    ) -> dict[str, Any]:
-        """What the annotation says of the chosen box."""
-        height, width = place.size_hw
-        x, y, w, h = choice.bbox
-        note = {
-            "category_id": self._id_of[choice.category],
-            "bbox": [x, y, w, h],
-            "bbox_fraction": [round(v, 6) for v in (x / width, y / height, w / width, h / height)],
-            "provenance": [c.to_entry(choice.category) for c in contributors],
-        }
-        if place.note is None:
-            return {**note, "area": round(w * h, 3), "iscrowd": 0}
-        moved = place.note["bbox"] != note["bbox"]
-        return {**note, "area": round(w * h, 3)} if moved else note
 
 
 def _key(name: str) -> str:

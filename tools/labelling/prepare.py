@@ -50,10 +50,8 @@ class Candidates(NamedTuple):
 def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> Candidates:
     """Films of folders, files and tables (`.csv`); `table` tells the labels of films in folders,
     and only films of `source` are kept, if it is named.
-
-    Raises:
-        ValueError: for a table without its columns, or when no film is left.
-        FileNotFoundError: for a path that does not exist.
+    Raises ValueError for a table without its columns, or when no film is left; FileNotFoundError
+    for a path that does not exist.
     """
     tables = [Path(f) for f in films if f.lower().endswith(".csv")]
     listed = [film for path in tables for film in read_table(path)]
@@ -111,9 +109,7 @@ def sample_films(
 ) -> list[SessionFilm]:
     """So many films of each label (or sublabel), from as many patients as there are: a patient
     gives a second film only after every patient of the label has given one.
-
-    Raises:
-        ValueError: when a label has too few films.
+    Raises ValueError when a label has too few films.
     """
     if not sample:
         return list(films)
@@ -210,7 +206,11 @@ def prepare_films(
     that is the same file as an earlier one, has its reason instead of a view.
     """
     (path / "prepared").mkdir(parents=True, exist_ok=True)
-    named = [replace(c, film=_relative(c.film, root)) for c in candidates]
+    places = [absolute(c.film) for c in candidates]
+    named = [
+        replace(c, film=(p.relative_to(root) if p.is_relative_to(root) else p).as_posix())
+        for c, p in zip(candidates, places, strict=True)
+    ]
     by_path = dict(zip((Path(c.film) for c in candidates), named, strict=True))
     with FilmRecords(path / "prepared.jsonl", SessionFilm.from_dict) as log:
         pending = [file for file, film in by_path.items() if film.film not in log]
@@ -260,7 +260,12 @@ def add_films(
     (path / "views").mkdir(exist_ok=True)
     films = list(old)
     first = max((f.number for f in old), default=0) + 1
-    for number, row in enumerate(_in_order(new, order, seed), first):
+    rows = sorted(new, key=lambda r: r.film)
+    if order == "random":
+        random.Random(seed).shuffle(rows)
+    doubt = {"uncertain": 1.0}.get(order, 0.0)
+    rows.sort(key=lambda r: (not r.view, -doubt * r.uncertainty))
+    for number, row in enumerate(rows, first):
         view = ""
         if row.view:
             stem = re.sub(r"[^\w.-]+", "_", Path(row.film).stem)[:60]
@@ -270,15 +275,6 @@ def add_films(
         films.append(replace(row, number=number, view=view))
     write_films(path, films)
     return films
-
-
-def _in_order(rows: Sequence[SessionFilm], order: str, seed: int) -> list[SessionFilm]:
-    rows = sorted(rows, key=lambda r: r.film)
-    if order == "random":
-        random.Random(seed).shuffle(rows)
-    elif order == "uncertain":
-        rows.sort(key=lambda r: -r.uncertainty)
-    return sorted(rows, key=lambda r: not r.view)
 
 
 def draw_prelabels(session: Session) -> None:
@@ -300,8 +296,12 @@ def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:
     """Pre-label again, with another detector, each film that no human has touched; returns how
     many. Human boxes, and films with a history, stay as they are."""
     noted = {entry["number"] for entry in session.history()}
-    free = [f for f in session.films if f.view and f.number not in noted and _is_free(session, f)]
-    by_path = {session.film_path(f): f for f in free}
+    by_path = {}
+    for film in (f for f in session.films if f.view and f.number not in noted):
+        answer = session.answer(film)
+        # a label file without a box was emptied by hand
+        if answer.untouched and (answer.boxes or not session.label_path(film).exists()):
+            by_path[session.film_path(film)] = film
     renewed = {}
     for path, read, prelabel in _look_at(list(by_path), detector, "Pre-labelling again"):
         film = by_path[path]
@@ -314,21 +314,6 @@ def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:
     return len(renewed)
 
 
-def _is_free(session: Session, film: SessionFilm) -> bool:
-    """Whether nobody has drawn, moved, deleted or ticked anything on this film."""
-    if not session.label_path(film).exists():
-        return True
-    answer = session.answer(film)
-    shapes = (*answer.boxes, *answer.ignored)
-    untouched = bool(shapes) and all(b.prelabelled for b in shapes)
-    return answer.state == "todo" and not answer.fault and not answer.flags and untouched
-
-
 def absolute(path: str | Path) -> Path:
     """The path from the root, links left as they are."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
-
-
-def _relative(path: str, root: Path) -> str:
-    full = absolute(path)
-    return full.relative_to(root).as_posix() if full.is_relative_to(root) else full.as_posix()

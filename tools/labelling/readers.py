@@ -7,6 +7,7 @@ a CSV seldom knows.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import posixpath
 import unicodedata
@@ -23,8 +24,10 @@ import numpy as np
 from cxr.boxes import iou_xyxy
 from cxr.coco import read_counted
 from cxr.films_table import film_stem
+from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
-from labelling.session import Session, Xyxy, is_session
+from cxr.workdir import read_text
+from labelling.session import Session, Xyxy
 
 FILM_COLUMNS = ("image", "film", "file_name")
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -38,13 +41,11 @@ _COLUMNS = "image, x, y, w, h (or x0, y0, x1, y1) and, where there are several, 
 
 @dataclass(frozen=True)
 class Mark:
-    """What one reader says of one film.
+    """What one reader says of one film, by the name that the set has for it.
 
     Attributes:
-        film: the film's name as the set has it.
         xyxy: in pixels of a picture of `size_hw`; None says that the film has no box.
         size_hw: None where the set does not say it.
-        patient_id, source: "" where unknown.
         path: the film's file where the set knows it (sessions do).
     """
 
@@ -141,35 +142,29 @@ class Comparison:
 
 def read_sides(paths: Sequence[str], reader: str = "") -> tuple[Side, Side]:
     """A and B; `reader` keeps that hand only wherever a CSV has it.
-
-    Raises:
-        FileNotFoundError, ValueError: with a sentence that names file, film and fix.
+    Raises FileNotFoundError, ValueError with a sentence that names file, film and fix.
     """
     sides = [read_side(path) for path in paths]
-    if reader:
-        known = {name for s in sides if s.path.suffix.lower() == ".csv" for name in s.readers}
-        if reader not in known:
-            names = ", ".join(sorted(known)) or "none is given"
-            raise ValueError(
-                f"--reader must be a reader of a CSV ({names}). Got '{reader}' instead."
-            )
-        kept = [{reader: s.readers[reader]} if reader in s.readers else s.readers for s in sides]
-        sides = [replace(s, readers=own) for s, own in zip(sides, kept, strict=True)]
-    return sides[0], sides[1]
+    if not reader:
+        return sides[0], sides[1]
+    known = {name for s in sides if s.path.suffix.lower() == ".csv" for name in s.readers}
+    rule = f"--reader must be a reader of a CSV ({', '.join(sorted(known)) or 'none is given'})"
+    require(reader in known, rule, reader)
+    kept = [{reader: s.readers[reader]} if reader in s.readers else s.readers for s in sides]
+    a, b = (replace(s, readers=own) for s, own in zip(sides, kept, strict=True))
+    return a, b
 
 
 def read_side(path: str | Path) -> Side:
     """A session's folder, a COCO JSON or a CSV, told apart by what they are."""
     path = Path(path)
-    if path.is_dir() or is_session(path):
+    if path.is_dir():
         return _read_session(path)
+    kinds = "a session's folder, a COCO file named .json or a table named .csv"
     if not path.exists():
-        rule = "A and B must be a session's folder, a COCO JSON or a CSV"
-        raise FileNotFoundError(f"{rule}. Got '{path}', which does not exist.")
+        raise FileNotFoundError(f"A and B must be {kinds}. Got '{path}', which does not exist.")
     readers = {".csv": _read_csv, ".json": _read_coco}
-    if path.suffix.lower() not in readers:
-        kinds = "a session's folder, a COCO file named .json or a table named .csv"
-        raise ValueError(f"A and B must be {kinds}. Got '{path}' instead.")
+    require(path.suffix.lower() in readers, f"A and B must be {kinds}", str(path))
     return readers[path.suffix.lower()](path)
 
 
@@ -179,15 +174,12 @@ def _read_session(path: Path) -> Side:
     for film, answer in session.answers():
         if answer.fault and answer.state != "unreadable":
             faulty.append(film.film)
-        if not answer.done:
-            continue
-        boxes = len(answer.human)
-        if answer.box and boxes > 1:
-            fix = "Delete the wrong one (`python tools/annotate.py check` lists them)"
-            raise ValueError(f"{_too_many(path, boxes, film.film)} {fix}.")
-        box, where = answer.box.xyxy if answer.box else None, session.film_path(film)
-        marks.append(Mark(film.film, box, film.size_hw, film.patient_id, film.source, where))
-        shown += answer.state == "accepted" and film.prelabel_xyxy is not None
+        if answer.done:
+            boxes = [b.xyxy for b in answer.human] if answer.box else []
+            fix = "Delete the wrong one (`python tools/annotate.py check` lists them)."
+            box, where = _only_box(path, film.film, boxes, fix), session.film_path(film)
+            marks.append(Mark(film.film, box, film.size_hw, film.patient_id, film.source, where))
+            shown += answer.state == "accepted" and film.prelabel_xyxy is not None
     if not marks:
         fix = "go on with `python tools/annotate.py start`"
         raise ValueError(f"'{path}' has no film done yet; {fix}.")
@@ -204,19 +196,20 @@ def _read_session(path: Path) -> Side:
     return Side(path, {session.annotator or path.name: marks}, tuple(notes))
 
 
-def _too_many(path: Path, boxes: int, film: str) -> str:
-    return f"'{path}' has {boxes} boxes on film {film}; agree compares one box a film."
+def _only_box(path: Path, film: str, boxes: Sequence[Iterable[float]], fix: str) -> Xyxy | None:
+    if len(boxes) > 1:
+        what = f"'{path}' has {len(boxes)} boxes on film {film}"
+        raise ValueError(f"{what}; agree compares one box a film. {fix}")
+    return _four(boxes[0]) if len(boxes) else None
 
 
 def _read_coco(path: Path) -> Side:
     marks = []
     for film in read_counted(path):
-        if len(film.boxes_xyxy) > 1:
-            many = _too_many(path, len(film.boxes_xyxy), film.file_name)
-            raise ValueError(f"{many} Delete the wrong one.")
-        box = _four(film.boxes_xyxy[0]) if len(film.boxes_xyxy) else None
+        name = film.file_name
+        box = _only_box(path, name, film.boxes_xyxy.tolist(), "Delete the wrong one.")
         patient, source = (str(film.extra.get(k) or "") for k in ("patient_id", "source"))
-        marks.append(Mark(film.file_name, box, film.size_hw, patient, source))
+        marks.append(Mark(name, box, film.size_hw, patient, source))
     return Side(path, {path.stem: marks})
 
 
@@ -229,31 +222,30 @@ def _read_csv(path: Path) -> Side:
     marks: dict[str, list[Mark]] = defaultdict(list)
     lines: dict[tuple[str, str], int] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a mark first
-            table = csv.DictReader(file, restval="")
-            head = tuple(table.fieldnames or ())
-            film_column = next((c for c in FILM_COLUMNS if c in head), "")
-            kind = next((k for k in (CORNERS, XYWH) if set(k) <= set(head)), ())
-            if not film_column or not kind:
-                raise ValueError(
-                    f"'{path}' must have the columns {_COLUMNS}. Got {', '.join(head) or 'none'}."
-                )
-            for row in table:
-                where = f"'{path}' line {table.line_num}"
-                cells = {key: value.strip() for key, value in row.items() if key is not None}
-                film, name = cells[film_column], cells.get("reader") or path.stem
-                if not film:
-                    raise ValueError(f"{where}: {film_column} must name a film. Got nothing.")
-                first = lines.setdefault((name, film), table.line_num)
-                if first != table.line_num:
-                    raise ValueError(
-                        f"'{path}' has two boxes by {name} on film {film} (lines {first} and "
-                        f"{table.line_num}); agree compares one box a film. Delete the wrong row, "
-                        "or name the readers in a column reader."
-                    )
-                marks[name].append(_read_row(f"{where} ({film})", film, cells, kind))
+        table = csv.DictReader(io.StringIO(read_text(path)), restval="", skipinitialspace=True)
+        head = table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+        film_column = next((c for c in FILM_COLUMNS if c in head), "")
+        kind = next((k for k in (CORNERS, XYWH) if set(k) <= set(head)), ())
+        if not film_column or not kind:
+            rule = f"'{path}' must have the columns {_COLUMNS}"
+            raise ValueError(f"{rule}. Got {', '.join(head) or 'none'}.")
+        rows = [(table.line_num, row) for row in table]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"'{path}' must be a CSV in UTF-8. {error}") from error
+    for number, row in rows:
+        where = f"'{path}' line {number}"
+        cells = {key: value.strip() for key, value in row.items() if key is not None}
+        film, name = cells[film_column], cells.get("reader") or path.stem
+        if not film:
+            raise ValueError(f"{where}: {film_column} must name a film. Got nothing.")
+        first = lines.setdefault((name, film), number)
+        if first != number:
+            raise ValueError(
+                f"'{path}' has two boxes by {name} on film {film} (lines {first} and {number}); "
+                "agree compares one box a film. Delete the wrong row, or name the readers in a "
+                "column reader."
+            )
+        marks[name].append(_read_row(f"{where} ({film})", film, cells, kind))
     if not marks:
         raise ValueError(f"'{path}' must have a row for each film. Got none.")
     return Side(path, dict(marks))
@@ -263,31 +255,32 @@ def _read_row(where: str, film: str, cells: dict[str, str], kind: Sequence[str])
     box, size_hw = None, None
     texts = [cells[c] for c in kind]
     if any(texts):  # all empty: a film without a box
-        try:
-            box = _four(float(text) for text in texts)
-        except ValueError:
-            box = NAN4
+        x, y, *ends = _numbers(texts)
+        x1, y1 = ends if kind == CORNERS else (x + ends[0], y + ends[1])
+        box = x, y, x1, y1
+        rule = f"{', '.join(kind)} must be four numbers, or all empty for a film without a box"
         if not all(map(math.isfinite, box)):
-            raise ValueError(
-                f"{where}: {', '.join(kind)} must be four numbers, or all empty for a film without "
-                f"a box. Got {', '.join(map(repr, texts))}."
-            )
-        if kind == XYWH:
-            box = box[0], box[1], box[0] + box[2], box[1] + box[3]
-        if box[2] <= box[0] or box[3] <= box[1]:
+            raise ValueError(f"{where}: {rule}. Got {', '.join(map(repr, texts))}.")
+        if x1 <= x or y1 <= y:
             rule = "the box must have a width and a height above 0"
             raise ValueError(f"{where}: {rule}. Got {', '.join(texts)}.")
-    width, height = cells.get("width", ""), cells.get("height", "")
-    if width or height:
-        try:
-            size_hw = int(float(height)), int(float(width))
-        except (ValueError, OverflowError):
-            size_hw = 0, 0
-        if min(size_hw) < 1:
+    sides = [cells.get("height", ""), cells.get("width", "")]
+    if any(sides):
+        height, width = _numbers(sides)
+        if not (1 <= height < math.inf and 1 <= width < math.inf):
             rule = "width and height must be the film's size in whole pixels"
-            raise ValueError(f"{where}: {rule}. Got '{width}' and '{height}'.")
+            raise ValueError(f"{where}: {rule}. Got '{sides[1]}' and '{sides[0]}'.")
+        size_hw = int(height), int(width)
     patient = cells.get("patient_id") or cells.get("patient", "")
     return Mark(film, box, size_hw, patient, cells.get("source", ""))
+
+
+def _numbers(texts: Sequence[str]) -> list[float]:
+    """NaN for each of them where one is no number."""
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return [math.nan] * len(texts)
 
 
 # Matching
@@ -304,9 +297,7 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
     """Pair every reader of A with every one of B; one CSV given twice: its readers in twos.
 
     Without a match by path, films are matched by stem, and a note says so.
-
-    Raises:
-        ValueError: nothing to compare, or a name that could be two films.
+    Raises ValueError where there is nothing to compare, or a name that could be two films.
     """
     same = a.path.resolve() == b.path.resolve()
     twos = list(combinations(a.readers, 2) if same else product(a.readers, b.readers))
@@ -314,38 +305,36 @@ def compare(a: Side, b: Side, names: str = "path") -> Comparison:
         rule = "A and B must differ, or be a CSV with two readers"
         raise ValueError(f"{rule}. Got '{a.path}' twice, with the reader {next(iter(a.readers))}.")
     notes = [*a.notes, *(() if same else b.notes)]
-    films_a, films_b = a.films, b.films
     by_path, by_stem = (
-        len({film_key(f, n) for f in films_a} & {film_key(f, n) for f in films_b})
+        len({film_key(f, n) for f in a.films} & {film_key(f, n) for f in b.films})
         for n in ("path", "stem")
     )
     if names == "path" and not by_path and by_stem:
-        names = "stem"
-        notes.append(
-            "No film of A has the path of one of B; matched by stem, the file's name "
-            "without folder and suffix."
-        )
+        names, what = "stem", "No film of A has the path of one of B; matched by stem"
+        notes.append(f"{what}, the file's name without folder and suffix.")
     elif names == "path" and by_stem > by_path:
-        notes.append(
-            f"{by_stem - by_path} more films would match by their names alone: --names stem."
-        )
+        more = f"{by_stem - by_path} more films would match by their names alone"
+        notes.append(f"{more}: --names stem.")
     pairs = [pair for hands in twos for pair in _pair_readers(hands, names, a, b)]
     if not pairs:
         raise ValueError(
-            f"A and B must have a film in common. '{a.path}' has {len(films_a)} films such as "
-            f"{films_a[0]}, '{b.path}' has {len(films_b)} such as {films_b[0]}; none matches by "
+            f"A and B must have a film in common. '{a.path}' has {len(a.films)} films such as "
+            f"{a.films[0]}, '{b.path}' has {len(b.films)} such as {b.films[0]}; none matches by "
             f"{names}."
         )
     done = {film_key(p.film, names) for p in pairs}
     only_a, only_b = (
-        tuple(f for f in films if film_key(f, names) not in done) for films in (films_a, films_b)
+        tuple(f for f in side.films if film_key(f, names) not in done) for side in (a, b)
     )
     return Comparison(a, b, names, tuple(pairs), only_a, () if same else only_b, tuple(notes))
 
 
 def _pair_readers(hands: tuple[str, str], names: str, a: Side, b: Side) -> Iterator[Pair]:
     reader = hands[1] if len(a.readers) == 1 else " / ".join(hands)
-    own, other = (_index(s.readers[h], names) for s, h in zip((a, b), hands, strict=True))
+    own, other = defaultdict[str, list[Mark]](list), defaultdict[str, list[Mark]](list)
+    for index, side, hand in zip((own, other), (a, b), hands, strict=True):
+        for mark in side.readers[hand]:
+            index[film_key(mark.film, names)].append(mark)
     for key in [key for key in own if key in other]:
         for marks, side in ((own[key], a), (other[key], b)):
             if len(marks) > 1:
@@ -354,13 +343,6 @@ def _pair_readers(hands: tuple[str, str], names: str, a: Side, b: Side) -> Itera
                     f"and {marks[1].film}. Rename one of them, or make the paths in A and B alike."
                 )
         yield _pair(own[key][0], other[key][0], reader, hands)
-
-
-def _index(marks: Sequence[Mark], names: str) -> dict[str, list[Mark]]:
-    index: dict[str, list[Mark]] = defaultdict(list)
-    for mark in marks:
-        index[film_key(mark.film, names)].append(mark)
-    return index
 
 
 def _pair(a: Mark, b: Mark, reader: str, hands: tuple[str, str]) -> Pair:

@@ -7,6 +7,7 @@ number, and no film is touched.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections import Counter
@@ -97,18 +98,13 @@ def _parse_edges(words: str) -> dict[str, float | str]:
         require(known, "set must name left, top, right, bottom or label", word.strip())
         if name in edges:
             raise ValueError(f"set must name each edge once. Got {name} twice in {words!r}.")
-        edges[name] = value if name == "label" else _parse_fraction(name, value)
+        edges[name] = value
+        if name != "label":
+            rule = f"set must give {name} as a fraction of the film's width or height, 0 to 1"
+            right = re.fullmatch(r"\d*\.?\d+|\d+\.", value) and float(value) <= 1
+            require(bool(right), rule, value)
+            edges[name] = float(value)
     return edges
-
-
-def _parse_fraction(name: str, value: str) -> float:
-    try:
-        fraction = float(value)
-    except ValueError:
-        fraction = float("nan")
-    rule = f"set must give {name} as a fraction of the film's width or height, 0 to 1"
-    require(0 <= fraction <= 1, rule, value)
-    return fraction
 
 
 # Action: the sign between its numbers and its words, an example, and the words allowed; None for an
@@ -144,16 +140,13 @@ def parse_numbers(name: str, text: str) -> Spans:
     """`1-24,30` as ((1, 24), (30, 30)); raises ValueError for what are no numbers."""
     spans = []
     for part in text.split(",") if text.strip() else ():
-        first, dash, last = (word.strip() for word in part.partition("-"))
-        # isdecimal alone lets digits of other scripts pass
-        right = first.isascii() and first.isdecimal() and (last.isdecimal() or not dash)
-        require(right, f"{name} must be films' numbers such as 1-24,30", text)
-        span = (int(first), int(last or first))
-        if span[0] > span[1]:
-            raise ValueError(
-                f"{name} must give the lower number first. Got {part.strip()} instead."
-            )
-        spans.append(span)
+        span = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
+        require(span is not None, f"{name} must be films' numbers such as 1-24,30", text)
+        first, last = int(span[1]), int(span[2] or span[1])  # type: ignore[index]
+        if first > last:
+            lower = "must give the lower number first"
+            raise ValueError(f"{name} {lower}. Got {part.strip()} instead.")
+        spans.append((first, last))
     return tuple(spans)
 
 
@@ -177,9 +170,7 @@ def plan_changes(
     orders: Orders, session: Session, drawn: Mapping[int, Mapping[str, Any]]
 ) -> list[Change]:
     """What becomes of each film; `drawn` is what stands on the sheets, by number.
-
-    Raises:
-        ValueError: with a line for each number that cannot be done; then nothing may be written.
+    Raises ValueError with a line for each number that cannot be done; then nothing may be written.
     """
     films = {film.number: film for film in session.films}
     faults: list[str] = []
@@ -395,16 +386,12 @@ def _say_changes(changes: Iterable[Change]) -> None:
 
 def _say_next(session: Session, config: ReviewConfig) -> None:
     counts = count_states(answer for _, answer in session.answers())
-    asked, todo = counts.films - counts.unreadable, counts.todo - counts.doubtful
-    waiting = f", and {counts.doubtful} doubtful" if counts.doubtful else ""
-    print(f"{counts.done} of {asked} films done, {todo} to do{waiting}.")
+    doubtful, asked = counts["doubtful"], counts["films"] - counts["unreadable"]
+    todo, waiting = counts["todo"] - doubtful, f", and {doubtful} doubtful" if doubtful else ""
+    print(f"{counts['done']} of {asked} films done, {todo} to do{waiting}.")
     where = shlex.quote(config.session[0])
-    if todo:
-        print(f"Next:  {_call(config)}")
-    elif counts.doubtful:
-        print(f"Next:  {_PROG} start --session {where}")
-    else:
-        print(f"Next:  {_PROG} check {where}")
+    then = f"start --session {where}" if doubtful else f"check {where}"
+    print(f"Next:  {_call(config) if todo else f'{_PROG} {then}'}")
 
 
 def _call(config: ReviewConfig) -> str:

@@ -115,38 +115,36 @@ class Answer:
         return tuple(b for b in self.boxes if b.usable and not b.prelabelled)
 
     @property
+    def untouched(self) -> bool:
+        """Whether no human said anything: no answer, no box still in doubt, no ticked flag, nothing
+        that cannot be read and may be an answer."""
+        said = self.done or self.ignored or self.flags or self.fault
+        return not said and all(box.prelabelled for box in self.boxes)
+
+    @property
     def box(self) -> Shape | None:
         """The box that counts: the first human one of a film that is done and not skipped."""
         return next(iter(self.human), None) if self.state in BOX_STATES else None
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Films by state; `doubtful` ones are part of `todo`."""
-
-    accepted: int = 0
-    corrected: int = 0
-    drawn: int = 0
-    skipped: int = 0
-    todo: int = 0
-    doubtful: int = 0
-    unreadable: int = 0
-
-    @property
-    def done(self) -> int:
-        """Films that a human has answered for."""
-        return self.accepted + self.corrected + self.drawn + self.skipped
-
-    @property
-    def films(self) -> int:
-        return self.done + self.todo + self.unreadable
-
-
-def count_states(answers: Iterable[Answer]) -> Counts:
-    """Films by state."""
+def count_states(answers: Iterable[Answer]) -> dict[str, int]:
+    """Films by state; `doubtful` ones are part of `todo`, `done` are those that a human has
+    answered for, and `films` all."""
     known = list(answers)
-    doubtful = sum(a.state == "todo" and "doubtful" in a.flags for a in known)
-    return Counts(**Counter(answer.state for answer in known), doubtful=doubtful)
+    counts = Counter(answer.state for answer in known)
+    return {
+        **{state: counts[state] for state in (*DONE_STATES, "todo")},
+        "doubtful": sum(a.state == "todo" and "doubtful" in a.flags for a in known),
+        "unreadable": counts["unreadable"],
+        "done": sum(counts[state] for state in DONE_STATES),
+        "films": len(known),
+    }
+
+
+def split_names(names: Sequence[str] | str) -> tuple[str, ...]:
+    """Names with commas between, or a list of them, each once."""
+    parts = names.split(",") if isinstance(names, str) else names
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def is_session(path: str | Path) -> bool:
@@ -243,9 +241,8 @@ class Session:
             flags: replace the ticked ones; "accepted" accepts the box that is there.
             via: who says so: review or import.
             ignored: shapes in film pixels to add, marked not to count; those there always stay.
-
-        Raises:
-            ValueError: for a film without a view, a box outside the film, an unknown flag or label.
+        Raises ValueError for a film without a view, a box outside the film, an unknown flag or
+        label.
         """
         where = f"film {film.number} ({film.film})"
         if not film.view:
@@ -309,9 +306,8 @@ class Session:
         last = self._last_entries().get(film.number, _UNTOUCHED)
         if answer.fault or all(last.get(key) == said.get(key) for key in (*_UNTOUCHED, "ignored")):
             return False
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        if via == "labelme":  # when the hand moved, not when it was seen
-            now = self._changed(film) or now
+        moved = self._changed(film) if via == "labelme" else ""  # not when it was seen
+        now = moved or _say_time(datetime.now(UTC))
         entry = {"time": now, "number": film.number, "film": film.film, **said, "via": via}
         path = self.path / "history.jsonl"
         drop_torn_line(path)
@@ -320,9 +316,11 @@ class Session:
         self._last_entries()[film.number] = entry
         return True
 
-    def note_changes(self) -> int:
-        """Note all films whose answers were changed in labelme; returns how many."""
-        return sum(self.note(f, answer, "labelme") for f, answer in self.answers() if f.view)
+    def note_changes(self, since: float = 0.0) -> int:
+        """Note all films whose answers were changed in labelme; returns how many. `since` leaves
+        out label files that were written before that time (s)."""
+        films = (f for f in self.films if f.view and self._written(f) >= since)
+        return sum(self.note(film, self.answer(film), "labelme") for film in films)
 
     def restore_lost(self) -> list[SessionFilm]:
         """Make label files again that are gone or torn though a human had answered."""
@@ -365,13 +363,20 @@ class Session:
             return replace(answer, via=str(entry["via"]), changed=str(entry["time"]))
         return replace(answer, via="labelme", changed=self._changed(film))
 
+    def _written(self, film: SessionFilm) -> float:
+        """When the label file was written (s); 0 where it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.label_path(film).stat().st_mtime
+        return 0.0
+
     def _changed(self, film: SessionFilm) -> str:
-        """When the label file was written, as UTC time; "" where it is gone."""
-        try:
-            seconds = self.label_path(film).stat().st_mtime
-        except FileNotFoundError:
-            return ""
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+        """The same as UTC time, or ""."""
+        seconds = self._written(film)
+        return _say_time(datetime.fromtimestamp(seconds, UTC)) if seconds else ""
+
+
+def _say_time(time: datetime) -> str:
+    return time.isoformat(timespec="seconds")
 
 
 def _check_on_film(where: str, xyxy: Sequence[float], size_hw: tuple[int, int]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from rich.progress import track
 
 from cxr import draw
-from cxr.workdir import console, write_atomic, write_json
+from cxr.workdir import console, read_json, write_atomic, write_json
 from labelling.session import Answer, Session, SessionFilm
 
 RECORD = "sheets.json"
@@ -82,26 +81,24 @@ def read_drawn(folder: Path, session: Session) -> dict[int, dict[str, Any]]:
     if record.get("session_id") != session.session_id:
         return {}
     try:
-        return {int(number): _check_seen(seen) for number, seen in record["drawn"].items()}
+        return {
+            int(number): {
+                "boxes": [{**b, "xyxy": [*map(float, b["xyxy"])]} for b in seen["boxes"]],
+                "doubtful": bool(seen["doubtful"]),
+            }
+            for number, seen in record["drawn"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError):  # edited by hand: nothing was seen
         return {}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
     except (FileNotFoundError, ValueError):
         return {}
     ours = isinstance(record, dict) and all(record.get(k) == v for k, v in _HEAD.items())
     return record if ours else {}
-
-
-def _check_seen(seen: Mapping[str, Any]) -> dict[str, Any]:
-    boxes = []
-    for box in seen["boxes"]:
-        x0, y0, x1, y1 = map(float, box["xyxy"])
-        boxes.append({"label": box["label"], "xyxy": [x0, y0, x1, y1]})
-    return {"boxes": boxes, "doubtful": bool(seen["doubtful"])}
 
 
 def draw_tile(
@@ -144,10 +141,8 @@ def draw_tile(
 
 def _read_view(session: Session, film: SessionFilm) -> np.ndarray | None:
     """The view as RGB; None where there is none, or none that can be read."""
-    if not film.view:
-        return None
-    try:
-        raw = np.frombuffer(session.view_path(film).read_bytes(), np.uint8)
+    try:  # not cv2.imread, which knows no names of Windows beyond its code page
+        raw = np.frombuffer(session.view_path(film).read_bytes() if film.view else b"", np.uint8)
     except FileNotFoundError:
         return None
     grey = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -40,6 +39,7 @@ from labelling.session import (
     SessionFilm,
     count_states,
     is_session,
+    split_names,
     write_films,
 )
 
@@ -101,7 +101,7 @@ class StartConfig:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(c.strip() for c in self.classes.split(",") if c.strip()))
+        return split_names(self.classes)
 
 
 def run(config: StartConfig) -> int:
@@ -203,7 +203,9 @@ def _open_labelme(session: Session, config: StartConfig) -> int:
     if film is None:
         print("Every film has its answer. `annotate.py check` and `annotate.py merge` come next.")
         return 0
-    if not find_labelme() or not has_screen():
+    screen = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    screen = screen or not sys.platform.startswith("linux")  # there, a display must be named
+    if not find_labelme() or not screen:
         why = "there is no screen to open labelme on" if find_labelme() else HOW_TO_INSTALL
         print(f"The session is prepared, but {why}.", file=sys.stderr)
         return 1
@@ -228,7 +230,8 @@ def _report(session: Session, restored: list[SessionFilm]) -> None:
     counts = count_states(answer for _, answer in session.answers())
     console = Console(highlight=False)
     console.print(
-        f"{counts.done} of {counts.films - counts.unreadable} films done, {counts.todo} to do · "
+        f"{counts['done']} of {counts['films'] - counts['unreadable']} films done, "
+        f"{counts['todo']} to do · "
         f"{session.annotator} · {escape(str(session.path))}"
     )
     for film in restored:
@@ -241,6 +244,7 @@ def _report(session: Session, restored: list[SessionFilm]) -> None:
 
 
 POLL_SECONDS = 1.0
+SLACK_SECONDS = 3.0  # file systems keep coarse times, and a file may have been half written
 COLOURS = ([0, 220, 255], [255, 170, 0], [120, 255, 120])
 HOW_TO_INSTALL = "labelme is missing: pip install -e .[annotate]"
 
@@ -249,12 +253,6 @@ def find_labelme() -> str:
     """The program beside this Python, or on the PATH; "" when there is none."""
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     return shutil.which("labelme", path=os.pathsep.join(places)) or ""
-
-
-def has_screen() -> bool:
-    """Whether a window can be opened: on Linux a display must be named."""
-    linux = sys.platform.startswith("linux")
-    return not linux or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def write_settings(session: Session) -> Path:
@@ -284,13 +282,14 @@ def run_labelme(session: Session, film: SessionFilm) -> int:
     """
     settings, messages = write_settings(session), session.path / "labelme.log"
     ask = [find_labelme(), str(session.view_path(film)), "--config", str(settings)]
-    seen = _read_stamps(session)
+    seen = time.time()
     with messages.open("ab") as output:
         process = subprocess.Popen(ask, stdout=output, stderr=output)  # noqa: S603 - our own list
         try:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                _note_changed(session, seen)
+                before, seen = seen, time.time()
+                session.note_changes(before - SLACK_SECONDS)
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
@@ -300,27 +299,3 @@ def run_labelme(session: Session, film: SessionFilm) -> int:
         said = "labelme ended with code %d. The last of %s:\n%s"
         log.warning(said, process.returncode, messages, last)
     return process.returncode
-
-
-def _note_changed(session: Session, seen: dict[int, tuple[int, int]]) -> None:
-    """Note the films whose label files changed since the last look at them. A file in the middle of
-    being written counts as not changed yet: it is looked at again."""
-    stamps = _read_stamps(session)
-    for film in session.films:
-        stamp = stamps.get(film.number)
-        if stamp is None or seen.get(film.number) == stamp:
-            continue
-        answer = session.answer(film)
-        session.note(film, answer, "labelme")
-        if not answer.fault:
-            seen[film.number] = stamp
-
-
-def _read_stamps(session: Session) -> dict[int, tuple[int, int]]:
-    """When each label file was written, and its size, by the film's number."""
-    stamps = {}
-    for film in (f for f in session.films if f.view):
-        with suppress(FileNotFoundError):
-            stat = session.label_path(film).stat()
-            stamps[film.number] = (stat.st_mtime_ns, stat.st_size)
-    return stamps

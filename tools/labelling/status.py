@@ -7,7 +7,8 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -40,19 +41,15 @@ _BINS = {
     math.inf: "0.99 to 1",
 }
 UNCHANGED = "unchanged"
-_STATES = {
-    **{name: name for name in ("done", *DONE_STATES)},
-    "todo": "to do",
-    "doubtful": "doubtful",
-    "unreadable": "unreadable",
-}
-_MEANINGS = {
-    "accepted": "the pre-drawn box stands as it was",
-    "corrected": "the pre-drawn box was moved",
-    "drawn": "there was no pre-drawn box",
-    "skipped": "ticked as unreadable or not frontal",
-    "doubtful": "ticked as doubtful, to be looked at again",
-    "unreadable": "the file cannot be opened, or is there twice",
+_STATES = {  # state: how a row of it begins, and what it means
+    "done": ("done", ""),
+    "accepted": ("  accepted", "the pre-drawn box stands as it was"),
+    "corrected": ("  corrected", "the pre-drawn box was moved"),
+    "drawn": ("  drawn", "there was no pre-drawn box"),
+    "skipped": ("  skipped", "ticked as unreadable or not frontal"),
+    "todo": ("to do", ""),
+    "doubtful": ("  doubtful", "ticked as doubtful, to be looked at again"),
+    "unreadable": ("unreadable", "the file cannot be opened, or is there twice"),
 }
 
 
@@ -85,21 +82,21 @@ class Pace(NamedTuple):
 def run(config: StatusConfig) -> int:
     """Show each session; 1 when one could not be opened, the others are shown all the same."""
     console = Console(highlight=False)
-    statuses = []
+    statuses, code = [], 0
     for path in config.session:
         try:
             statuses.append(summarise(Session.open(path)))
+            show(statuses[-1], console)
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
-            continue
-        show(statuses[-1], console)
+            code = 1
     if config.json and statuses:
         try:
             write_json(config.json, {"sessions": statuses})
         except OSError as error:
             print(f"--json must name a file that can be written. {error}", file=sys.stderr)
-            return 1
-    return 0 if len(statuses) == len(config.session) else 1
+            code = 1
+    return code
 
 
 def summarise(session: Session) -> dict[str, Any]:
@@ -118,11 +115,11 @@ def summarise(session: Session) -> dict[str, Any]:
         "session": str(session.path),
         "session_id": session.session_id,
         "annotator": session.annotator,
-        "counts": {**asdict(counts), "done": counts.done, "films": counts.films},
-        "by_label": {k: asdict(v) for k, v in by_label.items()} if len(labels) > 1 else {},
+        "counts": counts,
+        "by_label": by_label if len(labels) > 1 else {},
         "unusable_label_files": sum(bool(a.fault) and a.state != "unreadable" for _, a in answers),
         "pace": pace._asdict(),
-        "seconds_left": counts.todo / rate * 3600 if rate else None,
+        "seconds_left": counts["todo"] / rate * 3600 if rate else None,
         "change": compare_boxes(answers),
     }
 
@@ -153,14 +150,12 @@ def _read_events(history: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, 
     """Time (s), film and state of each answer given here."""
     for entry in history:
         number = entry.get("number")
-        if entry.get("via") == "import" or not isinstance(number, int):
-            continue
-        try:
+        # a line that somebody edited; one line is no reason to give no status
+        with suppress(ValueError):
             time = datetime.fromisoformat(str(entry.get("time")))
-        except ValueError:
-            continue  # a line that somebody edited; one line is no reason to give no status
-        aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-        yield aware.timestamp(), number, str(entry.get("state"))
+            aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+            if entry.get("via") != "import" and isinstance(number, int):
+                yield aware.timestamp(), number, str(entry.get("state"))
 
 
 def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> dict[str, Any] | None:
@@ -229,21 +224,18 @@ def _table(first: str, *others: str) -> Table:
 def _draw_counts(counts: dict[str, int]) -> Table:
     table = _table("films", "", "")
     table.add_column()
-    for name, words in _STATES.items():
-        count, top = counts[name], name in ("done", "todo", "unreadable")
+    for name, (words, meaning) in _STATES.items():
+        count, top = counts[name], not words.startswith(" ")
         share = f"{100 * count / counts['films']:.0f} %" if top and count else ""
-        said = words if top else f"  {words}"
-        meaning = _MEANINGS.get(name, "")
-        table.add_row(said, str(count), share, meaning, style="bold" if top else "")
+        table.add_row(words, str(count), share, meaning, style="bold" if top else "")
     return table
 
 
 def _draw_labels(by_label: dict[str, dict[str, int]]) -> Table:
     """A row a label; states that no film is in are left out, so that it fits a terminal."""
-    rows = {k: {**v, "done": sum(v[s] for s in DONE_STATES)} for k, v in by_label.items()}
-    states = [s for s in _STATES if any(counts[s] for counts in rows.values())]
-    table = _table("by label", *(_STATES[s] for s in states))
-    for label, counts in rows.items():
+    states = [s for s in _STATES if any(counts[s] for counts in by_label.values())]
+    table = _table("by label", *(_STATES[s][0].strip() for s in states))
+    for label, counts in by_label.items():
         table.add_row(Text(label or "no label"), *(str(counts[s]) for s in states))
     return table
 
@@ -269,13 +261,11 @@ def _say_pace(status: dict[str, Any]) -> Iterator[str]:
 def say_duration(seconds: float) -> str:
     """A time as a person would say it: about 4 min, about 1 h 20 min."""
     minutes = round(seconds / 60)
-    if minutes < 1:
-        return "less than a minute"
     if minutes > 30:
         minutes = 5 * round(minutes / 5)  # no finer than the estimate is good for
-    hours, rest = divmod(minutes, 60)
-    parts = [f"{hours} h"] * (hours > 0) + [f"{rest} min"] * (rest > 0)
-    return "about " + " ".join(parts)
+    parts = zip(divmod(minutes, 60), ("h", "min"), strict=True)
+    said = " ".join(f"{number} {unit}" for number, unit in parts if number)
+    return f"about {said}" if said else "less than a minute"
 
 
 def _show_change(change: dict[str, Any], console: Console) -> None:
@@ -290,12 +280,12 @@ def _show_change(change: dict[str, Any], console: Console) -> None:
     for side in SIDES:
         shift = round(change["shift_percent"][side], 1) + 0.0  # no minus before a zero
         edges.add_row(side, f"{shift:+.1f} %", f"{change['distance_percent'][side]:.1f} %")
-    for part in (
+    console.print(
         f"\nFinal boxes against the pre-drawn ones: {change['boxes']}\n"
         "IoU is 1 for the same box and 0 for boxes that do not touch.\n",
         bars,
         f"\nMean IoU {change['mean_iou']:.3f}, median {change['median_iou']:.3f}.\n"
         "Edges moved by, in % of the box' width or height; + is outwards:\n",
         edges,
-    ):
-        console.print(part)
+        sep="\n",
+    )
