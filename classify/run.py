@@ -28,13 +28,13 @@ from classify.predictions import PredictionWriter
 from classify.report import PICTURES, ReportBook, write_report
 from classify.screener import Screener
 from classify.screening.tiers import read_tiers
-from cxr.cli import parse_config, to_plain
+from cxr.cli import as_command, parse_config, to_plain
 from cxr.devices import without_compiler
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
 from cxr.notes import count_notes
 from cxr.page.words import printable
-from cxr.rules import require
+from cxr.rules import refusing, require
 from cxr.stream import batched, default_jobs
 from cxr.workdir import Workdir, console, log, provenance
 
@@ -196,6 +196,7 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
     return Source(list(path_of), items, made, found.passed_over, folders, dict(detector.weights))
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0 also when films were refused, 1 when none could be read, 2 for wrong arguments
     or files that are not what they should be, 130 when it was stopped."""
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bare={"crops": ""},
     )
     with ExitStack() as stack:
-        try:
+        with refusing():
             with without_compiler():
                 source = open_source(config, stack)
                 if not source.names:
@@ -222,11 +223,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             book = stack.enter_context(ReportBook(workdir / "report.jsonl", targets))
             made_with = {"settings": source.settings, "folders": source.folders}
             workdir.start(to_plain(config), weights=source.weights, **made_with)
-        except (OSError, ValueError) as error:
-            log.error("%s", error)
-            return 2
-        except KeyboardInterrupt:
-            return _tell_stopped()
         complete = work_through(config, source, judge, table, book)
         summary = summarise(config, source, judge, complete)
         page = write_report(workdir / "report.html", summary, book)
@@ -245,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell_passed_over(source, f"{len(source.names)} films")
         console.print(f"{summary['guarantee']}\npage: {page}", highlight=False, markup=False)
         if not complete:
-            return _tell_stopped()
+            log.warning("stopped. The same command goes on from here.")
+            return 130
         read = any(table.done[name].status != "unreadable" for name in source.names)
         if not read:
             log.error("none of the %d files could be read as a film", len(source.names))
@@ -382,11 +379,6 @@ def _tell_passed_over(source: Source, head: str) -> None:
     if source.passed_over or not source.names:
         why = ", ".join(f"{n} {reason}" for reason, n in source.passed_over.items())
         log.info("%s; files passed over: %s", head, why or "none")
-
-
-def _tell_stopped() -> int:
-    log.warning("stopped. The same command goes on from here.")
-    return 130
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Unknown keys and wrong types are errors (exit code 2), as jsonargparse has it.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +18,12 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
-from cxr.workdir import set_up_logging, write_atomic
+from cxr.rules import RefusedError
+from cxr.workdir import log, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
+# where the disk, and no fault of ours, ends the work
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 _PARSERS: dict[type[Any], ArgumentParser] = {}
 
 
@@ -102,6 +107,31 @@ def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str
         f"{word}=true" if word in switches and after not in (["true"], ["false"]) else word
         for word, after in ((word, words[i + 1 : i + 2]) for i, word in enumerate(words))
     ]
+
+
+def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """A command's `main`, which ends in words and not in a traceback: 2 where the work is refused
+    or the disk does not take it, 130 after Ctrl-C, else what it returns."""
+
+    @functools.wraps(main)
+    def ended(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except KeyboardInterrupt:
+            log.warning("stopped; what is finished is kept")
+            return 130
+        except RefusedError as error:
+            log.error("%s", error)
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            way = "free some space" if full else "let it be written, or give another --out"
+            log.error("%s%s. What is finished is kept: %s.", where, error.strerror, way)
+        return 2
+
+    return ended
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
-from cxr.workdir import TEXT, write_atomic
+from cxr.workdir import TEXT, claim, write_atomic
 
 Row = TypeVar("Row")
 ODD = "surrogateescape"  # names that are no UTF-8, as the file system gives them
@@ -39,7 +39,7 @@ class _Appender:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._claim = claim(self.path.parent)
         drop_torn_line(self.path)
         self._file: IO[bytes] = self.path.open("ab")
 
@@ -47,6 +47,7 @@ class _Appender:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._claim = None
         self._file.close()
 
 
@@ -219,6 +220,7 @@ class RowLedger(Ledger[Row]):
             check_same_settings(path, header, provenance)
             return rows
 
+        self._claim = claim(Path(path).parent)
         if restart:
             Path(path).unlink(missing_ok=True)
         header = {"schema": schema, "version": version, **provenance}

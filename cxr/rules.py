@@ -1,9 +1,24 @@
-"""What the fields of settings must keep; each raises ValueError: the name, the rule, the value."""
+"""What the fields of settings must keep; each raises ValueError: the name, the rule, the value.
+And RefusedError, by which a command ends in words."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+
+class RefusedError(ValueError):
+    """Arguments, data or a folder do not allow the work; the message is for the user."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Where a command opens what it was given: what is wrong there becomes a RefusedError."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise RefusedError(str(error)) from error
 
 
 def require(holds: bool, rule: str, got: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -14,17 +15,21 @@ import random
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
 from rich.console import Console
 from rich.control import Control
 from rich.logging import RichHandler
+
+from cxr.rules import RefusedError
 
 log = logging.getLogger("lungfirst")
 
@@ -40,7 +45,8 @@ class _Console(Console):
             text = io.StringIO()
             Console(file=text, width=120, color_system=None).print(*objects, **options)
             for handler in _files() if text.getvalue().strip() else ():
-                print(text.getvalue(), end="", file=handler.stream, flush=True)
+                with suppress(OSError):
+                    print(text.getvalue(), end="", file=handler.stream, flush=True)
 
 
 class _Terminal(RichHandler):
@@ -199,16 +205,67 @@ def _close_log() -> list[logging.LogRecord]:
         if isinstance(handler, MemoryHandler | logging.FileHandler):
             earlier += handler.buffer if isinstance(handler, MemoryHandler) else []
             log.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # what a full disk has not taken
+                handler.close()
     return earlier
 
 
+class _Claim:
+    """A folder that no other process writes to, for as long as this object is held."""
+
+    def __init__(self, folder: Path) -> None:
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        weakref.finalize(self, os.close, handle)  # that frees the lock too, as any end does
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(handle, 300).decode(errors="replace") or "another process"
+            raise RefusedError(
+                "--out must be a folder that no other run is writing to. "
+                f"{folder} is held by {owner}: wait for its end, or give another folder."
+            ) from error
+        except OSError:
+            log.warning("%s is not guarded: its file system knows no locks", folder)
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+
+
+_CLAIMS: WeakValueDictionary[Path, _Claim] = WeakValueDictionary()
+
+
+def claim(folder: str | Path) -> Any:
+    """Make a folder and keep other processes out of it while the result is held, which this
+    process may ask for again and again. The processes of one DDP training share a folder.
+
+    Raises RefusedError, with the other's process and machine, or where it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder.resolve()
+        found = _CLAIMS.get(place)
+        if found is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            found = _CLAIMS[place] = _Claim(folder)
+    except OSError as error:
+        raise RefusedError(
+            f"--out must be a folder that can be written. Got {folder}: {error.strerror}."
+        ) from error
+    return found
+
+
+class _LogFile(logging.FileHandler):
+    """run.log; a disk that is full must not add a traceback to each message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """What cannot be written is told on the terminal alone."""
+
+
 class Workdir:
-    """One run's folder. `start` writes run.json with the resolved configuration and provenance."""
+    """One run's folder, claimed while this object lives. `start` writes run.json with the resolved
+    configuration and provenance."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path, self._claim = Path(path), claim(path)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -225,7 +282,7 @@ class Workdir:
         write_json(self / "run.json", record)
         if seed is not None:
             seed_everything(seed)
-        handler = logging.FileHandler(self / "run.log", encoding="utf-8", errors="replace")
+        handler = _LogFile(self / "run.log", encoding="utf-8", errors="replace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for earlier in _close_log():
             handler.handle(earlier)

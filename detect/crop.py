@@ -22,14 +22,14 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from cxr.boxes import Frame, area_xyxy, clip_xyxy, expand_xyxy, square_xyxy, union_xyxy
-from cxr.cli import parse_config, to_plain
+from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm, read_coco
 from cxr.draw import encode_png
 from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
-from cxr.rules import require_between
+from cxr.rules import refusing, require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
 from detect.predict import ThoraxBox, ThoraxDetector
@@ -270,6 +270,7 @@ class CropConfig:
         require_between(self, batch=(1, 1024), jobs=(-1, 256), margin=(0, 1))
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
     config = parse_config(
@@ -279,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         example="python -m detect.crop ../shared/data/dicom --out runs/crops",
         positionals=("films",),
     )
-    try:
+    with refusing():
         if not config.films:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
         found = list_films(config.films)
@@ -289,15 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             else ThoraxDetector.load(config.weights or None, config.device)
         )
         book = open_manifest(config, detector.weights)
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
-    try:
-        with book:
-            rows = crop_films(found.films, detector, config, book)
-    except KeyboardInterrupt:
-        log.warning("stopped; the same command goes on from here")
-        return 130
+    with book:
+        rows = crop_films(found.films, detector, config, book)
     console.print(_status_table(rows, found.passed_over))
     console.print(f"crops and manifest: {config.out}", highlight=False)
     return 0 if any(row.status != "unreadable" for row in rows) else 1

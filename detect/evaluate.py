@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
-from cxr.cli import parse_config, to_plain
+from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.film import Film
 from cxr.films_table import read_films_table
-from cxr.rules import require_between
+from cxr.rules import refusing, require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log
 from detect.data import MeasureConfig, choose_part, read_annotations, read_mask, with_class
@@ -74,6 +74,7 @@ class EvaluateConfig(MeasureConfig):
         )
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when it measured, 1 when no film could be read, 2 for wrong arguments."""
     config = parse_config(
@@ -82,12 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m detect.evaluate",
         example="python -m detect.evaluate --part test --sources '[kermany]' --out runs/kermany",
     )
-    try:
+    with refusing():
         detector = ThoraxDetector.load(config.weights or None, config.device, config.flips)
         films, constant = select_films(config, detector.config.classes)
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
     workdir = Workdir(config.out)
     workdir.start(to_plain(config), config.seed, detector.weights)
     # Where the truth names no classes, a box is right whatever class the detector gives it.

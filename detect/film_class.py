@@ -28,9 +28,11 @@ from typing import Any
 import numpy as np
 
 from cxr.answers import write_answers
-from cxr.cli import parse_config, to_plain
+from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
+from cxr.film import list_films
 from cxr.plots import draw_confusion
+from cxr.rules import RefusedError, refusing
 from cxr.training.recipe import check_recipe, free, keep_to_recipe
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_json
 from detect.data import DataConfig, select_films
@@ -48,7 +50,7 @@ from detect.film_class_answers import (
 )
 from detect.predict import ThoraxDetector
 from detect.settings import DetectorConfig, TrainConfig
-from detect.train import RefusedError, train
+from detect.train import train
 
 BUNDLE = "thorax.safetensors"
 PARTS = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -111,6 +113,7 @@ class FilmClassConfig(TrainConfig):
         return "test" if self.data.split or self.data.parts.get("test") else "val"
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
     config = parse_config(
@@ -119,18 +122,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m detect.film_class",
         "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class",
     )
-    try:
-        if config.films:
+    if config.films:
+        with refusing():
             weights = config.weights or str(Path(config.out) / BUNDLE)
             detector = ThoraxDetector.load(weights, _device(config), flips=False)
-            answered = answer_folder(
-                detector, config.films, config.out, config.batch, config.for_processing
-            )
-            return 0 if answered else 1
-        out = train_film_class(config)
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
+            found = list_films([config.films])
+        answered = answer_folder(
+            detector, found, config.films, config.out, config.batch, config.for_processing
+        )
+        return 0 if answered else 1
+    out = train_film_class(config)
     figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     console.print(
         f"{figures['right']} of {figures['films']} films of part {figures['part']} right, "
@@ -152,17 +153,15 @@ def train_film_class(config: FilmClassConfig) -> Path:
     if config.restart:
         for name in ("done.json", BUNDLE):
             (out / name).unlink(missing_ok=True)
-    try:
+    with refusing():
         check_recipe(out, config, config.restart)
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
     if (out / "done.json").exists():
         log.info("%s is finished; --restart begins it anew", out)
         return out
     films = select_answered(config)
     if config.weights:
-        bundle = Path(config.weights)
-        detector = ThoraxDetector.load(bundle, _device(config), flips=False)
+        with refusing():
+            detector = ThoraxDetector.load(config.weights, _device(config), flips=False)
         if detector.config.classes != config.model.classes:
             raise RefusedError(
                 "--weights must know the classes of model.classes "
@@ -186,10 +185,8 @@ def select_answered(config: FilmClassConfig) -> list[tuple[CocoFilm, str]]:
     """The films to answer with their true classes; RefusedError where the split leaves none, or
     leaves a class out of a training."""
     classes, key = config.model.classes, config.data.class_from
-    try:
+    with refusing():
         parts = select_films(config.data, config.seed, classes, trained=False).films
-    except (ValueError, OSError) as error:
-        raise RefusedError(str(error)) from error
     known = {
         part: [(f, truth) for f in films if (truth := film_truth(f, key, classes))]
         for part, films in parts.items()

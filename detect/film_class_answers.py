@@ -15,7 +15,8 @@ from cxr import draw
 from cxr.answers import Answer
 from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
-from cxr.film import Film, list_films, read_film
+from cxr.film import Film, FilmList, read_film
+from cxr.rules import RefusedError
 from cxr.stream import batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
 from detect.predict import Detections, ThoraxDetector
@@ -254,17 +255,21 @@ def measure_boxes(films: Sequence[AnsweredFilm]) -> dict[str, Any]:
 
 
 def answer_folder(
-    detector: ThoraxDetector, folder: str, out: str, batch: int, for_processing: bool = False
+    detector: ThoraxDetector,
+    found: FilmList,
+    folder: str,
+    out: str,
+    batch: int,
+    for_processing: bool = False,
 ) -> int:
     """Answer for a film or a folder of films: film_classes.csv (a row a film, also for one without
     a box or unreadable, with the reason), film_classes.json (where it comes from) and
     film_classes.png in `out`; returns how many films could be read.
 
-    Raises FileNotFoundError or ValueError for a folder that is missing or holds no film.
+    Raises RefusedError where no film was found.
     """
-    found = list_films([folder])
     if not found.films:
-        raise ValueError(
+        raise RefusedError(
             f"--films must name a film, or a folder with films. Got {folder}, which holds none."
         )
     jobs = default_jobs(len(found.films))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr.boxes import Frame
-from cxr.cli import parse_config, to_plain
+from cxr.cli import as_command, parse_config, to_plain
+from cxr.rules import refusing
 from cxr.training.recipe import disk_need, keep_to_recipe, require_writable
 from cxr.workdir import Workdir, console, log, provenance, seed_everything, write_json
 from detect.data import require_boxes, select_films
@@ -31,10 +32,7 @@ SURE = 0.9
 LICENCE = "weights: Apache-2.0; see the model card for the films' licences"
 
 
-class RefusedError(ValueError):
-    """The settings or the data do not allow a training."""
-
-
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train; 2 for wrong settings or data."""
     config = parse_config(
@@ -43,11 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m detect.train",
         "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet",
     )
-    try:
-        best = train(config)
-    except RefusedError as error:
-        log.error("%s", error)
-        return 2
+    best = train(config)
     bundle = Path(config.out) / "thorax.safetensors"
     console.print(f"best validation IoU {best['val_iou']:.4f}; wrote {bundle}")
     return 0
@@ -65,7 +59,7 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
             a folder that was begun with other settings.
     """
     workdir, root, side = Workdir(config.out), config.data.data, config.model.side
-    try:
+    with refusing():
         parts = select_films(config.data, config.seed, config.model.classes)
         from detect.dataset import ThoraxDataset, build_augmentation, collate
         from detect.model import build_detector
@@ -83,8 +77,6 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
         learnt = ThoraxDataset(films["train"], root, side, augment, config.negatives, masks)
         val = ThoraxDataset(films["val"], root, side)
         require_boxes({"train": learnt.films, "val": val.films})
-    except (ValueError, OSError, ImportError) as error:
-        raise RefusedError(str(error)) from error
     import torch
 
     log.info("%d films to train, %d to validate", len(learnt), len(val))

@@ -174,7 +174,12 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     ):
         write_report(tmp_path / "report.html", SUMMARY, book)
     assert (tmp_path / "report.html").read_bytes() == before
-    assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.jsonl", "pictures"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "report.html",
+        "report.jsonl",
+        "pictures",
+        ".lock",
+    }
 
 
 def test_boxes_are_scaled_with_their_thumbnail() -> None:

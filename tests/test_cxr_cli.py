@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cxr.cli import Command, from_plain, parse_command, parse_config, to_plain, write_config
+from cxr.cli import (
+    Command,
+    as_command,
+    from_plain,
+    parse_command,
+    parse_config,
+    to_plain,
+    write_config,
+)
+from cxr.rules import RefusedError, refusing
+from cxr.workdir import set_up_logging
 
 
 @dataclass(frozen=True)
@@ -204,3 +216,37 @@ def test_missing_or_unknown_word_exits(
     assert leaving.value.code == code
     shown = "".join(capsys.readouterr())
     assert "fit" in shown and "measure" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (RefusedError("side must be even. Got 3."), 2, "side must be even"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.csv"), 2, "a.csv: No space left"),
+        (OSError(errno.EROFS, "Read-only file system"), 2, "give another --out"),
+        (KeyboardInterrupt(), 130, "what is finished is kept"),
+    ],
+)
+def test_command_ends_in_words(
+    error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: Sequence[str] | None) -> int:
+        raise error
+
+    set_up_logging()
+    assert as_command(main)([]) == code
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_fault_of_our_own_keeps_its_traceback() -> None:
+    def main(argv: Sequence[str] | None) -> int:
+        raise error
+
+    for error in (ValueError("a bug"), FileNotFoundError(errno.ENOENT, "gone")):
+        with pytest.raises(type(error)):
+            as_command(main)([])
+
+
+def test_what_a_command_was_given_is_refused_in_words() -> None:
+    with pytest.raises(RefusedError, match="no such file"), refusing():
+        raise FileNotFoundError("no such file")

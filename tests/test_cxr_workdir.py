@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ import torch
 from rich.progress import Progress
 
 import cxr.workdir
+from cxr.ledger import Ledger
+from cxr.rules import RefusedError
 from cxr.workdir import (
     Workdir,
     console,
@@ -118,3 +123,57 @@ def test_update_adds_fields_and_keeps_the_others(tmp_path: Path) -> None:
     workdir.update(films=8, seconds=1.5)
     record = json.loads((workdir / "run.json").read_text())
     assert (record["config"], record["films"], record["seconds"]) == ({"side": 320}, 8, 1.5)
+
+
+# --- one run at a time
+
+HOLD = """
+import sys, time
+from cxr.workdir import Workdir
+run = Workdir(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_folder_in_use_is_refused_with_the_others_process_and_machine(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            whose = rf"held by process {other.pid} on {platform.node()}"
+            for _ in range(2):  # who was refused leaves the lock and its owner's name alone
+                with pytest.raises(RefusedError, match=whose):
+                    Workdir(tmp_path / "run")
+            with pytest.raises(RefusedError, match=whose):
+                Ledger(tmp_path / "run/rows.csv", "a\n", lambda path: {}, str)
+            assert not (tmp_path / "run/rows.csv").exists()
+        finally:
+            other.kill()
+    Workdir(tmp_path / "run")  # a killed run holds nothing
+
+
+def test_one_process_may_ask_for_its_folder_again(tmp_path: Path) -> None:
+    first = Workdir(tmp_path)
+    assert Workdir(tmp_path / "x" / "..").path.samefile(first.path)
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RefusedError, match="--out must be a folder that can be written"):
+        Workdir(tmp_path / "file" / "run")
+
+
+def test_full_disk_does_not_end_what_is_only_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging()
+    Workdir(tmp_path).start({})
+    handler = next(h for h in log.handlers if isinstance(h, logging.FileHandler))
+    handler.stream.close()
+    handler.stream = Path("/dev/full").open("w")  # noqa: SIM115 - the handler closes it
+    log.info("told")
+    console.print("shown")
+    set_up_logging()
+    said = capsys.readouterr().err
+    assert "told" in said and "shown" in said and "Traceback" not in said

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import cv2
 import numpy as np
 import pytest
 from dicom_films import RAW, a_dicom, ramp
 
+import cxr.ledger
 import detect.crop
 from cxr.boxes import mask_box_xyxy
 from cxr.coco import CocoFilm, CocoSet, write_coco
@@ -250,6 +252,30 @@ def test_killed_run_goes_on(films: Path, fake: None) -> None:
     path = Path("crops/manifest.jsonl")
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[:3]) + whole[3][:25])
+    assert run() == 0
+    assert len(read_manifest("crops")[1]) == 5
+
+
+def test_full_disk_ends_in_words_and_the_run_goes_on(
+    films: Path, fake: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, rows = cxr.ledger.append_line, []
+
+    def fill(file: IO[bytes], line: bytes) -> None:
+        if len(rows) == 3:
+            file.write(line[:20])
+            file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rows.append(line)
+        real(file, line)
+
+    monkeypatch.setattr(cxr.ledger, "append_line", fill)
+    assert run() == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "No space left on device" in said and "free some space" in said
+    monkeypatch.undo()
+    monkeypatch.chdir(films.parent)
+    monkeypatch.setattr(detect.crop, "ThoraxDetector", FakeDetector)
     assert run() == 0
     assert len(read_manifest("crops")[1]) == 5
 

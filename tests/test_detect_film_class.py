@@ -18,11 +18,11 @@ from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.cli import from_plain, to_plain
 from cxr.manifest import read_manifest
+from cxr.rules import RefusedError
 from cxr.training.optim import OptimConfig
 from detect import crop
 from detect.film_class import FilmClassConfig, main, train_film_class
 from detect.module import FilmClassModule
-from detect.train import RefusedError
 
 CLASSES = ("normal", "pneumonia", "no box")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cxr.cli import Command, run_command
+from cxr.cli import Command, as_command, run_command
 
 PROG = "python -m detect.lungfield"
 ROOM = "detect.lungfield"
@@ -29,6 +29,7 @@ COMMANDS = {
 }
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command with its three words."""
     return run_command(COMMANDS, argv, PROG, "Segment the lung field of chest films.")

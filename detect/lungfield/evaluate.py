@@ -25,6 +25,7 @@ from cxr.coco import read_counted
 from cxr.draw import ORANGE, draw_contour, fit, to_rgb, write_sheet
 from cxr.film import FilmError, read_film
 from cxr.films_table import FilmRow
+from cxr.rules import refusing
 from cxr.stats import Interval, bootstrap_mean, in_words
 from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
 from detect.data import MeasureConfig, choose_part, read_mask
@@ -216,9 +217,9 @@ def spread(grid: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def evaluate(config: FieldEvaluateConfig) -> int:
-    """The command; 0 when it measured, 1 when no film could be read, 2 for wrong arguments."""
+    """The command; 0 when it measured, 1 when no film could be read."""
     data = Path(config.data)
-    try:
+    with refusing():
         net = LungField.load(config.weights or None, config.device)
         every = masked_rows(data, config.sources, config.publishable_only)
         rows, train = choose_part(every, config)
@@ -226,9 +227,6 @@ def evaluate(config: FieldEvaluateConfig) -> int:
         detector = ThoraxDetector.load(device=config.device) if config.detector else None
         constant = constant_fields(train or rows, data, boxes)
         meter = FieldMeter(net, data, boxes, constant, detector, config.worst)
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
     workdir = Workdir(config.out)
     workdir.start(to_plain(config), config.seed, net.weights)
     results: list[FieldResult] = []

@@ -20,7 +20,7 @@ from cxr.cli import to_plain
 from cxr.draw import BLUE, draw_contour, encode_png, fit, to_rgb, write_sheet
 from cxr.film import Film, list_films
 from cxr.ledger import RowLedger, read_rows
-from cxr.rules import require_between
+from cxr.rules import refusing, require_between
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
 from detect.crop import crop_name
@@ -186,8 +186,8 @@ def _holds(row: FieldRow, film: Path | None, folder: Path) -> bool:
 
 
 def predict(config: FieldPredictConfig) -> int:
-    """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
-    try:
+    """The command; 0 also with films refused, 1 when none could be read."""
+    with refusing():
         if not config.films:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
         films = list_films(config.films).films
@@ -198,19 +198,12 @@ def predict(config: FieldPredictConfig) -> int:
         settings |= {"for_processing": True} if config.for_processing else {}
         header = {**provenance(net.weights), "settings": settings}
         book = open_fields(path, header, films, config.restart)
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
     workdir.start(to_plain(config), weights=net.weights)
     pending = [film for film in films if film.as_posix() not in book.done]
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
-    try:
-        with book:
-            tiles = _segment_pending(pending, net, config, book)
-    except KeyboardInterrupt:
-        log.warning("stopped; the same command goes on from here")
-        return 130
+    with book:
+        tiles = _segment_pending(pending, net, config, book)
     if tiles:
         pictures, captions = zip(*tiles, strict=True)
         write_sheet(workdir / "sheet.png", pictures, captions, _TILE, "lung fields")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cxr.cli import to_plain
-from cxr.rules import require
-from cxr.training.recipe import free, keep_to_recipe
+from cxr.rules import refusing, require
+from cxr.training.recipe import disk_need, free, keep_to_recipe, require_writable
 from cxr.workdir import Workdir, console, log, seed_everything
 from detect.lungfield.data import FieldDataConfig, select_rows
 from detect.settings import FieldNetConfig, LoopConfig
@@ -47,24 +47,23 @@ class FieldTrainConfig(LoopConfig):
 
 
 def train(config: FieldTrainConfig) -> int:
-    """Read films, fit, write the bundle; 2 when data, weights or an earlier run do not fit."""
+    """Read films, fit, write the bundle; RefusedError when data, weights or an earlier run do not
+    fit."""
     workdir, root, side = Workdir(config.out), config.data.data, config.model.side
-    try:
+    with refusing():
         rows, val_rows, made = select_rows(config.data, config.seed)
         from detect.lungfield.dataset import FieldAugment, FieldDataset, FieldModule, field_tile
         from detect.lungfield.net import build_field_net
 
         seed_everything(config.seed)  # the first weights hang on it, too
         model, optim = build_field_net(config.model), config.to_optim()
+        require_writable(workdir.path, disk_need(model))
         keep_to_recipe(workdir.path, config, config.restart)
         if made:
             made.save(workdir / "split.json")
         workdir.start(to_plain(config), config.seed)
         films = FieldDataset(rows, root, side, FieldAugment(config.crops), config.negatives)
         val = FieldDataset(val_rows, root, side)
-    except (ValueError, OSError, ImportError) as error:
-        console.print(f"[red]{error}[/red]", soft_wrap=True)
-        return 2
     counts = len(films.items), len(val.items)
     log.info("%d films to train, %d to validate, each whole and as a crop", *counts)
     module = FieldModule(model, optim, config.patience)
