@@ -64,6 +64,17 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     return small.astype(np.float64).ravel()
 
 
+def fit_shortcut(features: np.ndarray, labels: np.ndarray) -> Any:
+    """A logistic regression on (N, F) features, fitted to (N,) labels of two classes or more: weak
+    evidence must not be fitted by heart. Raises ValueError for one class only."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    return model.fit(features, labels)
+
+
 def shortcut_scores(
     train: dict[str, np.ndarray], positive: np.ndarray, test: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -71,14 +82,9 @@ def shortcut_scores(
 
     `positive` (M,) bool is the truth of the training films. Raises ValueError for one class only.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     if positive.all() or not positive.any():
         raise ValueError("positive must hold both classes to fit a shortcut. Got only one.")
-    scores = {}
-    for name, features in train.items():
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-        scores[name] = model.fit(features, positive).decision_function(test[name])
-    return scores
+    return {
+        name: fit_shortcut(features, positive).decision_function(test[name])
+        for name, features in train.items()
+    }

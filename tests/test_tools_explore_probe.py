@@ -11,7 +11,7 @@ from explore_world import entries_of
 
 from cxr.stats import Figure
 from exploring import probe
-from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE
+from exploring.gather import ASPECT, CROP, FEATURES, FILM, NUMBERS, OUTSIDE
 from exploring.probe import (
     Answer,
     auc_text,
@@ -111,10 +111,10 @@ def test_a_side_of_few_patients_is_not_asked(tmp_path: Path) -> None:
         for i in range(80)
     ]
     entries = entries_of(tmp_path, rows)
-    features = {n: np.zeros((80, 1), np.float32) for n in probe.FEATURES}
+    features = {n: np.zeros((80, 1), np.float32) for n in FEATURES}
     gathered = Gathered(entries, np.ones((80, 2), int), features, {}, {}, [], Counter())
     (question,) = questions(entries, gathered.seen)
-    answers = probe.answer(question, gathered, 10, 0)
+    answers = [probe.answer(question, gathered, what, 10, 0) for what in FEATURES]
     assert {a.why_not for a in answers} == {"fewer than 5 patients on one side"}
     assert all(a.auc.value is None for a in answers)
 

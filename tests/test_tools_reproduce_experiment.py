@@ -10,9 +10,8 @@ import pytest
 import yaml
 from test_tools_reproduce import RECIPE
 
-from reproducing.cells import make_cells
+from reproducing.cells import ReproduceConfig, make_cells
 from reproducing.experiment import find_experiments, flatten, merge, read_experiment
-from reproducing.place import Place
 
 TABLES = (
     "deck_backbones",
@@ -97,7 +96,8 @@ def test_every_cell_of_every_table_is_a_configuration_of_its_own(
     (tmp_path / "films.csv").write_text("image\n")
     experiment = read_experiment(root / "configs" / "experiments" / f"{table}.yaml")
     # those of paper are resolved beside; smoke is test_tools_reproduce_smoke.py
-    cells = make_cells(experiment, "small", Place(str(tmp_path), "", str(tmp_path)))
+    config = ReproduceConfig((table,), data=str(tmp_path), out=str(tmp_path))
+    cells = make_cells(experiment, config)
     assert len({cell.key for cell in cells}) == len(cells)
 
 

@@ -17,11 +17,10 @@ from classify.tasks.single import SingleModule
 from cxr.answers import Answer, write_answers
 from cxr.stats import Figure
 from cxr.training.optim import OptimConfig
-from reproducing.cells import Cell
+from reproducing.cells import Cell, ReproduceConfig
 from reproducing.experiment import Measure
 from reproducing.figures import measure_cell
 from reproducing.layout import number
-from reproducing.place import Place
 from reproducing.runners import find_runner, iscore_cell
 
 
@@ -65,7 +64,7 @@ def test_a_figure_that_a_cell_does_not_have_is_said_not_to_apply(tmp_path: Path)
     (tmp_path / "figures.json").write_text(json.dumps(kept))
     cell = Cell("t", "r", "c", "iscore", "0" * 16, tmp_path, {}, {})
     wanted = [Measure("accuracy"), Measure("features.kept"), Measure("gain.auc")]
-    figures, reasons = measure_cell(cell, wanted, Place("", "", "", draws=10), 0)
+    figures, reasons = measure_cell(cell, wanted, ReproduceConfig(("t",), draws=10))
     assert figures["features.kept"] == Figure(64.0, None, None, 2)
     assert figures["accuracy"].value == 1 and figures["gain.auc"] is None
     assert reasons == {"gain.auc": "does not apply"}

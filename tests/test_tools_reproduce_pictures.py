@@ -17,8 +17,7 @@ from test_tools_reproduce import RECIPE, run, text_of, world  # noqa: F401
 from cxr.draw import encode_png
 from reproducing.experiment import read_experiment
 from reproducing.layout import row_number
-from reproducing.place import content_of
-from reproducing.runners import RUNNERS, shared_folder
+from reproducing.runners import RUNNERS, content_of, shared_folder
 
 CURVE = {
     **RECIPE,

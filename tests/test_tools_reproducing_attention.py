@@ -25,7 +25,7 @@ from cxr.manifest import CropRow, ManifestWriter
 from cxr.stats import Figure
 from cxr.workdir import sha256_file
 from reproducing import attention
-from reproducing.attention import Attention, AttentionConfig, attention_of, mean_figure
+from reproducing.attention import Attention, attention_of, mean_figure
 
 SIDE, CROP = 128, (0, 32, 128, 96)  # px; xyxy of the crop
 CLASSES = ("normal", "pneumonia")
@@ -134,8 +134,7 @@ def use(monkeypatch: pytest.MonkeyPatch, single: Single) -> list[Path]:
 
 def look(world: Path, films: Sequence[int] = (0, 1), crops: str = "", **settings: int) -> Attention:
     answer_films(world / "trained", films)
-    config = AttentionConfig(draws=50, **settings)
-    return attention_of(world / "trained", world, crops and world / crops, config)
+    return attention_of(world / "trained", world, crops and world / crops, draws=50, **settings)
 
 
 def write_crops(world: Path) -> None:
@@ -256,7 +255,7 @@ def test_a_member_of_an_ensemble_is_looked_at_too(world: Path) -> None:
         trained_on="films",
         network=to_plain(MemberConfig("resnet18")),
     )
-    found = attention_of(world / "trained", world, config=AttentionConfig(draws=20))
+    found = attention_of(world / "trained", world, draws=20)
     assert found.films == 2 and found.figure.n == 2 - found.empty and not found.nets
     (world / "trained/covid.safetensors").write_bytes(b"another")
     with pytest.raises(ValueError, match=r"must hold one network.* Got covid, viral"):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_tools_reproducing_probe import OUTSIDE, TWO, cases_of, write_films
+from test_tools_reproducing_probe import OUTSIDE, TWO, asked, cases_of, write_films
 
 from reproducing import probe
-from reproducing.probe import found_boxes, probe_of
+from reproducing.probe import found_boxes
 
 LABELS = [n % 2 for n in range(8)]
 looked: list[int] = []
@@ -44,8 +44,8 @@ def test_films_that_nobody_boxed_are_boxed_by_the_detector(tmp_path: Path, weigh
     write_films(tmp_path / "a", LABELS, "border", boxes=False)
     cases = cases_of(tmp_path / "a")
     folds = [(range(6), range(6, 8))]
-    found = probe_of(cases, LABELS, TWO, folds, tmp_path / "a", tmp_path / "c", weights)
-    assert len(found.answers[OUTSIDE][1]) == 2
+    found = asked(cases, LABELS, TWO, folds, tmp_path / "a", tmp_path / "c", weights)
+    assert len(found.answers[OUTSIDE]) == 2
     assert found.left_out == {"no thorax box": 1}  # the one that the detector refused
 
 

@@ -12,7 +12,6 @@ from classify.films import Case
 from cxr.films_table import FilmRow
 from reproducing.scxnn import (
     Group,
-    ScreenJob,
     ScxnnConfig,
     draw_goes,
     goes_of,
@@ -89,15 +88,14 @@ def test_a_screener_tells_what_is_kept_and_found_by_tier(tmp_path: Path) -> None
     logits = np.array([[sure[c.row.sublabel]] for c in cases], float) + noise
     (tmp_path / "viral.safetensors").write_bytes(b"a member")
     parts = ("val", "calibration", "test")
-    job = ScreenJob(
-        tmp_path,
-        ("viral",),
-        {"critical": ("viral",)},
-        dict.fromkeys(parts, cases),
-        dict.fromkeys(parts, logits),
+    config = ScxnnConfig(
+        targets=("viral",),
+        tiers={"critical": ("viral",)},
+        out=str(tmp_path),
         draws=20,
+        screen_folds=2,
     )
-    figures = screen_films(job, folds=2)
+    figures = screen_films(config, dict.fromkeys(parts, cases), dict.fromkeys(parts, logits))
     assert set(figures) == {
         "kept.critical",
         "found.critical",

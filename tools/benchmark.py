@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
@@ -59,31 +59,33 @@ class BenchmarkConfig:
     out: str = "runs/benchmark"
 
 
-# A name, what is timed in round n, and how many films that does (one, where it is not said).
-Timer = tuple[str, Callable[[int], Any]] | tuple[str, Callable[[int], Any], int]
+class Timer(NamedTuple):
+    """What is timed in round n, and how many films that does."""
+
+    name: str
+    call: Callable[[int], Any]
+    films: int = 1
 
 
-def time_in_turns(
-    timers: Sequence[Timer], rounds: int, ratios: bool = True
-) -> list[dict[str, Any]]:
+Group = list[dict[str, Any]]
+
+
+def time_in_turns(timers: Sequence[Timer], rounds: int, ratios: bool = True) -> Group:
     """Rows of name, median milliseconds a film and ratio to the first, of rounds 0 … n − 1,
     A B C A B C …, after one warm-up each."""
-    for _, call, *_ in timers:
-        call(0)
+    for timer in timers:
+        timer.call(0)
     taken: list[list[float]] = [[] for _ in timers]
     for number in range(rounds):
-        for (_, call, *films), seconds in zip(timers, taken, strict=True):
+        for timer, seconds in zip(timers, taken, strict=True):
             start = time.perf_counter()
-            call(number)
-            seconds.append((time.perf_counter() - start) / (films[0] if films else 1))
+            timer.call(number)
+            seconds.append((time.perf_counter() - start) / timer.films)
     medians = [statistics.median(seconds) for seconds in taken]
+    shares = [round(m / medians[0], 3) if ratios else None for m in medians]
     return [
-        {
-            "what": timer[0],
-            "ms": round(m * 1e3, 2),
-            "ratio": round(m / medians[0], 3) if ratios else None,
-        }
-        for timer, m in zip(timers, medians, strict=True)
+        {"what": timer.name, "ms": round(m * 1e3, 2), "ratio": share}
+        for timer, m, share in zip(timers, medians, shares, strict=True)
     ]
 
 
@@ -95,18 +97,11 @@ def detection_timers(films: list[Path]) -> list[Timer]:
     from detect.model import build_detector
     from detect.predict import ThoraxDetector
 
-    plain = ThoraxDetector.load(device="cpu", flips=False)
-    flipped = ThoraxDetector.load(device="cpu", flips=True)
+    plain, flipped = (ThoraxDetector.load(device="cpu", flips=flips) for flips in (False, True))
     # the same network with the sizes meant for COCO's many small objects
-    coco = replace(
-        plain.config,
-        coarse_rpn=False,
-        rpn_pre_nms=1000,
-        proposals_test=1000,
-        head_channels=1024,
-        anchor_sizes=[0.1, 0.2, 0.4, 0.8, 1.0],
-        refine=0,
-    )
+    sizes = {"anchor_sizes": [0.1, 0.2, 0.4, 0.8, 1.0], "head_channels": 1024}
+    sizes |= {"rpn_pre_nms": 1000, "proposals_test": 1000, "coarse_rpn": False, "refine": 0}
+    coco = replace(plain.config, **sizes)
     many = ThoraxDetector(build_detector(coco), coco, plain.operating_point, False, "cpu")
     # no network is needed: with random weights it does the same work (150 proposals a film)
     stock = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
@@ -116,132 +111,124 @@ def detection_timers(films: list[Path]) -> list[Timer]:
         with torch.inference_mode():
             stock([torch.from_numpy(pixels).expand(3, -1, -1)])
 
+    def ours(detector: ThoraxDetector) -> Callable[[int], Any]:
+        return lambda n: detector.predict([read_film(films[n]).pixels])
+
     return [
-        ("torchvision fasterrcnn_mobilenet_v3_large_320_fpn", run_stock),
-        ("lungfirst", lambda n: plain.predict([read_film(films[n]).pixels])),
-        ("lungfirst with flips", lambda n: flipped.predict([read_film(films[n]).pixels])),
-        ("lungfirst's network, COCO's sizes", lambda n: many.predict([read_film(films[n]).pixels])),
+        Timer("torchvision fasterrcnn_mobilenet_v3_large_320_fpn", run_stock),
+        Timer("lungfirst", ours(plain)),
+        Timer("lungfirst with flips", ours(flipped)),
+        Timer("lungfirst's network, COCO's sizes", ours(many)),
     ]
 
 
-def stage_timers(films: list[Path], ensemble_folder: str) -> tuple[list[Timer], list[np.ndarray]]:
+def stage_timers(films: list[Path], ensemble: Any) -> tuple[list[Timer], list[np.ndarray]]:
     """Reading, cutting at full resolution, and one pass of all members over a crop; the crops."""
-    from classify.ensemble import Ensemble
     from detect.crop import crop_film
     from detect.predict import ThoraxDetector
 
     read = [read_film(path) for path in films]
     boxes = ThoraxDetector.load(device="cpu").predict([film.pixels for film in read])
-    ensemble = Ensemble.load(ensemble_folder, "cpu")
-    crops = [
-        crop_film(f, b, 0.05, False).pixels for f, b in zip(read, boxes, strict=True) if b.xyxy
-    ]
+
+    def cut(n: int) -> Any:
+        return crop_film(read[n], boxes[n], 0.05, False) if boxes[n].xyxy else None
+
+    crops = [found.pixels for found in map(cut, range(len(read))) if found]
+    every = f"{len(ensemble.targets)} members on a crop"
     return [
-        ("read a film", lambda n: read_film(films[n])),
-        (
-            "cut a crop",
-            lambda n: crop_film(read[n], boxes[n], 0.05, False) if boxes[n].xyxy else None,
-        ),
-        (
-            f"{len(ensemble.targets)} members on a crop",
-            lambda n: ensemble.predict([crops[n % len(crops)]]),
-        ),
+        Timer("read a film", lambda n: read_film(films[n])),
+        Timer("cut a crop", cut),
+        Timer(every, lambda n: ensemble.predict([crops[n % len(crops)]])),
     ], crops
 
 
 def saliency_rows(
-    crops: list[np.ndarray], config: BenchmarkConfig
-) -> tuple[list[list[dict[str, Any]]], list[float]]:
+    crops: list[np.ndarray], ensemble: Any, config: BenchmarkConfig
+) -> tuple[list[Group], list[float]]:
     """Rows for Grad-CAM and for Score-CAM of one member against pytorch-grad-cam as it is, and the
     rank correlations of Score-CAM over the strongest channels with that over all."""
     from classify.audit.randomise import rank_correlation
-    from classify.ensemble import Ensemble
     from classify.saliency.maps import saliency_maps
     from classify.saliency.methods import TOP_K
 
-    ensemble = Ensemble.load(config.ensemble, "cpu")
     member = ensemble.member(ensemble.targets[0])
     # as many crops as a batch needs, taken over again where there are fewer
-    repeated = [crops[n % len(crops)] for n in range(config.saliency_batch)]
-    batch, _ = ensemble.prepare(repeated)
+    batch, _ = ensemble.prepare([crops[n % len(crops)] for n in range(config.saliency_batch)])
     # each round of Grad-CAM does several batches: a third of the films is enough
     groups = [time_in_turns(gradient_timers(member, batch), max(1, config.films // 3))]
     if not config.score_films:
         return groups, []
     groups.append(time_in_turns(score_timers(member, batch), config.score_films))
     few = batch[: config.score_films]
-    some, every = (
-        saliency_maps(member, few, [TARGET] * len(few), "score_cam", top_k=k) for k in (TOP_K, None)
-    )
-    pairs = zip(some, every, strict=True)
+    asked = member, few, [TARGET] * len(few), "score_cam"
+    pairs = zip(*(saliency_maps(*asked, top_k=k) for k in (TOP_K, None)), strict=True)
     return groups, [round(rank_correlation(a, b), 4) for a, b in pairs]
 
 
-def gradient_timers(member: Any, crops: Any) -> list[Timer]:
-    """Grad-CAM by the library as its README has it, and by us with and without a backward pass."""
-    import torch
-    from pytorch_grad_cam import GradCAM
+def by_library(method: str, member: Any, films: Any, **settings: Any) -> None:
+    """Maps of the films by a class of pytorch-grad-cam, as its README has it."""
+    import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     from classify.saliency.hooks import saliency_layer
+
+    cam = getattr(pytorch_grad_cam, method)(model=member, target_layers=[saliency_layer(member)])
+    vars(cam).update(settings)
+    cam(input_tensor=films, targets=[ClassifierOutputTarget(TARGET)] * len(films))
+    cam.activations_and_grads.release()
+
+
+def gradient_timers(member: Any, crops: Any) -> list[Timer]:
+    """Grad-CAM by the library, and by us with and without a backward pass."""
+    import torch
+
     from classify.saliency.maps import saliency_maps
 
-    number = len(crops)
-
-    def library(batch: Any) -> None:
+    def library(films: Any) -> None:
         with _as_a_user_has_it(member):
-            cam = GradCAM(model=member, target_layers=[saliency_layer(member)])
-            cam(input_tensor=batch, targets=[ClassifierOutputTarget(TARGET)] * len(batch))
-            cam.activations_and_grads.release()
+            by_library("GradCAM", member, films)
 
-    def ours(batch: Any, closed_form: bool) -> None:
-        saliency_maps(member, batch, [TARGET] * len(batch), closed_form=closed_form)
+    def ours(films: Any, closed_form: bool) -> None:
+        saliency_maps(member, films, [TARGET] * len(films), closed_form=closed_form)
 
     def alone(n: int) -> Any:
-        return crops[n % number, None]
+        return crops[n % len(crops), None]
 
     def forward(_: int) -> None:
         with torch.inference_mode():
             member(crops)
 
-    many, us = f"Grad-CAM of {number} films", "lungfirst"
+    number, us = len(crops), "lungfirst"
+    many = f"Grad-CAM of {number} films"
     return [
-        ("pytorch-grad-cam, Grad-CAM film by film", lambda n: library(alone(n))),
-        (f"pytorch-grad-cam, {many}", lambda _: library(crops), number),
-        (f"{us}, {many}, backward pass to the layer", lambda _: ours(crops, False), number),
-        (f"{us}, Grad-CAM film by film, closed form", lambda n: ours(alone(n), True)),
-        (f"{us}, {many}, closed form", lambda _: ours(crops, True), number),
-        (f"the member's forward pass alone, {number} films", forward, number),
+        Timer("pytorch-grad-cam, Grad-CAM film by film", lambda n: library(alone(n))),
+        Timer(f"pytorch-grad-cam, {many}", lambda _: library(crops), number),
+        Timer(f"{us}, {many}, backward pass to the layer", lambda _: ours(crops, False), number),
+        Timer(f"{us}, Grad-CAM film by film, closed form", lambda n: ours(alone(n), True)),
+        Timer(f"{us}, {many}, closed form", lambda _: ours(crops, True), number),
+        Timer(f"the member's forward pass alone, {number} films", forward, number),
     ]
 
 
 def score_timers(member: Any, crops: Any) -> list[Timer]:
     """Score-CAM of one film by the library, by us over all channels, and over the strongest."""
     import torch
-    from pytorch_grad_cam import ScoreCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    from classify.saliency.hooks import saliency_layer
     from classify.saliency.maps import saliency_maps
     from classify.saliency.methods import SCORE_BATCH, TOP_K
 
     def library(n: int) -> None:
         # with the same batch size as ours, and its progress bar out of the way
-        with contextlib.redirect_stderr(io.StringIO()):
-            cam = ScoreCAM(model=member, target_layers=[saliency_layer(member)])
-            cam.batch_size = SCORE_BATCH
-            film = crops[n % len(crops), None]
-            with torch.inference_mode():
-                cam(input_tensor=film, targets=[ClassifierOutputTarget(TARGET)])
-            cam.activations_and_grads.release()
+        with contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
+            by_library("ScoreCAM", member, crops[n % len(crops), None], batch_size=SCORE_BATCH)
 
     def ours(n: int, top_k: int | None) -> None:
         saliency_maps(member, crops[n % len(crops), None], [TARGET], "score_cam", top_k=top_k)
 
     return [
-        ("pytorch-grad-cam, Score-CAM, all channels", library),
-        ("lungfirst, Score-CAM, all channels", lambda n: ours(n, None)),
-        (f"lungfirst, Score-CAM, {TOP_K} channels", lambda n: ours(n, TOP_K)),
+        Timer("pytorch-grad-cam, Score-CAM, all channels", library),
+        Timer("lungfirst, Score-CAM, all channels", lambda n: ours(n, None)),
+        Timer(f"lungfirst, Score-CAM, {TOP_K} channels", lambda n: ours(n, TOP_K)),
     ]
 
 
@@ -249,8 +236,7 @@ def score_timers(member: Any, crops: Any) -> list[Timer]:
 def _as_a_user_has_it(member: Any) -> Iterator[None]:
     """Gradients of all parameters wanted, as in a net fresh from its file; gone afterwards."""
     wanted = [(p, p.requires_grad) for p in member.parameters()]
-    for parameter, _ in wanted:
-        parameter.requires_grad_(True)
+    member.requires_grad_(True)
     try:
         yield
     finally:
@@ -280,18 +266,16 @@ def peak_memory_mib(films: Sequence[Path], number: int, ensemble: str) -> float:
         return int(peaks[-1]) / 1024
 
 
-def vary_films(films: Sequence[Path], folder: Path, number: int) -> list[Path]:
+def vary_films(films: Sequence[Path], folder: Path, number: int) -> None:
     """So many PNG files, long side 512 px, no two alike: real films by turns with other noise."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     base = [read_film(path).pixels for path in films]
     base = [Frame.letterbox((p.shape[0], p.shape[1]), 512).apply(p) for p in base]
-    paths = []
     for index in range(number):
         film = base[index % len(base)] * 255 + rng.normal(0, 2, base[0].shape)
-        paths.append(folder / f"film{index:05d}.png")
-        cv2.imwrite(str(paths[-1]), np.clip(film, 0, 255).astype(np.uint8))
-    return paths
+        pixels = np.clip(film, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"film{index:05d}.png"), pixels)
 
 
 def source_films(config: BenchmarkConfig) -> list[Path]:
@@ -305,39 +289,34 @@ def source_films(config: BenchmarkConfig) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the table, write benchmark.json."""
-    config = parse_config(
-        BenchmarkConfig,
-        argv,
-        "python tools/benchmark.py",
-        "python tools/benchmark.py --films 10 --memory '[]'",
-    )
+    prog = "python tools/benchmark.py"
+    config = parse_config(BenchmarkConfig, argv, prog, f"{prog} --films 10 --memory '[]'")
     import torch
+
+    from classify.ensemble import Ensemble
 
     torch.set_num_threads(config.threads)
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
-    films = source_films(config)
-    stages, crops = stage_timers(films, config.ensemble)
+    films, ensemble = source_films(config), Ensemble.load(config.ensemble, "cpu")
+    stages, crops = stage_timers(films, ensemble)
     groups = [
         time_in_turns(detection_timers(films), len(films)),
         time_in_turns(stages, len(films), ratios=False),
     ]
     correlations: list[float] = []
     if config.saliency_batch:
-        more, correlations = saliency_rows(crops, config)
+        more, correlations = saliency_rows(crops, ensemble, config)
         groups += more
     table = Table("per film", "median ms", "ratio to the first of its kind")
     for group in groups:
         table.add_section()
         for row in group:
-            table.add_row(str(row["what"]), f"{row['ms']:.1f}", str(row["ratio"] or ""))
+            table.add_row(row["what"], f"{row['ms']:.1f}", str(row["ratio"] or ""))
     table.add_section()
     if correlations:
-        table.add_row(
-            "Score-CAM: rank correlation of its channels' map with all channels' map",
-            ", ".join(f"{r:.3f}" for r in correlations),
-            "",
-        )
+        what = "Score-CAM: rank correlation of its channels' map with all channels' map"
+        table.add_row(what, ", ".join(f"{r:.3f}" for r in correlations), "")
     memory = {str(n): round(peak_memory_mib(films, n, config.ensemble)) for n in config.memory}
     for number, mib in memory.items():
         table.add_row(f"peak memory of the whole way, {number} films", f"{mib} MiB", "")

@@ -24,34 +24,26 @@ ABOUT = (
     "Hold explanations of the same films against each other: maps makes those of one method, ssim "
     "says how alike two are, page asks readers which is better, read counts their choices."
 )
+_TWO = "runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors"
+
+
+def _command(settings: str, example: str, positional: str) -> Command:
+    return Command(settings, f"{PROG} {example}", (positional,), f"{settings.split(':')[0]}:run")
 
 
 COMMANDS = {
-    "maps": Command(
+    "maps": _command(
         "comparing.maps:MapsConfig",
-        f"{PROG} maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
+        "maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
         "--out runs/maps/grad_cam.safetensors",
-        ("films",),
-        "comparing.maps:run",
+        "films",
     ),
-    "ssim": Command(
-        "comparing.likeness:SsimConfig",
-        f"{PROG} ssim runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors",
-        ("maps",),
-        "comparing.likeness:run",
-    ),
-    "page": Command(
-        "comparing.page:PageConfig",
-        f"{PROG} page runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors "
-        "--out runs/ask.html",
-        ("maps",),
-        "comparing.page:run",
-    ),
-    "read": Command(
+    "ssim": _command("comparing.likeness:SsimConfig", f"ssim {_TWO}", "maps"),
+    "page": _command("comparing.page:PageConfig", f"page {_TWO} --out runs/ask.html", "maps"),
+    "read": _command(
         "comparing.readers:ReadConfig",
-        f"{PROG} read choices_mk.json choices_ab.csv --key runs/ask.key.json",
-        ("choices",),
-        "comparing.readers:run",
+        "read choices_mk.json choices_ab.csv --key runs/ask.key.json",
+        "choices",
     ),
 }
 

@@ -58,15 +58,13 @@ def draw_way(film_path: Path) -> Any:
 
     film = read_film(film_path)
     box = ThoraxDetector.load().predict([film.pixels])[0]
-    crop = crop_film(film, box)
+    crop = crop_film(film, box).pixels
     ensemble = Ensemble.load("weights/ensemble_crops")
-    batch, frames = ensemble.prepare([crop.pixels])
-    target = ensemble.targets[strongest_member(ensemble.predict([crop.pixels])[0])]
-    member = ensemble.member(target)
-    maps = saliency_maps(member, batch, [1], closed_form=False)
-    height, width = crop.pixels.shape
-    plane = to_pixels(maps, frames, [(height, width)])[0]
-    plain, cut = draw.to_rgb(film.pixels), draw.to_rgb(crop.pixels)
+    batch, frames = ensemble.prepare([crop])
+    target = ensemble.targets[strongest_member(ensemble.predict([crop])[0])]
+    maps = saliency_maps(ensemble.member(target), batch, [1], closed_form=False)
+    plane = to_pixels(maps, frames, [(crop.shape[0], crop.shape[1])])[0]
+    plain, cut = draw.to_rgb(film.pixels), draw.to_rgb(crop)
     tiles = [plain, draw.draw_box(plain, box.xyxy or ()), cut, draw.overlay_saliency(cut, plane)]
     names = ["film", f"thorax box, score {box.score:.2f}", "crop", f"Grad-CAM, member {target}"]
     return draw.sheet([draw.fit(t, 320) for t in tiles], names, columns=4, tile=320)

@@ -14,7 +14,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,16 @@ from rich.table import Table
 from cxr.cli import parse_config, to_plain
 from cxr.page.words import printable
 from cxr.public_sets.records import (
-    LoadedSet,
     Uncertain,
     write_films_table,
     write_finding_boxes,
     write_problems,
 )
 from cxr.public_sets.registry import SETS, load_set
+from cxr.rules import require, require_at_least, require_one_of
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
 from exploring.entries import Box, Entry, coco_boxes, count_groups, crop_boxes, read_entries
-from exploring.gather import Gathered, gather
+from exploring.gather import FEATURES, Gathered, gather
 from exploring.page import class_sizes, fit_slope, page_html
 from exploring.probe import Answer, Verdict, answer, auc_text, questions, verdicts
 
@@ -78,20 +77,15 @@ class ExploreConfig:
             raise ValueError(
                 f"DATA must be one folder. Got {len(self.data)} instead: {PROG} ../shared/data"
             )
-        if self.source and self.source not in SETS:
-            raise ValueError(f"source must be one of {', '.join(SETS)}. Got '{self.source}'.")
+        if self.source:
+            require_one_of(self, source=SETS)
         if self.uncertain != "ignore" and self.source not in UNCERTAIN_SETS:
             raise ValueError(
                 f"uncertain is for --source {' and '.join(UNCERTAIN_SETS)} only, "
                 f"whose labels can be. Got source '{self.source}'."
             )
-        if self.smallest < 10 or self.draws < 1 or self.seed < 0:
-            raise ValueError(
-                "smallest must be at least 10, draws at least 1 and seed at least 0. "
-                f"Got {self.smallest}, {self.draws} and {self.seed} instead."
-            )
-        if self.jobs is not None and self.jobs < 0:
-            raise ValueError(f"jobs must be 0 or more. Got {self.jobs} instead.")
+        require_at_least(self, smallest=10, draws=1, seed=0)
+        require(self.jobs is None or self.jobs >= 0, "jobs must be 0 or more", self.jobs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,13 +115,16 @@ def explore(config: ExploreConfig) -> int:
             f"the first: {gathered.unread[0][2]}"
         )
     asked = questions(entries, gathered.seen, config.smallest)
-    answers: list[Answer] = []
-    for question in track(asked, "asking the probe", console=console, transient=True):
-        answers += answer(question, gathered, config.draws, config.seed, config.smallest)
+    how = config.draws, config.seed, config.smallest
+    answers = [
+        answer(question, gathered, what, *how)
+        for question in track(asked, "asking the probe", console=console, transient=True)
+        for what in FEATURES
+    ]
     found = verdicts(answers)
-    title = config.source or data.resolve().name
     told = {name: getattr(config, name) for name in ("seed", "draws", "smallest")}
-    told |= {"title": title, "boxes": origin, "made": record["made"], "command": record["command"]}
+    told |= {"title": config.source or data.resolve().name, "boxes": origin}
+    told |= {"made": record["made"], "command": record["command"]}
     write_json(workdir / "explore.json", to_json(gathered, answers, found, record))
     page = write_atomic(workdir / "report.html", page_html(gathered, answers, found, **told))
     tell(answers, found, gathered)
@@ -163,12 +160,12 @@ def to_json(
         "without_box": dict(gathered.box_faults),
         "groups": count_groups(gathered.entries),
         "sizes": {
-            name: to_plain(fit_slope(sizes))
+            name: fit_slope(sizes)._asdict()
             for classes in class_sizes(gathered).values()
             for name, sizes in classes.items()
         },
         "probe": [a.to_dict() for a in answers],
-        "verdicts": [to_plain(v) for v in found],
+        "verdicts": [v._asdict() for v in found],
         "shown": {
             c.name: [gathered.entries[i].row.image for i, _ in films]
             for c, films in gathered.grids.items()
@@ -219,37 +216,39 @@ def convert(
             f"'{path}' holds no film of {source} that can be read; "
             f"{len(loaded.problems)} problems.{first}"
         )
-    place = partial(_place, path.resolve(), out.resolve())
+    loader, top = SETS[source], path.resolve()
+
+    def place(image: str) -> str:
+        film = top / image  # not resolved: a link's target may have lost the published name
+        here = out.resolve()
+        return (film.relative_to(here) if film.is_relative_to(here) else film).as_posix()
+
     boxes = [replace(box, image=place(box.image)) for box in loaded.finding_boxes]
     rows = [replace(row, image=place(row.image)) for row in loaded.rows]
-    write_finding_boxes(out / "finding_boxes.csv", boxes)
-    write_problems(out / "problems.csv", loaded.problems)
-    write_json(out / RECORD, _record(loaded, path, uncertain))
-    write_films_table(out / "films.csv", rows)  # the last: where it is, the others are too
-    for line in describe_set(out):
-        log.info("%s", line)
-    return out
-
-
-def _record(loaded: LoadedSet, path: Path, uncertain: Uncertain) -> dict[str, object]:
-    loader = SETS[loaded.source]
-    return {
+    record = {
         "schema": SCHEMA,
         "version": 1,
-        "source": loaded.source,
+        "source": source,
         "title": loader.title,
-        "films_in": str(path.resolve()),
+        "films_in": str(top),
         "licence": loader.licence,
         "citation": loader.citation,
         "uncertain": uncertain,
-        "films": len(loaded.rows),
-        "publishable": sum(row.publishable for row in loaded.rows),
-        "patients": len({row.patient_id for row in loaded.rows}),
-        "labels": dict(sorted(Counter(row.label for row in loaded.rows).items())),
+        "films": len(rows),
+        "publishable": sum(row.publishable for row in rows),
+        "patients": len({row.patient_id for row in rows}),
+        "labels": dict(sorted(Counter(row.label for row in rows).items())),
         "problems": dict(sorted(Counter(p.kind for p in loaded.problems).items())),
         "left_out": loaded.left_out,
         **provenance(),
     }
+    write_finding_boxes(out / "finding_boxes.csv", boxes)
+    write_problems(out / "problems.csv", loaded.problems)
+    write_json(out / RECORD, record)
+    write_films_table(out / "films.csv", rows)  # the last: where it is, the others are too
+    for line in describe_set(out):
+        log.info("%s", line)
+    return out
 
 
 def check_out(out: Path) -> None:
@@ -264,12 +263,6 @@ def check_out(out: Path) -> None:
             f"--out must be a new folder, or one of an earlier --source. {out} holds "
             "a films.csv of other origin, which would be lost."
         )
-
-
-def _place(top: Path, out: Path, image: str) -> str:
-    """The path of a film of the set in `top`, as films.csv in `out` names it."""
-    film = top / image  # not resolved: a link's target may have lost the published name
-    return (film.relative_to(out) if film.is_relative_to(out) else film).as_posix()
 
 
 def describe_set(folder: str | Path) -> list[str]:

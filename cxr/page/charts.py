@@ -10,7 +10,7 @@ letters would be tiny.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,15 +103,25 @@ def diamond(x: float, y: float) -> str:
     return f'<path class="chance" d="M{x} {y - 6}l6 6l-6 6l-6-6z"/>'
 
 
-def legend(names: Sequence[str], width: float, top: float = 12) -> tuple[list[str], float]:
-    """Line, mark and name of each series, in as many rows as they need; and where they end."""
+def _sign(number: int, x: float, y: float) -> str:
+    """A stretch of a series' line with its mark."""
+    style = style_of(number)
+    return f'<path class="line s-{style}" d="M{x:.1f} {y}h26"/>' + mark(x + 13, y, style)
+
+
+def legend(
+    names: Sequence[str],
+    width: float,
+    top: float = 12,
+    sign: Callable[[int, float, float], str] = _sign,
+) -> tuple[list[str], float]:
+    """Sign and name of each series, in as many rows as they need; and where they end."""
     out, x, y = [], 0.0, top
     for number, name in enumerate(names):
-        style, wide = style_of(number), 34 + LETTER * len(name)
+        wide = 34 + LETTER * len(name)
         if x and x + wide > width:
             x, y = 0.0, y + 18
-        out.append(f'<path class="line s-{style}" d="M{x:.1f} {y - 4}h26"/>')
-        out += [mark(x + 13, y - 4, style), text_at(x + 32, y, name)]
+        out += [sign(number, x, y - 4), text_at(x + 32, y, name, "", width - 40)]
         x += wide + 14
     return out, y
 

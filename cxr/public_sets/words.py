@@ -22,6 +22,7 @@ _FRONTAL = re.compile(r"^(PA|AP)([ _-]?(erect|supine|sitting|portable|semi.?erec
 _NOT_FRONTAL = dict.fromkeys(("L", "LL", "LATERAL", "RL"), "lateral") | dict.fromkeys(
     ("AXIAL", "CORONAL", "SAGITTAL", "CT"), "CT"
 )
+_AGE = re.compile(r"(\d+)(?:\.\d+)?\s*([YMWD]?)(?:ears?|onths?|eeks?|ays?)?", re.I)
 
 
 def label_of_finding(finding: str) -> tuple[str, str] | None:
@@ -82,12 +83,12 @@ def sex_of(word: str) -> str:
 def years_of(age: str) -> str | None:
     """Age in whole years, "" where not stated, None where it cannot be an age.
 
-    `058Y`, `007M` (months) and `012D` (days) of NIH's first table count too.
+    `058Y`, `007M` (months) and `012D` (days) of NIH's first table count too, and `8 months`.
     """
     age = age.strip()
     if not age:
         return ""
-    match = re.fullmatch(r"(\d+)(?:\.\d+)?([YMWD]?)", age, re.I)
+    match = _AGE.fullmatch(age)
     if not match:
         return None
     days = {"": 365.25, "Y": 365.25, "M": 30.44, "W": 7.0, "D": 1.0}[match[2].upper()]

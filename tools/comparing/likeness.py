@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.table import Table
 
-from comparing.maps import MAP_SIDE, Explained, MapSet, common_films, load_all
+from comparing.maps import MAP_SIDE, Explained, MapSet, common_films, load_all, show
 from cxr.cli import to_plain
-from cxr.page.words import printable
+from cxr.rules import require_at_least
 from cxr.stats import Figure, in_words, mean_figure
-from cxr.workdir import console, provenance, write_json
+from cxr.workdir import provenance, write_json
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class SsimConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"--draws must be at least 1. Got {self.draws} instead.")
+        require_at_least(self, draws=1)
 
 
 @dataclass(frozen=True)
@@ -63,20 +60,15 @@ def run(config: SsimConfig) -> int:
     """Print the table, and write it where asked to; raises ValueError or OSError."""
     sets = load_all(config.maps)
     found = [compare(a, b, config.draws, config.seed) for a, b in combinations(sets, 2)]
-    table = Table("methods", "films", "SSIM [95 %]", "with another film", "difference")
-    for one in found:
-        cells = [in_words(f) for f in (one.own, one.other, one.own_less_other)]
-        table.add_row(printable(f"{one.first} – {one.second}"), str(one.films), *cells)
-    console.print(table, markup=False)
+    rows = [
+        (f"{f.first} – {f.second}", f.films, *map(in_words, (f.own, f.other, f.own_less_other)))
+        for f in found
+    ]
+    show(("methods", "films", "SSIM [95 %]", "with another film", "difference"), rows)
     if config.out:
-        record = {
-            "schema": "lungfirst.ssim",
-            "version": 1,
-            **provenance(),
-            "maps": {s.name: s.sha256 for s in sets},
-            "pairs": to_plain(found),
-        }
-        write_json(Path(config.out), record)
+        about = {"schema": "lungfirst.ssim", "version": 1, **provenance()}
+        known = {"maps": {s.name: s.sha256 for s in sets}, "pairs": to_plain(found)}
+        write_json(config.out, about | known)
     return 0
 
 
@@ -88,18 +80,11 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
     one, two = [first.films[f] for f in films], [second.films[f] for f in films]
     patients = [e.patient for e in one]
     own = np.array([map_ssim(a, b) for a, b in zip(one, two, strict=True)])
-    partner = other_films(patients, seed)
-    other = np.array(
-        [np.nan if j < 0 else map_ssim(a, two[j]) for a, j in zip(one, partner, strict=True)]
-    )
-
-    def mean(values: np.ndarray) -> Figure:
-        return mean_figure(values, patients, draws, seed)
-
+    partner = zip(one, other_films(patients, seed), strict=True)
+    other = np.array([np.nan if j < 0 else map_ssim(a, two[j]) for a, j in partner])
+    means = (mean_figure(values, patients, draws, seed) for values in (own, other, own - other))
     left_out = len({*first.films, *second.films}) - len(films)
-    return Likeness(
-        first.name, second.name, len(films), left_out, mean(own), mean(other), mean(own - other)
-    )
+    return Likeness(first.name, second.name, len(films), left_out, *means)
 
 
 def map_ssim(a: Explained, b: Explained) -> float:

@@ -7,14 +7,14 @@ lie on the whole picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
+from rich.table import Table
 
 from classify.audit.films import Truths
 from classify.inputs import Item, crops_on_disk, name_of, whole_films
@@ -25,6 +25,7 @@ from cxr.film import list_films
 from cxr.intensity import to_uint8
 from cxr.manifest import read_manifest
 from cxr.page.words import printable
+from cxr.rules import require, require_at_least
 from cxr.stream import batched
 from cxr.workdir import console, log
 
@@ -102,21 +103,17 @@ class MapsConfig:
                 f"{len(self.films)} FILMS and --crops {self.crops!r}."
             )
         check_method(self.method, "--method")
-        if self.showing and not self.data:
-            raise ValueError("--showing needs --data, whose films.csv has the labels. Got none.")
-        if self.batch < 1 or self.most < 0:
-            raise ValueError(
-                "--batch must be at least 1 and --most at least 0. "
-                f"Got {self.batch} and {self.most} instead."
-            )
-        if not self.out.endswith(".safetensors"):
-            raise ValueError(f"--out must end in .safetensors. Got {self.out!r} instead.")
+        rule = "--showing needs --data, whose films.csv has the labels"
+        require(bool(self.data) or not self.showing, rule, self.data)
+        require_at_least(self, batch=1, most=0)
+        rule = "--out must end in .safetensors"
+        require(self.out.endswith(".safetensors"), rule, self.out)
 
 
 def run(config: MapsConfig) -> int:
     """Make and write the maps; raises ValueError or OSError for what does not fit."""
     from classify.ensemble import Ensemble
-    from classify.saliency.maps import check_draws
+    from classify.saliency.maps import check_draws, saliency_maps, to_pixels
 
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]
@@ -127,17 +124,19 @@ def run(config: MapsConfig) -> int:
     names, items = _items(config, truths, target)
     groups, count = batched(items, config.batch), -(-len(names) // config.batch)
     for group in track(groups, "maps", count, console=console, transient=True):
-        shown = [i for i in group if i.pixels is not None]
-        for item in group:
-            if item.pixels is None:
-                log.warning("%s is left out: %s", item.film, item.reason)
-        for item, plane in zip(shown, _maps(members, net, shown, config.method), strict=True):
-            row = truths.of(item.film).row
-            patient, label = "", ""
-            if row is not None:
-                label = printable(": ".join(filter(None, (row.label, row.sublabel))))
-                patient = row.patient_id
-            films[item.film] = explained(item.film, patient, label, item.pixels, plane)
+        for item in (i for i in group if i.pixels is None):
+            log.warning("%s is left out: %s", item.film, item.reason)
+        shown = [(i.film, i.pixels) for i in group if i.pixels is not None]
+        if not shown:
+            continue
+        batch, frames = members.prepare([pixels for _, pixels in shown])
+        planes = saliency_maps(net, batch, [TARGET] * len(batch), config.method)
+        sizes = [(pixels.shape[0], pixels.shape[1]) for _, pixels in shown]
+        for (film, pixels), plane in zip(shown, to_pixels(planes, frames, sizes), strict=True):
+            row = truths.of(film).row
+            label = ": ".join(filter(None, (row.label, row.sublabel))) if row else ""
+            patient = row.patient_id if row else ""
+            films[film] = explained(film, patient, printable(label), pixels, plane)
     if not films:
         raise ValueError("none of the films could be read: there is nothing to compare.")
     found = MapSet(config.name or config.method, config.method, target, films)
@@ -218,38 +217,30 @@ def common_films(sets: Sequence[MapSet]) -> list[str]:
     return [f for f in sets[0].films if all(f in s.films and not s.films[f].empty for s in sets)]
 
 
+def show(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table on the terminal."""
+    table = Table(*map(printable, head))
+    for row in rows:
+        table.add_row(*(printable(str(cell)) for cell in row))
+    console.print(table, markup=False)
+
+
 def _items(config: MapsConfig, truths: Truths, target: str) -> tuple[list[str], Iterator[Item]]:
+    """Names and pixels of the films that are wanted; raises ValueError where none is left."""
+    every: dict[str, Any] = {}
     if config.crops:
         folder = Path(config.crops)
-        rows = {name_of(r.film): r for r in read_manifest(folder / "manifest.jsonl")[1]}
-        names = _chosen(list(rows), config, truths, target)
-        return names, crops_on_disk([rows[n] for n in names], folder)
-    paths = {name_of(p): p for p in list_films(config.films).films}
-    names = _chosen(list(paths), config, truths, target)
-    return names, whole_films([paths[n] for n in names], 0)
-
-
-def _chosen(names: list[str], config: MapsConfig, truths: Truths, target: str) -> list[str]:
+        every = {name_of(r.film): r for r in read_manifest(folder / "manifest.jsonl")[1]}
+    else:
+        every = {name_of(p): p for p in list_films(config.films).films}
+    names = list(every)
     if config.showing:
         names = [n for n in names if truths.of(n).label_for(target) == TARGET]
     if not names:
-        raise ValueError(
-            "no film is left: none was found"
-            + (f" whose label is {target}." if config.showing else ".")
-        )
+        whose = f" whose label is {target}" if config.showing else ""
+        raise ValueError(f"no film is left: none was found{whose}.")
     if config.most and config.most < len(names):
         order = np.random.default_rng(config.seed).permutation(len(names))
-        names = [names[i] for i in sorted(islice(order, config.most))]
-    return names
-
-
-def _maps(members: Any, net: Any, items: Sequence[Item], method: str) -> list[np.ndarray]:
-    """Each item's map in the pixels that the member saw."""
-    from classify.saliency.maps import saliency_maps, to_pixels
-
-    pixels = [i.pixels for i in items if i.pixels is not None]
-    if not pixels:
-        return []
-    batch, frames = members.prepare(pixels)
-    planes = saliency_maps(net, batch, [TARGET] * len(batch), method)
-    return to_pixels(planes, frames, [(p.shape[0], p.shape[1]) for p in pixels])
+        names = [names[i] for i in sorted(order[: config.most])]
+    wanted = [every[name] for name in names]
+    return names, crops_on_disk(wanted, folder) if config.crops else whole_films(wanted, 0)

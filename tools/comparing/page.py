@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,9 +22,9 @@ from comparing.maps import MapSet, common_films, load_all
 from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
 from cxr.page.build import page_text, to_json
 from cxr.page.words import printable
+from cxr.rules import require, require_at_least
 from cxr.workdir import console, provenance, write_atomic, write_json
 
-HERE = Path(__file__).resolve().parent
 QUALITY = 82
 QUESTION = "Which picture shows better where the disease is?"
 KEY_SCHEMA, VERSION = "lungfirst.comparison", 1
@@ -51,15 +51,9 @@ class PageConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.maps) != 2:
-            raise ValueError(f"MAPS must be two files. Got {len(self.maps)} instead.")
-        if min(self.films, self.repeats, self.seed) < 0:
-            raise ValueError(
-                "--films, --repeats and --seed must not be negative. Got "
-                f"{self.films}, {self.repeats} and {self.seed} instead."
-            )
-        if not self.out.endswith(".html"):
-            raise ValueError(f"--out must end in .html. Got {self.out!r} instead.")
+        require(len(self.maps) == 2, "MAPS must be two files", self.maps)
+        require_at_least(self, films=0, repeats=0, seed=0)
+        require(self.out.endswith(".html"), "--out must end in .html", self.out)
 
     @property
     def key_path(self) -> Path:
@@ -67,8 +61,7 @@ class PageConfig:
         return Path(self.out).with_suffix(".key.json")
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(NamedTuple):
     """One question: a film, and whether the first method (0) or the second (1) stands left.
 
     `number` counts from 1 in the order of asking; `repeats` is the number of the trial that asked
@@ -134,22 +127,18 @@ def page_html(sets: list[MapSet], trials: list[Trial], page_id: str, question: s
         film = sets[0].films[t.film]
         sides = (sets[k].films[t.film].plane for k in (t.left, 1 - t.left))
         left, right = (overlay_uri(film.picture, plane) for plane in sides)
-        alone = to_data_uri(encode_jpeg(film.picture, QUALITY))
-        label = printable(film.label)
-        pictures = {"film": alone, "left": left, "right": right}
-        shown.append({"trial": t.number, **pictures, "label": label})
-    return page_text(
-        HERE / "page.html",
-        question=question,
-        page=page_id,
-        trials=len(shown),
-        data=to_json({"page": page_id, "trials": shown}),
-    )
+        pictures = {"film": _uri(film.picture), "left": left, "right": right}
+        shown.append({"trial": t.number, **pictures, "label": printable(film.label)})
+    data = to_json({"page": page_id, "trials": shown})
+    about = {"question": question, "page": page_id, "trials": len(shown), "data": data}
+    return page_text(Path(__file__).with_name("page.html"), **about)
 
 
 def overlay_uri(picture: np.ndarray, plane: np.ndarray) -> str:
     """A map over the film (H, W), in inferno colours."""
-    height, width = picture.shape
-    plane = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
-    drawn = overlay_saliency(to_rgb(picture), np.maximum(plane, 0))
-    return to_data_uri(encode_jpeg(drawn, QUALITY))
+    plane = cv2.resize(plane, picture.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return _uri(overlay_saliency(to_rgb(picture), np.maximum(plane, 0)))
+
+
+def _uri(image: np.ndarray) -> str:
+    return to_data_uri(encode_jpeg(image, QUALITY))

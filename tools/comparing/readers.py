@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
+from comparing.maps import show
 from comparing.page import KEY_SCHEMA, VERSION, Trial
 from cxr.cli import to_plain
-from cxr.page.words import printable
-from cxr.stats import Figure, exact_share, figure_of, in_words, sign_p, with_draws
-from cxr.workdir import console, provenance, write_json
+from cxr.rules import require, require_at_least
+from cxr.stats import Figure, exact_share, figure_of, in_words, sign_p, weighted_mean, with_draws
+from cxr.workdir import provenance, read_json, read_text, write_json
 
 MOST = "most readers"
 
@@ -51,12 +50,9 @@ class ReadConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.key:
-            raise ValueError(
-                "--key must be the .key.json that was written beside the page. Got none."
-            )
-        if self.draws < 1:
-            raise ValueError(f"--draws must be at least 1. Got {self.draws} instead.")
+        rule = "--key must be the .key.json that was written beside the page"
+        require(bool(self.key), rule, self.key)
+        require_at_least(self, draws=1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,23 @@ def run(config: ReadConfig) -> int:
     preferred = preferences(key, readings)
     steady = [steadiness(key, r) for r in readings]
     agreed = [agreement(key, a, b, config.draws, config.seed) for a, b in combinations(readings, 2)]
-    _tell(key, preferred, steady, agreed)
+    share = f"{key.names[0]} of those [95 %]"
+    show(
+        ("reader", "films", *key.names, "neither", share, "p"),
+        [
+            (p.reader, p.films, p.first, p.second, p.neither, in_words(p.share), _p(p.p))
+            for p in preferred
+        ],
+    )
+    show(
+        ("reader", "came twice", "answered alike", "left of sides taken [95 %]"),
+        [(s.reader, s.repeated, s.alike, in_words(s.left)) for s in steady],
+    )
+    if agreed:
+        rows = [
+            (" – ".join(a.readers), a.films, *map(in_words, (a.alike, a.kappa))) for a in agreed
+        ]
+        show(("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]"), rows)
     if config.out:
         record = {
             "schema": "lungfirst.preferences",
@@ -113,8 +125,12 @@ def run(config: ReadConfig) -> int:
             "steadiness": to_plain(steady),
             "agreement": to_plain(agreed),
         }
-        write_json(Path(config.out), record)
+        write_json(config.out, record)
     return 0
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else f"{p:.3f}"
 
 
 def first_answers(key: Key, reading: Reading) -> dict[str, int]:
@@ -168,69 +184,24 @@ def agreement(key: Key, a: Reading, b: Reading, draws: int = 1000, seed: int = 0
     """Two readers over the films that both answered."""
     one, two = first_answers(key, a), first_answers(key, b)
     films = [f for f in one if f in two]
-    readers = a.reader, b.reader
-    if not films:
-        return Agreed(readers, 0, exact_share(0, 0), Figure(None, None, None, 0))
-    pairs = np.array([[one[f], two[f]] for f in films])
-    alike = int((pairs[:, 0] == pairs[:, 1]).sum())
-    values = kappas(pairs, with_draws(films, draws, seed))
-    return Agreed(
-        readers, len(films), exact_share(alike, len(films)), figure_of(values, len(films))
-    )
+    readers, kappa = (a.reader, b.reader), Figure(None, None, None, 0)
+    alike = sum(one[f] == two[f] for f in films)
+    if films:
+        pairs = np.array([[one[f], two[f]] for f in films])
+        kappa = figure_of(kappas(pairs, with_draws(films, draws, seed)), len(films))
+    return Agreed(readers, len(films), exact_share(alike, len(films)), kappa)
 
 
 def kappas(pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(B,) Cohen's κ of answers (N, 2) under each row of weights (B, N); NaN where chance alone
     makes the readers agree on all films."""
-    whole = weights.sum(1)
-    alike = weights @ (pairs[:, 0] == pairs[:, 1]) / whole
+    alike = weighted_mean(pairs[:, 0] == pairs[:, 1], weights)
     shares = [
-        [weights @ (pairs[:, r] == k) / whole for r in (0, 1)] for k in (FIRST, SECOND, NEITHER)
+        [weighted_mean(pairs[:, r] == k, weights) for r in (0, 1)] for k in (FIRST, SECOND, NEITHER)
     ]
-    chance = np.sum([one * two for one, two in shares], axis=0)
-    room = 1 - chance
+    room = 1 - np.sum([one * two for one, two in shares], axis=0)
     enough = room > 1e-12
-    return np.divide(alike - chance, room, out=np.full(len(weights), np.nan), where=enough)
-
-
-def _tell(
-    key: Key,
-    preferred: Sequence[Preference],
-    steady: Sequence[Steadiness],
-    agreed: Sequence[Agreed],
-) -> None:
-    first, second = key.names
-    share = f"{first} of those [95 %]"
-    _print(
-        ("reader", "films", first, second, "neither", share, "p"),
-        [
-            (p.reader, p.films, p.first, p.second, p.neither, in_words(p.share), _p(p.p))
-            for p in preferred
-        ],
-    )
-    _print(
-        ("reader", "came twice", "answered alike", "left of sides taken [95 %]"),
-        [(s.reader, s.repeated, s.alike, in_words(s.left)) for s in steady],
-    )
-    if agreed:
-        _print(
-            ("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]"),
-            [
-                (" – ".join(a.readers), a.films, in_words(a.alike), in_words(a.kappa))
-                for a in agreed
-            ],
-        )
-
-
-def _p(p: float | None) -> str:
-    return "–" if p is None else f"{p:.3f}"
-
-
-def _print(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = Table(*map(printable, head))
-    for row in rows:
-        table.add_row(*(printable(str(cell)) for cell in row))
-    console.print(table, markup=False)
+    return 1 - np.divide(1 - alike, room, out=np.full(len(weights), np.nan), where=enough)
 
 
 CHOICES_SCHEMA = "lungfirst.choices"
@@ -265,12 +236,12 @@ def read_key(path: str | Path) -> Key:
             Trial(int(t["trial"]), str(t["film"]), int(t["left"]), int(t["repeats"]))
             for t in data["trials"]
         ]
+        numbers, page = {t.number for t in trials}, str(data["page"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} must list two methods, and trials with trial, film, left and "
-            f"repeats. {error!r}"
+            f"{path} must have a page, two methods with a name, and trials with trial, film, left "
+            "and repeats. One of them is missing, or no number: take the file beside the page."
         ) from error
-    numbers = {t.number for t in trials}
     if len(numbers) < len(trials) or any(
         t.left not in (FIRST, SECOND) or (t.repeats and t.repeats not in numbers) for t in trials
     ):
@@ -278,14 +249,17 @@ def read_key(path: str | Path) -> Key:
             f"{path} must number each trial once, with left 0 or 1, and repeats the "
             "number of another trial, or 0."
         )
-    return Key(str(data["page"]), (first, second), {t.number: t for t in trials})
+    return Key(page, (first, second), {t.number: t for t in trials})
 
 
 def read_choices(path: str | Path, key: Key) -> Reading:
     """A reader's .json or .csv file; raises OSError, or ValueError for another page's file, an
     unknown trial or word, or a trial that stands there twice."""
-    path = Path(path)
-    page, reader, rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
+    path, is_csv = Path(path), str(path).casefold().endswith(".csv")
+    of, rows = _csv_rows(path) if is_csv else _json_rows(path)
+    if len(of) != 1:
+        raise ValueError(f"{path} must be of one page and one reader. Got {len(of)} of them.")
+    page, reader = of.pop()
     if page != key.page:
         raise ValueError(
             f"{path} must be of the page {key.page}. It is of {page or 'none'}: give "
@@ -326,7 +300,7 @@ def read_all(paths: Sequence[str], key: Key) -> list[Reading]:
 def _json(path: str | Path, what: str, schema: str) -> Mapping[str, Any]:
     """A file of this schema; raises OSError, or ValueError for any other."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} must be JSON in UTF-8. {error}") from error
     if not isinstance(data, dict):
@@ -339,38 +313,39 @@ def _json(path: str | Path, what: str, schema: str) -> Mapping[str, Any]:
     return data
 
 
-def _json_rows(path: Path) -> tuple[str, str, list[tuple[int, str]]]:
+Rows = tuple[set[tuple[str, str]], list[tuple[int, str]]]  # (page, reader); trials with a word
+
+
+def _json_rows(path: Path) -> Rows:
     data = _json(path, "choices saved by a page", CHOICES_SCHEMA)
     try:
         rows = [(int(c["trial"]), str(c["choice"])) for c in data["choices"]]
-        return str(data["page"]), str(data["reader"]).strip(), rows
+        return {(str(data["page"]), str(data["reader"]).strip())}, rows
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} must have page, reader, and choices with trial and choice. {error!r}"
+            f"{path} must have page, reader, and choices with trial and choice. One of them is "
+            "missing, or a trial is no number."
         ) from error
 
 
-def _csv_rows(path: Path) -> tuple[str, str, list[tuple[int, str]]]:
+def _csv_rows(path: Path) -> Rows:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # a spreadsheet may have put a mark in front
+        reader = csv.DictReader(io.StringIO(read_text(path)))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8. {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    if tuple(reader.fieldnames) != COLUMNS:
         raise ValueError(
             f"{path} must have the columns {', '.join(COLUMNS)}. "
-            f"Got {', '.join(reader.fieldnames or ()) or 'none'}."
+            f"Got {', '.join(reader.fieldnames) or 'none'}."
         )
-    rows, who = [], set()
+    rows, of = [], set()
     for row in reader:
-        try:
-            rows.append((int(row["trial"]), row["choice"]))
-        except (TypeError, ValueError) as error:
+        page, who, trial, word = ((row[name] or "").strip() for name in COLUMNS[:4])
+        if not trial.isdecimal():
             raise ValueError(
-                f"{path} line {reader.line_num} must have a trial's number. Got {row['trial']!r}."
-            ) from error
-        who.add((row["page"], (row["reader"] or "").strip()))
-    if len(who) != 1:
-        raise ValueError(f"{path} must be of one page and one reader. Got {len(who)} of them.")
-    page, name = who.pop()
-    return page, name, rows
+                f"{path} line {reader.line_num} must have a trial's number. Got {trial!r}."
+            )
+        rows.append((int(trial), word))
+        of.add((page, who))
+    return of, rows

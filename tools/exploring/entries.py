@@ -16,10 +16,12 @@ from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
 from cxr.coco import read_counted
 from cxr.films_table import FilmNames, FilmRow, open_table, read_films_table
 from cxr.manifest import read_manifest
+from cxr.page.build import Table
 from cxr.page.words import printable
+from cxr.public_sets.words import sex_of, years_of
 
-BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", "not stated")
-_AGE = re.compile(r"0*(\d{1,3})(?:\.\d+)?\s*([ymwd]?)(?:ears?|onths?|eeks?|ays?)?", re.IGNORECASE)
+NOT_STATED = "not stated"
+BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", NOT_STATED)
 _CHILD = re.compile(r"p(a?)ed|child|infant|neonat|newborn", re.IGNORECASE)
 UNKNOWN = ("", "unknown")
 
@@ -40,7 +42,8 @@ class FilmClass:
 
 @dataclass(frozen=True)
 class Entry:
-    """One film of the table. `original_wh` is its size before it was scaled, where stated."""
+    """One film of the table; `age` is one of BANDS, `original_wh` its size before it was scaled,
+    where stated."""
 
     row: FilmRow
     kind: str
@@ -64,26 +67,16 @@ def read_entries(path: str | Path, smallest: int = 30) -> list[Entry]:
         extras = list(csv.DictReader(file))
     kinds = _kinds(rows, smallest)
     return [
-        Entry(row, kind, extra.get("age") or "", sex_of(extra.get("sex") or ""), _original(extra))
-        for row, extra, kind in zip(rows, extras, kinds, strict=True)
+        Entry(row, kind, age_band(more.get("age") or ""), _sex(more), _original(more))
+        for row, more, kind in zip(rows, extras, kinds, strict=True)
     ]
 
 
 def age_band(age: str) -> str:
     """One of BANDS for an age in words or DICOM's form (058Y, 008M), or a number of years."""
-    text = age.strip()
-    found = _AGE.fullmatch(text)
-    if found:
-        years = int(found[1]) if found[2].lower() in ("", "y") else 0
-        edges = (18, 40, 60, 80)
-        return BANDS[sum(years >= edge for edge in edges)]
-    return BANDS[0] if _CHILD.search(text) else BANDS[-1]
-
-
-def sex_of(sex: str) -> str:
-    """F, M or not stated."""
-    first = sex.strip()[:1].upper()
-    return first if first in ("F", "M") else "not stated"
+    if years := years_of(age):
+        return BANDS[sum(int(years) >= edge for edge in (18, 40, 60, 80))]
+    return BANDS[0] if _CHILD.search(age) else NOT_STATED
 
 
 def ordered_classes(entries: Sequence[Entry]) -> list[tuple[FilmClass, int]]:
@@ -127,10 +120,14 @@ def _kind(row: FilmRow) -> str:
     return "" if first.casefold() == row.label.casefold() else first
 
 
-def _original(extra: dict[str, str]) -> tuple[int, int] | None:
+def _sex(more: dict[str, str]) -> str:
+    return sex_of(more.get("sex") or "") or NOT_STATED
+
+
+def _original(more: dict[str, str]) -> tuple[int, int] | None:
     """Width and height in px; None where the table does not say."""
     try:
-        width, height = (int(float(extra.get(f"orig_{side}") or 0)) for side in ("width", "height"))
+        width, height = (int(float(more.get(f"orig_{side}") or 0)) for side in ("width", "height"))
     except (ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
@@ -141,35 +138,33 @@ def count_groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     rows = []
     for (source, label), every in _by_label(entries).items():
         for band in BANDS:
-            own = [e for e in every if age_band(e.age) == band]
-            known = {"source": source, "label": label, "age": band, "films": len(own)}
-            patients = len({e.row.patient_id for e in own})
-            rows += [{**known, "patients": patients, **_terms(own)}] if own else []
+            if own := [e for e in every if e.age == band]:
+                known = {"source": source, "label": label, "age": band, "films": len(own)}
+                patients = len({e.row.patient_id for e in own})
+                rows.append({**known, "patients": patients, **_terms(own)})
     return rows
 
 
-def age_table(entries: Sequence[Entry]) -> dict[str, Any]:
+def age_table(entries: Sequence[Entry]) -> Table:
     """Rows of source and label against age bands; a cell is films and, in brackets, patients."""
-    every = {age_band(e.age) for e in entries}
-    bands = [b for b in BANDS if b in every]
-    rows: list[list[str]] = []
-    for (source, label), own in _by_label(entries).items():
-        cells = [_cell([e for e in own if age_band(e.age) == band]) for band in bands]
-        rows.append([source, label or "no label", _cell(own), *cells])
-    totals = [_cell([e for e in entries if age_band(e.age) == band]) for band in bands]
-    rows.append(["all", "", _cell(entries), *totals])
-    return {"head": ["Source", "Label", "All ages", *bands], "words": 2, "rows": rows}
+    bands = [band for band in BANDS if any(e.age == band for e in entries)]
+
+    def row(source: str, label: str, own: Sequence[Entry]) -> tuple[str, ...]:
+        cells = (_cell([e for e in own if e.age == band]) for band in bands)
+        return source, label, _cell(own), *cells
+
+    rows = [row(s, label or "no label", own) for (s, label), own in _by_label(entries).items()]
+    head = ("Source", "Label", "All ages", *bands)
+    return Table(head, [*rows, row("all", "", entries)], 2)
 
 
-def terms_table(entries: Sequence[Entry]) -> dict[str, Any]:
+def terms_table(entries: Sequence[Entry]) -> Table:
     """Rows of source and label with sexes, views and licences, each with its number of films."""
-    rows = []
-    for (source, label), own in _by_label(entries).items():
-        terms = _terms(own)
-        shown = (_words(terms[what]) for what in ("sexes", "views", "licences"))
-        rows.append([source, label or "no label", *shown])
-    head = ["Source", "Label", "Sex", "View", "Licence as stated"]
-    return {"head": head, "words": 5, "rows": rows}
+    rows = [
+        (source, label or "no label", *(_words(_terms(own)[what]) for what in _TERMS))
+        for (source, label), own in _by_label(entries).items()
+    ]
+    return Table(("Source", "Label", "Sex", "View", "Licence as stated"), rows, 5)
 
 
 def _by_label(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
@@ -179,11 +174,14 @@ def _by_label(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
     return dict(sorted(groups.items(), key=lambda i: (i[0][0], i[0][1] != "normal", i[0][1])))
 
 
+_TERMS = ("sexes", "views", "licences")
+
+
 def _terms(own: Sequence[Entry]) -> dict[str, dict[str, int]]:
     """Licences, views and sexes with their numbers of films, the most frequent first."""
     stated = {
-        "licences": Counter(e.row.licence or "not stated" for e in own),
-        "views": Counter(e.row.view or "not stated" for e in own),
+        "licences": Counter(e.row.licence or NOT_STATED for e in own),
+        "views": Counter(e.row.view or NOT_STATED for e in own),
         "sexes": Counter(e.sex for e in own),
     }
     return {what: dict(found.most_common()) for what, found in stated.items()}

@@ -26,7 +26,8 @@ SIDE, GRID, SPARE, TILE = 256, 24, 6, 128  # px, films, films, px
 SMALLEST_SHOWN, MOST_SHOWN = 12, 24  # films of a class with pictures; such classes
 FILM, OUTSIDE, NUMBERS, CROP = shortcuts.NAMES
 ASPECT = "aspect ratio"
-WIDTHS = {FILM: 65, OUTSIDE: 65, NUMBERS: 5, ASPECT: 1, CROP: 64}
+FEATURES = {FILM: 65, OUTSIDE: 65, NUMBERS: 5, ASPECT: 1, CROP: 64}  # shortcuts: numbers of a film
+OTHER_SHAPE = "the film has another shape than its box says"
 
 
 @dataclass
@@ -37,15 +38,14 @@ class Moments:
     total: np.ndarray = field(default_factory=lambda: np.zeros((SIDE, SIDE)))
     squares: np.ndarray = field(default_factory=lambda: np.zeros((SIDE, SIDE)))
 
-    def add(self, picture: np.ndarray) -> None:
-        """One more picture."""
-        wide = picture.astype(np.float64)
-        self.n += 1
-        self.total = self.total + wide
-        self.squares = self.squares + wide * wide
-
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.n + other.n, self.total + other.total, self.squares + other.squares)
+
+    @classmethod
+    def of(cls, picture: np.ndarray) -> Moments:
+        """Of one picture (H, W)."""
+        wide = picture.astype(np.float64)
+        return cls(1, wide, wide * wide)
 
     @property
     def mean(self) -> np.ndarray:
@@ -93,23 +93,21 @@ def gather(
     jobs: int | None = None,
 ) -> Gathered:
     """Read every film once, in order; a film that cannot be read is counted with its reason."""
-    shown = [c for c, films in ordered_classes(entries) if films >= SMALLEST_SHOWN]
-    shown = (shown or [c for c, _ in ordered_classes(entries)])[:MOST_SHOWN]
-    n = len(entries)
+    classes, n = ordered_classes(entries), len(entries)
+    shown = [c for c, films in classes if films >= SMALLEST_SHOWN] or [c for c, _ in classes]
+    shown = shown[:MOST_SHOWN]
     out = Gathered(
         entries,
         np.zeros((n, 2), np.int64),
-        {name: np.full((n, width), np.nan, np.float32) for name, width in WIDTHS.items()},
+        {name: np.full((n, width), np.nan, np.float32) for name, width in FEATURES.items()},
         {c: Moments() for c in shown},
         {c: [] for c in shown},
     )
     for_grid = choose_for_grid(entries, shown, seed)
-    films = read_ahead(
-        (data / e.row.image for e in entries), default_jobs(n) if jobs is None else jobs
-    )
+    workers = default_jobs(n) if jobs is None else jobs
+    films = read_ahead((data / e.row.image for e in entries), workers)
     steps = track(films, "reading films", n, console=console, transient=True)
-    for number, (_, film) in enumerate(steps):
-        entry = entries[number]
+    for number, (entry, (_, film)) in enumerate(zip(entries, steps, strict=True)):
         if isinstance(film, Unread):
             out.unread.append((entry.row.image, film.reason, film.sentence))
         else:
@@ -140,13 +138,12 @@ def choose_for_grid(
 
 
 def film_features(pixels: np.ndarray, box_xyxy: np.ndarray | None) -> dict[str, np.ndarray]:
-    """What classify.shortcuts takes of a film (H, W); without a box only what needs none."""
+    """The FEATURES of a film (H, W), in their order; without a box only what needs none."""
     height, width = pixels.shape
-    aspect = np.array([height / width])
-    whole = (0.0, 0.0, float(width), float(height))
-    values = shortcuts.film_shortcuts(pixels, whole if box_xyxy is None else box_xyxy.tolist())
-    found = {**dict(zip(shortcuts.NAMES, values, strict=True)), ASPECT: aspect}
-    return found if box_xyxy is not None else {name: found[name] for name in (FILM, ASPECT)}
+    box = (0.0, 0.0, float(width), float(height)) if box_xyxy is None else box_xyxy.tolist()
+    found = dict(zip(shortcuts.NAMES, shortcuts.film_shortcuts(pixels, box), strict=True))
+    found[ASPECT] = np.array([height / width])
+    return {name: found[name] for name in ((FILM, ASPECT) if box_xyxy is None else FEATURES)}
 
 
 def letterboxed(pixels: np.ndarray) -> np.ndarray:
@@ -161,10 +158,10 @@ def _take(out: Gathered, number: int, pixels: np.ndarray, box: Box | None, for_g
     out.sizes_wh[number] = entry.original_wh or (width, height)
     place = box.on((height, width)) if box else None
     if place is None:
-        out.box_faults["the film has another shape than its box says" if box else "no box"] += 1
+        out.box_faults[OTHER_SHAPE if box else "no box"] += 1
     for name, values in film_features(pixels, place).items():
         out.features[name][number] = values
     if entry.film_class in out.moments:
-        out.moments[entry.film_class].add(letterboxed(pixels))
+        out.moments[entry.film_class] += Moments.of(letterboxed(pixels))
     if for_grid:
         out.grids[entry.film_class].append((number, picture_uri(pixels, TILE)))

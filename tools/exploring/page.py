@@ -7,38 +7,34 @@ nothing else; every text from the table is escaped, and control characters are s
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import combinations
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from markupsafe import Markup
 
 from cxr.draw import encode_jpeg, to_data_uri
-from cxr.page.build import page_text
-from cxr.page.charts import LETTER, NARROW, WIDTH, Axis, Row, both, forest, nice_ticks, svg, text_at
+from cxr.page.build import Chart, Table, page_text
+from cxr.page.charts import NARROW, WIDTH, Axis, Row, both, forest, legend, nice_ticks, svg, text_at
 from cxr.page.pictures import inferno
 from exploring.entries import FilmClass, age_table, ordered_classes, terms_table
-from exploring.gather import GRID, OUTSIDE, SMALLEST_SHOWN, Gathered, Moments
-from exploring.probe import (
+from exploring.gather import (
     FEATURES,
-    FOLDS,
-    LEVELS,
-    LIMIT,
-    WHAT,
-    Answer,
-    Verdict,
-    auc_text,
-    headline,
+    GRID,
+    OTHER_SHAPE,
+    OUTSIDE,
+    SMALLEST_SHOWN,
+    Gathered,
+    Moments,
 )
+from exploring.probe import FOLDS, LEVELS, LIMIT, WHAT, Answer, Verdict, auc_text, headline
 
-HERE = Path(__file__).resolve().parent
 MOST_UNREAD, MOST_CLASSES = 50, 6  # rows of the table; classes in one scatter
 
 
@@ -47,83 +43,84 @@ def page_html(
 ) -> str:
     """The whole page; `told` are title, made, command, boxes (their origin), seed, draws and
     smallest, as the page says them."""
-    entries = gathered.entries
+    entries, unread = gathered.entries, gathered.unread
     classes, most_variance = class_pictures(gathered.moments)
     pairs, most_difference = differences(gathered.moments)
-    reasons = Counter(reason for _, reason, _ in gathered.unread)
-    shown = {
+    reasons = Counter(reason.replace("_", " ") for _, reason, _ in unread).most_common()
+    worst_first = sorted(found, key=lambda v: LEVELS.index(v.level))
+    return page_text(
+        Path(__file__).with_name("page.html"),
         **told,
-        "folds": FOLDS,
-        "limit": LIMIT,
-        "answer": headline(found),
-        "label_verdicts": sorted(
-            (v for v in found if v.about == "labels"), key=lambda v: LEVELS.index(v.level)
-        ),
-        "source_verdicts": [v for v in found if v.about == "sources"],
-        "films": len(entries),
-        "patients": len({e.row.patient_id for e in entries}),
-        "read": int(gathered.seen.sum()),
-        "boxed": int(np.isfinite(gathered.features[OUTSIDE]).all(1).sum()),
-        "unread": gathered.unread,
-        "cautions": cautions(gathered),
-        "unread_words": ", ".join(f"{r.replace('_', ' ')} {n}" for r, n in reasons.most_common()),
-        "unread_table": {
-            "head": ["Film", "Reason"],
-            "words": 2,
-            "rows": [[i, s] for i, _, s in gathered.unread[:MOST_UNREAD]],
-        },
-        "probe_charts": probe_charts(answers),
-        "probe_tables": probe_tables(answers),
-        "notes": _notes(answers),
-        "ages": age_table(entries),
-        "terms": terms_table(entries),
-        "size_charts": size_charts(gathered, told["seed"]),
-        "slopes": slope_table(gathered),
-        "differences": pairs,
-        "most_difference": most_difference,
-        "classes": classes,
-        "most_variance": most_variance,
-        "inferno": inferno(),
-        "per_class": GRID,
-        "small_words": _small_words(gathered),
-        "grids": _grids(gathered),
-    }
-    return page_text(HERE / "page.html", **shown)
+        folds=FOLDS,
+        limit=LIMIT,
+        answer=headline(found),
+        label_verdicts=[v for v in worst_first if v.about == "labels"],
+        source_verdicts=[v for v in found if v.about == "sources"],
+        films=len(entries),
+        patients=len({e.row.patient_id for e in entries}),
+        read=int(gathered.seen.sum()),
+        boxed=int(np.isfinite(gathered.features[OUTSIDE]).all(1).sum()),
+        unread=unread,
+        cautions=cautions(gathered),
+        unread_words=", ".join(f"{reason} {n}" for reason, n in reasons),
+        unread_table=Table(("Film", "Reason"), [(i, s) for i, _, s in unread[:MOST_UNREAD]], 2),
+        probe_charts=probe_charts(answers),
+        probe_tables=probe_tables(answers),
+        notes=_notes(answers),
+        ages=age_table(entries),
+        terms=terms_table(entries),
+        size_charts=size_charts(gathered, told["seed"]),
+        slopes=slope_table(gathered),
+        differences=pairs,
+        most_difference=most_difference,
+        classes=classes,
+        most_variance=most_variance,
+        inferno=inferno(),
+        per_class=GRID,
+        small_words=_small_words(gathered),
+        grids=_grids(gathered),
+    )
 
 
-def probe_tables(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Questions against shortcuts, labels and sources apart."""
-    tables = []
+def _by_question(answers: Sequence[Answer], about: str) -> dict[str, dict[str, Answer]]:
+    """Question → shortcut → its answer."""
+    found: dict[str, dict[str, Answer]] = defaultdict(dict)
+    for a in answers:
+        if a.about == about:
+            found[a.question][a.what] = a
+    return found
+
+
+def probe_tables(answers: Sequence[Answer]) -> list[tuple[str, Table]]:
+    """Questions against shortcuts, labels and sources apart, each with its title."""
+    shorts = (s.replace(",", "").capitalize() for s in _SHORT.values())
+    head, tables = ("Question", "Films", *shorts), []
     for about, title in (("labels", "Labels of one source"), ("sources", "Source against source")):
         rows = []
-        for name in dict.fromkeys(a.question for a in answers if a.about == about):
-            own = {a.what: a for a in answers if a.question == name}
+        for name, own in _by_question(answers, about).items():
             sides = max((a.sides for a in own.values()), key=sum)
-            cells = [
-                auc_text(own[w].auc) if own[w].auc.value is not None else "–" for w in FEATURES
-            ]
-            rows.append([name, f"{sides[0]:,} / {sides[1]:,}", *cells])
-        if rows:
-            shorts = (s.replace(",", "").capitalize() for s in _SHORT.values())
-            head = ["Question", "Films", *shorts]
-            tables.append({"title": title, "head": head, "words": 1, "rows": rows})
+            aucs = [own[what].auc for what in FEATURES]
+            cells = ("–" if auc.value is None else auc_text(auc) for auc in aucs)
+            rows.append((name, f"{sides[0]:,} / {sides[1]:,}", *cells))
+        tables += [(title, Table(head, rows))] if rows else []
     return tables
 
 
-def probe_charts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def probe_charts(answers: Sequence[Answer]) -> list[Chart]:
     """A forest of AUCs for each question about labels, all on one scale."""
+    labels = _by_question([a for a in answers if a.auc.value is not None], "labels")
+    every = (a.auc for own in labels.values() for a in own.values())
+    span = [v for auc in every for v in (auc.value, auc.low, auc.high) if v is not None]
     charts = []
-    labels = [a for a in answers if a.about == "labels" and a.auc.value is not None]
-    ends = (v for a in labels for v in (a.auc.value, a.auc.low, a.auc.high))
-    span = [v for v in ends if v is not None]
-    for name in dict.fromkeys(a.question for a in labels):
-        own = [(a, auc_text(a.auc)) for a in labels if a.question == name]
-        rows = [Row(_SHORT[a.what], a.auc.value, a.auc.low, a.auc.high, text) for a, text in own]
-        figures = "; ".join(f"{WHAT[a.what]} {text}" for a, text in own)
+    for name, own in labels.items():
+        texts = {what: auc_text(a.auc) for what, a in own.items()}
+        rows = [
+            Row(_SHORT[w], a.auc.value, a.auc.low, a.auc.high, texts[w]) for w, a in own.items()
+        ]
+        figures = "; ".join(f"{WHAT[what]} {text}" for what, text in texts.items())
         about = f"{name}: AUC of linear models. {figures}"
         draw = partial(forest, rows, about, "score", line=(0.5, "chance"), span=span)
-        means = "AUC of each shortcut, with its interval."
-        charts.append({"title": name, "means": means, "svg": both(draw)})
+        charts.append(Chart(name, "AUC of each shortcut, with its interval.", both(draw)))
     return charts
 
 
@@ -142,38 +139,34 @@ def class_sizes(gathered: Gathered) -> dict[str, dict[str, np.ndarray]]:
     return sources
 
 
-def size_charts(gathered: Gathered, seed: int) -> list[dict[str, Any]]:
+def size_charts(gathered: Gathered, seed: int) -> list[Chart]:
     """A scatter for each source with films enough for a class with pictures."""
     charts = []
     # as many films as a class needs for its pictures; any, in a small set
     enough = min(SMALLEST_SHOWN, max((m.n for m in gathered.moments.values()), default=0))
     for source, classes in class_sizes(gathered).items():
-        large = {n.split(" · ", 1)[1]: s for n, s in classes.items() if len(s) >= enough}
+        large = [(n.split(" · ", 1)[1], s) for n, s in classes.items() if len(s) >= enough]
         if large:
-            some = dict(list(large.items())[:MOST_CLASSES])
             about = f"{source}: height against width of the films, by class"
-            draw = partial(size_scatter, some, about, seed)
-            charts.append({"title": source, "means": "", "svg": both(draw)})
+            draw = partial(size_scatter, dict(large[:MOST_CLASSES]), about, seed)
+            charts.append(Chart(source, "", both(draw)))
     return charts
 
 
-def slope_table(gathered: Gathered) -> dict[str, Any]:
+def slope_table(gathered: Gathered) -> Table:
     """The fitted slope of every class."""
     rows = []
-    for classes in class_sizes(gathered).values():
-        for name, sizes in classes.items():
-            fit = fit_slope(sizes)
-            middle = np.median(sizes, axis=0)
-            size = f"{middle[0]:.0f} × {middle[1]:.0f}"
-            rows.append([name, f"{fit.n:,}", fit.words, f"{fit.ratio:.3f}", size])
-    head = ["Class", "Films", "Slope", "Height / width, median", "Median size, px"]
-    return {"head": head, "words": 1, "rows": rows}
+    for name, sizes in (c for classes in class_sizes(gathered).values() for c in classes.items()):
+        fit, (width, height) = fit_slope(sizes), np.median(sizes, axis=0)
+        size = f"{width:.0f} × {height:.0f}"
+        rows.append((name, f"{fit.n:,}", fit.words, f"{fit.ratio:.3f}", size))
+    return Table(("Class", "Films", "Slope", "Height / width, median", "Median size, px"), rows)
 
 
 def cautions(gathered: Gathered) -> list[str]:
     """What a reader must know of these films before believing a picture."""
     out = []
-    wrong = gathered.box_faults["the film has another shape than its box says"]
+    wrong = gathered.box_faults[OTHER_SHAPE]
     if wrong:
         out.append(f"{wrong:,} films have another shape than their box says; the box was not used.")
     twice = len(gathered.entries) - len({e.row.image for e in gathered.entries})
@@ -223,8 +216,7 @@ QUALITY = 88
 FIRST, SECOND = np.array([213.0, 94.0, 0.0]), np.array([0.0, 114.0, 178.0])
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Two classes' means held against each other; `most` is the largest difference in [0, 1]."""
 
     source: str
@@ -265,9 +257,8 @@ def differences(moments: Mapping[FilmClass, Moments]) -> tuple[list[Difference],
     out = []
     for (source, first, second, a, b), p in zip(found, planes, strict=True):
         most, mean = float(np.abs(p).max()), float(np.abs(p).mean())
-        out.append(
-            Difference(source, first, second, (a.n, b.n), most, mean, _uri(to_colours(p, top)))
-        )
+        picture = _uri(to_colours(p, top))
+        out.append(Difference(source, first, second, (a.n, b.n), most, mean, picture))
     return out, top
 
 
@@ -304,8 +295,7 @@ _STYLES = "abcdef"  # classes .k-a … of the style sheet: colour, and dash of t
 _MARKS = ("h0", "h0", "m-2 0h4", "m0 -2v4", "m-2 -2l4 4", "m-2 2l4 -4")
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """Least squares of height on width: height = intercept + slope × width, in px; None where all
     films are equally wide. `ratio` is the median of height / width."""
 
@@ -324,26 +314,26 @@ class Fit:
 
 def fit_slope(sizes_wh: np.ndarray) -> Fit:
     """The fit of (N, 2) widths and heights."""
-    wide, high = sizes_wh[:, 0].astype(np.float64), sizes_wh[:, 1].astype(np.float64)
+    wide, high = sizes_wh.astype(np.float64).T
     if not len(wide):
         return Fit(0, None, None, None)
-    ratio = float(np.median(high / wide))
-    spread = float(((wide - wide.mean()) ** 2).sum())
-    if spread == 0:
+    off, ratio = wide - wide.mean(), float(np.median(high / wide))
+    if not off.any():
         return Fit(len(wide), None, None, ratio)
-    slope = float(((wide - wide.mean()) * (high - high.mean())).sum()) / spread
+    slope = float((off * (high - high.mean())).sum()) / float((off**2).sum())
     return Fit(len(wide), slope, float(high.mean() - slope * wide.mean()), ratio)
 
 
 def size_scatter(
     series: Mapping[str, np.ndarray], about: str, seed: int = 0, width: int = WIDTH
 ) -> Markup:
-    """A chart of name → (N, 2) sizes; at most MOST_DOTS films of a class are drawn, by seed."""
-    shown = {name: sizes for name, sizes in series.items() if len(sizes)}
-    every = np.concatenate(list(shown.values())) if shown else np.ones((1, 2))
-    fits = {name: fit_slope(sizes) for name, sizes in shown.items()}
-    slopes = {n: f.words if f.slope is None else f"slope {f.words}" for n, f in fits.items()}
-    out, y = _legend([f"{name}: {slope}" for name, slope in slopes.items()], width)
+    """A chart of name → (N, 2) sizes, none empty; at most MOST_DOTS films of a class are drawn, by
+    seed."""
+    every = np.concatenate(list(series.values()))
+    fits = {name: fit_slope(sizes) for name, sizes in series.items()}
+    slopes = (f.words if f.slope is None else f"slope {f.words}" for f in fits.values())
+    names = [f"{name}: {slope}" for name, slope in zip(series, slopes, strict=True)]
+    out, y = legend(names, width, sign=_sign)
     out.append(text_at(0, y + 24, "height, px", "soft"))
     top, left = y + 36, 62
     bottom = top + (230 if width > NARROW else 190)
@@ -352,21 +342,29 @@ def size_scatter(
     for tick in nice_ticks(up.low, up.high, 4):
         out.append(f'<path class="grid" d="M{left} {up(tick)}H{width - 14}"/>')
         out.append(text_at(left - 8, up(tick) + 4, f"{tick:g}", "end soft"))
-    out += across.ticks(
-        nice_ticks(across.low, across.high, 4 if width > NARROW else 3), top, bottom, "px"
-    )
-    rng = np.random.default_rng(seed)
-    for number, sizes in enumerate(shown.values()):
+    ticks = nice_ticks(across.low, across.high, 4 if width > NARROW else 3)
+    out += across.ticks(ticks, top, bottom, "px")
+    rng, lines = np.random.default_rng(seed), []
+    for number, (name, sizes) in enumerate(series.items()):
         some = sizes if len(sizes) <= MOST_DOTS else rng.choice(sizes, MOST_DOTS, replace=False)
-        spots = "".join(f"M{across(w)} {up(h)}{_MARKS[number % 6]}" for w, h in some.tolist())
-        out.append(f'<path class="spots k-{_STYLES[number % 6]}" d="{spots}"/>')
-    for number, (name, sizes) in enumerate(shown.items()):
-        out += _line(fits[name], sizes[:, 0], across, up, _STYLES[number % 6])
-    out.append(text_at(width - 14, bottom + 34, "width, px", "end soft"))
+        out.append(_spots(number, "".join(f"M{across(w)} {up(h)}*" for w, h in some.tolist())))
+        lines += _line(fits[name], sizes[:, 0], across, up, number)
+    out += [*lines, text_at(width - 14, bottom + 34, "width, px", "end soft")]
     return svg(out, width, bottom + 40, about)
 
 
-def _line(fit: Fit, wide: np.ndarray, across: Axis, up: Axis, style: str) -> list[str]:
+def _spots(number: int, places: str) -> str:
+    """A class's mark at each place, where `places` has a star."""
+    marks = places.replace("*", _MARKS[number % 6])
+    return f'<path class="spots k-{_STYLES[number % 6]}" d="{marks}"/>'
+
+
+def _sign(number: int, x: float, y: float) -> str:
+    line = f'<path class="fit k-{_STYLES[number % 6]}" d="M{x:.1f} {y}h26"/>'
+    return line + _spots(number, f"M{x + 13:.1f} {y}*")
+
+
+def _line(fit: Fit, wide: np.ndarray, across: Axis, up: Axis, number: int) -> list[str]:
     """The fitted line over the widths of its class, cut off where it would leave the chart."""
     if fit.slope is None or fit.intercept is None:
         return []
@@ -375,7 +373,7 @@ def _line(fit: Fit, wide: np.ndarray, across: Axis, up: Axis, style: str) -> lis
         h = min(max(fit.intercept + fit.slope * w, up.low), up.high)
         at = (h - fit.intercept) / fit.slope if fit.slope else w
         ends.append(f"{across(at)} {up(h)}")
-    path = "L".join(ends)
+    path, style = "L".join(ends), _STYLES[number % 6]
     return [f'<path class="under" d="M{path}"/>', f'<path class="fit k-{style}" d="M{path}"/>']
 
 
@@ -383,20 +381,3 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     room = 0.05 * (high - low) or max(1.0, math.ceil(0.1 * high))
     return max(0.0, low - room), high + room
-
-
-def _legend(names: Sequence[str], width: float, top: float = 12) -> tuple[list[str], float]:
-    """Line, mark and name of each class, in as many rows as they need; and where they end."""
-    out, x, y = [], 0.0, top
-    for number, name in enumerate(names):
-        style, wide = _STYLES[number % 6], 34 + LETTER * len(name)
-        if x and x + wide > width:
-            x, y = 0.0, y + 18
-        out.append(f'<path class="fit k-{style}" d="M{x:.1f} {y - 4}h26"/>')
-        dot = f"M{x + 13:.1f} {y - 4}{_MARKS[number % 6]}"
-        out += [
-            f'<path class="spots k-{style}" d="{dot}"/>',
-            text_at(x + 32, y, name, "", width - 40),
-        ]
-        x += wide + 14
-    return out, y

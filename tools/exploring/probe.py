@@ -7,25 +7,22 @@ models have two zero points: pooled, even a constant score would be worse than c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from classify.shortcuts import shortcut_scores
+from classify.shortcuts import fit_shortcut
 from cxr.stats import Figure, bootstrap_weights, figure, in_words, weighted_auc
 from exploring.entries import UNKNOWN, Entry
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Gathered
 
 FOLDS = 5
-FEATURES = (FILM, OUTSIDE, NUMBERS, ASPECT, CROP)
 WITHOUT_LUNGS = (OUTSIDE, NUMBERS, ASPECT)
 _WEIGHTS = 4_000_000  # numbers held at once for the bootstrap
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """Two sides to be told apart: `films` are numbers of films, `positive` (n,) bool their side."""
 
     name: str
@@ -34,8 +31,7 @@ class Question:
     positive: np.ndarray
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """How well one shortcut answers a question; `why_not` where it was not asked."""
 
     question: str
@@ -48,11 +44,9 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        plain = {"question": self.question, "about": self.about, "what": self.what}
-        auc = {"auc": self.auc.value, "low": self.auc.low, "high": self.auc.high}
-        films = dict(zip(("negative", "positive"), self.sides, strict=True))
-        last = {"patients": self.patients, "why_not": self.why_not}
-        return {**plain, **auc, "films": sum(self.sides), **films, **last}
+        plain = self._asdict() | {"auc": self.auc.value, "low": self.auc.low, "high": self.auc.high}
+        negative, positive = plain.pop("sides")
+        return {**plain, "films": sum(self.sides), "negative": negative, "positive": positive}
 
 
 def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) -> list[Question]:
@@ -73,10 +67,24 @@ def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) ->
 
 
 def answer(
-    question: Question, gathered: Gathered, draws: int, seed: int, smallest: int = 30
-) -> list[Answer]:
-    """One answer a shortcut, each on those films of the question that have it."""
-    return [_answer(question, gathered, what, draws, seed, smallest) for what in FEATURES]
+    question: Question, gathered: Gathered, what: str, draws: int, seed: int, smallest: int = 30
+) -> Answer:
+    """What one shortcut answers, on those films of the question that have it."""
+    values = gathered.features[what][question.films]
+    known = np.isfinite(values).all(axis=1)
+    films, positive = question.films[known], question.positive[known]
+    patients = np.array([gathered.entries[i].row.patient_id for i in films])
+    sides = (int((~positive).sum()), int(positive.sum()))
+    why_not = ""
+    if min(sides) < smallest:
+        why_not = f"fewer than {smallest} films with a box on one side"
+    elif min(len(set(patients[side])) for side in (positive, ~positive)) < FOLDS:
+        why_not = f"fewer than {FOLDS} patients on one side"
+    found = Figure(None, None, None, len(films))
+    if not why_not:
+        values = values[known].astype(np.float64)
+        found = cross_validated_auc(values, positive, patients.tolist(), draws, seed)
+    return Answer(question.name, question.about, what, found, sides, len(set(patients)), why_not)
 
 
 def cross_validated_auc(
@@ -100,9 +108,9 @@ def cross_validated_auc(
         if len(np.unique(positive[train])) < 2:
             continue
         fold[test] = number
-        scores[test] = shortcut_scores(
-            {"": features[train]}, positive[train], {"": features[test]}
-        )[""]
+        scores[test] = fit_shortcut(features[train], positive[train]).decision_function(
+            features[test]
+        )
 
     def auc(weights: np.ndarray) -> np.ndarray:
         return auc_within(scores, positive, fold, weights)
@@ -139,31 +147,6 @@ def _bootstrap(
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _answer(
-    question: Question, gathered: Gathered, what: str, draws: int, seed: int, smallest: int
-) -> Answer:
-    values = gathered.features[what][question.films]
-    known = np.isfinite(values).all(axis=1)
-    films, positive = question.films[known], question.positive[known]
-    patients = [gathered.entries[i].row.patient_id for i in films]
-    sides = (int((~positive).sum()), int(positive.sum()))
-    of_side = [
-        len({p for p, s in zip(patients, positive, strict=True) if s == side})
-        for side in (False, True)
-    ]
-    why_not = ""
-    if min(sides) < smallest:
-        why_not = f"fewer than {smallest} films with a box on one side"
-    elif min(of_side) < FOLDS:
-        why_not = f"fewer than {FOLDS} patients on one side"
-    found = (
-        Figure(None, None, None, len(films))
-        if why_not
-        else cross_validated_auc(values[known].astype(np.float64), positive, patients, draws, seed)
-    )
-    return Answer(question.name, question.about, what, found, sides, len(set(patients)), why_not)
-
-
 def _sides(names: Sequence[str], seen: np.ndarray, smallest: int) -> dict[str, np.ndarray]:
     """Name → (N,) bool of its readable films, for names that are known and have enough films."""
     every = np.asarray(names, dtype=object)
@@ -193,8 +176,7 @@ WHAT = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`level`: "warning", "caution" (more than chance, no warning), "unknown" (not enough boxes to
     say) or "clear"."""
 
@@ -206,8 +188,8 @@ class Verdict:
 
 def verdicts(answers: Sequence[Answer]) -> list[Verdict]:
     """One for each question, in their order."""
-    names = list(dict.fromkeys(a.question for a in answers))
-    return [_verdict([a for a in answers if a.question == name]) for name in names]
+    names = dict.fromkeys(a.question for a in answers)
+    return [_verdict({a.what: a for a in answers if a.question == name}) for name in names]
 
 
 def auc_text(found: Figure) -> str:
@@ -241,12 +223,10 @@ def headline(found: Sequence[Verdict]) -> str:
     return " ".join(parts)
 
 
-def _verdict(own: Sequence[Answer]) -> Verdict:
-    question, about = own[0].question, own[0].about
-    by_name = {a.what: a for a in own}
+def _verdict(by_name: dict[str, Answer]) -> Verdict:
+    question, about = next((a.question, a.about) for a in by_name.values())
     blind = [by_name[name] for name in WITHOUT_LUNGS if name in by_name]
     telling = [a for a in blind if a.auc.low is not None and a.auc.low > LIMIT]
-    things = "labels" if about == "labels" else "sources"
     if telling:
         figures = "; ".join(f"{WHAT[a.what]}: {auc_text(a.auc)}" for a in telling)
         end = (
@@ -256,17 +236,17 @@ def _verdict(own: Sequence[Answer]) -> Verdict:
             else "Films of both in one training set teach the source in the label's place."
         )
         text = (
-            f"The {things} can be told without lungs. AUC of linear models that see no lung: "
+            f"The {about} can be told without lungs. AUC of linear models that see no lung: "
             f"{figures}. {end}"
         )
         return Verdict(question, about, "warning", text)
-    film = by_name.get(FILM)
+    film, outside = by_name.get(FILM), by_name.get(OUTSIDE)
     beside = f" From the {WHAT[FILM]}: {auc_text(film.auc)}." if film else ""
-    if OUTSIDE not in by_name or by_name[OUTSIDE].auc.value is None:
-        why = by_name[OUTSIDE].why_not if OUTSIDE in by_name else ""
+    if outside is None or outside.auc.value is None:
+        why = f" ({outside.why_not})" if outside and outside.why_not else ""
         text = (
-            "Without thorax boxes nothing can be blacked out"
-            f"{f' ({why})' if why else ''}. Give --crops, a folder of detect.crop.{beside}"
+            f"Without thorax boxes nothing can be blacked out{why}. Give --crops, a folder of "
+            f"detect.crop.{beside}"
         )
         return Verdict(question, about, "unknown", text)
     best = max(blind, key=lambda a: a.auc.value or 0)

@@ -1,10 +1,10 @@
-"""The cells of a table: each is one training, known by the hash of all that its result hangs on."""
+"""What a run of tools/reproduce.py decides, and the cells of a table: each is one training, known
+by the hash of all that its result hangs on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,105 @@ from typing import Any
 from rich.table import Table as Shown
 
 from cxr.cli import from_plain, to_plain
+from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from reproducing.experiment import BUDGETS, Experiment, flatten, merge
-from reproducing.place import FREE, SPLIT, Place, content_of, fingerprint
-from reproducing.runners import Runner, find_runner
+from reproducing.runners import (
+    DRAWN,
+    FREE,
+    SPLIT,
+    Runner,
+    content_of,
+    digest,
+    find_runner,
+    fingerprint,
+)
+
+RESULT, FAILED = "result.json", "failed.json"
+
+
+PROG = "python tools/reproduce.py"
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Make tables of the papers: LIST shows them, `all` makes every one.
+
+    Writes OUT/TABLE_BUDGET_INPUT.md, .html and .json: for each cell the paper's figure, ours with
+    its interval, and what differs; under it the shortcut probe on the same films.
+
+    Args:
+        table: LIST, all, or names of tables.
+        budget: smoke (minutes; shows only that everything runs), small (about an hour for all on
+            two cores) or paper (the full recipe, for GPUs and the papers' films).
+        data: folder with films.csv; empty takes ../shared/data, and for smoke drawn films.
+        sources: sources of films.csv in place of those of the table's file.
+        input: films, or crops of the thorax.
+        crops: folder of detect.crop; empty makes the crops with the detector of lungfirst.
+        out: folder of the tables and of what was trained.
+        docs: copy the Markdown to this folder, too.
+        engine: local, or ray (pip install 'lungfirst[ray]').
+        cpus: ray: CPUs for one cell.
+        gpus: ray: GPUs for one cell; fractions count.
+        address: ray: of a running cluster; empty starts one on this machine.
+        device: auto, cpu or gpu.
+        workers: processes that make training pictures.
+        seed: of the split, initial weights, order, augmentation and bootstrap.
+        draws: bootstrap draws of patients for the intervals.
+        experiments: folder of the tables' files.
+    """
+
+    table: tuple[str, ...] = ()
+    budget: str = "small"
+    data: str = ""
+    sources: tuple[str, ...] = ()
+    input: str = "films"
+    crops: str = ""
+    out: str = "runs/tables"
+    docs: str = ""
+    engine: str = "local"
+    cpus: float = 1.0
+    gpus: float = 0.0
+    address: str = ""
+    device: str = "auto"
+    workers: int = 0
+    seed: int = 0
+    draws: int = 1000
+    experiments: str = "configs/experiments"
+
+    def __post_init__(self) -> None:
+        if not self.table:
+            raise ValueError(f"TABLE must name a table, LIST or all. Got none: {PROG} LIST")
+        known = {"budget": BUDGETS, "input": ("films", "crops"), "engine": ENGINES}
+        require_one_of(self, **known, device=("auto", "cpu", "gpu"))
+        if self.crops and self.input != "crops":
+            raise ValueError(
+                f"crops must be empty for --input films. Got {self.crops!r}: add --input crops."
+            )
+        require_not_negative(self, "seed", "workers", "gpus")
+        require_at_least(self, draws=1)
+        require(self.cpus > 0, "cpus must be above 0", self.cpus)
+
+    @property
+    def seen(self) -> str:
+        """What the networks see."""
+        return "crops" if self.crops else "films"
+
+    @property
+    def drawn(self) -> bool:
+        """Are these the drawn films of the budget smoke?"""
+        return self.sources == (DRAWN,)
+
+    def decides(self, name: str) -> Any:
+        """What the run decides for a name of Runner.keys. The shuffle of patients hangs on the
+        one seed, too; decoded pixels are shared by all cells."""
+        more = {"split_seed": self.seed, "cache": str(Path(self.out) / "cache")}
+        return more[name] if name in more else getattr(self, name)
+
+    @property
+    def torch_device(self) -> str:
+        """The device as our own networks name it, not Lightning."""
+        return {"gpu": "cuda"}.get(self.device, self.device)
 
 
 @dataclass(frozen=True)
@@ -41,25 +137,43 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Was it trained to its end?"""
-        return (self.folder / "result.json").is_file()
+        return (self.folder / RESULT).is_file()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json of a finished cell."""
+        return dict(json.loads((self.folder / RESULT).read_text(encoding="utf-8")))
+
+    @property
+    def answers(self) -> Path:
+        """Where a finished cell's answers.csv lies."""
+        return self.folder / str(self.result["answers"])
+
+    @property
+    def failure(self) -> str:
+        """Why the last training failed; empty when it did not."""
+        path = self.folder / FAILED
+        if self.finished or not path.is_file():
+            return ""
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
 
 
 def make_cells(
-    experiment: Experiment, budget: str, place: Place, with_paper: bool = True
+    experiment: Experiment, config: ReproduceConfig, with_paper: bool = True
 ) -> list[Cell]:
-    """All cells at a budget; raises ValueError naming the cell whose settings are wrong.
+    """All cells at the budget; raises ValueError naming the cell whose settings are wrong.
 
     Resolving takes a while: without `with_paper` the cells' `paper` stays empty.
     """
     runner = find_runner(experiment.runner)
-    check_input(runner, experiment, bool(place.crops))
-    marks = fingerprint(place, runner.files)
+    check_input(experiment, bool(config.crops))
+    marks = fingerprint(config.data, config.crops, runner.files)
     cells = []
     for row, column in experiment.cells():
         try:
-            settings = resolve(runner, experiment.settings(budget, row, column), place)
+            settings = resolve(runner, experiment.settings(config.budget, row, column), config)
             wanted = experiment.settings("paper", row, column)
-            paper = resolve(runner, wanted, place) if with_paper else {}
+            paper = resolve(runner, wanted, config) if with_paper else {}
             kind = flatten(settings)[runner.protocol] if runner.protocol else runner.only
             if kind != experiment.protocol:  # defaults included
                 raise ValueError(
@@ -68,40 +182,42 @@ def make_cells(
                 )
         except ValueError as error:
             where = " ".join(filter(None, (row.name, column.name)))
-            raise ValueError(f"{experiment.name}, {where}, {budget}: {error}") from error
-        key = cell_key(experiment.runner, settings, place, marks)
-        folder = Path(place.out) / "cells" / key
+            raise ValueError(f"{experiment.name}, {where}, {config.budget}: {error}") from error
+        key = cell_key(experiment.runner, settings, config.seen, marks)
+        folder = Path(config.out) / "cells" / key
         merge(settings, {runner.keys["out"]: str(folder)})
         names = experiment.name, row.name, column.name, experiment.runner
         cells.append(Cell(*names, key, folder, settings, paper))
     return cells
 
 
-def check_input(runner: Runner, experiment: Experiment, cropped: bool) -> None:
-    """Raises ValueError for crops that the runner does not take."""
+def check_input(experiment: Experiment, cropped: bool) -> Runner:
+    """The table's runner; raises ValueError for crops that it does not take."""
+    runner = find_runner(experiment.runner)
     if cropped and "crops" not in runner.keys:
         raise ValueError(
             f"input must be films for {experiment.name}: its detector looks at whole "
             "films. Got crops instead."
         )
+    return runner
 
 
-def resolve(runner: Runner, settings: dict[str, Any], place: Place) -> dict[str, Any]:
+def resolve(runner: Runner, settings: dict[str, Any], config: ReproduceConfig) -> dict[str, Any]:
     """Settings with the run's own put in and every default written out, checked by the runner's
     configuration; raises ValueError."""
     filled: dict[str, Any] = {}
     merge(filled, settings)
-    merge(filled, {key: getattr(place, name) for name, key in runner.keys.items()})
-    if place.sources:
-        merge(filled, {runner.sources: list(place.sources)})
-    if place.drawn:  # the drawn films' patients are in no other split
-        own = str(Path(place.data) / SPLIT)
+    merge(filled, {key: config.decides(name) for name, key in runner.keys.items()})
+    if config.sources:
+        merge(filled, {runner.sources: list(config.sources)})
+    if config.drawn:  # the drawn films' patients are in no other split
+        own = str(Path(config.data) / SPLIT)
         merge(filled, {k: own for k in runner.split_files if flatten(filled).get(k)})
     plain: dict[str, Any] = to_plain(from_plain(runner.config_class, filled))
     return plain
 
 
-def cell_key(runner: str, settings: dict[str, Any], place: Place, marks: Sequence[str]) -> str:
+def cell_key(runner: str, settings: dict[str, Any], seen: str, marks: Sequence[str]) -> str:
     """16 hex digits of all that a result hangs on: settings, films, the runner and its version."""
     kind = find_runner(runner)
     free = {kind.keys[name] for name in FREE if name in kind.keys} | set(kind.free)
@@ -110,29 +226,27 @@ def cell_key(runner: str, settings: dict[str, Any], place: Place, marks: Sequenc
         usual = flatten(to_plain(kind.config_class()))
         later = [k for k in flat if any(f"{k}.".startswith(f"{name}.") for name in kind.later)]
         flat = {k: v for k, v in flat.items() if k not in later or v != usual.get(k)}
-    text = json.dumps([runner, kind.version, place.input, list(marks), flat], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(runner, kind.version, seen, list(marks), flat)
 
 
-def list_tables(experiments: Sequence[Experiment], places: Mapping[str, Place]) -> Shown:
-    """A row a table: study, cells, and the finished ones at each budget (`places`: budget →
-    where to look)."""
+def list_tables(experiments: Sequence[Experiment], places: Sequence[ReproduceConfig]) -> Shown:
+    """A row a table: study, cells, and the finished ones in each of the places to look, one a
+    budget."""
     shown = Shown("table", "study", "cells", *BUDGETS, highlight=False)
     for experiment in experiments:
-        done = [finished(experiment, budget, places[budget]) for budget in BUDGETS]
         cells = len(list(experiment.cells()))
+        done = (finished(experiment, place) for place in places)
         shown.add_row(experiment.name, experiment.study, str(cells), *done)
     return shown
 
 
-def finished(experiment: Experiment, budget: str, place: Place) -> str:
-    """How many cells are finished at a budget; «–» where there are no films to be trained on."""
-    if not (Path(place.data) / "films.csv").is_file():
+def finished(experiment: Experiment, config: ReproduceConfig) -> str:
+    """How many cells are finished; «–» where there are no films to be trained on."""
+    if not (Path(config.data) / "films.csv").is_file():
         return "–"
-    if not any((Path(place.out) / "cells").glob("*/result.json")):
+    if not any((Path(config.out) / "cells").glob(f"*/{RESULT}")):
         return "0"
     try:
-        cells = make_cells(experiment, budget, place, with_paper=False)
+        return str(sum(cell.finished for cell in make_cells(experiment, config, False)))
     except (ValueError, OSError):
         return "–"
-    return str(sum(cell.finished for cell in cells))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -17,48 +15,30 @@ from cxr.answers import read_answers
 from cxr.cli import from_plain, load_named
 from cxr.page.words import printable
 from cxr.workdir import log, provenance, write_json
-from reproducing.cells import Cell
+from reproducing.cells import FAILED, RESULT, Cell, ReproduceConfig
 from reproducing.runners import Runner, find_runner
 
-ENGINES = ("local", "ray")
 ROOT = Path(__file__).resolve().parent.parent.parent
+_LONGEST = 300  # characters of a reason
 
 
-@dataclass(frozen=True)
-class Engine:
-    """Where cells are trained.
+class Outcome(NamedTuple):
+    """How a cell ended: `reason` is empty for success."""
 
-    Args:
-        name: local or ray.
-        cpus: CPUs that Ray keeps for one cell.
-        gpus: GPUs (fractions count) that Ray keeps for one cell.
-        address: of a running cluster; empty starts Ray on this machine.
-    """
-
-    name: str = "local"
-    cpus: float = 1.0
-    gpus: float = 0.0
-    address: str = ""
-
-    def __post_init__(self) -> None:
-        if self.name not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}. Got {self.name!r}.")
-        if self.cpus <= 0 or self.gpus < 0:
-            raise ValueError(
-                "cpus must be above 0 and gpus not negative. "
-                f"Got {self.cpus} and {self.gpus} instead."
-            )
+    name: str
+    seconds: float
+    reason: str = ""
 
 
-def run_cells(cells: Sequence[Cell], engine: Engine) -> Iterator[Outcome]:
+def run_cells(cells: Sequence[Cell], config: ReproduceConfig) -> Iterator[Outcome]:
     """Train the cells that are not finished; each outcome as it comes.
 
     Two cells of one key are one training. Raises ValueError when Ray is asked for and missing.
     """
     pending = {cell.key: cell for cell in cells if not cell.finished}
     tasks = [(cell, find_runner(cell.runner)) for cell in pending.values()]
-    if engine.name == "ray":
-        yield from _run_on_ray(tasks, engine)
+    if config.engine == "ray":
+        yield from _run_on_ray(tasks, config)
     else:
         yield from (run_cell(*task) for task in tasks)
 
@@ -74,7 +54,7 @@ def import_ray() -> Any:
     return ray
 
 
-def _run_on_ray(tasks: Sequence[tuple[Cell, Runner]], engine: Engine) -> Iterator[Outcome]:
+def _run_on_ray(tasks: Sequence[tuple[Cell, Runner]], config: ReproduceConfig) -> Iterator[Outcome]:
     """One remote task a cell. Only the outcome travels: what was trained lies in the cell's folder,
     which every machine of the cluster must see under the same path; the project's root and tools/
     must stand in its PYTHONPATH."""
@@ -83,16 +63,16 @@ def _run_on_ray(tasks: Sequence[tuple[Cell, Runner]], engine: Engine) -> Iterato
         return
     ours = not ray.is_initialized()
     if ours:
-        here = {"include_dashboard": False} if not engine.address else {}
+        here = {"include_dashboard": False} if not config.address else {}
         paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers here inherit it
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs it
         try:
-            ray.init(address=engine.address or "local", log_to_driver=False, **here)
+            ray.init(address=config.address or "local", log_to_driver=False, **here)
         except Exception as error:  # Ray raises several kinds, a bare Exception among them
             raise ValueError(f"Ray did not start: {short_reason(error)}") from error
     try:
-        remote = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=1)(run_cell)
+        remote = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=1)(run_cell)
         waiting = {remote.remote(*task): (task[0], time.monotonic()) for task in tasks}
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
@@ -100,24 +80,10 @@ def _run_on_ray(tasks: Sequence[tuple[Cell, Runner]], engine: Engine) -> Iterato
             try:
                 yield ray.get(ready)
             except ray.exceptions.RayError as error:  # the worker died: its cell is not finished
-                seconds = time.monotonic() - started
-                yield Outcome(cell.name, seconds, short_reason(error))
+                yield Outcome(cell.name, time.monotonic() - started, short_reason(error))
     finally:
         if ours:
             ray.shutdown()
-
-
-RESULT, FAILED = "result.json", "failed.json"
-_LONGEST = 300  # characters of a reason
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended: `reason` is empty for success."""
-
-    name: str
-    seconds: float
-    reason: str = ""
 
 
 def run_cell(cell: Cell, runner: Runner) -> Outcome:
@@ -126,7 +92,7 @@ def run_cell(cell: Cell, runner: Runner) -> Outcome:
     A lock keeps two runs that share a folder from training one cell at once. The runner comes with
     the cell, since another process would have to look it up.
     """
-    folder = cell.folder
+    folder, answered, reason = cell.folder, "", ""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if cell.finished:
@@ -138,22 +104,22 @@ def run_cell(cell: Cell, runner: Runner) -> Outcome:
             log.warning("%s: %s", cell.name, printable(str(error)), exc_info=True)
             reason = short_reason(error)
             write_json(folder / FAILED, {"reason": reason, **provenance()})
-            return Outcome(cell.name, time.monotonic() - started, reason)
         finally:
             gc.collect()
         seconds = time.monotonic() - started
-        record = {
-            "schema": "lungfirst.cell",
-            "version": 1,
-            **{k: getattr(cell, k) for k in ("table", "row", "column", "runner", "key")},
-            "answers": answered,
-            "seconds": round(seconds, 1),
-            "settings": cell.settings,
-            **provenance(),
-        }
-        write_json(folder / RESULT, record)
-        (folder / FAILED).unlink(missing_ok=True)
-    return Outcome(cell.name, seconds)
+        if not reason:
+            record = {
+                "schema": "lungfirst.cell",
+                "version": 1,
+                **{k: getattr(cell, k) for k in ("table", "row", "column", "runner", "key")},
+                "answers": answered,
+                "seconds": round(seconds, 1),
+                "settings": cell.settings,
+                **provenance(),
+            }
+            write_json(folder / RESULT, record)
+            (folder / FAILED).unlink(missing_ok=True)
+    return Outcome(cell.name, seconds, reason)
 
 
 def _train(cell: Cell, runner: Runner) -> str:
@@ -163,26 +129,7 @@ def _train(cell: Cell, runner: Runner) -> str:
     return made.resolve().relative_to(cell.folder.resolve()).as_posix()
 
 
-def read_result(cell: Cell) -> dict[str, Any]:
-    """result.json of a finished cell."""
-    record: dict[str, Any] = json.loads((cell.folder / RESULT).read_text(encoding="utf-8"))
-    return record
-
-
-def answers_folder(cell: Cell) -> Path:
-    """Where a finished cell's answers.csv lies."""
-    return cell.folder / str(read_result(cell)["answers"])
-
-
-def failure(cell: Cell) -> str:
-    """Why the cell's last training failed; empty when it did not."""
-    path = cell.folder / FAILED
-    if cell.finished or not path.is_file():
-        return ""
-    return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
-
-
 def short_reason(error: Exception) -> str:
     """An error as one line for a table."""
-    text = " ".join(printable(str(error)).split()) or type(error).__name__
+    text = " ".join(printable(str(error)).split()) or "it failed without a word"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from cxr.cli import from_plain
+from cxr.rules import require
 
 BUDGETS = ("smoke", "small", "paper")
 MEASURES = ("accuracy", "balanced_accuracy", "macro_auc", "macro_f1", "lift")
@@ -51,6 +52,16 @@ class Measure:
     name: str
     title: str = ""
     ours_only: bool = False
+
+    @property
+    def group(self) -> str:
+        """The name without its class or network."""
+        return self.name.partition(".")[0]
+
+    @property
+    def of(self) -> str:
+        """The class or network of the name; empty without one."""
+        return self.name.partition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -158,9 +169,7 @@ def read_experiment(path: str | Path) -> Experiment:
         if not isinstance(data, dict):
             raise ValueError("the file must hold keys and values.")
         experiment = from_plain(Experiment, {**data, "name": path.stem})
-        _check_lines(experiment)
-        _check_measures(experiment)
-        _check_protocol(experiment)
+        _check(experiment)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
     return experiment
@@ -177,51 +186,37 @@ def find_experiments(folder: str | Path) -> dict[str, Path]:
     return found
 
 
-def _check_lines(experiment: Experiment) -> None:
-    every = ", ".join(BUDGETS)
+def _check(experiment: Experiment) -> None:
+    every, columns = ", ".join(BUDGETS), experiment.columns
     if not experiment.rows or not experiment.measures:
         raise ValueError("rows and measures must name one each at least.")
-    for what, lines in (("rows", experiment.rows), ("columns", experiment.columns)):
+    for what, lines in (("rows", experiment.rows), ("columns", columns)):
         names = [line.name for line in lines]
-        if len(set(names)) != len(names) or "" in names:
-            raise ValueError(f"{what} must each have a name of their own. Got {names} instead.")
+        rule = f"{what} must each have a name of their own"
+        require(len(set(names)) == len(names) and "" not in names, rule, names)
         for line in lines:
-            if unknown := ", ".join(sorted(set(line.budgets) - set(BUDGETS))):
-                raise ValueError(
-                    f"budgets of {line.name} must be of {every}. Got {unknown} instead."
-                )
-    if set(experiment.budgets) != set(BUDGETS):
-        found = ", ".join(experiment.budgets) or "none"
-        raise ValueError(f"budgets must be {every}. Got {found} instead.")
+            unknown = sorted(set(line.budgets) - set(BUDGETS))
+            require(not unknown, f"budgets of {line.name} must be of {every}", unknown)
+    found = list(experiment.budgets)
+    require(set(found) == set(BUDGETS), f"budgets must be {every}", found)
     cells = {(row.name, column.name) for row, column in experiment.cells()}
-    named = [(known.row, known.column) for known in experiment.published]
-    for row, column in (*named, *((shown.row, shown.column) for shown in experiment.pictures)):
-        if (row, column) not in cells:
-            raise ValueError(
-                "published and pictures must name a row and a column of the table. "
-                f"Got {row!r}, {column!r} instead."
-            )
-
-
-def _check_measures(experiment: Experiment) -> None:
+    for known in (*experiment.published, *experiment.pictures):
+        rule = "published and pictures must name a row and a column of the table"
+        require((known.row, known.column) in cells, rule, (known.row, known.column))
     names = [measure.name for measure in experiment.measures]
     for name in [*names, *(n for known in experiment.published for n in known.figures)]:
         group, _, rest = name.partition(".")
         grouped = rest and group in OF_A_CLASS + OF_A_PART + OF_THE_TRAINING
-        if name not in MEASURES and not grouped:
-            raise ValueError(
-                f"a measure must be one of {', '.join(MEASURES)}, or one of "
-                f"{', '.join(OF_A_CLASS)} with .CLASS. Got {name!r}."
-            )
-        if name not in names:
-            raise ValueError(f"published must give figures of the measures only. Got {name!r}.")
-    if experiment.plot and experiment.plot not in names:
-        raise ValueError(f"plot must be one of the measures. Got {experiment.plot!r} instead.")
-
-
-def _check_protocol(experiment: Experiment) -> None:
-    """No cell of any budget may be split another way: an official test's figure beside a pooled
-    one says nothing (Kermany: about 0.92 against 0.98 for like networks)."""
+        rule = (
+            f"a measure must be one of {', '.join(MEASURES)}, or one of "
+            f"{', '.join(OF_A_CLASS)} with .CLASS"
+        )
+        require(name in MEASURES or bool(grouped), rule, name)
+        require(name in names, "published must give figures of the measures only", name)
+    rule = "plot must be one of the measures"
+    require(not experiment.plot or experiment.plot in names, rule, experiment.plot)
+    # No cell of any budget may be split another way: an official test's figure beside a pooled one
+    # says nothing (Kermany: about 0.92 against 0.98 for like networks).
     for budget, (row, column) in product(BUDGETS, experiment.cells()):
         settings = flatten(experiment.settings(budget, row, column))
         kind = settings.get("protocol.kind", experiment.protocol)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cxr.answers import Answer, read_answers
 from cxr.stats import Figure, Report
-from reproducing.cells import Cell
-from reproducing.engine import answers_folder, failure, short_reason
+from reproducing.cells import Cell, ReproduceConfig
+from reproducing.engine import short_reason
 from reproducing.experiment import OF_A_PART, OF_THE_TRAINING, Experiment, Measure
-from reproducing.place import Place
 
+ATTENTION_FILMS = {"smoke": 8, "small": 120, "paper": 0}  # the lift is measured on; 0 for all
 NOT_ITS = "does not apply"  # why a training has no figure that others of its table have
 Figures = dict[str, Figure | None]  # measure → figure, None where there is none
 
@@ -28,16 +27,14 @@ class Entry:
     reason: str = ""
 
 
-def entries_of(
-    cell: Cell, experiment: Experiment, place: Place, attention_films: int
-) -> dict[str, Entry]:
+def entries_of(cell: Cell, experiment: Experiment, config: ReproduceConfig) -> dict[str, Entry]:
     """Measure → what is known of it, whatever became of the cell."""
     figures: Figures = {}
     reasons: dict[str, str] = {}
-    failed = "" if cell.finished else failure(cell)
+    failed = cell.failure
     if cell.finished:
         try:
-            figures, reasons = measure_cell(cell, experiment.measures, place, attention_films)
+            figures, reasons = measure_cell(cell, experiment.measures, config)
         except (ValueError, OSError) as error:
             failed = short_reason(error)
     entries = {}
@@ -54,27 +51,25 @@ def entries_of(
 
 
 def measure_cell(
-    cell: Cell, measures: Sequence[Measure], place: Place, attention_films: int
+    cell: Cell, measures: Sequence[Measure], config: ReproduceConfig
 ) -> tuple[Figures, dict[str, str]]:
     """All measures of a finished cell, and why some have no figure; raises ValueError for a broken
     answers.csv.
 
     What the training alone knows it left in figures.json: {measure: {value, low, high, n}}.
-    `attention_films`: the lift is measured on so many of the tested films; 0 for all.
     """
-    folder = answers_folder(cell)
-    answered = read_answers(folder / "answers.csv")
-    figures = measure_answers(*answered, measures, place.draws, place.seed)
+    folder, wanted = cell.answers, {m.name: m.group for m in measures}
+    classes, answers = read_answers(folder / "answers.csv")
+    figures = measure_answers(classes, answers, measures, config.draws, config.seed)
     path = folder / "figures.json"
     own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name in _of_groups(measures, OF_THE_TRAINING):
+    for name in (n for n, group in wanted.items() if group in OF_THE_TRAINING):
         figures[name] = Figure(**own[name]) if name in own else None
     reasons = {name: NOT_ITS for name, known in figures.items() if known is None}
-    if wanted := _of_groups(measures, OF_A_PART):
-        lifts, reason = _lifts(folder, place, attention_films)
-        figures |= {name: lifts.get(name) for name in wanted}
-        reasons |= dict.fromkeys((n for n in wanted if n not in lifts), reason)
-    return figures, reasons
+    lifted = [name for name, group in wanted.items() if group in OF_A_PART]
+    lifts, reason = _lifts(cell, config) if lifted else ({}, "")
+    figures |= {name: lifts.get(name) for name in lifted}
+    return figures, reasons | {name: reason for name in lifted if name not in lifts}
 
 
 def measure_answers(
@@ -87,13 +82,8 @@ def measure_answers(
     """The measures that need nothing but answers."""
     from classify.tasks.single import report_of
 
-    report = report_of(classes, answers, draws, seed)
-    others = _of_groups(measures, (*OF_A_PART, *OF_THE_TRAINING))
-    return {m.name: _pick(report, m.name) for m in measures if m.name not in others}
-
-
-def _of_groups(measures: Sequence[Measure], groups: Sequence[str]) -> list[str]:
-    return [m.name for m in measures if m.name.partition(".")[0] in groups]
+    report, others = report_of(classes, answers, draws, seed), OF_A_PART + OF_THE_TRAINING
+    return {m.name: _pick(report, m.name) for m in measures if m.group not in others}
 
 
 def _pick(report: Report, name: str) -> Figure | None:
@@ -108,14 +98,14 @@ def _pick(report: Report, name: str) -> Figure | None:
     return found if isinstance(found, Figure) else None
 
 
-def _lifts(folder: Path, place: Place, films: int) -> tuple[dict[str, Figure], str]:
+def _lifts(cell: Cell, config: ReproduceConfig) -> tuple[dict[str, Figure], str]:
     """lift and lift.NET of a training, and why there is none."""
-    from reproducing.attention import AttentionConfig, attention_of
+    from reproducing.attention import attention_of
 
-    device = {"gpu": "cuda"}.get(place.device, place.device)
-    settings = AttentionConfig(films, draws=place.draws, seed=place.seed, device=device)
+    films = config.data, config.crops, ATTENTION_FILMS[config.budget]
+    how = config.draws, config.seed
     try:
-        found = attention_of(folder, place.data, place.crops, settings)
+        found = attention_of(cell.answers, *films, *how, device=config.torch_device)
     except Exception as error:  # a table without the attention is better than none
         return {}, short_reason(error)
     return {"lift": found.figure} | {f"lift.{n}": f for n, f in found.nets.items()}, NOT_ITS

@@ -6,16 +6,14 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from cxr.page.build import page_text
 from cxr.page.words import printable
 from cxr.plots import LINES, new_figure, to_png
 from cxr.stats import Figure, in_words
 from reproducing.cells import Cell
-from reproducing.engine import answers_folder
 from reproducing.experiment import OF_A_CLASS, Measure
 from reproducing.table import Row, Table, spans
 
@@ -28,6 +26,10 @@ SMOKE = (
     "This table only shows that everything runs. It was made at the budget smoke, with next to no "
     "training on next to no films, so its figures mean nothing and are left out."
 )
+ABOUT_PROBE = (
+    "Shortcut probe: logistic regressions on almost nothing, fitted on this table’s training "
+    "films and tested on its test films. A network is worth what it adds to these."
+)
 MIXED = "No figure here was made by another kind of split than the others of this table."
 SPLITS = {
     "pooled": "all films shared anew by patient",
@@ -37,13 +39,17 @@ SPLITS = {
 }
 
 
+PROBE = "The same films without a lung"
+Heads = tuple[str, tuple[str, ...]]  # a title, and the columns under it
+
+
 @dataclass(frozen=True)
 class Grid:
-    """A title, a head of groups (title, its columns), and rows (name, a text for each column)."""
+    """A title, a head of groups, and rows (name, a text for each column)."""
 
     title: str
     row_title: str
-    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    groups: tuple[Heads, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -53,39 +59,36 @@ def grids(table: Table) -> list[Grid]:
     if not experiment.columns:
         apart = _class_measures(table)
         together = [m for m in table.measures if all(m not in row for row in apart.values())]
-        groups = [*((m.title, _heads(m)) for m in together), ("What differs", ("",))]
-        rows = [
-            (row.row, (*_texts(row, together, table.budget), _letters(row))) for row in table.rows
-        ]
-        first = Grid("", title, tuple(groups), tuple(rows))
-        return [first, _by_class(table, apart)] if apart else [first]
+        heads = (*(_heads(m) for m in together), ("What differs", ("",)))
+        rows = tuple((row.row, _texts(table, row, together, True)) for row in table.rows)
+        first = Grid("", title, heads, rows)
+        return [first, _by_class(table, apart, title)] if apart else [first]
+    of = {(row.row, row.column): row for row in table.rows}
+    columns, lines = (
+        [line.name for line in known] for known in (experiment.columns, experiment.rows)
+    )
     found = []
     for measure in table.measures:
-        groups = [(c.name, (*_heads(measure), "differs")) for c in experiment.columns]
-        rows = []
-        for line in experiment.rows:
-            cells = [table.cell(line.name, column.name) for column in experiment.columns]
-            parts = ((*_texts(c, [measure], table.budget), _letters(c)) for c in cells)
-            rows.append((line.name, tuple(chain.from_iterable(parts))))
-        found.append(Grid(measure.title, title, tuple(groups), tuple(rows)))
+        heads = tuple((name, (*_heads(measure)[1], "differs")) for name in columns)
+        texts = {
+            name: [_texts(table, of[name, column], [measure], True) for column in columns]
+            for name in lines
+        }
+        rows = tuple((name, sum(parts, ())) for name, parts in texts.items())
+        found.append(Grid(measure.title, title, heads, rows))
     return found
 
 
 def probe_grid(table: Table) -> Grid | None:
     """The shortcut probe by the same measures; None where there is none."""
-    if not table.probe or table.budget == "smoke":
+    if not table.probe or table.smoke:
         return None
-    apart = [m.name for found in _class_measures(table).values() for m in found]
-    measures = [
-        m for m in table.measures if m.name in table.probe[0].figures and m.name not in apart
-    ]
+    apart = [m for found in _class_measures(table).values() for m in found]
+    known = table.probe[0].figures
+    measures = [m for m in table.measures if m.name in known and m not in apart]
     rows = [(p.name, tuple(number(p.figures[m.name]) for m in measures)) for p in table.probe]
-    return Grid(
-        "The same films without a lung",
-        "A linear model on",
-        tuple((m.title, ("ours",)) for m in measures),
-        tuple(rows),
-    )
+    heads = tuple((m.title, ("ours",)) for m in measures)
+    return Grid(PROBE, "A linear model on", heads, tuple(rows))
 
 
 def _class_measures(table: Table) -> dict[str, list[Measure]]:
@@ -93,57 +96,52 @@ def _class_measures(table: Table) -> dict[str, list[Measure]]:
     with all others they would make a row that nobody can read."""
     classes: dict[str, list[Measure]] = {}
     for measure in table.measures:
-        group, _, name = measure.name.partition(".")
-        if name and group in OF_A_CLASS:
-            classes.setdefault(name, []).append(measure)
-    kinds = [[m.name.partition(".")[0] for m in found] for found in classes.values()]
+        if measure.of and measure.group in OF_A_CLASS:
+            classes.setdefault(measure.of, []).append(measure)
+    kinds = [[m.group for m in found] for found in classes.values()]
     alike = len(kinds) > 1 and all(kind == kinds[0] for kind in kinds) and len(kinds[0]) > 1
     return classes if alike else {}
 
 
-def _by_class(table: Table, classes: dict[str, list[Measure]]) -> Grid:
+def _by_class(table: Table, classes: dict[str, list[Measure]], title: str) -> Grid:
     """A row for each class of each system; without a column for the paper where it gives none."""
-    first = next(iter(classes.values()))
-    names = [m.name.partition(".")[0].replace("auc", "AUC") for m in first]
     named = {m for known in table.experiment.published for m in known.figures}
     bare = not any(m.name in named for found in classes.values() for m in found)
     shown = {
         name: [replace(m, ours_only=m.ours_only or bare) for m in found]
         for name, found in classes.items()
     }
-    heads = [_heads(m) for m in next(iter(shown.values()))]
-    groups = tuple((n[:1].upper() + n[1:], head) for n, head in zip(names, heads, strict=True))
+    words = [m.group.replace("auc", "AUC") for m in next(iter(classes.values()))]
+    heads = zip(words, next(iter(shown.values())), strict=True)
+    groups = tuple((word[:1].upper() + word[1:], _heads(m)[1]) for word, m in heads)
     rows = [
-        (f"{row.row}: {name}", tuple(_texts(row, measures, table.budget)))
+        (f"{row.row}: {name}", _texts(table, row, measures))
         for row in table.rows
         for name, measures in shown.items()
     ]
-    title = table.experiment.row_title or "System"
     return Grid("Each class against the rest", title, groups, tuple(rows))
 
 
-def _heads(measure: Measure) -> tuple[str, ...]:
-    return ("ours",) if measure.ours_only else ("paper", "ours")
+def _heads(measure: Measure) -> Heads:
+    return measure.title, ("ours",) if measure.ours_only else ("paper", "ours")
 
 
-def _texts(row: Row, measures: Sequence[Measure], budget: str) -> list[str]:
-    """What stands in a row under each measure: the paper's figure, if it gives any, and ours."""
+def _texts(
+    table: Table, row: Row, measures: Sequence[Measure], letters: bool = False
+) -> tuple[str, ...]:
+    """What stands in a row under each measure: the paper's figure, if it gives any, and ours;
+    and, where wanted, what differs."""
     texts = []
     for measure in measures:
         entry = row.entries[measure.name]
         if not measure.ours_only:
             texts.append(NOT_GIVEN if entry.paper is None else f"{entry.paper:.3f}")
-        if entry.state == "failed":
-            texts.append(f"failed: {entry.reason}")
-        elif entry.state == "missing":
-            texts.append(entry.reason or NOT_TRAINED)
+        if entry.state == "ok":
+            texts.append("runs" if table.smoke else number(entry.ours))
         else:
-            texts.append("runs" if budget == "smoke" else number(entry.ours))
-    return texts
-
-
-def _letters(row: Row) -> str:
-    return spans(row.letters) or "nothing"
+            failed = "failed: " * (entry.state == "failed")
+            texts.append(failed + entry.reason or NOT_TRAINED)
+    return (*texts, *([spans(row.letters) or "nothing"] if letters else []))
 
 
 def number(figure: Figure | None) -> str:
@@ -178,56 +176,36 @@ def facts(table: Table) -> list[tuple[str, str]]:
 
 def headline(table: Table) -> str:
     """One sentence on how far the table is."""
-    whole = len(table.rows)
     failed = f", {table.failed} failed" if table.failed else ""
-    return f"{table.finished} of {whole} cells are trained{failed}."
-
-
-# /home/someone/films/a.png in a message: nobody else has that folder
-_PATH = re.compile(r"(?<![\w/:.~])~?/(?:[^\s/:'\"|]+/)+")
+    return f"{table.finished} of {len(table.rows)} cells are trained{failed}."
 
 
 def markdown(table: Table, pictures: Sequence[Picture] = ()) -> str:
     """The whole file; no folder of this machine is named in it."""
-    experiment = table.experiment
+    experiment, probe = table.experiment, probe_grid(table)
     lines = [f"# {_text(experiment.title)}", ""]
     lines += [f"{_text(experiment.study)}. Budget `{table.budget}`. {headline(table)}", ""]
-    if table.budget == "smoke":
-        lines += [f"> **{SMOKE}**", ""]
+    lines += [f"> **{SMOKE}**", ""] if table.smoke else []
     lines += [_text(experiment.about), "", KEY, ""]
     for grid in grids(table):
         lines += [*([f"## {_text(grid.title)}", ""] if grid.title else []), *_grid(grid), ""]
     for picture in pictures:
         lines += [f"![{_text(picture.caption)}]({picture.name})", "", _text(picture.caption), ""]
-    lines += ["## What differs from the paper", ""]
-    lines += [f"- **{letter}** {_text(text)}" for letter, text in table.legend] or [
-        "- nothing in the settings"
-    ]
-    lines += ["", *_probe(table)]
+    legend = [f"- **{letter}** {_text(text)}" for letter, text in table.legend]
+    lines += ["## What differs from the paper", "", *(legend or ["- nothing in the settings"]), ""]
+    lines += [f"## {PROBE}", ""]
+    if probe is None:
+        why = "it only runs" if table.smoke else table.probe_reason
+        lines += [f"No shortcut probe: {_text(why)}.", ""]
+    else:
+        missed = f" ({_text(table.probe_reason)}.)" if table.probe_reason else ""
+        lines += [ABOUT_PROBE + missed, "", *_grid(probe), ""]
     if table.notes:
         lines += ["## Notes", "", *(f"- {_text(note)}" for note in table.notes), ""]
     lines += ["## How it was made", ""]
     for what, text in facts(table):
-        shown = f"`{_plain(text)}`" if what == "Command" else _text(text)
-        lines.append(f"- {what}: {shown}")
+        lines.append(f"- {what}: " + (f"`{_plain(text)}`" if what == "Command" else _text(text)))
     return "\n".join(lines) + "\n"
-
-
-def _probe(table: Table) -> list[str]:
-    grid = probe_grid(table)
-    if grid is None:
-        why = "it only runs" if table.budget == "smoke" else table.probe_reason
-        return ["## The same films without a lung", "", f"No shortcut probe: {_text(why)}.", ""]
-    return [
-        f"## {grid.title}",
-        "",
-        "Shortcut probe: logistic regressions on almost nothing, fitted on this table's training "
-        "films and tested on its test films. A network is worth what it adds to these."
-        + (f" ({_text(table.probe_reason)}.)" if table.probe_reason else ""),
-        "",
-        *_grid(grid),
-        "",
-    ]
 
 
 def _grid(grid: Grid) -> list[str]:
@@ -237,6 +215,14 @@ def _grid(grid: Grid) -> list[str]:
     return [head, f"| --- |{' ---: |' * len(heads)}", *rows]
 
 
+# /home/someone/films/a.png in a message: nobody else has that folder
+_PATH = re.compile(r"(?<![\w/:.~])~?/(?:[^\s/:'\"|]+/)+")
+
+
+def _plain(text: str) -> str:
+    return _PATH.sub("…/", printable(" ".join(text.split())))
+
+
 def _text(text: str) -> str:
     """A text that cannot break out of its cell, be taken for markup, or name a local folder."""
     safe = _plain(text).replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
@@ -244,12 +230,7 @@ def _text(text: str) -> str:
     return re.sub(r"(\*|(?<!\w)_|_(?!\w)|(?<=\])\()", r"\\\1", safe)
 
 
-def _plain(text: str) -> str:
-    return _PATH.sub("…/", printable(" ".join(text.split())))
-
-
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A PNG, the name of its file beside the table, and what it shows."""
 
     name: str
@@ -262,41 +243,45 @@ class Picture:
         return f"data:image/png;base64,{b64encode(self.png).decode()}"
 
 
-def pictures_of(table: Table, cells: Sequence[Cell], stem: str) -> list[Picture]:
+def pictures_of(table: Table, cells: Sequence[Cell]) -> list[Picture]:
     """The plot of a table that wants one (not at smoke, where figures mean nothing), and the files
     of finished cells that it shows; what a cell did not draw is left out."""
     experiment = table.experiment
     found = []
-    if experiment.plot and table.budget != "smoke" and table.finished:
-        caption = f"{table.title_of(experiment.plot)} by {experiment.row_title.lower()}"
-        found.append(Picture(f"{stem}.png", f"{caption}, 95 % intervals by patient", plot(table)))
+    if experiment.plot and not table.smoke and table.finished:
+        measure = next(m for m in table.measures if m.name == experiment.plot)
+        caption = f"{measure.title} by {experiment.row_title.lower()}, 95 % intervals by patient"
+        found.append(Picture(f"{table.stem}.png", caption, plot(table, measure)))
     for shown in experiment.pictures:
         cell = next(c for c in cells if (c.row, c.column) == (shown.row, shown.column))
-        path = answers_folder(cell) / shown.file if cell.finished else None
-        if path is not None and path.is_file():
+        if cell.finished and (path := cell.answers / shown.file).is_file():
             words = re.sub(r"\W+", "_", f"{cell.name}_{path.stem}").strip("_").lower()
-            found.append(Picture(f"{stem}_{words}.png", shown.caption, path.read_bytes()))
+            found.append(Picture(f"{table.stem}_{words}.png", shown.caption, path.read_bytes()))
     return found
 
 
-def plot(table: Table) -> bytes:
-    """The plotted measure of each column against the numbers that rows are named by, as PNG."""
-    experiment, measure = table.experiment, table.experiment.plot
+def plot(table: Table, measure: Measure) -> bytes:
+    """The measure of each column against the numbers that rows are named by, as PNG."""
+    experiment = table.experiment
     canvas = new_figure(6.4, 4.2)
     axis = canvas.subplots()
-    columns = [c.name for c in experiment.columns] or [""]
-    for number, column in enumerate(columns):
-        colour, style = LINES[number % 4]
-        points = _points(table, column, measure)
+    for n, column in enumerate([c.name for c in experiment.columns] or [""]):
+        colour, style = LINES[n % 4]
+        points = []
+        for row in table.rows:
+            ours = row.entries[measure.name].ours
+            if row.column == column and ours is not None and ours.value is not None:
+                low, high = (ours.value if end is None else end for end in (ours.low, ours.high))
+                points.append((row_number(row.row), ours.value, low, high))
         if points:
-            x, value, low, high = zip(*points, strict=True)
+            x, value, low, high = zip(*sorted(points), strict=True)
             axis.plot(x, value, style, color=colour, label=column or experiment.title)
             axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     ticks = [row_number(row.name) for row in experiment.rows]
     axis.set_xscale("log")
     axis.set_xticks(ticks, [row.name for row in experiment.rows])
     axis.minorticks_off()
-    axis.set(xlabel=experiment.row_title, ylabel=table.title_of(measure), title=experiment.title)
+    axis.set(xlabel=experiment.row_title, ylabel=measure.title, title=experiment.title)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     return to_png(canvas, dpi=140)
@@ -310,37 +295,19 @@ def row_number(name: str) -> float:
     return float(found.group())
 
 
-def _points(table: Table, column: str, measure: str) -> list[tuple[float, float, float, float]]:
-    """Number, value and interval of each cell of a column that has a figure, by number."""
-    points = []
-    for row in table.rows:
-        ours = row.entries[measure].ours
-        if row.column == column and ours is not None and ours.value is not None:
-            low, high = (ours.value if end is None else end for end in (ours.low, ours.high))
-            points.append((row_number(row.row), ours.value, low, high))
-    return sorted(points)
-
-
-HERE = Path(__file__).resolve().parent
-
-
 def page_html(table: Table, pictures: Sequence[Picture] = ()) -> str:
     """The whole page."""
-    experiment, smoke = table.experiment, table.budget == "smoke"
-    shown: dict[str, Any] = {
-        "title": experiment.title,
-        "study": experiment.study,
-        "about": experiment.about,
-        "budget": table.budget,
-        "smoke": SMOKE if smoke else "",
-        "headline": headline(table),
-        "key": KEY,
-        "grids": grids(table),
-        "legend": table.legend,
-        "notes": table.notes,
-        "probe": probe_grid(table),
-        "facts": facts(table),
-        "pictures": pictures,
-        "probe_reason": "this budget only shows that it runs" if smoke else table.probe_reason,
-    }
-    return page_text(HERE / "page.html", **shown)
+    return page_text(
+        Path(__file__).with_name("page.html"),
+        table=table,
+        smoke=SMOKE if table.smoke else "",
+        headline=headline(table),
+        key=KEY,
+        grids=grids(table),
+        probe=probe_grid(table),
+        probe_title=PROBE,
+        about_probe=ABOUT_PROBE,
+        facts=facts(table),
+        pictures=pictures,
+        probe_reason="this budget only shows that it runs" if table.smoke else table.probe_reason,
+    )

@@ -1,8 +1,5 @@
 """The shortcut probe of a table: what is answered without a lung, on the same films as its systems.
 
-    probe = probe_of(cases, labels, ("normal", "pneumonia"), [(train, test)], data, cache)
-    classes, answers = probe.answers["outside the thorax box"]
-
 A multinomial logistic regression on each shortcut of tools/explore.py is fitted on the training
 films of a table and answers its test films, so that every figure of the table has its counterpart
 without lungs. A network is only worth as much as it adds to these.
@@ -13,17 +10,14 @@ from __future__ import annotations
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from classify.films import Case, select_cases
+from classify.shortcuts import fit_shortcut
 from cxr.answers import Answer
 from cxr.cli import load_named
 from cxr.films_table import read_films_table
@@ -31,62 +25,76 @@ from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
 from exploring.entries import Box, coco_boxes
-from exploring.gather import WIDTHS, film_features
-from exploring.probe import FEATURES
-from reproducing.cells import Cell
+from exploring.gather import FEATURES, OTHER_SHAPE, film_features
+from reproducing.cells import Cell, ReproduceConfig
 from reproducing.engine import short_reason
 from reproducing.experiment import Experiment
 from reproducing.figures import measure_answers
-from reproducing.place import Place, SplitOf
-from reproducing.runners import find_runner
+from reproducing.runners import SplitOf, find_runner
 from reproducing.table import ProbeRow
 
-Fold = tuple[Sequence[int], Sequence[int]]  # numbers of the training and of the test films
-_ENDS = np.cumsum([WIDTHS[name] for name in FEATURES]).tolist()
-_SPANS = [slice(start, end) for start, end in zip([0, *_ENDS], _ENDS, strict=False)]
-_STRENGTH = 0.1  # C, as in classify.shortcuts: weak evidence must not be fitted by heart
+_ENDS = np.cumsum(list(FEATURES.values()))[:-1]
+_BATCH = 8
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What each shortcut answers: name → (classes, a row a test film), to be measured as any
-    system. `left_out` counts the films without a box or that could not be read, by reason."""
+class Probe(NamedTuple):
+    """What each shortcut answers, a row a test film, to be measured as any system; `left_out`
+    counts the films without a box or that could not be read, by reason."""
 
-    answers: dict[str, tuple[tuple[str, ...], list[Answer]]]
+    answers: dict[str, list[Answer]]
     left_out: dict[str, int]
 
 
+def ask_probe(
+    experiment: Experiment, cells: Sequence[Cell], config: ReproduceConfig
+) -> tuple[SplitOf | None, tuple[ProbeRow, ...], str]:
+    """The split that all cells of a table share, the probe's rows on it, and why there are none or
+    which films they miss. A fault here must not cost the table."""
+    cell, split = next((c for c in cells if c.finished), None), None
+    if cell is None:
+        return None, (), "it needs the split of a finished cell"
+    known = find_runner(cell.runner).split
+    if known is None:
+        return None, (), f"runner {cell.runner} does not tell its split"
+    try:
+        split = load_named(known)(cell.settings)
+        data, crops = Path(config.data), Path(config.crops) if config.crops else None
+        rows = [r for r in read_films_table(data / "films.csv") if r.image in split.truths]
+        cases, _ = select_cases(rows, data, (), False, crops)
+        probe = probe_of(cases, split, data, Path(config.out) / "cache", DEFAULT_WEIGHTS)
+        wanted = experiment.measures, config.draws, config.seed
+        found = tuple(
+            ProbeRow(name, measure_answers(split.classes, answers, *wanted))
+            for name, answers in probe.answers.items()
+        )
+    except Exception as error:
+        return split, (), short_reason(error)
+    missed = ", ".join(f"{n} {why}" for why, n in probe.left_out.items())
+    return split, found, f"films that the probe leaves out: {missed}" if missed else ""
+
+
 def probe_of(
-    cases: Sequence[Case],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    folds: Sequence[Fold],
-    data: str | Path,
-    cache: str | Path,
-    detector: str | Path = "",
+    cases: Sequence[Case], split: SplitOf, data: Path, cache: Path, detector: str | Path = ""
 ) -> Probe:
     """Fit each shortcut on the training films of every fold, answer its test films, pool them.
 
     Args:
-        cases: N films. The thorax box is their crop's; where no film has a crop, the one of
+        cases: the films. The thorax box is their crop's; where no film has a crop, the one of
             DATA/thorax.json.
-        labels: N indices of `classes`.
-        classes: names of the truths, as in the systems' answers.
-        folds: (train, test) indices of cases; one pair for a single split.
+        split: what each is, and what is learnt from and tested; others than `cases` do not count.
         data: folder with films.csv and the films.
         cache: folder of a file with the films' features, which every table shares: a film is read
             once as long as films.csv, its box and its file stay what they are.
         detector: bundle that boxes the films without a box; empty leaves them out.
 
-    Raises ValueError where no film has a box, a fold trains on one class, or tests a film again.
+    Raises ValueError where no film has a box, or a fold trains on one class.
     """
-    _check(cases, labels, classes, folds)
-    data, cache, left_out = Path(data), Path(cache), Counter[str]()
-    used = sorted({i for fold in folds for part in fold for i in part})
-    image_of = {i: cases[i].row.image for i in used}
-    boxes = _boxes_of([cases[i] for i in used], data)
+    left_out = Counter[str]()
+    case_of = {case.row.image: case for case in cases}
+    used = dict.fromkeys(i for fold in split.folds for part in fold for i in part if i in case_of)
+    boxes = _boxes_of([case_of[image] for image in used], data)
     if detector:
-        bare = [image for image in image_of.values() if image not in boxes]
+        bare = [image for image in used if image not in boxes]
         boxes |= found_boxes(bare, data, cache, detector)
     if not boxes:
         raise ValueError(
@@ -94,34 +102,26 @@ def probe_of(
             f"detect.crop, or boxes in {data / 'thorax.json'}."
         )
     found = _features(boxes, data, cache, left_out)
-    left_out["no thorax box"] += sum(image not in boxes for image in image_of.values())
-    known = {i: found[image] for i, image in image_of.items() if image in found}
-    if missing := len(used) - len(known):
-        log.warning(
-            "shortcut probe: %d of %d films are left out: %s",
-            missing,
-            len(used),
-            ", ".join(f"{n} {why}" for why, n in left_out.items() if n),
-        )
-    answers = {}
-    for name, place in zip(FEATURES, _SPANS, strict=True):
-        features = {i: values[place] for i, values in known.items()}
-        answers[name] = tuple(classes), _answers(features, cases, labels, classes, folds)
-    return Probe(answers, {why: n for why, n in left_out.items() if n})
+    left_out["no thorax box"] += sum(image not in boxes for image in used)
+    why = {why: n for why, n in left_out.items() if n}
+    if missing := sum(image not in found for image in used):
+        words = ", ".join(f"{n} {reason}" for reason, n in why.items())
+        log.warning("shortcut probe: %d of %d films are left out: %s", missing, len(used), words)
+    answers = {
+        name: list(_answers({i: values[n] for i, values in found.items()}, case_of, split))
+        for n, name in enumerate(FEATURES)
+    }
+    return Probe(answers, why)
 
 
 def _answers(
-    features: Mapping[int, np.ndarray],
-    cases: Sequence[Case],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    folds: Sequence[Fold],
-) -> list[Answer]:
+    features: Mapping[str, np.ndarray], case_of: Mapping[str, Case], split: SplitOf
+) -> Iterator[Answer]:
     """One shortcut's answers to the test films of all folds."""
-    out = []
-    for number, fold in enumerate(folds):
+    classes = list(split.classes)
+    for number, fold in enumerate(split.folds):
         learnt, asked = ([i for i in part if i in features] for part in fold)
-        truth = np.array([labels[i] for i in learnt])
+        truth = np.array([classes.index(split.truths[i]) for i in learnt])
         if len(set(truth.tolist())) < 2:
             raise ValueError(
                 f"the training films of fold {number} must have two classes at least "
@@ -130,15 +130,12 @@ def _answers(
             )
         if not asked:
             continue
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=2000))
-        model.fit(np.stack([features[i] for i in learnt]), truth)
+        model = fit_shortcut(np.stack([features[i] for i in learnt]), truth)
         scores = np.zeros((len(asked), len(classes)))  # 0 for a class that was never seen
         scores[:, model.classes_] = model.predict_proba(np.stack([features[i] for i in asked]))
-        for i, row in zip(asked, scores.tolist(), strict=True):
-            film = cases[i].row
-            truth_name = classes[labels[i]]
-            out.append(Answer(film.image, film.patient_id, film.source, truth_name, tuple(row)))
-    return out
+        for image, row in zip(asked, scores.tolist(), strict=True):
+            film = case_of[image].row
+            yield Answer(image, film.patient_id, film.source, split.truths[image], tuple(row))
 
 
 def _boxes_of(cases: Sequence[Case], data: Path) -> dict[str, Box]:
@@ -146,21 +143,26 @@ def _boxes_of(cases: Sequence[Case], data: Path) -> dict[str, Box]:
     if not any(case.crop_row for case in cases):
         drawn = data / "thorax.json"
         return coco_boxes(drawn, [c.row.image for c in cases]) if drawn.is_file() else {}
-    out = {}
-    for case in cases:
-        row = case.crop_row
-        if row is not None and row.thorax_xyxy is not None and row.size_hw is not None:
-            out[case.row.image] = Box(row.thorax_xyxy, row.size_hw)
-    return out
+    rows = {case.row.image: case.crop_row for case in cases}
+    return {
+        image: Box(row.thorax_xyxy, row.size_hw)
+        for image, row in rows.items()
+        if row is not None and row.thorax_xyxy is not None and row.size_hw is not None
+    }
 
 
 def _features(
     boxes: Mapping[str, Box], data: Path, cache: Path, left_out: Counter[str]
-) -> dict[str, np.ndarray]:
-    """Image → (F,) all shortcuts of a film with its box, one after the other; read only where the
-    cache has none."""
+) -> dict[str, list[np.ndarray]]:
+    """Image → the shortcuts of FEATURES of a film with its box; read only where the cache, one row
+    a film, has none."""
     path = cache / f"shortcuts_{sha256_file(data / 'films.csv')[:16]}.npz"
-    known = _load(path)
+    known: dict[str, np.ndarray] = {}
+    try:
+        with np.load(path) as file:
+            known = dict(zip(file["films"].tolist(), file["features"], strict=True))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        pass  # there is none, another version wrote it, or it is torn
     keys = {image: f"{_mark(data / image)} {box.xyxy}" for image, box in boxes.items()}
     pending = [image for image, key in keys.items() if key not in known]
     films = read_ahead((data / image for image in pending), default_jobs(len(pending)))
@@ -170,14 +172,13 @@ def _features(
             continue
         place = boxes[image].on((film.pixels.shape[0], film.pixels.shape[1]))
         if place is None:
-            left_out["the film has another shape than its box says"] += 1
+            left_out[OTHER_SHAPE] += 1
             continue
-        found = film_features(film.pixels, place)
-        known[keys[image]] = np.concatenate([found[name] for name in FEATURES])
+        known[keys[image]] = np.concatenate(list(film_features(film.pixels, place).values()))
     if pending and known:
         with replacing(path) as file:
             np.savez(file, films=np.array(list(known)), features=np.stack(list(known.values())))
-    return {image: known[key] for image, key in keys.items() if key in known}
+    return {image: np.split(known[key], _ENDS) for image, key in keys.items() if key in known}
 
 
 def _mark(film: Path) -> str:
@@ -187,35 +188,6 @@ def _mark(film: Path) -> str:
     except OSError:
         return str(film)
     return f"{film} {found.st_size} {found.st_mtime_ns}"
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """Mark → features; nothing, for a file that another version wrote or that is torn."""
-    try:
-        with np.load(path) as file:
-            return dict(zip(file["films"].tolist(), file["features"], strict=True))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return {}
-
-
-def _check(
-    cases: Sequence[Case], labels: Sequence[int], classes: Sequence[str], folds: Sequence[Fold]
-) -> None:
-    if len(cases) != len(labels):
-        raise ValueError(
-            f"labels must be one for each of the {len(cases)} cases. Got {len(labels)} instead."
-        )
-    wrong = [k for k in labels if not 0 <= k < len(classes)]
-    if wrong:
-        raise ValueError(f"labels must be indices of the {len(classes)} classes. Got {wrong[0]}.")
-    tested = Counter(i for _, test in folds for i in test)
-    twice = [i for i, n in tested.items() if n > 1]
-    if not folds or twice:
-        got = f"{cases[twice[0]].row.image} twice" if twice else "none"
-        raise ValueError(f"folds must be one at least, and test a film at most once. Got {got}.")
-
-
-_BATCH = 8
 
 
 def found_boxes(
@@ -236,72 +208,16 @@ def found_boxes(
     marks = {image: _mark(data / image) for image in images}
     if pending := [image for image, mark in marks.items() if mark not in known]:
         log.info("shortcut probe: boxing %d films that nobody boxed", len(pending))
-        found = _detect([data / image for image in pending], Path(weights))
-        known |= {marks[image]: box for image, box in zip(pending, found, strict=True)}
+        detector = ThoraxDetector.load(Path(weights))
+        known |= {marks[image]: None for image in pending}
+        read = read_ahead((data / image for image in pending), default_jobs(len(pending)))
+        for group in batched(zip(pending, read, strict=True), _BATCH):
+            good = [(i, film.pixels) for i, (_, film) in group if not isinstance(film, Unread)]
+            boxes = detector.predict([pixels for _, pixels in good])
+            for (image, pixels), box in zip(good, boxes, strict=True):
+                if box.xyxy is not None:
+                    place = {"xyxy": [float(v) for v in box.xyxy], "size_hw": [*pixels.shape]}
+                    known[marks[image]] = place
         write_json(path, known)
     boxes = {image: known[mark] for image, mark in marks.items() if known[mark]}
     return {i: Box(tuple(box["xyxy"]), tuple(box["size_hw"])) for i, box in boxes.items()}
-
-
-def _detect(films: Sequence[Path], weights: Path) -> list[dict[str, list[float]] | None]:
-    detector = ThoraxDetector.load(weights)
-    out: dict[int, dict[str, list[float]]] = {}
-    read = enumerate(film for _, film in read_ahead(films, default_jobs(len(films))))
-    for group in batched(read, _BATCH):
-        good = [(n, film.pixels) for n, film in group if not isinstance(film, Unread)]
-        boxes = detector.predict([pixels for _, pixels in good])
-        for (n, pixels), box in zip(good, boxes, strict=True):
-            if box.xyxy is not None:
-                out[n] = {"xyxy": [float(v) for v in box.xyxy], "size_hw": [*pixels.shape]}
-    return [out.get(n) for n in range(len(films))]
-
-
-NOT_YET = "it needs the split of a finished cell"
-
-
-def split_of(cells: Sequence[Cell]) -> tuple[SplitOf | None, str]:
-    """The split that all cells of a table share, or why it is not known. A fault here must not
-    cost the table."""
-    cell = next((c for c in cells if c.finished), None)
-    if cell is None:
-        return None, NOT_YET
-    split = find_runner(cell.runner).split
-    if split is None:
-        return None, f"runner {cell.runner} does not tell its split"
-    try:
-        return load_named(split)(cell.settings), ""
-    except Exception as error:
-        return None, short_reason(error)
-
-
-def probe_rows(
-    experiment: Experiment, split: SplitOf | None, place: Place
-) -> tuple[tuple[ProbeRow, ...], str]:
-    """The probe's rows and which films they miss; or none and why."""
-    if split is None:
-        return (), NOT_YET
-    try:
-        return _rows(experiment, split, place)
-    except Exception as error:
-        return (), short_reason(error)
-
-
-def _rows(experiment: Experiment, split: SplitOf, place: Place) -> tuple[tuple[ProbeRow, ...], str]:
-    data, classes = Path(place.data), split.classes
-    known = [r for r in read_films_table(data / "films.csv") if r.image in split.truths]
-    crops = Path(place.crops) if place.crops else None
-    cases, _ = select_cases(known, data, (), False, crops)
-    number = {case.row.image: n for n, case in enumerate(cases)}
-    folds: list[Fold] = [
-        ([number[i] for i in train if i in number], [number[i] for i in test if i in number])
-        for train, test in split.folds
-    ]
-    labels = [classes.index(split.truths[case.row.image]) for case in cases]
-    cache = Path(place.out) / "cache"
-    probe = probe_of(cases, labels, classes, folds, data, cache, DEFAULT_WEIGHTS)
-    rows = tuple(
-        ProbeRow(name, measure_answers(*found, experiment.measures, place.draws, place.seed))
-        for name, found in probe.answers.items()
-    )
-    missed = ", ".join(f"{n} {why}" for why, n in probe.left_out.items())
-    return rows, f"films that the probe leaves out: {missed}" if missed else ""

@@ -1,10 +1,11 @@
-"""The systems that a table can train: name → configuration, training, and where paths go in it."""
+"""The systems that a table can train (name → configuration, training, where paths go in it), and
+the marks by which the same films are known."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,23 +14,97 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from cxr.cli import from_plain, load_named, to_plain
+from cxr.manifest import read_manifest
+from cxr.workdir import sha256_file
 from reproducing.experiment import flatten
-from reproducing.place import FREE, Place, SplitOf, content_of, fingerprint
 
 if TYPE_CHECKING:
     from classify.tasks.settings import FinetuneConfig, IscoreConfig
 
+DRAWN = "drawn_films"  # folder and source of films that nobody took of anybody
+SPLIT = "split.json"  # of the drawn films, in their folder
+
+# None of these changes a result: two cells that differ in nothing else are one. Not the `free`
+# fields of a training's recipe, which one training may change between a stop and the next start:
+# its targets and split make another cell. The keys of finished cells hang on this list.
+FREE = ("data", "crops", "out", "cache", "device", "workers", "draws")
+
+
+def content_of(key: str, value: Any) -> Any:
+    """A file of first weights, or of a split, counts by what is in it, wherever it lies."""
+    is_file = key.rpartition(".")[2] in ("weights", "split") and value and Path(value).is_file()
+    return f"sha256:{sha256_file(value)}" if is_file else value
+
+
+def digest(*parts: Any) -> str:
+    """16 hex digits of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(data: str | Path, crops: str = "", files: Sequence[str] = ()) -> list[str]:
+    """Hashes of the tables that say which films there are, and of the crops' rows; paths and dates
+    are left out, so that a copy of the same data counts as the same."""
+    data = Path(data)
+    if not (data / "films.csv").is_file():
+        raise ValueError(
+            f"data must be a folder with films.csv. Got {str(data)!r} instead: give "
+            "--data FOLDER, or see tools/explore.py --source."
+        )
+    marks = [sha256_file(data / f) for f in files or ("films.csv",) if (data / f).is_file()]
+    if crops:
+        rows = [
+            (Path(r.film).name, r.sha256, r.status, r.crop_xyxy) for r in read_manifest(crops)[1]
+        ]
+        text = json.dumps(sorted(rows, key=str), default=list)
+        marks.append(hashlib.sha256(text.encode()).hexdigest())
+    return marks
+
+
+@dataclass(frozen=True)
+class SplitOf:
+    """The split behind a cell.
+
+    Attributes:
+        classes: names of the truths.
+        truths: image of films.csv → class.
+        folds: the images learnt from and those tested, of each fold; one pair without folds.
+        parts: part → films and patients, of the first fold.
+    """
+
+    classes: tuple[str, ...]
+    truths: dict[str, str]
+    folds: list[tuple[list[str], list[str]]]
+    parts: dict[str, dict[str, int]]
+
+    @classmethod
+    def of(
+        cls,
+        classes: Sequence[str],
+        truths: dict[str, str],
+        trainings: Sequence[Mapping[str, Sequence[tuple[str, str]]]],
+        tested: str = "test",
+    ) -> SplitOf:
+        """From each fold's part → (image, patient) of its films."""
+        folds = [
+            ([image for image, _ in parts["train"]], [image for image, _ in parts[tested]])
+            for parts in trainings
+        ]
+        counts = {
+            part: {"films": len(films), "patients": len({patient for _, patient in films})}
+            for part, films in trainings[0].items()
+        }
+        return cls(tuple(classes), truths, folds, counts)
+
 
 @dataclass(frozen=True)
 class Runner:
-    """One kind of training.
+    """One kind of training. What is named as module:name is imported late.
 
     Args:
         config: the configuration's dataclass, or its module:name.
-        train: the training, which returns its folder with answers.csv, or its module:name, which
-            is looked up late, since it imports torch.
-        keys: what a run decides → the dotted key of the configuration that takes it. Without
-            "crops" the system works on whole films only.
+        train: the training, which returns its folder with answers.csv, or its module:name.
+        keys: what a run decides (ReproduceConfig.decides) → the dotted key of the configuration
+            that takes it. Without "crops" the system works on whole films only.
         free: further keys that do not change a result.
         files: files of the data folder that a result hangs on.
         protocol: key of the kind of split; empty where the system knows `only` that one.
@@ -94,14 +169,13 @@ def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
     config = from_plain(FilmClassConfig, settings)
     classes = config.model.classes
     parts = select_films(config.data, config.seed, classes, trained=False).films
-    truths: dict[str, str] = {}
-    films: dict[str, list[tuple[str, str]]] = {part: [] for part in parts if parts[part]}
-    for part, found in films.items():
-        for film in parts[part]:
-            truth = film_truth(film, config.data.class_from, classes)
-            if truth:
-                truths[film.file_name] = truth
-                found.append((film.file_name, film.patient_id))
+    known = {
+        part: [(film, film_truth(film, config.data.class_from, classes)) for film in films]
+        for part, films in parts.items()
+        if films
+    }
+    truths = {f.file_name: truth for films in known.values() for f, truth in films if truth}
+    films = {p: [(f.file_name, f.patient_id) for f, t in own if t] for p, own in known.items()}
     return SplitOf.of(classes, truths, [films], config.answered_part)
 
 
@@ -114,9 +188,7 @@ def shared_folder(out: str, kind: str, config: Any) -> Iterator[Path]:
     another result than before.
     """
     flat = {k: content_of(k, v) for k, v in flatten(to_plain(config)).items() if k not in FREE}
-    marks = fingerprint(Place(config.data, config.crops, ""), ("films.csv",))
-    text = json.dumps([bool(config.crops), list(marks), flat], sort_keys=True)
-    mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+    mark = digest(bool(config.crops), fingerprint(config.data, config.crops), flat)
     folder = Path(out).parent.parent / "shared" / f"{kind}-{mark}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -142,38 +214,28 @@ def finetune_cell(config: FinetuneConfig) -> Path:
         return finetune(replace(config, pretraining=shared))
 
 
-# What a run decides about each cell, by the field of cells.Place.
-_PLACES = ("data", "crops", "out", "cache", "device", "workers", "seed", "draws")
-
+_KEYS = {name: name for name in (*FREE, "seed")}
 _SINGLE: dict[str, Any] = {
-    "keys": {**{name: name for name in _PLACES}, "split_seed": "protocol.seed"},
+    "keys": {**_KEYS, "split_seed": "protocol.seed"},
     "protocol": "protocol.kind",
     "split": split_of_single,
     "split_files": ("protocol.split",),
 }
+_SETTINGS = "classify.tasks.settings"
 
 RUNNERS: dict[str, Runner] = {
     "single": Runner(
-        "classify.tasks.settings:SingleConfig",
+        f"{_SETTINGS}:SingleConfig",
         "classify.tasks.single:train_single",
         **_SINGLE,
         later=("protocol.learn", "cxrnet"),
     ),
-    "finetune": Runner(
-        "classify.tasks.settings:FinetuneConfig",
-        "reproducing.runners:finetune_cell",
-        **_SINGLE,
-    ),
-    "iscore": Runner(
-        "classify.tasks.settings:IscoreConfig",
-        "reproducing.runners:iscore_cell",
-        **_SINGLE,
-        free=("trained",),
-    ),
+    "finetune": Runner(f"{_SETTINGS}:FinetuneConfig", finetune_cell, **_SINGLE),
+    "iscore": Runner(f"{_SETTINGS}:IscoreConfig", iscore_cell, **_SINGLE, free=("trained",)),
     "scxnn": Runner(
         "reproducing.scxnn:ScxnnConfig",
         "reproducing.scxnn:train_scxnn",
-        {name: name for name in _PLACES},
+        _KEYS,
         free=("evaluate",),
         only="file",
         split="reproducing.scxnn:split_of",
@@ -183,11 +245,8 @@ RUNNERS: dict[str, Runner] = {
         "detect.film_class:FilmClassConfig",
         "detect.film_class:train_film_class",
         {
-            "data": "data.data",
-            "out": "out",
-            "device": "accelerator",
-            "workers": "workers",
-            "seed": "seed",
+            **{"data": "data.data", "device": "accelerator"},
+            **{name: name for name in ("out", "workers", "seed")},
         },
         free=("picture_every", "restart", "keep_checkpoints", "strategy", "devices"),
         files=("films.csv", "thorax.json"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,9 +28,10 @@ from cxr.bundle import load_bundle
 from cxr.cli import from_plain
 from cxr.films_table import has_disease
 from cxr.plots import new_figure, write_figure
+from cxr.rules import require
 from cxr.stats import Figure, share_figure, softmax
 from cxr.workdir import log, write_json
-from reproducing.place import SplitOf
+from reproducing.runners import SplitOf
 
 LEAST = 1e-12  # a sum of scores must not be 0
 
@@ -58,17 +59,14 @@ class ScxnnConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = [tier for tier in self.tiers if tier not in TIERS]
-        if unknown:
-            raise ValueError(f"tiers must be among {', '.join(TIERS)}. Got {unknown[0]!r}.")
+        require(not unknown, f"tiers must be among {', '.join(TIERS)}", *unknown[:1] or [""])
         named = [target for targets in self.tiers.values() for target in targets]
-        if len(set(named)) != len(named):
-            raise ValueError(f"tiers must name each target once. Got {', '.join(named)} instead.")
-        if self.tiers and self.classes != "three":
-            raise ValueError(
-                f"classes must be three where films are screened (tiers). Got {self.classes}."
-            )
-        if len(self.targets) > 1 and self.classes != "three":
-            raise ValueError(f"classes must be three for several targets. Got {self.classes}.")
+        require(len(set(named)) == len(named), "tiers must name each target once", named)
+        three = self.classes == "three"
+        rule = "classes must be three where films are screened (tiers)"
+        require(three or not self.tiers, rule, self.classes)
+        rule = "classes must be three for several targets"
+        require(three or len(self.targets) == 1, rule, self.classes)
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -98,32 +96,29 @@ def train_scxnn(config: ScxnnConfig) -> Path:
     if not parts.get("test"):
         raise ValueError("the split must have films in its part 'test'. Got none.")
     used = ("test", "val", "calibration") if config.tiers else ("test",)
-    logits = member_logits(training, cases, parts, [i for part in used for i in parts[part]])
-    tested = [cases[i] for i in parts["test"]]
-    scores = joint_scores(np.stack([logits[i] for i in parts["test"]]))
-    figures: dict[str, Figure] = {}
-    if config.followed:
-        figures |= _follow(config, tested, scores)
+    films = {part: [cases[i] for i in parts[part]] for part in used}
+    found = member_logits(training, cases, parts, [i for part in used for i in parts[part]])
+    ends = np.cumsum([len(films[part]) for part in used])[:-1]
+    logits = dict(zip(used, np.split(found, ends), strict=True))
+    scores = joint_scores(logits["test"])
+    figures = _follow(config, films["test"], scores) if config.followed else {}
     if config.tiers:
-        films = {part: [cases[i] for i in parts[part]] for part in used}
-        known = {part: np.stack([logits[i] for i in parts[part]]) for part in used}
-        job = ScreenJob(out, config.targets, config.tiers, films, known, config.seed, config.draws)
-        figures |= screen_films(job, config.sensitivity, config.confidence, config.screen_folds)
+        figures |= screen_films(config, films, logits)
     write_json(out / "figures.json", {name: asdict(figure) for name, figure in figures.items()})
-    write_answers(out / "answers.csv", config.answers, _answers(config, tested, scores))
+    write_answers(out / "answers.csv", config.answers, _answers(config, films["test"], scores))
     return out
 
 
 def member_logits(
     config: TrainConfig, cases: list[Case], parts: dict[str, list[int]], wanted: Sequence[int]
-) -> dict[int, np.ndarray]:
-    """Case number → logits (M, K) of the trained members, from the bundles that they left."""
+) -> np.ndarray:
+    """Logits (N, M, K) of the trained members, from the bundles that they left, on N films."""
     found = []
     for order, target in enumerate(config.targets):
         job = member_job(config, cases, parts, target, order)
         net = member_of(load_bundle(job.bundle, "member"))
         found.append(predict(net, film_loader(job.films(wanted), config), config))
-    return dict(zip(wanted, np.stack(found, axis=1), strict=True))
+    return np.stack(found, axis=1)
 
 
 def joint_scores(logits: np.ndarray) -> np.ndarray:
@@ -149,37 +144,32 @@ def truth_of(case: Case, config: ScxnnConfig) -> str | None:
 
 
 def _answers(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> list[Answer]:
-    out = []
-    for case, row in zip(cases, scores.tolist(), strict=True):
-        truth, film = truth_of(case, config), case.row
-        if truth is not None:
-            out.append(Answer(film.image, film.patient_id, film.source, truth, tuple(row)))
-    if len(out) < len(cases):
-        log.info(
-            "%d tested films have no target and are not normal: not in answers.csv",
-            len(cases) - len(out),
-        )
+    films = [(truth_of(case, config), case.row) for case in cases]
+    out = [
+        Answer(film.image, film.patient_id, film.source, truth, tuple(row))
+        for (truth, film), row in zip(films, scores.tolist(), strict=True)
+        if truth is not None
+    ]
+    if missing := len(cases) - len(out):
+        why = "have no target and are not normal: not in answers.csv"
+        log.info("%d tested films %s", missing, why)
     return out
 
 
 def _follow(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> dict[str, Figure]:
     """goes.ANSWER of the followed films, and unseen.png with the other films beside them."""
-    followed = [has_disease(case.row, config.followed) for case in cases]
+    said, followed = scores.argmax(1), [has_disease(case.row, config.followed) for case in cases]
     if not any(followed):
         raise ValueError(
             f"follow must name diseases of tested films. Got {', '.join(config.followed)}."
         )
-    held = "held out" if config.unseen else "learnt"
+    first = f"{' + '.join(config.followed)} ({'held out' if config.unseen else 'learnt'})"
     names = [
-        f"{' + '.join(config.followed)} ({held})"
-        if apart
-        else truth_of(case, config) or "none of the targets"
+        first if apart else truth_of(case, config) or "none of the targets"
         for case, apart in zip(cases, followed, strict=True)
     ]
-    said, groups = scores.argmax(1), []
-    order = [n for n, apart in zip(names, followed, strict=True) if apart][:1]
-    order += [n for n in (*config.answers, "none of the targets") if n in names]
-    for name in order:
+    groups = []
+    for name in (first, *(n for n in (*config.answers, "none of the targets") if n in names)):
         chosen = [i for i, other in enumerate(names) if other == name]
         patients = [cases[i].patient for i in chosen]
         shares = goes_of(said[chosen], patients, config.answers, config.draws, config.seed)
@@ -207,78 +197,63 @@ def split_of(settings: Mapping[str, Any]) -> SplitOf:
     return SplitOf.of(config.answers, truths, [films])
 
 
-@dataclass(frozen=True)
-class ScreenJob:
-    """Members' logits (N, M, 3) of the films of the parts val, calibration and test.
+def screen_films(
+    config: ScxnnConfig, cases: Mapping[str, Sequence[Case]], logits: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    """Fit on val, fix the operating point on calibration, measure on test; leaves screener.skops,
+    screener.json and risk.json among the members in `config.out`.
 
-    `tiers`: tier → targets; `out` holds the members' bundles and takes the screener.
+    Args:
+        config: targets, tiers, and what the calibration films are to prove.
+        cases: part → its N films.
+        logits: part → (N, M, 3) of the members.
+
+    Returns kept.TIER, found.TIER, the same for each target, and kept.normal: the share of films
+    kept for reading, and of those on which the member (of a tier, any of it) said target. A film
+    counts in the most pressing tier it has. Raises ValueError for too few patients.
     """
 
-    out: Path
-    targets: tuple[str, ...]
-    tiers: Mapping[str, Sequence[str]]
-    cases: Mapping[str, Sequence[Case]]
-    logits: Mapping[str, np.ndarray]
-    seed: int = 0
-    draws: int = 1000
-
-    def films(self, part: str) -> ScreeningFilms:
-        """The films of a part as the screener takes them."""
-        rows = [case.row for case in self.cases[part]]
+    def films_of(part: str) -> ScreeningFilms:
+        rows = [case.row for case in cases[part]]
         return ScreeningFilms(
-            self.targets,
-            np.asarray(self.logits[part], dtype=np.float64),
+            config.targets,
+            np.asarray(logits[part], dtype=np.float64),
             np.array([row.label != "normal" for row in rows], dtype=bool),
             [row.patient_id for row in rows],
             [row.source for row in rows],
             [row.image for row in rows],
         )
 
-
-def screen_films(
-    job: ScreenJob, sensitivity: float = 0.99, confidence: float = 0.95, folds: int = 5
-) -> dict[str, Figure]:
-    """Fit on val, fix the operating point on calibration, measure on test; leaves screener.skops,
-    screener.json and risk.json.
-
-    Returns kept.TIER, found.TIER, the same for each target, and kept.normal: the share of films
-    kept for reading, and of those on which the member (of a tier, any of it) said target. A film
-    counts in the most pressing tier it has. Raises ValueError for too few patients.
-    """
     settings = FitConfig(
         ("the members' own logits",),
-        ensemble=job.out,
-        sensitivity=sensitivity,
-        confidence=confidence,
-        folds=folds,
-        seed=job.seed,
+        ensemble=Path(config.out),
+        sensitivity=config.sensitivity,
+        confidence=config.confidence,
+        folds=config.screen_folds,
+        seed=config.seed,
     )
-    fitted, calibration = job.films("val"), job.films("calibration")
+    fitted, calibration, tested = (films_of(part) for part in ("val", "calibration", "test"))
     meta = {
         "fit_films_by_source": fitted.count_by_source(),
         "calibration_films_by_source": calibration.count_by_source(),
     }
     screener = calibrate(fit_screener(fitted, settings), calibration, settings, meta)
-    tested = job.films("test")
     kept = np.array([d != CLEARED for d in screener.decide(tested.logits)[1]], dtype=bool)
-    return _figures(job, tested, kept)
-
-
-def _figures(job: ScreenJob, tested: ScreeningFilms, kept: np.ndarray) -> dict[str, Figure]:
-    tier_of = {target: tier for tier, targets in job.tiers.items() for target in targets}
+    tier_of = {target: tier for tier, targets in config.tiers.items() for target in targets}
     diseases = [
-        frozenset(t for t in job.targets if has_disease(case.row, [t]))
-        for case in job.cases["test"]
+        frozenset(t for t in config.targets if has_disease(case.row, [t])) for case in cases["test"]
     ]
 
     def table_of(some: slice) -> list[RiskRow]:
-        return risk_table(tested.logits[some], kept[some], diseases[some], job.targets, tier_of)
+        found = tested.logits[some], kept[some], diseases[some]
+        return risk_table(*found, config.targets, tier_of)
 
     def share(among: Sequence[int], hits: Sequence[bool]) -> Figure:
-        return share_figure(hits, [tested.patients[i] for i in among], job.draws, job.seed)
+        patients = [tested.patients[i] for i in among]
+        return share_figure(hits, patients, config.draws, config.seed)
 
     table = table_of(slice(None))
-    write_json(job.out / "risk.json", [asdict(row) for row in table])
+    write_json(Path(config.out) / "risk.json", [asdict(row) for row in table])
     # film by film the table says who counts where: an interval by patient needs to know
     films = [table_of(slice(i, i + 1)) for i in range(len(diseases))]
     figures = {}
@@ -297,8 +272,7 @@ _COLOURS = ("#4c9f70", "#c8553d", "#8d99ae", "#e0a458", "#5b5f97", "#2f4858")
 _NARROW = 0.06  # share under which a bar has no room for its text
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Films that are looked at together; `shares`: answer → share of them that is answered so."""
 
     name: str
@@ -326,50 +300,29 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
     axis = picture.subplots()
     places = [0.0] + [k + 0.35 for k in range(1, len(groups))]
     for place, group in zip(places, groups, strict=True):
-        left = 0.0
+        left, opacity = 0.0, 1.0 if place == 0 else 0.72
+        look: dict[str, Any] = {"height": 0.74, "alpha": opacity, "ec": "white", "linewidth": 1.2}
         for k, (answer, found) in enumerate(group.shares.items()):
-            width = found.value or 0.0
-            axis.barh(
-                place,
-                width,
-                left=left,
-                height=0.74,
-                color=_COLOURS[k % len(_COLOURS)],
-                alpha=1.0 if place == 0 else 0.72,
-                label=answer if place == 0 else None,
-                edgecolor="white",
-                linewidth=1.2,
-            )
+            width, colour = found.value or 0.0, _COLOURS[k % len(_COLOURS)]
+            name = answer if place == 0 else None
+            axis.barh(place, width, left=left, color=colour, label=name, **look)
             if width >= _NARROW:
                 text = f"{100 * width:.0f} %"
                 if found.low is not None and found.high is not None:
                     text += f"\n{100 * found.low:.0f}–{100 * found.high:.0f}"
-                look: dict[str, Any] = {
-                    "ha": "center",
-                    "va": "center",
-                    "color": "#1b1b1b",
-                    "fontsize": 9,
-                }
-                axis.text(left + width / 2, place, text, linespacing=1.25, **look)
+                at = {"ha": "center", "va": "center", "color": "#1b1b1b"}
+                axis.text(left + width / 2, place, text, linespacing=1.25, fontsize=9, **at)
             left += width
     if len(groups) > 1:
         axis.axhline(0.675, color="0.75", linewidth=0.8)
     axis.set_yticks(places, [f"{g.name}\n{g.films} films, {g.patients} patients" for g in groups])
     axis.get_yticklabels()[0].set_fontweight("bold")
-    axis.set(
-        xlim=(0, 1),
-        ylim=(places[-1] + 0.5, -0.5),
-        xticks=np.linspace(0, 1, 6),
-        xticklabels=[f"{n} %" for n in range(0, 101, 20)],
-        xlabel="share of the tested films (95 % interval by patient)",
-    )
+    axis.set(xlim=(0, 1), ylim=(places[-1] + 0.5, -0.5))
+    axis.set_xticks(np.linspace(0, 1, 6), [f"{n} %" for n in range(0, 101, 20)])
+    axis.set_xlabel("share of the tested films (95 % interval by patient)")
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
-    picture.legend(
-        *axis.get_legend_handles_labels(),
-        title="answered",
-        frameon=False,
-        loc="outside upper right",
-        ncols=len(groups[0].shares),
-    )
+    handles = axis.get_legend_handles_labels()
+    where = {"title": "answered", "frameon": False, "loc": "outside upper right"}
+    picture.legend(*handles, ncols=len(groups[0].shares), **where)
     return write_figure(picture, path)
