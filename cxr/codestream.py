@@ -176,7 +176,7 @@ def check_png(stream: bytes) -> StreamHeader:
             head = body
             width, height, bits, colour = struct.unpack_from(">IIBB", head)
             header = StreamHeader((height, width), bits, _PNG_CHANNELS.get(colour, 1), "PNG")
-            check_size(header.size_hw)
+            check_size(header.size_hw, -(-header.samples * bits // 32))  # 4 bytes a pixel
         elif kind == b"IDAT":
             packed.append(body)
         elif kind == b"IEND":

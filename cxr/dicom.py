@@ -44,7 +44,7 @@ _SPACINGS = {
 }
 _ALWAYS_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51)}
 _DELIMITER = b"\xfe\xff\xdd\xe0" + bytes(4)
-_MOST_READS = 400_000  # a header's elements take two each
+_MOST_READS = 100_000  # a header's elements take two each
 _SQUARE = 1.01  # sides of a pixel that count as alike
 _WIDEST = 4.0  # a ratio beyond it is a fault of the header
 _FOR_PROCESSING = {
@@ -77,9 +77,7 @@ def read_dicom(data: bytes, for_processing: bool = False) -> StoredFilm:
         warnings.simplefilter("ignore")  # headers of old films are full of small faults
         try:
             return _read(data, for_processing)
-        except FilmError:
-            raise
-        except MemoryError:
+        except (FilmError, MemoryError):
             raise
         except Exception as error:  # pydicom raises all kinds on a damaged header
             raise FilmError("bad_pixels", "The DICOM header is damaged.") from error
@@ -223,7 +221,7 @@ def _check_kind(header: Header, for_processing: bool) -> None:
         header.notes.append(note("modality_missing"))
     frames = header.numbers("NumberOfFrames", "one assumed")
     if frames and frames[0] > 1:
-        raise FilmError("multi_frame", f"The file holds {frames[0]:g} frames; a film has one.")
+        raise FilmError("multi_frame", f"The file holds {frames[0]:,.0f} frames; a film has one.")
     if frames and frames[0] != 1:
         header.notes.append(note("frames_odd", value=f"{frames[0]:g}"))
     intent = "".join(c for c in header.word("PresentationIntentType") if c.isalpha())

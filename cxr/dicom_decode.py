@@ -32,6 +32,7 @@ _SYNTAXES = {
 }
 _CONVERTED = re.compile(rb"JFIF|\xff\xee\x00[\x0e-\xff]Adobe")  # libjpeg then knows its colours
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # of a JPEG and a JPEG 2000 image
 _MOST_FRAGMENTS = 1 << 16
 
 
@@ -86,7 +87,7 @@ def _decode_stream(stream: bytes, found: str, about: StreamHeader, layout: Layou
         words = np.moveaxis(words, 0, 2)
     if words.shape != layout.size_hw + (layout.samples,) * (layout.samples > 1):
         raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
-    # libjpeg turns YBR itself, OpenJPEG what JPEG 2000 transforms; neither does without loss
+    # libjpeg turns YBR into RGB where it is lossy, OpenJPEG what JPEG 2000 itself transformed
     is_ybr = layout.photometric.startswith("YBR") and (
         about.kind in ("JPEG-LS", "lossless JPEG")
         or (found == _JPEG2000 and layout.photometric not in ("YBR_RCT", "YBR_ICT"))
@@ -106,13 +107,18 @@ def _joined(data: bytes) -> bytes:
     """The compressed image of all fragments but the offset table."""
     at, parts = 0, []
     while data[at : at + 4] == _ITEM and len(parts) < _MOST_FRAGMENTS:
-        (length,) = struct.unpack_from("<I", data.ljust(at + 8, b"\0"), at + 4)
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
         if at + 8 + length > len(data):
             raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
         parts.append(data[at + 8 : at + 8 + length])
         at += 8 + length
     if data[at:].strip(b"\0") and not data.startswith(_DELIMITER, at):
         raise FilmError("truncated", "The DICOM file ends inside its pixel data.")
+    if parts[0].startswith(_STARTS):  # some writers leave the offset table out
+        parts.insert(0, b"")
+    images = max(len(parts[0]) // 4, sum(part.startswith(_STARTS) for part in parts[1:]))
+    if images > 1:
+        raise FilmError("multi_frame", f"The pixel data hold {images} images; a film has one.")
     stream = b"".join(parts[1:])
     if stream[4:8] == b"jP  ":  # a whole JP2 file: its codestream is what DICOM allows
         stream = stream[max(stream.find(b"\xff\x4f\xff\x51"), 0) :]

@@ -139,7 +139,7 @@ class Header:
             self._high_bit(stored, allocated),
             signed == 1,
             self._photometric(samples),
-            self.integer("PlanarConfiguration", 0) == 1,
+            samples == 3 and self.integer("PlanarConfiguration", 0) == 1,
         )
 
     def _high_bit(self, stored: int, allocated: int) -> int:
@@ -150,12 +150,13 @@ class Header:
         return stored - 1
 
     def _photometric(self, samples: int) -> str:
-        known = _GREY if samples == 1 else _COLOUR
         said = self.word("PhotometricInterpretation")
+        letters = re.sub("[^A-Z0-9]", "", said)
+        said = next((k for k in _GREY + _COLOUR if re.sub("[ _]", "", k) == letters), said)
         if not said:
             said = "MONOCHROME2" if samples == 1 else "RGB"
             self.notes.append(note("assumed", element="PhotometricInterpretation", value=said))
-        if said not in known:
+        if said not in (_GREY if samples == 1 else _COLOUR):
             what = said if said in _GREY + _COLOUR else "unknown"
             raise FilmError(
                 "bad_pixels",
@@ -169,7 +170,9 @@ def _texts(ds: Dataset, keyword: str) -> list[str] | None:
     """The values of an element as text; [] where it is absent, None where it is damaged."""
     try:
         value = ds.get(keyword)
-        if isinstance(value, bytes):
+        if isinstance(value, bytes) and " or " in ds[keyword].VR:  # implicit: 16 bits, little
+            value = np.frombuffer(value, "<u2").tolist()
+        elif isinstance(value, bytes):
             value = value.decode("ascii")
     except Exception:  # pydicom raises all kinds on a damaged element
         return None

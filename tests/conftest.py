@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,22 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path:
     """The project's folder."""
     return ROOT
+
+
+@pytest.fixture(autouse=True, scope="session")
+def refusals_in_plain_words() -> Iterator[None]:
+    """No film that any test has refused may be refused with the name of an exception."""
+    from cxr.notes import FilmError
+
+    plain = FilmError.__init__
+
+    def checked(self: FilmError, reason: str, sentence: str, path: str = "") -> None:
+        assert not re.search(r"[a-z](Error|Exception)\b|Traceback", sentence), sentence
+        plain(self, reason, sentence, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FilmError, "__init__", checked)
+        yield
 
 
 @pytest.fixture(scope="session")

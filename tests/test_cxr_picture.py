@@ -7,12 +7,14 @@ import struct
 import zlib
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
-from dicom_films import H, W, ramp
-from PIL import Image
+from dicom_films import H, W, codes, film, ramp, written
+from PIL import Image, ImageOps
 
 from cxr.codestream import _ADAM7
+from cxr.dicom import read_dicom
 from cxr.notes import FilmError, note
 from cxr.picture import read_picture
 
@@ -82,6 +84,126 @@ def test_a_crop_saved_with_16_bits_comes_back_as_it_was():
     pixels, _, notes = read_picture(saved(part, "PNG"))
     assert np.array_equal(np.rint(pixels.astype(np.float64) * 65535).astype(np.uint16), part)
     assert notes == ()
+
+
+def tiff(values: np.ndarray, *tags: tuple[int, int, int, int], behind: bytes = b"") -> bytes:
+    """A TIFF of one strip of (H, W) or (H, W, C) values, or (C, H, W) planes; `tags` are added, or
+    replace the usual ones."""
+    planar = values.ndim == 3 and values.shape[0] < 5
+    channels = 1 if values.ndim == 2 else values.shape[0 if planar else 2]
+    height, width = values.shape[1:] if planar else values.shape[:2]
+    bits, size = values.dtype.itemsize * 8, values.nbytes // (channels if planar else 1)
+    entries = {
+        256: (4, 1, width),
+        257: (4, 1, height),
+        258: (3, 1, bits),
+        259: (3, 1, 1),
+        262: (3, 1, 2 if channels > 2 else 1),
+        273: (4, 1, 8),
+        277: (3, 1, channels),
+        278: (4, 1, height),
+        279: (4, 1, size),
+        284: (3, 1, 2 if planar else 1),
+    }
+    entries |= {tag: tuple(rest) for tag, *rest in tags}
+    data = values.tobytes() + behind
+    rows = {258: [bits] * channels}  # what has several values lies behind the strips
+    if planar:
+        rows |= {273: [8 + size * n for n in range(channels)], 279: [size] * channels}
+    for tag, numbers in rows.items() if channels > 1 else ():
+        kind = entries[tag][0]
+        entries[tag] = (kind, channels, 8 + len(data))
+        data += struct.pack(f"<{channels}{'HI'[kind == 4]}", *numbers)
+    directory = struct.pack("<H", len(entries))
+    for tag, (kind, count, value) in sorted(entries.items()):
+        directory += struct.pack("<HHII", tag, kind, count, value)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4)
+
+
+TWINS = {
+    "png": lambda v: saved(v, "PNG"),
+    "png with alpha": lambda v: imagecodecs.png_encode(np.dstack([v, v * 0 + 65535])),
+    "png colour": lambda v: by_opencv(np.dstack([v] * 3), ".png"),
+    "png colour with alpha": lambda v: by_opencv(np.dstack([v] * 3 + [v * 0 + 9]), ".png"),
+    "tiff": lambda v: saved(v, "TIFF"),
+    "tiff colour": lambda v: tiff(np.dstack([v] * 3)),
+    "tiff planes": lambda v: tiff(np.stack([v] * 3)),
+    "tiff grey with alpha": lambda v: tiff(np.dstack([v, v * 0 + 65535])),
+    "tiff planes with alpha": lambda v: tiff(np.stack([v] * 4)),
+    "tiff signed": lambda v: tiff((v // 2).astype(np.int16), (339, 3, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", list(TWINS))
+@pytest.mark.parametrize("bits", [12, 16])
+def test_the_same_values_give_the_film_that_they_give_as_dicom(name, bits):
+    values = ramp(bits) // 2 * 2 if name == "tiff signed" else ramp(bits)
+    stored = values // 2 if name == "tiff signed" else values
+    top = 2 ** (bits - (name == "tiff signed" and bits == 12)) - 1
+    ds = film(stored, bits, WindowCenter=(top + 1) / 2, WindowWidth=top + 1)
+    pixels, _, _ = read_picture(TWINS[name](values))
+    assert np.abs(pixels - read_dicom(written(ds)).pixels).max() < 1e-6
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_white_is_zero_is_inverted_within_the_bits_that_are_used(bits):
+    pixels, _, notes = read_picture(tiff(ramp(bits), (262, 3, 1, 0)))
+    assert np.allclose(pixels, 1 - ramp(bits) / (2**bits - 1), atol=1e-6)
+    assert "white_is_zero" in codes(notes)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 4711])
+def test_orientations_are_obeyed_as_pillow_does_and_odd_ones_left(kind, deep, number):
+    stored = ramp(16) if deep and kind != "JPEG" else ramp(8)
+    exif = Image.Exif()
+    exif[0x0112] = number
+    data = saved(stored, kind, exif=exif.tobytes())
+    pixels, _, notes = read_picture(data)
+    with Image.open(io.BytesIO(saved(ramp(8), "PNG", exif=exif.tobytes()))) as image:
+        want = np.asarray(ImageOps.exif_transpose(image)) / 255
+    assert pixels.shape == want.shape and np.abs(pixels - want).max() < 0.03
+    assert ("turned" in codes(notes)) == (2 <= number <= 8)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("tag", [(254, 4, 1, 1), (255, 3, 1, 2), (254, 4, 1, 4)])
+def test_a_reduced_copy_beside_the_picture_is_left_out(first, tag):
+    """Two directories of the same strip; only one of them says what it is."""
+    plain = tiff(deep())
+    marked = tiff(deep() // 2, tag)
+    pages = [marked, plain] if first else [plain, marked]
+    joined = pages[0]
+    at = len(joined)
+    directory = 8 + deep().nbytes
+    second = bytearray(pages[1][directory:])
+    entry = second.index(struct.pack("<HHII", 273, 4, 1, 8))
+    second[entry + 8 : entry + 12] = struct.pack("<I", at + len(second))
+    joined = joined[:-4] + struct.pack("<I", at) + bytes(second) + pages[1][8:directory]
+    pixels, _, notes = read_picture(joined)
+    assert np.abs(pixels - deep() / 65535).max() < 1e-6
+    assert codes(notes) == {"thumbnail_skipped"}
+
+
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [
+        (lambda: imagecodecs.jpeg_encode(ramp(12), bitspersample=12), "12-bit JPEG"),
+        (lambda: imagecodecs.jpeg_encode(ramp(8), lossless=True, predictor=1), "lossless JPEG"),
+        (lambda: imagecodecs.jpegls_encode(ramp(8)), "JPEG-LS"),
+    ],
+)
+def test_other_kinds_of_jpeg_are_refused_by_name(build, kind):
+    with pytest.raises(FilmError, match=f"{kind} is not read") as caught:
+        read_picture(build())
+    assert caught.value.reason == "unsupported_syntax"
+
+
+def test_a_resolution_that_says_not_square_is_noted_and_not_obeyed():
+    for kind in ("PNG", "TIFF", "JPEG"):
+        pixels, _, notes = read_picture(saved(ramp(8), kind, dpi=(300, 150)))
+        assert pixels.shape == (H, W) and "not_square_ignored" in codes(notes)
 
 
 def test_12_bits_in_a_16_bit_file_are_scaled_to_12_and_noted():

@@ -5,9 +5,11 @@ the true reason. Each kind is built here; the cases of ../shared/faults run wher
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from dicom_films import (
@@ -110,7 +112,6 @@ def test_a_high_bit_that_the_values_contradict_is_ignored_with_a_note():
 
 
 def test_a_lossy_film_that_overshoots_is_clipped_and_not_wrapped():
-    imagecodecs = pytest.importorskip("imagecodecs")
     stream = imagecodecs.jpegls_encode(ramp(), level=3)
     got = read_dicom(compressed(film(ramp(), **FULL), stream, "1.2.840.10008.1.2.4.81"))
     assert np.abs(got.pixels - WHOLE).max() < 2e-3
@@ -149,10 +150,11 @@ ODD = ("nan", "1.2.3", "4711_", "Doe^Jane", "1 500", "0x10", "1e999", "--1", "\x
 
 @pytest.mark.parametrize("text", ODD)
 @pytest.mark.parametrize("keyword", ["WindowCenter", "WindowWidth", "RescaleIntercept"])
-def test_a_number_that_cannot_be_read_is_noted_and_never_absent(keyword, text):
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_a_number_that_cannot_be_read_is_noted_and_never_absent(keyword, text, syntax):
     ds = film(ramp(), **FULL)
     ds[keyword] = raw(keyword, text)
-    got = read_dicom(written(ds))
+    got = read_dicom(written(ds, syntax))
     assert np.allclose(got.pixels, WHOLE, atol=1e-6)
     (said,) = (n for n in got.notes if n.startswith("unreadable"))
     assert keyword in said and "Doe" not in said and "no_window" not in codes(got.notes)
@@ -363,7 +365,20 @@ def test_compressed_data_are_read_as_what_they_are(kind, said):
     assert np.allclose(got.pixels, WHOLE, atol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["Monochrome1", "monochrome1 ", " MONOCHROME1"])
+def test_two_images_where_the_header_has_one_are_refused():
+    for kind in SYNTAXES:
+        data = packed(film(ramp()), ramp(), kind)
+        at = data.index(b"\xe0\x7f\x10\x00") + 12
+        items, end = data[at:-8], data[-8:]
+        offset = items[: 8 + int.from_bytes(items[4:8], "little")]
+        one = items[len(offset) :]
+        table = struct.pack("<4sIII", b"\xfe\xff\x00\xe0", 8, 0, len(one))
+        assert why_not(data[:at] + table + one + one + end).reason == "multi_frame"
+        if kind != "rle":  # without a table, two RLE images cannot be told from one
+            assert why_not(data[:at] + offset + one + one + end).reason == "multi_frame"
+
+
+@pytest.mark.parametrize("text", ["Monochrome1", "monochrome1 ", " MONOCHROME1", "Monochrome_1"])
 def test_photometric_interpretation_is_read_in_any_letters(text):
     pixels, notes = read(film(ramp(), **FULL, PhotometricInterpretation=text))
     assert np.allclose(pixels, 1 - WHOLE, atol=1e-3) and "monochrome1" in notes
