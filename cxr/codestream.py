@@ -6,6 +6,7 @@ bytes asks for. So the end marker, the checksums and the size are checked here f
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zlib
@@ -26,7 +27,7 @@ _JPEG_NAMES = {
 }
 # Neither stuffed data (below C0) nor restarts and other markers without a length (D0 to D8).
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
-_MOST_SCANS = 200  # of a progressive JPEG: each goes over the whole picture
+_FEW_SCANS, _SCANNED_PIXELS = 12, 10**9  # of a progressive JPEG: each goes over all pixels
 _MOST_TILES, _MOST_BLOCKS = 1 << 14, 1 << 21  # of a JPEG 2000 image: a kilobyte or so each
 _TIFF_TYPES = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4), 5: ("II", 8), 16: ("Q", 8)}
 _MOST_PAGES, _MOST_TAGS = 16, 4096
@@ -93,8 +94,8 @@ def check_jpeg(stream: bytes) -> StreamHeader:
             near = at + 3 + 2 * stream[at + 2]
             header = header._replace(lossy=stream[near : near + 1] != b"\0")
         scans += marker == 0xDA
-        if scans > _MOST_SCANS:
-            raise FilmError("bad_pixels", f"The JPEG has more than {_MOST_SCANS} scans.")
+        if header and scans > max(_FEW_SCANS, _SCANNED_PIXELS // (math.prod(header.size_hw) or 1)):
+            raise FilmError("bad_pixels", "The JPEG has more scans than a film.")
         at += int.from_bytes(stream[at : at + 2], "big")
     else:
         raise FilmError("truncated", "The JPEG data break off before their end marker.")

@@ -35,14 +35,16 @@ def j2k_claim(tile: int = 0, block: int = 4, precinct: int | None = None) -> byt
 def many_scans() -> bytes:
     file = io.BytesIO()
     Image.fromarray(ramp(8)).save(file, "JPEG", progressive=True)
-    data = file.getvalue()
-    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 300 + b"\xff\xd9"
+    data = bytearray(file.getvalue())
+    struct.pack_into(">HH", data, data.index(b"\xff\xc2") + 5, 9000, 8000)
+    stream = data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 10 + b"\xff\xd9"
+    return compressed(film(ramp(8), 8, Rows=9000, Columns=8000), bytes(stream), BASELINE)
 
 
 def many_elements() -> bytes:
     data = written(film(ramp()))
     at = data.index(b"\xe0\x7f\x10\x00")
-    pairs = ((0x4001 + 2 * (n >> 16), n & 0xFFFF) for n in range(60_000))
+    pairs = ((0x4001 + 2 * (n >> 16), n & 0xFFFF) for n in range(120_000))
     return (
         data[:at] + b"".join(struct.pack("<HH4s", *pair, b"LO\0\0") for pair in pairs) + data[at:]
     )
@@ -65,7 +67,7 @@ HOSTILE = {
     "tiles": (lambda: j2k_claim(tile=35), "tiles"),
     "code-blocks": (lambda: j2k_claim(block=0), "blocks"),
     "precincts": (lambda: j2k_claim(precinct=0), "blocks"),
-    "scans": (lambda: compressed(film(ramp(8), 8), many_scans(), BASELINE), "scans"),
+    "scans": (many_scans, "scans"),
     "elements": (many_elements, "elements"),
     "sequences": (deep_sequences, "DICOM header"),
     "runs": (rle_blow_up, "RLE data"),

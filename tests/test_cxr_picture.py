@@ -112,8 +112,10 @@ def tiff(values: np.ndarray, *tags: tuple[int, int, int, int], behind: bytes = b
         rows |= {273: [8 + size * n for n in range(channels)], 279: [size] * channels}
     for tag, numbers in rows.items() if channels > 1 else ():
         kind = entries[tag][0]
-        entries[tag] = (kind, channels, 8 + len(data))
-        data += struct.pack(f"<{channels}{'HI'[kind == 4]}", *numbers)
+        packed = struct.pack(f"<{channels}{'HI'[kind == 4]}", *numbers)
+        at = 8 + len(data) if len(packed) > 4 else int.from_bytes(packed, "little")
+        entries[tag] = (kind, channels, at)
+        data += packed
     directory = struct.pack("<H", len(entries))
     for tag, (kind, count, value) in sorted(entries.items()):
         directory += struct.pack("<HHII", tag, kind, count, value)

@@ -145,7 +145,7 @@ def raw(keyword: str, text: str):
     return DataElement(keyword, "LO", text.replace(",", ";"), already_converted=True)
 
 
-ODD = ("nan", "1.2.3", "4711_", "Doe^Jane", "1 500", "0x10", "1e999", "--1", "\xa05")
+ODD = ("nan", "1.2.3", "4711_", "Doe^Jane", "1 500", "0x10", "1e999", "--1", "1_000")
 
 
 @pytest.mark.parametrize("text", ODD)
