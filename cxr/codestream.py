@@ -75,8 +75,6 @@ def check_jpeg(stream: bytes) -> StreamHeader:
     Only the main image's own EOI counts: the EXIF thumbnail inside has one too. What follows it is
     padding.
     """
-    if stream[:2] != b"\xff\xd8":
-        raise FilmError("bad_pixels", "The JPEG data do not begin with a JPEG marker.")
     header: StreamHeader | None = None
     at, scans = 2, 0
     while found := _JPEG_MARKER.search(stream, at):
@@ -123,10 +121,10 @@ def check_jpeg2000(stream: bytes) -> StreamHeader:
         )
     at, start, tile_part, lossy = 2, 0, 0, False
     while (marker := stream[at : at + 2]) != b"\xff\xd9":
-        if len(marker) < 2 or at + 12 > len(stream):
+        if marker[:1] != b"\xff" or at + 12 > len(stream):
+            if b"\xff\xd9" in stream.rstrip(b"\0")[-16:]:
+                break  # whole, but for the length that a tile-part says it has
             raise FilmError("truncated", "The JPEG 2000 data break off before their end marker.")
-        if marker[0] != 0xFF:
-            raise FilmError("bad_pixels", "The JPEG 2000 data are damaged between their parts.")
         length = int.from_bytes(stream[at + 2 : at + 4], "big")
         if marker == b"\xff\x90":  # a tile-part
             tile_part, start = int.from_bytes(stream[at + 6 : at + 10], "big"), at

@@ -42,7 +42,6 @@ _SPACINGS = {
     "ImagerPixelSpacing": "spacing_detector",
     "NominalScannedPixelSpacing": "spacing_scanner",
 }
-_ALWAYS_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51)}
 _DELIMITER = b"\xfe\xff\xdd\xe0" + bytes(4)
 _MOST_READS = 100_000  # a header's elements take two each
 _SQUARE = 1.01  # sides of a pixel that count as alike
@@ -118,7 +117,7 @@ def _read(data: bytes, for_processing: bool) -> StoredFilm:
     spacing_mm, ratio = _spacing(header)
     pixels, spacing_mm, stored_hw = _to_square(header, pixels, spacing_mm, ratio)
     view, laterality = _view(header), _laterality(header)
-    _note_fitness(header, view, laterality)
+    _note_fitness(header, image.lossy, view, laterality)
     return StoredFilm(
         pixels=pixels,
         spacing_mm=spacing_mm,
@@ -279,19 +278,23 @@ def _grey_of_colour(header: Header, layout: Layout, image: Words) -> np.ndarray:
 def _spacing(header: Header) -> tuple[tuple[float, float] | None, float]:
     """(row, column) spacing in mm or None, and the height of a pixel over its width."""
     for keyword, code in _SPACINGS.items():
-        values = header.numbers(keyword, "spacing unknown")
-        if not values:
-            continue
-        if len(values) >= 2 and min(values[:2]) > 0:
+        if spacing_mm := _pair(header, keyword, "spacing unknown"):
             if code:
                 header.notes.append(note(code))
-            return (values[0], values[1]), values[0] / values[1]
-        told = shown("\\".join(f"{v:g}" for v in values))
-        header.notes.append(
-            note("unreadable", element=keyword, value=told, instead="spacing unknown")
-        )
-    values = header.numbers("PixelAspectRatio", "square pixels assumed") or (1.0, 1.0)
-    return None, values[0] / values[1] if len(values) >= 2 and min(values) > 0 else 1.0
+            return spacing_mm, spacing_mm[0] / spacing_mm[1]
+    height, width = _pair(header, "PixelAspectRatio", "square pixels assumed") or (1.0, 1.0)
+    return None, height / width
+
+
+def _pair(header: Header, keyword: str, instead: str) -> tuple[float, float] | None:
+    values = header.numbers(keyword, instead)
+    if not values:
+        return None
+    if len(values) > 1 and min(values[:2]) > 0:
+        return values[0], values[1]
+    told = shown("\\".join(f"{value:g}" for value in values))
+    header.notes.append(note("unreadable", element=keyword, value=told, instead=instead))
+    return None
 
 
 def _to_square(
@@ -311,7 +314,7 @@ def _to_square(
     return resize(pixels, hw), spacing_mm and (min(spacing_mm),) * 2, (height, width)
 
 
-def _note_fitness(header: Header, view: str, laterality: str) -> None:
+def _note_fitness(header: Header, lossy: bool, view: str, laterality: str) -> None:
     """Notes of what makes a film less fit to be judged, or another film than it seems."""
     if header.word("ImageType") == "DERIVED":
         header.notes.append(note("derived"))
@@ -319,8 +322,7 @@ def _note_fitness(header: Header, view: str, laterality: str) -> None:
         _FILM_CLASSES[1]
     ):
         header.notes.append(note("secondary"))
-    always = str(header.ds.file_meta.TransferSyntaxUID) in _ALWAYS_LOSSY
-    if always or header.word("LossyImageCompression") == "01":
+    if lossy or header.word("LossyImageCompression") in ("01", "1"):
         ratios = header.numbers("LossyImageCompressionRatio", "ratio unknown") or ()
         told = ", ".join(f"{ratio:g} : 1" for ratio in ratios[:3])
         header.notes.append(note("lossy", ratio=told and f", {told}"))

@@ -93,10 +93,10 @@ def _decode_stream(stream: bytes, found: str, about: StreamHeader, layout: Layou
         or (found == _JPEG2000 and layout.photometric not in ("YBR_RCT", "YBR_ICT"))
     )
     signed = words.dtype.kind == "i"
-    overshoots = about.lossy and signed == layout.signed
+    lossy = about.lossy and signed == layout.signed
     if signed:  # two's complement in a word of its own
-        return Words(words.astype(np.int16).view(np.uint16), layout.allocated, is_ybr, overshoots)
-    return Words(words, about.bits, is_ybr, overshoots)
+        return Words(words.astype(np.int16).view(np.uint16), layout.allocated, is_ybr, lossy)
+    return Words(words, about.bits, is_ybr, lossy)
 
 
 def _padded(needed: int) -> tuple[int, int]:
@@ -155,7 +155,9 @@ def _guarded(kind: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
 def _native(ds: Dataset, layout: Layout, needed: int, big: bool) -> np.ndarray:
     data = ds.PixelData
     if len(data) < needed:
-        raise FilmError("bad_pixels", "The pixel data are shorter than the header says.")
+        raise FilmError(
+            "bad_pixels", f"The pixel data have {len(data):,} bytes, the header says {needed:,}."
+        )
     if len(data) >= 2 * needed:
         raise FilmError("bad_pixels", "The pixel data hold more images than the header says.")
     kind = np.dtype("u1" if layout.allocated == 8 else ">u2" if big else "<u2")

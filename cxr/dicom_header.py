@@ -47,7 +47,7 @@ class Words(NamedTuple):
     words: np.ndarray
     bits: int  # of a word that its coding keeps, fewer than allocated in some streams
     is_ybr: bool = False  # and not RGB
-    overshoots: bool = False  # coded with loss: bits above BitsStored are values beyond the range
+    lossy: bool = False  # bits above BitsStored are then values beyond the range
 
 
 class Header:

@@ -101,7 +101,7 @@ def stored_values(header: Header, layout: Layout, levels: np.ndarray, image: Wor
         if bits <= layout.stored or (lies_low and (levels & (1 << shift) - 1).any()):
             header.notes.append(note("high_bit_ignored", value=layout.high_bit))
             shift = 0
-    if image.overshoots and bits > layout.stored:
+    if image.lossy and bits > layout.stored:
         values = _cut(levels, layout._replace(stored=layout.allocated), bits) >> shift
         low, top = layout.range
         return np.clip(values, low, top)

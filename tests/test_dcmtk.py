@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from dicom_films import codes
+from dicom_films import JLS, JLS_NEAR, codes
 
 from cxr.film import Film, read_film
 from cxr.intensity import resize
@@ -42,11 +42,10 @@ def by_dcmtk(path: Path, film: Film, target: Path) -> np.ndarray | None:
         window = []
     elif noted & OWN_RANGE:
         window = ["+Wm"]
-    for command in ("dcmj2pnm", "dcml2pnm"):
-        order = [command, "-q", "-O", "+on2", *window, str(path), str(target)]
-        if subprocess.run(order, capture_output=True).returncode == 0 and target.exists():
-            break
-    else:
+    syntax = str(header.file_meta.get("TransferSyntaxUID"))
+    command = "dcml2pnm" if syntax in (JLS, JLS_NEAR) else "dcmj2pnm"
+    order = [command, "-q", "-O", "+on2", *window, str(path), str(target)]
+    if subprocess.run(order, capture_output=True).returncode or not target.exists():
         return None
     shown = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
     target.unlink()

@@ -36,6 +36,7 @@ from cxr.dicom import read_dicom
 from cxr.film import read_film
 from cxr.notes import NOTES, REASONS, FilmError, note
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of what is written
 SYNTAXES = ("rle", "jpeg-ls", "jpeg 2000", "signed jpeg 2000", "htj2k", "jpeg lossless")
 FULL = {"WindowCenter": "2048", "WindowWidth": "4096"}
 WHOLE = ramp() / 4095
@@ -269,6 +270,7 @@ def test_a_table_that_uses_fewer_bits_than_it_claims_is_scaled_with_a_note():
         ({"PixelSpacing": [0.2, 0.2015]}, (96, 72), (0.2, 0.2015)),
         ({"PixelSpacing": [0.2, 0.01]}, (96, 72), (0.2, 0.01)),
         ({"PixelAspectRatio": [0, 1]}, (96, 72), None),
+        ({"PixelAspectRatio": [0, 1], "PixelSpacing": [0.1]}, (96, 72), None),
     ],
 )
 def test_pixels_become_square_and_boxes_find_back(tmp_path, header, shape, spacing):
@@ -323,6 +325,16 @@ def test_a_film_for_processing_is_read_only_when_asked_for(tmp_path, header):
 def test_padding_behind_a_stream_is_no_fault(syntax, extra):
     data = packed(film(ramp()), ramp(), syntax, behind=bytes(extra))
     assert np.allclose(read_dicom(data).pixels, WHOLE, atol=1e-6)
+
+
+def test_a_tile_part_of_unsaid_length_is_whole_and_one_of_a_wrong_length_is_not_called_cut():
+    data = packed(film(ramp()), ramp(), "jpeg 2000", behind=bytes(4))
+    at = data.index(b"\xff\x90") + 6
+    length = int.from_bytes(data[at : at + 4], "big")
+    unsaid = data[:at] + bytes(4) + data[at + 4 :]
+    assert np.allclose(read_dicom(unsaid).pixels, WHOLE, atol=1e-6)
+    wrong = data[:at] + (length + 50).to_bytes(4, "big") + data[at + 4 :]
+    assert why_not(wrong).reason == "bad_pixels"
 
 
 def test_an_8_bit_stream_in_16_allocated_bits_is_read():
