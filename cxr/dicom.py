@@ -29,6 +29,11 @@ from cxr.notes import FilmError, note, shown
 
 # RG and HC are digitised film, DR is written by some devices for DX, SC by some for OT.
 _FILM_MODALITIES = {"CR", "DX", "DR", "RG", "HC", "OT", "SC"}
+_OTHER_MODALITIES = (  # that a refusal may name; another word could be a person's name
+    "AU BI BMD CT DG DOC ECG EPS ES FID GM HD IO IVOCT IVUS KER KO LEN LS MG MR NM OAM OCT OP OPM "
+    "OPT OPV OSS PLAN PR PT PX RESP RF RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT SEG SM SMR SR SRF "
+    "STAIN TG US VA XA XC"
+)
 _FILM_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.1",  # CR, and by prefix .1.1.1, .1.1.1.1 DX
     "1.2.840.10008.5.1.4.1.1.7",  # secondary capture, and its multi-frame forms
@@ -210,7 +215,7 @@ def _check_kind(header: Header, for_processing: bool) -> None:
     modality = header.word("Modality")
     by_class = any(sop_class == c or sop_class.startswith(f"{c}.") for c in _FILM_CLASSES)
     if modality and modality not in _FILM_MODALITIES:
-        what = modality if modality.isalnum() and len(modality) <= 8 else "unknown"
+        what = modality if modality in _OTHER_MODALITIES.split() else "unknown"
         raise FilmError(
             "wrong_modality", f"The modality is {what}; films are CR, DX or a capture of one (OT)."
         )
@@ -220,7 +225,7 @@ def _check_kind(header: Header, for_processing: bool) -> None:
         header.notes.append(note("modality_missing"))
     frames = header.numbers("NumberOfFrames", "one assumed")
     if frames and frames[0] > 1:
-        raise FilmError("multi_frame", f"The file holds {frames[0]:,.0f} frames; a film has one.")
+        raise FilmError("multi_frame", f"The file holds {frames[0]:.12g} frames; a film has one.")
     if frames and frames[0] != 1:
         header.notes.append(note("frames_odd", value=f"{frames[0]:g}"))
     intent = "".join(c for c in header.word("PresentationIntentType") if c.isalpha())

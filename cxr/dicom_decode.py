@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Callable
 
+import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -180,8 +181,6 @@ def _native(ds: Dataset, layout: Layout, needed: int, big: bool) -> np.ndarray:
 
 def _rle(stream: bytes, layout: Layout) -> np.ndarray:
     """PackBits of a plane for each byte of each sample, the highest byte first (PS3.5 annex G)."""
-    import imagecodecs  # late: few films are compressed
-
     count, *starts = struct.unpack_from("<16I", stream)
     height, width = layout.size_hw
     size, deep = height * width, layout.allocated // 8
@@ -201,8 +200,6 @@ def _rle(stream: bytes, layout: Layout) -> np.ndarray:
 
 
 def _decode(found: str, stream: bytes, layout: Layout) -> np.ndarray:
-    import imagecodecs
-
     if found == _JPEG_LS:
         return imagecodecs.jpegls_decode(stream)
     if found == _JPEG2000:

@@ -8,9 +8,11 @@ because it says how the picture is shown).
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import NamedTuple
 
+import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -22,6 +24,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _READ_JPEGS = ("baseline JPEG", "extended JPEG", "progressive JPEG")
+_CUT = re.compile("truncat|too small|not enough", re.IGNORECASE)  # in words of the decoders
 _SEVERAL = "The picture holds several pages; a film has one."
 # Tags of EXIF and TIFF.
 _ORIENTATION, _SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH = 274, 254, 255, 256, 257
@@ -66,7 +69,7 @@ def read_picture(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
         except UnidentifiedImageError as error:
             raise FilmError("truncated", "The picture's header is cut or damaged.") from error
         except Exception as error:  # decoders raise all kinds
-            if "truncat" in str(error).lower() or isinstance(error, EOFError):
+            if isinstance(error, EOFError) or _CUT.search(str(error)):
                 raise FilmError("truncated", "The picture's data break off.") from error
             raise FilmError("bad_pixels", "The picture is damaged: it does not decode.") from error
 
@@ -74,7 +77,7 @@ def read_picture(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
 def _read(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
     notes: list[str] = []
     if data.startswith(_PNG):
-        return _finish(_decode(data, notes, deep=check_png(data).bits == 16), notes)
+        return _finish(_decode(data, notes, png_bits=check_png(data).bits), notes)
     if not data.startswith(_JPEG):
         return _finish(_decode_tiff(data, notes), notes)
     about = check_jpeg(data)
@@ -124,18 +127,16 @@ def _upright(grey: np.ndarray, orientation: int) -> np.ndarray:
     return grey[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def _decode(data: bytes, notes: list[str], page: int = 0, deep: bool = False) -> _Samples:
-    """By Pillow, which cuts colour of 16 bits to 8: `deep` PNG go another way."""
+def _decode(data: bytes, notes: list[str], page: int = 0, png_bits: int = 0) -> _Samples:
+    """By Pillow, but for the pixels of a PNG: it cuts colour to 8 bits and pads what is cut."""
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF", "MPO")) as image:
         check_size((image.height, image.width))
         if image.format != "TIFF" and getattr(image, "n_frames", 1) > 1:
             raise FilmError("multi_frame", _SEVERAL)
         orientation = image.getexif().get(_ORIENTATION, 1)
         _note_shape(image.info.get("dpi") or image.info.get("aspect"), notes)
-        if deep:
-            import imagecodecs  # late: most pictures do without
-
-            return _Samples(imagecodecs.png_decode(data), 16, orientation)
+        if png_bits:
+            return _Samples(imagecodecs.png_decode(data), max(png_bits, 8), orientation)
         if page:
             image.seek(page)
         image.load()  # raises where the data end early
@@ -165,8 +166,6 @@ def _decode_tiff(data: bytes, notes: list[str]) -> _Samples:
         if orientation in range(2, 9):
             notes.append(note("turned", value=orientation))
         return found._replace(orientation=1)  # Pillow has turned a TIFF, and its white
-    import imagecodecs  # late: most pictures do without
-
     _note_shape([pages[number].get(tag, (0,))[0] for tag in (_X_RESOLUTION, _Y_RESOLUTION)], notes)
     values = imagecodecs.tiff_decode(data, index=number)
     if values.dtype.kind == "f":

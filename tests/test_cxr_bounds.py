@@ -71,7 +71,7 @@ HOSTILE = {
     "elements": (many_elements, "elements"),
     "sequences": (deep_sequences, "DICOM header"),
     "runs": (rle_blow_up, "RLE data"),
-    "frames": (lambda: written(film(ramp(), NumberOfFrames=10**9)), "1,000,000,000 frames"),
+    "frames": (lambda: written(film(ramp(), NumberOfFrames=10**9)), "1000000000 frames"),
     "pixels": (lambda: written(film(ramp(), Rows=60000, Columns=60000)), "60000 × 60000"),
 }
 

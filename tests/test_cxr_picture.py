@@ -13,10 +13,14 @@ import pytest
 from dicom_films import H, W, codes, film, ramp, written
 from PIL import Image, ImageOps
 
-from cxr.codestream import _ADAM7
 from cxr.dicom import read_dicom
 from cxr.notes import FilmError, note
 from cxr.picture import read_picture
+
+ADAM7 = (  # left, top, horizontal and vertical step of the seven passes
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
 
 
 def deep() -> np.ndarray:
@@ -227,7 +231,7 @@ def test_an_interlaced_png_is_read():
     """Seven passes of a 65 × 64 film, written by hand: Pillow writes none."""
     stored = ramp(8)[:65, :64]
     rows = b""
-    for left, top, dx, dy in _ADAM7:
+    for left, top, dx, dy in ADAM7:
         rows += b"".join(b"\0" + row.tobytes() for row in stored[top::dy, left::dx])
     head = struct.pack(">IIBBBBB", 64, 65, 8, 0, 0, 0, 1)
     pixels, _, _ = read_picture(png(head, rows))
