@@ -53,6 +53,8 @@ def check_size(size_hw: tuple[int, int], samples: int = 1) -> None:
             f"The image claims {height} × {width} pixels, more than the {MAX_PIXELS:,} a film "
             "may have.",
         )
+    if min(height, width) < 1:
+        raise FilmError("bad_pixels", "The image's height or width is missing or 0.")
     if min(height, width) < MIN_SIDE_PX:
         raise FilmError(
             "too_small",

@@ -143,7 +143,12 @@ def _parse(data: bytes) -> tuple[Dataset, bytes, list[str]]:
     if not has_preamble:
         notes.append(note("preamble_missing"))
     if _DEFLATED in data[:1024]:
-        _check_deflated(data)
+        start = _start_of_deflated(data)
+        if data[start : start + 1] == b"\x08" and data[start + 4 : start + 6].isupper():
+            notes.append(note("syntax_contradicted", said="deflated", found="uncompressed"))
+            data = data.replace(_DEFLATED, b"1.2.840.10008.1.2.1\0\0\0", 1)
+        else:
+            _check_deflated(data[start:])
     ds = _read_data_set(data, has_preamble)
     if not len(ds):  # pydicom gives nothing back where the last element has no end
         ds = _read_data_set(data + _DELIMITER, has_preamble)
@@ -183,14 +188,17 @@ def _read_data_set(data: bytes, has_preamble: bool) -> Dataset:
         raise FilmError("truncated", "The DICOM header breaks off.") from error
 
 
-def _check_deflated(data: bytes) -> None:
-    """A deflated data set of a kilobyte can ask for gigabytes: inflate it piece by piece first."""
+def _start_of_deflated(data: bytes) -> int:
     if data[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
         raise FilmError("unsupported_syntax", "The deflated DICOM file has no file meta length.")
-    start = 144 + int.from_bytes(data[140:144], "little")
+    return 144 + int.from_bytes(data[140:144], "little")
+
+
+def _check_deflated(deflated: bytes) -> None:
+    """A deflated data set of a kilobyte can ask for gigabytes: inflate it piece by piece first."""
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
-        piece = inflater.decompress(data[start:], 1 << 24)
+        piece = inflater.decompress(deflated, 1 << 24)
         while piece:
             size += len(piece)
             if size > 2 * MAX_PIXELS + (1 << 24):
@@ -198,7 +206,7 @@ def _check_deflated(data: bytes) -> None:
             piece = inflater.decompress(inflater.unconsumed_tail, 1 << 24)
     except zlib.error as error:
         raise FilmError(
-            "bad_pixels", "The header says that the data are deflated; they are not, or damaged."
+            "bad_pixels", "The header says deflated, the data are not, or are damaged."
         ) from error
     if not inflater.eof:
         raise FilmError("truncated", "The deflated DICOM data break off.")

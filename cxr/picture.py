@@ -151,14 +151,15 @@ def _decode_tiff(data: bytes, notes: list[str]) -> _Samples:
     number = _main_page([{tag: v[0] for tag, v in page.items() if v} for page in pages], notes)
     page = {tag: int(v[0]) for tag, v in pages[number].items() if v}
     samples, photometric = page.get(_SAMPLES, 1), page.get(_PHOTOMETRIC, 1)
-    check_size((page.get(_LENGTH, 0), page.get(_WIDTH, 0)))
+    bits, orientation = page.get(_BITS, 1), page.get(_ORIENTATION, 1)
+    four_bytes = -(-samples * bits // 32)
+    check_size((page.get(_LENGTH, 0), page.get(_WIDTH, 0)), four_bytes)
     if page.get(_TILE_WIDTH, 0) * page.get(_TILE_LENGTH, 0) > MAX_PIXELS or samples > 5:
         raise FilmError("bad_pixels", "The TIFF has tiles or samples that no film has.")
     for offsets, counts in _EXTENT_TAGS:
         ends = zip(pages[number].get(offsets, ()), pages[number].get(counts, ()), strict=False)
         if any(offset + count > len(data) for offset, count in ends):
             raise FilmError("truncated", "The TIFF ends inside its pixel data.")
-    bits, orientation = page.get(_BITS, 1), page.get(_ORIENTATION, 1)
     if bits <= 8 and page.get(_SAMPLE_FORMAT, 1) == 1:
         found = _decode(data, notes, number)
         if photometric == 0:

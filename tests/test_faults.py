@@ -370,6 +370,19 @@ def cut_value(data: bytes) -> bytes:
     return data[:at] + length.to_bytes(4, "little") + data[at + 4 : at + 4 + length]
 
 
+def test_data_that_are_not_deflated_as_the_header_says_are_read():
+    data = written(film(ramp()), EXPLICIT)
+    plain = b"1.2.840.10008.1.2.1\0"
+    said = DEFLATED.encode()
+    length = data.index(b"\x02\0\0\0UL\4\0") + 8
+    more = int.from_bytes(data[length : length + 4], "little") + len(said) - len(plain)
+    data = data[:length] + more.to_bytes(4, "little") + data[length + 4 :]
+    at = data.index(plain) - 2
+    data = data[:at] + len(said).to_bytes(2, "little") + said + data[at + 2 + len(plain) :]
+    got = read_dicom(data)
+    assert np.allclose(got.pixels, WHOLE, atol=1e-6) and "syntax_contradicted" in codes(got.notes)
+
+
 @pytest.mark.parametrize("kind", SYNTAXES)
 @pytest.mark.parametrize("said", [EXPLICIT, J2K, JLS, LOSSLESS_SV1])
 def test_compressed_data_are_read_as_what_they_are(kind, said):
