@@ -28,7 +28,7 @@ _CUT = re.compile("truncat|too small|not enough", re.IGNORECASE)  # in words of 
 _SEVERAL = "The picture holds several pages; a film has one."
 # Tags of EXIF and TIFF.
 _ORIENTATION, _SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH = 274, 254, 255, 256, 257
-_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SAMPLE_FORMAT = 258, 262, 277, 284, 339
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
 _X_RESOLUTION, _Y_RESOLUTION, _TILE_WIDTH, _TILE_LENGTH = 282, 283, 322, 323
 _EXTENT_TAGS = ((273, 279), (324, 325))  # strips and tiles: offsets, byte counts
 
@@ -160,21 +160,22 @@ def _decode_tiff(data: bytes, notes: list[str]) -> _Samples:
         ends = zip(pages[number].get(offsets, ()), pages[number].get(counts, ()), strict=False)
         if any(offset + count > len(data) for offset, count in ends):
             raise FilmError("truncated", "The TIFF ends inside its pixel data.")
-    if bits <= 8 and page.get(_SAMPLE_FORMAT, 1) == 1:
+    plain = photometric in (0, 1, 2) and page.get(_COMPRESSION) not in (6, 7)  # JPEG
+    if bits < 8 or (bits == 8 and not plain):  # palettes, CMYK, YCbCr
         found = _decode(data, notes, number)
         if photometric == 0:
             notes.append(note("white_is_zero"))
         if orientation in range(2, 9):
             notes.append(note("turned", value=orientation))
         return found._replace(orientation=1)  # Pillow has turned a TIFF, and its white
+    if not plain:
+        raise FilmError("bad_pixels", "A TIFF of more than 8 bits is read as grey or RGB only.")
     _note_shape([pages[number].get(tag, (0,))[0] for tag in (_X_RESOLUTION, _Y_RESOLUTION)], notes)
     values = imagecodecs.tiff_decode(data, index=number)
     if values.dtype.kind == "f":
         raise FilmError("bad_pixels", "The picture holds floating-point values, not 8 or 16 bits.")
     if values.min() < 0 or values.max() > 65535:
         raise FilmError("bad_pixels", "The picture has values outside 16 bits.")
-    if photometric not in (0, 1, 2):
-        raise FilmError("bad_pixels", "A TIFF of more than 8 bits is read as grey or RGB only.")
     if samples > 1 and page.get(_PLANAR) == 2:
         values = np.moveaxis(values, 0, 2)
     return _Samples(

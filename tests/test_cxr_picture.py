@@ -151,6 +151,25 @@ def test_the_same_values_give_the_film_that_they_give_as_dicom(name, bits):
     assert np.abs(pixels - read_dicom(written(ds)).pixels).max() < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("order", "bits"), [("<", 8), ("<", 10), ("<", 12), ("<", 16), (">", 8), (">", 16)]
+)
+@pytest.mark.parametrize("big", [False, True])
+def test_tiffs_of_either_order_size_and_packing_are_read(order, big, bits):
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, bigtiff=big, byteorder=order) as writer:
+        writer.write(
+            ramp(bits),
+            bitspersample=bits,
+            photometric="minisblack",
+            compression=None if bits % 8 else "lzw",
+            metadata=None,
+        )
+    pixels, depth, _ = read_picture(file.getvalue())
+    assert np.abs(pixels - ramp(bits) / (2**bits - 1)).max() < 1e-6 and depth == bits
+
+
 @pytest.mark.parametrize("bits", [12, 16])
 def test_white_is_zero_is_inverted_within_the_bits_that_are_used(bits):
     pixels, _, notes = read_picture(tiff(ramp(bits), (262, 3, 1, 0)))
