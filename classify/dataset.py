@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -28,7 +27,15 @@ from classify.tasks.settings import SingleConfig, TrainingConfig
 from cxr.boxes import Frame, expand_xyxy
 from cxr.devices import pick_device
 from cxr.film import read_film
-from cxr.films_table import class_of, read_films_table, take_films
+from cxr.films_table import (
+    class_of,
+    film_stem,
+    label_word,
+    read_films_table,
+    read_finding_boxes,
+    take_films,
+    tell_unknown,
+)
 from cxr.intensity import to_uint8
 from cxr.workdir import console, log, write_atomic
 
@@ -54,7 +61,11 @@ def cases_of(config: TrainingConfig, unlabelled: bool = False) -> tuple[list[Cas
     if not table.is_file():
         raise ValueError(f"data must be a folder with films.csv. {table} does not exist.")
     rows = read_films_table(table)
-    return select_cases(rows, data, config.sources, config.publishable_only, crops, unlabelled)
+    if not unlabelled:
+        mine = [row for row in rows if not config.sources or row.source in config.sources]
+        tell_unknown(mine, table, config.words)
+    taken = (config.sources, config.publishable_only, crops, unlabelled, config.words)
+    return select_cases(rows, data, *taken)
 
 
 def load_films(config: SingleConfig) -> Films:
@@ -184,13 +195,10 @@ class RegionFinder:
     def __init__(self, config: RegionConfig, target: str) -> None:
         self.config = config
         self.target = target if config.kind in DRAWN else ""
-        self._boxes: dict[str, list[tuple[str, list[float]]]] = {}
+        self._boxes: dict[str, list[tuple[str, Sequence[float]]]] = defaultdict(list)
         if config.kind == "finding_boxes":
-            with Path(config.path).open(newline="") as file:
-                for row in csv.DictReader(file):
-                    xywh = [float(row[k]) for k in ("x", "y", "w", "h")]
-                    key = PurePosixPath(row["image"]).name
-                    self._boxes.setdefault(key, []).append((row["finding"].casefold(), xywh))
+            for image, finding, xywh in read_finding_boxes(config.path):
+                self._boxes[film_stem(image)].append((label_word(finding), xywh))
 
     def mask_of(self, case: Case) -> np.ndarray | None:
         """The region of this film, or None."""
@@ -200,8 +208,8 @@ class RegionFinder:
         if self.config.kind == "lesion_masks":
             path = Path(self.config.path) / self.target / f"{case.film.stem}.png"
             return _read_mask(path) if path.is_file() else None
-        wanted = self.target.casefold()
-        found = [b for f, b in self._boxes.get(case.film.name, []) if f == wanted]
+        wanted = label_word(self.target)
+        found = [b for f, b in self._boxes.get(film_stem(case.row.image), []) if f == wanted]
         if not found:
             return None
         mask = np.zeros(read_film(case.film).pixels.shape, np.uint8)

@@ -19,7 +19,7 @@ from classify.films import Case, select_cases
 from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
 from cxr.cli import parse_config, to_plain
-from cxr.films_table import FilmNames, read_films_table
+from cxr.films_table import FilmNames, class_of, read_films_table, tell_unknown
 from cxr.split import Split
 from cxr.stats import Figure, figure_of, softmax, weighted_auc, with_draws
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
@@ -68,11 +68,9 @@ class Question:
 
     def truth(self, case: Case) -> bool | None:
         """True, False, or None when the film is not asked."""
-        row = case.row
-        named = {row.label, row.sublabel}
-        if row.source != self.source or not named & {self.positive, self.negative}:
-            return None
-        return self.positive in named
+        asked = case.row.source == self.source
+        number = class_of(case.row, (self.negative, self.positive)) if asked else None
+        return None if number is None else bool(number)
 
 
 QUESTIONS = (
@@ -124,6 +122,7 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     data = Path(config.data)
     table = read_films_table(data / "films.csv")
     sources = sorted({q.source for q in QUESTIONS})
+    tell_unknown((row for row in table if row.source in sources), data / "films.csv")
     cases, left_out = select_cases(table, data, sources, False, Path(config.crops))
     if left_out:
         log.info("left out: %s", ", ".join(f"{k} {v}" for k, v in left_out.items()))

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cxr.films_table import FilmNames, FilmRow, take_films
+from cxr.films_table import FilmNames, FilmRow, take_films, why_unknown
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require, require_one_of
 from cxr.split import Split, make_folds, make_split
@@ -124,6 +124,7 @@ def select_cases(
     publishable_only: bool = True,
     crops: Path | None = None,
     unlabelled: bool = False,  # take films of unknown truth, too
+    known: Sequence[str] = (),  # labels beside the usual ones
 ) -> tuple[list[Case], dict[str, int]]:
     """The films that may be used, and how many were left out for which reason.
 
@@ -135,12 +136,13 @@ def select_cases(
     cropped = _crops_by_image(crops, rows) if crops else {}
     for row in rows:
         found = cropped.get(row.image)
+        unknown = "" if unlabelled else why_unknown(row, known)
         if sources and row.source not in sources:
             out["another source"] += 1
         elif publishable_only and not row.publishable:
             out["licence"] += 1
-        elif row.label == "unknown" and not unlabelled:
-            out["truth unknown"] += 1
+        elif unknown:
+            out[unknown] += 1
         elif crops is None:
             cases.append(Case(row, data / row.image))
         elif found is None or not found.readable:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from cxr.films_table import FilmRow, has_disease
+from collections.abc import Sequence
+
+from cxr.films_table import FilmRow, has_disease, is_abnormal
 
 NORMAL, TARGET, OTHERS = 0, 1, 2
 
 
-def label_of(row: FilmRow, target: str, classes: str = "three") -> int | None:
+def label_of(
+    row: FilmRow, target: str, classes: str = "three", known: Sequence[str] = ()
+) -> int | None:
     """What a member should answer: NORMAL (no disease at all), TARGET or OTHERS for three classes;
     with two (`normal` or `target` against all else) 0 or 1, the disease sought being 1. None where
-    the film's truth is unknown."""
-    if row.label == "unknown":
+    the film's truth is unknown; `known` are labels beside the usual ones."""
+    sick, found = is_abnormal(row, (target, *known)), has_disease(row, [target])
+    if sick is None:
         return None
-    sick, found = row.label != "normal", has_disease(row, [target])
     if classes == "three":
         return TARGET if found else OTHERS if sick else NORMAL
     return int(sick if classes == "normal" else found)

@@ -297,6 +297,7 @@ def run_fit(config: FitConfig) -> Screener:
         f"threshold {point.threshold:.4g} clears {percent(point.share_cleared)} of these"
     )
     console.print(screener.guarantee, highlight=False)
+    _tell_left_out(films)
     return screener
 
 
@@ -316,6 +317,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for name, figures in report.items():
         console.print(to_rich_table(name, figures))
     console.print(screener.guarantee, highlight=False)
+    _tell_left_out(chosen)
     if config.out:
         write_json(
             config.out,
@@ -329,6 +331,12 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
             },
         )
     return report
+
+
+def _tell_left_out(films: ScreeningFilms) -> None:
+    if films.left_out:
+        reasons = ", ".join(f"{why} {n}" for why, n in sorted(films.left_out.items()))
+        console.print(f"left out: {reasons}", highlight=False, markup=False)
 
 
 def _check_members(folder: Path, members: dict[str, str]) -> None:

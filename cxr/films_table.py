@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TextIO
 
 import numpy as np
+
+from cxr.workdir import log, read_text
 
 # A model whose weights are published may be trained on films under these licences only.
 _PUBLISHABLE = ("CC BY 3.0", "CC BY 4.0", "CC BY", "CC BY-SA", "listed as authorized for everyone")
@@ -22,6 +24,7 @@ _TELLING = 2  # parts: source/name
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # not the .3 of the UID 1.2.840.3
 
 Parts = tuple[str, ...]
+Xywh = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -44,60 +47,218 @@ class FilmRow:
         return self.licence in _PUBLISHABLE or (self.source == "nih" and NIH_TERMS in self.licence)
 
 
-def has_disease(row: FilmRow, diseases: Sequence[str]) -> bool:
+# --- the words of the column label ---
+
+# what films.csv means by other words
+_ALIASES = {
+    "normal": "no finding, no findings, healthy, negative, none found, nothing found, no disease, "
+    "no abnormality, no abnormalities, no abnormality detected, nad, clear, unremarkable, "
+    "within normal limits, wnl, normal chest",
+    "abnormal": "positive, sick, diseased, disease, pathological, not normal, non normal",
+    "other": "others, other disease, other diseases, other finding, other findings, other lesion",
+    "covid": "covid 19, covid19, sars cov 2, coronavirus, ncov, 2019 ncov",
+    "tuberculosis": "tb, ptb",
+}
+_ALIAS = {word: name for name, words in _ALIASES.items() for word in words.split(", ")}
+# the findings of the public sets and of the papers, as `plain_word` writes them
+_FINDINGS = (
+    "abnormal, other, covid, tuberculosis, active tuberculosis, advanced tuberculosis, latent "
+    "tuberculosis, pneumonia, bacterial, viral, fungal, lipoid, aspiration, bacterial pneumonia, "
+    "viral pneumonia, fungal pneumonia, covid pneumonia, bacteria, virus, ards, sars, mers, "
+    "sarcoidosis, atelectasis, cardiomegaly, consolidation, edema, oedema, effusion, pleural "
+    "effusion, emphysema, fibrosis, pulmonary fibrosis, hernia, infiltration, infiltrate, mass, "
+    "nodule, nodule/mass, pleural thickening, pleural other, pleural calcification, calcification, "
+    "pneumothorax, pneumoperitoneum, pneumomediastinum, mediastinal widening, mediastinal shift, "
+    "enlarged cardiomediastinum, lung opacity, opacity, lung lesion, lesion, lung cyst, lung "
+    "cavity, interstitial opacity, interstitial lung disease, ild, aortic enlargement, fracture, "
+    "rib fracture, clavicle fracture, support device, support devices, cancer, lung cancer, tumor, "
+    "tumour, lung tumor, copd, bronchitis, bronchiolitis, bronchiectasis, silicosis, asbestosis, "
+    "heart failure, congestion"
+)
+FINDINGS = frozenset(_FINDINGS.split(", "))
+# words that say that nobody knows
+_UNSAID = "unknown nan n/a na none null -1 -1.0 ? uncertain todo inconclusive"
+UNKNOWN_WORDS = frozenset(["", *_UNSAID.split()])
+# what a column that holds nothing else means by them
+_BINARY = dict.fromkeys(("0", "0.0", "false", "no"), "normal")
+_BINARY |= dict.fromkeys(("1", "1.0", "true", "yes"), "abnormal")
+
+
+def plain_word(text: str) -> str:
+    """A word as all compare it: without case, outer blanks and stops; inner blanks, `_` and `-`
+    are one blank."""
+    text = unicodedata.normalize("NFKC", text).strip(" \t\r\n.,;:'\"").casefold()
+    return re.sub(r"[\s_]+|(?<=\w)-+(?=\w)", " ", text).strip()  # not the minus of -1
+
+
+def label_word(text: str) -> str:
+    """The one name of a label or finding: `No_Finding ` is normal, `COVID-19` covid; a word that
+    is not known stays as `plain_word` has it."""
+    word = plain_word(text)
+    return _ALIAS.get(word, word)
+
+
+def _names(text: str) -> set[str]:
+    """The findings of a label or sublabel: each of those joined by `|`; `bacterial/Klebsiella` is
+    also bacterial."""
+    parts = [part for whole in text.split("|") for part in (whole, whole.split("/")[0])]
+    return {label_word(part) for part in parts} - {""}
+
+
+def has_disease(row: FilmRow, diseases: Iterable[str]) -> bool:
     """Does the film's label or sublabel name one of these diseases? `bacterial` also stands for
     `bacterial/Klebsiella`, and each of the findings joined by `|`; a normal film has none."""
-    if row.label in ("normal", "unknown"):
+    if label_word(row.label) in UNKNOWN_WORDS | {"normal"}:
         return False
-    named = {row.label, *row.sublabel.split("|"), *row.sublabel.split("/")[:1]}
-    return not {_folded(n) for n in named}.isdisjoint(_folded(d) for d in diseases)
-
-
-def _folded(name: str) -> str:
-    return name.replace("_", " ").casefold()
+    return not (_names(row.label) | _names(row.sublabel)).isdisjoint(map(label_word, diseases))
 
 
 def class_of(row: FilmRow, classes: Sequence[str]) -> int | None:
-    """Number of a film's class: its sublabel's first word (`bacterial/Klebsiella` → `bacterial`)
-    where that is a class, else its label; None where neither is."""
-    first = re.split(r"[/|\s]", row.sublabel.strip(), maxsplit=1)[0].casefold()
-    wanted = [name.casefold() for name in classes]
-    return next((wanted.index(n) for n in (first, row.label.casefold()) if n in wanted), None)
+    """Number of a film's class: its sublabel's first finding or word (`bacterial/Klebsiella` →
+    `bacterial`) where that is a class, else its label; None where neither is, or the label is
+    unknown."""
+    label, finding = label_word(row.label), re.split(r"[/|]", row.sublabel)[0].strip()
+    wanted = [label_word(name) for name in classes]
+    # a column of 0 and 1 has become normal and abnormal
+    wanted += [_BINARY.get(name, name) for name in wanted]
+    named = [label_word(finding), label_word(finding.split(" ")[0])]
+    # normal is what the label alone may say
+    named = [n for n in named if n != "normal" and label not in UNKNOWN_WORDS] + [label]
+    return next((wanted.index(n) % len(classes) for n in named if n in wanted), None)
 
 
-@contextmanager
-def open_table(path: str | Path) -> Iterator[TextIO]:
-    """A table's text, without the mark that spreadsheets put before it; raises ValueError for a
-    file in another encoding than UTF-8."""
+def is_abnormal(row: FilmRow, known: Iterable[str] = (), normal: str = "normal") -> bool | None:
+    """Is the film another than normal? None where its label does not say: it is empty, unknown,
+    or neither a finding nor one of the task's own words `known`; `normal` is normal too."""
+    label, own = label_word(row.label), {label_word(word) for word in known} - {"normal"}
+    if label in ("normal", label_word(normal)):
+        return False
+    named = _names(label)
+    if "normal" in named:  # `normal|edema` contradicts itself
+        return None
+    return bool(named & (FINDINGS | own)) or has_disease(row, own) or None
+
+
+def why_unknown(row: FilmRow, known: Iterable[str] = (), normal: str = "normal") -> str:
+    """Why `is_abnormal` does not know, to count by; "" where it does."""
+    if is_abnormal(row, known, normal) is not None:
+        return ""
+    word = label_word(row.label)
+    return "truth unknown" if word == "unknown" else f"label not known: {word or '(empty)'}"
+
+
+def tell_unknown(
+    rows: Iterable[FilmRow], table: str | Path, known: Sequence[str] = (), normal: str = "normal"
+) -> None:
+    """Warn of the films of a table whose label is not known: which words, how many films, where."""
+    films: dict[str, list[FilmRow]] = defaultdict(list)
+    for row in rows:
+        films[why_unknown(row, known, normal)].append(row)
+    words = [
+        f"{why.removeprefix('label not known: ')} ({len(found)} films of "
+        f"{', '.join(sorted({row.source for row in found}))}, such as {found[0].image})"
+        for why, found in films.items()
+        if why not in ("", "truth unknown")
+    ]
+    if words:
+        log.warning(
+            "%s: labels that are not known count as unknown: %s. Correct them, or write other as "
+            "the label and the word as the sublabel.",
+            table,
+            "; ".join(words),
+        )
+
+
+# --- the table ---
+
+
+def table_rows(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each row of a CSV file, by column in lower case, without the blanks
+    round them; empty lines are passed over, and `;` or a tabulator may part the cells.
+
+    Raises ValueError for another encoding than UTF-8, a file without the columns `wanted`, and a
+    row that ends before them.
+    """
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            yield file
+        text = read_text(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8: save it so. {error}.") from error
-
-
-def read_films_table(path: str | Path) -> list[FilmRow]:
-    """Rows of a films.csv; raises ValueError when a column, a cell or a patient is missing."""
-    wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
-    with open_table(path) as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in wanted if c not in (reader.fieldnames or [])]
-        if missing:
+    head = text.partition("\n")[0]
+    lines = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
+    try:
+        columns = [name.strip().casefold() for name in next(lines, [])]
+        if missing := [c for c in wanted if c not in columns]:
             raise ValueError(
                 f"{path} must have the columns {', '.join(wanted)}. Missing: {', '.join(missing)}."
             )
-        rows = []
-        for r in reader:
-            if any(r[c] is None for c in wanted):
-                raise ValueError(
-                    f"{path} line {reader.line_num} must have a cell for each column. "
-                    "It ends early."
-                )
-            rows.append(FilmRow(**{c: r[c] for c in wanted}, view=r.get("view") or ""))
-    nameless = [r.image for r in rows if not r.patient_id]
-    if nameless:
-        raise ValueError(f"{path} must name a patient_id for each film. Missing for {nameless[0]}.")
+        for cells in lines:
+            row = dict(zip(columns, map(str.strip, cells), strict=False))
+            if any(row.values()):
+                if any(c not in row for c in wanted):
+                    raise csv.Error("it must have a cell for each column and ends early")
+                yield lines.line_num, row
+    except csv.Error as error:
+        line = f"{path} line {lines.line_num}"
+        raise ValueError(f"{line} must be a line of CSV: {error}.") from error
+
+
+def read_films_table(path: str | Path) -> list[FilmRow]:
+    """Rows of a films.csv, labels as `label_word` names them (a column of 0 and 1 alone is normal
+    and abnormal), names of films as they lie there: with their suffix, and `/` between folders.
+
+    Raises ValueError when a column, a cell or a patient is missing.
+    """
+    wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
+    place = _Places(Path(path).parent)
+    rows = []
+    for line, cells in table_rows(path, wanted):
+        found = {c: cells[c] for c in wanted} | {c: place.of(cells[c]) for c in ("image", "mask")}
+        for name in ("image", "patient_id"):
+            if not found[name]:
+                where = found["image"] or f"line {line}"
+                raise ValueError(f"{path} must name a {name} for each film. Missing for {where}.")
+        found["label"] = label_word(found["label"])
+        rows.append(FilmRow(**found, view=cells.get("view") or ""))
+    words = {row.label for row in rows} - UNKNOWN_WORDS
+    if words and words <= _BINARY.keys():
+        rows = [replace(row, label=_BINARY.get(row.label, row.label)) for row in rows]
     return rows
+
+
+def read_finding_boxes(path: str | Path) -> list[tuple[str, str, Xywh]]:
+    """Image, finding ("" where no column names it) and box x, y, w, h of each row of a
+    finding_boxes.csv, in pixels of the film; raises ValueError with the line that is wrong."""
+    boxes = []
+    place = _Places(Path(path).parent)
+    for line, row in table_rows(path, ("image",)):
+        try:
+            x, y, w, h = (float(row[k]) for k in ("x", "y", "w", "h"))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path} line {line} must have image, x, y, w, h as numbers. Got {row} instead."
+            ) from error
+        boxes.append((place.of(row["image"]), row.get("finding", ""), (x, y, w, h)))
+    return boxes
+
+
+class _Places:
+    """Files of a table as they lie in its folder, however another program wrote their names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stems: dict[Path, FilmStems] = {}
+
+    def of(self, name: str) -> str:
+        """The name with `/` between folders, and with its suffix where it lacks that."""
+        if "\\" in name and not (self._folder / name).exists():
+            name = name.replace("\\", "/")
+        place = self._folder / name
+        if not name or _SUFFIX.search(name) or place.exists() or not place.parent.is_dir():
+            return name
+        if place.parent not in self._stems:
+            self._stems[place.parent] = FilmStems(place.parent.iterdir())
+        found = self._stems[place.parent].find(name)
+        return f"{name.removesuffix(place.name)}{found.name}" if found else name
 
 
 def take_films(
@@ -139,11 +300,26 @@ class FilmNames:
     """
 
     def __init__(self, names: Iterable[str], asked: Iterable[str] = ()) -> None:
-        self._names = _Ends(names)
-        self._asked = _Ends(asked)
+        self._all, self._every = list(names), list(asked)
+        self._names, self._asked = _Ends(self._all), _Ends(self._every)
 
     def find(self, path: str) -> str | None:
-        """The name of that film; None where there is none, or where it cannot be told which."""
+        """The name of that film; None where there is none, or where it cannot be told which. A
+        name without a suffix is that of any, where only one other has it."""
+        found, bare = self._find(path), _without_suffix(path)
+        if found or bare != path:
+            return found or self._find(bare)
+        stems, names = self._stems
+        return names.get(stems._find(path) or "")
+
+    @cached_property
+    def _stems(self) -> tuple[FilmNames, dict[str, str]]:
+        """The names without their suffixes, and each one's own name where only one has it."""
+        counts = Counter(map(_without_suffix, self._all))
+        own = {b: n for n in self._all if counts[b := _without_suffix(n)] == 1}
+        return FilmNames(own, map(_without_suffix, self._every)), own
+
+    def _find(self, path: str) -> str | None:
         wanted = _parts(path)
         for count in range(_TELLING, len(wanted) + 1):
             found = self._names.of(wanted, count)
@@ -173,8 +349,11 @@ class FilmStems:
 
 def film_stem(name: str) -> str:
     """A film's name without folder and suffix, accents as one character (a Mac writes two)."""
-    path = unicodedata.normalize("NFC", name).replace("\\", "/")
-    return _SUFFIX.sub("", path.rpartition("/")[2])
+    return _without_suffix(_parts(name)[-1]) if name else ""
+
+
+def _without_suffix(name: str) -> str:
+    return _SUFFIX.sub("", name)
 
 
 class _Ends:
@@ -197,4 +376,4 @@ class _Ends:
 
 
 def _parts(path: str) -> Parts:
-    return PurePosixPath(path.replace("\\", "/")).parts
+    return PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts

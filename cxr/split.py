@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from cxr.cli import parse_config
-from cxr.films_table import FilmRow, read_films_table
-from cxr.workdir import console, write_json
+from cxr.films_table import FilmRow, label_word, read_films_table, tell_unknown
+from cxr.workdir import console, read_json, write_json
 
 # The parts of the shipped models. `calibration` is for operating points: nothing is fitted on it.
 DEFAULT_PARTS: Mapping[str, float] = {"train": 0.64, "val": 0.10, "calibration": 0.11, "test": 0.15}
@@ -47,12 +46,18 @@ class Split:
     def load(cls, path: str | Path) -> Split:
         """Read what `save` wrote; raises ValueError for another file."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path} must be a split saved by lungfirst. {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != "lungfirst.split":
-            raise ValueError(f"{path} must be a split saved by lungfirst (schema lungfirst.split).")
-        return cls(int(data["seed"]), dict(data["part_of"]))
+        ours = isinstance(data, dict) and data.get("schema") == "lungfirst.split"
+        seed, parts = (data.get("seed"), data.get("part_of")) if ours else (None, None)
+        sound = isinstance(seed, int) and isinstance(parts, dict)
+        if not sound or not all(isinstance(part, str) for part in parts.values()):
+            raise ValueError(
+                f"{path} must be a split saved by lungfirst (schema lungfirst.split, with a seed "
+                "and part_of: a part for each patient). Make it anew: python -m cxr.split."
+            )
+        return cls(seed, {patient.strip(): part for patient, part in parts.items()})
 
 
 def make_split(
@@ -144,8 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         SplitConfig, argv, "python -m cxr.split", "python -m cxr.split --films DATA/films.csv"
     )
     rows = read_films_table(config.films)
+    tell_unknown(rows, config.films)
     # finding labels of nih are long combinations: there the plain label is the stratum
-    strata = [(r.source, r.label, "" if r.source == "nih" else r.sublabel) for r in rows]
+    strata = [
+        (r.source, r.label, "" if r.source == "nih" else label_word(r.sublabel)) for r in rows
+    ]
     patients = [r.patient_id for r in rows]
     if config.folds:
         out = Path(config.out)

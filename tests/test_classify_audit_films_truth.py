@@ -14,6 +14,7 @@ from classify.audit.rows import UNKNOWN
 from classify.labels import NORMAL, OTHERS, TARGET
 from cxr.films_table import FilmRow
 from cxr.split import Split
+from cxr.workdir import set_up_logging
 
 
 def film_row(image: str, source: str = "kermany", patient: str = "p", **more: str) -> FilmRow:
@@ -199,3 +200,21 @@ def test_labels_are_those_of_the_member(label: str, sublabel: str, expected: int
 
 def test_a_film_that_no_table_lists_has_an_unknown_label() -> None:
     assert Truth().label_for("bacterial") == UNKNOWN
+
+
+def test_labels_spelt_otherwise_are_the_same_truth_and_unknown_ones_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = {"a": "No_Finding ", "b": "PNEUMONIA", "c": "nromal", "d": "", "e": "Dusty"}
+    write_table(
+        [{"image": f"images/nih/{n}.png", "label": labels[n], "sublabel": "x"} for n in labels]
+    )
+    set_up_logging()
+    truths = Truths.load("data", known=("dusty", "bacterial"))
+    found = [truths.of(f"nih/{n}.png").label_for("bacterial") for n in labels]
+    assert found == [NORMAL, OTHERS, UNKNOWN, UNKNOWN, OTHERS]
+    assert truths.of("nih/e.png").label_for("dusty") == TARGET
+    said = " ".join(capsys.readouterr().err.split())
+    assert "nromal (1 films of nih, such as images/nih/c.png)" in said and "(empty) (1" in said
+    assert "dusty" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -121,3 +122,21 @@ def test_no_run_is_a_wrong_argument() -> None:
 def test_markdown_has_a_line_a_row() -> None:
     row = {"question": "q", "what": "w", "auc": "0.5 [0.4, 0.6]", "films": 3, "patients": 2}
     assert markdown([row]).splitlines()[2] == "| q | w | 0.5 [0.4, 0.6] | 3 | 2 |"
+
+
+def test_labels_spelt_otherwise_give_the_same_figures(
+    kermany_like: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = kermany_like, kermany_like / "films.csv"
+    flags = {"data": folder, "crops": folder / "crops", "split": folder / "split.json"}
+    flags |= {"out": folder / "out", "draws": 50}
+    args = [str(folder / "run"), *(str(p) for k, v in flags.items() for p in (f"--{k}", v))]
+    found = []
+    text = table.read_text()
+    other = text.replace(",normal,", ", No_Finding ,").replace(",pneumonia,bact", ",PNEUMONIA,Bact")
+    for written in (text, other, other.replace(", No_Finding ,", ",,", 1)):
+        table.write_text(written)
+        assert main(args) == 0
+        found.append(json.loads((folder / "out/evaluation.json").read_text()))
+    assert found[0] == found[1] != found[2]
+    assert "(empty) (1 films of kermany" in " ".join(capsys.readouterr().err.split())

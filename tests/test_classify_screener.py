@@ -272,3 +272,70 @@ def test_a_patient_is_missed_by_any_cleared_abnormal_film(fitted: Path) -> None:
     cleared[both[0]] = True
     figures = figures_by_source(films, np.zeros(len(cleared)), cleared)["a"]
     assert figures["missed_patients"] == 1 and figures["table"]["abnormal_cleared"] == 1
+
+
+def relabel(folder: Path, out: Path, change: dict[int, str], every: dict[str, str]) -> Path:
+    """A copy of films.csv with the label of some films, or of all of one label, changed."""
+    with (folder / "films.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        row["label"] = change.get(number, every.get(row["label"], row["label"]))
+    write_csv(out, rows)
+    return out
+
+
+def figures(fitted: Path, labels: Path, *more: str) -> dict:
+    out = labels.with_suffix(".json")
+    flags = ["--labels", str(labels), "--out", str(out), *more]
+    assert main(["evaluate", *arguments(fitted, *flags)]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(
+    "every",
+    [
+        {"normal": "Normal", "pneumonia": "PNEUMONIA "},
+        {"normal": "No Finding", "pneumonia": "Viral"},
+        {"normal": "0", "pneumonia": "1", "unknown": ""},
+        {"normal": "no_finding", "pneumonia": "other"},
+    ],
+)
+def test_figures_do_not_hang_on_how_the_labels_are_spelt(
+    fitted: Path, tmp_path: Path, every: dict[str, str]
+) -> None:
+    before = figures(fitted, relabel(fitted, tmp_path / "a.csv", {}, {}))
+    after = figures(fitted, relabel(fitted, tmp_path / "b.csv", {}, every))
+    assert after["by_source"] == before["by_source"]
+
+
+def test_unknown_labels_are_no_abnormal_films_and_are_told(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    normals = [n for n in range(320) if n // 4 % 4 == 3 and n // 2 % 2 == 0]
+    change = dict.fromkeys(normals[:10], "Nromal") | dict.fromkeys(normals[10:15], " ")
+    before = figures(fitted, relabel(fitted, tmp_path / "a.csv", {}, {}))
+    after = figures(fitted, relabel(fitted, tmp_path / "b.csv", change, {}))
+    assert after["by_source"]["all"]["sensitivity"] == before["by_source"]["all"]["sensitivity"]
+    films = (r["by_source"]["all"]["share_cleared"]["total"] for r in (before, after))
+    assert next(films) - next(films) == 15
+    assert after["left_out"]["label not known: nromal"] == 10
+    assert after["left_out"]["label not known: (empty)"] == 5
+    said = " ".join(capsys.readouterr().err.split())
+    assert "nromal (10 films of" in said and "images/012.png" in said
+    assert "left out: " in said and "(empty) 5" in said
+
+
+def test_a_users_own_words_count_where_they_are_named(fitted: Path, tmp_path: Path) -> None:
+    before = figures(fitted, relabel(fitted, tmp_path / "a.csv", {}, {}))
+    own = relabel(fitted, tmp_path / "b.csv", {}, {"normal": "Clean lung", "pneumonia": "viral"})
+    assert figures(fitted, own, "--normal", "clean_lung")["by_source"] == before["by_source"]
+
+
+def test_a_screener_is_fitted_alike_on_labels_spelt_otherwise(fitted: Path, tmp_path: Path) -> None:
+    labels = relabel(fitted, tmp_path / "b.csv", {3: "whatever"}, {"normal": "NORMAL "})
+    flags = ["--labels", str(labels), "--ensemble", str(tmp_path / "e")]
+    assert main(["fit", *arguments(fitted, *flags)]) == 0
+    record = json.loads((tmp_path / "e/screener.json").read_text())
+    assert record["left_out"]["label not known: whatever"] == 1
+    point = Screener.load(fitted / "e").point
+    assert record["operating_point"]["abnormal_patients"] == point.abnormal_patients

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from cxr.films_table import FilmNames, FilmRow, read_films_table, take_films
+from cxr.films_table import (
+    FilmNames,
+    FilmRow,
+    class_of,
+    has_disease,
+    is_abnormal,
+    read_films_table,
+    read_finding_boxes,
+    take_films,
+    tell_unknown,
+    why_unknown,
+)
+from cxr.workdir import log
 
 HEAD = "image,mask,source,patient_id,label,sublabel,licence\n"
 
@@ -31,7 +43,7 @@ def test_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_line_that_ends_early_is_refused_with_its_number(tmp_path: Path) -> None:
     path = table(tmp_path, HEAD + "a.png,,s,p,normal,,CC BY\nb.png,,s,p\n")
-    with pytest.raises(ValueError, match=r"films\.csv line 3 must have a cell for each column"):
+    with pytest.raises(ValueError, match=r"films\.csv line 3 .*must have a cell for each column"):
         read_films_table(path)
 
 
@@ -107,3 +119,152 @@ def test_a_name_without_a_folder_is_found_by_itself() -> None:
     names = FilmNames(["1.png"])
     assert names.find("anywhere/1.png") == "1.png"
     assert names.find("1.png") == "1.png"
+
+
+# --- labels: one vocabulary
+
+
+def labelled(folder: Path, *labels: str, sublabel: str = "") -> list[FilmRow]:
+    lines = [f"{n}.png,,s,p{n},{label},{sublabel},CC BY\n" for n, label in enumerate(labels)]
+    return read_films_table(table(folder, HEAD + "".join(lines)))
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["normal", "Normal", "NORMAL", " normal ", "normal\u00a0", "\u2007Normal", "No Finding"],
+)
+def test_words_for_normal_are_one(tmp_path: Path, word: str) -> None:
+    row, other = labelled(tmp_path, word, "pneumonia")
+    assert row.label == "normal" and is_abnormal(row) is False and is_abnormal(other) is True
+    assert class_of(row, ("NORMAL", "pneumonia")) == 0 and not has_disease(row, ["pneumonia"])
+
+
+@pytest.mark.parametrize(
+    "word", ["no_finding", "No  finding", "no-finding", "Healthy", "negative", "No Findings."]
+)
+def test_other_words_for_normal_are_it_too(tmp_path: Path, word: str) -> None:
+    (row,) = labelled(tmp_path, word)
+    assert row.label == "normal" and class_of(row, (word, "pneumonia")) == 0
+
+
+@pytest.mark.parametrize("word", ["Pneumonia", " PNEUMONIA", "pneumonia ", "Pneumonia|Edema"])
+def test_words_for_a_disease_are_one(tmp_path: Path, word: str) -> None:
+    (row,) = labelled(tmp_path, word)
+    assert is_abnormal(row) is True and has_disease(row, ["pneumonia"])
+
+
+@pytest.mark.parametrize(
+    ("label", "disease"),
+    [
+        ("COVID-19", "covid"),
+        ("covid19", "COVID_19"),
+        ("TB", "tuberculosis"),
+        ("Others", "other"),
+        ("Pleural_Effusion", "pleural effusion"),
+        ("Active tuberculosis", "active_tuberculosis"),
+    ],
+)
+def test_a_disease_has_one_name(tmp_path: Path, label: str, disease: str) -> None:
+    (row,) = labelled(tmp_path, label)
+    assert has_disease(row, [disease]) and class_of(row, ("normal", disease)) == 1
+    assert is_abnormal(row) is True
+
+
+@pytest.mark.parametrize("word", ["", " ", "nan", "N/A", "none", "?", "unknown", "UNKNOWN", "-1"])
+@pytest.mark.parametrize("sublabel", ["", "bacterial"])
+def test_words_that_say_nothing_are_unknown(tmp_path: Path, word: str, sublabel: str) -> None:
+    row = labelled(tmp_path, word, "normal", sublabel=sublabel)[0]
+    assert is_abnormal(row) is None and why_unknown(row)
+    assert class_of(row, ("normal", "bacterial")) is None and not has_disease(row, ["bacterial"])
+
+
+@pytest.mark.parametrize("word", ["nromal", "pneumonia?", "no pneumonia", "normal|edema", "2"])
+def test_a_word_that_nobody_knows_is_neither(tmp_path: Path, word: str) -> None:
+    (row,) = labelled(tmp_path, word)
+    assert is_abnormal(row) is None and word in why_unknown(row)
+
+
+def test_a_word_of_the_task_is_known(tmp_path: Path) -> None:
+    clean, dusty = labelled(tmp_path, "Clean lung", "Miner's_lung")
+    assert is_abnormal(dusty) is None
+    assert is_abnormal(dusty, ["miner's lung"]) is True
+    assert is_abnormal(clean, normal="clean_lung") is False
+    classes = ("clean lung", "Miner's lung")
+    assert [class_of(row, classes) for row in (clean, dusty)] == [0, 1]
+
+
+@pytest.mark.parametrize("zero_one", [("0", "1"), ("0.0", "1.0"), ("False", "True"), ("no", "yes")])
+def test_a_column_of_zero_and_one_is_normal_and_abnormal(tmp_path: Path, zero_one) -> None:
+    rows = labelled(tmp_path, *zero_one, "", "-1")
+    assert [is_abnormal(row) for row in rows] == [False, True, None, None]
+    assert [class_of(row, zero_one) for row in rows] == [0, 1, None, None]
+    assert [class_of(row, ("normal", "abnormal")) for row in rows] == [0, 1, None, None]
+
+
+def test_a_number_among_words_is_unknown(tmp_path: Path) -> None:
+    rows = labelled(tmp_path, "0", "1", "normal")
+    assert [is_abnormal(row) for row in rows] == [None, None, False]
+    assert [class_of(row, ("0", "1")) for row in rows[:2]] == [0, 1]
+
+
+def test_unknown_words_are_told_with_their_films(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    rows = labelled(tmp_path, "Nromal", "nromal", "", "normal", "unknown")
+    tell_unknown(rows, "films.csv")
+    (said,) = set(caplog.messages)
+    assert "films.csv" in said and "nromal (2 films of s, such as 0.png)" in said
+    assert "(empty) (1 films of s, such as 2.png)" in said and "unknown (" not in said
+    caplog.clear()
+    tell_unknown(rows[3:], "films.csv")
+    assert not caplog.messages
+
+
+# --- text as other programs leave it
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("between", [",", ";", "\t"])
+def test_a_table_reads_alike_however_it_was_saved(
+    tmp_path: Path, encoding: str, end: str, between: str
+) -> None:
+    text = "Image, MASK ,source,patient_id,label,sublabel,licence,view\n"
+    text += "a.png ,,s ,\u00e9 1 , normal,,CC BY 4.0 ,AP \n,,,,,,,\n\n"
+    path = tmp_path / "films.csv"
+    path.write_bytes(text.replace(",", between).replace("\n", end).encode(encoding))
+    (row,) = read_films_table(path)
+    assert row == FilmRow("a.png", "", "s", "\u00e9 1", "normal", "", "CC BY 4.0", "AP")
+
+
+def test_names_of_other_programs_are_those_of_the_files(tmp_path: Path) -> None:
+    (tmp_path / "images/nih").mkdir(parents=True)
+    for name in ("1.png", "2.png", "2.jpg", "1.2.840.dcm", "IM0001"):
+        (tmp_path / "images/nih" / name).touch()
+    names = ["images\\nih\\1.png", "images/nih/1", "images/nih/2", "images/nih/1.2.840"]
+    names += ["images\\nih\\IM0001", "gone\\x"]
+    lines = "".join(f"{name},{name},s,p{n},normal,,CC BY\n" for n, name in enumerate(names))
+    rows = read_films_table(table(tmp_path, HEAD + lines))
+    found = ["images/nih/1.png", "images/nih/1.png", "images/nih/2", "images/nih/1.2.840.dcm"]
+    assert [r.image for r in rows] == [*found, "images/nih/IM0001", "gone/x"]
+    assert [r.mask for r in rows] == [r.image for r in rows]
+
+
+def test_a_name_without_suffix_is_found_where_only_one_has_it() -> None:
+    names = FilmNames(["images/nih/1.png", "images/nih/2.png", "images/nih/2.jpg", "images/nih/3"])
+    assert names.find("D:\\x\\nih\\1") == "images/nih/1.png"
+    assert names.find("nih/2") is None and names.find("nih/2.jpg") == "images/nih/2.jpg"
+    assert names.find("nih/3.dcm") == "images/nih/3" and names.find("nih/1.jpg") is None
+
+
+def test_a_line_that_is_no_csv_is_refused_with_its_number(tmp_path: Path) -> None:
+    path = table(tmp_path, HEAD + f"{'x' * 200_000},,s,p,normal,,CC BY\n")
+    with pytest.raises(ValueError, match=r"films\.csv line 2 must be a line of CSV"):
+        read_films_table(path)
+
+
+def test_finding_boxes_are_read_alike(tmp_path: Path) -> None:
+    path = tmp_path / "finding_boxes.csv"
+    path.write_bytes(b"\xef\xbb\xbfImage;Finding;x;y;w;h\r\nimages\\a.png; Mass ;1;2;3;4 \r\n")
+    assert read_finding_boxes(path) == [("images/a.png", "Mass", (1, 2, 3, 4))]

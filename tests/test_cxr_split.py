@@ -130,3 +130,45 @@ def test_folds_are_written_one_file_each(phantom_folder: Path, tmp_path: Path) -
     folds = [Split.load(tmp_path / f"s_fold{i}.json") for i in range(3)]
     tested = [p for f in folds for p, part in f.part_of.items() if part == "test"]
     assert sorted(tested) == sorted(folds[0].part_of)  # each patient is tested once
+
+
+def test_a_split_does_not_hang_on_how_the_table_was_written(
+    phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cxr.split import main
+
+    text = (phantom_folder / "films.csv").read_text()
+    other = text.replace(",normal,No Finding", ", NORMAL ,no_finding").replace("\n", " \r\n")
+    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "b.csv").write_text(other, encoding="utf-8-sig")
+    for name in "ab":
+        assert main(["--films", str(tmp_path / f"{name}.csv"), "--out", str(tmp_path / name)]) == 0
+    assert Split.load(tmp_path / "a") == Split.load(tmp_path / "b")
+
+
+def test_a_split_names_the_labels_that_it_does_not_know(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cxr.split import main
+
+    text = (phantom_folder / "films.csv").read_text().replace(",normal,", ",nromal,", 2)
+    (tmp_path / "a.csv").write_text(text)
+    assert main(["--films", str(tmp_path / "a.csv"), "--out", str(tmp_path / "s.json")]) == 0
+    assert "nromal (2 films of phantom" in " ".join(capsys.readouterr().err.split())
+    assert len(Split.load(tmp_path / "s.json").part_of) == 12  # each patient still has a part
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_split_saved_by_another_program_is_read(tmp_path: Path, mark: bytes) -> None:
+    Split(1, {"p1": "train"}).save(tmp_path / "s.json")
+    data = (tmp_path / "s.json").read_bytes().replace(b"\n", b"\r\n").replace(b'"p1"', b'"p1 "')
+    (tmp_path / "s.json").write_bytes(mark + data)
+    assert Split.load(tmp_path / "s.json") == Split(1, {"p1": "train"})
+
+
+@pytest.mark.parametrize("broken", ['"seed": "x"', '"part_of": ["p1"]', '"part_of": {"p": 1}'])
+def test_a_split_of_other_content_is_refused(tmp_path: Path, broken: str) -> None:
+    head = '{"schema": "lungfirst.split", "seed": 0, "part_of": {}, '
+    (tmp_path / "s.json").write_text(head + broken + "}")
+    with pytest.raises(ValueError, match="must be a split saved by lungfirst"):
+        Split.load(tmp_path / "s.json")

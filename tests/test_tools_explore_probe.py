@@ -10,7 +10,9 @@ import pytest
 from explore_world import entries_of
 
 from cxr.stats import Figure
+from cxr.workdir import set_up_logging
 from exploring import probe
+from exploring.entries import read_entries
 from exploring.gather import ASPECT, CROP, FEATURES, FILM, NUMBERS, OUTSIDE
 from exploring.probe import (
     Answer,
@@ -167,3 +169,22 @@ def test_figures_in_words() -> None:
     assert auc_text(Figure(0.9791, 0.9684, 0.985, 9)) == "0.979 [0.968, 0.985]"
     assert auc_text(Figure(0.9, None, None, 9)) == "0.900, without an interval"
     assert auc_text(Figure(None, None, None, 0)) == "not measured"
+
+
+def test_words_that_are_not_known_are_told_and_not_asked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        *({"label": ("normal", "Normal ", "No_Finding")[n % 3]} for n in range(30)),
+        *({"label": ("pneumonia", "PNEUMONIA")[n % 2]} for n in range(30)),
+        *({"label": "pnuemonia"} for _ in range(31)),
+        *({"label": ""} for _ in range(32)),
+    ]
+    seen = np.ones(len(rows), bool)
+    set_up_logging()
+    (asked,) = questions(entries_of(tmp_path, rows), seen)
+    assert asked.name == "here: normal / pneumonia" and (~asked.positive).sum() == 30
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pnuemonia (31 films of here" in said and "(empty) (32 films" in said
+    own = read_entries(tmp_path / "films.csv", known=["Pnuemonia"])
+    assert "here: normal / pnuemonia" in [q.name for q in questions(own, seen)]

@@ -59,6 +59,8 @@ class ExploreConfig:
         seed: of the films that are shown, the folds and the bootstrap.
         draws: bootstrap draws of patients for the intervals.
         smallest: films that each side of a question of the probe must have.
+        labels: labels of the table beside the usual ones; films of other labels, and of none, are
+            counted and shown, and the probe is not asked about them.
         jobs: processes that read films; by default as many as are worth starting.
     """
 
@@ -70,6 +72,7 @@ class ExploreConfig:
     seed: int = 0
     draws: int = 1000
     smallest: int = 30
+    labels: tuple[str, ...] = ()
     jobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +107,7 @@ def explore(config: ExploreConfig) -> int:
     if config.source:
         data = convert(config.source, data, config.out, config.uncertain)
     table = data / "films.csv"
-    entries = read_entries(table, config.smallest)
+    entries = read_entries(table, config.smallest, config.labels)
     boxes, origin = find_boxes(config, data, entries)
     workdir = Workdir(config.out)
     record = workdir.start(to_plain(config))

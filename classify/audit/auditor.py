@@ -74,7 +74,7 @@ class Auditor:
 def load(config: AuditConfig) -> Auditor:
     """Raises OSError or ValueError for what does not fit."""
     run = read_run(config.run_path, config.crops or None)
-    truths = Truths.load(config.data, config.human_masks) if config.data else Truths()
+    truths = Truths.load(config.data, config.human_masks, run.targets) if config.data else Truths()
     films = run.films
     if config.part:
         names, split = [f.name for f in films], Split.load(config.split)

@@ -6,8 +6,6 @@ Films are read from where they lay when the run was made; one that has changed s
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +21,7 @@ from classify.labels import label_of
 from classify.predictions import PredictionRow, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy
 from cxr.film import Film, list_films
-from cxr.films_table import FilmNames, FilmRow, open_table, read_films_table
+from cxr.films_table import FilmNames, FilmRow, read_films_table, read_finding_boxes, tell_unknown
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require
 from cxr.split import Split
@@ -43,10 +41,11 @@ class Truth:
     row: FilmRow | None = None
     mask: Path | None = None
     findings_xyxy: tuple[Box, ...] = ()
+    known: tuple[str, ...] = ()  # the members' targets, which are words of the labels too
 
     def label_for(self, target: str) -> int:
         """NORMAL, TARGET or OTHERS for a member, UNKNOWN where the label does not say."""
-        found = None if self.row is None else label_of(self.row, target)
+        found = None if self.row is None else label_of(self.row, target, known=self.known)
         return UNKNOWN if found is None else found
 
     def read_lungs(self, size_hw: tuple[int, int]) -> np.ndarray | None:
@@ -83,17 +82,24 @@ class Truths:
     by_name: dict[str, Truth] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, data: str | Path, human_masks: bool = True) -> Truths:
-        """films.csv of the folder, its masks and finding_boxes.csv where there are any; raises
-        OSError or ValueError."""
+    def load(cls, data: str | Path, human_masks: bool = True, known: Sequence[str] = ()) -> Truths:
+        """films.csv of the folder, its masks and finding_boxes.csv where there are any; `known` are
+        the members' targets. Raises OSError or ValueError."""
         folder = Path(data)
         if not (folder / "films.csv").is_file():
             raise ValueError(f"--data must be a folder with films.csv. {folder} holds none.")
-        findings = _read_findings(folder / FINDINGS)
+        findings: dict[str, tuple[Box, ...]] = {}
+        path = folder / FINDINGS
+        for image, _, (x, y, w, h) in read_finding_boxes(path) if path.is_file() else ():
+            findings[image] = (*findings.get(image, ()), (x, y, x + w, y + h))
         by_name = {}
-        for row in read_films_table(folder / "films.csv"):
+        rows = read_films_table(folder / "films.csv")
+        tell_unknown(rows, folder / "films.csv", known)
+        for row in rows:
             mask = folder / row.mask if row.mask and human_masks else None
-            by_name[name_of(row.image)] = Truth(row, mask, tuple(findings.get(row.image, ())))
+            by_name[name_of(row.image)] = Truth(
+                row, mask, findings.get(row.image, ()), tuple(known)
+            )
         return cls(by_name)
 
     def of(self, film: str) -> Truth:
@@ -124,24 +130,6 @@ class Truths:
             return split.part_of.get(row.patient_id) == part
 
         return [film for film in films if is_chosen(film)]
-
-
-def _read_findings(path: Path) -> dict[str, list[Box]]:
-    """Image → boxes x0, y0, x1, y1 of a CSV with image, x, y, w, h; {} where there is no file."""
-    out: dict[str, list[Box]] = defaultdict(list)
-    if not path.is_file():
-        return out
-    with open_table(path) as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                x, y, w, h = (float(row[k]) for k in ("x", "y", "w", "h"))
-                out[row["image"]].append((x, y, x + w, y + h))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{path} line {line} must have image, x, y, w, h as numbers. "
-                    f"Got {dict(row)} instead."
-                ) from error
-    return out
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,14 @@ import numpy as np
 from rich.table import Table
 
 from classify.predictions import read_predictions
-from cxr.films_table import FilmNames, FilmRow, read_films_table
+from cxr.films_table import (
+    FilmNames,
+    FilmRow,
+    is_abnormal,
+    read_films_table,
+    tell_unknown,
+    why_unknown,
+)
 from cxr.split import Split
 from cxr.stats import auc, exact_interval
 
@@ -77,6 +84,7 @@ def read_screening_films(
     names = FilmNames(table)
     out: Counter[str] = Counter()
     kept: dict[str, tuple[FilmRow, np.ndarray]] = {}
+    unsure: list[FilmRow] = []
     targets: tuple[str, ...] = ()
     for path in predictions:
         found, rows = read_predictions(path)
@@ -92,14 +100,16 @@ def read_screening_films(
                 out[f"status {row.status}"] += 1
             elif truth is None:
                 out["not in the labels"] += 1
-            elif truth.label == "unknown":
-                out["truth unknown"] += 1
             elif sources and truth.source not in sources:
                 out["another source"] += 1
+            elif unknown := why_unknown(truth, targets, normal):
+                out[unknown] += 1
+                unsure.append(truth)
             elif truth.image in kept:
                 out["film given twice"] += 1
             else:
                 kept[truth.image] = (truth, np.asarray(row.logits, dtype=np.float64))
+    tell_unknown(unsure, labels, targets, normal)
     if not kept:
         raise ValueError(
             f"predictions and {labels} must have films in common. "
@@ -109,7 +119,7 @@ def read_screening_films(
     return ScreeningFilms(
         targets,
         np.stack([logits.reshape(len(targets), 3) for _, logits in kept.values()]),
-        np.array([t.label != normal for t in truths], dtype=bool),
+        np.array([is_abnormal(t, targets, normal) for t in truths], dtype=bool),
         [t.patient_id for t in truths],
         [t.source for t in truths],
         [t.image for t in truths],

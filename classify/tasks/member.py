@@ -165,7 +165,7 @@ def member_job(
     config: TrainConfig, cases: list[Case], parts: Parts, target: str, order: int
 ) -> MemberJob:
     """All that one member is trained from; its films are decoded where they are not yet."""
-    labels = [label_of(case.row, target, config.classes) for case in cases]
+    labels = [label_of(case.row, target, config.classes, config.words) for case in cases]
     known = [k for k in labels if k is not None]
     assert len(known) == len(cases), "select_cases leaves unknown truths out"
     if not any(has_disease(cases[i].row, [target]) for i in parts["train"]):

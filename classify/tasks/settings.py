@@ -80,6 +80,11 @@ class TrainingConfig:
         """For bundles."""
         return "crops" if self.crops else "films"
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Labels of films.csv that this training knows beside the usual ones."""
+        return ()
+
 
 @dataclass(frozen=True)
 class PhaseConfig:
@@ -160,6 +165,11 @@ class TrainConfig(TrainingConfig):
         require_not_negative(self, "max_epochs", "draws", "restore_weight")
         rule = "preprocess.side must be a multiple of 32 px (five halvings of the encoder)"
         require(self.preprocess.side % 32 == 0, rule, self.preprocess.side)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The diseases that are named here."""
+        return (*self.targets, *self.unseen)
 
     def class_names(self, target: str) -> tuple[str, ...]:
         """What a member answers, in the order of its logits."""
@@ -271,6 +281,11 @@ class SingleConfig(TrainingConfig):
             own,
         )
         self.network()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The answers."""
+        return self.classes
 
     @property
     def nets(self) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_UNKNOWN = {"", "todo", "unknown", "nan", "none", "n/a", "inconclusive"}
-_NORMAL = {"no finding", "no findings", "normal"}
+from cxr.films_table import UNKNOWN_WORDS, label_word
+
 # findings of early releases of the COVID-19 sets that do not name their group
 _NAMES = {
     "viral": "sars mers mers-cov influenza varicella herpes h1n1",
@@ -16,7 +16,6 @@ _NAMES = {
 _GROUPS = {name: group for group, names in _NAMES.items() for name in names.split()}
 _BARE = {"viral", "bacterial", "fungal", "lipoid", "aspiration"}
 _OTHER = {"ards", "tuberculosis", "pneumothorax", "effusion", "edema", "atelectasis", "sarcoidosis"}
-_COVID = {"covid-19", "covid", "covid19"}
 
 _FRONTAL = re.compile(r"^(PA|AP)([ _-]?(erect|supine|sitting|portable|semi.?erect))?$", re.I)
 _NOT_FRONTAL = dict.fromkeys(("L", "LL", "LATERAL", "RL"), "lateral") | dict.fromkeys(
@@ -32,16 +31,16 @@ def label_of_finding(finding: str) -> tuple[str, str] | None:
     is covid.
     """
     finding = finding.strip()
-    word = finding.lower()
-    if word in _UNKNOWN:
+    word = label_word(finding)
+    if word in UNKNOWN_WORDS:
         return "unknown", "no label"
-    if word in _NORMAL:
+    if word == "normal":
         return "normal", finding
     parts = [part.strip() for part in finding.split("/") if part.strip()]
     if not parts:
         return None
     head = parts[-1].split(",")[0].strip()
-    if head.lower() in _COVID:
+    if label_word(head) == "covid":
         return "covid", parts[-1]
     if parts[0].lower() == "pneumonia":
         rest = parts[1:] or ["unspecified"]
@@ -72,7 +71,9 @@ def frontal_view(view: str) -> tuple[str, str]:
 def is_known_view(view: str) -> bool:
     """Whether `frontal_view` knows the word, an empty one included."""
     word = view.strip()
-    return word.lower() in _UNKNOWN or word.upper() in _NOT_FRONTAL or bool(_FRONTAL.match(word))
+    return (
+        word.lower() in UNKNOWN_WORDS or word.upper() in _NOT_FRONTAL or bool(_FRONTAL.match(word))
+    )
 
 
 def sex_of(word: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,15 @@ import numpy as np
 
 from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
 from cxr.coco import read_counted
-from cxr.films_table import FilmNames, FilmRow, open_table, read_films_table
+from cxr.films_table import (
+    FilmNames,
+    FilmRow,
+    label_word,
+    read_films_table,
+    table_rows,
+    tell_unknown,
+    why_unknown,
+)
 from cxr.manifest import read_manifest
 from cxr.page.build import Table
 from cxr.page.words import printable
@@ -23,7 +30,6 @@ from cxr.public_sets.words import sex_of, years_of
 NOT_STATED = "not stated"
 BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", NOT_STATED)
 _CHILD = re.compile(r"p(a?)ed|child|infant|neonat|newborn", re.IGNORECASE)
-UNKNOWN = ("", "unknown")
 
 
 @dataclass(frozen=True, order=True)
@@ -43,13 +49,14 @@ class FilmClass:
 @dataclass(frozen=True)
 class Entry:
     """One film of the table; `age` is one of BANDS, `original_wh` its size before it was scaled,
-    where stated."""
+    where stated; `is_known`: its label says what it is."""
 
     row: FilmRow
     kind: str
     age: str
     sex: str
     original_wh: tuple[int, int] | None
+    is_known: bool = True
 
     @property
     def film_class(self) -> FilmClass:
@@ -57,17 +64,25 @@ class Entry:
         return FilmClass(self.row.source, self.row.label, self.kind)
 
 
-def read_entries(path: str | Path, smallest: int = 30) -> list[Entry]:
+def read_entries(path: str | Path, smallest: int = 30, known: Sequence[str] = ()) -> list[Entry]:
     """Films of a films.csv; a sublabel parts its label where at least two sublabels of one source
-    have `smallest` films each. Raises ValueError or OSError for a table that cannot be used."""
+    have `smallest` films each; `known` are labels beside the usual ones. Raises ValueError or
+    OSError for a table that cannot be used."""
     rows = [_printable(row) for row in read_films_table(path)]
     if not rows:
         raise ValueError(f"{path} must list at least one film. Got none.")
-    with open_table(path) as file:
-        extras = list(csv.DictReader(file))
+    tell_unknown(rows, path, known)
+    extras = [cells for _, cells in table_rows(path, ())]
     kinds = _kinds(rows, smallest)
     return [
-        Entry(row, kind, age_band(more.get("age") or ""), _sex(more), _original(more))
+        Entry(
+            row,
+            kind,
+            age_band(more.get("age") or ""),
+            _sex(more),
+            _original(more),
+            not why_unknown(row, known),
+        )
         for row, more, kind in zip(rows, extras, kinds, strict=True)
     ]
 
@@ -117,7 +132,7 @@ def _kind(row: FilmRow) -> str:
     if "|" in row.sublabel:
         return ""
     first = re.split(r"[/,;]", row.sublabel)[0].strip()
-    return "" if first.casefold() == row.label.casefold() else first
+    return "" if label_word(first) == row.label else label_word(first)
 
 
 def _sex(more: dict[str, str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from classify.shortcuts import fit_shortcut
 from cxr.stats import Figure, bootstrap_weights, figure, in_words, weighted_auc
-from exploring.entries import UNKNOWN, Entry
+from exploring.entries import Entry
 from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Gathered
 
 FOLDS = 5
@@ -55,7 +55,7 @@ def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) ->
     out = []
     sources = _sides([e.row.source for e in entries], seen, smallest)
     for source, own in sources.items():
-        labels = [e.row.label if own[i] else "" for i, e in enumerate(entries)]
+        labels = [e.row.label if own[i] and e.is_known else "" for i, e in enumerate(entries)]
         found = _sides(labels, seen, smallest)
         order = sorted(found, key=lambda label: (label != "normal", -found[label].sum(), label))
         out += _pairs("labels", {label: found[label] for label in order}, f"{source}: ")
@@ -150,7 +150,7 @@ def _bootstrap(
 def _sides(names: Sequence[str], seen: np.ndarray, smallest: int) -> dict[str, np.ndarray]:
     """Name → (N,) bool of its readable films, for names that are known and have enough films."""
     every = np.asarray(names, dtype=object)
-    found = {n: (every == n) & seen for n in dict.fromkeys(names) if n.casefold() not in UNKNOWN}
+    found = {n: (every == n) & seen for n in dict.fromkeys(names) if n}
     return {name: own for name, own in found.items() if own.sum() >= smallest}
 
 

@@ -6,7 +6,6 @@ it stopped; numbers are given when all films are known, because doubt decides th
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import re
@@ -23,7 +22,7 @@ from rich.progress import track
 from cxr.boxes import Frame, flip_x_xyxy, iou_xyxy
 from cxr.draw import encode_jpeg
 from cxr.film import Film, list_films
-from cxr.films_table import open_table
+from cxr.films_table import table_rows
 from cxr.intensity import clahe, min_max, percentile_clip, resize
 from cxr.ledger import FilmRecords
 from cxr.rules import require
@@ -75,14 +74,7 @@ def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> 
 def read_table(path: Path) -> list[SessionFilm]:
     """The films of a CSV. Columns: image (relative to the table), and where known patient_id,
     label, sublabel, source, orig_width, orig_height; raises ValueError without `image`."""
-    with open_table(path) as file:
-        reader = csv.DictReader(file)
-        if "image" not in (reader.fieldnames or []):
-            raise ValueError(
-                f"{path} must have a column image (and patient_id, label to sample by). "
-                f"Got {', '.join(reader.fieldnames or ['no columns'])} instead."
-            )
-        return [_to_film(path, row) for row in reader if row["image"]]
+    return [_to_film(path, row) for _, row in table_rows(path, ["image"]) if row["image"]]
 
 
 def _to_film(path: Path, row: dict[str, str]) -> SessionFilm:

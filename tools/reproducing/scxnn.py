@@ -26,7 +26,7 @@ from classify.tasks.settings import TrainConfig
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
 from cxr.cli import from_plain
-from cxr.films_table import has_disease
+from cxr.films_table import has_disease, is_abnormal
 from cxr.plots import new_figure, write_figure
 from cxr.rules import require
 from cxr.stats import Figure, share_figure, softmax
@@ -136,7 +136,7 @@ def truth_of(case: Case, config: ScxnnConfig) -> str | None:
     """A film's class among `config.answers`; with several targets the first that it has, and None
     for a film that is neither normal nor has one."""
     if len(config.targets) == 1:
-        number = label_of(case.row, config.targets[0], config.classes)
+        number = label_of(case.row, config.targets[0], config.classes, config.unseen)
         return None if number is None else config.answers[number]
     if case.row.label == "normal":
         return "normal"
@@ -218,7 +218,7 @@ def screen_films(
         return ScreeningFilms(
             config.targets,
             np.asarray(logits[part], dtype=np.float64),
-            np.array([row.label != "normal" for row in rows], dtype=bool),
+            np.array([is_abnormal(row, config.targets) for row in rows], dtype=bool),
             [row.patient_id for row in rows],
             [row.source for row in rows],
             [row.image for row in rows],
