@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -57,17 +58,9 @@ class AugmentConfig:
         require_share(self, *fractions, below=0.5)
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How far a picture may be changed.
-
-    Attributes:
-        rotate: degrees, to both sides.
-        shift_x: fraction of the width.
-        shift_y: fraction of the height.
-        zoom: fraction, in and out; the aspect ratio stays.
-        mirror: probability of exchanging left and right.
-    """
+class Geometry(NamedTuple):
+    """How far a picture may be changed: degrees to both sides, fractions of width and height, zoom
+    in and out (the aspect ratio stays), and the probability of exchanging left and right."""
 
     rotate: float = 0.0
     shift_x: float = 0.0

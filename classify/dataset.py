@@ -26,6 +26,7 @@ from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.tasks.settings import SingleConfig, TrainingConfig
 from cxr.boxes import Frame, expand_xyxy
 from cxr.devices import pick_device
+from cxr.errors import FilmError
 from cxr.film import read_film
 from cxr.films_table import (
     class_of,
@@ -37,6 +38,7 @@ from cxr.films_table import (
     tell_unknown,
 )
 from cxr.intensity import to_uint8
+from cxr.training.recipe import require_writable
 from cxr.workdir import console, log, write_atomic
 
 NO_REGION = RegionConfig("none")
@@ -116,12 +118,14 @@ def build_cache(
     `side` is that of the cached pictures, `box_jitter` how far a crop is widened (by fraction of
     its side, to both sides). `target` matters for lesion_masks and finding_boxes only.
     """
+    require_films(cases)
     finder = RegionFinder(region, target)
     name = _fingerprint(cases, config, finder, side, box_jitter)
     done = folder / f"{name}.json"
     files = [folder / f"{name}.{kind}.npy" for kind in ("images", "regions")]
     if not done.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        need = 2 * len(cases) * side**2  # a byte a pixel, of a region too
+        require_writable(folder, need, "--cache or --out")
         with FileLock(folder / f"{name}.lock"):  # trainings side by side share a cache
             if not done.exists():
                 numbers = _decode_all(cases, config, finder, files, side, box_jitter)
@@ -129,6 +133,16 @@ def build_cache(
     region_of = np.asarray(json.loads(done.read_text())["region_of"], dtype=np.int64)
     images, regions = (np.load(f, mmap_mode="r") for f in files)
     return PixelCache(images, regions, region_of)
+
+
+def require_films(cases: Sequence[Case]) -> None:
+    """Raise ValueError where a film's file is missing: which, and how many are."""
+    files = [case.crop or case.film for case in cases]
+    if lost := [path for path in files if not path.is_file()]:
+        raise ValueError(
+            f"data and crops must hold the files of all films. {len(lost)} of {len(files)} are "
+            f"missing, such as {lost[0]}: give the folder that holds them, or remove their rows."
+        )
 
 
 def _decode_all(
@@ -139,13 +153,19 @@ def _decode_all(
     side: int,
     box_jitter: float,
 ) -> list[int]:
-    """Writes images and regions; the number of each film's region or -1."""
+    """Writes images and regions; the number of each film's region or -1. Raises ValueError for
+    films that cannot be read, when all have been tried."""
     shape = (len(cases), side, side)
     images = np.lib.format.open_memmap(files[0], mode="w+", dtype=np.uint8, shape=shape)
     regions: list[np.ndarray] = []
-    region_of = []
+    region_of: list[int] = []
+    unread: list[FilmError] = []
     for i, case in enumerate(track(cases, "decoding films", console=console, transient=True)):
-        pixels, cut = _pixels_of(case, box_jitter)
+        try:
+            pixels, cut = _pixels_of(case, box_jitter)
+        except FilmError as error:
+            unread.append(error)
+            continue
         images[i] = to_uint8(preprocess(pixels, config, side))
         mask = finder.mask_of(case)
         region_of.append(-1 if mask is None else len(regions))
@@ -153,6 +173,11 @@ def _decode_all(
             mask = mask if cut is None else cut.apply(mask, nearest=True)
             letterbox = Frame.letterbox(mask.shape, side, centre=True)
             regions.append(letterbox.apply(mask, nearest=True))
+    if unread:
+        raise ValueError(
+            f"data and crops must hold films that can be read. {len(unread)} of {len(cases)} "
+            f"cannot, such as {unread[0]}. Replace the files, or remove their rows."
+        )
     images.flush()
     np.save(files[1], np.stack(regions) if regions else np.zeros((0, side, side), np.uint8))
     log.info("decoded %d films to %d px, %d with a region", len(cases), side, len(regions))

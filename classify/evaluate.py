@@ -21,8 +21,11 @@ from classify.shortcuts import shortcut_features, shortcut_scores
 from cxr.cli import parse_config, to_plain
 from cxr.films_table import FilmNames, class_of, read_films_table, tell_unknown
 from cxr.split import Split
-from cxr.stats import Figure, figure_of, softmax, weighted_auc, with_draws
+from cxr.stats import figure_of, in_words, softmax, weighted_auc, with_draws
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
+from detect.tables import to_markdown
+
+HEAD = ("question", "what looks", "AUC [95 %]", "films", "patients")
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir.start(to_plain(config))
     write_json(workdir / "evaluation.json", rows)
     write_atomic(workdir / "table.md", markdown(rows))
-    table = Table("question", "what looks", "AUC [95 %]", "films", "patients", highlight=False)
-    for row in rows:
-        table.add_row(
-            row["question"], row["what"], row["auc"], str(row["films"]), str(row["patients"])
-        )
+    table = Table(*HEAD, highlight=False)
+    for cells in _cells(rows):
+        table.add_row(*cells)
     console.print(table)
     return 0
 
@@ -155,7 +156,13 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             scores[f"ensemble: {name}"] = ensemble_score(stacked, targets, question)
         positive = np.array([bool(truth[i]) for i in test])
         patients = [boxed[i].patient for i in test]
-        rows += _rows(question.name, scores, positive, patients, config.draws)
+        weights = with_draws(patients, config.draws)
+        for what, values in scores.items():
+            found = figure_of(weighted_auc(values, positive, weights), len(test))
+            known = {"question": question.name, "what": what}
+            known |= {"auc": in_words(found, missing="not defined"), "value": found.value}
+            known |= {"low": found.low, "high": found.high, "films": len(test)}
+            rows.append({**known, "patients": len(set(patients))})
     return rows
 
 
@@ -168,46 +175,14 @@ def _logits_of(run: Path, cases: Sequence[Case]) -> tuple[tuple[str, ...], dict[
     return targets, {i: logits for i, logits in found.items() if logits is not None}
 
 
-def _rows(
-    question: str,
-    scores: dict[str, np.ndarray],
-    positive: np.ndarray,
-    patients: list[str],
-    draws: int,
-) -> list[dict[str, Any]]:
-    weights = with_draws(patients, draws)
-    rows = []
-    for name, values in scores.items():
-        found = figure_of(weighted_auc(values, positive, weights), len(positive))
-        rows.append(
-            {
-                "question": question,
-                "what": name,
-                "auc": _text(found),
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "films": len(positive),
-                "patients": len(set(patients)),
-            }
-        )
-    return rows
-
-
-def _text(found: Figure) -> str:
-    if found.value is None or found.low is None or found.high is None:
-        return "not defined"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown, a block a question."""
-    lines = ["| question | what looks | AUC [95 %] | films | patients |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {r['question']} | {r['what']} | {r['auc']} | {r['films']} | {r['patients']} |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
+    """The table as Markdown."""
+    return "\n".join(to_markdown(HEAD, _cells(rows))) + "\n"
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    names = ("question", "what", "auc", "films", "patients")
+    return [[str(row[name]) for name in names] for row in rows]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +14,7 @@ from cxr.films_table import FilmNames, FilmRow, take_films, why_unknown
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require, require_one_of
 from cxr.split import Split, make_folds, make_split
+from cxr.workdir import log
 
 PARTS = ("train", "val", "test")
 PROTOCOLS = ("pooled", "official", "folds", "file")
@@ -171,6 +172,34 @@ def read_split(path: str, name: str = "split") -> Split:
     return Split.load(path)
 
 
+def tell_films(
+    parts: Mapping[str, Sequence[int]], left_out: Mapping[str, int], folds: int = 1
+) -> None:
+    """How many films each part has, and why the others are left out, to the log."""
+    log.info(
+        "%d films (%s%s), left out: %s",
+        sum(map(len, parts.values())),
+        ", ".join(f"{name} {len(films)}" for name, films in parts.items()),
+        f" in the first of {folds} folds" if folds > 1 else "",
+        ", ".join(f"{why} {n}" for why, n in left_out.items()) or "none",
+    )
+
+
+def licence_note(rows: Iterable[FilmRow]) -> str:
+    """Under which licences the films are that a network learnt from, for its bundle."""
+    return "trained on films under: " + "; ".join(sorted({row.licence for row in rows}))
+
+
+def require_part(parts: Mapping[str, Sequence[int]], *names: str) -> None:
+    """Raise ValueError where one of these parts has no film."""
+    for name in names:
+        if not parts.get(name):
+            raise ValueError(
+                f"the split must have films in its part {name!r}. Got none: check the split, "
+                "evaluate, sources, publishable_only and max_films."
+            )
+
+
 def share_cases(
     cases: Sequence[Case], split: Split, names: Sequence[str], most: int, seed: int
 ) -> tuple[list[Case], dict[str, list[int]]]:
@@ -264,6 +293,25 @@ def _official(
     dropped = len(rows) - len(test) - len(rest)
     why = {"patient is in the published test part, too": dropped} if dropped else {}
     return Shares({**drawn, "test": test}, why)
+
+
+def require_more_than_one(films: Sequence[int], batch: int) -> None:
+    """Raise ValueError where `train_loader` would find no batch to learn from."""
+    if len(films) == 1 and batch > 1:
+        raise ValueError(
+            "the part train must hold at least 2 films: the last batch is left out when it holds "
+            "one. Got 1 instead: check the split, sources and max_films."
+        )
+
+
+def require_two(part: str, labels: Sequence[int], classes: Sequence[str], why: str) -> None:
+    """Raise ValueError where a part's films are all of one class, which `why` forbids."""
+    if len(set(labels)) < 2:
+        only = ", ".join(classes[k] for k in set(labels)) or "none"
+        raise ValueError(
+            f"the part {part} must hold films of two classes at least: {why}. Got films of {only} "
+            "alone: make another split or larger part, or check classes, sources and max_films."
+        )
 
 
 def _check(shares: Shares, patients: Sequence[str], labels: Sequence[int]) -> None:

@@ -7,7 +7,6 @@ The pretraining (classify.pretrain) is done in `pretraining.out`, once for all n
 from it; what follows is classify.single with the pretrained encoder as its first weights.
 """
 
-import sys
 from functools import partial
 
 from classify.train import run_task
@@ -15,4 +14,4 @@ from classify.train import run_task
 main = partial(run_task, "finetune")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

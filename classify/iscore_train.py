@@ -4,7 +4,6 @@ python -m classify.iscore_train --config configs/classify/iscore.yaml
 python -m classify.iscore_train --config configs/classify/iscore.yaml --keep all --out runs/all
 """
 
-import sys
 from functools import partial
 
 from classify.train import run_task
@@ -12,4 +11,4 @@ from classify.train import run_task
 main = partial(run_task, "iscore_train")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

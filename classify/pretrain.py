@@ -4,7 +4,6 @@ python -m classify.pretrain --config configs/classify/pretrain_unet_cbam.yaml
 python -m classify.pretrain --config configs/classify/pretrain_unet_cbam.yaml --max_films 40
 """
 
-import sys
 from functools import partial
 
 from classify.train import run_task
@@ -12,4 +11,4 @@ from classify.train import run_task
 main = partial(run_task, "pretrain")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

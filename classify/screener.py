@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,16 @@ from classify.screening.films import (
     read_screening_films,
     to_rich_table,
 )
-from classify.screening.guarantee import OperatingPoint, choose_operating_point, percent
+from classify.screening.guarantee import (
+    OperatingPoint,
+    check_shares,
+    choose_operating_point,
+    percent,
+)
 from classify.screening.svm import CalibratedSvm
 from cxr.cli import Command, parse_command, to_plain
 from cxr.rules import require
+from cxr.training.recipe import require_writable
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
 
 SCHEMA, VERSION = "lungfirst.screener", 1
@@ -41,18 +47,40 @@ _ROUNDING = 1e-9  # a score that equals the threshold but for its last digits is
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """Fits the screener on members' logits, chooses its operating point and saves it.
+class FilmsConfig:
+    """Films with members' logits and a truth.
 
     Args:
         predictions: predictions.csv of one or more runs.
         labels: films.csv with label, source and patient of each film.
+        sources: use films of these sources only; none named: all.
+        normal: a word that means normal in films.csv, beside the usual ones. Films whose label is
+            unknown are left out and counted.
+    """
+
+    predictions: tuple[str, ...] = ()
+    labels: Path = Path("films.csv")
+    sources: tuple[str, ...] = ()
+    normal: str = "normal"
+
+    def __post_init__(self) -> None:
+        rule = "PREDICTIONS must name at least one predictions.csv of a run"
+        require(bool(self.predictions), rule, self.predictions)
+
+    def films(self) -> ScreeningFilms:
+        """Raises ValueError or OSError for files that do not fit."""
+        return read_screening_films(self.predictions, self.labels, self.normal, self.sources)
+
+
+@dataclass(frozen=True)
+class FitConfig(FilmsConfig):
+    """Fits the screener on members' logits, chooses its operating point and saves it.
+
+    Args:
         split: the split that the members were trained with (JSON).
         ensemble: folder of the members; screener.skops and screener.json are written there.
         fit_parts: parts of the split to fit on. Not train: the members' logits are too sure there.
         calibration_part: part that fixes the operating point; never among fit_parts.
-        sources: use films of these sources only; none named: all.
-        normal: the label in films.csv that means normal. Films labelled unknown are left out.
         sensitivity: what the calibration films are to prove.
         confidence: of that proof, one-sided.
         scope: a sentence on whom the members learnt from, shown beside every result.
@@ -62,14 +90,10 @@ class FitConfig:
         seed: of the folds.
     """
 
-    predictions: tuple[str, ...] = ()
-    labels: Path = Path("films.csv")
     split: Path = Path("split.json")
     ensemble: Path = Path("weights/ensemble_crops")
     fit_parts: tuple[str, ...] = ("val",)
     calibration_part: str = "calibration"
-    sources: tuple[str, ...] = ()
-    normal: str = "normal"
     sensitivity: float = 0.99
     confidence: float = 0.95
     scope: str = ""
@@ -79,55 +103,30 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.calibration_part in self.fit_parts:
             raise ValueError(
                 "calibration_part must not be among fit_parts: films that were fitted on prove "
                 f"nothing. Got {self.calibration_part!r} in both; choose another part."
             )
-        for name in ("sensitivity", "confidence"):
-            share = getattr(self, name)
-            require(0 < share < 1, f"{name} must lie between 0 and 1, both excluded", share)
-        _check_predictions(self.predictions)
+        check_shares(self.sensitivity, self.confidence)
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(FilmsConfig):
     """Measures a fitted screener on films that neither it nor the members have seen.
 
     Args:
-        predictions: predictions.csv of one or more runs.
-        labels: films.csv with label, source and patient of each film.
         split: the split that the members were trained with (JSON); with none, all films are used.
         ensemble: folder that holds screener.skops and screener.json.
         part: part of the split to measure on.
-        sources: use films of these sources only; none named: all.
-        normal: the label in films.csv that means normal.
         out: JSON file for the figures; with none, they are only printed.
     """
 
-    predictions: tuple[str, ...] = ()
-    labels: Path = Path("films.csv")
     split: Path | None = None
     ensemble: Path = Path("weights/ensemble_crops")
     part: str = "test"
-    sources: tuple[str, ...] = ()
-    normal: str = "normal"
     out: Path | None = None
-
-    def __post_init__(self) -> None:
-        _check_predictions(self.predictions)
-
-
-def _check_predictions(predictions: Sequence[str]) -> None:
-    if not predictions:
-        raise ValueError("PREDICTIONS must name at least one predictions.csv of a run.")
-
-
-class Scores(Protocol):
-    """What the screener needs of its model."""
-
-    def predict_proba(self, features: np.ndarray) -> np.ndarray:
-        """(N, 3 M) logits to (N, 2): the probabilities of normal and abnormal."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Screener:
     """A calibrated SVM, its operating point, and the members that it was fitted for; `data` are the
     bytes of its skops file."""
 
-    model: Scores
+    model: CalibratedSvm
     targets: tuple[str, ...]
     point: OperatingPoint
     meta: dict[str, Any] = field(default_factory=dict)
@@ -277,9 +276,15 @@ def calibrate(
 
 def run_fit(config: FitConfig) -> Screener:
     """The `fit` command: fit, choose the operating point, save."""
-    films = read_screening_films(config.predictions, config.labels, config.normal, config.sources)
+    films = config.films()
     fit_on = films.of_parts(config.split, config.fit_parts)
     calibration = films.of_parts(config.split, [config.calibration_part])
+    if not calibration.abnormal.any():
+        raise ValueError(
+            f"calibration_part must hold abnormal films, or nothing can be proven. Got none among "
+            f"{len(calibration.films)} of {config.calibration_part!r}: check split and labels."
+        )
+    require_writable(config.ensemble, name="--ensemble")
     model = fit_screener(fit_on, config)
     chosen = model.estimator.get_params()
     meta = {
@@ -304,7 +309,7 @@ def run_fit(config: FitConfig) -> Screener:
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The `evaluate` command: print the tables, save them where asked."""
     screener = Screener.load(config.ensemble)
-    films = read_screening_films(config.predictions, config.labels, config.normal, config.sources)
+    films = config.films()
     if films.targets != screener.targets:
         raise ValueError(
             f"predictions must hold the members {', '.join(screener.targets)} in this "

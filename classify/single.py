@@ -4,7 +4,6 @@ python -m classify.single --config configs/classify/fusion.yaml
 python -m classify.single --config configs/classify/backbone.yaml --max_films 60 --optim.epochs 1
 """
 
-import sys
 from functools import partial
 
 from classify.train import run_task
@@ -12,4 +11,4 @@ from classify.train import run_task
 main = partial(run_task, "single")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -17,6 +17,7 @@ from typing import Any
 
 from classify.tasks import settings
 from cxr.cli import load_named, parse_config
+from cxr.training.recipe import require_writable
 from cxr.workdir import log
 
 
@@ -52,6 +53,8 @@ def run_task(name: str, argv: Sequence[str] | None = None) -> int:
     example = f"{command} --config configs/classify/{task.example}"
     config = parse_config(task.config_class, argv, prog=command, example=example)
     try:
+        if not (Path(config.out) / "done.json").exists():  # a finished one may be read-only
+            require_writable(config.out)
         made: Path = load_named(f"classify.tasks.{task.train}")(config)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         log.error("%s", error)

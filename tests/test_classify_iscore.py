@@ -195,11 +195,6 @@ def test_a_feature_that_is_alike_on_all_films_is_never_drawn() -> None:
         (lambda: i_score([[0], [1]], [1, 1]), "outcomes must differ"),
         (lambda: i_score([[0], [1]], [0, 1, 1]), "outcomes must be"),
         (lambda: fit_cuts([[0.0], [np.nan]]), "finite"),
-        (lambda: fit_cuts([[0.0], [1.0]], "thirds"), "split must be one of median, kmeans"),
-        (lambda: to_bits([[0.0, 1.0]], [0.0]), "cuts must hold one"),
-        (lambda: drop_backwards(XOR, [0, 1, 1, 0], [[0, 2]]), "features from 0 to 1"),
-        (lambda: drop_backwards(XOR, [0, 1, 1, 0], [0, 1]), r"subsets must be \(D, m\)"),
-        (lambda: draw_subsets(XOR, 15, 1), "between 1 and 14"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(call, words: str) -> None:

@@ -142,18 +142,6 @@ def test_what_was_chosen_is_written(chosen: Selection, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
-    [
-        ((part("a", 20, 0), part("a", 20, 1), part("c", 20, 2)), "train and validation must share"),
-        ((part("a", 20, 0), part("b", 20, 1), part("c", 20, 2, 17)), "test must hold .* 16"),
-    ],
-)
-def test_parts_that_do_not_fit_are_refused(parts: tuple[Part, Part, Part], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        select_features(*parts, CLASSES, QUICK)
-
-
-@pytest.mark.parametrize(
     ("wrong", "words"),
     [
         ({"split": "thirds"}, "split"),

@@ -283,8 +283,3 @@ def test_maps_leave_the_network_as_it_was(tiny: FusionNet) -> None:
 def test_wrong_settings_are_refused(wrong: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         FusionConfig(**wrong)
-
-
-def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(ValueError, match="1fc, 2fc"):
-        FusionNet({"a": Says(1.0)}, "fc", classes=2)

@@ -339,3 +339,21 @@ def test_a_screener_is_fitted_alike_on_labels_spelt_otherwise(fitted: Path, tmp_
     assert record["left_out"]["label not known: whatever"] == 1
     point = Screener.load(fitted / "e").point
     assert record["operating_point"]["abnormal_patients"] == point.abnormal_patients
+
+
+def test_what_the_end_needs_is_seen_before_the_fit(
+    fitted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("classify.screener.fit_screener", lambda *_: pytest.fail("fitted"))
+    sick = [n for n in range(320) if n // 4 % 4 == 2 and n // 2 % 2]
+    labels = relabel(fitted, tmp_path / "l.csv", dict.fromkeys(sick, "normal"), {})
+    assert main(["fit", *arguments(fitted, "--labels", str(labels))]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "calibration_part must hold abnormal films" in said and "Got none among 79" in said
+    (tmp_path / "file").touch()
+    assert main(["fit", *arguments(fitted, "--ensemble", str(tmp_path / "file/e"))]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--ensemble must be a folder that can be written" in said

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from public_worlds import film, kinds, load, nih, table
 
+from cxr.films_table import NIH_TERMS as LICENCE
 from cxr.films_table import read_films_table
-from cxr.public_sets.nih import LICENCE, label_of_findings
+from cxr.public_sets.words import label_of_findings
 
 BOX_HEAD = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 GOOD = "00000001_000.png,No Finding,0,1,58,M,PA,2682,2749,0.143,0.143,"

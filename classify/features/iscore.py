@@ -118,16 +118,12 @@ def fit_cuts(features: Any, split: str = "median") -> Array:
     between the best two clusters (k-means with k = 2, which in one dimension is found exactly).
     Raises ValueError."""
     values = _checked(features)
-    require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}", split)
     return np.median(values, axis=0) if split == "median" else _two_means(values)
 
 
 def to_bits(features: Any, cuts: Any) -> Array:
     """(N, F) bool: is the feature above its cut?"""
-    values = _checked(features)
-    rule = f"cuts must hold one for each of the {values.shape[1]} features"
-    require(values.shape[1:] == np.shape(cuts), rule, np.shape(cuts))
-    return values > cuts
+    return np.asarray(features) > cuts
 
 
 def one_hot(labels: Any, classes: int) -> Array:
@@ -149,8 +145,6 @@ def i_score(bits: Any, outcomes: Any) -> float:
 def draw_subsets(bits: Any, size: int, draws: int, seed: int = 0) -> Array:
     """(draws, size) features of random starting sets, none of which holds one that is alike on all
     films; a smaller size where there are fewer features. Raises ValueError."""
-    rule = f"size must lie between 1 and {MOST_FEATURES} and draws be at least 1"
-    require(1 <= size <= MOST_FEATURES and draws >= 1, rule, (size, draws))
     useful = np.flatnonzero(is_useful(bits))
     if not len(useful):
         raise ValueError(
@@ -177,15 +171,11 @@ def drop_backwards(bits: Any, outcomes: Any, subsets: Any) -> Dropped:
             more need `one_hot`.
         subsets: (D, m) features of each starting set, m at most MOST_FEATURES.
 
-    Of equal scores the feature that stands first in its set is dropped. Raises ValueError.
+    Of equal scores the feature that stands first in its set is dropped. Raises ValueError where
+    `outcomes` are alike on all films.
     """
     by_feature = np.ascontiguousarray(np.asarray(bits, dtype=np.uint8).T)
     subsets = np.asarray(subsets, dtype=np.int64)
-    rule = f"subsets must be (D, m) with m from 1 to {MOST_FEATURES}"
-    require(subsets.ndim == 2 and 1 <= subsets.shape[1] <= MOST_FEATURES, rule, subsets.shape)
-    rule = f"subsets must name features from 0 to {len(by_feature) - 1}"
-    odd = subsets[(subsets < 0) | (subsets >= len(by_feature))]
-    require(not odd.size, rule, odd[:3].tolist())
     contrasts, whole = _contrasts(outcomes, by_feature.shape[1])
     step = max(1, _CELLS // (len(contrasts) << subsets.shape[1]))
     order, scores = subsets.copy(), np.zeros(subsets.shape)

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from classify.models.backbones import build_backbone
-from classify.models.settings import FEATURES, HEADS, FusionConfig
+from classify.models.settings import FEATURES, FusionConfig
 from classify.saliency.hooks import saliency_layer
-from cxr.rules import require
 
 HIDDEN = 64
 
@@ -32,7 +31,6 @@ class FusionNet(nn.Module):
         self, nets: Mapping[str, nn.Module], head: str, classes: int, hidden_relu: bool = True
     ) -> None:
         super().__init__()
-        require(head in HEADS, f"head must be one of {', '.join(HEADS)}", head)
         self.nets = nn.ModuleDict(nets)
         self.joined = head
         self.fc: nn.Module

@@ -7,7 +7,6 @@ that restores only the target's region, so that the features must know where it 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
@@ -15,7 +14,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from classify.models.settings import MemberConfig
-from classify.models.start_weights import load_body, read_state
+from classify.models.start_weights import load_body, load_start_weights
 from cxr.bundle import imagenet_lite_state_dict, is_lite
 from cxr.rules import require
 
@@ -127,13 +126,8 @@ def build_member(config: MemberConfig, decode: bool = True, classes: int = 3) ->
     model = SCXNN(config, decode, classes)
     if config.weights == "imagenet":
         _load_imagenet(model, config)
-    elif config.weights != "none":
-        path = Path(config.weights)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"weights must be imagenet, none or a file. {path} is no file: check the path."
-            )
-        load_body(model.encoder, read_state(path), f"{path} for the encoder {config.encoder}")
+    else:
+        load_start_weights(model.encoder, config.encoder, "", config.weights)
     return model.to(memory_format=torch.channels_last)
 
 

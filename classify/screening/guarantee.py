@@ -21,13 +21,13 @@ from cxr.stats import lower_bound
 
 def films_needed(sensitivity: float, confidence: float) -> int:
     """Fewest abnormal patients that prove the sensitivity when none is missed (0.99, 0.95: 299)."""
-    _check_shares(sensitivity, confidence)
+    check_shares(sensitivity, confidence)
     return int(np.ceil(np.log(1 - confidence) / np.log(sensitivity)))
 
 
 def misses_allowed(total: int, sensitivity: float, confidence: float) -> int:
     """Most misses among `total` that still prove the sensitivity; -1 when even none does not."""
-    _check_shares(sensitivity, confidence)
+    check_shares(sensitivity, confidence)
     misses = -1
     while misses + 1 < total and lower_bound(total - misses - 1, total, confidence) >= sensitivity:
         misses += 1
@@ -130,6 +130,7 @@ def percent(share: float) -> str:
     return f"{tenths:g} %"
 
 
-def _check_shares(sensitivity: float, confidence: float) -> None:
+def check_shares(sensitivity: float, confidence: float) -> None:
+    """Raise ValueError where one of them does not lie between 0 and 1."""
     for name, value in (("sensitivity", sensitivity), ("confidence", confidence)):
         require(0 < value < 1, f"{name} must lie between 0 and 1, both excluded", value)

@@ -26,7 +26,16 @@ from classify.dataset import (
     predict,
     train_loader,
 )
-from classify.films import Case, read_split, share_cases
+from classify.films import (
+    Case,
+    licence_note,
+    read_split,
+    require_more_than_one,
+    require_part,
+    require_two,
+    share_cases,
+    tell_films,
+)
 from classify.labels import NORMAL, OTHERS, TARGET, label_of
 from classify.models.multitask import SCXNN, build_member
 from classify.preprocess import PreprocessConfig, to_input
@@ -35,7 +44,7 @@ from cxr.bundle import save_bundle
 from cxr.cli import to_plain
 from cxr.films_table import has_disease
 from cxr.plots import draw_curves, draw_panels
-from cxr.stats import classification_report
+from cxr.stats import Figure, classification_report, in_words
 from cxr.training.learner import Batch, Learner
 from cxr.training.loop import fit, load_best
 from cxr.training.optim import OptimConfig
@@ -107,26 +116,23 @@ def train_ensemble(config: TrainConfig) -> dict[str, dict[str, Any]]:
     for target in config.targets:
         keep_to_recipe(workdir / target, config.recipe())
     workdir.start(to_plain(config), config.seed)
-    log.info(
-        "%d films (%s), left out: %s",
-        len(cases),
-        ", ".join(f"{k} {len(v)}" for k, v in parts.items()),
-        ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none",
-    )
+    tell_films(parts, left_out)
     records: dict[str, dict[str, Any]] = {}
+    jobs: list[MemberJob] = []  # all are made before the first is trained: what fails, fails now
     for order, target in enumerate(config.targets):
         finished = workdir / target / "metrics.json"
         if finished.exists() and (workdir / f"{target}.safetensors").exists():
             log.info("%s is finished: skipped", target)
             records[target] = json.loads(finished.read_text())
-            continue
-        records[target] = fit_member(member_job(config, cases, parts, target, order))
-        auc = records[target]["figures"]["val"]["macro_auc"]
-        shown = [f"{auc[k]:.3f}" if auc[k] is not None else "?" for k in ("value", "low", "high")]
-        log.info("%s: validation macro AUC %s (%s to %s)", target, *shown)
+        else:
+            jobs.append(member_job(config, cases, parts, target, order))
+    for job in jobs:
+        records[job.target] = fit_member(job)
+        auc = Figure(**records[job.target]["figures"]["val"]["macro_auc"])
+        log.info("%s: validation macro AUC %s", job.target, in_words(auc, missing="?"))
     workdir.update(finished=sorted(records))
     drop_cache(config)
-    return records
+    return {target: records[target] for target in config.targets}
 
 
 def load_cases(config: TrainConfig) -> tuple[list[Case], Parts]:
@@ -152,12 +158,7 @@ def _share(config: TrainConfig) -> tuple[list[Case], Parts, dict[str, int]]:
             )
         for part in {"train", "val"} & set(parts):
             parts[part] = [i for i in parts[part] if i not in films]
-    for part in dict.fromkeys(("train", "val", *config.evaluate)):
-        if not parts.get(part):
-            raise ValueError(
-                f"the split must have films in its part {part!r}. Got none: "
-                "check evaluate, sources and max_films."
-            )
+    require_part(parts, "train", "val", *config.evaluate)
     return cases, parts, left_out
 
 
@@ -173,6 +174,10 @@ def member_job(
             f"targets must stand in the label or sublabel of training films. "
             f"Got {target!r}, which stands nowhere."
         )
+    require_more_than_one(parts["train"], config.batch)
+    names = config.class_names(target)
+    require_two("train", [known[i] for i in parts["train"]], names, "they are told apart")
+    require_two("val", [known[i] for i in parts["val"]], names, "its AUC chooses the epoch")
 
     def decode(side: int, jitter: float = 0.0) -> PixelCache:
         folder = cache_of(config)
@@ -280,7 +285,6 @@ def _write_panels(job: MemberJob, model: SCXNN) -> None:
 
 def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
     config = job.config
-    licences = sorted({job.cases[i].row.licence for i in job.parts["train"]})
     save_bundle(
         job.bundle,
         "member",
@@ -299,7 +303,7 @@ def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
             "sources": list(config.sources),
         },
         metrics={"command": record["command"], "figures": record["figures"]},
-        licence_note="trained on films under: " + "; ".join(licences),
+        licence_note=licence_note(job.cases[i].row for i in job.parts["train"]),
     )
 
 

@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from classify.bundles import load_pretrained, save_pretrained
 from classify.dataset import NO_REGION, build_cache, cache_of, cases_of, drop_cache
-from classify.films import Case, read_split, share_cases
+from classify.films import (
+    Case,
+    licence_note,
+    read_split,
+    require_part,
+    share_cases,
+    tell_films,
+)
 from classify.genesis import NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
 from classify.models.unet_cbam import UnetCbam
 from classify.ssim import ssim, ssim_loss
@@ -107,19 +114,9 @@ def load_films(config: PretrainConfig) -> Films:
     every, left_out = cases_of(config, unlabelled=True)
     split = read_split(config.split)
     cases, parts = share_cases(every, split, ("train", "val"), config.max_films, config.seed)
-    for part, indices in parts.items():
-        if not indices:
-            raise ValueError(
-                f"the split must have films in its part {part!r}. Got none: check "
-                "split, sources and publishable_only."
-            )
+    require_part(parts, *parts)
     left_out["other parts, or beyond max_films"] = len(every) - len(cases)
-    log.info(
-        "%d films to train on, %d to validate, left out: %s",
-        len(parts["train"]),
-        len(parts["val"]),
-        ", ".join(f"{k} {n}" for k, n in left_out.items()),
-    )
+    tell_films(parts, left_out)
     side = config.preprocess.side
     cache = build_cache(cases, config.preprocess, NO_REGION, cache_of(config), side)
     return Films(cases, cache.images, parts["train"], parts["val"])
@@ -195,7 +192,7 @@ def _save(
             **{k: made[k] for k in ("git_commit", "versions")},
         },
         metrics={"command": made["command"], "figures": figures, "val_loss": val_loss},
-        licence_note="trained on films under: " + "; ".join(sorted({r.licence for r in rows})),
+        licence_note=licence_note(rows),
     )
     load_pretrained(path)  # what cannot be read must not be called finished
 

@@ -16,9 +16,9 @@ import numpy as np
 from torch import nn
 
 from classify.bundles import Single, load_single
-from classify.dataset import FilmDataset, cache_of, drop_cache, film_loader, load_films
+from classify.dataset import FilmDataset, cache_of, drop_cache, film_loader
 from classify.features.select import ORDERS, Part, Selection, regress, select_features
-from classify.films import PARTS, Films, share_films
+from classify.films import PARTS, Films, Shares
 from classify.preprocess import to_input
 from classify.tasks.settings import IscoreConfig
 from classify.tasks.single import (
@@ -27,6 +27,7 @@ from classify.tasks.single import (
     answers_of,
     build_cache_of,
     in_words,
+    shared_films,
     train_single,
     write_report,
 )
@@ -49,8 +50,9 @@ def train_iscore(config: IscoreConfig) -> Path:
     """
     out = Path(config.out)
     kept_in = replace(config, cache=str(cache_of(config)))  # both take films from one cache
+    films, (shares,) = shared_films(config, config.keep == "iscore")
     folder = train_single(kept_in.to_single())
-    single, films = load_single(folder / BUNDLE), load_films(config)
+    single = load_single(folder / BUNDLE)
     select = {k: v for k, v in to_plain(config.to_select()).items() if k != "draws"}
     marks = {"network": single.sha256, "films": films.mark()}
     keep_to_recipe(out, {"keep": config.keep, "select": select, **marks})
@@ -65,7 +67,7 @@ def train_iscore(config: IscoreConfig) -> Path:
         kept = next(m.in_features for m in head.modules() if isinstance(m, nn.Linear))
         own: dict[str, Figure] = {}
     else:
-        answers, kept, own = _answer(kept_in, single, films)
+        answers, kept, own = _answer(kept_in, single, films, shares)
     # a number of features is no estimate and has no interval
     figures = {"features.kept": Figure(float(kept), None, None, len(answers)), **own}
     report = write_report(config, answers, out / ANSWERS, out / "confusion.png")
@@ -80,10 +82,9 @@ def train_iscore(config: IscoreConfig) -> Path:
 
 
 def _answer(
-    config: IscoreConfig, single: Single, films: Films
+    config: IscoreConfig, single: Single, films: Films, shares: Shares
 ) -> tuple[list[Answer], int, dict[str, Figure]]:
     """The regression's answers to the tested films, how many features it has, and own figures."""
-    (shares,) = share_films([case.row for case in films.cases], films.labels, config.protocol)
     cache = build_cache_of(config, films)
     net: Any = single.net.to(pick_device(config.device))
 

@@ -29,14 +29,24 @@ from classify.dataset import (
     predict,
     train_loader,
 )
-from classify.films import PARTS, Films, Shares, share_films
+from classify.films import (
+    PARTS,
+    Films,
+    Shares,
+    licence_note,
+    require_more_than_one,
+    require_two,
+    share_films,
+    tell_films,
+)
 from classify.models.cxrnet import CXRNet
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.settings import FinetuneConfig, SingleConfig
+from cxr import stats
 from cxr.answers import Answer, read_answers, write_answers
 from cxr.cli import to_plain
 from cxr.plots import draw_confusion, draw_curves
-from cxr.stats import Report, classification_report, softmax
+from cxr.stats import Figure, Report, classification_report, softmax
 from cxr.training.learner import Batch, Learner, best_epoch
 from cxr.training.loop import BEST, LAST, fit, load_best
 from cxr.training.optim import OptimConfig
@@ -84,6 +94,9 @@ def finetune(config: FinetuneConfig) -> Path:
         return train_single(config.to_single())
     from classify.tasks import restore
 
+    if not (Path(config.out) / "done.json").exists():
+        films, _ = shared_films(config)  # what fails there, fails before the pretraining
+        build_cache_of(config, films)
     return train_single(
         config.to_single(restore.pretrain(config.to_pretraining()) / restore.BUNDLE)
     )
@@ -94,8 +107,7 @@ def train_single(config: SingleConfig) -> Path:
 
     Raises ValueError, OSError or ImportError for what a user can mend, and NonFiniteLossError.
     """
-    films = load_films(config)
-    every = share_films([case.row for case in films.cases], films.labels, config.protocol)
+    films, every = shared_films(config)
     out = Path(config.out)
     keep_to_recipe(out, {**config.recipe(), "films": films.mark()})
     if (out / "done.json").exists():
@@ -103,14 +115,7 @@ def train_single(config: SingleConfig) -> Path:
         return out
     workdir = Workdir(out)
     workdir.start(to_plain(config), config.seed)
-    left_out = {**films.left_out, **every[0].dropped}
-    log.info(
-        "%d films (%s%s), left out: %s",
-        len(films.cases),
-        ", ".join(f"{name} {len(indices)}" for name, indices in every[0].parts.items()),
-        f" in the first of {len(every)} folds" if len(every) > 1 else "",
-        ", ".join(f"{k} {n}" for k, n in left_out.items()) or "none",
-    )
+    tell_films(every[0].parts, {**films.left_out, **every[0].dropped}, len(every))
     cache = build_cache_of(config, films)
     nets = " + ".join(config.nets)
     jobs = [SingleJob(nets, out, config, films, every[0], cache)]
@@ -125,6 +130,19 @@ def train_single(config: SingleConfig) -> Path:
     workdir.update(finished=True)
     drop_cache(config)
     return out
+
+
+def shared_films(config: SingleConfig, chooses: bool = False) -> tuple[Films, list[Shares]]:
+    """The films of a training, and their parts in each fold; raises ValueError where they do not
+    allow it. With `chooses` an AUC of the validation films decides, as for choose: val_auc."""
+    films = load_films(config)
+    every = share_films([case.row for case in films.cases], films.labels, config.protocol)
+    for shares in every:
+        require_more_than_one(shares.parts["train"], config.batch)
+    for shares in every if chooses or config.choose == "val_auc" else ():
+        labels = [films.labels[i] for i in shares.parts["val"]]
+        require_two("val", labels, config.classes, "its AUC chooses what is kept")
+    return films, every
 
 
 def build_cache_of(config: SingleConfig, films: Films) -> PixelCache:
@@ -247,17 +265,14 @@ def report_of(
 
 def in_words(figures: dict[str, Any]) -> str:
     """Accuracy and macro AUC of a report, for the log."""
-    texts = []
-    for key, name in (("accuracy", "accuracy"), ("macro_auc", "macro AUC")):
-        known = (figures[key][k] for k in ("value", "low", "high"))
-        value, low, high = ("?" if v is None else f"{v:.3f}" for v in known)
-        texts.append(f"{name} {value} ({low} to {high})")
-    return f"{', '.join(texts)} on {figures['films']} tested films"
+    right, area = (
+        stats.in_words(Figure(**figures[key]), missing="?") for key in ("accuracy", "macro_auc")
+    )
+    return f"accuracy {right}, macro AUC {area} on {figures['films']} tested films"
 
 
 def _save(job: SingleJob, net: nn.Module, record: dict[str, Any]) -> None:
     config = job.config
-    licences = sorted({job.films.cases[i].row.licence for i in job.shares.parts["train"]})
     save_single(
         job.folder / BUNDLE,
         net,
@@ -269,7 +284,7 @@ def _save(job: SingleJob, net: nn.Module, record: dict[str, Any]) -> None:
             "protocol": config.protocol.kind,
         },
         metrics={"command": record["command"], "figures": record["figures"]},
-        licence_note="trained on films under: " + "; ".join(licences),
+        licence_note=licence_note(job.films.cases[i].row for i in job.shares.parts["train"]),
     )
 
 

@@ -83,6 +83,8 @@ def unlisted(names: Iterable[str], table: str) -> Iterator[Problem]:
         yield Problem("unlisted_file", ", ".join(found[:5]), text)
 
 
+Row = dict[str, str]
+OWN = "is taken for a patient of its own"
 Item = PublicFilm | Problem | LeftOut | FindingBox
 
 
@@ -127,9 +129,7 @@ class LayoutError(ValueError):
     """A folder that is not laid out as the set is published."""
 
 
-def read_lines(
-    path: Path, key: str, read: Callable[[str, dict[str, str]], Iterator[Item]]
-) -> Iterator[Item]:
+def read_lines(path: Path, key: str, read: Callable[[str, Row], Iterator[Item]]) -> Iterator[Item]:
     """What `read` makes of each line of a CSV file (also .gz), given where it stands and its cells
     by lower-case column; a Problem for a broken line.
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from cxr.public_sets import chexpert, covid, kermany, nih, radiography
+from cxr.public_sets import folders, tables
 from cxr.public_sets.records import (
     FindingBox,
     Item,
@@ -27,9 +27,9 @@ from cxr.public_sets.records import (
 )
 from cxr.workdir import console
 
-_IEEE, _ACTUALMED, _FIGURE1 = covid.LOADERS
-_LOADERS = (kermany.LOADER, nih.LOADER, _IEEE, radiography.LOADER, _ACTUALMED, _FIGURE1)
-SETS = {loader.name: loader for loader in (*_LOADERS, *chexpert.LOADERS)}
+SETS = {
+    loader.name: loader for loader in (folders.LOADERS[0], *tables.LOADERS, *folders.LOADERS[1:])
+}
 
 
 def load_set(
@@ -41,7 +41,7 @@ def load_set(
         name: a key of SETS.
         path: the folder; `image` of the rows is relative to it.
         uncertain: what an uncertain label of CheXpert and MIMIC-CXR-JPG is taken for; see
-            `cxr.public_sets.chexpert.label_of_values`.
+            `cxr.public_sets.words.label_of_values`.
         progress: show a bar while sizes are read.
 
     Raises:

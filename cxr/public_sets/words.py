@@ -6,6 +6,22 @@ import re
 
 from cxr.films_table import UNKNOWN_WORDS, label_word
 
+NO_FINDING = "No Finding"
+NIH_FINDINGS = frozenset(
+    [
+        *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema"),
+        *("Fibrosis", "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening"),
+        *("Pneumonia", "Pneumothorax"),
+    ]
+)
+# of CheXpert's labeler; a tube is no disease: the labeller allows it beside No Finding
+FINDINGS = (
+    *("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
+    *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion"),
+    *("Pleural Other", "Fracture"),
+)
+COLUMNS = (NO_FINDING, *FINDINGS, "Support Devices")
+_VALUES = {"1": 1, "0": 0, "-1": -1, "": None}
 # findings of early releases of the COVID-19 sets that do not name their group
 _NAMES = {
     "viral": "sars mers mers-cov influenza varicella herpes h1n1",
@@ -51,6 +67,51 @@ def label_of_finding(finding: str) -> tuple[str, str] | None:
     if first.lower() in _GROUPS:
         return "pneumonia", f"{_GROUPS[first.lower()]}/{first}"
     return ("other", finding) if head.lower() in _OTHER else None
+
+
+def label_of_findings(text: str) -> tuple[str, list[str]]:
+    """(label, words that are no findings of NIH) of `Edema|Pneumonia`."""
+    words = [word.strip() for word in text.split("|") if word.strip()]
+    odd = [word for word in words if word not in NIH_FINDINGS and word != NO_FINDING]
+    if "Pneumonia" in words:
+        return "pneumonia", odd
+    if any(word in NIH_FINDINGS for word in words):
+        return "other", odd
+    return ("normal" if NO_FINDING in words and not odd else "unknown"), odd
+
+
+def read_values(row: dict[str, str]) -> tuple[dict[str, int], list[str]]:
+    """(observation → 1, 0 or -1; those not mentioned are left out, columns with another value)."""
+    values: dict[str, int] = {}
+    odd = []
+    for column in COLUMNS:
+        text = row.get(column.lower(), "")
+        value = _VALUES.get(text.removesuffix(".0"), "odd")
+        if isinstance(value, int):
+            values[column] = value
+        elif value == "odd":
+            odd.append(f"{column} '{text}'")
+    return values, odd
+
+
+def label_of_values(values: dict[str, int], uncertain: str) -> tuple[str, str]:
+    """(label, sublabel): what is present, joined by |; `Pneumonia?` where uncertain and ignored.
+
+    Uncertain counts as present for `positive` and as absent for `negative`. For `ignore` a film
+    with uncertain pneumonia, or with nothing but uncertain findings, is `unknown`.
+    """
+    if uncertain != "ignore":
+        taken = 1 if uncertain == "positive" else 0
+        values = {name: taken if value == -1 else value for name, value in values.items()}
+    words = [name + ("?" if values[name] < 0 else "") for name in COLUMNS if values.get(name)]
+    sublabel = "|".join(words) or "no label"
+    if values.get("Pneumonia"):
+        return ("pneumonia" if values["Pneumonia"] == 1 else "unknown"), sublabel
+    if any(values.get(name) == 1 for name in FINDINGS):
+        return "other", sublabel
+    if any(values.get(name) for name in FINDINGS):
+        return "unknown", sublabel
+    return ("normal" if values.get(NO_FINDING) == 1 else "unknown"), sublabel
 
 
 def frontal_view(view: str) -> tuple[str, str]:

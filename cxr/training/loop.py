@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from cxr import draw
 from cxr.plots import draw_history
 from cxr.training.learner import Learner
+from cxr.training.recipe import disk_need, require_writable
 from cxr.workdir import log, write_atomic, write_json
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -63,9 +64,11 @@ def fit(
         events: folder of TensorBoard's events; None: `folder`.
         callbacks: what else looks on.
 
-    Raises NonFiniteLossError, and KeyboardInterrupt when it was stopped.
+    Raises NonFiniteLossError, ValueError where the checkpoints find no place, and
+    KeyboardInterrupt when it was stopped.
     """
     optim, last = learner.optim, folder / LAST
+    require_writable(folder, disk_need(learner.model))
     if restart:
         last.unlink(missing_ok=True)
     if precision == "auto":

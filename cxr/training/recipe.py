@@ -82,12 +82,13 @@ def keep_to_recipe(folder: str | Path, settings: Any, restart: bool | None = Non
     check_recipe(folder, settings, restart)
     path = Path(folder) / "recipe.json"
     if restart or not path.exists():
+        require_writable(folder)
         plain = _plain(settings)
         mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
         write_json(path, {"sha256": mark, "settings": plain})
 
 
-def require_writable(folder: str | Path, needed_bytes: int = 0) -> None:
+def require_writable(folder: str | Path, needed_bytes: int = 0, name: str = "--out") -> None:
     """Make the folder of a run and see, before hours of work, that its results will find a place.
 
     Raises ValueError where nothing can be written there, or less than `needed_bytes` (see
@@ -100,12 +101,13 @@ def require_writable(folder: str | Path, needed_bytes: int = 0) -> None:
         free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
         raise ValueError(
-            f"--out must be a folder that can be written. Got {folder}: {error.strerror}."
+            f"{name} must be a folder that can be written. Got {folder}: {error.strerror}. Give "
+            "another one, or the right to write there."
         ) from error
     if free_bytes < needed_bytes:
         raise ValueError(
-            f"--out must lie where {needed_bytes / 1e9:.1f} GB are free, for checkpoints and "
-            f"weights. {folder} has {free_bytes / 1e9:.1f} GB: free some, or give another folder."
+            f"{name} must lie where {needed_bytes / 1e9:.1f} GB are free, for what is written "
+            f"there. {folder} has {free_bytes / 1e9:.1f} GB: free some, or give another folder."
         )
 
 
