@@ -26,7 +26,6 @@ from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.tasks.settings import SingleConfig, TrainingConfig
 from cxr.boxes import Frame, expand_xyxy
 from cxr.devices import pick_device
-from cxr.errors import FilmError
 from cxr.film import read_film
 from cxr.films_table import (
     class_of,
@@ -38,6 +37,7 @@ from cxr.films_table import (
     tell_unknown,
 )
 from cxr.intensity import to_uint8
+from cxr.notes import FilmError
 from cxr.training.recipe import require_writable
 from cxr.workdir import console, log, write_atomic
 

@@ -18,8 +18,9 @@ from rich.table import Table
 from classify.films import Case, select_cases
 from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
-from cxr.cli import parse_config, to_plain
+from cxr.cli import as_command, parse_config, to_plain
 from cxr.films_table import FilmNames, class_of, read_films_table, tell_unknown
+from cxr.rules import refusing
 from cxr.split import Split
 from cxr.stats import figure_of, in_words, softmax, weighted_auc, with_draws
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
@@ -93,6 +94,7 @@ def ensemble_score(logits: np.ndarray, targets: Sequence[str], question: Questio
     return lean @ np.array([sign.get(t, 0.0) for t in targets])
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write evaluation.json and table.md."""
     config = parse_config(
@@ -102,12 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m classify.evaluate runs/logits_crops runs/logits_films",
         ("run",),
     )
-    try:
-        rows = evaluate(config)
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
     workdir = Workdir(config.out)
+    with refusing():
+        rows = evaluate(config)
     workdir.start(to_plain(config))
     write_json(workdir / "evaluation.json", rows)
     write_atomic(workdir / "table.md", markdown(rows))

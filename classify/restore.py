@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr.cli import from_plain, parse_config
-from cxr.rules import require, require_not_negative
+from cxr.cli import as_command, from_plain, parse_config
+from cxr.rules import refusing, require, require_not_negative
 from cxr.workdir import console, log, write_atomic
 
 WEIGHTS = Path("weights/unet_cbam_small.safetensors")  # commands run from the project's folder
@@ -43,6 +43,7 @@ class RestoreConfig:
         require_not_negative(self, "most", "seed")
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """0, 1 when no film could be drawn, 2 for files that are not what they should be."""
     config = parse_config(
@@ -52,11 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         example="python -m classify.restore ../shared/data/images/nih --most 4",
         positionals=("films",),
     )
-    try:
+    with refusing():
         drawn = restore(config)
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
     console.print(f"{drawn} films drawn: {config.out}", highlight=False, markup=False)
     return 0 if drawn else 1
 

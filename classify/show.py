@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from classify.saliency.methods import check_method
-from cxr.cli import parse_config
+from cxr.cli import as_command, parse_config
 from cxr.draw import encode_png, fit, overlay_saliency, sheet, to_rgb
 from cxr.film import Film, list_films
+from cxr.rules import refusing
 from cxr.stats import softmax
 from cxr.stream import Unread, batched, read_ahead
 from cxr.workdir import console, log, write_atomic
@@ -68,6 +69,7 @@ class ShowConfig:
         return Path(self.out or Path(self.folder) / "shown")
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should
     be."""
@@ -79,11 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs/fusion --most 8",
         positionals=("films",),
     )
-    try:
+    with refusing():
         drawn = show(config)
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
     console.print(f"{len(drawn)} films drawn: {config.out_path}", highlight=False, markup=False)
     return 0 if drawn else 1
 

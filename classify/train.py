@@ -12,11 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from classify.tasks import settings
-from cxr.cli import load_named, parse_config
+from cxr.cli import as_command, load_named, parse_config
+from cxr.rules import refusing
 from cxr.training.recipe import require_writable
 from cxr.workdir import log
 
@@ -49,16 +51,17 @@ TASKS = {
 def run_task(name: str, argv: Sequence[str] | None = None) -> int:
     """Train what is not finished yet; 2 for settings or files that do not fit, and for a loss that
     is no number."""
+    return as_command(partial(_run, name))(argv)
+
+
+def _run(name: str, argv: Sequence[str] | None) -> int:
     task, command = TASKS[name], f"python -m classify.{name}"
     example = f"{command} --config configs/classify/{task.example}"
     config = parse_config(task.config_class, argv, prog=command, example=example)
-    try:
+    with refusing():
         if not (Path(config.out) / "done.json").exists():  # a finished one may be read-only
             require_writable(config.out)
         made: Path = load_named(f"classify.tasks.{task.train}")(config)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        log.error("%s", error)
-        return 2
     if task.says:
         log.info(task.says, made)
     return 0

@@ -18,12 +18,10 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
-from cxr.rules import RefusedError
+from cxr.rules import DISK, RefusedError
 from cxr.workdir import log, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
-# where the disk, and no fault of ours, ends the work
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 _PARSERS: dict[type[Any], ArgumentParser] = {}
 
 
@@ -123,7 +121,7 @@ def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int
         except RefusedError as error:
             log.error("%s", error)
         except OSError as error:
-            if error.errno not in _DISK:
+            if error.errno not in DISK:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)

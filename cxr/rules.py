@@ -3,9 +3,13 @@ And RefusedError, by which a command ends in words."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# where the disk, and no fault of ours, ends the work
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 
 
 class RefusedError(ValueError):
@@ -14,10 +18,13 @@ class RefusedError(ValueError):
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Where a command opens what it was given: what is wrong there becomes a RefusedError."""
+    """Where a command opens what it was given: what is wrong there becomes a RefusedError; what the
+    disk does not take stays an OSError, for `cxr.cli.as_command` to tell."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise
         raise RefusedError(str(error)) from error
 
 

@@ -15,6 +15,7 @@ from public_worlds import WORLDS
 
 from classify.audit.films import Truths
 from classify.films import select_cases
+from cxr.boxes import Frame
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import read_film
 from cxr.films_table import FilmRow, read_films_table
@@ -23,6 +24,7 @@ from cxr.public_sets.registry import SETS
 from detect.data import DataConfig, read_annotations, select_films
 
 SIZE = (90, 70)  # px, height and width of the films that stand in for the tiny ones
+WHOLE = Frame.cut((0, 0, 70, 90)).to_dict()
 
 
 def explored(name: str, folder: Path, *words: str) -> Path:
@@ -75,9 +77,7 @@ def test_classify_finds_the_films_and_their_crops(looked: Path) -> None:
     with ManifestWriter(looked / "crops" / "manifest.jsonl", {}, restart=True) as writer:
         for case in cases:  # named as detect.crop names the films of the set's folder
             writer.add(
-                CropRow(
-                    str(case.film), "0", "ok", size_hw=SIZE, crop=case.patient, frame={"any": 1}
-                )
+                CropRow(str(case.film), "0", "ok", size_hw=SIZE, crop=case.patient, frame=WHOLE)
             )
     cases, _ = select_cases(rows, looked, publishable_only=False, crops=looked / "crops")
     assert [c.crop.name for c in cases if c.crop] == [r.patient_id for r in rows]
