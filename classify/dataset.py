@@ -30,6 +30,7 @@ from cxr.film import read_film
 from cxr.films_table import (
     class_of,
     film_stem,
+    is_among,
     label_word,
     read_films_table,
     read_finding_boxes,
@@ -64,7 +65,7 @@ def cases_of(config: TrainingConfig, unlabelled: bool = False) -> tuple[list[Cas
         raise ValueError(f"data must be a folder with films.csv. {table} does not exist.")
     rows = read_films_table(table)
     if not unlabelled:
-        mine = [row for row in rows if not config.sources or row.source in config.sources]
+        mine = [row for row in rows if not config.sources or is_among(row.source, config.sources)]
         tell_unknown(mine, table, config.words)
     taken = (config.sources, config.publishable_only, crops, unlabelled, config.words)
     return select_cases(rows, data, *taken)

@@ -19,7 +19,7 @@ from classify.films import Case, select_cases
 from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
 from cxr.cli import as_command, parse_config, to_plain
-from cxr.films_table import FilmNames, class_of, read_films_table, tell_unknown
+from cxr.films_table import FilmNames, class_of, is_among, read_films_table, tell_unknown
 from cxr.rules import refusing
 from cxr.split import Split
 from cxr.stats import figure_of, in_words, softmax, weighted_auc, with_draws
@@ -72,7 +72,7 @@ class Question:
 
     def truth(self, case: Case) -> bool | None:
         """True, False, or None when the film is not asked."""
-        asked = case.row.source == self.source
+        asked = is_among(case.row.source, [self.source])
         number = class_of(case.row, (self.negative, self.positive)) if asked else None
         return None if number is None else bool(number)
 
@@ -122,7 +122,7 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     data = Path(config.data)
     table = read_films_table(data / "films.csv")
     sources = sorted({q.source for q in QUESTIONS})
-    tell_unknown((row for row in table if row.source in sources), data / "films.csv")
+    tell_unknown((row for row in table if is_among(row.source, sources)), data / "films.csv")
     cases, left_out = select_cases(table, data, sources, False, Path(config.crops))
     if left_out:
         log.info("left out: %s", ", ".join(f"{k} {v}" for k, v in left_out.items()))
@@ -134,7 +134,7 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     for question in QUESTIONS:
         truth = [question.truth(case) for case in boxed]
         parts = [split.part_of.get(case.patient, "") for case in boxed]
-        own = question.source in config.trained_on
+        own = is_among(question.source, config.trained_on)
         test = [
             i for i, t in enumerate(truth) if t is not None and (parts[i] == config.part or not own)
         ]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cxr.films_table import FilmNames, FilmRow, take_films, why_unknown
+from cxr.films_table import FilmNames, FilmRow, is_among, take_films, why_unknown
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require, require_one_of
 from cxr.split import Split, make_folds, make_split
@@ -138,7 +138,7 @@ def select_cases(
     for row in rows:
         found = cropped.get(row.image)
         unknown = "" if unlabelled else why_unknown(row, known)
-        if sources and row.source not in sources:
+        if sources and not is_among(row.source, sources):
             out["another source"] += 1
         elif publishable_only and not row.publishable:
             out["licence"] += 1

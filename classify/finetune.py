@@ -1,10 +1,7 @@
-"""Pretrains a network without labels, then trains it for K classes: one file, one command.
+"""Pretrains a network without labels (classify.pretrain, once for all networks that start from it),
+then trains it for K classes (classify.single). `--start own` trains it from scratch instead.
 
 python -m classify.finetune --config configs/classify/unet_cbam.yaml
-python -m classify.finetune --config configs/classify/unet_cbam.yaml --start own  # from scratch
-
-The pretraining (classify.pretrain) is done in `pretraining.out`, once for all networks that start
-from it; what follows is classify.single with the pretrained encoder as its first weights.
 """
 
 from functools import partial

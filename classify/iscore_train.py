@@ -1,6 +1,5 @@
 """Trains a network, keeps its convolution features by the I-score, and answers the tested films.
 
-python -m classify.iscore_train --config configs/classify/iscore.yaml
 python -m classify.iscore_train --config configs/classify/iscore.yaml --keep all --out runs/all
 """
 

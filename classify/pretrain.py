@@ -1,7 +1,6 @@
 """Pretrains a U-Net without labels, by restoring films that were distorted (Models Genesis).
 
 python -m classify.pretrain --config configs/classify/pretrain_unet_cbam.yaml
-python -m classify.pretrain --config configs/classify/pretrain_unet_cbam.yaml --max_films 40
 """
 
 from functools import partial

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -44,7 +44,8 @@ class FilmRow:
     @property
     def publishable(self) -> bool:
         """May a published model be trained on this film? By its licence as stated."""
-        return self.licence in _PUBLISHABLE or (self.source == "nih" and NIH_TERMS in self.licence)
+        own = is_among(self.source, ["nih"]) and NIH_TERMS in self.licence
+        return own or self.licence in _PUBLISHABLE
 
 
 # --- the words of the column label ---
@@ -84,11 +85,17 @@ _BINARY = dict.fromkeys(("0", "0.0", "false", "no"), "normal")
 _BINARY |= dict.fromkeys(("1", "1.0", "true", "yes"), "abnormal")
 
 
+@lru_cache(4096)
 def plain_word(text: str) -> str:
     """A word as all compare it: without case, outer blanks and stops; inner blanks, `_` and `-`
     are one blank."""
     text = unicodedata.normalize("NFKC", text).strip(" \t\r\n.,;:'\"").casefold()
     return re.sub(r"[\s_]+|(?<=\w)-+(?=\w)", " ", text).strip()  # not the minus of -1
+
+
+def is_among(source: str, sources: Iterable[str]) -> bool:
+    """Is it one of these sources, however they are spelt?"""
+    return plain_word(source) in map(plain_word, sources)
 
 
 def label_word(text: str) -> str:
@@ -210,7 +217,7 @@ def read_films_table(path: str | Path) -> list[FilmRow]:
     """
     wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
     place = _Places(Path(path).parent)
-    rows = []
+    rows, sources = [], dict[str, str]()  # each source as it is spelt first
     for line, cells in table_rows(path, wanted):
         found = {c: cells[c] for c in wanted} | {c: place.of(cells[c]) for c in ("image", "mask")}
         for name in ("image", "patient_id"):
@@ -218,6 +225,7 @@ def read_films_table(path: str | Path) -> list[FilmRow]:
                 where = found["image"] or f"line {line}"
                 raise ValueError(f"{path} must name a {name} for each film. Missing for {where}.")
         found["label"] = label_word(found["label"])
+        found["source"] = sources.setdefault(plain_word(found["source"]), found["source"])
         rows.append(FilmRow(**found, view=cells.get("view") or ""))
     words = {row.label for row in rows} - UNKNOWN_WORDS
     if words and words <= _BINARY.keys():

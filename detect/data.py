@@ -14,7 +14,7 @@ import numpy as np
 
 from cxr.coco import CocoFilm, read_counted
 from cxr.film import Film
-from cxr.films_table import FilmNames, FilmRow, read_films_table, take_films
+from cxr.films_table import FilmNames, FilmRow, label_word, read_films_table, take_films
 from cxr.split import Split, make_split
 from cxr.training.recipe import free
 from cxr.workdir import log, sha256_file
@@ -315,14 +315,14 @@ def read_mask(path: str | Path, film: Film) -> np.ndarray:
 def with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
     """The film with the class that its entry's `key` names for each of its boxes; raises ValueError
     where that is none of `classes`."""
-    value = film.extra.get(key)
-    if film.labels and value not in classes:
+    value, words = film.extra.get(key), [label_word(name) for name in classes]
+    word = label_word(str(value or ""))
+    if film.labels and word not in words:
         raise ValueError(
             f"{film.file_name}: its {key} must be one of model.classes "
             f"({', '.join(classes)}). Got {value!r} instead."
         )
-    numbers = [classes.index(str(value)) for _ in film.labels]
-    return replace(film, labels=tuple(numbers))
+    return replace(film, labels=tuple(words.index(word) for _ in film.labels))
 
 
 def take_per_label(films: list[CocoFilm], per_label: dict[str, int], seed: int) -> list[CocoFilm]:
@@ -330,7 +330,7 @@ def take_per_label(films: list[CocoFilm], per_label: dict[str, int], seed: int) 
     rng = np.random.default_rng(seed)
     kept: list[CocoFilm] = []
     for label, number in per_label.items():
-        own = [f for f in films if f.label == label]
+        own = [f for f in films if label_word(f.label) == label_word(label)]
         if len(own) < number:
             raise ValueError(
                 f"data.per_label asks for {number} films of label {label!r}. Got {len(own)}."

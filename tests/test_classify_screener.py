@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from classify.screener import CLEARED, READ, Screener, main
-from classify.screening.films import ScreeningTable, figures_by_source, read_screening_films
+from classify.screening.films import (
+    figures_by_source,
+    read_screening_films,
+    screening_table,
+    shares_of,
+)
 from classify.screening.guarantee import OperatingPoint
 from classify.screening.svm import CalibratedSvm
 from cxr.split import Split
@@ -249,9 +254,10 @@ def test_table_in_the_thesis_form_and_its_shares() -> None:
     # the thesis' internal table: 1325 of 1329 abnormal kept, 109 of 162 normals cleared
     sick = np.r_[np.ones(1329, bool), np.zeros(162, bool)]
     cleared = np.r_[np.arange(1329) >= 1325, np.arange(162) < 109]
-    table = ScreeningTable.of(sick, cleared)
-    assert table == ScreeningTable(1325, 4, 53, 109)
-    figures = table.figures()
+    table = screening_table(sick, cleared)
+    assert list(table.values()) == [1325, 4, 53, 109]
+    assert list(table)[1:3] == ["abnormal_cleared", "normal_kept"]
+    figures = shares_of(table)
     assert figures["sensitivity"]["value"] == pytest.approx(0.99699, abs=1e-5)
     assert figures["sensitivity"]["low"] == pytest.approx(0.99232, abs=1e-4)
     assert figures["specificity"]["value"] == pytest.approx(0.67284, abs=1e-5)
@@ -260,7 +266,7 @@ def test_table_in_the_thesis_form_and_its_shares() -> None:
 
 
 def test_shares_without_films_are_none() -> None:
-    figures = ScreeningTable(3, 0, 0, 0).figures()
+    figures = shares_of(screening_table(np.ones(3, bool), np.zeros(3, bool)))
     assert figures["specificity"]["value"] is None and figures["npv"]["value"] is None
 
 
@@ -329,6 +335,8 @@ def test_a_users_own_words_count_where_they_are_named(fitted: Path, tmp_path: Pa
     before = figures(fitted, relabel(fitted, tmp_path / "a.csv", {}, {}))
     own = relabel(fitted, tmp_path / "b.csv", {}, {"normal": "Clean lung", "pneumonia": "viral"})
     assert figures(fitted, own, "--normal", "clean_lung")["by_source"] == before["by_source"]
+    one = figures(fitted, own, "--normal", "clean_lung", "--sources", '["A "]')["by_source"]
+    assert one == {"a": before["by_source"]["a"]}
 
 
 def test_a_screener_is_fitted_alike_on_labels_spelt_otherwise(fitted: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from cxr.films_table import (
     class_of,
     has_disease,
     is_abnormal,
+    is_among,
     read_films_table,
     read_finding_boxes,
     take_films,
@@ -219,6 +220,15 @@ def test_unknown_words_are_told_with_their_films(
     caplog.clear()
     tell_unknown(rows[3:], "films.csv")
     assert not caplog.messages
+
+
+def test_a_source_is_one_however_it_is_spelt(tmp_path: Path) -> None:
+    rows = "".join(f"{n}.png,,{s},p{n},normal,,x\n" for n, s in enumerate(["Kermany ", "kermany"]))
+    found = read_films_table(table(tmp_path, HEAD + rows))
+    assert {row.source for row in found} == {"Kermany"}
+    assert is_among("Kermany", ["nih", "kermany "]) and not is_among("Kermany", ["nih"])
+    terms = "NIH Clinical Center: free use with attribution"
+    assert FilmRow("a.png", "", "NIH", "p", "normal", "", terms).publishable
 
 
 # --- text as other programs leave it

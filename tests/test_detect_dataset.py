@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,12 @@ def test_detect_and_classify_takes_the_class_from_the_label(phantom_folder: Path
     config = DataConfig(data=str(phantom_folder), class_from="label")
     train, _ = chosen(config, 0, classes=["normal", "pneumonia"])
     assert {f.labels[0] for f in train if f.extra["label"] == "pneumonia"} == {1}
+    spelt = replace(config, per_label={"No Finding": 4, "PNEUMONIA": 4})
+    parts = select_films(spelt, 0, ["Normal ", "Pneumonia"]).films
+    films = [film for part in parts.values() for film in part]
+    assert Counter((f.extra["label"], f.labels[0]) for f in films) == Counter(
+        {("normal", 0): 4, ("pneumonia", 1): 4}
+    )
     with pytest.raises(ValueError, match=r"must be one of model\.classes"):
         select_films(config, 0, classes=["normal", "covid"])
 

@@ -25,12 +25,7 @@ from rich.table import Table
 
 from cxr.cli import parse_config, to_plain
 from cxr.page.words import printable
-from cxr.public_sets.records import (
-    Uncertain,
-    write_films_table,
-    write_finding_boxes,
-    write_problems,
-)
+from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
 from cxr.public_sets.registry import SETS, load_set
 from cxr.rules import require, require_at_least, require_one_of
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
@@ -245,10 +240,10 @@ def convert(
         "left_out": loaded.left_out,
         **provenance(),
     }
-    write_finding_boxes(out / "finding_boxes.csv", boxes)
-    write_problems(out / "problems.csv", loaded.problems)
+    write_rows(out / "finding_boxes.csv", ("image", "finding", "x", "y", "w", "h"), boxes)
+    write_rows(out / "problems.csv", ("kind", "where", "text"), loaded.problems)
     write_json(out / RECORD, record)
-    write_films_table(out / "films.csv", rows)  # the last: where it is, the others are too
+    write_rows(out / "films.csv", COLUMNS, rows)  # the last: where it is, the others are too
     for line in describe_set(out):
         log.info("%s", line)
     return out

@@ -21,7 +21,14 @@ from classify.labels import label_of
 from classify.predictions import PredictionRow, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy
 from cxr.film import Film, list_films
-from cxr.films_table import FilmNames, FilmRow, read_films_table, read_finding_boxes, tell_unknown
+from cxr.films_table import (
+    FilmNames,
+    FilmRow,
+    is_among,
+    read_films_table,
+    read_finding_boxes,
+    tell_unknown,
+)
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require
 from cxr.split import Split
@@ -125,7 +132,7 @@ class Truths:
 
         def is_chosen(film: str) -> bool:
             row = self.of(film).row
-            if row is None or row.source not in trained_on:
+            if row is None or not is_among(row.source, trained_on):
                 return row is not None and part != "train"
             return split.part_of.get(row.patient_id) == part
 

@@ -9,17 +9,14 @@ Features cut in two part N films into cells j of n_j films each. After Chernoff,
 
     I = Σ_j n_j² (Ȳ_j − Ȳ)² / Σ_i (Y_i − Ȳ)²
 
-The sum above the line is the plain score. The line below is n times the variance of Y, with which
-Lo and Yin (2021, arXiv 2104.12672), who choose features of chest films so, divide it; it is the
-same for all sets, so that no choice depends on it. I is not an estimate of how well Y is told: each
-film more in a cell adds to it, and a useless feature that halves the cells takes away. If Y has
-nothing to do with the cells, its mean over all ways to deal the labels out is
-(N² − Σ n_j²) / (N (N − 1)), which is below 1.
+The line below is n times the variance of Y, by which Lo and Yin (2021, arXiv 2104.12672), who
+choose features of chest films so, divide the plain score; it is the same for all sets. I does not
+estimate how well Y is told: if Y has nothing to do with the cells, its mean over all ways to deal
+the labels out is (N² − Σ n_j²) / (N (N − 1)), which is below 1.
 
-With K classes Y is the vector of zeros and a one, and the squares are those of vectors (ours; with
-two classes that is the formula above). As n_j (Ȳ_j − Ȳ) is the cell's sum of Y − Ȳ, one table of
-such sums for each set gives the scores of all sets below it: dropping a feature adds up its two
-halves. For whole numbers Y the sums are exact, so equal scores are found equal.
+With K classes Y is the vector of zeros and a one, and the squares are those of vectors (ours). One
+table of the cells' sums of Y − Ȳ for each set gives the scores of all sets below it: dropping a
+feature adds up its two halves. For whole numbers Y the sums are exact, so equal scores are equal.
 """
 
 from __future__ import annotations

@@ -13,20 +13,16 @@ From them: encoder, decoder and encoder in this order; the second encoder is the
 and decoder learn from the films' classes alone, without drawn masks; one network classifies and
 explains; the explanation has the film's own resolution and is finer than a CAM.
 
-Guessed: everything else. The decoder scales up and adds the finer features. It draws one map m in
-(0, 1), and the second encoder is given the film times m: it cannot answer from what the map hides,
-which is what makes the map an explanation and not a picture made afterwards. (The shape of the map
-could still tell something; the audit and the pictures show whether it follows the lungs.) Hidden
-pixels become 0 in the normalised film, which is ImageNet's mean grey. The loss, beside
-cross-entropy of the answer: `first` × cross-entropy of the first encoder's own answer, so that what
-the decoder starts from knows the classes; `area` × mean of m, so that no more is shown than is
-needed; `smooth` × total variation of m, so that what is shown hangs together.
+Guessed: everything else. The decoder draws one map m in (0, 1), and the second encoder is given the
+film times m, so it cannot answer from what the map hides (0 is ImageNet's mean grey); the map's
+shape could still tell something. The loss, beside cross-entropy of the answer: `first` ×
+cross-entropy of the first encoder's own answer, `area` × mean of m, so that no more is shown than
+is needed, and `smooth` × total variation of m, so that what is shown hangs together.
 
 What it cannot do: m says what is shown, whatever the class. In short trials on synthetic films (120
-steps, `area` 0.1 to 1) m stayed half open and no brighter on the sought patch than elsewhere, while
-the answers were all right: judge m by the audit's lift before reading it. `explanations` of
-`classify.saliency.maps` also weighs it by one class's gradient, and there the patch had about
-ten times its share.
+steps) m was no brighter on the sought patch than elsewhere, while the answers were all right: judge
+m by the audit's lift before reading it. `explanations` of `classify.saliency.maps` also weighs it
+by one class's gradient, and there the patch had about ten times its share.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ screener did to them: the 2×2 table and its shares, by source."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +17,7 @@ from cxr.films_table import (
     FilmNames,
     FilmRow,
     is_abnormal,
+    is_among,
     read_films_table,
     tell_unknown,
     why_unknown,
@@ -100,7 +101,7 @@ def read_screening_films(
                 out[f"status {row.status}"] += 1
             elif truth is None:
                 out["not in the labels"] += 1
-            elif sources and truth.source not in sources:
+            elif sources and not is_among(truth.source, sources):
                 out["another source"] += 1
             elif unknown := why_unknown(truth, targets, normal):
                 out[unknown] += 1
@@ -134,45 +135,34 @@ def _match(film: str, table: dict[str, FilmRow], names: FilmNames) -> FilmRow | 
     return None if found is None else table[found]
 
 
-@dataclass(frozen=True)
-class ScreeningTable:
-    """The 2×2 table in the thesis' form. Rows: abnormal, normal; columns: kept, cleared."""
+def screening_table(is_abnormal: np.ndarray, is_cleared: np.ndarray) -> dict[str, int]:
+    """The 2×2 table in the thesis' form, from (N,) truths and (N,) decisions."""
+    sick, cleared = np.asarray(is_abnormal, bool), np.asarray(is_cleared, bool)
+    sides = {"abnormal": sick, "normal": ~sick}
+    ends = {"kept": ~cleared, "cleared": cleared}
+    return {
+        f"{k}_{e}": int((own & gone).sum()) for k, own in sides.items() for e, gone in ends.items()
+    }
 
-    abnormal_kept: int
-    abnormal_cleared: int
-    normal_kept: int
-    normal_cleared: int
 
-    @classmethod
-    def of(cls, is_abnormal: np.ndarray, is_cleared: np.ndarray) -> ScreeningTable:
-        """Counts from (N,) truths and (N,) decisions."""
-        sick, cleared = np.asarray(is_abnormal, bool), np.asarray(is_cleared, bool)
-        return cls(
-            int((sick & ~cleared).sum()),
-            int((sick & cleared).sum()),
-            int((~sick & ~cleared).sum()),
-            int((~sick & cleared).sum()),
-        )
-
-    def figures(self, confidence: float = 0.95) -> dict[str, dict[str, float | int | None]]:
-        """Sensitivity, specificity, NPV and share cleared: hits, total, value and exact interval.
-
-        The value is None where nothing was there to count.
-        """
-        a, b = self.abnormal_kept, self.abnormal_cleared
-        c, d = self.normal_kept, self.normal_cleared
-        counts = {
-            "sensitivity": (a, a + b),
-            "specificity": (d, c + d),
-            "npv": (d, b + d),
-            "share_cleared": (b + d, a + b + c + d),
-        }
-        figures: dict[str, dict[str, float | int | None]] = {}
-        for name, (hits, total) in counts.items():
-            low, high = exact_interval(hits, total, confidence)
-            value = hits / total if total else None
-            figures[name] = {"hits": hits, "total": total, "value": value, "low": low, "high": high}
-        return figures
+def shares_of(
+    table: Mapping[str, int], confidence: float = 0.95
+) -> dict[str, dict[str, float | int | None]]:
+    """Sensitivity, specificity, NPV and share cleared of a 2×2 table: hits, total, value and exact
+    interval. The value is None where nothing was there to count."""
+    a, b, c, d = (table[f"{k}_{e}"] for k in ("abnormal", "normal") for e in ("kept", "cleared"))
+    counts = {
+        "sensitivity": (a, a + b),
+        "specificity": (d, c + d),
+        "npv": (d, b + d),
+        "share_cleared": (b + d, a + b + c + d),
+    }
+    figures: dict[str, dict[str, float | int | None]] = {}
+    for name, (hits, total) in counts.items():
+        low, high = exact_interval(hits, total, confidence)
+        value = hits / total if total else None
+        figures[name] = {"hits": hits, "total": total, "value": value, "low": low, "high": high}
+    return figures
 
 
 def figures_by_source(
@@ -190,10 +180,10 @@ def figures_by_source(
         sick, gone = films.abnormal[rows], cleared[rows]
         patients = np.array(films.patients, dtype=object)[rows]
         both = 0 < sick.sum() < len(sick)
-        table = ScreeningTable.of(sick, gone)
+        table = screening_table(sick, gone)
         report[name] = {
-            "table": asdict(table),
-            **table.figures(),
+            "table": table,
+            **shares_of(table),
             "abnormal_patients": len(set(patients[sick])),
             "missed_patients": len(set(patients[sick & gone])),
             "auroc": auc(scores[rows], sick) if both else None,

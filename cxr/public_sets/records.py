@@ -38,7 +38,7 @@ class PublicFilm(FilmRow):
 
 
 _COLUMNS = "image mask source patient_id view label sublabel age sex licence width height"
-COLUMNS = (*_COLUMNS.split(), "orig_width", "orig_height")
+COLUMNS = (*_COLUMNS.split(), "orig_width", "orig_height")  # as `read_films_table` takes them
 
 
 @dataclass(frozen=True)
@@ -186,33 +186,14 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
-def write_films_table(path: str | Path, rows: Iterable[PublicFilm]) -> Path:
-    """films.csv as `cxr.films_table.read_films_table` takes it; the whole file or none."""
-    return _write(Path(path), COLUMNS, (asdict(row) for row in rows))
-
-
-def write_finding_boxes(path: str | Path, boxes: Iterable[FindingBox]) -> Path:
-    """finding_boxes.csv: image, finding, and x, y, w, h in pixels of the film."""
-    columns = ("image", "finding", "x", "y", "w", "h")
-    return _write(Path(path), columns, (asdict(box) for box in boxes))
-
-
-def write_problems(path: str | Path, problems: Iterable[Problem]) -> Path:
-    """problems.csv: kind, where, text; bytes of a name that are no UTF-8 are spelt out."""
-    rows = ({k: _spelt(v) for k, v in asdict(problem).items()} for problem in problems)
-    return _write(Path(path), ("kind", "where", "text"), rows)
-
-
-def _spelt(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> Path:
+def write_rows(path: str | Path, columns: Sequence[str], records: Iterable[Any]) -> Path:
+    """Dataclasses as a CSV file with these columns; the whole file or none. Bytes of a name that
+    are no UTF-8 are spelt out."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    return write_atomic(path, text.getvalue())
+    writer.writerows(map(asdict, records))
+    return write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif"})
