@@ -195,8 +195,8 @@ def require_part(parts: Mapping[str, Sequence[int]], *names: str) -> None:
     for name in names:
         if not parts.get(name):
             raise ValueError(
-                f"the split must have films in its part {name!r}. Got none: check the split, "
-                "evaluate, sources, publishable_only and max_films."
+                f"the part {name} must have films. Got none: check split or protocol, evaluate, "
+                "sources, publishable_only and max_films."
             )
 
 
@@ -317,11 +317,7 @@ def require_two(part: str, labels: Sequence[int], classes: Sequence[str], why: s
 def _check(shares: Shares, patients: Sequence[str], labels: Sequence[int]) -> None:
     sides = [{patients[i] for i in shares.parts[name]} for name in PARTS]
     assert sum(map(len, sides)) == len(set.union(*sides)), "a patient stands on two sides"
-    for name in PARTS:
-        if not shares.parts[name]:
-            raise ValueError(
-                f"the part {name} must have films. Got none: check sources, max_films and protocol."
-            )
+    require_part(shares.parts, *PARTS)
     missing = sorted(set(labels) - {labels[i] for i in shares.parts["train"]})
     if missing:
         raise ValueError(

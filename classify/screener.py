@@ -36,7 +36,7 @@ from classify.screening.guarantee import (
     percent,
 )
 from classify.screening.svm import CalibratedSvm
-from cxr.cli import Command, parse_command, to_plain
+from cxr.cli import Command, as_command, parse_command, to_plain
 from cxr.rules import require
 from cxr.training.recipe import require_writable
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
@@ -370,6 +370,7 @@ COMMANDS = {
 }
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 when the films or the labels do not allow it."""
     about = "Screens out the definitely normal, with a sensitivity proven on calibration films."

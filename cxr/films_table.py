@@ -183,13 +183,16 @@ def table_rows(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[int, d
     """Line number and cells of each row of a CSV file, by column in lower case, without the blanks
     round them; empty lines are passed over, and `;` or a tabulator may part the cells.
 
-    Raises ValueError for another encoding than UTF-8, a file without the columns `wanted`, and a
-    row that ends before them.
+    Raises ValueError for a file that cannot be read, another encoding than UTF-8, a table without
+    the columns `wanted`, and a row that ends before them.
     """
     try:
         text = read_text(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8: save it so. {error}.") from error
+    except OSError as error:
+        why = f"{error.strerror}: check the path"
+        raise ValueError(f"{path} must be a table that can be read. {why}.") from error
     head = text.partition("\n")[0]
     lines = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
     try:
@@ -216,10 +219,10 @@ def read_films_table(path: str | Path) -> list[FilmRow]:
     Raises ValueError when a column, a cell or a patient is missing.
     """
     wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
-    place = _Places(Path(path).parent)
+    place = FilesOf(Path(path).parent)
     rows, sources = [], dict[str, str]()  # each source as it is spelt first
     for line, cells in table_rows(path, wanted):
-        found = {c: cells[c] for c in wanted} | {c: place.of(cells[c]) for c in ("image", "mask")}
+        found = {c: cells[c] for c in wanted} | {c: place.name(cells[c]) for c in ("image", "mask")}
         for name in ("image", "patient_id"):
             if not found[name]:
                 where = found["image"] or f"line {line}"
@@ -237,7 +240,7 @@ def read_finding_boxes(path: str | Path) -> list[tuple[str, str, Xywh]]:
     """Image, finding ("" where no column names it) and box x, y, w, h of each row of a
     finding_boxes.csv, in pixels of the film; raises ValueError with the line that is wrong."""
     boxes = []
-    place = _Places(Path(path).parent)
+    place = FilesOf(Path(path).parent)
     for line, row in table_rows(path, ("image",)):
         try:
             x, y, w, h = (float(row[k]) for k in ("x", "y", "w", "h"))
@@ -245,23 +248,25 @@ def read_finding_boxes(path: str | Path) -> list[tuple[str, str, Xywh]]:
             raise ValueError(
                 f"{path} line {line} must have image, x, y, w, h as numbers. Got {row} instead."
             ) from error
-        boxes.append((place.of(row["image"]), row.get("finding", ""), (x, y, w, h)))
+        boxes.append((place.name(row["image"]), row.get("finding", ""), (x, y, w, h)))
     return boxes
 
 
-class _Places:
-    """Files of a table as they lie in its folder, however another program wrote their names."""
+class FilesOf:
+    """Files by their names under a folder, however another program wrote these."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stems: dict[Path, FilmStems] = {}
 
-    def of(self, name: str) -> str:
+    def name(self, name: str) -> str:
         """The name with `/` between folders, and with its suffix where it lacks that."""
         if "\\" in name and not (self._folder / name).exists():
             name = name.replace("\\", "/")
+        if not name or _SUFFIX.search(name):
+            return name
         place = self._folder / name
-        if not name or _SUFFIX.search(name) or place.exists() or not place.parent.is_dir():
+        if place.exists() or not place.parent.is_dir():
             return name
         if place.parent not in self._stems:
             self._stems[place.parent] = FilmStems(place.parent.iterdir())

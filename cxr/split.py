@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr.cli import parse_config
-from cxr.films_table import FilmRow, label_word, read_films_table, tell_unknown
+from cxr.cli import as_command, parse_config
+from cxr.films_table import FilmRow, is_among, label_word, read_films_table, tell_unknown
+from cxr.rules import refusing
 from cxr.workdir import console, read_json, write_json
 
 # The parts of the shipped models. `calibration` is for operating points: nothing is fitted on it.
@@ -143,27 +144,30 @@ class SplitConfig:
     folds: int = 0
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m cxr.split --films ../shared/data/films.csv`"""
+    """`python -m cxr.split --films ../shared/data/films.csv`; 2 for a table or shares that do not
+    fit, or where nothing can be written."""
     config = parse_config(
         SplitConfig, argv, "python -m cxr.split", "python -m cxr.split --films DATA/films.csv"
     )
-    rows = read_films_table(config.films)
-    tell_unknown(rows, config.films)
-    # finding labels of nih are long combinations: there the plain label is the stratum
-    strata = [
-        (r.source, r.label, "" if r.source == "nih" else label_word(r.sublabel)) for r in rows
-    ]
-    patients = [r.patient_id for r in rows]
-    if config.folds:
-        out = Path(config.out)
-        for number, fold in enumerate(make_folds(patients, strata, config.folds, config.seed)):
-            fold.save(out.with_name(f"{out.stem}_fold{number}{out.suffix}"))
-            _tell(fold, rows)
-        return 0
-    split = make_split(patients, strata, config.parts, config.seed)
-    split.save(config.out)
-    _tell(split, rows)
+    with refusing():
+        rows = read_films_table(config.films)
+        tell_unknown(rows, config.films)
+        # finding labels of nih are long combinations: there the plain label is the stratum
+        strata = [
+            (r.source, r.label, "" if is_among(r.source, ["nih"]) else label_word(r.sublabel))
+            for r in rows
+        ]
+        patients, out = [r.patient_id for r in rows], Path(config.out)
+        if config.folds:
+            splits = make_folds(patients, strata, config.folds, config.seed)
+            paths = [out.with_name(f"{out.stem}_fold{n}{out.suffix}") for n in range(config.folds)]
+        else:
+            splits, paths = [make_split(patients, strata, config.parts, config.seed)], [out]
+        for split, path in zip(splits, paths, strict=True):
+            split.save(path)
+            _tell(split, rows)
     return 0
 
 

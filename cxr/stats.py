@@ -215,11 +215,10 @@ def exact_share(hits: int, total: int) -> Figure:
 
 def sign_p(first: int, second: int) -> float | None:
     """Two-sided exact binomial p of `first` against `second`, both alike; None without any."""
+    from scipy.stats import binomtest
+
     total = first + second
-    if not total:
-        return None
-    tail = sum(math.comb(total, k) for k in range(min(first, second) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return float(binomtest(first, total).pvalue) if total else None
 
 
 # --- one classifier ---
@@ -250,6 +249,11 @@ class Report:
         return {**asdict(self), "classes": list(self.classes)}
 
 
+def _divided(part: Array, whole: Array) -> Array:
+    """(B,) quotients; NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
 def weighted_auc(scores: Any, positive: Any, weights: Array | None = None) -> Array:
     """(B,) area under the ROC curve for each row of weights (B, N); NaN where a side is empty.
 
@@ -275,7 +279,7 @@ def weighted_auc(scores: Any, positive: Any, weights: Array | None = None) -> Ar
     below = np.cumsum(minus, axis=1) - minus
     pairs = plus.sum(1) * minus.sum(1)
     wins = (plus * (below + minus / 2)).sum(1)
-    return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return _divided(wins, pairs)
 
 
 def auc(scores: Any, positive: Any) -> float:
@@ -302,9 +306,7 @@ def ratio(hits: Any, among: Any, weights: Array | None = None) -> Array:
     """(B,) weighted share of `hits` among the films of `among`, both (N,) bool; NaN for none."""
     hits, among = np.asarray(hits, bool), np.asarray(among, bool)
     weights = np.ones((1, len(hits))) if weights is None else np.atleast_2d(weights)
-    whole = weights @ among.astype(float)
-    part = weights @ (hits & among).astype(float)
-    return np.divide(part, whole, out=np.full(len(weights), np.nan), where=whole > 0)
+    return _divided(weights @ (hits & among).astype(float), weights @ among.astype(float))
 
 
 def f1(said: Any, truth: Any, weights: Array | None = None) -> Array:
@@ -318,15 +320,12 @@ def f1(said: Any, truth: Any, weights: Array | None = None) -> Array:
     here = weights @ truth.astype(float)
     both = weights @ (said & truth).astype(float)
     whole = here + weights @ said.astype(float)  # TP + FN and TP + FP
-    return np.divide(2 * both, whole, out=np.full(len(weights), np.nan), where=here > 0)
+    return np.where(here > 0, _divided(2 * both, whole), np.nan)
 
 
 def weighted_mean(values: Any, weights: np.ndarray) -> np.ndarray:
     """(B,) means of values (N,) for each row of weights (B, N); NaN where all weigh nothing."""
-    values = np.asarray(values, float)
-    whole = weights.sum(1)
-    out = np.full(len(weights), np.nan)
-    return np.divide(weights @ values, whole, out=out, where=whole > 0)
+    return _divided(weights @ np.asarray(values, float), weights.sum(1))
 
 
 def classification_report(

@@ -14,7 +14,14 @@ import numpy as np
 
 from cxr.coco import CocoFilm, read_counted
 from cxr.film import Film
-from cxr.films_table import FilmNames, FilmRow, label_word, read_films_table, take_films
+from cxr.films_table import (
+    FilesOf,
+    FilmNames,
+    FilmRow,
+    label_word,
+    read_films_table,
+    take_films,
+)
 from cxr.split import Split, make_split
 from cxr.training.recipe import free
 from cxr.workdir import log, sha256_file
@@ -234,7 +241,8 @@ def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
     Raises:
         ValueError: for a base name that two different files or two missing films have.
     """
-    data = Path(data)
+    data, as_files = Path(data), FilesOf(data)  # another program's `\\`, or no suffix
+    films = [replace(f, file_name=as_files.name(f.file_name)) for f in films]
     present = {f.file_name for f in films if (data / f.file_name).exists()}
     if len(present) == len({f.file_name for f in films}):
         return films

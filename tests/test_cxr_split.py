@@ -172,3 +172,27 @@ def test_a_split_of_other_content_is_refused(tmp_path: Path, broken: str) -> Non
     (tmp_path / "s.json").write_text(head + broken + "}")
     with pytest.raises(ValueError, match="must be a split saved by lungfirst"):
         Split.load(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("", "must have the columns image, mask"),
+        (
+            "image,mask,source,patient_id,label,sublabel,licence\na.png,,s,,normal,,x\n",
+            "patient_id",
+        ),
+        (None, "No such file"),
+    ],
+)
+def test_a_table_that_cannot_be_split_ends_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str | None, says: str
+) -> None:
+    from cxr.split import main
+
+    if table is not None:
+        (tmp_path / "films.csv").write_text(table)
+    args = ["--films", str(tmp_path / "films.csv"), "--out", str(tmp_path / "s.json")]
+    assert main(args) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "s.json").exists()

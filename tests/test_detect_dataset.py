@@ -229,6 +229,8 @@ def test_a_film_that_is_nowhere_keeps_its_name_and_takes_no_others(tmp_path: Pat
     (tmp_path / "b/1.png").write_bytes(b"b's own")
     films = [CocoFilm(n, (9, 9), np.zeros((0, 4)), ()) for n in ("a/1.png", "b/1.png", "2.png")]
     assert [f.file_name for f in find_films(films, tmp_path)] == ["a/1.png", "b/1.png", "2.png"]
+    windows = [replace(f, file_name=n) for f, n in zip(films, ("a\\1.png", "b\\1"), strict=False)]
+    assert [f.file_name for f in find_films(windows, tmp_path)] == ["a/1.png", "b/1.png"]
     with pytest.raises(ValueError, match=r"b/1\.png may be a/1\.png or c/1\.png"):
         find_films([films[0], replace(films[0], file_name="c/1.png")], tmp_path)
 
