@@ -112,12 +112,18 @@ def _names(text: str) -> set[str]:
     return {label_word(part) for part in parts} - {""}
 
 
+def _asked(words: Iterable[str]) -> list[str]:
+    """What a task calls its classes; 0 and 1 are also what a column of them has become."""
+    plain = [label_word(word) for word in words]
+    return plain + [_BINARY.get(word, word) for word in plain]
+
+
 def has_disease(row: FilmRow, diseases: Iterable[str]) -> bool:
     """Does the film's label or sublabel name one of these diseases? `bacterial` also stands for
     `bacterial/Klebsiella`, and each of the findings joined by `|`; a normal film has none."""
     if label_word(row.label) in UNKNOWN_WORDS | {"normal"}:
         return False
-    return not (_names(row.label) | _names(row.sublabel)).isdisjoint(map(label_word, diseases))
+    return not (_names(row.label) | _names(row.sublabel)).isdisjoint(_asked(diseases))
 
 
 def class_of(row: FilmRow, classes: Sequence[str]) -> int | None:
@@ -125,9 +131,7 @@ def class_of(row: FilmRow, classes: Sequence[str]) -> int | None:
     `bacterial`) where that is a class, else its label; None where neither is, or the label is
     unknown."""
     label, finding = label_word(row.label), re.split(r"[/|]", row.sublabel)[0].strip()
-    wanted = [label_word(name) for name in classes]
-    # a column of 0 and 1 has become normal and abnormal
-    wanted += [_BINARY.get(name, name) for name in wanted]
+    wanted = _asked(classes)
     named = [label_word(finding), label_word(finding.split(" ")[0])]
     # normal is what the label alone may say
     named = [n for n in named if n != "normal" and label not in UNKNOWN_WORDS] + [label]
@@ -137,8 +141,10 @@ def class_of(row: FilmRow, classes: Sequence[str]) -> int | None:
 def is_abnormal(row: FilmRow, known: Iterable[str] = (), normal: str = "normal") -> bool | None:
     """Is the film another than normal? None where its label does not say: it is empty, unknown,
     or neither a finding nor one of the task's own words `known`; `normal` is normal too."""
-    label, own = label_word(row.label), {label_word(word) for word in known} - {"normal"}
-    if label in ("normal", label_word(normal)):
+    label, own, usual = label_word(row.label), set(_asked(known)) - {"normal"}, _asked([normal])
+    if "abnormal" in usual and label in ("normal", "abnormal"):  # of 0 and 1 it is 1 that is normal
+        return label == "normal"
+    if label in ("normal", *usual):
         return False
     named = _names(label)
     if "normal" in named:  # `normal|edema` contradicts itself

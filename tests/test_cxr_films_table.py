@@ -199,6 +199,8 @@ def test_a_column_of_zero_and_one_is_normal_and_abnormal(tmp_path: Path, zero_on
     rows = labelled(tmp_path, *zero_one, "", "-1")
     assert [is_abnormal(row) for row in rows] == [False, True, None, None]
     assert [class_of(row, zero_one) for row in rows] == [0, 1, None, None]
+    assert [has_disease(row, zero_one[1:]) for row in rows] == [False, True, False, False]
+    assert [is_abnormal(row, normal=zero_one[1]) for row in rows] == [True, False, None, None]
     assert [class_of(row, ("normal", "abnormal")) for row in rows] == [0, 1, None, None]
 
 
