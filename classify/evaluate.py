@@ -24,7 +24,6 @@ from cxr.rules import refusing
 from cxr.split import Split
 from cxr.stats import figure_of, in_words, softmax, weighted_auc, with_draws
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
-from detect.tables import to_markdown
 
 HEAD = ("question", "what looks", "AUC [95 %]", "films", "patients")
 
@@ -176,7 +175,8 @@ def _logits_of(run: Path, cases: Sequence[Case]) -> tuple[tuple[str, ...], dict[
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table as Markdown."""
-    return "\n".join(to_markdown(HEAD, _cells(rows))) + "\n"
+    lines = [HEAD, ["---"] * len(HEAD), *_cells(rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
