@@ -68,6 +68,9 @@ def grey_from_words(header: Header, layout: Layout, image: Words) -> np.ndarray:
     levels = distinct(image.words)
     stored = stored_values(header, layout, levels, image)
     seen = ~_is_padding(header, layout, levels, stored)
+    if levels.size > 1 and not seen.any():
+        header.notes.append(note("padding_ignored"))
+        seen[:] = True
     check_shows(stored[seen])  # before anything is assumed of a blank film
     values, signed, placed = apply_modality(header, layout, stored)
     grey = apply_voi(header, values, signed, placed)

@@ -36,6 +36,7 @@ NOTES = {
     "identity_ignored": "PresentationLUTShape IDENTITY contradicts MONOCHROME1: ignored.",
     "white_is_zero": "Low values are white (WhiteIsZero): inverted.",
     "padding": "Pixel padding was set to black.",
+    "padding_ignored": "The header's padding values are all of the film's: ignored.",
     "colour": "Colour was turned to grey.",
     "alpha_ignored": "The picture has transparent pixels: shown as opaque.",
     "scaled_bits": "The 16-bit file uses {value} bits: scaled to them.",

@@ -71,5 +71,5 @@ def test_films_agree_with_dcmtk_but_for_those_that_the_page_lists(tmp_path):
     page = (ROOT / "docs/reading.md").read_text(encoding="utf-8").partition("## Against DCMTK")[2]
     listed = set(re.findall(r"^\| `(\S+\.dcm)`", page, re.MULTILINE))
     here = {path.name for path in films()}
-    assert compared > 30
+    assert compared > (30 if SHARED.exists() else 10)
     assert set(apart) == listed & here, apart

@@ -102,6 +102,11 @@ def test_a_padding_that_has_more_bits_than_are_stored_is_found_in_the_words(synt
     assert (got.pixels[:3] == 0).all() and got.pixels[3, 0] > 0.2
 
 
+def test_a_padding_range_that_covers_the_whole_film_is_ignored():
+    pixels, notes = read(film(ramp(), **FULL, PixelPaddingValue=0, PixelPaddingRangeLimit=4095))
+    assert np.allclose(pixels, WHOLE, atol=1e-6) and "padding_ignored" in notes
+
+
 def test_a_high_bit_that_the_values_contradict_is_ignored_with_a_note():
     for kind in ("jpeg-ls", "rle"):
         ds = film(ramp(), HighBit=15)
