@@ -25,8 +25,8 @@ from cxr.manifest import CropRow
 from cxr.notes import sentence_of
 from cxr.page.pictures import Picture, make_picture
 from cxr.page.words import printable
-from cxr.stream import Unread, read_ahead
-from cxr.workdir import log, sha256_file, write_atomic
+from cxr.stream import Unread, hash_film, read_ahead
+from cxr.workdir import log, write_atomic
 
 GONE = "the film itself is no longer where it was"
 
@@ -145,7 +145,7 @@ def _kept_thumbnail(row: CropRow, folder: Path) -> tuple[Picture | None, tuple[s
         return None, (GONE,)
     known = split_note(path.read_bytes())[1]
     facts = known.pop("facts")
-    there = Path(row.film).is_file() and sha256_file(row.film) == row.sha256
+    there = row.sha256 == hash_film(row.film)
     return Picture(path.as_posix(), **known), (*facts, *(() if there else (GONE,)))
 
 

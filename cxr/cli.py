@@ -6,7 +6,6 @@ Unknown keys and wrong types are errors (exit code 2), as jsonargparse has it.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import inspect
 import sys
@@ -18,8 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
-from cxr.rules import DISK, RefusedError
-from cxr.workdir import log, set_up_logging, write_atomic
+from cxr.rules import DISK, FULL, GONE, RefusedError, in_words
+from cxr.workdir import log, run_logs, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
 _PARSERS: dict[type[Any], ArgumentParser] = {}
@@ -123,10 +122,15 @@ def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int
         except OSError as error:
             if error.errno not in DISK:
                 raise
-            where = f"{error.filename}: " if error.filename else ""
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            way = "free some space" if full else "let it be written, or give another --out"
-            log.error("%s%s. What is finished is kept: %s.", where, error.strerror, way)
+            if not error.filename:  # as where a library writes
+                error.filename = next((h.baseFilename for h in run_logs()), None)
+            way = "let it be written, or give another --out"
+            if error.errno in FULL:
+                way = "free some space"
+            elif error.errno in GONE:
+                way = "see to its disk or network"
+            said = "%s. What is finished is kept: %s, and give the same command again."
+            log.error(said, in_words(error), way)
         return 2
 
     return ended

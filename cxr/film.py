@@ -86,15 +86,16 @@ def read_film(path: str | Path, for_processing: bool = False) -> Film:
             note; they are refused otherwise.
 
     Raises:
-        FilmError: for everything that is no readable film, with reason and path.
+        FilmError: for everything that is no readable film, with reason, path and hash.
     """
+    digest = ""
     try:
         data = _read_bytes(Path(path))
+        digest = hashlib.sha256(data).hexdigest()
         film = _decode(data, for_processing)
     except FilmError as error:
-        raise FilmError(error.reason, error.sentence, str(path)) from error
+        raise FilmError(error.reason, error.sentence, str(path), digest) from error
     notes = film.notes + (note("inverted"),) * looks_inverted(film.pixels)
-    digest = hashlib.sha256(data).hexdigest()
     return replace(film, path=str(path), sha256=digest, notes=notes)
 
 
@@ -161,15 +162,14 @@ def _read_bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise FilmError("bad_pixels", "The file is larger than 1 GiB, too large for a film.")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise FilmError("not_found", "The file cannot be opened; check its permissions.") from error
-    if not data:
-        raise FilmError("empty", "The file is empty.")
-    return data
 
 
 def _decode(data: bytes, for_processing: bool) -> Film:
+    if not data:
+        raise FilmError("empty", "The file is empty.")
     if data[128:132] != b"DICM" and is_picture(data):  # a DICOM preamble may pose as a TIFF
         pixels, bits, notes = read_picture(data)
         return Film(pixels, "", "", bits=bits, notes=notes)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
@@ -28,10 +30,24 @@ def drop_torn_line(path: str | Path) -> None:
 
 
 def append_line(file: IO[bytes], line: bytes) -> None:
-    """Write to the disk itself, not only to the system's cache."""
-    file.write(line)
-    file.flush()
-    os.fsync(file.fileno())
+    """Write to the disk itself, not only to the system's cache: all of the line, or nothing of it.
+
+    Raises OSError where the disk is full, or where the file is gone, which a write would not show.
+    """
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if not os.fstat(file.fileno()).st_nlink:
+            raise OSError(errno.ESTALE, "The file is gone, or its folder")
+        rest = memoryview(line)
+        while rest:
+            rest = rest[file.write(rest) :]
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            file.truncate(end)
+        error.filename = str(file.name)
+        raise
 
 
 class _Appender:
@@ -41,7 +57,7 @@ class _Appender:
         self.path = Path(path)
         self._claim = claim(self.path.parent)
         drop_torn_line(self.path)
-        self._file: IO[bytes] = self.path.open("ab")
+        self._file: IO[bytes] = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +109,7 @@ class Ledger(_Appender, Generic[Row]):
             header = file.readline()
         text = "".join(self._lines(row) for row in self.done.values())
         write_atomic(self.path, header + text.encode("utf-8", ODD))
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
 
 
 class FilmRecords(_Appender):

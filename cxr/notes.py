@@ -115,14 +115,16 @@ class FilmError(Exception):
         sentence: what is wrong, in one sentence for people; never holds text of the header, which
             may name the patient.
         path: the file, or "" where it is not known yet.
+        sha256: of the bytes that were read; "" without any.
     """
 
-    def __init__(self, reason: str, sentence: str, path: str = "") -> None:
+    def __init__(self, reason: str, sentence: str, path: str = "", sha256: str = "") -> None:
         assert reason in REASONS, reason
-        super().__init__(reason, sentence, path)  # these args make the error picklable
+        super().__init__(reason, sentence, path, sha256)  # these args make the error picklable
         self.reason = reason
         self.sentence = sentence
         self.path = path
+        self.sha256 = sha256
 
     def __str__(self) -> str:
         place = f"{self.path}: " if self.path else ""

@@ -129,7 +129,7 @@ def _upright(grey: np.ndarray, orientation: int) -> np.ndarray:
 
 def _decode(data: bytes, notes: list[str], page: int = 0, png_bits: int = 0) -> _Samples:
     """By Pillow, but for the pixels of a PNG: it cuts colour to 8 bits and pads what is cut."""
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF", "MPO")) as image:
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF")) as image:
         check_size((image.height, image.width))
         if image.format != "TIFF" and getattr(image, "n_frames", 1) > 1:
             raise FilmError("multi_frame", _SEVERAL)

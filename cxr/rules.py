@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+GONE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT}
 # where the disk, and no fault of ours, ends the work
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+DISK = {*FULL, *GONE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 class RefusedError(ValueError):
@@ -25,7 +27,14 @@ def refusing() -> Iterator[None]:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if isinstance(error, OSError) and error.errno in DISK:
             raise
-        raise RefusedError(str(error)) from error
+        raise RefusedError(in_words(error)) from error
+
+
+def in_words(error: Exception) -> str:
+    """What an error says, without the number that Python puts before the words of a disk."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def require(holds: bool, rule: str, got: Any) -> None:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,12 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import TypeVar
 
 import cv2
 
-from cxr.film import Film, FilmError, read_film
+from cxr.film import MAX_FILE_BYTES, Film, FilmError, read_film
 from cxr.workdir import sha256_file
 
 Item = TypeVar("Item")
@@ -54,16 +56,22 @@ def read_or_say_why(path: str | Path, for_processing: bool = False) -> Film | Un
     """`read_film`, with every failure as a value: one bad file must not end a long run."""
     try:
         return read_film(path, for_processing)
-    except FilmError as error:
-        reason, sentence = error.reason, error.sentence
+    except FilmError as error:  # its hash, not the file's of now: it may be growing
+        return Unread(error.reason, error.sentence, error.sha256)
     except MemoryError:
-        reason, sentence = "unexpected", "reading it needs more memory than there is."
+        sentence = "reading it needs more memory than there is."
     except Exception:  # without its message, which may hold a header's text, and so a name
-        reason, sentence = "unexpected", "the reader has a fault that this file brings out."
+        sentence = "the reader has a fault that this file brings out."
+    return Unread("unexpected", sentence, hash_film(path))
+
+
+def hash_film(path: str | Path) -> str:
+    """SHA-256 of a file's bytes; "" where it cannot be read, or is larger than a film may be."""
     try:
-        return Unread(reason, sentence, sha256_file(path))
+        small = Path(path).is_file() and Path(path).stat().st_size <= MAX_FILE_BYTES
+        return sha256_file(path) if small else ""
     except (OSError, ValueError):  # a name with a zero byte is a ValueError
-        return Unread(reason, sentence)
+        return ""
 
 
 def default_jobs(films: int, asked: int = -1) -> int:
@@ -134,7 +142,7 @@ class _Readers:
         except BrokenProcessPool:
             self.restart()
             sentence = "the decoder crashed on this file, or it needs more memory than there is."
-            return Unread("decoder_crashed", sentence, sha256_file(path) if path.is_file() else "")
+            return Unread("decoder_crashed", sentence, hash_film(path))
 
 
 def _pool(jobs: int) -> Executor:
@@ -142,7 +150,9 @@ def _pool(jobs: int) -> Executor:
         return ThreadPoolExecutor(1)
     # Not fork: the parent runs torch's threads, and a fork of them can stand still for ever.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
+    return ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+    )
 
 
 @contextmanager
@@ -157,6 +167,14 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = real
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has: a killed one cannot tell it, and it would wait on."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ class _Console(Console):
         if self.copies and not any(isinstance(o, Control) for o in objects):
             text = io.StringIO()
             Console(file=text, width=120, color_system=None).print(*objects, **options)
-            for handler in _files() if text.getvalue().strip() else ():
+            for handler in run_logs() if text.getvalue().strip() else ():
                 with suppress(OSError):
                     print(text.getvalue(), end="", file=handler.stream, flush=True)
 
@@ -90,9 +91,14 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         os.replace(name, path)  # noqa: PTH105 - Path.replace is the same call, this says why
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)
         raise
+
+
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")  # of `replacing`, whose process was killed
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
@@ -194,7 +200,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
     log.propagate = False
 
 
-def _files() -> list[logging.FileHandler]:
+def run_logs() -> list[logging.FileHandler]:
+    """The log of the run that was started last, if any."""
     return [h for h in log.handlers if isinstance(h, logging.FileHandler)]
 
 
@@ -211,14 +218,16 @@ def _close_log() -> list[logging.LogRecord]:
 
 
 class _Claim:
-    """A folder that no other process writes to, for as long as this object is held."""
+    """A folder that no other process writes to, for as long as this object is held; what a killed
+    one left half written is cleared away."""
 
     def __init__(self, folder: Path) -> None:
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         weakref.finalize(self, os.close, handle)  # that frees the lock too, as any end does
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # not flock: forked children, as a training has, would hold it when this one is killed
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             owner = os.read(handle, 300).decode(errors="replace") or "another process"
             raise RefusedError(
                 "--out must be a folder that no other run is writing to. "
@@ -228,6 +237,9 @@ class _Claim:
             log.warning("%s is not guarded: its file system knows no locks", folder)
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+        for left in folder.glob(".*"):
+            if _LEFTOVER.fullmatch(left.name):
+                left.unlink(missing_ok=True)
 
 
 _CLAIMS: WeakValueDictionary[Path, _Claim] = WeakValueDictionary()

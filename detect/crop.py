@@ -30,7 +30,7 @@ from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
 from cxr.rules import refusing, require_between
-from cxr.stream import Unread, batched, default_jobs, read_ahead
+from cxr.stream import Unread, batched, default_jobs, hash_film, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
 from detect.predict import ThoraxBox, ThoraxDetector
 
@@ -229,7 +229,7 @@ def find_pending(
         row = done.get(path.as_posix())
         if row is not None:
             kept = row.crop is None or (folder / row.crop).is_file()
-            if kept and row.sha256 == (sha256_file(path) if path.is_file() else ""):
+            if kept and row.sha256 == hash_film(path):
                 continue
             stale.append(row.film)
         pending.append(path)

@@ -30,9 +30,9 @@ def refusals_in_plain_words() -> Iterator[None]:
 
     plain = FilmError.__init__
 
-    def checked(self: FilmError, reason: str, sentence: str, path: str = "") -> None:
+    def checked(self: FilmError, reason: str, sentence: str, *known: str) -> None:
         assert not re.search(r"[a-z](Error|Exception)\b|Traceback", sentence), sentence
-        plain(self, reason, sentence, path)
+        plain(self, reason, sentence, *known)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FilmError, "__init__", checked)
@@ -86,14 +86,18 @@ def phantom() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `write_phantoms`."""
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"))
+
+
+def write_phantoms(folder: Path) -> Path:
     """24 schematic chests of 12 patients as PNG with thorax.json and films.csv (labels normal,
     bacterial and viral by turns), laid out as the real data are."""
     import csv
 
     from cxr.coco import CocoFilm, CocoSet, write_coco
 
-    folder = tmp_path_factory.mktemp("phantoms")
-    (folder / "images").mkdir()
+    (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
     films, rows = [], []
     for number in range(24):

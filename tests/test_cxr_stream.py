@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import cxr.film
 import cxr.stream
 from cxr.film import Film
-from cxr.stream import Unread, default_jobs, read_ahead, read_or_say_why
+from cxr.stream import Unread, default_jobs, hash_film, read_ahead, read_or_say_why
 from cxr.workdir import sha256_file
 
 
@@ -120,6 +124,63 @@ def test_workers_do_not_import_torch(films: list[Path]) -> None:
         with _without_main():
             future = pool.submit(eval, "'torch' in __import__('sys').modules")
         assert future.result() is False
+
+
+def test_a_film_that_grows_while_it_is_read_is_not_taken_for_read(
+    films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its row, with the whole file's hash, would stand for what was cut off."""
+    whole = films[0].read_bytes()
+    films[0].write_bytes(whole[:-20])
+    before, real = sha256_file(films[0]), cxr.film._decode
+
+    def decode(*args: object) -> Film:
+        films[0].write_bytes(whole)
+        return real(*args)
+
+    monkeypatch.setattr(cxr.film, "_decode", decode)
+    unread = read_or_say_why(films[0])
+    assert isinstance(unread, Unread) and unread.reason == "truncated"
+    assert unread.sha256 == before != hash_film(films[0])
+
+
+def test_what_is_no_film_s_file_is_not_hashed(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of nothing
+    unread = read_or_say_why(tmp_path / "sparse.png")
+    assert (unread.reason, unread.sha256) == ("bad_pixels", "")
+    names = ("sparse.png", "none.png", "a\0.png", ".")
+    assert [hash_film(tmp_path / name) for name in names] == [""] * 4
+
+
+def lives(pid: str) -> bool:
+    """Is it a process that has not ended? One that nobody waits for has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def test_readers_end_with_the_process_that_they_read_for(films: list[Path], root: Path) -> None:
+    code = """
+import sys, time
+from cxr.stream import read_ahead
+stream = read_ahead(sys.argv[1:], jobs=2)
+next(stream)
+print("read", flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", code, *map(str, films)]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"read\n"
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert len(listed) >= 2
+    end = time.monotonic() + 20
+    while alive := [pid for pid in listed if lives(pid)]:
+        assert time.monotonic() < end, alive
+        time.sleep(0.1)
 
 
 def test_few_films_need_no_processes() -> None:

@@ -247,6 +247,18 @@ def test_changed_film_and_lost_crop_are_done_again(films: Path, fake: None) -> N
     assert len(new) == len(old)
 
 
+def test_a_film_that_is_gone_for_a_while_is_read_by_the_next_run(films: Path, fake: None) -> None:
+    path, away = Path("films/a/film.png"), Path("away.png")
+    path.rename(away)
+    args = [str(path), "films/b/film.png", "--out", "crops", "--jobs", "0"]
+    assert main(args) == 0
+    assert "not_found" in read_manifest("crops")[1][0].reason
+    away.rename(path)
+    assert main(args) == 0
+    rows = {row.film: row for row in read_manifest("crops")[1]}
+    assert rows[str(path)].status == "ok" and len(rows) == 2
+
+
 def test_killed_run_goes_on(films: Path, fake: None) -> None:
     run()
     path = Path("crops/manifest.jsonl")

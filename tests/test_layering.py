@@ -67,7 +67,7 @@ def sources(root: Path) -> list[Path]:
 def test_files_stay_readable(root: Path) -> None:
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in sources(root)}
     # shown with -s, or when the test fails
-    print(f"{len(lines)} files, {sum(lines.values())} lines, median {median(lines.values()):.0f}")  # noqa: T201
+    print(f"{len(lines)} files, {sum(lines.values())} lines, median {median(lines.values()):.0f}")
     long = [f"{path.relative_to(root)}: {n} lines" for path, n in lines.items() if n > 500]
     assert not long, "\n".join(long)
 
@@ -150,8 +150,7 @@ def test_no_message_names_an_exception_of_python(root: Path) -> None:
         for path in sources(root)
         if path.name != "fuzz.py" and "{type(error).__name__}" in path.read_text(encoding="utf-8")
     ]
-    waiting = {"cxr/dicom.py", "cxr/picture.py", "cxr/stream.py"}
-    assert set(wrong) <= waiting
+    assert not wrong
 
 
 def test_no_pickle_is_loaded(root: Path) -> None:

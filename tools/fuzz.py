@@ -40,7 +40,7 @@ UNSOUND = 99  # exit code of a child that did not come to libFuzzer
 OURS = ("cxr", "detect", "classify", "labelling")
 MODULES = ("cxr.film", "cxr.dicom", "cxr.manifest", "labelling.formats")
 NETWORKS = ("classify.ensemble", "detect.lungfield.field", "detect.predict")
-CLASS_NAME = re.compile(r"\b[A-Za-z]+(?:Error|Exception|Warning)\b")
+CLASS_NAME = re.compile(r"\b\w+(?:Error|Exception|Warning)\b|\(error\)")
 FAULTS = Path(__file__).resolve().parents[2] / "shared" / "faults"
 FAR, FILM_HW = "a.png", (96, 72)
 

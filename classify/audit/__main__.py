@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from classify.audit.config import AuditConfig
-from cxr.cli import parse_config
-from cxr.workdir import log
+from cxr.cli import as_command, parse_config
+from cxr.rules import refusing
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0 also when films were refused, 1 when none could be judged, 2 for wrong
     arguments or files that are not what they should be, 130 when it was stopped."""
@@ -28,16 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         positionals=("run",),
         bare={"controls": "all"},
     )
-    try:
+    with refusing():
         from classify.audit.auditor import audit, load
 
         return audit(load(config))
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.warning("stopped. The same command goes on from here.")
-        return 130
 
 
 if __name__ == "__main__":

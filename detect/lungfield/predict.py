@@ -21,8 +21,8 @@ from cxr.draw import BLUE, draw_contour, encode_png, fit, to_rgb, write_sheet
 from cxr.film import Film, list_films
 from cxr.ledger import RowLedger, read_rows
 from cxr.rules import refusing, require_between
-from cxr.stream import Unread, default_jobs, read_ahead
-from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
+from cxr.stream import Unread, default_jobs, hash_film, read_ahead
+from cxr.workdir import Workdir, console, log, provenance, write_atomic
 from detect.crop import crop_name
 from detect.lungfield.field import MIN_COMPONENT, LungField, cut_edges, field_box_xyxy
 
@@ -181,7 +181,7 @@ def open_fields(
 def _holds(row: FieldRow, film: Path | None, folder: Path) -> bool:
     if film is None:
         return True
-    same = row.sha256 == (sha256_file(film) if film.is_file() else "")
+    same = row.sha256 == hash_film(film)
     return same and (row.mask is None or (folder / row.mask).is_file())
 
 

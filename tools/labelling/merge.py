@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from cxr.boxes import as_boxes, clip_xyxy, scale_xyxy, xyxy_to_xywh
 from cxr.coco import write_coco_json
-from cxr.rules import require, require_one_of
+from cxr.rules import in_words, require, require_one_of
 from cxr.workdir import write_atomic
 from labelling.label_files import stem_of
 from labelling.merged_file import POLICIES, Contributor, Target, Xywh
@@ -91,7 +91,7 @@ def run(config: MergeConfig) -> int:
             tally = fill(target, sessions, config)
             backup = write(target) if tally.merged and not tally.reasons else None
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     if tally.reasons:
         count = len(tally.reasons)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cxr.rules import require
+from cxr.rules import in_words, require
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states
 from labelling.sheet import Film, draw_sheets, join_numbers, read_drawn
 
@@ -337,7 +337,7 @@ def run(config: ReviewConfig) -> int:
         _say_changes(changes)
         _say_next(session, config)
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     return 0
 

@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from cxr.rules import require
+from cxr.rules import in_words, require
 from cxr.workdir import log, provenance, sha256_file, write_atomic, write_json
 from labelling.prepare import (
     absolute,
@@ -129,7 +129,7 @@ def run(config: StartConfig) -> int:
             _report(session, lost)
             return _open_labelme(session, config) if config.open else 0
     except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
 
 
