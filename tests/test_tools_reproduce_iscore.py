@@ -19,9 +19,9 @@ from cxr.stats import Figure
 from cxr.training.optim import OptimConfig
 from reproducing.cells import Cell, ReproduceConfig
 from reproducing.experiment import Measure
-from reproducing.figures import measure_cell
 from reproducing.layout import number
 from reproducing.runners import find_runner, iscore_cell
+from reproducing.table import measure_cell
 
 
 def test_two_cells_of_one_network_train_it_once(

@@ -13,10 +13,9 @@ from test_tools_reproduce import RECIPE
 from cxr.answers import Answer
 from cxr.stats import Figure
 from reproducing.experiment import Experiment, Measure, read_experiment
-from reproducing.figures import measure_answers
 from reproducing.layout import _text, number
 from reproducing.runners import RUNNERS
-from reproducing.table import LETTERS, differences, guesses, spans
+from reproducing.table import LETTERS, differences, guesses, measure_answers, spans
 
 
 @pytest.fixture

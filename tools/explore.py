@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cxr.cli import parse_config, to_plain
+from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
 from cxr.public_sets.registry import SETS, load_set
@@ -156,6 +157,7 @@ def to_json(
         "read": int(gathered.seen.sum()),
         "unread": [{"film": i, "reason": r, "sentence": s} for i, r, s in gathered.unread],
         "without_box": dict(gathered.box_faults),
+        "notes": count_notes(gathered.noted),
         "groups": count_groups(gathered.entries),
         "sizes": {
             name: fit_slope(sizes)._asdict()

@@ -5,7 +5,10 @@ const trials = data.trials, WORDS = ["left", "right", "neither"];
 const place = "lungfirst.choices." + data.page;
 let state = {reader: "", choices: {}, seconds: {}}, now = 0, since = performance.now();
 
-function trouble(text) { by("trouble").textContent = text; by("trouble").hidden = false; }
+function notKept() {
+  by("trouble").textContent = "This browser does not keep your choices: save them as a file before you close the page.";
+  by("trouble").hidden = false;
+}
 
 function load() {
   try {
@@ -18,12 +21,11 @@ function load() {
         state.seconds[trial] = Number.isFinite(seconds) ? seconds : 0;
       }
     }
-  } catch { trouble("This browser does not keep your choices: save them as a file before you close the page."); }
+  } catch { notKept(); }
 }
 
 function keep() {
-  try { localStorage.setItem(place, JSON.stringify(state)); }
-  catch { trouble("This browser does not keep your choices: save them as a file before you close the page."); }
+  try { localStorage.setItem(place, JSON.stringify(state)); } catch { notKept(); }
 }
 
 const answered = () => trials.filter(t => state.choices[t.trial]).length;
@@ -102,15 +104,15 @@ function save(kind) {
   by("saved").textContent = `${rows().length} of ${trials.length} choices saved as ${link.download}.`;
 }
 
-const KEYS = {ArrowLeft: () => choose("left"), 1: () => choose("left"), ArrowRight: () => choose("right"),
-  2: () => choose("right"), ArrowDown: () => choose("neither"), 0: () => choose("neither"),
-  ArrowUp: () => go(now - 1), Backspace: () => go(now - 1)};
+const CHOICES = {ArrowLeft: "left", 1: "left", ArrowRight: "right", 2: "right", ArrowDown: "neither", 0: "neither"};
+const BACK = ["ArrowUp", "Backspace"];
 
 addEventListener("keydown", event => {
   const typing = event.target instanceof HTMLInputElement;
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !(event.key in KEYS)) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (!(event.key in CHOICES) && !BACK.includes(event.key)) return;
   event.preventDefault();
-  KEYS[event.key]();
+  if (event.key in CHOICES) choose(CHOICES[event.key]); else go(now - 1);
 });
 for (const button of document.querySelectorAll("[data-choice]"))
   button.addEventListener("click", () => choose(button.dataset.choice));
@@ -120,21 +122,18 @@ by("open").addEventListener("click", () => go(firstOpen()));
 by("json").addEventListener("click", () => save("json"));
 by("csv").addEventListener("click", () => save("csv"));
 by("reader").addEventListener("input", () => { state.reader = by("reader").value.trim(); keep(); });
+let sure = false;
+function ask(asked) {
+  sure = asked;
+  by("clear").textContent = asked ? "Forget all choices?" : "Start again";
+}
+by("clear").addEventListener("blur", () => ask(false));
 by("clear").addEventListener("click", () => {
-  if (by("clear").dataset.sure !== "yes") {
-    by("clear").dataset.sure = "yes";
-    by("clear").textContent = "Forget all choices?";
-    return;
-  }
+  if (!sure) return ask(true);
   state = {reader: state.reader, choices: {}, seconds: {}};
   keep();
-  by("clear").dataset.sure = "";
-  by("clear").textContent = "Start again";
+  ask(false);
   go(0);
-});
-by("clear").addEventListener("blur", () => {
-  by("clear").dataset.sure = "";
-  by("clear").textContent = "Start again";
 });
 
 load();

@@ -24,6 +24,7 @@ import numpy as np
 from comparing.maps import show
 from comparing.page import KEY_SCHEMA, VERSION, Trial
 from cxr.cli import to_plain
+from cxr.page.words import p_value
 from cxr.rules import require, require_at_least
 from cxr.stats import Figure, exact_share, figure_of, in_words, sign_p, weighted_mean, with_draws
 from cxr.workdir import provenance, read_json, read_text, write_json
@@ -98,22 +99,12 @@ def run(config: ReadConfig) -> int:
     steady = [steadiness(key, r) for r in readings]
     agreed = [agreement(key, a, b, config.draws, config.seed) for a, b in combinations(readings, 2)]
     share = f"{key.names[0]} of those [95 %]"
-    show(
-        ("reader", "films", *key.names, "neither", share, "p"),
-        [
-            (p.reader, p.films, p.first, p.second, p.neither, in_words(p.share), _p(p.p))
-            for p in preferred
-        ],
-    )
-    show(
-        ("reader", "came twice", "answered alike", "left of sides taken [95 %]"),
-        [(s.reader, s.repeated, s.alike, in_words(s.left)) for s in steady],
-    )
+    show(("reader", "films", *key.names, "neither", share, "p"), map(_cells, preferred))
+    sides = "left of sides taken [95 %]"
+    show(("reader", "came twice", "answered alike", sides), map(_cells, steady))
     if agreed:
-        rows = [
-            (" – ".join(a.readers), a.films, *map(in_words, (a.alike, a.kappa))) for a in agreed
-        ]
-        show(("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]"), rows)
+        alike = "answered alike [95 %]"
+        show(("readers", "films", alike, "Cohen’s κ [95 %]"), map(_cells, agreed))
     if config.out:
         record = {
             "schema": "lungfirst.preferences",
@@ -129,8 +120,17 @@ def run(config: ReadConfig) -> int:
     return 0
 
 
-def _p(p: float | None) -> str:
-    return "–" if p is None else f"{p:.3f}"
+def _cells(found: Preference | Steadiness | Agreed) -> list[str]:
+    """The fields as a table says them."""
+    out = []
+    for value in vars(found).values():
+        if isinstance(value, Figure):
+            out.append(in_words(value))
+        elif isinstance(value, tuple):
+            out.append(" – ".join(value))
+        else:
+            out.append(str(value) if isinstance(value, str | int) else p_value(value))
+    return out
 
 
 def first_answers(key: Key, reading: Reading) -> dict[str, int]:

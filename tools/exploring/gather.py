@@ -69,6 +69,7 @@ class Gathered:
         grids: class → number of a film and its small picture as a data URI.
         unread: (image, reason code, sentence) of films that could not be read.
         box_faults: why a film has no box features → how many.
+        noted: the notes of each film that was read, "code: Sentence.".
     """
 
     entries: Sequence[Entry]
@@ -78,6 +79,7 @@ class Gathered:
     grids: dict[FilmClass, list[tuple[int, str]]]
     unread: list[tuple[str, str, str]] = field(default_factory=list)
     box_faults: Counter[str] = field(default_factory=Counter)
+    noted: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def seen(self) -> np.ndarray:
@@ -111,6 +113,7 @@ def gather(
         if isinstance(film, Unread):
             out.unread.append((entry.row.image, film.reason, film.sentence))
         else:
+            out.noted.append(film.notes)
             _take(out, number, film.pixels, boxes.get(entry.row.image), number in for_grid)
     for film_class, pictures in out.grids.items():
         order = [i for i, c in for_grid.items() if c == film_class]

@@ -20,6 +20,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cxr.draw import encode_jpeg, to_data_uri
+from cxr.notes import code_of, count_notes, sentence_of
 from cxr.page.build import Chart, Table, page_text
 from cxr.page.charts import NARROW, WIDTH, Axis, Row, both, forest, legend, nice_ticks, svg, text_at
 from cxr.page.pictures import inferno
@@ -64,6 +65,7 @@ def page_html(
         cautions=cautions(gathered),
         unread_words=", ".join(f"{reason} {n}" for reason, n in reasons),
         unread_table=Table(("Film", "Reason"), [(i, s) for i, _, s in unread[:MOST_UNREAD]], 2),
+        noted=note_table(gathered),
         probe_charts=probe_charts(answers),
         probe_tables=probe_tables(answers),
         notes=_notes(answers),
@@ -179,6 +181,14 @@ def cautions(gathered: Gathered) -> list[str]:
     if shared:
         out.append(f"{shared:,} patient ids stand in more than one source.")
     return out
+
+
+def note_table(gathered: Gathered) -> Table:
+    """What was noted of the films while they were read: a row a code, with one film's sentence."""
+    sentences = {code_of(n): sentence_of(n) for notes in gathered.noted for n in notes}
+    counts = count_notes(gathered.noted)
+    rows = [(sentences[code], f"{films:,}") for code, films in counts.items()]
+    return Table(("Noted while reading", "Films"), rows)
 
 
 def _notes(answers: Sequence[Answer]) -> list[str]:

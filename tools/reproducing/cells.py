@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table as Shown
 
 from cxr.cli import from_plain, to_plain
+from cxr.page.words import printable
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from reproducing.experiment import BUDGETS, Experiment, flatten, merge
 from reproducing.runners import (
@@ -26,6 +27,7 @@ from reproducing.runners import (
 )
 
 RESULT, FAILED = "result.json", "failed.json"
+_LONGEST = 300  # characters of a reason
 
 
 PROG = "python tools/reproduce.py"
@@ -106,11 +108,6 @@ class ReproduceConfig:
         one seed, too; decoded pixels are shared by all cells."""
         more = {"split_seed": self.seed, "cache": str(Path(self.out) / "cache")}
         return more[name] if name in more else getattr(self, name)
-
-    @property
-    def torch_device(self) -> str:
-        """The device as our own networks name it, not Lightning."""
-        return {"gpu": "cuda"}.get(self.device, self.device)
 
 
 @dataclass(frozen=True)
@@ -227,6 +224,12 @@ def cell_key(runner: str, settings: dict[str, Any], seen: str, marks: Sequence[s
         later = [k for k in flat if any(f"{k}.".startswith(f"{name}.") for name in kind.later)]
         flat = {k: v for k, v in flat.items() if k not in later or v != usual.get(k)}
     return digest(runner, kind.version, seen, list(marks), flat)
+
+
+def short_reason(error: Exception) -> str:
+    """An error as one line for a table."""
+    text = " ".join(printable(str(error)).split()) or "it failed without a word"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def list_tables(experiments: Sequence[Experiment], places: Sequence[ReproduceConfig]) -> Shown:

@@ -15,11 +15,10 @@ from cxr.answers import read_answers
 from cxr.cli import from_plain, load_named
 from cxr.page.words import printable
 from cxr.workdir import log, provenance, write_json
-from reproducing.cells import FAILED, RESULT, Cell, ReproduceConfig
+from reproducing.cells import FAILED, RESULT, Cell, ReproduceConfig, short_reason
 from reproducing.runners import Runner, find_runner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_LONGEST = 300  # characters of a reason
 
 
 class Outcome(NamedTuple):
@@ -127,9 +126,3 @@ def _train(cell: Cell, runner: Runner) -> str:
     made = Path(load_named(runner.train)(from_plain(runner.config_class, cell.settings)))
     read_answers(made / "answers.csv")  # raises ValueError for a training that left none
     return made.resolve().relative_to(cell.folder.resolve()).as_posix()
-
-
-def short_reason(error: Exception) -> str:
-    """An error as one line for a table."""
-    text = " ".join(printable(str(error)).split()) or "it failed without a word"
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -166,6 +166,6 @@ def find_crops(experiment: Experiment, config: ReproduceConfig) -> Path:
             f"{data / 'films.csv'}."
         )
     log.info("cutting the thorax out of %d films into %s", len(films), out)
-    if crop([*films, "--out", str(out), "--device", config.torch_device]):
+    if crop([*films, "--out", str(out), "--device", config.device]):
         raise ValueError(f"crops could not be made in {out}: see the messages above.")
     return out

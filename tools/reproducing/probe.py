@@ -26,12 +26,10 @@ from cxr.workdir import log, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
 from exploring.entries import Box, coco_boxes
 from exploring.gather import FEATURES, OTHER_SHAPE, film_features
-from reproducing.cells import Cell, ReproduceConfig
-from reproducing.engine import short_reason
+from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import Experiment
-from reproducing.figures import measure_answers
 from reproducing.runners import SplitOf, find_runner
-from reproducing.table import ProbeRow
+from reproducing.table import ProbeRow, measure_answers
 
 _ENDS = np.cumsum(list(FEATURES.values()))[:-1]
 _BATCH = 8

@@ -80,20 +80,19 @@ class SplitOf:
     def of(
         cls,
         classes: Sequence[str],
-        truths: dict[str, str],
-        trainings: Sequence[Mapping[str, Sequence[tuple[str, str]]]],
+        films: Mapping[str, tuple[str, str | None]],
+        trainings: Sequence[Mapping[str, Sequence[str]]],
         tested: str = "test",
     ) -> SplitOf:
-        """From each fold's part → (image, patient) of its films."""
-        folds = [
-            ([image for image, _ in parts["train"]], [image for image, _ in parts[tested]])
-            for parts in trainings
-        ]
-        counts = {
-            part: {"films": len(films), "patients": len({patient for _, patient in films})}
-            for part, films in trainings[0].items()
+        """From image → (patient, truth), and each fold's part → images; a film without a truth is
+        in none."""
+        truths = {image: truth for image, (_, truth) in films.items() if truth}
+        known = [{p: [i for i in own if i in truths] for p, own in t.items()} for t in trainings]
+        parts = {
+            part: {"films": len(own), "patients": len({films[image][0] for image in own})}
+            for part, own in known[0].items()
         }
-        return cls(tuple(classes), truths, folds, counts)
+        return cls(tuple(classes), truths, [(p["train"], p[tested]) for p in known], parts)
 
 
 @dataclass(frozen=True)
@@ -149,15 +148,15 @@ def split_of_single(settings: dict[str, Any]) -> SplitOf:
     config = from_plain(SingleConfig, {k: v for k, v in settings.items() if k in own})
     films = load_films(config)
     rows = [case.row for case in films.cases]
-    truths = {row.image: config.classes[k] for row, k in zip(rows, films.labels, strict=True)}
+    known = {
+        row.image: (row.patient_id, config.classes[k])
+        for row, k in zip(rows, films.labels, strict=True)
+    }
     trainings = [
-        {
-            part: [(rows[i].image, rows[i].patient_id) for i in numbers]
-            for part, numbers in share.parts.items()
-        }
+        {part: [rows[i].image for i in numbers] for part, numbers in share.parts.items()}
         for share in share_films(rows, films.labels, config.protocol)
     ]
-    return SplitOf.of(config.classes, truths, trainings)
+    return SplitOf.of(config.classes, known, trainings)
 
 
 def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
@@ -167,16 +166,15 @@ def split_of_film_class(settings: dict[str, Any]) -> SplitOf:
     from detect.film_class_answers import film_truth
 
     config = from_plain(FilmClassConfig, settings)
-    classes = config.model.classes
+    classes, truth_from = config.model.classes, config.data.class_from
     parts = select_films(config.data, config.seed, classes, trained=False).films
     known = {
-        part: [(film, film_truth(film, config.data.class_from, classes)) for film in films]
-        for part, films in parts.items()
-        if films
+        film.file_name: (film.patient_id, film_truth(film, truth_from, classes))
+        for films in parts.values()
+        for film in films
     }
-    truths = {f.file_name: truth for films in known.values() for f, truth in films if truth}
-    films = {p: [(f.file_name, f.patient_id) for f, t in own if t] for p, own in known.items()}
-    return SplitOf.of(classes, truths, [films], config.answered_part)
+    named = {part: [film.file_name for film in films] for part, films in parts.items() if films}
+    return SplitOf.of(classes, known, [named], config.answered_part)
 
 
 @contextmanager
@@ -252,6 +250,7 @@ RUNNERS: dict[str, Runner] = {
         files=("films.csv", "thorax.json"),
         sources="data.sources",
         split=split_of_film_class,
+        later=("for_processing",),
     ),
 }
 

@@ -186,15 +186,9 @@ def split_of(settings: Mapping[str, Any]) -> SplitOf:
     """The films that the members learnt from and those that were answered."""
     config = from_plain(ScxnnConfig, dict(settings))
     cases, parts = load_cases(config.ensemble())
-    known = {case.row.image: truth_of(case, config) for case in cases}
-    truths = {image: truth for image, truth in known.items() if truth is not None}
-    films = {
-        part: [
-            (cases[i].row.image, cases[i].patient) for i in numbers if cases[i].row.image in truths
-        ]
-        for part, numbers in parts.items()
-    }
-    return SplitOf.of(config.answers, truths, [films])
+    known = {case.row.image: (case.patient, truth_of(case, config)) for case in cases}
+    named = {part: [cases[i].row.image for i in numbers] for part, numbers in parts.items()}
+    return SplitOf.of(config.answers, known, [named])
 
 
 def screen_films(
