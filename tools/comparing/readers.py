@@ -99,12 +99,16 @@ def run(config: ReadConfig) -> int:
     steady = [steadiness(key, r) for r in readings]
     agreed = [agreement(key, a, b, config.draws, config.seed) for a, b in combinations(readings, 2)]
     share = f"{key.names[0]} of those [95 %]"
-    show(("reader", "films", *key.names, "neither", share, "p"), map(_cells, preferred))
-    sides = "left of sides taken [95 %]"
-    show(("reader", "came twice", "answered alike", sides), map(_cells, steady))
-    if agreed:
-        alike = "answered alike [95 %]"
-        show(("readers", "films", alike, "Cohen’s κ [95 %]"), map(_cells, agreed))
+    rows: list[tuple[Any, ...]] = [
+        (p.reader, p.films, p.first, p.second, p.neither, in_words(p.share), p_value(p.p))
+        for p in preferred
+    ]
+    show(("reader", "films", *key.names, "neither", share, "p"), rows)
+    rows = [(s.reader, s.repeated, s.alike, in_words(s.left)) for s in steady]
+    show(("reader", "came twice", "answered alike", "left of sides taken [95 %]"), rows)
+    rows = [(" – ".join(a.readers), a.films, *map(in_words, (a.alike, a.kappa))) for a in agreed]
+    if rows:
+        show(("readers", "films", "answered alike [95 %]", "Cohen’s κ [95 %]"), rows)
     if config.out:
         record = {
             "schema": "lungfirst.preferences",
@@ -118,19 +122,6 @@ def run(config: ReadConfig) -> int:
         }
         write_json(config.out, record)
     return 0
-
-
-def _cells(found: Preference | Steadiness | Agreed) -> list[str]:
-    """The fields as a table says them."""
-    out = []
-    for value in vars(found).values():
-        if isinstance(value, Figure):
-            out.append(in_words(value))
-        elif isinstance(value, tuple):
-            out.append(" – ".join(value))
-        else:
-            out.append(str(value) if isinstance(value, str | int) else p_value(value))
-    return out
 
 
 def first_answers(key: Key, reading: Reading) -> dict[str, int]:
