@@ -10,8 +10,9 @@ import pytest
 import yaml
 from test_tools_reproduce import RECIPE
 
+from cxr.training.recipe import flatten
 from reproducing.cells import ReproduceConfig, make_cells
-from reproducing.experiment import find_experiments, flatten, merge, read_experiment
+from reproducing.experiment import find_experiments, merge, read_experiment
 
 TABLES = (
     "deck_backbones",

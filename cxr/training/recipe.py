@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,11 @@ def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None)
     A folder from before there were recipes is known by the settings in its run.json.
     """
     path, run = Path(folder) / "recipe.json", Path(folder) / "run.json"
-    after, before = dict(_flat(_plain(settings))), None
+    after, before = flatten(_plain(settings)), None
     if path.exists():
-        before = dict(_flat(read_json(path)["settings"]))
+        before = flatten(read_json(path)["settings"])
     elif run.exists():
-        begun = dict(_flat(read_json(run).get("config", {})))
+        begun = flatten(read_json(run).get("config", {}))
         if after.keys() <= begun.keys():  # else it is another command's
             before = {name: begun[name] for name in after}
     if before is None or restart:
@@ -123,10 +123,11 @@ def _plain(settings: Any) -> dict[str, Any]:
     return dict(json.loads(json.dumps(plain)))
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with dotted names."""
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; lists stay whole."""
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+        whole = f"{prefix}{name}"
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{whole}.") if nested else {whole: value}
+    return flat

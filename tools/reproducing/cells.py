@@ -14,7 +14,8 @@ from rich.table import Table as Shown
 from cxr.cli import from_plain, to_plain
 from cxr.page.words import printable
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
-from reproducing.experiment import BUDGETS, Experiment, flatten, merge
+from cxr.training.recipe import flatten
+from reproducing.experiment import BUDGETS, Experiment, merge
 from reproducing.runners import (
     DRAWN,
     FREE,

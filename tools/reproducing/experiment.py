@@ -18,6 +18,7 @@ import yaml
 
 from cxr.cli import from_plain
 from cxr.rules import require
+from cxr.training.recipe import flatten
 
 BUDGETS = ("smoke", "small", "paper")
 MEASURES = ("accuracy", "balanced_accuracy", "macro_auc", "macro_f1", "lift")
@@ -148,17 +149,6 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
             merge(into[head], inner)
         else:
             into[head] = deepcopy(inner)
-
-
-def flatten(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{before}{key}.")
-        else:
-            flat[f"{before}{key}"] = value
-    return flat
 
 
 def read_experiment(path: str | Path) -> Experiment:

@@ -16,11 +16,12 @@ from cxr.draw import encode_png
 from cxr.films_table import read_films_table
 from cxr.intensity import to_uint8
 from cxr.split import make_split
+from cxr.training.recipe import flatten
 from cxr.workdir import git_commit, library_versions, log, write_atomic, write_json
 from labelling.demo import draw_chest
 from reproducing.cells import Cell, ReproduceConfig, check_input, make_cells
 from reproducing.engine import run_cells
-from reproducing.experiment import BUDGETS, Experiment, flatten
+from reproducing.experiment import BUDGETS, Experiment
 from reproducing.layout import Picture, markdown, page_html, pictures_of
 from reproducing.probe import ask_probe
 from reproducing.runners import DRAWN, SPLIT, find_runner

@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from cxr.cli import from_plain, load_named, to_plain
 from cxr.manifest import read_manifest
+from cxr.training.recipe import flatten
 from cxr.workdir import sha256_file
-from reproducing.experiment import flatten
 
 if TYPE_CHECKING:
     from classify.tasks.settings import FinetuneConfig, IscoreConfig

@@ -17,8 +17,9 @@ import yaml
 
 from cxr.answers import Answer, read_answers
 from cxr.stats import Figure, Report
+from cxr.training.recipe import flatten
 from reproducing.cells import Cell, ReproduceConfig, short_reason
-from reproducing.experiment import OF_A_PART, OF_THE_TRAINING, Experiment, Measure, flatten
+from reproducing.experiment import OF_A_PART, OF_THE_TRAINING, Experiment, Measure
 from reproducing.runners import find_runner
 
 TITLES = {
