@@ -13,7 +13,6 @@ from filelock import FileLock
 
 from cxr.answers import read_answers
 from cxr.cli import from_plain, load_named
-from cxr.page.words import printable
 from cxr.workdir import log, provenance, write_json
 from reproducing.cells import FAILED, RESULT, Cell, ReproduceConfig, short_reason
 from reproducing.runners import Runner, find_runner
@@ -100,8 +99,9 @@ def run_cell(cell: Cell, runner: Runner) -> Outcome:
         try:
             answered = _train(cell, runner)
         except Exception as error:  # one cell's fault must not stop the others
-            log.warning("%s: %s", cell.name, printable(str(error)), exc_info=True)
             reason = short_reason(error)
+            ours = isinstance(error, ValueError | OSError)  # its words say what a user can mend
+            log.warning("%s: %s", cell.name, reason, exc_info=not ours)
             write_json(folder / FAILED, {"reason": reason, **provenance()})
         finally:
             gc.collect()
