@@ -124,15 +124,17 @@ def test_hostile_names_are_escaped_and_bad_films_counted(tmp_path: Path) -> None
     assert "No two labels of one source" in page
 
 
-def test_what_was_noted_of_films_is_counted(tmp_path: Path) -> None:
+def test_notes_of_films_and_unknown_labels_are_counted(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     film = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
     for number in range(2):
         cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), film if number else film[..., 0])
-    write_table(tmp_path, [{}, {}])
+    write_table(tmp_path, [{"label": "No Finding"}, {"label": "borked"}])
     code, found, page = run(tmp_path, tmp_path / "out")
     assert code == 0 and found["notes"]["colour"] == 1
     assert "Colour was turned to grey." in page
+    assert found["unknown_labels"] == {"borked": 1}
+    assert "the probe is not asked: borked 1." in page
 
 
 def test_nothing_readable_is_an_error_in_words(

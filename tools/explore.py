@@ -30,7 +30,15 @@ from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
 from cxr.public_sets.registry import SETS, load_set
 from cxr.rules import require, require_at_least, require_one_of
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
-from exploring.entries import Box, Entry, coco_boxes, count_groups, crop_boxes, read_entries
+from exploring.entries import (
+    Box,
+    Entry,
+    coco_boxes,
+    count_groups,
+    crop_boxes,
+    read_entries,
+    unknown_labels,
+)
 from exploring.gather import FEATURES, Gathered, gather
 from exploring.page import class_sizes, fit_slope, page_html
 from exploring.probe import Answer, Verdict, answer, auc_text, questions, verdicts
@@ -158,6 +166,7 @@ def to_json(
         "unread": [{"film": i, "reason": r, "sentence": s} for i, r, s in gathered.unread],
         "without_box": dict(gathered.box_faults),
         "notes": count_notes(gathered.noted),
+        "unknown_labels": unknown_labels(gathered.entries),
         "groups": count_groups(gathered.entries),
         "sizes": {
             name: fit_slope(sizes)._asdict()

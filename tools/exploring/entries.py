@@ -87,6 +87,12 @@ def read_entries(path: str | Path, smallest: int = 30, known: Sequence[str] = ()
     ]
 
 
+def unknown_labels(entries: Sequence[Entry]) -> dict[str, int]:
+    """Labels that do not say what a film is, with their numbers of films."""
+    unknown = Counter(e.row.label or "no label" for e in entries if not e.is_known)
+    return dict(unknown.most_common())
+
+
 def age_band(age: str) -> str:
     """One of BANDS for an age in words or DICOM's form (058Y, 008M), or a number of years."""
     if years := years_of(age):

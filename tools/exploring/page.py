@@ -24,7 +24,13 @@ from cxr.notes import code_of, count_notes, sentence_of
 from cxr.page.build import Chart, Table, page_text
 from cxr.page.charts import NARROW, WIDTH, Axis, Row, both, forest, legend, nice_ticks, svg, text_at
 from cxr.page.pictures import inferno
-from exploring.entries import FilmClass, age_table, ordered_classes, terms_table
+from exploring.entries import (
+    FilmClass,
+    age_table,
+    ordered_classes,
+    terms_table,
+    unknown_labels,
+)
 from exploring.gather import (
     FEATURES,
     GRID,
@@ -177,6 +183,9 @@ def cautions(gathered: Gathered) -> list[str]:
     sides: dict[str, set[str]] = {}
     for entry in gathered.entries:
         sides.setdefault(entry.row.patient_id, set()).add(entry.row.source)
+    if unknown := unknown_labels(gathered.entries):
+        words = ", ".join(f"{label} {n:,}" for label, n in unknown.items())
+        out.append(f"Films whose label is not known, of which the probe is not asked: {words}.")
     shared = sum(len(sources) > 1 for sources in sides.values())
     if shared:
         out.append(f"{shared:,} patient ids stand in more than one source.")
