@@ -13,6 +13,7 @@ import pytest
 
 from classify.films import Case
 from cxr.answers import write_answers
+from cxr.boxes import Frame
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.films_table import read_films_table
 from cxr.manifest import CropRow
@@ -153,7 +154,7 @@ def test_the_crops_box_is_taken_and_films_without_one_are_counted(tmp_path: Path
             "size_hw": SIZE,
             "thorax_xyxy": BOX,
             "crop": "c.png",
-            "frame": {"a": 1},
+            "frame": Frame.cut(BOX).to_dict(),
         }
         row = (
             CropRow(case.row.image, "", **found)
