@@ -50,12 +50,12 @@ class FilmRow:
 
 # --- the words of the column label ---
 
-# what films.csv means by other words
+# what films.csv means by other words (negative and positive are a test's: the film may not show it)
 _ALIASES = {
-    "normal": "no finding, no findings, healthy, negative, none found, nothing found, no disease, "
+    "normal": "no finding, no findings, healthy, none found, nothing found, no disease, "
     "no abnormality, no abnormalities, no abnormality detected, nad, clear, unremarkable, "
     "within normal limits, wnl, normal chest",
-    "abnormal": "positive, sick, diseased, disease, pathological, not normal, non normal",
+    "abnormal": "sick, diseased, disease, pathological, not normal, non normal",
     "other": "others, other disease, other diseases, other finding, other findings, other lesion",
     "covid": "covid 19, covid19, sars cov 2, coronavirus, ncov, 2019 ncov",
     "tuberculosis": "tb, ptb",

@@ -141,7 +141,7 @@ def test_words_for_normal_are_one(tmp_path: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["no_finding", "No  finding", "no-finding", "Healthy", "negative", "No Findings."]
+    "word", ["no_finding", "No  finding", "no-finding", "Healthy", "No Findings."]
 )
 def test_other_words_for_normal_are_it_too(tmp_path: Path, word: str) -> None:
     (row,) = labelled(tmp_path, word)
@@ -179,7 +179,9 @@ def test_words_that_say_nothing_are_unknown(tmp_path: Path, word: str, sublabel:
     assert class_of(row, ("normal", "bacterial")) is None and not has_disease(row, ["bacterial"])
 
 
-@pytest.mark.parametrize("word", ["nromal", "pneumonia?", "no pneumonia", "normal|edema", "2"])
+@pytest.mark.parametrize(
+    "word", ["nromal", "pneumonia?", "no pneumonia", "normal|edema", "2", "negative", "positive"]
+)
 def test_a_word_that_nobody_knows_is_neither(tmp_path: Path, word: str) -> None:
     (row,) = labelled(tmp_path, word)
     assert is_abnormal(row) is None and word in why_unknown(row)
