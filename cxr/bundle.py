@@ -82,12 +82,31 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
     return Bundle(kind, floats, meta, sha256_file(path), str(path))
 
 
+def _undrawn() -> Any:
+    """A mode in which torch.nn.init leaves tensors as they are. Filling them takes time, and for
+    the shapes without memory that segmentation-models-pytorch asks timm for it loads all of sympy.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if getattr(func, "__module__", "") == "torch.nn.init":
+                return args[0] if args else (kwargs or {})["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    return Undrawn()
+
+
 @contextmanager
 def rebuilding(path: str | Path) -> Iterator[None]:
-    """Raise ValueError that names the weights' file, or their folder, where a network cannot be
-    made from what the metadata say, or where the weights are another network's."""
+    """Build a network here whose weights follow: none are drawn meanwhile. Raises ValueError that
+    names the weights' file, or their folder, where the network cannot be made from what the
+    metadata say, or where the weights are another network's."""
     try:
-        yield
+        with _undrawn():
+            yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         lacks = f"The metadata lack {error}." if isinstance(error, KeyError) else str(error)
         raise ValueError(

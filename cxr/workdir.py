@@ -222,7 +222,7 @@ class _Claim:
     one left half written is cleared away."""
 
     def __init__(self, folder: Path) -> None:
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(folder / ".in_use", os.O_RDWR | os.O_CREAT, 0o666)
         weakref.finalize(self, os.close, handle)  # that frees the lock too, as any end does
         try:
             # not flock: forked children, as a training has, would hold it when this one is killed

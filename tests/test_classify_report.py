@@ -178,7 +178,7 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
         "report.html",
         "report.jsonl",
         "pictures",
-        ".lock",
+        ".in_use",
     }
 
 
