@@ -172,7 +172,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_names_itself(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+    with pytest.raises(ValueError, match=r"nowhere\.pth"):
         build_member(replace(TINY, weights=str(tmp_path / "nowhere.pth")))
 
 
