@@ -239,4 +239,4 @@ def summary(folder: str = "crops/audit") -> dict:
 def films_of(folder: str = "crops/audit") -> int:
     """Films whose data the page holds."""
     page = Path(folder, "report.html").read_text()
-    return page.count('<script type="application/json" id="data-film-')
+    return page.count('<li class="card"')

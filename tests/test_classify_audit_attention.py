@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,15 @@ def test_the_record_is_plain_and_in_fractions_of_the_film() -> None:
 def test_of_a_whole_film_without_a_box_the_record_has_neither_crop_nor_box() -> None:
     record = look(audit_film(box_xyxy=None))[0][1]
     assert record["crop"] is None and record["box"] is None and record["findings"] == []
+
+
+def test_the_notes_of_a_film_stand_in_its_record() -> None:
+    film = audit_film()
+    assert film.film is not None
+    film.film = replace(film.film, notes=("padding: Pixel padding was set to black.",))
+    assert look(film)[0][1]["notes"] == ["Pixel padding was set to black."]
+    unread = RunFilm(PredictionRow("a.png", "no_thorax", notes=("padding",)), Path("a.png"))
+    assert refused(AuditFilm(unread, Truth()))[1]["notes"] == ["padding"]
 
 
 def test_findings_are_measured() -> None:

@@ -139,6 +139,24 @@ def test_a_control_is_done_once_for_the_same_films_and_options(tmp_path: Path) -
     assert other.found == {} and other.missing(["road"]) == ["road"]
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"made_with": {"road": {}}, "road": [1]}'])
+def test_controls_of_a_damaged_file_are_done_again(tmp_path: Path, content: str) -> None:
+    (tmp_path / "controls.json").write_text(content)
+    store = ControlResults(tmp_path / "controls.json", ["a.png"], {"draws": 5})
+    assert store.found == {} and store.missing(["road"]) == ["road"]
+    store.add("road", {"road": [2]})
+    again = ControlResults(tmp_path / "controls.json", ["a.png"], {"draws": 5})
+    assert again.found == {"road": [2]}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}'])
+def test_rows_beside_a_damaged_record_are_refused(tmp_path: Path, content: str) -> None:
+    workdir = began(tmp_path, "film\na.png\n", {"method": "cam"})
+    (workdir / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"other settings \(method\)"):
+        check_resumable(workdir, {"method": "cam"}, restart=False)
+
+
 # --- controls of an audit that is called again
 
 
@@ -201,9 +219,9 @@ def test_each_film_is_read_and_segmented_once_for_all_controls(
 ) -> None:
     read: list[Path] = []
 
-    def counting(paths: Sequence[Path], jobs: int) -> Iterator:
+    def counting(paths: Sequence[Path], jobs: int, **how: bool) -> Iterator:
         read.extend(paths)
-        return read_ahead(paths, jobs)
+        return read_ahead(paths, jobs, **how)
 
     monkeypatch.setattr(films, "read_ahead", counting)
     assert make_audit(run, "--controls", "all") == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from classify.audit.summary import (
     figure_table,
     pooled,
     threshold_table,
+    unknown_labels,
 )
 
 BOUNDS = Thresholds(
@@ -46,6 +49,7 @@ def row(
         flag_reasons=("why",) * len(flags),
         lung_by=lung_by,
         empty=empty,
+        truth=0,
     )
 
 
@@ -265,3 +269,15 @@ def test_the_terminals_table_has_a_row_a_member_and_source() -> None:
     assert list(table.columns[1].cells) == ["all", "x", "y"]
     lifts = list(table.columns[2].cells)
     assert lifts[0].startswith("1.500 [") and lifts[1] == "1.000"  # one patient: no interval
+
+
+def test_films_whose_label_says_nothing_are_counted_and_listed() -> None:
+    known = replace(row("a"), label="normal")
+    unknown = [replace(row(name), label="unknown", truth=-1) for name in ("b", "c")]
+    empty = replace(row("f"), truth=-1)
+    unlisted, refused = replace(empty, film="d", source=""), AuditRow("e", label="unknown")
+    rows = [known, *unknown, empty, unlisted, refused]
+    assert unknown_labels(rows) == {"b": "unknown", "c": "unknown", "f": "(empty)"}
+    said = " ".join(cautions(rows, False, BOUNDS, {}))
+    assert "nothing, left out of all figures that need it: 3 ((empty), unknown)." in said
+    assert "label" not in " ".join(cautions([known, unlisted], False, BOUNDS, {}))

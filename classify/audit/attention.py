@@ -21,6 +21,7 @@ from classify.judge import Members
 from classify.labels import TARGET
 from classify.saliency.maps import look, saliency_maps, to_pixels
 from cxr.boxes import Frame
+from cxr.notes import sentence_of
 from cxr.page.pictures import map_uri, picture_uri, to_polygons
 from cxr.stats import softmax
 
@@ -189,11 +190,15 @@ def _measure_film(
 
 def _facts(film: AuditFilm, row: AuditRow) -> Record:
     """What the page says of any film."""
-    names = ("film", "source", "patient", "status", "reason")
-    known = {"label": _joined(": ", row.label, row.sublabel)}
-    return (
-        {n: getattr(row, n) for n in names} | known | {"decision": film.listed.prediction.decision}
-    )
+    names, listed = ("film", "source", "patient", "status", "reason"), film.listed
+    facts: Record = {name: getattr(row, name) for name in names}
+    noted = film.film or listed.boxed or listed.prediction
+    return {
+        **facts,
+        "label": _joined(": ", row.label, row.sublabel),
+        "decision": listed.prediction.decision,
+        "notes": [sentence_of(note) for note in noted.notes],
+    }
 
 
 def _common(film: AuditFilm) -> AuditRow:

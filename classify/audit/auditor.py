@@ -28,6 +28,7 @@ from classify.audit.summary import (
     figure_table,
     pooled,
     threshold_table,
+    unknown_labels,
 )
 from classify.ensemble import Ensemble
 from classify.saliency.maps import check_draws
@@ -236,6 +237,7 @@ def summarise(
             "run": config.run_path.as_posix(),
             "films": len({row.film for row in rows}),
             "patients": len({row.patient for row in rows}),
+            "films whose label says nothing": list(unknown_labels(rows)) or "none",
             "shown": "crops" if run.cropped else "whole films",
             "part": config.part or "all",
             "sources trained on": ", ".join(config.trained_on) if config.part else "not said",

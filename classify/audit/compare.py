@@ -11,18 +11,13 @@ lift, lift_z, lift_over_gaussian
     lift_z = (lift - random_lift) / random_sd is in units of what luck gives a map as coarse as
     this one; lift_over_gaussian = lift - gaussian_lift is the gain over a map that looks at the
     middle of everything. A crop leaves lift less room: it cannot be above 1 / area share.
-inside_share
-    Asks: how much of what it looked at was lung? Energy lies nowhere but in what an arm saw, and
-    the lung is the same on the film in both arms, so the share is a measure against one common
-    reference. It rises by cropping alone: lungs cover about 0.37 of a film and 0.59 of a crop, and
-    a map without any preference rises with them. A higher share says that less attention can
-    fall, and does fall, beside the lungs; not that the network prefers them.
+inside_share, pointing_hit
+    Shares of what it looked at that was lung. They rise by cropping alone, as lungs cover about
+    0.37 of a film and 0.59 of a crop: less attention can fall, and does fall, beside the lungs;
+    the network need not prefer them. finding_lift has that chance taken out as lift has.
 outside_box_share, border_share
     A crop is the thorax box and a margin: what it can put outside the box is small by
     construction. The border is that of what each arm saw; a crop's runs through the chest wall.
-pointing_hit, finding_lift
-    The pointing game's chance level is the lung's share of the area, so it rises by cropping too;
-    finding_lift has chance taken out as lift has.
 
 Intervals draw patients, the same ones for both arms. Means are tested by swapping the arms patient
 by patient; AUCs by the paired bootstrap, as scores of two networks are on no common scale to be
@@ -121,10 +116,9 @@ def compare(
 ) -> list[Row]:
     """Rows by source ("all" last, where there are several), member and metric.
 
-    Films are matched by name and member; `pair_rows` gives the reasons of those left out, and each
-    row counts them. A metric without a film that has it, such as finding_lift of a source without
-    findings, has no row. A source of one truth has its AUC's row, without a value. With `methods`
-    the arms are two methods on the same answers, so that their maps alone are compared.
+    Films are matched by name and member, see `pair_rows`. A metric without a film that has it has
+    no row; a source of one truth has its AUC's row, without a value. With `methods` the arms are
+    two methods on the same answers, so that their maps alone are compared.
 
     A row holds:
         source: "all" for all of them together, "unknown" where the films name none.

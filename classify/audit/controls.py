@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -57,17 +57,13 @@ def hide(
     margin: float = MARGIN,
     frame: Frame | None = None,
 ) -> np.ndarray:
-    """A copy of a film or crop (h, w) float32 in [0, 1] with a part of it black, as air is.
+    """A copy of a film, or of a crop that `frame` cut out of one, (h, w) float32 in [0, 1], with a
+    part of it black, as air is. `lung` (H, W) bool and `margin` of the longer side are of the film.
 
-    Args:
-        pixels: the film; or a crop, and then `frame` says how it was cut out of the film.
-        lung: (H, W) bool, the lungs in the film's pixels; at least one.
-        control: outside_only hides the lungs and `margin` round them. lungs_only hides all but the
-            lungs, without a margin, so that the rim belongs to neither: what outside_only shows
-            is certainly not lung, and what lungs_only shows is. shape_only hides the lungs as
-            outside_only does and paints the rest an even grey: what is left is the outline, which
-            outside_only cannot help but show.
-        margin: as a fraction of the film's longer side, also for a crop.
+    outside_only hides the lungs and `margin` round them. lungs_only hides all but the lungs,
+    without a margin, so that the rim belongs to neither: what outside_only shows is certainly not
+    lung, and what lungs_only shows is. shape_only hides the lungs as outside_only does and paints
+    the rest an even grey: what is left is the outline, which outside_only cannot help but show.
     """
     # The region is grown on the film and cut afterwards: lung just outside a crop hides its edge.
     region = lung if control == "lungs_only" else grow(lung, margin)
@@ -135,17 +131,14 @@ def control_table(
     draws: int = 1000,
     sources: Sequence[str] | None = None,
 ) -> list[Row]:
-    """A row for each source, one of `asked`, and control.
+    """A row for each source, one of `asked`, and control of `logits_by_control`: name → (N, M, 3),
+    with `as is` among them.
 
     `auc` is that of the positive films against the others, its interval `low` to `high` over `n`
     films. `difference` is that AUC minus the one of the films as they are, on the same drawn
-    patients. `changed` is the share of films with another decision than as they are.
-
-    Args:
-        logits_by_control: name → (N, M, 3); `as is` must be among them.
-        patients: of the N films; intervals draw patients.
-        sources: of the N films; with several, each stands alone and `all` comes last: pooled,
-            which a model that only tells sources apart does well on.
+    patients. `changed` is the share of films with another decision than as they are. Of several
+    sources each stands alone and `all` comes last: pooled, which a model that only tells sources
+    apart does well on.
     """
     answers = [
         (one.name, one.positive, {c: one.answer(z) for c, z in logits_by_control.items()})
@@ -212,22 +205,18 @@ class Control(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Masked:
     """Rows of `control_table`, by source and all together, and how many films had no lungs."""
 
-    def __init__(
-        self,
-        members: Ensemble,
-        films: Collection[str],
-        screener: Screener | None,
-        seed: int,
-        draws: int,
-    ) -> None:
-        self.members, self.films, self.screener = members, films, screener
-        self.seed, self.draws = seed, draws
-        self._known: list[Known] = []
-        self._blind = 0
-        self._logits: dict[str, list[np.ndarray]] = {}
+    members: Ensemble
+    films: Collection[str]
+    screener: Screener | None
+    seed: int
+    draws: int
+    _known: list[Known] = field(default_factory=list)
+    _blind: int = 0
+    _logits: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def take(self, shown: Prepared) -> None:
         """Ask the members of each film as it is and with a part of it hidden."""
@@ -289,23 +278,19 @@ def _answer(
     return ensemble_score(logits, targets, question), None
 
 
+@dataclass(eq=False)
 class Sample:
     """Films prepared for the members, (N, 3, side, side), and what is known of them: of each film,
     whatever its size, 0.6 MB are kept."""
 
-    def __init__(
-        self,
-        members: Ensemble,
-        films: Collection[str],
-        method: str,
-        seed: int = 0,
-        draws: int = 2000,
-    ) -> None:
-        self.members, self.films, self.method = members, films, method
-        self.seed, self.draws = seed, draws
-        self.known: list[Known] = []
-        self.frames: list[Frame] = []
-        self._parts: list[torch.Tensor] = []
+    members: Ensemble
+    films: Collection[str]
+    method: str
+    seed: int = 0
+    draws: int = 2000
+    known: list[Known] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    _parts: list[torch.Tensor] = field(default_factory=list)
 
     def take(self, shown: Prepared) -> None:
         """Keep the input made of the films of the sample."""

@@ -151,8 +151,3 @@ SHOWN = {  # what the masking controls leave of a film
     "lungs only": "only lungs shown",
     "shape only": "silhouette alone",
 }
-
-
-def order_of(name: str) -> int:
-    """For sorting by the page's order."""
-    return list(METRICS).index(name)

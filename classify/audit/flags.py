@@ -92,11 +92,11 @@ class Thresholds:
             found = cls(**data)
             bounds = [v for own in found.by_member.values() for v in own.values() if v is not None]
             bounds += [found.tail, found.field_disagreement or 0.0]
-            if not all(isinstance(v, int | float) for v in bounds):
-                raise TypeError("bounds must be numbers")
-            return found
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{path} must hold all parts of the thresholds: {error}") from error
+            if all(isinstance(v, int | float) for v in bounds):
+                return found
+        except (TypeError, AttributeError):  # parts are missing, or of another kind
+            pass
+        raise ValueError(f"{path} must hold all parts of the thresholds, bounds as numbers: {how}")
 
 
 def fit_thresholds(

@@ -87,18 +87,8 @@ class Regions:
         whole = (0, 0, width, height)
         return self._window(whole if self.seen_xyxy is None else self.seen_xyxy, "seen_xyxy")
 
-    @cached_property
-    def box(self) -> Window | None:
-        """The thorax box in what was seen; raises ValueError as `seen` does."""
-        return None if self.box_xyxy is None else self._in_seen(self.box_xyxy, "box_xyxy")
-
-    @cached_property
-    def findings(self) -> list[Window]:
-        """The radiologists' boxes in what was seen; raises ValueError as `seen` does."""
-        boxes = as_boxes(self.finding_boxes_xyxy)
-        return [self._in_seen(box, "finding_boxes_xyxy") for box in boxes]
-
-    def _in_seen(self, box_xyxy: Any, name: str) -> Window:
+    def in_seen(self, box_xyxy: Any, name: str) -> Window:
+        """A box in what was seen; raises ValueError as `seen` does."""
         rows, columns = (
             slice(max(a.start - b.start, 0), max(min(a.stop, b.stop) - b.start, 0))
             for a, b in zip(self._window(box_xyxy, name), self.seen, strict=True)
@@ -131,12 +121,9 @@ def measure(
     `empty` is True for a map that is 0 everywhere, and then no metric has a value. `reason` says
     why the lift, or the metrics of the finding, have none.
 
-    Args:
-        saliency: (H, W) float ≥ 0 in film pixels, 0 outside what the member saw. Not changed.
-        regions: of the same film.
-        film: name of the film; with `seed` it seeds the random maps.
-        cam_hw: resolution at which the map was made, over the seen area.
-        draws: random maps.
+    `saliency` is (H, W) float ≥ 0 in film pixels, 0 outside what the member saw, and not changed;
+    `cam_hw` the resolution at which it was made, over the seen area. `film`, its name, and `seed`
+    seed so many `draws` of random maps.
 
     Raises ValueError for a map of another size, negative or not finite values, or energy outside
     the seen area.
@@ -170,14 +157,15 @@ def measure(
     inner = seen[band : seen.shape[0] - band, band : seen.shape[1] - band]
     out["border_share"] = _share(1 - _sum(inner) / total)
     out["border_area_share"] = 1 - inner.size / seen.size
-    if regions.box is not None:
-        out["outside_box_share"] = _share(1 - _sum(seen[regions.box]) / total)
+    if regions.box_xyxy is not None:
+        box = regions.in_seen(regions.box_xyxy, "box_xyxy")
+        out["outside_box_share"] = _share(1 - _sum(seen[box]) / total)
     if regions.text is not None and (text := regions.text[regions.seen]).any():
         out["text_share"], out["text_area_share"], _ = on(text)
-    if regions.findings:
+    if len(boxes := as_boxes(regions.finding_boxes_xyxy)):
         region = np.zeros(seen.shape, bool)
-        for window in regions.findings:
-            region[window] = True
+        for box in boxes:
+            region[regions.in_seen(box, "finding_boxes_xyxy")] = True
         share, area, hit = on(region)
         if area > 0:
             out |= {"finding_share": share, "finding_area_share": area}
@@ -191,19 +179,13 @@ def measure(
 def _checked_energy(whole: np.ndarray, seen: np.ndarray) -> float:
     total, everywhere = _sum(seen), _sum(whole)
     if not np.isfinite(everywhere):
+        wrong = f"{int((~np.isfinite(whole)).sum())} of {whole.size} pixels"
+        raise ValueError(f"saliency must be finite. Got NaN or infinity in {wrong} instead.")
+    lowest, stray = cv2.minMaxLoc(whole)[0], everywhere - total
+    require(lowest >= 0, "saliency must be cut at 0, as Grad-CAM does: at least 0", lowest)
+    if stray > _STRAY * everywhere:
         raise ValueError(
-            "saliency must be finite, and its sum too. Got NaN or infinity in "
-            f"{int((~np.isfinite(whole)).sum())} of {whole.size} pixels instead."
-        )
-    lowest = cv2.minMaxLoc(whole)[0]
-    if lowest < 0:
-        raise ValueError(
-            f"saliency must be at least 0. Got {lowest:.6g} instead: cut it at 0, as Grad-CAM does."
-        )
-    if everywhere - total > _STRAY * everywhere:
-        stray = (everywhere - total) / everywhere
-        raise ValueError(
-            f"saliency must be 0 outside seen_xyxy. Got {100 * stray:.3g} % of its "
+            f"saliency must be 0 outside seen_xyxy. Got {100 * stray / everywhere:.3g} % of its "
             "energy there: give the box that the member saw."
         )
     return total
@@ -243,19 +225,17 @@ def baseline_lifts(
     draws: int = 256,
     seed: int = 0,
 ) -> dict[str, float | None]:
-    """gaussian_lift, random_lift and random_sd of a lung field (h, w) bool over the seen area.
+    """gaussian_lift, random_lift and random_sd of a lung field (h, w) bool over the seen area. It
+    must hold a pixel; the latter two are None where none of the few maps drawn has any energy.
 
     Random: normal noise at the resolution of the map that is judged, blurred by one cell, cut at 0
     and scaled up bilinearly, all as a CAM is made. Every pixel has the same expectation, so all
     draws together put the area share of their energy on a region. The mean of the draws' own lifts
     still lies a little below 1 for a region in the middle (0.92 on two lungs at 7 × 7, 0.98 at
-    14 × 10): a bump at the edge is cut, and what is left of it is then most of a small energy. That
-    mean is the chance level of a map as coarse as this, and the deviation tells how far luck alone
-    carries one.
+    14 × 10): a bump at the edge is cut, and what is left of it is then most of a small energy.
 
     A map scaled up and summed over a mask is the small map times the mask scaled down by the
-    transposed weights, so the random maps are never drawn at full size. The two of the random maps
-    are None where none of the few drawn has any energy. The lung field must hold a pixel.
+    transposed weights, so the random maps are never drawn at full size.
     """
     height, width = lung.shape
     area = np.count_nonzero(lung) / lung.size

@@ -1,113 +1,53 @@
 "use strict";
-// The gallery. Texts only ever go in as text nodes or attributes, never as markup.
-const SVG = "http://www.w3.org/2000/svg", PAGE = 24, KEPT = 96, FEW = 4;
+// The gallery. Texts were escaped where the cards were written; here they are never made markup.
+const PAGE = 24;
 const at = id => document.getElementById(id);
 const on = (id, kind, act) => at(id).addEventListener(kind, act);
 const films = JSON.parse(at("index").textContent), words = JSON.parse(at("words").textContent);
 const byId = new Map(films.map(film => [film.id, film]));
 const cards = at("cards"), dialog = at("film"), find = at("find");
-let list = films, page = 0, shownFilm = "", member = "", own = null;
+let list = films, page = 0, shownFilm = "", member = "";
 
-// --- small helpers ---
-function filled(element, attributes, ...children) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-const make = (tag, attributes = {}, ...children) =>
-  filled(document.createElement(tag), attributes, ...children);
-const shape = (tag, attributes) => filled(document.createElementNS(SVG, tag), attributes);
-// columns: [name, class, cell of a row, its own class]; the first one heads the rows
-function table(columns, rows, attributes = {}) {
-  const head = columns.map(([name, kind]) => make("th", {scope: "col", class: kind}, name));
-  const line = row => make("tr", {}, ...columns.map(([, kind, cell, kindOf], n) => n
-    ? make("td", {class: kindOf ? kindOf(row) : kind}, cell(row))
-    : make("th", {scope: "row"}, cell(row))));
-  return make("table", attributes, make("thead", {}, make("tr", {}, ...head)),
-              make("tbody", {}, ...rows.map(line)));
-}
-const percent = value => value === null ? "–" : (100 * value).toFixed(value < 0.0995 ? 1 : 0) + " %";
-const times = value => value === null ? "–" : value.toFixed(2) + " ×";
-const yes = value => value === null ? "–" : value ? "yes" : "no";
 const count = number => number.toLocaleString("en") + (number === 1 ? " film" : " films");
 
-// A film's pictures and members are parsed when it is shown; the last ones are kept.
-const parsed = new Map();
-function whole(id) {
-  let film = parsed.get(id);
-  if (!film) {
-    film = JSON.parse(at("data-" + id).textContent);
-    parsed.set(id, film);
-    if (parsed.size > KEPT) parsed.delete(parsed.keys().next().value);
+// A film's card stands in the page, where it is one of the worst, or inert in a template; its
+// pictures are there once.
+const sources = new Map();
+for (const {content} of document.querySelectorAll("template")) {
+  sources.set(content.firstElementChild.id, content.firstElementChild);
+}
+for (const card of document.querySelectorAll("#worst .card")) {
+  sources.set(card.id, card);
+  card.removeAttribute("id");
+}
+function cardOf(id) {
+  const card = sources.get(id).cloneNode(true), map = card.querySelector(".map");
+  card.id = id;
+  if (map) {
+    map.removeAttribute("id");
+    card.querySelector(".again")?.replaceWith(map.cloneNode());
+    card.querySelector(".worst").dataset.map = map.getAttribute("href") ?? "";
+    paint(card, rowOf(card));
   }
-  return film;
+  return card;
 }
-
-// --- drawing ---
-function drawing(film, crop, map) {
-  const [width, height] = film.view, seen = film.seen;
-  const box = crop ? seen : [0, 0, width, height];
-  const who = map && map.map ? " with the attention of " + map.name : "";
-  const view = shape("svg", {class: "view", viewBox: box.join(" "), role: "img",
-                             "aria-label": (crop ? "Crop " : "Film ") + film.name + who});
-  const place = ([x, y, w, h]) => ({x, y, width: w, height: h});
-  const picture = (href, where, more) =>
-    shape("image", {href, ...place(where), preserveAspectRatio: "none", ...more});
-  view.append(picture(crop ? film.crop : film.picture, box));
-  if (map && map.map) view.append(picture(map.map, seen, {class: "map", filter: "url(#inferno)"}));
-  if (film.field) view.append(shape("path", {class: "field", d: film.field}));
-  if (film.box) view.append(shape("rect", {class: "box", ...place(film.box)}));
-  for (const at of film.findings) view.append(shape("rect", {class: "finding", ...place(at)}));
-  if (film.crop && !crop) view.append(shape("rect", {class: "seen", ...place(seen)}));
-  return view;
-}
-function pictures(film, map, large) {
-  const crop = large ? "Crop, as the network saw it" : "Crop";
-  const given = [["picture", false, "Film"], ["crop", true, crop]].filter(([kind]) => film[kind]);
-  return given.map(([, crop, name]) => make(
-    "figure", given.length === 1 ? {class: "alone"} : {},
-    drawing(film, crop, map), make("figcaption", {}, name)));
-}
-function badges(film) {
-  const row = make("p", {class: "badges"});
-  if (film.decision) {
-    const [sign, name] = words.decisions[film.decision] || ["", film.decision.replaceAll("_", " ")];
-    const mark = sign ? [make("span", {"aria-hidden": "true"}, sign), " "] : [];
-    row.append(make("span", {class: sign ? "badge d-" + film.decision : "badge"}, ...mark, name));
+// the row of the chosen member's figures, or of the worst member's
+const rowOf = card => [...card.querySelectorAll(".figures tr")].find(
+  row => row.querySelector("input")?.value === member) ?? card.querySelector(".worst");
+function paint(pictures, row) {
+  const uri = row.dataset.map, who = " with the attention of " + row.querySelector("input").value;
+  for (const map of pictures.querySelectorAll(".map")) {
+    const view = map.closest("svg");
+    uri ? map.setAttribute("href", uri) : map.removeAttribute("href");
+    view.setAttribute("aria-label", view.dataset.of + (uri ? who : ""));
   }
-  for (const flag of film.flags) row.append(make("span", {class: "badge flag"}, flag));
-  return row;
-}
-function membersTable(film) {
-  const few = [...film.members].sort(worse).slice(0, FEW), rest = film.members.length - few.length;
-  const low = m => m.lift !== null && m.lift < 1 ? "n low" : "n";
-  const columns = [["Member", "", m => m.name], ["Probability", "n", m => percent(m.probability)],
-                   ["Lift", "n", m => times(m.lift), low]];
-  const shown = table(columns, few, {class: "members"});
-  return rest ? [shown, make("p", {class: "what"}, "and " + rest + " more")] : [shown];
-}
-const worse = (a, b) => b.flags.length - a.flags.length || (a.lift ?? 99) - (b.lift ?? 99);
-const mapOf = film => film.members.find(m => m.name === member) || film.members[film.worst];
-
-function card(entry) {
-  const film = whole(entry.id), parts = pictures(film, mapOf(film), false);
-  const link = make("a", {href: "#" + film.id}, film.name);
-  const item = make("li", {class: "card", id: film.id});
-  if (parts.length) item.append(make("div", {class: "pictures"}, ...parts));
-  item.append(make("h3", {}, link));
-  item.append(make("p", {class: "what"},
-    [film.label, film.source, film.patient].filter(Boolean).join(" · ")), badges(film));
-  if (film.reason) item.append(make("p", {class: "what"}, film.reason));
-  if (film.members.length) item.append(...membersTable(film));
-  item.addEventListener("click", event => { if (event.target !== link) link.click(); });
-  return item;
 }
 
 // --- one page of the gallery ---
 const pages = () => Math.max(1, Math.ceil(list.length / PAGE));
 function draw() {
   page = Math.min(Math.max(page, 0), pages() - 1);
-  cards.replaceChildren(...list.slice(page * PAGE, (page + 1) * PAGE).map(card));
+  cards.replaceChildren(...list.slice(page * PAGE, (page + 1) * PAGE).map(film => cardOf(film.id)));
   at("nothing").hidden = list.length > 0;
   const of = list.length === films.length ? "" : " of " + films.length.toLocaleString("en");
   const text = (of ? list.length.toLocaleString("en") + of + " films" : count(films.length)) +
@@ -168,7 +108,7 @@ function fillFilters() {
     const named = key === "decision" ? v => (words.decisions[v] || ["", v])[1] : v => v;
     select.append(new Option("all", ""));
     if (key === "flags") {
-      for (const flag of Object.keys(words.flags)) seen.has(flag) || seen.set(flag, 0);
+      for (const flag of words.flags) seen.has(flag) || seen.set(flag, 0);
       const any = films.filter(film => film.flags.length).length;
       select.append(new Option(`any flag (${any})`, "any flag"),
                     new Option(`no flag (${films.length - any})`, "no flag"));
@@ -185,53 +125,18 @@ function fillFilters() {
 }
 
 // --- one film, large ---
-function facts(film) {
-  const rows = [["Label", film.label], ["Source", film.source], ["Patient", film.patient],
-    ["Status", film.status === "ok" ? "" : film.status.replaceAll("_", " ")],
-    ["Why", film.reason], ["Lung field", film.field ? "drawn by " + (film.lung_by === "human" ?
-      "a person" : "the lung-field network") : "none found"]];
-  const out = make("dl", {class: "facts"});
-  for (const [name, value] of rows) {
-    if (value) out.append(make("dt", {}, name), make("dd", {}, value));
-  }
-  const link = make("a", {href: "#" + film.id}, "Link to this film");
-  const reasons = make("ul", {class: "reasons"}, ...film.reasons.map(r => make("li", {}, r)));
-  const why = film.flags.map(flag => make("p", {},
-    make("strong", {}, flag + ": "), words.flags[flag] || ""));
-  return [make("p", {class: "own"}, film.film), badges(film), ...why,
-          ...(film.reasons.length ? [reasons] : []), out, make("p", {class: "own"}, link)];
-}
-function figures(film) {
-  if (!film.members.length) return [make("p", {class: "soft"}, "No network judged this film.")];
-  function choice(m) {
-    const radio = make("input", {type: "radio", name: "own-member", value: m.name});
-    radio.checked = m === own;
-    radio.addEventListener("change", () => { own = m; showPictures(film); });
-    return make("label", {class: "slide"}, radio, m.name);
-  }
-  const columns = [["Map of member", "", choice], ["Probability", "n", m => percent(m.probability)],
-    ["Lift", "n", m => times(m.lift)], ["On lung", "n", m => percent(m.inside)],
-    ["Lung area", "n", m => percent(m.area)], ["On border", "n", m => percent(m.border)],
-    ["Outside box", "n", m => percent(m.outside_box)], ["On writing", "n", m => percent(m.text)],
-    ["Brightest on lung", "n", m => yes(m.pointing)],
-    ["Brightest on finding", "n", m => yes(m.finding_hit)],
-    ["Flags", "", m => m.flags.join(", ") || "–"]];
-  const used = columns.filter(([, , cell], n) => n < 3 || film.members.some(m => cell(m) !== "–"));
-  return [make("div", {class: "wide"}, table(used, film.members))];
-}
-function showPictures(film) {
-  const parts = pictures(film, own, true);
-  at("film-pictures").replaceChildren(...(parts.length ? parts :
-    [make("p", {class: "soft"}, "There is no picture to show.")]));
-}
 function show(id) {
-  const film = whole(id);
+  const card = cardOf(id), row = rowOf(card), figures = card.querySelector(".figures");
   shownFilm = id;
-  own = mapOf(film);
-  at("film-name").textContent = film.name;
-  showPictures(film);
-  at("film-facts").replaceChildren(...facts(film));
-  at("film-members").replaceChildren(...figures(film));
+  at("film-name").textContent = byId.get(id).name;
+  at("film-pictures").replaceChildren(...card.querySelector(".pictures").children);
+  at("film-facts").replaceChildren(...card.querySelectorAll(".fact"));
+  at("film-members").replaceChildren(figures);
+  for (const radio of figures.querySelectorAll("input")) {
+    const own = radio.closest("tr");
+    radio.checked = own === row;
+    radio.addEventListener("change", () => paint(at("film-pictures"), own));
+  }
   slide("own", at("opacity").value);
   const place = list.findIndex(entry => entry.id === id);
   at("before").disabled = place <= 0;
@@ -339,7 +244,9 @@ function moveCard(event) {
 }
 
 // --- start ---
-for (const static_ of document.querySelectorAll("#worst .card")) static_.removeAttribute("id");
+cards.addEventListener("click", event => {
+  if (!event.target.closest("a")) event.target.closest(".card")?.querySelector("a").click();
+});
 fillFilters();
 draw();
 follow();

@@ -1,14 +1,12 @@
 """The audit's page: the answer, its figures and controls, and every film, worst first.
 
-Films come from an iterable and go to a scratch file one by one; what stays in memory is a film's
-names, flags and figures, and the pictures of the 24 worst, which are shown without a script and in
-print.
+Films come from an iterable, and their cards go to a scratch file one by one; what stays in memory
+is a film's names, flags and figures. The 24 worst are shown without a script and in print.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import math
 import re
 import tempfile
@@ -22,18 +20,27 @@ from markupsafe import Markup
 from classify.audit.figures import LIFT
 from classify.audit.flags import FLAGS
 from classify.audit.sections import answer_chart, flatten, sections
-from cxr.page.build import to_json, write_page
+from cxr.page.build import page_template, to_json, write_page
 from cxr.page.pictures import inferno
-from cxr.page.words import DECISIONS, name_of, printable
+from cxr.page.words import DECISIONS, in_unit, name_of, printable
 
 HERE = Path(__file__).resolve().parent
 WORST = 24  # films shown without a script and in print
+_FEW = 4  # members on a card
 Record = dict[str, Any]
 
 _VIEW = 1000  # longer side of a film in the coordinates of its outlines
 _TEXTS = ("source", "label", "patient", "decision", "status", "reason")
-_FIGURES = ("probability", "lift", "inside", "area", "border", "outside_box", "text")
-_HITS = ("pointing", "finding_hit")
+_FIGURES = {  # of a member, and what a large film's table calls them
+    "probability": "Probability",
+    "lift": "Lift",
+    "inside": "On lung",
+    "area": "Lung area",
+    "border": "On border",
+    "outside_box": "Outside box",
+    "text": "On writing",
+}
+_HITS = {"pointing": "Brightest on lung", "finding_hit": "Brightest on finding"}
 _URI = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -49,35 +56,42 @@ def write_audit_page(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as scratch:
-        index, worst = _spool(films, scratch)
-        return write_page(path, HERE / "page.html", **_shown(summary, index, worst, scratch))
+    with tempfile.TemporaryFile(dir=path.parent) as scratch:
+        index, places = _spool(films, scratch)
+        cards = {
+            "worst": lambda: _cards(scratch, places[:WORST]),
+            "others": lambda: _cards(scratch, places[WORST:]),
+        }
+        return write_page(path, HERE / "page.html", **_shown(summary, index), **cards)
 
 
 def _spool(
-    films: Iterable[Mapping[str, Any]], scratch: IO[str]
-) -> tuple[list[Record], list[Record]]:
-    """Every film's data to the scratch file; gives what the gallery sorts and filters by, worst
-    first, and the worst films' whole records."""
-    index: list[Record] = []
-    worst: list[tuple[tuple[Any, ...], Record]] = []
+    films: Iterable[Mapping[str, Any]], scratch: IO[bytes]
+) -> tuple[list[Record], list[tuple[int, int]]]:
+    """Every film's card to the scratch file; gives what the gallery sorts and filters by, and where
+    the cards begin and how long they are, worst first."""
+    draw = page_template(HERE / "card.html").module.card  # type: ignore[attr-defined]
+    found: list[tuple[Record, tuple[int, int]]] = []
     anchors: Counter[str] = Counter()
-    for number, film in enumerate(films):
+    for film in films:
         record = film_record(film)
         anchors[record["id"]] += 1
         if anchors[record["id"]] > 1:  # the same film twice, say under two methods
             record["id"] += f"-{anchors[record['id']]}"
-        scratch.write(f'<script type="application/json" id="data-{record["id"]}">')
-        scratch.write(f"{to_json(record)}</script>\n")
-        index.append(_entry(record))
-        place = (*_rank(index[-1]), number)
-        worst = heapq.nsmallest(WORST, [*worst, (place, record)], key=lambda pair: pair[0])
-    return sorted(index, key=_rank), [record for _, record in worst]
+        card = draw(record, FLAGS, _FEW).encode()
+        found.append((_entry(record), (scratch.tell(), len(card))))
+        scratch.write(card)
+    found.sort(key=lambda pair: _rank(pair[0]))
+    return [entry for entry, _ in found], [place for _, place in found]
 
 
-def _shown(
-    summary: Mapping[str, Any], index: list[Record], worst: list[Record], scratch: IO[str]
-) -> dict[str, Any]:
+def _cards(scratch: IO[bytes], places: Iterable[tuple[int, int]]) -> Iterator[Markup]:
+    for start, size in places:
+        scratch.seek(start)
+        yield Markup(scratch.read(size).decode())  # noqa: S704 - the template escaped every text
+
+
+def _shown(summary: Mapping[str, Any], index: list[Record]) -> dict[str, Any]:
     clean = _plain(summary)
     flags = Counter(flag for entry in index for flag in entry["flags"])
     answer, colours = clean.get("answer") or {}, inferno()
@@ -96,20 +110,13 @@ def _shown(
         "flags": flags,
         "flag_words": {**FLAGS, **{f: "" for f in flags if f not in FLAGS}},
         "findings": any(entry["findings"] for entry in index),
-        "worst": worst,
+        "first": min(len(index), WORST),
         "index": to_json(index),
-        "words": to_json({"decisions": DECISIONS, "flags": FLAGS}),
+        "words": to_json({"decisions": DECISIONS, "flags": list(FLAGS)}),
         "early": Markup('document.documentElement.className = "js";'),
-        "film_blocks": lambda: _blocks(scratch),
         "inferno_stops": colours,
         "inferno": [[round(c / 255, 3) for c in rgb] for rgb in zip(*colours, strict=True)],
     }
-
-
-def _blocks(scratch: IO[str]) -> Iterator[Markup]:
-    scratch.seek(0)
-    while piece := scratch.read(1 << 16):
-        yield Markup(piece)  # noqa: S704 - written by _spool through to_json
 
 
 def _plain(value: Any) -> Any:
@@ -133,7 +140,7 @@ def film_anchor(film: str) -> str:
 
 
 def film_record(film: Mapping[str, Any]) -> Record:
-    """A film as the page holds it: clean texts, outlines in units of 1/1000 of the longer side."""
+    """A film as its card shows it: clean texts, outlines in units of 1/1000 of the longer side."""
     name, clean = str(film["film"]), _plain(film)
     height, width = clean.get("size") or (1, 1)
     scale = _VIEW / max(height, width)
@@ -154,23 +161,45 @@ def film_record(film: Mapping[str, Any]) -> Record:
         "L".join(f"{x * view[0]:.0f} {y * view[1]:.0f}" for x, y in polygon)
         for polygon in clean.get("field") or ()
     )
+    texts = {k: clean.get(k) or "" for k in _TEXTS}
+    field = "".join(f"M{line}Z" for line in outlines if line)
+    drawn = "a person" if clean.get("lung_by") == "human" else "the lung-field network"
+    facts = {name.capitalize(): texts[name] for name in ("label", "source", "patient", "status")}
+    facts["Status"] = "" if texts["status"] == "ok" else texts["status"].replace("_", " ")
+    facts |= {"Why": texts["reason"], "Notes": " ".join(clean.get("notes") or ())}
+    facts["Lung field"] = f"drawn by {drawn}" if field else "none found"
     return {
         "id": film_anchor(name),
         "film": clean["film"],
         "name": printable(name_of(name)),
-        **{k: clean.get(k) or "" for k in (*_TEXTS, "lung_by")},
+        **texts,
+        "facts": list(facts.items()),
         "flags": list(dict.fromkeys(flags)),
         "reasons": list(clean.get("reasons") or ()),
         "view": view,
         "box": _rectangle(clean.get("box"), view, name),
         "seen": _rectangle(clean.get("seen") or (0, 0, 1, 1), view, name),
         "findings": [_rectangle(xyxy, view, name) for xyxy in clean.get("findings") or ()],
-        "field": "".join(f"M{line}Z" for line in outlines if line),
+        "field": field,
         "picture": _uri(clean.get("picture"), name),
         "crop": _uri(clean.get("crop"), name),
         "members": members,
+        "ranked": sorted(members, key=_rank),
+        "figures": list(_cells(members)),
         "worst": min(known, key=lambda n: _rank(members[n]), default=0),
     }
+
+
+def _cells(members: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
+    """Columns of a large film's table: the first two, and those in which a member has a figure."""
+    for key, head in (_FIGURES | _HITS).items():
+        if key in _HITS:
+            cells = [{None: "–", True: "yes", False: "no"}[m[key]] for m in members]
+        else:
+            unit = "ratio" if key == "lift" else "share"
+            cells = [in_unit(m[key], unit) for m in members]
+        if key in ("probability", "lift") or set(cells) != {"–"}:
+            yield head, cells
 
 
 def _entry(record: Record) -> Record:
@@ -212,7 +241,7 @@ def _uri(uri: Any, film: str) -> str:
             f"A picture of film {film!r} must be a data URI of a PNG or JPEG. Got "
             f"{str(uri)[:40]!r} instead: use picture_uri or map_uri."
         )
-    return uri or ""
+    return Markup(uri or "")  # noqa: S704 - of the letters above
 
 
 def _number(value: Any) -> float | None:

@@ -88,12 +88,10 @@ def randomise(
     so that one stage more keeps those of the stages before: give stages[:1], stages[:2], ... for a
     cascade.
 
-    Args:
-        stages: of `stages_of`, or a choice of one's own.
-        batch: (N, 3, h, w) prepared films from which BatchNorm statistics of the random stages are
-            taken, as training would have. Without it they stay at 0 and 1, which do not fit the
-            random weights: over the depth of EfficientNet-Lite0 activations then fade to 0 and
-            every map is empty, so that a failure would pass for a success.
+    From `batch` (N, 3, h, w), prepared films, BatchNorm statistics of the random stages are taken,
+    as training would have. Without it they stay at 0 and 1, which do not fit the random weights:
+    over the depth of EfficientNet-Lite0 activations then fade to 0 and every map is empty, so that
+    a failure would pass for a success.
     """
     by_name = dict(model.named_modules())
     names = [name for stage in stages for name in stage.modules]

@@ -112,34 +112,25 @@ def road_films(
     cam_hw: tuple[int, int] = (7, 7),
     noise: float = NOISE,
 ) -> RoadFilms:
-    """Probabilities of each film's class as its pixels are taken away.
+    """Probabilities of each film's class, of N indices of logits, as its pixels are taken away.
 
     Args:
         model: gives logits (N, K); left as it was found, also after an error.
         batch: (N, 3, h, w), prepared for the model. Not changed.
-        maps: (N, h, w) at that size; only the order of their values counts.
-        classes: N indices of logits.
+        maps: (N, h, w) at that size, finite; only the order of their values counts.
         percentiles: shares of the pixels to take away, in per cent.
-        seed: with a film's name it seeds its random map and its noise. Global random numbers are
-            neither used nor touched.
-        films: their names; their places where it is None.
+        seed: with a film's name (its place without one) it seeds its random map and its noise.
+            Global random numbers are neither used nor touched.
         within: (N, h, w) bool, the pixels that belong to the film: only these are taken away, and
             shares are of them. None for all: LeRF may then begin with padding, which costs nothing.
         cam_hw: resolution at which the maps were made, and the random ones are.
         noise: standard deviation of what is added to imputed pixels.
 
-    Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
+    Raises ValueError unless there is a class a film, IndexError for a class without a logit.
     """
     names = [str(n) for n in range(len(batch))] if films is None else list(films)
     within = np.ones(np.shape(maps), bool) if within is None else within
     check_classes(classes, len(batch))
-    for name, given in (("maps", maps), ("within", within)):
-        size = (len(batch), *batch.shape[2:])
-        if np.shape(given) != size or not np.isfinite(given).all():
-            raise ValueError(
-                f"{name} must be finite and (N, h, w) = {size}, the input's size. "
-                f"Got {np.shape(given)} instead: scale them up first."
-            )
     before = np.full(len(batch), np.nan)
     left = {name: np.full((len(percentiles), len(batch)), np.nan) for name in ORDERS}
     with left_as_found(model), torch.inference_mode():

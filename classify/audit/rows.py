@@ -20,7 +20,7 @@ from classify.labels import TARGET
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
 from cxr.rules import require
 from cxr.stats import Figure
-from cxr.workdir import Workdir, log, write_json
+from cxr.workdir import Workdir, log, read_json, write_json
 
 Row = dict[str, Any]  # plain values of one row of audit.json: a figure, a control, a comparison
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
@@ -254,7 +254,10 @@ def check_resumable(workdir: Workdir, settings: Mapping[str, Any], restart: bool
         (workdir / name).unlink(missing_ok=True)
     if restart or not begun:
         return
-    old = json.loads(record.read_text()).get("settings", {}) if record.exists() else {}
+    try:
+        old = dict(read_json(record)["settings"])
+    except (OSError, ValueError, KeyError, TypeError):  # none are recorded
+        old = {}
     new = json.loads(json.dumps(settings))
     differs = sorted(k for k in {*old, *new} if k in (old or new) and old.get(k) != new.get(k))
     if differs:
@@ -275,10 +278,14 @@ class ControlResults:
         self.path, self.options = path, dict(options)
         names = "\n".join(sorted(films)).encode("utf-8", "surrogatepass")
         self.films = hashlib.sha256(names).hexdigest()
-        read = json.loads(path.read_text()) if path.exists() else {}
-        stamps = read.pop(_STAMPS, {})
-        self._stamps = {k: stamp for k, stamp in stamps.items() if stamp["films"] == self.films}
-        kept = {key for stamp in self._stamps.values() for key in stamp["keys"]}
+        try:
+            read = dict(read_json(path)) if path.exists() else {}
+            stamps = dict(read.pop(_STAMPS, {}))
+            self._stamps = {k: stamp for k, stamp in stamps.items() if stamp["films"] == self.films}
+            kept = {key for stamp in self._stamps.values() for key in stamp["keys"]}
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s is damaged: its controls are left out", path)
+            read, kept, self._stamps = {}, set(), {}
         self.found: dict[str, Any] = {key: value for key, value in read.items() if key in kept}
         if len(self.found) < len(read):
             log.info("controls of other films than these are left out")

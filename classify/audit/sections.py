@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from classify.audit.figures import BLIND, BLIND_MAPS, METRICS, SHOWN, TRAPS, order_of
+from classify.audit.figures import BLIND, BLIND_MAPS, METRICS, SHOWN, TRAPS
 from cxr.page.build import (
     Cells,
     Chart,
@@ -53,12 +53,10 @@ def answer_chart(answer: Values) -> Markup | None:
     """The answer's value with its interval beside chance."""
     if answer.get("value") is None:
         return None
-    known = METRICS["lift"]
-    text = interval(*figure_of(answer), known.unit)
-    about = f"{known.name} {text}, 95 % interval"
-    row = Row(known.name, *figure_of(answer), text)
-    line = (1.0, "chance: 1")
-    return both(partial(forest, [row], about, known.unit, line, labels=60, texts=170), 640)
+    text = interval(*figure_of(answer), "ratio")
+    rows, about = [Row("Lift", *figure_of(answer), text)], f"Lift {text}, 95 % interval"
+    chance = (1.0, "chance: 1")
+    return both(partial(forest, rows, about, "ratio", chance, labels=60, texts=170), 640)
 
 
 def flatten(values: Any, at: str = "") -> list[tuple[str, str]]:
@@ -87,11 +85,10 @@ def _count(key: str) -> Callable[[Values], str | None]:
 
 def _attention(metrics: Sequence[Values]) -> Section:
     rows = [m for m in metrics if m.get("value") is not None]
-    keys = sorted({r["name"] for r in rows} & METRICS.keys(), key=order_of)
-    charts = [_metric_chart(key, rows) for key in keys if key in _MAIN]
-    more = [_metric_chart(key, rows) for key in keys if key not in _MAIN]
-    if not charts:
-        charts, more = more, []
+    keys = [key for key in METRICS if key in {r["name"] for r in rows}]
+    main = [key for key in keys if key in _MAIN] or keys
+    charts = [_metric_chart(key, rows) for key in main]
+    more = [_metric_chart(key, rows) for key in keys if key not in main]
     intro = (
         "Each dot is a mean over films, each bar its 95 % interval (bootstrap over patients). "
         "Attention is what a saliency map shows: where the target's score comes from.",
@@ -135,7 +132,7 @@ def _metric_chart(key: str, every: Sequence[Values]) -> Chart:
 def _distributions(given: Sequence[Values]) -> Section:
     """Histograms; `counts` hold values beyond the ends of `bins` in the outermost ones."""
     charts = []
-    for one in sorted(given, key=lambda d: order_of(d["metric"])):
+    for one in sorted(given, key=lambda d: [*METRICS].index(d["metric"])):
         known, member = METRICS[one["metric"]], str(one.get("member", ""))
         base = one.get("baseline") or {}
         lines = [(v, BLIND_MAPS.get(k, k)) for k, v in base.items() if v is not None]
@@ -179,7 +176,7 @@ def _controls(controls: Values) -> Section:
 
 
 def _masked(member: str, rows: Sequence[Values]) -> Iterator[Chart]:
-    """Rows of classify.audit.masking.control_table."""
+    """Rows of classify.audit.controls.control_table."""
 
     def name_of(row: Values) -> str:
         return SHOWN.get(row["control"], str(row["control"]))
@@ -227,16 +224,12 @@ def _randomised(member: str, every: Sequence[Values]) -> Iterator[Chart]:
         "the film and not what the network learnt."
     )
     if floor:
-        means += (
-            " The last row is how alike the maps of two different films are: a line that "
-            "comes down to it has lost all that was the film's own."
-        )
+        means += " The last row is how alike the maps of two different films are: a line that "
+        means += "comes down to it has lost all that was the film's own."
     empty, pairs = (sum(r.get(k) or 0 for r in rows) for k in ("empty", "pairs"))
     if empty:
-        means += (
-            f" {whole(empty)} of {whole(empty + pairs)} pairs of maps are left out, as "
-            "one of the two is the same everywhere."
-        )
+        means += f" {whole(empty)} of {whole(empty + pairs)} pairs of maps are left out, as "
+        means += "one of the two is the same everywhere."
     columns: list[Column] = [
         ("Random down to", lambda r: "two other films" if r is last else str(r["stage"])),
         *((name, lambda r, key=key: in_unit(r.get(key), "score")) for name, key in _LIKE.items()),
@@ -288,7 +281,7 @@ def _compare(given: Sequence[Values], arms: Sequence[str]) -> Section:
     """Rows of classify.audit.compare.compare; those without a difference are left out. `arms` are
     the names of two methods; none for whole film and crop."""
     rows = [r for r in given if r.get("difference") is not None]
-    keys = sorted({r["metric"] for r in rows}, key=order_of)
+    keys = [key for key in METRICS if key in {r["metric"] for r in rows}]
     main = [k for k in _MAIN_COMPARED if k in keys] or keys
     rest = [k for k in keys if k not in main]
     fold = None
@@ -358,14 +351,12 @@ def _difference_table(keys: Sequence[str], every: Sequence[Values], arms: Sequen
 
 
 def _notes(rows: Sequence[Values]) -> Cells:
-    words = []
-    if any(r.get("p") is not None for r in rows):
-        words.append("p: how often chance alone would give so large a difference.")
-    if any(r.get("p_holm") is not None for r in rows):
-        words.append(
-            "Corrected p: for having tested so many differences (Holm), some of which "
-            "look large by luck."
-        )
+    said = {
+        "p": "p: how often chance alone would give so large a difference.",
+        "p_holm": "Corrected p: for having tested so many differences (Holm), some of which look "
+        "large by luck.",
+    }
+    words = [what for key, what in said.items() if any(r.get(key) is not None for r in rows)]
     tests = [
         (test, dict.fromkeys(METRICS[r["metric"]].name for r in tested))
         for test, tested in by_key(rows, "test")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from classify.audit.flags import BOUNDS, Thresholds
 from classify.audit.metrics import METRICS
-from classify.audit.rows import AuditRow, Row, figure_cells
+from classify.audit.rows import UNKNOWN, AuditRow, Row, figure_cells
 from cxr.stats import Figure, in_words, mean_figure
 
 ALL = ""  # the source of figures over all films
@@ -115,7 +115,7 @@ def cautions(
     `fitted`: the thresholds are these films' own."""
     drawn = {row.film: row.lung_by for row in rows if row.member}
     human = sum(by == "human" for by in drawn.values())
-    blind = controls.get("blind", 0)
+    blind, unlabelled = controls.get("blind", 0), unknown_labels(rows)
     unfaithful = [
         area
         for area in controls.get("areas", [])
@@ -140,10 +140,19 @@ def cautions(
         "The thresholds were taken from these very films, so only empty maps are flagged "
         "here.": fitted and thresholds is not None,
         f"Films without a lung field, left out of the masking control: {blind}.": blind > 0,
+        f"Films whose label says nothing, left out of all figures that need it: {len(unlabelled)} "
+        f"({', '.join(sorted(set(unlabelled.values())))}).": bool(unlabelled),
         "Sources differ in nearly everything: trust the rows of one source more than "
         "those of all films together.": len({row.source for row in rows if row.member}) > 1,
     }
     return [sentence for sentence, holds in said.items() if holds]
+
+
+def unknown_labels(rows: Sequence[AuditRow]) -> dict[str, str]:
+    """Films of the table, and their labels, that say no member's truth."""
+    said = {row.film for row in rows if row.truth != UNKNOWN}
+    judged = [row for row in rows if row.member and row.film not in said]
+    return {row.film: row.label or "(empty)" for row in judged if row.label or row.source}
 
 
 def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cxr.rules import require
+
 _SIDE = 512  # films are measured at this long side; larger ones are shrunk to it
 _STROKE = 11  # strokes narrower than this stand out, px at _SIDE
 _RISE = 0.14  # of a stroke over the opening
@@ -104,23 +106,17 @@ def find_text(pixels: np.ndarray) -> np.ndarray:
     Conservative, see above: silence does not prove that there is no text. Films above 512 px are
     shrunk to it first. Raises ValueError for pixels that are not (H, W), too few, or not in [0, 1].
     """
-    if pixels.ndim != 2 or min(pixels.shape) < 16:
-        raise ValueError(
-            "pixels of find_text must be (H, W) of at least 16 px a side. "
-            f"Got shape {pixels.shape} instead."
-        )
+    rule = "pixels of find_text must be (H, W) of at least 16 px a side"
+    require(pixels.ndim == 2 and min(pixels.shape) >= 16, rule, pixels.shape)
     height, width = pixels.shape
     scale = _SIDE / max(height, width)
     small: np.ndarray = np.asarray(pixels, np.float32)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
-    low, high = float(small.min()), float(small.max())
-    if not (low > -0.01 and high < 1.01):  # NaN fails too
-        raise ValueError(
-            "pixels of find_text must be finite and lie in [0, 1]. "
-            f"Got values from {low:.6g} to {high:.6g} instead."
-        )
+    low, high = float(small.min()), float(small.max())  # NaN fails too
+    rule = "pixels of find_text must be finite and lie in [0, 1]"
+    require(low > -0.01 and high < 1.01, rule, (low, high))
     unit = max(small.shape) / _SIDE
     marks = _marks(small, unit)
     kept = [m for m in marks if m.stands_alone]

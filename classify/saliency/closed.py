@@ -1,5 +1,5 @@
 """Maps from a layer's activations: from one backward pass of any network; without one where global
-mean pooling and linear layers make the head; and Eigen-CAM. All keep their own units.
+mean pooling and linear layers make the head; Eigen-CAM and Score-CAM. All in their own units.
 
 With such a head the logit is  Σ_c W_kc · mean(A_c) + b_k,  so its gradient by A_c is W_kc / (h · w)
 at every place: one forward pass gives logits and maps at once.
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from classify.saliency.hooks import (
     check_classes,
@@ -28,6 +29,8 @@ from classify.saliency.hooks import (
     run_recorded,
     saliency_layer,
 )
+from classify.saliency.methods import SCORE_BATCH, TOP_K
+from cxr.rules import require
 
 _EPS = 1e-6  # pytorch-grad-cam's in Grad-CAM++; with gradients near 1e-3 it weighs in
 _TOLERANCE = 1e-4
@@ -45,15 +48,16 @@ def _cam(maps: Tensor, g: Tensor) -> Tensor:
             "differs from place to place: name the last layer before global mean "
             "pooling, or take grad_cam or hirescam."
         )
-    return g.sum((2, 3), keepdim=True)  # mean × places
+    return g.mean((2, 3), keepdim=True) * maps[0, 0].numel()
 
 
 def _grad_cam_pp(maps: Tensor, g: Tensor) -> Tensor:
     alpha = g**2 / (2 * g**2 + maps.sum((2, 3), keepdim=True) * g**3 + _EPS)
-    return (g.clamp_min(0) * alpha).sum((2, 3), keepdim=True)
+    return (g.clamp_min(0) * alpha).mean((2, 3), keepdim=True) * maps[0, 0].numel()
 
 
-# (N, C, h, w) maps and gradients to what weighs the maps; classify.saliency.methods has the sources
+# Maps (N, C, h, w) and their gradients, (N, C, 1, 1) where they are the same at every place, to
+# what weighs the maps; classify.saliency.methods has the sources.
 _WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam": lambda maps, g: g.mean((2, 3), keepdim=True),
     "grad_cam_pp": _grad_cam_pp,
@@ -65,7 +69,12 @@ _WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def _weighed(maps: Tensor, gradients: Tensor, method: str) -> np.ndarray:
     """(N, h, w) float32 ≥ 0."""
-    return (_WEIGHTS[method](maps, gradients) * maps).sum(1).clamp_min(0).cpu().numpy()
+    weights = _WEIGHTS[method](maps, gradients)
+    if weights.shape[2:] == (1, 1):
+        planes = torch.einsum("nc,nchw->nhw", weights[..., 0, 0], maps)
+    else:
+        planes = (weights * maps).sum(1)
+    return planes.clamp_min(0).cpu().numpy()
 
 
 def gradient_maps(
@@ -135,8 +144,7 @@ class LogitsAndMaps:
         check_logits(classes, self.logits)
         with torch.inference_mode():
             maps, weight = self.maps.float(), self.head.weight[[int(c) for c in classes]]
-            gradients = (weight / maps[0, 0].numel())[..., None, None].expand_as(maps)
-            return _weighed(maps, gradients, method)
+            return _weighed(maps, (weight / maps[0, 0].numel())[..., None, None], method)
 
 
 def may_be_closed(layer: nn.Module) -> bool:
@@ -233,3 +241,63 @@ def eigen_maps(
         turned = torch.where(unclear, strongest, agreement) < 0
         planes = torch.where(turned[:, None], -planes, planes)
     return planes.view(n, h, w).clamp_min(0).float().cpu().numpy()
+
+
+# --- Score-CAM (Wang et al. 2020, arXiv 1910.01279) asks the network itself: each channel of a
+# layer, scaled to [0, 1] and enlarged to the input, masks the film, and the class's logit on what
+# is left weighs the channel. That is a forward pass a channel, 1,280 for one film of the shipped
+# members, so only those with the highest activation energy Σ A² are asked; tools.benchmark says
+# what that costs.
+
+
+def score_maps(
+    model: nn.Module,
+    layer: nn.Module,
+    batch: Tensor,
+    classes: Sequence[int],
+    top_k: int | None = TOP_K,
+    score_batch: int = SCORE_BATCH,
+) -> np.ndarray:
+    """(N, h, w) float32 ≥ 0; the weights of a film's channels are a softmax and add up to 1.
+
+    `top_k` channels are asked, by activation energy (None: all), `score_batch` masked films a
+    forward pass.
+    """
+    require(top_k is None or top_k >= 1, "top_k must be at least 1, or None for all", top_k)
+    require(score_batch >= 1, "score_batch must be at least 1", score_batch)
+    with left_as_found(model), torch.inference_mode():
+        logits, (maps,) = run_recorded(model, [layer], batch)
+        check_logits(classes, logits)
+        if top_k is not None and top_k < maps.shape[1]:
+            chosen = maps.float().square().sum((2, 3)).topk(top_k, dim=1).indices
+            maps = maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:]))
+        scores = _scores(model, batch, classes, maps, score_batch)
+        planes = torch.einsum("nc,nchw->nhw", scores.softmax(1), maps.float())
+        return planes.clamp_min(0).cpu().numpy()
+
+
+def _scores(
+    model: nn.Module, batch: Tensor, classes: Sequence[int], maps: Tensor, size: int
+) -> Tensor:
+    """(N, C) logits of each film's class when each of its maps (N, C, h, w) masks the film."""
+    wanted = torch.tensor([int(c) for c in classes], device=batch.device)
+    # A channel that is the same everywhere masks everything: one black film serves them all.
+    blank = model(torch.zeros_like(batch[:1])).float()[0, wanted]  # (N,)
+    scores = blank[:, None].repeat(1, maps.shape[1])
+    alive = maps.amax((2, 3)) > maps.amin((2, 3))
+    films, channels = alive.nonzero(as_tuple=True)
+    for film, channel in zip(films.split(size), channels.split(size), strict=True):
+        masks = _masks(maps[film, channel], batch.shape[2:])
+        logits = model(batch[film] * masks.to(batch.dtype)).float()
+        scores[film, channel] = logits.gather(1, wanted[film, None])[:, 0]
+    return scores
+
+
+def _masks(maps: Tensor, size_hw: Sequence[int]) -> Tensor:
+    """(B, h, w) maps, enlarged and each scaled to [0, 1]: (B, 1, height, width)."""
+    # corners aligned and 1e-8 added, as pytorch-grad-cam does it
+    large = F.interpolate(
+        maps[:, None].float(), size=tuple(size_hw), mode="bilinear", align_corners=True
+    )
+    low, high = large.amin((2, 3), keepdim=True), large.amax((2, 3), keepdim=True)
+    return (large - low) / (high - low + 1e-8)

@@ -24,6 +24,7 @@ from classify.saliency.closed import (
     gradient_maps,
     logits_and_maps,
     may_be_closed,
+    score_maps,
 )
 from classify.saliency.hooks import (
     backbone_layers,
@@ -43,7 +44,6 @@ from classify.saliency.methods import (
     TOP_K,
     check_method,
 )
-from classify.saliency.score import score_maps
 from cxr.boxes import Frame
 
 
