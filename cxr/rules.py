@@ -34,7 +34,8 @@ def in_words(error: Exception) -> str:
     """What an error says, without the number that Python puts before the words of a disk."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    place = error.filename2 or error.filename  # the second is where a copy was to go
+    return f"{place}: {error.strerror}" if place else error.strerror
 
 
 def require(holds: bool, rule: str, got: Any) -> None:

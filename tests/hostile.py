@@ -89,7 +89,7 @@ class Hostile(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What became of a file: a reason or "film", the sentence, seconds, peak memory in MB."""
+    """What became of a file: a reason or "film", the sentence, seconds of a processor, peak MB."""
 
     kind: str
     name: str
@@ -257,7 +257,7 @@ def bombs() -> list[tuple[str, bytes]]:
         out.append(("bomb: frames", written(film(ramp(), NumberOfFrames=frames))))
     out.append(("bomb: deflate", _deflate_bomb()))
     for side in (60_000, 8_900, 2**31 - 1):
-        out.append(("bomb: png", _png_bomb(side, 1 << 26)))
+        out.append(("bomb: png", _png(side, zlib.compress(bytes(1 << 26)))))
     head = bytearray(jpeg(ramp(8)))
     at = head.find(b"\xff\xc0")
     head[at + 5 : at + 9] = struct.pack(">HH", 60_000, 60_000)
@@ -282,6 +282,16 @@ def bombs() -> list[tuple[str, bytes]]:
     return out
 
 
+def largest() -> Iterator[tuple[str, bytes]]:
+    """Sound films of as many pixels as are let in, small as files."""
+    side = 8944
+    for channels, colour in ((1, 0), (3, 2)):
+        row = bytes(1) + (np.arange(side * channels) % 251).astype(np.uint8).tobytes()
+        yield "largest: png", _png(side, zlib.compress(row * side, 1), colour)
+    stored = np.tile((np.arange(side) % 4096).astype(np.uint16), (side, 1))
+    yield "largest: dicom", written(film(stored, PixelSpacing=[0.1, 0.2]), DEFLATED)
+
+
 def _deflate_bomb() -> bytes:
     head = written(film(ramp()), DEFLATED)
     end = 144 + struct.unpack_from("<I", head, 140)[0]
@@ -292,9 +302,8 @@ def _deflate_bomb() -> bytes:
     return head[:end] + body + packer.flush()
 
 
-def _png_bomb(side: int, packed: int) -> bytes:
-    head = struct.pack(">II5B", side, side, 8, 0, 0, 0, 0)
-    body = zlib.compress(bytes(packed))
+def _png(side: int, body: bytes, colour: int = 0) -> bytes:
+    head = struct.pack(">II5B", side, side, 8, colour, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
     data = b"".join(struct.pack(">I", len(d)) + k + d + bytes(4) for k, d in chunks)
     return with_checksums(b"\x89PNG\r\n\x1a\n" + data)
@@ -328,7 +337,7 @@ def _read_part(files: Sequence[tuple[str, Path]]) -> Iterator[Read]:
         try:
             late = not pipe.poll(GIVE_UP_S)
             answer = None if late else pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             late, answer = False, None
         if answer is None:
             process.kill()
@@ -355,9 +364,9 @@ def _start() -> tuple[Any, Connection]:
 def _serve(pipe: Connection) -> None:
     while path := pipe.recv():
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = read_or_say_why(path)
-        seconds = time.perf_counter() - begun
+        seconds = time.process_time() - begun
         status = Path("/proc/self/status").read_text()
         peak_mb = int(status.split("VmHWM:")[1].split()[0]) / 1024
         if isinstance(found, Film):
@@ -431,6 +440,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         made = write(out / "films", range(args.count), args.seed)
+        for number, (kind, data) in enumerate(largest()):
+            made.append((kind, out / f"films/largest{number}"))
+            made[-1][1].write_bytes(data)
         read = read_all(made, args.jobs)
         with (out / "read.jsonl").open("w") as file:
             file.writelines(json.dumps(r._asdict()) + "\n" for r in read)

@@ -48,7 +48,7 @@ def test_a_killed_run_holds_nothing_though_its_forks_live_and_its_half_files_go(
         other.kill()
         other.wait()
         run = Workdir(tmp_path)
-        assert {p.name for p in run.path.iterdir()} == {"run.json", ".mine", ".lock"}
+        assert {p.name for p in run.path.iterdir()} == {"run.json", ".mine", ".in_use"}
 
 
 @pytest.fixture
@@ -104,6 +104,7 @@ def test_a_full_disk_leaves_the_old_file_and_names_the_new(
             OSError(errno.ENOSPC, "No space left on device"),
             "run.log: No space left on device. Wha",
         ),
+        (OSError(errno.ENOSPC, "Full", "/tmp/x", None, "/o/a.ckpt"), "/o/a.ckpt: Full. What"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/o/a"), "/o/a: Disk quota exceeded. What"),
         (OSError(errno.ESTALE, "Stale file handle", "/net/a"), "see to its disk or network"),
         (PermissionError(errno.EACCES, "Permission denied", "/o/a"), "or give another --out"),

@@ -81,12 +81,18 @@ def with_checksums(data: bytes) -> bytes:
 def film_seeds(_: Path) -> Iterator[bytes]:
     """pydicom's own test files as radiographs, in all their syntaxes; one of them as picture; and
     the films with known faults, where they lie beside the project."""
-    import pydicom
+    import pydicom.data
     from PIL import Image
-    from pydicom.data import get_testdata_files
 
-    for name in get_testdata_files("*.dcm"):
-        if Path(name).stat().st_size > MAX_SEED_BYTES:
+    # not by pydicom's own list, which asks the network for files that are not installed
+    folders = [Path(pydicom.data.__file__).parent / "test_files"]
+    with contextlib.suppress(ImportError):
+        import data_store  # of pydicom-data
+
+        folders.append(Path(data_store.__file__).parent)
+    paths = [p for folder in folders for p in folder.rglob("*.dcm")]
+    for name in sorted(paths, key=lambda p: (p.name, p)):
+        if name.stat().st_size > MAX_SEED_BYTES:
             continue
         with contextlib.suppress(Exception):  # some are broken on purpose: then as they are
             ds = pydicom.dcmread(name, force=True)
@@ -95,7 +101,7 @@ def film_seeds(_: Path) -> Iterator[bytes]:
             ds.save_as(file)
             yield file.getvalue()
             continue
-        yield Path(name).read_bytes()
+        yield name.read_bytes()
     grey = Image.linear_gradient("L").resize((72, 96))
     deep = grey.convert("I;16")
     ways = ("PNG", {}), ("JPEG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {})
