@@ -163,12 +163,14 @@ def _earlier_crops(config: RunConfig, folder: Path) -> Source:
 
 
 def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Source:
-    from detect.crop import CropSettings, find_pending, iter_crops, settings_of
+    from detect.crop import CropConfig, iter_crops, settings_of
     from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
 
     folder = Path(config.crops) if config.crops else config.out_path / "crops"
     detector = ThoraxDetector.load(config.detector or None, config.device)
-    settings = settings_of(config.margin, False, detector.weights, config.for_processing)
+    told = {n: getattr(config, n) for n in ("margin", "jobs", "batch", "for_processing")}
+    cut = CropConfig(out=str(folder), **told)
+    settings = settings_of(cut, detector.weights)
     header = {**provenance(detector.weights), "settings": settings}
     restart = config.restart and not config.crops  # crops elsewhere are not this run's to remake
     book = stack.enter_context(ManifestWriter(folder / "manifest.jsonl", header, restart))
@@ -176,13 +178,10 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
 
     def items(pending: list[str]) -> Iterator[Item]:
         paths = [path_of[name] for name in pending]
-        fresh, stale = find_pending(paths, book.done, folder)
-        book.drop(stale)
+        fresh = book.pending(paths, "crop")
         missing = set(fresh)
         done = [book.done[path.as_posix()] for path in paths if path not in missing]
         yield from crops_on_disk(done, folder, _jobs(config, done))
-        jobs = _jobs(config, fresh)
-        cut = CropSettings(folder, config.margin, False, jobs, config.batch, config.for_processing)
         with closing(iter_crops(fresh, detector, cut)) as crops:  # type: ignore[type-var]
             for row, film, crop in crops:
                 book.add(row)

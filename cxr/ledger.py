@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -241,6 +241,25 @@ class RowLedger(Ledger[Row]):
             Path(path).unlink(missing_ok=True)
         header = {"schema": schema, "version": version, **provenance}
         super().__init__(path, json.dumps(header, allow_nan=False) + "\n", read, row_line)
+
+    def pending(self, films: Iterable[Path], made: str) -> list[Path]:
+        """The films that are to be done. One is done when its bytes are those of its row and what
+        was made of it, the file beside this one that the row's `made` names, is there; a row that
+        does not hold is dropped."""
+        from cxr.stream import hash_film  # late: who keeps other rows must not pay for OpenCV
+
+        pending, stale = [], []
+        for film in films:
+            row: Any = self.done.get(film.as_posix())
+            if row is not None:
+                name = getattr(row, made)
+                kept = name is None or (self.path.parent / name).is_file()
+                if kept and row.sha256 == hash_film(film):
+                    continue
+                stale.append(row.film)
+            pending.append(film)
+        self.drop(stale)
+        return pending
 
     def add(self, row: Row) -> None:
         """Write one film's row; raises ValueError when the film has one already."""

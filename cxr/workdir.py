@@ -17,22 +17,24 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from rich.console import Console
 from rich.control import Control
 from rich.logging import RichHandler
+from rich.progress import MofNCompleteColumn, Progress
 
 from cxr.rules import RefusedError
 
 log = logging.getLogger("lungfirst")
+Item = TypeVar("Item")
 
 
 class _Console(Console):
@@ -75,6 +77,13 @@ _LIBRARIES = (
     "pydicom",
     "scikit-learn",
 )
+
+
+def counting(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """The items, with a bar in the terminal of how many are done."""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield from bar.track(items, total, description=what)
 
 
 @contextmanager

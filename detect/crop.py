@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from cxr.boxes import Frame, area_xyxy, clip_xyxy, expand_xyxy, square_xyxy, union_xyxy
@@ -30,8 +29,8 @@ from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
 from cxr.rules import refusing, require_between
-from cxr.stream import Unread, batched, default_jobs, hash_film, read_ahead
-from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_atomic
+from cxr.stream import Unread, batched, default_jobs, read_ahead
+from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
 from detect.predict import ThoraxBox, ThoraxDetector
 
 
@@ -91,15 +90,37 @@ class Crop(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CropSettings:
-    """How crops are cut and streamed; `out` is the folder that holds them and the manifest."""
+class CropConfig:
+    """Cut the thorax out of chest films: crops at full resolution, and manifest.jsonl.
 
-    out: Path
+    Args:
+        films: files and folders of films (DICOM, PNG, JPEG, TIFF).
+        out: folder for the crops and their manifest; a stopped run goes on there.
+        weights: the detector's bundle; empty takes the one that comes with lungfirst.
+        device: auto, cpu, or cuda.
+        margin: added on each side of the thorax box, as a fraction of the box's side.
+        square: make the crops square; what lies beyond the film is black.
+        jobs: processes that read films; -1 takes up to four, and none for a few films.
+        batch: films the detector sees at a time.
+        restart: forget an earlier run in this folder and make all crops anew.
+        boxes: a COCO file with boxes to take in the detector's place.
+        for_processing: take films that are FOR PROCESSING (raw detector data) too.
+    """
+
+    films: tuple[str, ...] = ()
+    out: str = "runs/crops"
+    weights: str = ""
+    device: str = "auto"
     margin: float = 0.05
     square: bool = False
-    jobs: int = 0
+    jobs: int = -1
     batch: int = 8
+    restart: bool = False
+    boxes: str = ""
     for_processing: bool = False
+
+    def __post_init__(self) -> None:
+        require_between(self, batch=(1, 1024), jobs=(-1, 256), margin=(0, 1))
 
 
 def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = False) -> Crop:
@@ -144,23 +165,25 @@ def crop_name(path: str | Path, sha256: str) -> str:
 
 
 def iter_crops(
-    paths: Iterable[str | Path], detector: Boxer | HumanBoxes, settings: CropSettings
+    paths: Sequence[Path], detector: Boxer | HumanBoxes, config: CropConfig
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
     """Read, box and cut films in batches; each crop is on disk before its row is given.
 
     Films come in the order of `paths`; Film is None for an unreadable one, Crop is None where
-    nothing was cut. At most a batch and `2 * jobs` films are held at a time.
+    nothing was cut. At most a batch and `2 * jobs` films are held at a time. Of `config`, `films`,
+    the detector's settings and `restart` say nothing here.
     """
-    reads = read_ahead(paths, settings.jobs, for_processing=settings.for_processing)
+    jobs = default_jobs(len(paths), config.jobs)
+    reads = read_ahead(paths, jobs, for_processing=config.for_processing)
     with ThreadPoolExecutor(2) as writers:
-        for batch in batched(reads, settings.batch):
-            yield from _crop_batch(batch, detector, settings, writers)
+        for batch in batched(reads, config.batch):
+            yield from _crop_batch(batch, detector, config, writers)
 
 
 def _crop_batch(
     batch: list[tuple[Path, Film | Unread]],
     detector: Boxer | HumanBoxes,
-    settings: CropSettings,
+    config: CropConfig,
     writers: ThreadPoolExecutor,
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
     films = [film for _, film in batch if isinstance(film, Film)]
@@ -170,13 +193,13 @@ def _crop_batch(
         boxes = detector.predict([film.pixels for film in films]) if films else []
     box_of = dict(zip(map(id, films), boxes, strict=True))
     crops = {
-        id(film): crop_film(film, box_of[id(film)], settings.margin, settings.square)
+        id(film): crop_film(film, box_of[id(film)], config.margin, config.square)
         for film in films
         if box_of[id(film)].status != "no_thorax"
     }
     # PNG takes as long as the box: both writers work on it without Python's lock
     saved = {
-        id(film): writers.submit(save_crop, crops[id(film)], film, settings.out)
+        id(film): writers.submit(save_crop, crops[id(film)], film, Path(config.out))
         for film in films
         if id(film) in crops
     }
@@ -217,59 +240,6 @@ def to_row(path: Path, film: Film, box: ThoraxBox, crop: Crop | None, name: str 
     )
 
 
-def find_pending(
-    paths: Sequence[Path], done: Mapping[str, CropRow], folder: Path
-) -> tuple[list[Path], list[str]]:
-    """Films to be cropped, and those of them whose old row has to go.
-
-    A film is done when its bytes are those of its row and its crop is still there.
-    """
-    pending, stale = [], []
-    for path in paths:
-        row = done.get(path.as_posix())
-        if row is not None:
-            kept = row.crop is None or (folder / row.crop).is_file()
-            if kept and row.sha256 == hash_film(path):
-                continue
-            stale.append(row.film)
-        pending.append(path)
-    return pending, stale
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """Cut the thorax out of chest films: crops at full resolution, and manifest.jsonl.
-
-    Args:
-        films: files and folders of films (DICOM, PNG, JPEG, TIFF).
-        out: folder for the crops and their manifest; a stopped run goes on there.
-        weights: the detector's bundle; empty takes the one that comes with lungfirst.
-        device: auto, cpu, or cuda.
-        margin: added on each side of the thorax box, as a fraction of the box's side.
-        square: make the crops square; what lies beyond the film is black.
-        jobs: processes that read films; -1 takes up to four, and none for a few films.
-        batch: films the detector sees at a time.
-        restart: forget an earlier run in this folder and make all crops anew.
-        boxes: a COCO file with boxes to take in the detector's place.
-        for_processing: take films that are FOR PROCESSING (raw detector data) too.
-    """
-
-    films: tuple[str, ...] = ()
-    out: str = "runs/crops"
-    weights: str = ""
-    device: str = "auto"
-    margin: float = 0.05
-    square: bool = False
-    jobs: int = -1
-    batch: int = 8
-    restart: bool = False
-    boxes: str = ""
-    for_processing: bool = False
-
-    def __post_init__(self) -> None:
-        require_between(self, batch=(1, 1024), jobs=(-1, 256), margin=(0, 1))
-
-
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
@@ -300,41 +270,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def open_manifest(config: CropConfig, weights: Mapping[str, str]) -> ManifestWriter:
     """The folder's manifest, new or continued; raises ValueError when begun with other settings."""
     workdir = Workdir(config.out)
-    settings = settings_of(config.margin, config.square, weights, config.for_processing)
-    header = {**provenance(dict(weights)), "settings": settings}
+    header = {**provenance(dict(weights)), "settings": settings_of(config, weights)}
     book = ManifestWriter(workdir / "manifest.jsonl", header, config.restart)
     workdir.start(to_plain(config), weights=dict(weights))
     return book
 
 
-def settings_of(
-    margin: float, square: bool, weights: Mapping[str, str], for_processing: bool
-) -> dict[str, Any]:
+def settings_of(config: CropConfig, weights: Mapping[str, str]) -> dict[str, Any]:
     """What the crops of one manifest have in common."""
-    settings = {"margin": margin, "square": square, "boxes_from": dict(weights)}
-    return {**settings, **({"for_processing": True} if for_processing else {})}
+    settings = {"margin": config.margin, "square": config.square, "boxes_from": dict(weights)}
+    return {**settings, **({"for_processing": True} if config.for_processing else {})}
 
 
 def crop_films(
     films: Sequence[Path], detector: Boxer | HumanBoxes, config: CropConfig, book: ManifestWriter
 ) -> list[CropRow]:
     """Crop what an earlier run has not, with a progress bar; returns the row of each film."""
-    folder = book.path.parent
-    pending, stale = find_pending(films, book.done, folder)
-    book.drop(stale)
+    pending = book.pending(films, "crop")
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
-    jobs = default_jobs(len(pending), config.jobs)
-    settings = CropSettings(
-        folder, config.margin, config.square, jobs, config.batch, config.for_processing
-    )
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
-        task = bar.add_task("cropping", total=len(pending))
-        for row, _, _ in iter_crops(pending, detector, settings):
-            book.add(row)
-            bar.advance(task)
-            if row.reason:
-                log.warning("%s: %s (%s)", row.film, row.status, row.reason)
+    for row, _, _ in counting(iter_crops(pending, detector, config), "cropping", len(pending)):
+        book.add(row)
+        if row.reason:
+            log.warning("%s: %s (%s)", row.film, row.status, row.reason)
     return [book.done[film.as_posix()] for film in films]
 
 

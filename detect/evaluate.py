@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress
 
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
@@ -23,7 +22,7 @@ from cxr.film import Film
 from cxr.films_table import read_films_table
 from cxr.rules import refusing, require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
-from cxr.workdir import Workdir, console, log
+from cxr.workdir import Workdir, console, counting, log
 from detect.data import MeasureConfig, choose_part, read_annotations, read_mask, with_class
 from detect.metrics import FilmScore, constant_box, scale_box, score_film
 from detect.predict import Detections, ThoraxBox, ThoraxDetector
@@ -133,20 +132,17 @@ def measure_films(
     masks = find_masks(Path(config.data))
     paths = [Path(config.data) / f.file_name for f in films]
     stream = zip(films, read_ahead(paths, default_jobs(len(films), config.jobs)), strict=True)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
-        task = bar.add_task("boxing", total=len(films))
-        for group in batched(stream, config.batch):
-            batch = [_fit(truth, film) for truth, (_, film) in group]
-            found = iter(detector.detect([f.pixels for _, f in batch if isinstance(f, Film)]))
-            for truth, film in batch:
-                if isinstance(film, Unread):
-                    yield _unread_result(truth, film)
-                else:
-                    mask = lungs_of(masks.get(truth.file_name), film)
-                    yield measure_film(
-                        truth, film, next(found), detector, constant, mask, config.double_score
-                    )
-                bar.advance(task)
+    for group in batched(counting(stream, "boxing", len(films)), config.batch):
+        batch = [_fit(truth, film) for truth, (_, film) in group]
+        found = iter(detector.detect([f.pixels for _, f in batch if isinstance(f, Film)]))
+        for truth, film in batch:
+            if isinstance(film, Unread):
+                yield _unread_result(truth, film)
+            else:
+                mask = lungs_of(masks.get(truth.file_name), film)
+                yield measure_film(
+                    truth, film, next(found), detector, constant, mask, config.double_score
+                )
 
 
 def measure_film(

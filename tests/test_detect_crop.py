@@ -21,7 +21,7 @@ from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import Film, read_film
 from cxr.manifest import read_manifest
 from cxr.notes import code_of
-from detect.crop import CropSettings, HumanBoxes, crop_film, crop_name, iter_crops, main
+from detect.crop import CropConfig, HumanBoxes, crop_film, crop_name, iter_crops, main
 from detect.predict import DEFAULT_WEIGHTS, ThoraxBox
 
 
@@ -162,7 +162,9 @@ def test_crop_name_differs_by_folder_and_by_content_and_hides_the_file() -> None
 
 def test_each_film_gets_its_row_in_order(films: Path) -> None:
     paths = sorted(films.rglob("*.png"))
-    rows = list(iter_crops(paths, FakeDetector(), CropSettings(films.parent / "out", batch=2)))
+    rows = list(
+        iter_crops(paths, FakeDetector(), CropConfig(out=str(films.parent / "out"), batch=2))
+    )
     assert [row.film for row, _, _ in rows] == [p.as_posix() for p in paths]
     assert [row.status for row, _, _ in rows] == ["ok", "ok", "unreadable", "no_thorax", "fallback"]
     assert [film is None for _, film, _ in rows] == [False, False, True, False, False]
@@ -170,18 +172,18 @@ def test_each_film_gets_its_row_in_order(films: Path) -> None:
 
 
 def test_crop_is_on_disk_before_its_row_is_given(films: Path) -> None:
-    settings = CropSettings(films.parent / "out", margin=0)
+    settings = CropConfig(out=str(films.parent / "out"), margin=0)
     for row, film, crop in iter_crops([films / "a/film.png"], FakeDetector(), settings):
-        saved = cv2.imread(str(settings.out / row.crop), cv2.IMREAD_UNCHANGED)
+        saved = cv2.imread(str(Path(settings.out) / row.crop), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(saved, np.rint(crop.pixels * 255))
         assert row.crop_xyxy == (30, 25, 90, 75) and row.thorax_xyxy == (30, 25, 90, 75)
         assert np.array_equal(row.to_frame().apply(film.pixels), crop.pixels)
 
 
 def test_all_sixteen_bits_are_kept(films: Path) -> None:
-    settings = CropSettings(films.parent / "out", margin=0)
+    settings = CropConfig(out=str(films.parent / "out"), margin=0)
     ((row, _, crop),) = iter_crops([films / "b/film.png"], FakeDetector(), settings)
-    saved = cv2.imread(str(settings.out / row.crop), cv2.IMREAD_UNCHANGED)
+    saved = cv2.imread(str(Path(settings.out) / row.crop), cv2.IMREAD_UNCHANGED)
     assert saved.dtype == np.uint16
     assert np.array_equal(saved, np.rint(crop.pixels.astype(np.float64) * 65535))
     assert len(np.unique(saved)) > 256
@@ -196,7 +198,10 @@ def test_detector_sees_no_more_than_a_batch(films: Path) -> None:
             return super().predict(films)
 
     paths = [films / "a/film.png"] * 5
-    assert len(list(iter_crops(paths, Counting(), CropSettings(films.parent / "o", batch=2)))) == 5
+    assert (
+        len(list(iter_crops(paths, Counting(), CropConfig(out=str(films.parent / "o"), batch=2))))
+        == 5
+    )
     assert sizes == [2, 2, 1]
 
 
@@ -346,7 +351,7 @@ TRUE = np.array([20.0, 30, 140, 70])
 
 def test_boxes_of_a_film_without_square_pixels_are_in_the_stored_ones(tmp_path: Path) -> None:
     path = oblong(tmp_path)
-    [(row, read, crop)] = iter_crops([path], Bright(), CropSettings(tmp_path, margin=0.0))
+    [(row, read, crop)] = iter_crops([path], Bright(), CropConfig(out=str(tmp_path), margin=0.0))
     assert read.pixels.shape[0] / read.pixels.shape[1] == pytest.approx(200 / 180, abs=0.02)
     assert row.size_hw == (100, 180)
     assert np.abs(np.array(row.thorax_xyxy) - TRUE).max() < 1
@@ -369,7 +374,7 @@ def test_boxes_by_hand_fit_a_film_without_square_pixels(
     entry = CocoFilm("oblong.dcm", size_hw, box[None], (0,))
     write_coco(tmp_path / "boxes.json", CocoSet([entry], ("thorax",)))
     human = HumanBoxes(tmp_path / "boxes.json")
-    [(row, _, _)] = iter_crops([oblong(tmp_path)], human, CropSettings(tmp_path, margin=0.0))
+    [(row, _, _)] = iter_crops([oblong(tmp_path)], human, CropConfig(out=str(tmp_path), margin=0.0))
     assert row.status == "ok" and np.abs(np.array(row.thorax_xyxy) - TRUE).max() < 1
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
+from cxr.ledger import RowLedger
 from cxr.split import Split
 from detect.data import read_mask
 from detect.lungfield.__main__ import main
@@ -22,7 +23,7 @@ from detect.lungfield.field import (
     field_box_xyxy,
     overlap,
 )
-from detect.lungfield.predict import FieldRow, open_fields, read_fields
+from detect.lungfield.predict import SCHEMA, VERSION, FieldRow, read_fields
 
 
 class Dark(nn.Module):
@@ -215,14 +216,15 @@ def test_a_row_without_its_mask_is_made_anew(tmp_path: Path) -> None:
     film.write_bytes(b"x")
     header = {"settings": {}}
     path = tmp_path / "manifest.jsonl"
-    with open_fields(path, header, [film], False):
+    with RowLedger(path, FieldRow, SCHEMA, VERSION, header):
         pass
     row = {"film": film.as_posix(), "sha256": "0", "status": "unreadable", "reason": "why"}
     path.write_text(path.read_text() + json.dumps(row) + "\n")
-    with open_fields(path, header, [film], False) as book:
-        assert book.done == {}  # the film has other bytes by now
+    with RowLedger(path, FieldRow, SCHEMA, VERSION, header) as book:
+        assert book.pending([film], "mask") == [film]  # it has other bytes by now
+        assert book.done == {}
     with pytest.raises(ValueError, match="other settings"):
-        open_fields(path, {"settings": {"weights": {"other": "1"}}}, [film], False)
+        RowLedger(path, FieldRow, SCHEMA, VERSION, {"settings": {"weights": {"other": "1"}}})
 
 
 def test_a_row_needs_a_mask_or_a_reason() -> None:

@@ -7,22 +7,21 @@ unreadable ones with their reason, and sheet.png. A run that was stopped goes on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress
 
 from cxr.cli import to_plain
 from cxr.draw import BLUE, draw_contour, encode_png, fit, to_rgb, write_sheet
 from cxr.film import Film, list_films
 from cxr.ledger import RowLedger, read_rows
 from cxr.rules import refusing, require_between
-from cxr.stream import Unread, default_jobs, hash_film, read_ahead
-from cxr.workdir import Workdir, console, log, provenance, write_atomic
+from cxr.stream import Unread, batched, default_jobs, read_ahead
+from cxr.workdir import Workdir, console, counting, log, provenance, write_atomic
 from detect.crop import crop_name
 from detect.lungfield.field import MIN_COMPONENT, LungField, cut_edges, field_box_xyxy
 
@@ -132,11 +131,7 @@ def iter_fields(
 
     Rows come in the order of `paths`; Film and its mask (H, W) bool are None for an unreadable one.
     """
-    waiting: list[tuple[Path, Film | Unread]] = []
-    for number, item in enumerate(read_ahead(paths, jobs, for_processing=for_processing), 1):
-        waiting.append(item)
-        if len(waiting) < batch and number < len(paths):
-            continue
+    for waiting in batched(read_ahead(paths, jobs, for_processing=for_processing), batch):
         films = [film for _, film in waiting if isinstance(film, Film)]
         found = iter(net.segment([film.pixels for film in films]))
         for path, film in waiting:
@@ -154,35 +149,12 @@ def iter_fields(
                     )
                 write_atomic(out / row.mask, encode_png(stored))
             yield row, film, mask
-        waiting = []
 
 
 def read_fields(path: str | Path) -> tuple[dict[str, Any], list[FieldRow]]:
     """Header and rows of a manifest of lung fields; raises ValueError with the wrong line."""
     header, rows = read_rows(Path(path), FieldRow, SCHEMA, VERSION)
     return header, list(rows.values())
-
-
-def open_fields(
-    path: Path, header: Mapping[str, Any], films: Sequence[Path], restart: bool
-) -> RowLedger[FieldRow]:
-    """The manifest, begun or continued with the rows that still hold.
-
-    A row holds while the film has its bytes and the mask is there; rows of films that are not
-    asked for now stay. Raises ValueError when it was begun with other settings.
-    """
-    book = RowLedger(path, FieldRow, SCHEMA, VERSION, header, restart)
-    asked = {film.as_posix(): film for film in films}
-    rows = book.done.values()
-    book.drop({r.film for r in rows if not _holds(r, asked.get(r.film), path.parent)})
-    return book
-
-
-def _holds(row: FieldRow, film: Path | None, folder: Path) -> bool:
-    if film is None:
-        return True
-    same = row.sha256 == hash_film(film)
-    return same and (row.mask is None or (folder / row.mask).is_file())
 
 
 def predict(config: FieldPredictConfig) -> int:
@@ -197,9 +169,9 @@ def predict(config: FieldPredictConfig) -> int:
         settings = {"weights": net.weights}
         settings |= {"for_processing": True} if config.for_processing else {}
         header = {**provenance(net.weights), "settings": settings}
-        book = open_fields(path, header, films, config.restart)
+        book = RowLedger(path, FieldRow, SCHEMA, VERSION, header, config.restart)
     workdir.start(to_plain(config), weights=net.weights)
-    pending = [film for film in films if film.as_posix() not in book.done]
+    pending = book.pending(films, "mask")
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
     with book:
@@ -220,19 +192,14 @@ def _segment_pending(
     jobs = default_jobs(len(pending), config.jobs)
     wanted = set(np.linspace(0, max(0, len(pending) - 1), config.tiles, dtype=int).tolist())
     tiles = []
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
-    with bar:
-        task = bar.add_task("segmenting", total=len(pending))
-        steps = iter_fields(
-            pending, net, book.path.parent, jobs, config.batch, config.for_processing
-        )
-        for number, (row, film, mask) in enumerate(steps):
-            book.add(row)
-            bar.advance(task)
-            if row.reason:
-                log.warning("%s: %s (%s)", row.film, row.status, row.reason)
-            if number in wanted and film is not None and mask is not None:
-                tiles.append(_tile(row, film, mask))
+    folder, raw = book.path.parent, config.for_processing
+    steps = iter_fields(pending, net, folder, jobs, config.batch, raw)
+    for number, (row, film, mask) in enumerate(counting(steps, "segmenting", len(pending))):
+        book.add(row)
+        if row.reason:
+            log.warning("%s: %s (%s)", row.film, row.status, row.reason)
+        if number in wanted and film is not None and mask is not None:
+            tiles.append(_tile(row, film, mask))
     return tiles
 
 
