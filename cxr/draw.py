@@ -43,7 +43,6 @@ def to_rgb(pixels: np.ndarray) -> np.ndarray:
 
 def draw_box(image: np.ndarray, xyxy: Any, colour: Colour = ORANGE, label: str = "") -> np.ndarray:
     """The outline of one box, its line scaled to the picture; `label` inside its upper edge."""
-    _check_rgb(image)
     out = image.copy()
     box = as_boxes(xyxy)[0]
     if not np.isfinite(box).all():
@@ -61,7 +60,6 @@ def draw_box(image: np.ndarray, xyxy: Any, colour: Colour = ORANGE, label: str =
 
 def draw_contour(image: np.ndarray, mask: np.ndarray, colour: Colour = BLUE) -> np.ndarray:
     """The outline of a mask (H, W), everything above 0 inside."""
-    _check_rgb(image)
     _check_same_size(image, mask, "mask")
     out = image.copy()
     shapes, _ = cv2.findContours(
@@ -78,10 +76,7 @@ def overlay_saliency(image: np.ndarray, saliency: np.ndarray, opacity: float = 0
     salient. Inferno rises evenly in lightness: no edge is seen that the map does not have.
     An all-zero map leaves the film as it is.
     """
-    _check_rgb(image)
     _check_same_size(image, saliency, "saliency")
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must lie in [0, 1]. Got {opacity} instead.")
     values = np.asarray(saliency, dtype=np.float64)
     if not np.isfinite(values).all() or values.min(initial=0) < 0:
         raise ValueError("saliency must be finite and at least 0. Clip or rectify it first.")
@@ -97,8 +92,6 @@ def overlay_saliency(image: np.ndarray, saliency: np.ndarray, opacity: float = 0
 
 def fit(image: np.ndarray, side: int) -> np.ndarray:
     """The picture resized so that its longer side is `side` px, its aspect ratio kept."""
-    if side < 1:
-        raise ValueError(f"side of fit must be at least 1 px. Got {side} instead.")
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -132,10 +125,6 @@ def sheet(
             f"captions of sheet must be one for each image. Got {len(captions)} for "
             f"{len(images)} images instead."
         )
-    if columns < 1 or tile < 16:
-        raise ValueError(
-            f"columns must be at least 1 and tile at least 16 px. Got {columns} and {tile} instead."
-        )
     size, gap = max(10, tile // 19), 4
     lines = max((c.count("\n") + 1 for c in captions), default=0)
     cell_h, cell_w = tile + lines * (size + 3) + 2 * gap, tile + gap
@@ -146,7 +135,6 @@ def sheet(
     out = np.full((head + rows * cell_h + gap, width, 3), _GROUND, np.uint8)
     labels = [(title, (2 * gap, size // 2))] if title else []
     for number, image in enumerate(images):
-        _check_rgb(image)
         small = fit(image, tile)
         x, y = gap + number % columns * cell_w, head + gap + number // columns * cell_h
         dy, dx = (tile - small.shape[0]) // 2, (tile - small.shape[1]) // 2
@@ -162,7 +150,6 @@ def draw_text(
     image: np.ndarray, text: str, xy: tuple[int, int], colour: Colour = _INK, size: int = 14
 ) -> np.ndarray:
     """One line of text, its upper left corner at `xy`, with a dark rim to be read on any film."""
-    _check_rgb(image)
     return _draw_texts(image, [(text, xy)], colour, size, rim=max(1, size // 9))
 
 
@@ -237,14 +224,6 @@ def _draw_texts(
 @cache
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)  # ships inside Pillow: the same letters on every machine
-
-
-def _check_rgb(image: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(
-            f"image must be uint8 RGB (H, W, 3). Got {image.dtype} of shape "
-            f"{image.shape} instead: call to_rgb first."
-        )
 
 
 def _check_same_size(image: np.ndarray, plane: np.ndarray, name: str) -> None:

@@ -168,8 +168,7 @@ def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
         "part": evaluation.part,
         "statuses": dict(Counter(r.status for r in evaluation.results)),
         "blocks": to_json(evaluation.blocks),
-        "misses": names_of_misses(evaluation),
-        "doubles": names_of_doubles(evaluation),
+        **{title.lower(): names for title, names in _lists(evaluation).items()},
         "edges": SIDES,
     }
     write_json(workdir / "metrics.json", figures)
@@ -177,18 +176,14 @@ def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
     write_atomic(workdir / "table.md", table_markdown(evaluation))
 
 
-def names_of_misses(evaluation: Evaluation) -> list[str]:
-    """Films with a thorax and no box of status ok, each with its reason."""
-    return [
-        f"{r.film.file_name}: {r.status}, {r.reason}"
-        for r in evaluation.results
-        if r.scores["detector"].missed
-    ]
-
-
-def names_of_doubles(evaluation: Evaluation) -> list[str]:
-    """Films with more confident boxes than they have."""
-    return [r.film.file_name for r in evaluation.results if r.scores["detector"].doubled]
+def _lists(evaluation: Evaluation) -> dict[str, list[str]]:
+    """Films with a thorax and no box of status ok, each with its reason; and films with more
+    confident boxes than they have."""
+    own = [(r, r.scores["detector"]) for r in evaluation.results]
+    return {
+        "Misses": [f"{r.film.file_name}: {r.status}, {r.reason}" for r, s in own if s.missed],
+        "Doubles": [r.film.file_name for r, s in own if s.doubled],
+    }
 
 
 def films_csv(results: Sequence[FilmResult]) -> str:
@@ -272,10 +267,6 @@ def table_markdown(evaluation: Evaluation) -> str:
     for title, names in _lists(evaluation).items():
         lines += ["", f"{title}: {len(names)}", *(f"- `{name}`" for name in names)]
     return "\n".join(lines) + "\n"
-
-
-def _lists(evaluation: Evaluation) -> dict[str, list[str]]:
-    return {"Misses": names_of_misses(evaluation), "Doubles": names_of_doubles(evaluation)}
 
 
 def print_tables(evaluation: Evaluation) -> None:

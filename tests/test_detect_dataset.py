@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from dicom_films import a_dicom
 
 from cxr.boxes import iou_xyxy, mask_box_xyxy
-from cxr.coco import CocoFilm, read_coco, write_coco
+from cxr.coco import CocoFilm, read_coco, read_coco_json, write_coco, write_coco_json
 from detect.data import DataConfig, find_films, read_annotations, select_films
 from detect.dataset import PRESETS, ThoraxDataset, build_augmentation, make_negative
 from detect.predict import prepare_film
@@ -67,6 +68,33 @@ def test_a_scaled_copy_of_a_film_has_its_boxes_scaled(
     _, target = ThoraxDataset([half], tmp_path, 160)[0]
     # 160 × 140 px are listed, so the letterbox of the copy is the listed film at scale 1
     np.testing.assert_allclose(target["boxes"].numpy(), films[0].boxes_xyxy, atol=1e-4)
+
+
+def test_boxes_marked_not_to_count_neither_train_nor_measure(
+    films: list[CocoFilm], phantom_folder: Path, tmp_path: Path
+) -> None:
+    data = read_coco_json(phantom_folder / "thorax.json")
+    data["annotations"][0]["iscrowd"] = 1  # this film's only box
+    beside = {**data["annotations"][1], "id": 999, "bbox": [0, 0, 9, 9], "ignore": 1}
+    write_coco_json(
+        tmp_path / "boxes.json", {**data, "annotations": [*data["annotations"], beside]}
+    )
+    left = read_annotations(phantom_folder, str(tmp_path / "boxes.json"))
+    assert len(left) == len(films) - 1 and all(len(film.boxes_xyxy) == 1 for film in left)
+
+
+def test_boxes_and_masks_of_stored_pixels_fit_a_film_without_square_ones(tmp_path: Path) -> None:
+    stored = np.full((100, 180), 100, np.uint16)
+    stored[30:70, 20:140] = 4000
+    (tmp_path / "a.dcm").write_bytes(a_dicom(stored, PixelSpacing=[0.4, 0.2]))
+    cv2.imwrite(str(tmp_path / "mask.png"), (stored > 1000).astype(np.uint8) * 255)
+    film = CocoFilm("a.dcm", (100, 180), np.array([[20.0, 30, 140, 70]]), (0,))
+    data = ThoraxDataset(
+        [film], tmp_path, 160, build_augmentation("rotate"), masks={"a.dcm": "mask.png"}
+    )
+    picture, boxes, _, mask = data.items[0]
+    seen = mask_box_xyxy(picture > 128)
+    assert np.abs(boxes[0] - seen).max() < 2 and np.abs(mask_box_xyxy(mask) - seen).max() < 2
 
 
 def test_a_film_of_another_aspect_than_its_annotation_is_refused(

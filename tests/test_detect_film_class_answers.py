@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch import nn
@@ -30,12 +32,16 @@ BOX = np.array([[10.0, 10, 70, 90]])
 
 
 def said_of(
-    boxes: np.ndarray, scores: list[float], labels: list[int], min_score: float | None = None
+    boxes: np.ndarray,
+    scores: list[float],
+    labels: list[int],
+    min_score: float | None = None,
+    film: Film = FILM,
 ) -> ClassedFilm:
     config = DetectorConfig(classes=CLASSES)
     detector = ThoraxDetector(nn.Identity(), config, POINT, device="cpu")
     found = Detections(boxes.reshape(-1, 4), np.array(scores), np.array(labels, dtype=np.int64))
-    return classify_film(detector, found, FILM, min_score)
+    return classify_film(detector, found, film, min_score)
 
 
 def answered(truth: str, answer: str, score: float, name: str = "a.png") -> AnsweredFilm:
@@ -57,6 +63,13 @@ def test_the_class_of_the_best_box_is_the_films() -> None:
     said = said_of(np.repeat(BOX, 2, axis=0), [0.6, 0.2], [1, 0])
     assert (said.answer, said.status, said.xyxy) == ("pneumonia", "ok", (10, 10, 70, 90))
     assert said.scores == pytest.approx((0.25, 0.75, 0.0))
+
+
+def test_box_of_a_film_without_square_pixels_is_in_the_stored_ones() -> None:
+    said = said_of(BOX, [0.9], [1], film=replace(FILM, stored_hw=(50, 80)))
+    assert (said.size_hw, said.xyxy) == ((50, 80), (10, 5, 70, 45))
+    drawn = CocoFilm("a.png", (50, 80), np.array([[10.0, 5, 70, 45]]), (1,), {})
+    assert compare_film(drawn, "pneumonia", said, CLASSES).iou == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

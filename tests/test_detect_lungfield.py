@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
+from cxr.film import Film
 from cxr.ledger import RowLedger
 from cxr.split import Split
 from detect.data import read_mask
@@ -23,7 +24,7 @@ from detect.lungfield.field import (
     field_box_xyxy,
     overlap,
 )
-from detect.lungfield.predict import SCHEMA, VERSION, FieldRow, read_fields
+from detect.lungfield.predict import SCHEMA, VERSION, FieldRow, read_fields, to_row
 
 
 class Dark(nn.Module):
@@ -225,6 +226,14 @@ def test_a_row_without_its_mask_is_made_anew(tmp_path: Path) -> None:
         assert book.done == {}
     with pytest.raises(ValueError, match="other settings"):
         RowLedger(path, FieldRow, SCHEMA, VERSION, {"settings": {"weights": {"other": "1"}}})
+
+
+def test_row_of_a_film_without_square_pixels_is_in_the_stored_ones() -> None:
+    film = Film(np.zeros((100, 80), np.float32), "a.dcm", "0", stored_hw=(50, 80))
+    mask = np.zeros((100, 80), bool)
+    mask[20:60, 10:50] = True
+    row = to_row(Path("a.dcm"), film, mask, "m.png")
+    assert (row.size_hw, row.field_xyxy) == ((50, 80), (10, 10, 50, 30))
 
 
 def test_a_row_needs_a_mask_or_a_reason() -> None:

@@ -103,10 +103,8 @@ def make_picture(
     small = fit(pixels, min(side, max(pixels.shape)))
     height, width = small.shape
     scale = width / pixels.shape[1]
-    boxes = [None if b is None else _scaled(b, scale) for b in (thorax_xyxy, cut_xyxy)]
-    return Picture(
-        to_data_uri(encode_jpeg(to_uint8(small), CARD_QUALITY)), width, height, boxes[0], boxes[1]
-    )
+    boxes = (None if b is None else _scaled(b, scale) for b in (thorax_xyxy, cut_xyxy))
+    return Picture(picture_uri(small, side, CARD_QUALITY), width, height, *boxes)
 
 
 def make_saliency_picture(saliency: np.ndarray, side: int = MAP_SIDE) -> Picture:

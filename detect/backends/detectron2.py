@@ -35,6 +35,7 @@ from detect.start_weights import fetch, load_matching
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet50_msra": 50}
 
 _NEEDED = (
+    "detectron2",
     "detectron2.config",
     "detectron2.modeling",
     "detectron2.structures",
@@ -56,25 +57,19 @@ class BackendMissingError(ImportError):
 
 def check_library() -> None:
     """Raises BackendMissingError, with the commands that help, where detectron2 cannot be used."""
-    try:
-        importlib.import_module("detectron2")
-    except ImportError as error:
-        raise BackendMissingError(
-            "model.backend detectron2 needs the library detectron2, which is not installed. "
-            + _HOW_TO_INSTALL
-        ) from error
     for name in _NEEDED:
         try:
             importlib.import_module(name)
         except ImportError as error:
+            # its compiled part is bound to the torch it was built with
+            what = (
+                f"the installed detectron2 does not load ({error}). Was torch changed since it "
+                "was built? Uninstall it and build it anew."
+            )
             if isinstance(error, ModuleNotFoundError) and error.name == name:
                 what = f"the installed package detectron2 has no {name}: it is another project."
-            else:
-                # its compiled part is bound to the torch it was built with
-                what = (
-                    f"the installed detectron2 does not load ({error}). Was torch changed "
-                    "since it was built? Uninstall it and build it anew."
-                )
+            if name == "detectron2":
+                what = "the library detectron2 is not installed."
             raise BackendMissingError(
                 f"model.backend detectron2 cannot be used: {what} {_HOW_TO_INSTALL}"
             ) from error
