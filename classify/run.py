@@ -34,9 +34,9 @@ from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
 from cxr.notes import count_notes
 from cxr.page.words import printable
-from cxr.rules import refusing, require
+from cxr.rules import refusing, require, require_same_settings
 from cxr.stream import batched, default_jobs
-from cxr.workdir import Workdir, console, log, provenance
+from cxr.workdir import Workdir, console, log, provenance, read_json
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
@@ -330,14 +330,8 @@ def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
         cards.unlink(missing_ok=True)
         shutil.rmtree(folder / PICTURES, ignore_errors=True)
         return
-    old = json.loads(record.read_text()).get("settings", {}) if record.exists() else {}
-    new = json.loads(json.dumps(settings))
-    differs = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-    if differs:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({', '.join(differs)}). "
-            "Give another --out, or --restart to judge all films anew."
-        )
+    old = read_json(record).get("settings", {}) if record.exists() else {}
+    require_same_settings(folder, old, json.loads(json.dumps(settings)))
 
 
 def _jobs(config: RunConfig, films: Sequence[Any]) -> int:

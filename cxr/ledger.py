@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
+from cxr.rules import require_same_settings
 from cxr.workdir import TEXT, claim, write_atomic
 
 Row = TypeVar("Row")
@@ -233,7 +234,8 @@ class RowLedger(Ledger[Row]):
     ) -> None:
         def read(path: Path) -> dict[str, Row]:
             header, rows = read_rows(path, kind, schema, version)
-            check_same_settings(path, header, provenance)
+            now = provenance.get("settings") or {}
+            require_same_settings(path, header.get("settings") or {}, now)
             return rows
 
         self._claim = claim(Path(path).parent)
@@ -264,18 +266,6 @@ class RowLedger(Ledger[Row]):
     def add(self, row: Row) -> None:
         """Write one film's row; raises ValueError when the film has one already."""
         self.put(row.film, row)  # type: ignore[attr-defined]
-
-
-def check_same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise ValueError when a file was begun with other settings than it would be continued."""
-    before, now = old.get("settings"), new.get("settings")
-    if before != now:
-        before, now = before or {}, now or {}
-        differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-        raise ValueError(
-            f"{path} was begun with other settings ({', '.join(differs)}). "
-            "Give another --out, or --restart to make the crops anew."
-        )
 
 
 # --- CSV ---

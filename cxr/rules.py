@@ -4,7 +4,7 @@ And RefusedError, by which a command ends in words."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,3 +80,17 @@ def require_share(config: Any, *names: str, below: float | None = None) -> None:
         got = getattr(config, name)
         holds = 0 <= got <= 1 if below is None else 0 <= got < below
         require(holds, f"{name} must lie in [0, {end}", got)
+
+
+def require_same_settings(
+    place: Any,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    way: str = "--restart to begin anew",
+) -> None:
+    """Work that was begun goes on with the settings, by name, that it was begun with."""
+    if differs := sorted(k for k in {*before, *now} if before.get(k) != now.get(k)):
+        raise ValueError(
+            f"{place} was begun with other settings ({', '.join(differs)}). "
+            f"Give another --out, or {way}."
+        )

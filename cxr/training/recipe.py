@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr.cli import to_plain
+from cxr.rules import require_same_settings
 from cxr.workdir import read_json, write_json
 
 
@@ -66,15 +67,9 @@ def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None)
         begun = flatten(read_json(run).get("config", {}))
         if after.keys() <= begun.keys():  # else it is another command's
             before = {name: begun[name] for name in after}
-    if before is None or restart:
-        return
-    differs = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
-    if differs:
-        way = "remove that folder" if restart is None else "--restart to begin anew"
-        raise ValueError(
-            f"{folder} was begun with other settings ({', '.join(differs)}). "
-            f"Give another --out, or {way}."
-        )
+    if before is not None and not restart:
+        way = ["remove that folder"] * (restart is None)
+        require_same_settings(folder, before, after, *way)
 
 
 def keep_to_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
