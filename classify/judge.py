@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from classify.ensemble import Ensemble
 from classify.inputs import Item
 from classify.labels import TARGET
 from classify.saliency.maps import look, saliency_maps, to_pixels
@@ -17,27 +17,6 @@ from classify.screener import NOT_READ, READ, Screener
 from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
 from cxr.page.pictures import make_picture, make_saliency_picture
-
-
-class Members(Protocol):
-    """What the judge needs of an Ensemble."""
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """What each member seeks, in the order of their logits."""
-        ...
-
-    def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[Frame]]:
-        """N arrays (H, W) to the members' input and the Frames that lead back."""
-        ...
-
-    def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
-        """What `prepare` gave to logits (N, M, 3)."""
-        ...
-
-    def member(self, target: str) -> torch.nn.Module:
-        """One member's network."""
-        ...
 
 
 class Judge:
@@ -49,7 +28,7 @@ class Judge:
 
     def __init__(
         self,
-        members: Members,
+        members: Ensemble,
         screener: Screener | None,
         tiers: Mapping[str, str],
         cropped: bool,
@@ -63,7 +42,6 @@ class Judge:
             )
         self.members, self.screener, self.tiers = members, screener, tiers
         self.cropped, self.saliency, self.tier_threshold = cropped, saliency, tier_threshold
-        self.trained_on = str(getattr(members, "trained_on", ""))
 
     def judge(self, items: Sequence[Item]) -> list[Item]:
         """The items, in order, with logits, decision, tier and pictures; refused ones get their

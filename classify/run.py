@@ -276,9 +276,10 @@ def summarise(config: RunConfig, source: Source, judge: Any, complete: bool) -> 
     screener = judge.screener
     cautions = [str(screener.meta["scope"])] if screener and screener.meta.get("scope") else []
     wanted = "crops" if config.cropped else "films"
-    if judge.trained_on and judge.trained_on != wanted:
+    trained_on = judge.members.trained_on
+    if trained_on and trained_on != wanted:
         seen = "crops" if config.cropped else "whole films"
-        cautions.append(f"The members were trained on {judge.trained_on} but were shown {seen}.")
+        cautions.append(f"The members were trained on {trained_on} but were shown {seen}.")
     return {
         "title": config.out_path.as_posix(),
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),

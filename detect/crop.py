@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -32,13 +32,6 @@ from cxr.rules import refusing, require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
 from detect.predict import ThoraxBox, ThoraxDetector
-
-
-class Boxer(Protocol):
-    """What finds the thorax: a ThoraxDetector, or a stand-in with its `predict`."""
-
-    def predict(self, films: list[np.ndarray]) -> list[ThoraxBox]:
-        """One ThoraxBox a film of (H, W) float32 in [0, 1]."""
 
 
 class HumanBoxes:
@@ -165,7 +158,7 @@ def crop_name(path: str | Path, sha256: str) -> str:
 
 
 def iter_crops(
-    paths: Sequence[Path], detector: Boxer | HumanBoxes, config: CropConfig
+    paths: Sequence[Path], detector: ThoraxDetector | HumanBoxes, config: CropConfig
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
     """Read, box and cut films in batches; each crop is on disk before its row is given.
 
@@ -182,7 +175,7 @@ def iter_crops(
 
 def _crop_batch(
     batch: list[tuple[Path, Film | Unread]],
-    detector: Boxer | HumanBoxes,
+    detector: ThoraxDetector | HumanBoxes,
     config: CropConfig,
     writers: ThreadPoolExecutor,
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
@@ -283,7 +276,10 @@ def settings_of(config: CropConfig, weights: Mapping[str, str]) -> dict[str, Any
 
 
 def crop_films(
-    films: Sequence[Path], detector: Boxer | HumanBoxes, config: CropConfig, book: ManifestWriter
+    films: Sequence[Path],
+    detector: ThoraxDetector | HumanBoxes,
+    config: CropConfig,
+    book: ManifestWriter,
 ) -> list[CropRow]:
     """Crop what an earlier run has not, with a progress bar; returns the row of each film."""
     pending = book.pending(films, "crop")

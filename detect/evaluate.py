@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log
 from detect.data import MeasureConfig, choose_part, read_annotations, read_mask, with_class
 from detect.metrics import FilmScore, constant_box, scale_box, score_film
-from detect.predict import Detections, ThoraxBox, ThoraxDetector
+from detect.predict import Detections, ThoraxDetector
 from detect.tables import (
     METHODS,
     Evaluation,
@@ -37,16 +37,6 @@ from detect.tables import (
 )
 
 WHOLE_FILM = (0.0, 0.0, 1.0, 1.0)
-
-
-class Detector(Protocol):
-    """What is evaluated: a ThoraxDetector, another backend, or a stand-in."""
-
-    def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:
-        """All boxes on each film (H, W) float32 in [0, 1]."""
-
-    def decide(self, found: Detections, size_hw: tuple[int, int]) -> ThoraxBox:
-        """The one box of a film, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ def select_films(
 
 
 def evaluate(
-    detector: Detector,
+    detector: ThoraxDetector,
     films: Sequence[CocoFilm],
     constant: Any,
     config: EvaluateConfig,
@@ -126,7 +116,7 @@ def evaluate(
 
 
 def measure_films(
-    detector: Detector, films: Sequence[CocoFilm], constant: Any, config: EvaluateConfig
+    detector: ThoraxDetector, films: Sequence[CocoFilm], constant: Any, config: EvaluateConfig
 ) -> Iterator[FilmResult]:
     """A FilmResult a film, in order, with a progress bar; pixels are held a batch at a time."""
     masks = find_masks(Path(config.data))
@@ -149,7 +139,7 @@ def measure_film(
     truth: CocoFilm,
     film: Film,
     found: Detections,
-    detector: Detector,
+    detector: ThoraxDetector,
     constant: Any,
     mask: np.ndarray | None,
     double_score: float,

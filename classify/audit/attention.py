@@ -17,7 +17,7 @@ from classify.audit.flags import Thresholds, flag_row
 from classify.audit.metrics import Regions, measure
 from classify.audit.rows import AuditRow
 from classify.audit.text import find_text
-from classify.judge import Members
+from classify.ensemble import Ensemble
 from classify.labels import TARGET
 from classify.saliency.maps import look, saliency_maps, to_pixels
 from cxr.boxes import Frame
@@ -58,7 +58,7 @@ class Prepared:
     frames: list[Frame]
 
     @classmethod
-    def of(cls, films: Sequence[AuditFilm], members: Members) -> Prepared | None:
+    def of(cls, films: Sequence[AuditFilm], members: Ensemble) -> Prepared | None:
         """Those of the films that the members saw; None where there is none."""
         seen = [(film, film.pixels) for film in films if film.pixels is not None]
         if not seen:
@@ -77,7 +77,7 @@ class Prepared:
 def measure_films(
     films: Sequence[AuditFilm],
     shown: Prepared | None,
-    members: Members,
+    members: Ensemble,
     method: str,
     thresholds: Thresholds | None,
     seed: int = 0,
@@ -97,7 +97,7 @@ def measure_films(
     return out
 
 
-def _maps(shown: Prepared, members: Members, method: str) -> list[list[MemberMap]]:
+def _maps(shown: Prepared, members: Ensemble, method: str) -> list[list[MemberMap]]:
     """Each film's maps, one a member."""
     sizes = [(f.pixels.shape[0], f.pixels.shape[1]) for f in shown.films if f.pixels is not None]
     out: list[list[MemberMap]] = [[] for _ in sizes]
