@@ -145,11 +145,11 @@ def train_film_class(config: FilmClassConfig) -> Path:
     """Train, answer, measure, draw; returns `config.out`. A finished folder is taken as it is.
 
     Raises:
-        RefusedError (a ValueError): for wrong settings or data, and for a folder that holds a run
-            with other settings.
-        FileNotFoundError, ValueError: for `config.weights` that are no bundle of a detector.
+        RefusedError (a ValueError): for wrong settings, data or `config.weights`, and for a folder
+            that another run holds, or was begun with other settings.
     """
     out = Path(config.out)
+    workdir = Workdir(out)  # held to the end, the training's own included
     if config.restart:
         for name in ("done.json", BUNDLE):
             (out / name).unlink(missing_ok=True)
@@ -169,7 +169,7 @@ def train_film_class(config: FilmClassConfig) -> Path:
                 f"{', '.join(detector.config.classes)}."
             )
         keep_to_recipe(out, config, config.restart)
-        Workdir(out).start(to_plain(config), config.seed, detector.weights)
+        workdir.start(to_plain(config), config.seed, detector.weights)
     else:
         if not (out / BUNDLE).exists():
             train(config, film_classes=True)
