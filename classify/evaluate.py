@@ -157,7 +157,7 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         weights = with_draws(patients, config.draws)
         for what, values in scores.items():
             found = figure_of(weighted_auc(values, positive, weights), len(test))
-            known = {"question": question.name, "what": what}
+            known: dict[str, Any] = {"question": question.name, "what": what}
             known |= {"auc": in_words(found, missing="not defined"), "value": found.value}
             known |= {"low": found.low, "high": found.high, "films": len(test)}
             rows.append({**known, "patients": len(set(patients))})

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,8 @@ class Split:
         except ValueError as error:
             raise ValueError(f"{path} must be a split saved by lungfirst. {error}") from error
         ours = isinstance(data, dict) and data.get("schema") == "lungfirst.split"
-        seed, parts = (data.get("seed"), data.get("part_of")) if ours else (None, None)
+        seed: Any = data.get("seed") if ours else None
+        parts: Any = data.get("part_of") if ours else None
         sound = isinstance(seed, int) and isinstance(parts, dict)
         if not sound or not all(isinstance(part, str) for part in parts.values()):
             raise ValueError(
