@@ -203,8 +203,8 @@ def _facts(film: AuditFilm, row: AuditRow) -> Record:
 
 def _common(film: AuditFilm) -> AuditRow:
     made, row = film.listed.prediction, film.truth.row
-    known = (row.source, row.label, row.sublabel) if row else ()
-    return AuditRow(made.film, made.status, made.reason, *known, patient=film.patient)
+    known = (row.source, row.label, row.sublabel) if row else ("", "", "")
+    return AuditRow(made.film, made.status, made.reason, *known, film.patient)
 
 
 def _joined(between: str, *parts: str) -> str:

@@ -54,13 +54,13 @@ from cxr.workdir import log, write_atomic
 
 ALL_SOURCES, NO_SOURCE = "all", "unknown"
 AUC = "auc"
-MAP_METRICS = ("lift", "lift_z", "lift_over_gaussian", "inside_share", "border_share")
-MAP_METRICS += ("outside_box_share", "pointing_hit", "finding_lift")
+_PLAIN = ("inside_share", "border_share", "outside_box_share", "pointing_hit", "finding_lift")
+MAP_METRICS = ("lift", "lift_z", "lift_over_gaussian", *_PLAIN)
 Pair = tuple[AuditRow, AuditRow]  # the film's row, the crop's
 LeftOut = Counter[tuple[str, str, str]]  # films by source, member and reason
 _DIGITS = 4  # to which the answers of two passes over one film are the same
-_COLUMNS = ("films of", "member", "metric", "{one}", "{other}", "{other} − {one} [95 %]", "p")
-_COLUMNS += ("p (Holm)", "films", "patients", "left out")
+_HEAD = "films of, member, metric, {one}, {other}, {other} − {one} [95 %], p, p (Holm), films, "
+_HEAD += "patients, left out"
 
 
 def check_against(config: AuditConfig, cropped: bool) -> None:
@@ -188,7 +188,7 @@ def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop"
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
-    head = [name.format(one=one, other=other) for name in _COLUMNS]
+    head = [name.format(one=one, other=other) for name in _HEAD.split(", ")]
     lines: list[Sequence[Any]] = [head]
     for r in rows:
         gap = in_words(Figure(r["difference"], r["low"], r["high"], r["n"]), signed=True)
@@ -199,7 +199,7 @@ def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop"
         {f"{r['test']} ({AUC if r['metric'] == AUC else 'means'})" for r in rows if r["test"]}
     )
     head_row, *body = (f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
-    table = head_row + "|---" * len(_COLUMNS) + "|\n" + "".join(body)
+    table = head_row + "|---" * len(head) + "|\n" + "".join(body)
     return f"{table}\nTests: {'; '.join(tests) or 'none'}.\n"
 
 

@@ -150,7 +150,7 @@ def control_table(
         groups["all"] = np.arange(len(patients))
     rows: list[Row] = []
     for source, films in groups.items():
-        weights = with_draws([patients[i] for i in films], draws, seed)
+        weights = with_draws([patients[int(i)] for i in films], draws, seed)
         for name, positive, said in answers:
             known = ~np.isnan(positive[films])
             right, drawn = positive[films][known] == 1, weights[:, known]
@@ -389,11 +389,11 @@ def open_controls(
     count, seed, draws = config.control_films, config.seed, config.draws
     names = [film.name for film in films]
     ill = [n for n in names if TARGET in [truths.of(n).label_for(t) for t in members.targets]]
-    some, ill = (set(draw_sample(among, count, seed)) for among in (names, ill or names))
+    some, shown = (set(draw_sample(among, count, seed)) for among in (names, ill or names))
     controls: dict[str, Control] = {
         "masked": Masked(members, names, screener, seed, draws),
         "randomised": Randomised(members, some, config.method),
-        "road": Road(members, ill, config.method, seed, draws),
+        "road": Road(members, shown, config.method, seed, draws),
     }
     return {name: controls[name] for name in wanted}
 

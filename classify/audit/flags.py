@@ -172,13 +172,14 @@ def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, .
     own = thresholds.by_member.get(row.member, {}) if thresholds else {}
     for metric, (flag, side, words, _) in BOUNDS.items():
         value, bound = row.value(metric), own.get(metric)
-        if value is None or bound is None:
+        if value is None or bound is None or thresholds is None:
             continue
         if value < bound if side == "below" else value > bound:
             why = f"{words} {value:.3g} is {side} {bound:.3g}, as on"
             why += f" {100 * thresholds.tail:g} % of training films"
             found.append((flag, f"{row.member}: {why}"))
-    value, bound = row.field_disagreement, thresholds and thresholds.field_disagreement
+    value = row.field_disagreement
+    bound = None if thresholds is None else thresholds.field_disagreement
     if value is not None and bound is not None and value > bound:
         why = f"overlap by {1 - value:.2f} (IoU), less than {1 - bound:.2f}"
         found.append((DISAGREE, f"lung field and thorax box {why}"))

@@ -100,7 +100,7 @@ class Regions:
         box = np.asarray(box_xyxy, np.float64).ravel().tolist()
         height, width = self.lung.shape
         rule = f"{name} must be x0, y0, x1, y1"
-        require(len(box) == 4 and np.isfinite(box).all(), f"{rule}, finite", box)
+        require(len(box) == 4 and bool(np.isfinite(box).all()), f"{rule}, finite", box)
         x0, y0, x1, y1 = (int(v) for v in np.rint(box))
         rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))
         holds = rows.start < rows.stop and columns.start < columns.stop
