@@ -154,6 +154,20 @@ def test_a_marked_shape_goes_out_of_a_session_and_into_another(kind, session, tm
     assert answer.ignored[0].xyxy == pytest.approx(was, abs=0.6)
 
 
+def test_a_marked_shape_of_any_kind_is_kept_as_its_hull_on_the_film(session, tmp_path):
+    session.set_answer(session.films[0], flags=["accepted"])
+    path = session.label_path(session.films[0])
+    data = json.loads(path.read_text())
+    data["shapes"][1] |= {"shape_type": "polygon", "points": [[-9, 2], [30, 5], [12, 900]]}
+    data["shapes"].append({**data["shapes"][1], "points": [[3, 3], [3, 9]]})  # it has no width
+    path.write_text(json.dumps(data))
+    [region] = session.answer(session.films[0]).ignored
+    assert (region.shape_type, region.xyxy[0], region.xyxy[3]) == ("rectangle", 0, 60)
+    out = tmp_path / "out.json"
+    assert run_export(ExportConfig((str(session.path),), "coco", str(out))) == 0
+    assert read_coco(out).films[0].ignored.tolist() == [False, True]
+
+
 def test_merge_keeps_marked_boxes_once_and_counts_one(into, session_of):
     anna = session_of("anna", {"1.png": BOX_A})
     add_region(anna, flag="difficult")

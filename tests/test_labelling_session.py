@@ -220,7 +220,9 @@ def test_a_session_keeps_its_format(tmp_path: Path) -> None:
     assert session.note_changes() == 0
     text = (tmp_path / "films.jsonl").read_text()
     labelling.session.write_films(tmp_path, session.films)
-    assert (tmp_path / "films.jsonl").read_text() == text
+    again = json.loads((tmp_path / "films.jsonl").read_text())
+    assert again["frame"].pop("stored_xy") == [1, 1]  # of films whose pixels are no squares
+    assert again == json.loads(text)
     text = (tmp_path / "views/0001_e.json").read_text()
     shapes = read_label_file(session.label_path(film)).shapes
     session.write_shapes(film, shapes, answer.flags)

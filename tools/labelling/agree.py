@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from labelling.readers import (
     measure_blocks,
     read_sides,
 )
+from labelling.session import so_many
 
 FILES = ("agreement.md", "agreement.json", "films.csv")
 SHAPES = ("o", "^", "s", "D", "v", "P")  # beside the colours: told apart without them as well
@@ -54,7 +55,7 @@ _GROUND = (24, 24, 24)
 FIRST = 3  # films that a line names
 Names = Sequence[str]
 Drawn = tuple[int, list[Pair]]  # how many films, and those that were not found
-_IOU_HEAD = ("films of", "boxes", "patients", "mean", "median", "5th %", "≥ .9", "≥ .95")
+_IOU_HEAD = ("films of", "boxes", "pat.", "mean", "median", "5th %", "≥ .9", "≥ .95")
 _EDGE_HEAD = ("films of", "edge", "bias px", "SD px", "limits px", "bias %", "SD %", "limits %")
 
 
@@ -128,7 +129,7 @@ def _draw_pictures(comparison: Comparison, blocks: Blocks, config: AgreeConfig) 
         where = f"none is under '{config.films}'" if config.films else "name their folder: --films"
         return f"{plot.name}\n{worst.name} is left out: its films were not found ({where})."
     more = f"; {len(lost)} not found, the first {lost[0].film}" if lost else ""
-    return f"{plot.name}\n{worst.name}: {drawn} film{'s' * (drawn > 1)} with the lowest IoU{more}."
+    return f"{plot.name}\n{worst.name}: {so_many(drawn, 'film')} with the lowest IoU{more}."
 
 
 def _iou_rows(blocks: Blocks) -> list[list[str]]:
@@ -161,9 +162,7 @@ def signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def to_line(text: str) -> str:
-    """The text without line ends, control characters and what no encoding can write."""
-    return printable(text, "?")
+to_line = partial(printable, instead="?")  # no line ends, nor what no encoding can write
 
 
 def _remarks(comparison: Comparison) -> list[str]:
@@ -183,8 +182,8 @@ def _remarks(comparison: Comparison) -> list[str]:
     lines = list(map(to_line, comparison.notes))
     for what, films in said.items():
         more = f" and {len(films) - FIRST} more" if len(films) > FIRST else ""
-        named, count = ", ".join(map(to_line, films[:FIRST])), f"{len(films)} film"
-        lines += [f"{count}{'s' * (len(films) > 1)} {what}: {named}{more}"] * bool(films)
+        named = ", ".join(map(to_line, films[:FIRST]))
+        lines += [f"{so_many(len(films), 'film')} {what}: {named}{more}"] * bool(films)
     return lines
 
 
@@ -246,12 +245,10 @@ def films_csv(pairs: Sequence[Pair]) -> str:
     for p in pairs:
         numbers = *p.edges_px, *p.edges_pct, *(p.a_xyxy or NAN4), *(p.b_xyxy or NAN4)
         texts = map(to_line, (p.film, p.reader, p.source, p.patient))
-        rows.append([*texts, p.verdict, _number(p.iou, 4), *(_number(v, 2) for v in numbers)])
+        cells = ["" if math.isnan(v) else f"{v:.2f}" for v in numbers]
+        iou = "" if math.isnan(p.iou) else f"{p.iou:.4f}"
+        rows.append([*texts, p.verdict, iou, *cells])
     return "".join(map(csv_line, rows))
-
-
-def _number(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> None:
@@ -260,33 +257,27 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
         readers = ", ".join(f"{r} ({len(marks)} films)" for r, marks in side.readers.items())
         _say(console, f"{letter}: {side.path}: {readers}")
     whole = blocks["all"]
-    # a block's name without its word, the interval below its value, and no leading zeros
-    cells = [[name.split(" ", 1)[-1], *map(_stack, own)] for name, *own in _iou_rows(blocks)]
     title = f"IoU of {whole.pairs} pairs of boxes on {whole.films} films"
-    _print_table(console, title, ["", "boxes", "pat.", *_IOU_HEAD[3:]], cells)
-    cells = []
-    for name, edge, *rest in _edge_rows(blocks):
-        cells += [[name.split(" ", 1)[-1], *[""] * 6]] if edge == SIDES[0] else []
-        cells.append([f"  {edge}", *rest])
+    _print_table(console, title, _IOU_HEAD, _iou_rows(blocks))
     title = "edges, B − A, with 95 % limits of agreement"
-    _print_table(console, title, ["", *_EDGE_HEAD[2:]], cells)
+    _print_table(console, title, _EDGE_HEAD, _edge_rows(blocks))
     console.print()
     _say(console, _legend(comparison), soft_wrap=False)
     for line in _remarks(comparison):
         _say(console, f"- {line}")
 
 
-def _stack(figure: str) -> str:
-    return re.sub(r"\b0\.", ".", figure.replace(" [", "\n").strip("]").replace(", ", "–"))
-
-
 def _print_table(console: Console, title: str, head: Names, rows: Sequence[Names]) -> None:
+    """Narrow: an interval stands below its value, and shares have no leading zero."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column(head[0], overflow="fold", min_width=18)
+    table.add_column(head[0], overflow="fold")
     for name in head[1:]:
         table.add_column(name, justify="right", no_wrap=True, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a name may hold [brackets]
+    for name, *cells in rows:
+        stacked = (c.replace(" [", "\n").strip("]").replace(", ", "–") for c in cells)
+        narrow = (re.sub(r"\b0\.(?=\d{3})", ".", c) for c in stacked)
+        block = name.split(" ", 1)[-1]  # without its word; Text, as a name may hold [brackets]
+        table.add_row(*map(Text, (block, *narrow)))
     console.print("", table)
 
 
@@ -433,8 +424,9 @@ def _side_names(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
     names = []
     for i, side in enumerate((comparison.a, comparison.b)):
         hands = {pair.hands[i] for pair in pairs}
-        named = hands - {side.path.stem}  # a set that names no reader is called by its file
-        names.append(", ".join([str(side.path), *(named if len(hands) == 1 else ())]))
+        # a set that names no reader is called by its file
+        named = hands - {side.path.stem} if len(hands) == 1 else ()
+        names.append(", ".join([str(side.path), *named]))
     return names
 
 

@@ -33,6 +33,7 @@ from labelling.session import (
     SessionFilm,
     count_states,
     is_session,
+    so_many,
     split_names,
 )
 from labelling.shapes import Shape
@@ -125,7 +126,7 @@ def run(config: CheckConfig) -> int:
             line = Text(str(fault))
             line.stylize("bold", 0, len(fault.film))
             console.print(line)
-        number = f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "no faults"
+        number = so_many(len(faults), "fault") if faults else "no faults"
         where = f"{path}: " if len(config.session) > 1 else ""
         console.print(Text(f"{where}{number} in {summary}", style="bold"))
         code = max(code, int(bool(faults)))
@@ -133,7 +134,7 @@ def run(config: CheckConfig) -> int:
 
 
 def _summarise(films: int, boxes: int, rest: dict[str, int]) -> str:
-    said = f"{films} film{'s' * (films != 1)}, {boxes} box{'es' * (boxes != 1)}"
+    said = f"{so_many(films, 'film')}, {so_many(boxes, 'box')}"
     left = ", ".join(f"{count} {what}" for what, count in rest.items() if count)
     return f"{said}; {left}" if left else said
 

@@ -15,7 +15,7 @@ from cxr.page.words import printable
 from cxr.rules import require, require_one_of
 from labelling.formats import FORMATS
 from labelling.label_files import FilmLabels, ReadRules, Unusable, name_below, ticked, to_shapes
-from labelling.session import SKIP_FLAGS, Session, SessionFilm, is_session, split_names
+from labelling.session import SKIP_FLAGS, Session, SessionFilm, is_session, so_many, split_names
 from labelling.shapes import PRELABELLED
 
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
@@ -138,8 +138,8 @@ def run_export(config: ExportConfig) -> int:
         }.items():
             if count:
                 _say(f"{what}: {count}")
-    files = "file" if len(paths) == 1 else "files"
-    _say(f"{_count(outgoing.coco)} → {len(paths)} {kind} {files} in {config.out}")
+    files = so_many(len(paths), f"{kind} file")
+    _say(f"{_count(outgoing.coco)} → {files} in {config.out}")
     return int(bool(outgoing.faults))
 
 
@@ -337,7 +337,8 @@ def _count(coco: CocoSet) -> str:
     boxes = [len(film.counted.labels) for film in coco.films]
     marked = sum(len(film.labels) for film in coco.films) - sum(boxes)
     more = f", and {marked} marked not to count" if marked else ""
-    return f"{len(boxes)} films with {sum(boxes)} boxes ({boxes.count(0)} without one){more}"
+    films = so_many(len(boxes), "film")
+    return f"{films} with {so_many(sum(boxes), 'box')} ({boxes.count(0)} without one){more}"
 
 
 def _report_unusable(unusable: Sequence[Unusable]) -> None:

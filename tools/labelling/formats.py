@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -48,7 +48,6 @@ from labelling.label_files import (
     LabelError,
     LabelFormat,
     Names,
-    Opened,
     ReadRules,
     SizeHw,
     check_free,
@@ -82,25 +81,23 @@ class Coco(LabelFormat):
         write_coco(path, coco)
         return [path]
 
-    def open(
+    def entries(
         self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
-    ) -> Opened:
+    ) -> Iterator[Entry]:
         """All files of a folder are one set; one with faults is unusable whole."""
+        for where, file in collector.follow(base, files):
+            if coco := collector.attempt(where, partial(read_coco, file)):
+                collector.classes |= dict.fromkeys(map(str, coco.classes))
+                collector.infos.append(coco.info)
+                for film in coco.films:
+                    yield f"{where}: image {film.file_name}", partial(_take, film, coco, finder)
 
-        def list_entries(file: Path) -> Sequence[Entry]:
-            coco = read_coco(file)
-            names = [str(name) for name in coco.classes]
-            collector.classes |= dict.fromkeys(names)
-            collector.infos.append(coco.info)
 
-            def load(film: CocoFilm) -> FilmLabels:
-                name = finder.find(film.file_name)
-                size_hw = finder.check_size(name, film.size_hw)
-                return FilmLabels(name, size_hw, to_shapes(film, names), film.extra, film.notes)
-
-            return [(f": image {f.file_name}", partial(load, f)) for f in coco.films]
-
-        return files, list_entries
+def _take(film: CocoFilm, coco: CocoSet, finder: FilmFinder) -> FilmLabels:
+    name = finder.find(film.file_name)
+    size_hw = finder.check_size(name, film.size_hw)
+    shapes = to_shapes(film, list(map(str, coco.classes)))
+    return FilmLabels(name, size_hw, shapes, film.extra, film.notes)
 
 
 class Labelme(LabelFormat):
@@ -338,29 +335,25 @@ class Yolo(LabelFormat):
             lines.append(" ".join([str(label), *(f"{v:.8f}" for v in (*centre, *size))]) + "\n")
         write_atomic(path, "".join(lines))
 
-    def open(
+    def entries(
         self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
-    ) -> Opened:
+    ) -> Iterator[Entry]:
         """Films are found by relative path, else by stem; raises ValueError without classes."""
         if finder.folder is None and finder.known is None:
             rule = "films must be the films' folder: YOLO's fractions need their sizes"
             raise ValueError(f"{rule}. Got none instead.")
-        rules = collector.rules
-        classes, own = _find_classes(base, rules)
+        classes, own = _find_classes(base, collector.rules)
         collector.classes |= dict.fromkeys(classes)
         keys = {f: compose(f.relative_to(base).as_posix().removesuffix(f.suffix)) for f in files}
-        if own == base / CLASSES or not _in_place(CLASSES.removesuffix(".txt"), finder):
-            keys.pop(base / CLASSES, None)
-        # labels that lie as their film does go first: no stem may take its film from them
         placed = {file: bool(_in_place(key, finder)) for file, key in keys.items()}
-        files = sorted(keys, key=lambda file: not placed[file])
-        files = [file for file in files if not file.name.startswith("README.") or placed[file]]
-
-        def load(file: Path) -> FilmLabels:
-            film = _find_by_key(keys[file], finder)
-            return _read_film(file, film, finder.check_size(film, None), classes, rules.hull)
-
-        return files, lambda file: [("", partial(load, file))]
+        for file in files:
+            listed = file == base / CLASSES and (own == file or not placed[file])
+            if listed or (file.name.startswith("README.") and not placed[file]):
+                del keys[file]
+        # labels that lie as their film does go first: no stem may take its film from them
+        for where, file in collector.follow(base, sorted(keys, key=lambda f: not placed[f])):
+            load = partial(_read_film, file, keys[file], finder, classes, collector.rules.hull)
+            yield where, load
 
 
 def label_key(film: str) -> str:
@@ -433,7 +426,9 @@ def _read_lines(path: Path) -> list[str]:
         raise LabelError(f"'{path.name}' must be text in UTF-8. {error}") from error
 
 
-def _read_film(file: Path, film: str, size_hw: SizeHw, classes: Names, hull: bool) -> FilmLabels:
+def _read_film(file: Path, key: str, finder: FilmFinder, classes: Names, hull: bool) -> FilmLabels:
+    film = _find_by_key(key, finder)
+    size_hw = finder.check_size(film, None)
     shapes = []
     for number, line in enumerate(_read_lines(file), start=1):
         if line.strip():

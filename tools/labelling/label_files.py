@@ -9,9 +9,9 @@ import re
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -122,8 +122,7 @@ def to_shapes(film: CocoFilm, classes: Sequence[str]) -> list[Shape]:
     return shapes
 
 
-Entry = tuple[str, Callable[[], FilmLabels]]  # which film of a file, and what reads it
-Opened = tuple[Sequence[Path], Callable[[Path], Sequence[Entry]]]  # the label files, and what reads
+Entry = tuple[str, Callable[[], FilmLabels]]  # which film of which file, and what reads it
 
 
 class LabelFormat:
@@ -169,29 +168,18 @@ class LabelFormat:
     def read(self, path: Path, films: Path | None = None, rules: ReadRules = ANY_LABELS) -> Read:
         """Read one label file or a folder of them; `films` is where the films lie, if they are to
         be found. Returns the films that can be used, and what cannot."""
-        finder = FilmFinder(films, rules.known)
-        base, listed = list_label_files(path, self.suffix, self.marker)
-        collector = Collector(rules)
-        files, entries_of = self.open(base, listed, finder, collector)
-        for file in track(files, "reading labels", console=console, transient=True):
-            where = file.relative_to(base).as_posix()
-
-            def list_entries(file: Path = file) -> Sequence[Entry]:
-                if file.stat().st_size > MAX_LABEL_BYTES:
-                    most = MAX_LABEL_BYTES >> 20
-                    raise LabelError(f"larger than {most} MiB, too large for labels")
-                return entries_of(file)
-
-            for which, load in collector.attempt(where, list_entries) or ():
-                collector.take(f"{where}{which}", load)
+        finder, collector = FilmFinder(films, rules.known), Collector(rules)
+        base, files = list_label_files(path, self.suffix, self.marker)
+        for where, load in self.entries(base, files, finder, collector):
+            collector.take(where, load)
         return collector.finish()
 
-    def open(
+    def entries(
         self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
-    ) -> Opened:
-        """The label files below `base` to be read, and what lists the films of one."""
-        rules = collector.rules
-        return files, lambda file: [("", lambda: self.load(file, base, finder, rules))]
+    ) -> Iterator[Entry]:
+        """The films of the label files below `base`."""
+        for where, file in collector.follow(base, files):
+            yield where, partial(self.load, file, base, finder, collector.rules)
 
     def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
         """Read one label file below `base`; raises LabelError for one that cannot be used."""
@@ -208,6 +196,17 @@ class Collector:
         self.infos: list[dict[str, Any]] = []
         self.unusable: list[Unusable] = []
         self._films: dict[str, tuple[str, FilmLabels]] = {}
+
+    def follow(self, base: Path, files: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+        """Each file that is not too large, with its name below `base`."""
+        for file in track(files, "reading labels", console=console, transient=True):
+            where = file.relative_to(base).as_posix()
+            size = self.attempt(where, lambda file=file: file.stat().st_size)
+            if size is not None and size <= MAX_LABEL_BYTES:
+                yield where, file
+            elif size:
+                most = f"larger than {MAX_LABEL_BYTES >> 20} MiB, too large for labels"
+                self.unusable.append(Unusable(where, most))
 
     def attempt(self, where: str, do: Callable[[], T]) -> T | None:
         """What `do` gives; None where it failed, which is noted."""

@@ -85,9 +85,16 @@ def run(config: MergeConfig) -> int:
     path = path.resolve() if path.is_symlink() else path  # not to put a file in the link's place
     try:
         folders = {Path(folder).resolve(): folder for folder in config.session}
-        sessions = list(map(Session.open, folders.values()))
+        first, *others = sessions = list(map(Session.open, folders.values()))
+        for other in others:
+            if set(other.classes) != set(first.classes):
+                raise ValueError(
+                    f"sessions merged together must have the same classes. Got "
+                    f"{', '.join(first.classes)} in {first.path} and {', '.join(other.classes)} in "
+                    f"{other.path}: merge each into a file of its own."
+                )
         with alone_with(path):
-            target = Target(path, _common_classes(sessions))
+            target = Target(path, first.classes)
             tally = fill(target, sessions, config)
             backup = write(target) if tally.merged and not tally.reasons else None
     except (OSError, ValueError) as error:
@@ -100,18 +107,6 @@ def run(config: MergeConfig) -> int:
         return 1
     tell(target, tally, backup)
     return 0
-
-
-def _common_classes(sessions: Sequence[Session]) -> tuple[str, ...]:
-    first = sessions[0]
-    for other in sessions[1:]:
-        if set(other.classes) != set(first.classes):
-            raise ValueError(
-                f"sessions merged together must have the same classes. Got "
-                f"{', '.join(first.classes)} in {first.path} and {', '.join(other.classes)} in "
-                f"{other.path}: merge each into a file of its own."
-            )
-    return first.classes
 
 
 def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Tally:

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,8 +81,11 @@ def read_table(path: Path) -> list[SessionFilm]:
 def _to_film(path: Path, row: dict[str, str]) -> SessionFilm:
     width, height = row.get("orig_width") or "", row.get("orig_height") or ""
     size = (int(height), int(width)) if width.isdigit() and height.isdigit() else None
-    texts = {k: row.get(k) or "" for k in ("patient_id", "label", "sublabel", "source")}
-    return SessionFilm(0, str(path.parent / row["image"]), **texts, original_hw=size)  # type: ignore[arg-type]
+    texts = {k: (row.get(k) or "").strip() for k in ("patient_id", "label", "sublabel", "source")}
+    place = path.parent / row["image"].strip()
+    if not place.exists():  # written by Windows
+        place = path.parent / row["image"].strip().replace("\\", "/")
+    return SessionFilm(0, str(place), **texts, original_hw=size)  # type: ignore[arg-type]
 
 
 def parse_sample(text: str) -> dict[str, int]:
@@ -107,29 +111,25 @@ def sample_films(
         return list(films)
     chosen: list[SessionFilm] = []
     for label, number in sample.items():
-        pool = [f for f in films if label in (f.label, f.sublabel) and f not in chosen]
+        word = label.casefold()
+        same = [f for f in films if word in (f.label.casefold(), f.sublabel.casefold())]
+        pool = [f for f in same if f not in chosen]
         if len(pool) < number:
             labels = sorted({f.label for f in films} | {f.sublabel for f in films} - {""})
             raise ValueError(
                 f"sample asks for {number} films of {label!r}, there are {len(pool)}. "
                 f"Labels of these films: {', '.join(labels)[:300]}."
             )
-        chosen += _by_patient(pool, seed)[:number]
+        rng, films_of = random.Random(seed), defaultdict[str, list[SessionFilm]](list)
+        for film in sorted(pool, key=lambda f: f.film):
+            films_of[film.patient_id or film.film].append(film)
+        patients = sorted(films_of)
+        rng.shuffle(patients)
+        for patient in patients:
+            rng.shuffle(films_of[patient])
+        rounds = zip_longest(*(films_of[p] for p in patients))  # one film of each patient
+        chosen += [film for films in rounds for film in films if film][:number]
     return sorted(chosen, key=lambda f: f.film)
-
-
-def _by_patient(pool: Sequence[SessionFilm], seed: int) -> list[SessionFilm]:
-    """Films in rounds: one of each patient in random order, then a second one of each …"""
-    rng = random.Random(seed)
-    films_of: dict[str, list[SessionFilm]] = defaultdict(list)
-    for film in sorted(pool, key=lambda f: f.film):
-        films_of[film.patient_id or film.film].append(film)
-    patients = sorted(films_of)
-    rng.shuffle(patients)
-    for patient in patients:
-        rng.shuffle(films_of[patient])
-    rounds = max(map(len, films_of.values()), default=0)
-    return [films_of[p][i] for i in range(rounds) for p in patients if i < len(films_of[p])]
 
 
 def make_view(pixels: np.ndarray, side: int = VIEW_SIDE) -> tuple[np.ndarray, Frame]:
@@ -209,7 +209,13 @@ def prepare_films(
         for file, film, prelabel in _look_at(pending, detector, "Preparing films"):
             log.add(asdict(_prepare(by_path[file], film, prelabel, path)))
         done = {film.film: film for film in log.kept()}
-    return _without_doubles([done[film.film] for film in named])
+    first: dict[str, str] = {}
+    rows = []
+    for row in (done[film.film] for film in named):
+        twin = first.setdefault(row.sha256, row.film) if row.view else row.film
+        same = {"view": "", "frame": None, "reason": f"the same film as {twin}"}
+        rows.append(row if twin == row.film else replace(row, **same))
+    return rows
 
 
 def _prepare(
@@ -229,16 +235,6 @@ def _prepare(
         patient_id=row.patient_id or film.patient,
         **prelabel,
     )
-
-
-def _without_doubles(rows: Sequence[SessionFilm]) -> list[SessionFilm]:
-    first: dict[str, str] = {}
-    out = []
-    for row in rows:
-        twin = first.setdefault(row.sha256, row.film) if row.view else row.film
-        same = f"the same film as {twin}"
-        out.append(row if twin == row.film else replace(row, view="", frame=None, reason=same))
-    return out
 
 
 def add_films(
@@ -281,7 +277,8 @@ def prelabel_class(classes: Sequence[str], film: SessionFilm) -> str:
     """The label of a film's pre-label: the only class, or the film's own label; "" is none."""
     if len(classes) == 1:
         return classes[0]
-    return next((name for name in (film.label, film.sublabel) if name in classes), "")
+    words = film.label.casefold(), film.sublabel.casefold()
+    return next((name for word in words for name in classes if name.casefold() == word), "")
 
 
 def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cxr.boxes import iou_xyxy
-from cxr.coco import read_counted
+from cxr.coco import marks_in, read_counted
 from cxr.films_table import film_stem
 from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
@@ -235,6 +235,8 @@ def _read_csv(path: Path) -> Side:
     for number, row in rows:
         where = f"'{path}' line {number}"
         cells = {key: value.strip() for key, value in row.items() if key is not None}
+        if marks_in(cells):  # not to be counted
+            continue
         film, name = cells[film_column], cells.get("reader") or path.stem
         if not film:
             raise ValueError(f"{where}: {film_column} must name a film. Got nothing.")
@@ -347,8 +349,12 @@ def _pair_readers(hands: tuple[str, str], names: str, a: Side, b: Side) -> Itera
 
 def _pair(a: Mark, b: Mark, reader: str, hands: tuple[str, str]) -> Pair:
     size_a, size_b = a.size_hw or b.size_hw, b.size_hw or a.size_hw
-    if size_a and size_b and not _alike(size_a, size_b):
-        return Pair(a, b, reader, hands, UNLIKE)
+    if size_a and size_b:
+        (ha, wa), (hb, wb) = size_a, size_b
+        # half a pixel of rounding on either shorter side, and 2 % for careless resizing
+        slack = max(0.02, 1 / min(size_a), 1 / min(size_b))
+        if abs(wa * hb / (ha * wb) - 1) > slack:
+            return Pair(a, b, reader, hands, UNLIKE)
     if size_a and (a.size_hw is None) != (b.size_hw is None):  # else nothing to check it by
         _check_inside(a if a.size_hw is None else b, size_a)
     other = b.xyxy
@@ -358,14 +364,6 @@ def _pair(a: Mark, b: Mark, reader: str, hands: tuple[str, str]) -> Pair:
     verdicts = ((NEITHER, B_ONLY), (A_ONLY, BOTH))
     verdict = verdicts[a.xyxy is not None][other is not None]
     return Pair(a, b, reader, hands, verdict, a.xyxy, other, size_a)
-
-
-def _alike(size_a: tuple[int, int], size_b: tuple[int, int]) -> bool:
-    """Whether one size is the other, made larger or smaller and rounded to whole pixels."""
-    (ha, wa), (hb, wb) = size_a, size_b
-    # Half a pixel of rounding on either shorter side, and 2 % for careless resizing.
-    slack = max(0.02, 1 / min(size_a), 1 / min(size_b))
-    return abs(wa * hb / (ha * wb) - 1) <= slack
 
 
 def _check_inside(mark: Mark, size_hw: tuple[int, int]) -> None:

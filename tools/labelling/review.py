@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cxr.rules import in_words, require
-from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states
+from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states, so_many
 from labelling.sheet import Film, draw_sheets, join_numbers, read_drawn
 
 _PROG = "python tools/annotate.py"
@@ -362,8 +362,7 @@ def _draw(session: Session, folder: Path, config: ReviewConfig) -> None:
         print(f"No films to show ({config.show}).")
         _say_next(session, config)
         return
-    plural, several = "s" * (len(films) != 1), "s" * (len(sheets) != 1)
-    print(f"{len(films)} film{plural} on {len(sheets)} sheet{several}:")
+    print(f"{so_many(len(films), 'film')} on {so_many(len(sheets), 'sheet')}:")
     for path, numbers in list(sheets.items())[:_LISTED_SHEETS]:
         print(f"  {path}  films {join_numbers(numbers)}")
     if len(sheets) > _LISTED_SHEETS:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from cxr.boxes import Frame
+from cxr.boxes import Frame, clip_xyxy
 from cxr.ledger import append_line, drop_torn_line
 from cxr.rules import require
 from cxr.workdir import read_json, read_text, write_atomic
@@ -139,6 +139,11 @@ def count_states(answers: Iterable[Answer]) -> dict[str, int]:
         "done": sum(counts[state] for state in DONE_STATES),
         "films": len(known),
     }
+
+
+def so_many(number: int, word: str) -> str:
+    """`3 films`, `1 box`, `2 boxes`."""
+    return f"{number} {word}{'' if number == 1 else 'es' if word.endswith('x') else 's'}"
 
 
 def split_names(names: Sequence[str] | str) -> tuple[str, ...]:
@@ -411,8 +416,13 @@ def to_shape(
 def judge(film: SessionFilm, file: LabelFile) -> Answer:
     """The answer that a label file is for its film: its boxes in film pixels, its state."""
     shapes = [_to_film(film, shape, "accepted" in file.flags) for shape in file.shapes]
-    boxes, ignored = (tuple(s for s in shapes if bool(s.marks) == m) for m in (False, True))
-    answer = Answer("todo", boxes, file.flags, _find_foreign(film, file), ignored=ignored)
+    boxes, ignored = tuple(s for s in shapes if not s.marks), []
+    for shape in (s for s in shapes if s.marks):
+        x0, y0, x1, y1 = clip_xyxy(shape.xyxy, film.size_hw)[0].tolist()
+        if x0 < x1 and y0 < y1:  # any shape may say what not to count; its hull is kept
+            hull = replace(shape, points=((x0, y0), (x1, y1)), shape_type="rectangle")
+            ignored.append(hull)
+    answer = Answer("todo", boxes, file.flags, _find_foreign(film, file), ignored=tuple(ignored))
     return answer if answer.fault else replace(answer, state=_find_state(film, answer))
 
 

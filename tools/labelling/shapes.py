@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cxr.coco import MARKS
 from cxr.workdir import read_json, write_atomic
@@ -132,20 +132,25 @@ def write_label_file(path: str | Path, file: LabelFile, flags: Iterable[str]) ->
 
 def _read_size(data: dict[str, Any]) -> tuple[int, int] | None:
     """(height, width); None where the file does not say it."""
-    height, width = said = data.get("imageHeight"), data.get("imageWidth")
-    if said == (None, None):
+    height, width = data.get("imageHeight"), data.get("imageWidth")
+    if (height, width) == (None, None):
         return None
-    if not all(type(v) in (int, float) and math.isfinite(v) and v >= 1 for v in said):
+    if not (_is_number(height) and _is_number(width) and min(height, width) >= 1):
         rule = "imageHeight and imageWidth must be whole numbers of 1 px or more"
         raise ValueError(f"{rule}. Got {height!r} and {width!r}")
-    return int(height), int(width)  # type: ignore[arg-type]
+    return int(height), int(width)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _read_shape(number: int, data: Any) -> Shape:
     if not isinstance(data, dict):
         raise ValueError(f"shape {number} must be a JSON object. Got {data!r}")
     points = data.get("points")
-    if not isinstance(points, list) or not points or not all(map(_is_point, points)):
+    pairs = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
+    if not (pairs and points and all(_is_number(v) for point in points for v in point)):
         raise ValueError(
             f"points of shape {number} must be pairs of numbers, none too large. Got {points!r}"
         )
@@ -171,14 +176,6 @@ def _ticked(data: dict[str, Any], rule: str) -> frozenset[str]:
         raise ValueError(f"{rule}. Got {flags!r}")
     names = [str(name).strip() for name, value in flags.items() if value in (True, 1)]
     return frozenset(name.lower() if name.lower() in MARKS else name for name in names)
-
-
-def _is_point(point: Any) -> bool:
-    return (
-        isinstance(point, list)
-        and [type(v) in (int, float) for v in point] == [True, True]
-        and all(map(math.isfinite, point))
-    )
 
 
 def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:

@@ -136,7 +136,15 @@ def draw_tile(
     picture = draw.draw_text(picture, str(film.number), (4, 1), size=tile // 11)
     framed = np.full((height + margin, width + margin, 3), _GROUND, np.uint8)
     framed[margin:, margin:] = picture
-    return _draw_rulers(framed, marks, margin), True
+    size, tick = max(9, round(margin * 0.58)), max(3, margin // 5)
+    for (x, y), tenth in zip(marks, _TENTHS, strict=True):  # rulers on the upper and left edge
+        at_x, at_y = margin + round(x), margin + round(y)
+        cv2.line(framed, (at_x, margin - tick), (at_x, margin - 1), _TICK_INK, 1)
+        cv2.line(framed, (margin - tick, at_y), (margin - 1, at_y), _TICK_INK, 1)
+        words = f".{tenth * 10:.0f}"
+        framed = draw.draw_text(framed, words, (at_x - size // 2, 1), _TICK_INK, size)
+        framed = draw.draw_text(framed, words, (1, at_y - size // 2 - 1), _TICK_INK, size)
+    return framed, True
 
 
 def _read_view(session: Session, film: SessionFilm) -> np.ndarray | None:
@@ -147,19 +155,6 @@ def _read_view(session: Session, film: SessionFilm) -> np.ndarray | None:
         return None
     grey = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None
     return None if grey is None else draw.to_rgb(grey)
-
-
-def _draw_rulers(tile: np.ndarray, marks: Sequence[np.ndarray], margin: int) -> np.ndarray:
-    """Ticks at each tenth of the film along the upper and the left edge, with their numbers."""
-    size, tick = max(9, round(margin * 0.58)), max(3, margin // 5)
-    for (x, y), tenth in zip(marks, _TENTHS, strict=True):
-        at_x, at_y = margin + round(x), margin + round(y)
-        cv2.line(tile, (at_x, margin - tick), (at_x, margin - 1), _TICK_INK, 1)
-        cv2.line(tile, (margin - tick, at_y), (margin - 1, at_y), _TICK_INK, 1)
-        words = f".{tenth * 10:.0f}"
-        tile = draw.draw_text(tile, words, (at_x - size // 2, 1), _TICK_INK, size)
-        tile = draw.draw_text(tile, words, (1, at_y - size // 2 - 1), _TICK_INK, size)
-    return tile
 
 
 def write_caption(film: SessionFilm, answer: Answer) -> str:

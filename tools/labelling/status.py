@@ -21,7 +21,7 @@ from rich.text import Text
 
 from cxr.boxes import as_boxes, iou_xyxy
 from cxr.workdir import write_json
-from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states
+from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states, so_many
 
 SIDES = ("left", "top", "right", "bottom")
 PAUSE_S = 300.0  # a longer gap between two answers is a break, not work
@@ -200,8 +200,7 @@ def shift_percent(before_xyxy: Any, after_xyxy: Any) -> np.ndarray:
 def show(status: dict[str, Any], console: Console) -> None:
     """Print one session."""
     films = status["counts"]["films"]
-    plural, who = "s" * (films != 1), status["annotator"]
-    title = f"\n{status['session']}: {films} film{plural}, annotator {who}"
+    title = f"\n{status['session']}: {so_many(films, 'film')}, annotator {status['annotator']}"
     console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(_draw_counts(status["counts"]))
     if status["by_label"]:
