@@ -210,3 +210,18 @@ def test_labels_are_matched_to_the_classes_whatever_their_case(tmp_path):
     coco, unusable = read_text_as("voc", data, tmp_path)
     assert not unusable
     assert coco.classes == ("thorax",)
+
+
+def test_names_of_windows_in_a_coco_file_are_found_by_export_and_merge(tmp_path, into, session_of):
+    plain = make_set(tmp_path / "films", {"sub/1.png": ((160, 120), [BOX_A])})
+    source = save(tmp_path, plain)
+    source.write_text(source.read_text().replace("sub/1.png", "sub\\\\1.png"))
+    out = tmp_path / "out"
+    config = ExportConfig((str(source),), "labelme", str(out), str(tmp_path / "films"))
+    assert run_export(config) == 0
+    data = json.loads((out / "sub/1.json").read_text())
+    assert (out / "sub" / data["imagePath"]).resolve() == tmp_path / "films/sub/1.png"
+    into.parent.mkdir()
+    into.write_bytes(source.read_bytes())
+    assert run(MergeConfig((str(session_of("anna", {"sub/1.png": BOX_A}).path),), str(into))) == 0
+    assert into.read_bytes() == source.read_bytes()

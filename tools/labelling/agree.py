@@ -167,7 +167,7 @@ to_line = partial(printable, instead="?")  # no line ends, nor what no encoding 
 
 def _remarks(comparison: Comparison) -> list[str]:
     """What the tables do not say: films not compared, named, and the sets' own notes."""
-    said = {
+    said: dict[str, Names] = {
         "only in A, without an answer in B": comparison.only_a,
         "only in B, without an answer in A": comparison.only_b,
     }

@@ -216,7 +216,7 @@ class _Place:
         x, y = np.transpose(points) / 100
         mask = np.zeros(self.size_hw, np.float32)
         cv2.fillPoly(mask, [self._to_px(x * wide, y * tall)], 1.0, cv2.LINE_8, 4)
-        return np.float32(self.blur(mask, 0.018) > 0.5)
+        return (self.blur(mask, 0.018) > 0.5).astype(np.float32)
 
     def line(self, x: Any, y: Any, thick: float) -> np.ndarray:
         """An open curve as a mask; `thick` in units of y, at least 1 px."""
@@ -327,7 +327,7 @@ def _draw_vessels(place: _Place, rng: np.random.Generator) -> np.ndarray:
             for step in range(5):
                 heading += rng.normal(0, 0.16)
                 to = at + np.array([side * np.cos(heading) * 1.3, np.sin(heading)]) * 0.085
-                vessel = place.line(*zip(at, to, strict=True), 0.022 * 0.72**step)
+                vessel = place.line([at[0], to[0]], [at[1], to[1]], 0.022 * 0.72**step)
                 plane = np.maximum(plane, (0.11 - 0.014 * step) * vessel)
                 at = to
     return place.blur(plane, 0.005)

@@ -174,7 +174,8 @@ def read_outgoing(config: ExportConfig) -> Outgoing:
             out.faults.append(Unusable(film.file_name, _say_foreign(foreign[0], classes)))
         else:
             index = tuple(classes.index(label) for label in labels)
-            out.coco.films.append(replace(film, labels=index))
+            name = film.file_name.replace("\\", "/")  # a path of Windows
+            out.coco.films.append(replace(film, file_name=name, labels=index))
     return out
 
 

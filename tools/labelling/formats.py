@@ -361,20 +361,17 @@ def label_key(film: str) -> str:
     return compose(stem_of(film).removeprefix("images/"))
 
 
-def _drop_folder(key: str, folder: str) -> str:
-    """The key without its last folder of that name: train/labels/a is the film train/images/a."""
-    parts = key.split("/")
-    at = max((i for i, part in enumerate(parts[:-1]) if part == folder), default=None)
-    return key if at is None else "/".join(parts[:at] + parts[at + 1 :])
+def _plain(key: str) -> str:
+    """The key without its folders of these names: train/labels/a is the film train/images/a."""
+    *folders, name = key.split("/")
+    return "/".join([*(f for f in folders if f not in (LABELS, "images")), name])
 
 
 def _in_place(key: str, finder: FilmFinder) -> list[str]:
     """The films whose label file lies at this path."""
-    dropped, same = _drop_folder(key, LABELS), finder.of_stem(key)
-    for wanted, folder in ((key, ""), (dropped, ""), (dropped, "images")):
-        if films := [f for f in same if _drop_folder(label_key(f), folder) == wanted]:
-            return films
-    return []
+    keys = {film: label_key(film) for film in finder.of_stem(key)}
+    same = [film for film, own in keys.items() if own == key]
+    return same or [film for film, own in keys.items() if _plain(own) == _plain(key)]
 
 
 def _find_by_key(key: str, finder: FilmFinder) -> str:

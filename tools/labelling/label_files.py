@@ -201,7 +201,7 @@ class Collector:
         """Each file that is not too large, with its name below `base`."""
         for file in track(files, "reading labels", console=console, transient=True):
             where = file.relative_to(base).as_posix()
-            size = self.attempt(where, lambda file=file: file.stat().st_size)
+            size = self.attempt(where, partial(os.path.getsize, file))
             if size is not None and size <= MAX_LABEL_BYTES:
                 yield where, file
             elif size:
@@ -404,7 +404,7 @@ class FilmFinder:
             if size_hw is not None and min(size_hw) < 1:
                 raise LabelError(f"{film} could not be read when the session was made")
         elif self.folder is not None:
-            size_hw = read_size_hw(self.folder / film)
+            size_hw = read_size_hw(self.folder / film, said_hw)
         if size_hw and said_hw and size_hw != said_hw:
             said, own = (f"{width} × {height} px" for height, width in (said_hw, size_hw))
             raise LabelError(f"it is for a film of {said}, but {film} has {own}")
@@ -428,8 +428,9 @@ class FilmFinder:
         return relative
 
 
-def read_size_hw(path: Path) -> SizeHw:
-    """(height, width) of a film as read_film gives it; of a picture only the header is read.
+def read_size_hw(path: Path, said_hw: SizeHw | None = None) -> SizeHw:
+    """(height, width) of a film as read_film gives it, or as it is stored where labels say that
+    and its pixels are no squares; of a picture only the header is read.
     Raises LabelError for what is no film.
     """
     from PIL import Image
@@ -438,8 +439,9 @@ def read_size_hw(path: Path) -> SizeHw:
         with path.open("rb") as file:
             head = file.read(132)
         if head[128:132] == b"DICM" or not is_picture(head):
-            height, width = read_film(path).pixels.shape
-            return height, width
+            read = read_film(path)
+            height, width = read.pixels.shape
+            return said_hw if said_hw and said_hw == read.stored_hw else (height, width)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:

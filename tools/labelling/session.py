@@ -297,7 +297,7 @@ class Session:
         A fault is no answer: the last good one stands. An untouched film is nothing to note.
         """
         box = answer.box
-        said = {
+        said: dict[str, Any] = {
             "state": answer.state,
             "label": box.label if box else "",
             "xyxy": [round(v, 3) for v in box.xyxy] if box else None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -147,19 +145,17 @@ def create_session(config: StartConfig) -> None:
         raise ValueError(f"{rule}. Got '{path}' instead, which holds other files.")
     root = find_candidates(config.films, config.table, config.source).root
     path.mkdir(parents=True, exist_ok=True)
-    made = provenance()
-    name = json.dumps([config.annotator, str(root), made["made"], os.urandom(8).hex()])
     meta = {
         "schema": SCHEMA,
         "version": VERSION,
-        "session_id": hashlib.sha256(name.encode()).hexdigest()[:16],
+        "session_id": os.urandom(8).hex(),
         "annotator": config.annotator.strip(),
         "classes": list(config.class_names or ("thorax",)),
         "root": os.path.relpath(root, path),
         "order": config.order or ("uncertain" if config.prelabel else "path"),
         "seed": config.seed,
         "prelabel": _hash(config.prelabel),
-        **made,
+        **provenance(),
     }
     write_films(path, [])
     write_json(path / "session.json", meta)
