@@ -212,6 +212,14 @@ def test_labels_are_matched_to_the_classes_whatever_their_case(tmp_path):
     assert coco.classes == ("thorax",)
 
 
+def test_a_readers_table_may_come_from_any_program(tmp_path):
+    text = "Image ; x0;Y0;x1;y1;Reader;difficult\na.png ;1;2;30;28; mk;0\nb.png;1;2;3;4;mk;1\n"
+    path = tmp_path / "boxes.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    [mark] = read_side(path).readers["mk"]  # b.png is not to be counted
+    assert (mark.film, mark.xyxy) == ("a.png", (1, 2, 30, 28))
+
+
 def test_names_of_windows_in_a_coco_file_are_found_by_export_and_merge(tmp_path, into, session_of):
     plain = make_set(tmp_path / "films", {"sub/1.png": ((160, 120), [BOX_A])})
     source = save(tmp_path, plain)

@@ -20,6 +20,7 @@ from rich.progress import track
 from cxr.boxes import as_boxes
 from cxr.coco import CocoFilm, CocoSet, find_faults, marks_in, to_coco
 from cxr.film import FILM_SUFFIXES, FilmError, list_films, read_film
+from cxr.films_table import label_word
 from cxr.picture import is_picture
 from cxr.workdir import console
 from labelling.session import is_session
@@ -232,11 +233,11 @@ class Collector:
         if labels.film in self._films:
             raise LabelError(f"{labels.film} has labels in {self._films[labels.film][0]} already")
         allowed = self.rules.classes
-        known = {name.casefold(): name for name in allowed} | {name: name for name in allowed}
+        known = {label_word(name): name for name in allowed} | {name: name for name in allowed}
         named = []
         for shape in labels.shapes:
             name = shape.label.strip()
-            named.append(replace(shape, label=known.get(name, known.get(name.casefold(), name))))
+            named.append(replace(shape, label=known.get(name, known.get(label_word(name), name))))
             if not name:
                 raise LabelError("a box of it has no label")
         used = sorted({shape.label for shape in named})

@@ -23,7 +23,7 @@ from rich.progress import track
 from cxr.boxes import Frame, flip_x_xyxy, iou_xyxy
 from cxr.draw import encode_jpeg
 from cxr.film import Film, list_films
-from cxr.films_table import table_rows
+from cxr.films_table import is_among, label_word, table_rows
 from cxr.intensity import clahe, min_max, percentile_clip, resize
 from cxr.ledger import FilmRecords
 from cxr.rules import require
@@ -59,7 +59,7 @@ def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> 
     known = {absolute(f.film): f for f in read_table(Path(table))} if table else {}
     listed += [known.get(absolute(path), SessionFilm(0, str(path))) for path in found.films]
     if source:
-        listed = [film for film in listed if film.source == source]
+        listed = [film for film in listed if is_among(film.source, [source])]
     if not listed:
         rest = f" of the source {source!r}; see the column source of the table" if source else ""
         rule = f"films must hold at least one film{rest}"
@@ -111,8 +111,8 @@ def sample_films(
         return list(films)
     chosen: list[SessionFilm] = []
     for label, number in sample.items():
-        word = label.casefold()
-        same = [f for f in films if word in (f.label.casefold(), f.sublabel.casefold())]
+        word = label_word(label)
+        same = [f for f in films if word in (label_word(f.label), label_word(f.sublabel))]
         pool = [f for f in same if f not in chosen]
         if len(pool) < number:
             labels = sorted({f.label for f in films} | {f.sublabel for f in films} - {""})
@@ -277,8 +277,8 @@ def prelabel_class(classes: Sequence[str], film: SessionFilm) -> str:
     """The label of a film's pre-label: the only class, or the film's own label; "" is none."""
     if len(classes) == 1:
         return classes[0]
-    words = film.label.casefold(), film.sublabel.casefold()
-    return next((name for word in words for name in classes if name.casefold() == word), "")
+    words = label_word(film.label), label_word(film.sublabel)
+    return next((name for word in words for name in classes if label_word(name) == word), "")
 
 
 def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:

@@ -222,8 +222,10 @@ def _read_csv(path: Path) -> Side:
     marks: dict[str, list[Mark]] = defaultdict(list)
     lines: dict[tuple[str, str], int] = {}
     try:
-        table = csv.DictReader(io.StringIO(read_text(path)), restval="", skipinitialspace=True)
-        head = table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+        text = read_text(path)
+        sign = max(",;\t", key=text.partition("\n")[0].count)
+        table = csv.DictReader(io.StringIO(text), restval="", delimiter=sign, skipinitialspace=True)
+        head = table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         film_column = next((c for c in FILM_COLUMNS if c in head), "")
         kind = next((k for k in (CORNERS, XYWH) if set(k) <= set(head)), ())
         if not film_column or not kind:
