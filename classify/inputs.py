@@ -123,8 +123,8 @@ def _keep_thumbnail(
 ) -> tuple[Picture | None, tuple[str, ...]]:
     """Picture and facts of a film, laid beside its crop."""
     size_hw = (film.pixels.shape[0], film.pixels.shape[1])
-    boxes = (row.on_film(box, size_hw) for box in (row.thorax_xyxy, row.crop_xyxy))
-    picture, facts = make_picture(film.pixels, *boxes), facts_of(film)
+    thorax, crop = (row.on_film(box, size_hw) for box in (row.thorax_xyxy, row.crop_xyxy))
+    picture, facts = make_picture(film.pixels, thorax, crop), facts_of(film)
     known = {k: v for k, v in asdict(picture).items() if k != "uri"}
     note = json.dumps({"facts": facts, **known}).encode()
     mark = b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big")  # a JPEG's comment

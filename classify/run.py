@@ -220,8 +220,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             targets = judge.members.targets
             table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", targets))
             book = stack.enter_context(ReportBook(workdir / "report.jsonl", targets))
-            made_with = {"settings": source.settings, "folders": source.folders}
-            workdir.start(to_plain(config), weights=source.weights, **made_with)
+            workdir.start(
+                to_plain(config),
+                weights=source.weights,
+                settings=source.settings,
+                folders=source.folders,
+            )
         complete = work_through(config, source, judge, table, book)
         summary = summarise(config, source, judge, complete)
         page = write_report(workdir / "report.html", summary, book)

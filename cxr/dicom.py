@@ -153,7 +153,7 @@ def _parse(data: bytes) -> tuple[Dataset, bytes, list[str]]:
     if not len(ds):  # pydicom gives nothing back where the last element has no end
         ds = _read_data_set(data + _DELIMITER, has_preamble)
         raw = ds.get_item("PixelData") if "PixelData" in ds else None
-        if raw is None:
+        if not isinstance(raw, pydicom.dataelem.RawDataElement) or raw.value is None:
             raise FilmError("truncated", "The DICOM header breaks off.")
         if raw.value_tell + len(raw.value) != len(data):
             raise FilmError("truncated", "The DICOM file ends inside its pixel data.")

@@ -106,7 +106,8 @@ def _padded(needed: int) -> tuple[int, int]:
 
 def _joined(data: bytes) -> bytes:
     """The compressed image of all fragments but the offset table."""
-    at, parts = 0, []
+    at = 0
+    parts: list[bytes] = []
     while data[at : at + 4] == _ITEM and len(parts) < _MOST_FRAGMENTS:
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         if at + 8 + length > len(data):

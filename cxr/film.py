@@ -62,7 +62,7 @@ class Film:
     notes: tuple[str, ...] = ()
     stored_hw: tuple[int, int] | None = None
 
-    def to_stored(self, boxes_xyxy: np.ndarray) -> np.ndarray:
+    def to_stored(self, boxes_xyxy: np.ndarray | Sequence[float]) -> np.ndarray:
         """(N, 4) or (4,) xyxy boxes in the film's pixels, in the pixels as stored."""
         rows, columns = self.stored_hw or self.pixels.shape
         scale = np.array([columns / self.pixels.shape[1], rows / self.pixels.shape[0]] * 2)

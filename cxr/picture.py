@@ -142,8 +142,8 @@ def _decode(data: bytes, notes: list[str], page: int = 0, png_bits: int = 0) -> 
         image.load()  # raises where the data end early
         see_through = "transparency" in image.info
         grey, alpha = image.mode in {"1", "L", "LA", "La"}, image.mode in {"LA", "RGBA"}
-        image = image.convert(("L" if grey else "RGB") + "A" * alpha)
-        return _Samples(np.asarray(image), 8, orientation, see_through=see_through)
+        shown = image.convert(("L" if grey else "RGB") + "A" * alpha)
+        return _Samples(np.asarray(shown), 8, orientation, see_through=see_through)
 
 
 def _decode_tiff(data: bytes, notes: list[str]) -> _Samples:

@@ -99,7 +99,7 @@ def detection_timers(films: list[Path]) -> list[Timer]:
 
     plain, flipped = (ThoraxDetector.load(device="cpu", flips=flips) for flips in (False, True))
     # the same network with the sizes meant for COCO's many small objects
-    sizes = {"anchor_sizes": [0.1, 0.2, 0.4, 0.8, 1.0], "head_channels": 1024}
+    sizes: dict[str, Any] = {"anchor_sizes": [0.1, 0.2, 0.4, 0.8, 1.0], "head_channels": 1024}
     sizes |= {"rpn_pre_nms": 1000, "proposals_test": 1000, "coarse_rpn": False, "refine": 0}
     coco = replace(plain.config, **sizes)
     many = ThoraxDetector(build_detector(coco), coco, plain.operating_point, False, "cpu")

@@ -104,7 +104,12 @@ def film_seeds(_: Path) -> Iterator[bytes]:
         yield name.read_bytes()
     grey = Image.linear_gradient("L").resize((72, 96))
     deep = grey.convert("I;16")
-    ways = ("PNG", {}), ("JPEG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {})
+    ways: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {}),
+    )
     for image in (grey, deep, grey.convert("RGB"), grey.convert("P"), grey.convert("1")):
         for kind, options in ways:
             with contextlib.suppress(OSError):  # no JPEG of 16 bits
@@ -233,7 +238,15 @@ def bundle_seeds(folder: Path) -> Iterator[bytes]:
     for path in sorted((Path(__file__).resolve().parents[1] / "weights").rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             meta = json.loads(file.metadata()["lungfirst"])
-        used = ("schema", "version", "kind", "model", "network", "classes", "preprocessing")
+        used: tuple[str, ...] = (
+            "schema",
+            "version",
+            "kind",
+            "model",
+            "network",
+            "classes",
+            "preprocessing",
+        )
         used += ("operating_point", "target", "order", "decoder", "trained_on", "family")
         yield json.dumps({k: meta[k] for k in used if k in meta}).encode()
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
@@ -298,8 +311,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         while (left := end - time.monotonic()) > 1:
             child = os.fork()  # libFuzzer ends its process with a crash, a hang, or the time
             if not child:
-                with (out / "log.txt").open("ab") as said:
-                    os.dup2(said.fileno(), 2)
+                with (out / "log.txt").open("ab") as errors:
+                    os.dup2(errors.fileno(), 2)
                 try:
                     fuzz(atheris, config, Path(folder), int(left) + 1, count)
                 finally:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
@@ -78,7 +79,7 @@ def placed(config: ReproduceConfig) -> ReproduceConfig:
     """With the films of the budget; smoke has drawn ones unless data were given."""
     drawn = config.budget == "smoke" and not config.data
     data = str(Path(config.out) / DRAWN) if drawn else config.data or DATA
-    where = {"data": data, "out": config.out, "crops": config.crops}
+    where: dict[str, Any] = {"data": data, "out": config.out, "crops": config.crops}
     if config.engine == "ray":  # its workers have another working folder
         where = {name: path and str(Path(path).absolute()) for name, path in where.items()}
     return replace(config, **where, sources=(DRAWN,) if drawn else config.sources)

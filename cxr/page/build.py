@@ -155,7 +155,7 @@ class Table:
     """
 
     head: Cells
-    rows: list[Cells]
+    rows: Sequence[Cells]
     words: int = 1
     grouped: bool = False
 

@@ -142,11 +142,8 @@ def iter_fields(
             mask = next(found) > net.threshold
             row = to_row(path, film, mask, f"{crop_name(path, film.sha256)}.png")
             if row.mask:
-                stored = mask.astype(np.uint8) * 255
-                if film.stored_hw:
-                    stored = cv2.resize(
-                        stored, film.stored_hw[::-1], interpolation=cv2.INTER_NEAREST
-                    )
+                white, stored_hw = mask.astype(np.uint8) * 255, film.stored_hw or mask.shape
+                stored = cv2.resize(white, stored_hw[::-1], interpolation=cv2.INTER_NEAREST)
                 write_atomic(out / row.mask, encode_png(stored))
             yield row, film, mask
 
@@ -166,7 +163,7 @@ def predict(config: FieldPredictConfig) -> int:
         net = LungField.load(config.weights or None, config.device)
         workdir = Workdir(config.out)
         path = workdir / "manifest.jsonl"
-        settings = {"weights": net.weights}
+        settings: dict[str, Any] = {"weights": net.weights}
         settings |= {"for_processing": True} if config.for_processing else {}
         header = {**provenance(net.weights), "settings": settings}
         book = RowLedger(path, FieldRow, SCHEMA, VERSION, header, config.restart)

@@ -190,9 +190,10 @@ def _check(experiment: Experiment) -> None:
     found = list(experiment.budgets)
     require(set(found) == set(BUDGETS), f"budgets must be {every}", found)
     cells = {(row.name, column.name) for row, column in experiment.cells()}
-    for known in (*experiment.published, *experiment.pictures):
+    named = [(known.row, known.column) for known in experiment.published]
+    for place in [*named, *((shown.row, shown.column) for shown in experiment.pictures)]:
         rule = "published and pictures must name a row and a column of the table"
-        require((known.row, known.column) in cells, rule, (known.row, known.column))
+        require(place in cells, rule, place)
     names = [measure.name for measure in experiment.measures]
     for name in [*names, *(n for known in experiment.published for n in known.figures)]:
         group, _, rest = name.partition(".")

@@ -274,9 +274,9 @@ def plot(table: Table, measure: Measure) -> bytes:
                 low, high = (ours.value if end is None else end for end in (ours.low, ours.high))
                 points.append((row_number(row.row), ours.value, low, high))
         if points:
-            x, value, low, high = zip(*sorted(points), strict=True)
+            x, value, lows, highs = zip(*sorted(points), strict=True)
             axis.plot(x, value, style, color=colour, label=column or experiment.title)
-            axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            axis.fill_between(x, lows, highs, color=colour, alpha=0.13, linewidth=0)
     ticks = [row_number(row.name) for row in experiment.rows]
     axis.set_xscale("log")
     axis.set_xticks(ticks, [row.name for row in experiment.rows])

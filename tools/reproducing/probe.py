@@ -217,5 +217,5 @@ def found_boxes(
                     place = {"xyxy": [float(v) for v in box.xyxy], "size_hw": [*pixels.shape]}
                     known[marks[image]] = place
         write_json(path, known)
-    boxes = {image: known[mark] for image, mark in marks.items() if known[mark]}
-    return {i: Box(tuple(box["xyxy"]), tuple(box["size_hw"])) for i, box in boxes.items()}
+    found = {image: known[mark] for image, mark in marks.items() if known[mark]}
+    return {i: Box(tuple(box["xyxy"]), tuple(box["size_hw"])) for i, box in found.items()}

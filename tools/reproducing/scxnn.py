@@ -304,7 +304,7 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
                 text = f"{100 * width:.0f} %"
                 if found.low is not None and found.high is not None:
                     text += f"\n{100 * found.low:.0f}–{100 * found.high:.0f}"
-                at = {"ha": "center", "va": "center", "color": "#1b1b1b"}
+                at: dict[str, Any] = {"ha": "center", "va": "center", "color": "#1b1b1b"}
                 axis.text(left + width / 2, place, text, linespacing=1.25, fontsize=9, **at)
             left += width
     if len(groups) > 1:
@@ -317,6 +317,6 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
     handles = axis.get_legend_handles_labels()
-    where = {"title": "answered", "frameon": False, "loc": "outside upper right"}
+    where: dict[str, Any] = {"title": "answered", "frameon": False, "loc": "outside upper right"}
     picture.legend(*handles, ncols=len(groups[0].shares), **where)
     return write_figure(picture, path)
