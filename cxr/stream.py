@@ -134,7 +134,11 @@ class _Readers:
 
     def submit(self, path: str | Path) -> Future[Film | Unread]:
         with _without_main():
-            return self.pool.submit(read_or_say_why, str(path), self.for_processing)
+            try:
+                return self.pool.submit(read_or_say_why, str(path), self.for_processing)
+            except BrokenProcessPool:  # seen before a film in flight was asked for
+                self.restart()
+                return self.pool.submit(read_or_say_why, str(path), self.for_processing)
 
     def read_alone(self, path: Path) -> Film | Unread:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import subprocess
@@ -151,6 +152,16 @@ def test_what_is_no_film_s_file_is_not_hashed(tmp_path: Path) -> None:
     assert (unread.reason, unread.sha256) == ("bad_pixels", "")
     names = ("sparse.png", "none.png", "a\0.png", ".")
     assert [hash_film(tmp_path / name) for name in names] == [""] * 4
+
+
+def test_a_reader_that_is_killed_between_two_films_costs_none(films: list[Path]) -> None:
+    stream = read_ahead(films, jobs=1, ahead=1)
+    first = next(stream)
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    time.sleep(0.5)  # the pool sees that it is broken
+    assert widths([first, *stream]) == [70, 71, "not_an_image", 73, 74, 75]
 
 
 def lives(pid: str) -> bool:
