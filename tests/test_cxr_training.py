@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,6 +180,24 @@ def test_a_stopped_training_goes_on_and_restart_begins_anew(tmp_path: Path) -> N
     assert more.history[0] == first.history[0]
     anew = train(tmp_path, 2, restart=True)
     assert len(anew.history) == 2 and anew.history[0]["seconds"] != first.history[0]["seconds"]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_checkpoints_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    train(tmp_path, 1)
+    before = {name: (tmp_path / name).read_bytes() for name in (BEST, LAST)}
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, fails, fail)
+        with pytest.raises(OSError, match="No space left on device"):
+            train(tmp_path, 2)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    assert len(train(tmp_path, 2).history) == 2
 
 
 def test_an_old_checkpoint_without_a_history_takes_the_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader, Dataset
 
 from cxr import draw
@@ -103,6 +105,7 @@ def fit(
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         default_root_dir=str(folder),
+        plugins=[_WholeCheckpoints()],
     )
     if last.exists():
         log.info("%s: going on from the last finished epoch", name)
@@ -114,6 +117,17 @@ def fit(
         )
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Written whole or not at all: Lightning copies its own into place, and a full disk or a kill
+    would leave a part, from which nothing can go on."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        """As Lightning has it."""
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        write_atomic(path, data.getvalue())
 
 
 def load_best(learner: Learner, folder: Path) -> None:
