@@ -306,7 +306,7 @@ def _pair(header: Header, keyword: str, instead: str) -> tuple[float, float] | N
     if len(values) > 1 and min(values[:2]) > 0:
         return values[0], values[1]
     told = shown("\\".join(f"{value:g}" for value in values))
-    header.notes.append(note("unreadable", element=keyword, value=told, instead=instead))
+    header.notes.append(note("value_unreadable", element=keyword, value=told, instead=instead))
     return None
 
 

@@ -96,7 +96,7 @@ class Header:
             return values
         if not instead:
             raise FilmError("bad_pixels", f"{keyword} of the header is unreadable ({told}).")
-        self.notes.append(note("unreadable", element=keyword, value=told, instead=instead))
+        self.notes.append(note("value_unreadable", element=keyword, value=told, instead=instead))
         return None
 
     def integer(self, keyword: str, default: int | None = None, assumed: bool = False) -> int:

@@ -22,7 +22,7 @@ NOTES = {
     # numbers of the header
     "assumed": "The header has no {element}: {value} assumed.",
     "decimal_comma": "{element} is written with a comma ({value}), read as a decimal point.",
-    "unreadable": "{element} of the header is unreadable ({value}): {instead}.",
+    "value_unreadable": "{element} of the header is unreadable ({value}): {instead}.",
     "high_bit_ignored": "The header's HighBit ({value}) contradicts the pixel data: ignored.",
     # grey values
     "no_window": "The header has no window: the film's own range is shown.",

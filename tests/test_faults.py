@@ -162,7 +162,7 @@ def test_a_number_that_cannot_be_read_is_noted_and_never_absent(keyword, text, s
     ds[keyword] = raw(keyword, text)
     got = read_dicom(written(ds, syntax))
     assert np.allclose(got.pixels, WHOLE, atol=1e-6)
-    (said,) = (n for n in got.notes if n.startswith("unreadable"))
+    (said,) = (n for n in got.notes if n.startswith("value_unreadable"))
     assert keyword in said and "Doe" not in said and "no_window" not in codes(got.notes)
 
 
@@ -182,7 +182,7 @@ def test_unreadable_spacing_padding_and_high_bit_are_noted():
         ds[keyword] = raw(keyword, "abc")
         got = read_dicom(written(ds))
         assert np.allclose(got.pixels, WHOLE, atol=1e-3)
-        assert any(keyword in n and n.startswith("unreadable") for n in got.notes), keyword
+        assert any(keyword in n and n.startswith("value_unreadable") for n in got.notes), keyword
 
 
 def lut(descriptor: list[int], data: object, vr: str = "US", of: str = "US") -> Dataset:
@@ -257,7 +257,7 @@ BROKEN = {
 def test_a_broken_table_is_noted_and_the_window_beside_it_used(name, keyword):
     got = read_dicom(written(film(ramp(), **FULL, **{keyword: [BROKEN[name]]})))
     assert np.allclose(got.pixels, WHOLE, atol=1e-3)
-    assert codes(got.notes) & {"lut_ignored", "unreadable"} and "DOE" not in str(got.notes)
+    assert codes(got.notes) & {"lut_ignored", "value_unreadable"} and "DOE" not in str(got.notes)
 
 
 def test_a_table_that_uses_fewer_bits_than_it_claims_is_scaled_with_a_note():
