@@ -168,7 +168,7 @@ def tell_unknown(
     for row in rows:
         films[why_unknown(row, known, normal)].append(row)
     words = [
-        f"{why.removeprefix('label not known: ')} ({len(found)} films of "
+        f"{why.removeprefix('label not known: ')} ({len(found)} film{'s' * (len(found) > 1)} of "
         f"{', '.join(sorted({row.source for row in found}))}, such as {found[0].image})"
         for why, found in films.items()
         if why not in ("", "truth unknown")

@@ -220,7 +220,7 @@ def test_unknown_words_are_told_with_their_films(
     tell_unknown(rows, "films.csv")
     (said,) = set(caplog.messages)
     assert "films.csv" in said and "nromal (2 films of s, such as 0.png)" in said
-    assert "(empty) (1 films of s, such as 2.png)" in said and "unknown (" not in said
+    assert "(empty) (1 film of s, such as 2.png)" in said and "unknown (" not in said
     caplog.clear()
     tell_unknown(rows[3:], "films.csv")
     assert not caplog.messages
