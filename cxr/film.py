@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cxr.boxes import stretch_xyxy
 from cxr.notes import FilmError, note
 from cxr.picture import is_picture, read_picture
 
@@ -64,9 +65,9 @@ class Film:
 
     def to_stored(self, boxes_xyxy: np.ndarray | Sequence[float]) -> np.ndarray:
         """(N, 4) or (4,) xyxy boxes in the film's pixels, in the pixels as stored."""
-        rows, columns = self.stored_hw or self.pixels.shape
-        scale = np.array([columns / self.pixels.shape[1], rows / self.pixels.shape[0]] * 2)
-        return np.asarray(boxes_xyxy, dtype=np.float64) * scale
+        size_hw = (self.pixels.shape[0], self.pixels.shape[1])
+        stored = stretch_xyxy(boxes_xyxy, size_hw, self.stored_hw or size_hw)
+        return stored.reshape(np.shape(boxes_xyxy))
 
 
 @dataclass(frozen=True)

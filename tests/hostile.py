@@ -1,6 +1,6 @@
 """python tests/hostile.py: films that mean harm, made from a seed, read one by one.
 
-    python tests/hostile.py --count 10000 --out /tmp/hostile
+    python tests/hostile.py --count 10000 --out runs/hostile
 
 Each goes through the reader of a run in another process, with its seconds and its peak memory; a
 part of the folder then goes through detect.crop. What must not happen is listed, and the exit code

@@ -18,7 +18,7 @@ from typing import Any
 from classify.audit.metrics import METRICS
 from classify.labels import TARGET
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
-from cxr.rules import require
+from cxr.rules import require, require_same_settings
 from cxr.stats import Figure
 from cxr.workdir import Workdir, log, read_json, write_json
 
@@ -259,12 +259,7 @@ def check_resumable(workdir: Workdir, settings: Mapping[str, Any], restart: bool
     except (OSError, ValueError, KeyError, TypeError):  # none are recorded
         old = {}
     new = json.loads(json.dumps(settings))
-    differs = sorted(k for k in {*old, *new} if k in (old or new) and old.get(k) != new.get(k))
-    if differs:
-        raise ValueError(
-            f"{workdir.path} holds an audit with other settings "
-            f"({', '.join(differs)}). Give another --out, or --restart."
-        )
+    require_same_settings(workdir.path, old, {k: v for k, v in new.items() if k in (old or new)})
 
 
 class ControlResults:

@@ -142,9 +142,10 @@ def iter_fields(
             mask = next(found) > net.threshold
             row = to_row(path, film, mask, f"{crop_name(path, film.sha256)}.png")
             if row.mask:
-                white, stored_hw = mask.astype(np.uint8) * 255, film.stored_hw or mask.shape
-                stored = cv2.resize(white, stored_hw[::-1], interpolation=cv2.INTER_NEAREST)
-                write_atomic(out / row.mask, encode_png(stored))
+                white: np.ndarray = mask.astype(np.uint8) * 255
+                if film.stored_hw:
+                    white = cv2.resize(white, film.stored_hw[::-1], interpolation=cv2.INTER_NEAREST)
+                write_atomic(out / row.mask, encode_png(white))
             yield row, film, mask
 
 
