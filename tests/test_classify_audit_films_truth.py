@@ -216,5 +216,5 @@ def test_labels_spelt_otherwise_are_the_same_truth_and_unknown_ones_are_told(
     assert found == [NORMAL, OTHERS, UNKNOWN, UNKNOWN, OTHERS]
     assert truths.of("nih/e.png").label_for("dusty") == TARGET
     said = " ".join(capsys.readouterr().err.split())
-    assert "nromal (1 films of nih, such as images/nih/c.png)" in said and "(empty) (1" in said
+    assert "nromal (1 film of nih, such as images/nih/c.png)" in said and "(empty) (1" in said
     assert "dusty" not in said

@@ -139,4 +139,4 @@ def test_labels_spelt_otherwise_give_the_same_figures(
         assert main(args) == 0
         found.append(json.loads((folder / "out/evaluation.json").read_text()))
     assert found[0] == found[1] != found[2]
-    assert "(empty) (1 films of kermany" in " ".join(capsys.readouterr().err.split())
+    assert "(empty) (1 film of kermany" in " ".join(capsys.readouterr().err.split())
