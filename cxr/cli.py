@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -21,6 +22,7 @@ from cxr.rules import DISK, FULL, GONE, RefusedError, in_words
 from cxr.workdir import log, run_logs, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
+Several = list[str] | str  # of a flag that may be given more than once
 _PARSERS: dict[type[Any], ArgumentParser] = {}
 
 
@@ -84,7 +86,7 @@ def parse_config(
     set_up_logging()
     parser = build_parser(config_class, prog, example, positionals, bare)
     words = list(sys.argv[1:] if argv is None else argv)
-    namespace = parser.parse_args(_complete_switches(parser, words))
+    namespace = parser.parse_args(_gather_lists(parser, _complete_switches(parser, words)))
     try:
         return instantiate(parser, namespace, config_class, positionals)
     except ValueError as error:
@@ -104,6 +106,26 @@ def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str
         f"{word}=true" if word in switches and after not in (["true"], ["false"]) else word
         for word, after in ((word, words[i + 1 : i + 2]) for i, word in enumerate(words))
     ]
+
+
+def _gather_lists(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """`--data A --data B` as `--data=["A", "B"]`, where a flag takes one folder or several."""
+    several = {
+        option
+        for action in parser._actions
+        if getattr(action, "_typehint", None) == Several
+        for option in action.option_strings
+    }
+    out, given, waiting = [], dict[str, list[str]](), list(words)
+    while waiting:
+        word = waiting.pop(0)
+        option, equals, value = word.partition("=")
+        if option in several and (equals or waiting):
+            given.setdefault(option, []).append(value if equals else waiting.pop(0))
+        else:
+            out.append(word)
+    lists = {k: json.dumps(v) if len(v) > 1 else v[0] for k, v in given.items()}
+    return [*(f"{option}={value}" for option, value in lists.items()), *out]
 
 
 def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
@@ -223,6 +245,11 @@ def _check_nulls(parser: ArgumentParser, namespace: Namespace) -> None:
             continue
         if action.dest in namespace and namespace[action.dest] is None:
             raise ValueError(f"{action.dest} must be a value of type {kind.__name__}. Got null.")
+
+
+def as_list(value: Several) -> list[str]:
+    """What a flag of `Several` holds, one or many; nothing for the empty text."""
+    return [value] if isinstance(value, str) and value else list(value)
 
 
 def to_plain(config: Any) -> Any:

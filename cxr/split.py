@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cxr.cli import as_command, parse_config
+from cxr.cli import Several, as_command, as_list, parse_config
 from cxr.films_table import FilmRow, is_among, label_word, read_films_table, tell_unknown
-from cxr.rules import refusing
+from cxr.rules import refusing, require
 from cxr.workdir import console, read_json, write_json
 
 # The parts of the shipped models. `calibration` is for operating points: nothing is fitted on it.
@@ -68,12 +68,14 @@ def make_split(
     strata: Sequence[Hashable],
     parts: Mapping[str, float] = DEFAULT_PARTS,
     seed: int = 0,
+    settled: Mapping[str, str] | None = None,
 ) -> Split:
     """Share the patients of N films among `parts` (name → share, summing to 1).
 
     `strata` holds one key a film (label, or (source, label)). Patients are shuffled, those with
     many films first, and each goes to the part that lacks most of the patient's strata: so the
-    parts agree in films for each stratum without ever splitting a patient.
+    parts agree in films for each stratum without ever splitting a patient. Patients of `settled`
+    (patient → part, one of `parts`) stay where they are, and their films count there.
     """
     if len(patients) != len(strata):
         raise ValueError(
@@ -96,8 +98,8 @@ def make_split(
     wanted = {
         name: {s: share * n for s, n in Counter(strata).items()} for name, share in parts.items()
     }
-    part_of = {}
-    for patient in order:
+    part_of = dict(settled or {})
+    for patient in sorted(order, key=lambda p: p not in part_of):  # stable: the settled first
         counts = films_of[patient]
 
         def lack(part: str, counts: Counter[Hashable] = counts) -> float:
@@ -105,8 +107,7 @@ def make_split(
             need = sum(n * wanted[part][s] for s, n in counts.items())
             return need / parts[part] if parts[part] > 0 else -np.inf
 
-        best = max(parts, key=lack)
-        part_of[patient] = best
+        best = part_of.setdefault(patient, max(parts, key=lack))
         for stratum, n in counts.items():
             wanted[best][stratum] -= n
     return Split(seed, {p: part_of[p] for p in sorted(part_of)})
@@ -128,19 +129,23 @@ def make_folds(
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Share the patients of a films.csv among train, val, calibration and test.
+    """Share the patients of films.csv among train, val, calibration and test.
 
     Args:
-        films: films.csv with the columns image, source, patient_id, label, sublabel.
+        films: films.csv, or several of them (the flag again for each), with the columns image, source, patient_id, label, sublabel.
         out: where to write the split as JSON.
+        keep: an earlier split, whose patients stay where they are.
+        settle: source → the part that all its other patients go to, such as {unnamed: train}.
         seed: of the shuffle.
         parts: name and share of each part; the shares sum to 1.
         folds: make so many folds instead (train, val, test), written beside `out` as
             NAME_fold0.json, NAME_fold1.json …; 0 makes one split.
     """
 
-    films: str
+    films: Several
     out: str = "configs/split_seed0.json"
+    keep: str = ""
+    settle: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     parts: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_PARTS))
     folds: int = 0
@@ -154,8 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         SplitConfig, argv, "python -m cxr.split", "python -m cxr.split --films DATA/films.csv"
     )
     with refusing():
-        rows = read_films_table(config.films)
-        tell_unknown(rows, config.films)
+        rows = []
+        for table in as_list(config.films):
+            own = read_films_table(table)
+            tell_unknown(own, table)
+            rows += own
         # finding labels of nih are long combinations: there the plain label is the stratum
         strata = [
             (r.source, r.label, "" if is_among(r.source, ["nih"]) else label_word(r.sublabel))
@@ -166,11 +174,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             splits = make_folds(patients, strata, config.folds, config.seed)
             paths = [out.with_name(f"{out.stem}_fold{n}{out.suffix}") for n in range(config.folds)]
         else:
-            splits, paths = [make_split(patients, strata, config.parts, config.seed)], [out]
+            settled = settle(rows, config)
+            splits = [make_split(patients, strata, config.parts, config.seed, settled)]
+            paths = [out]
         for split, path in zip(splits, paths, strict=True):
             split.save(path)
             _tell(split, rows)
     return 0
+
+
+def settle(rows: Sequence[FilmRow], config: SplitConfig) -> dict[str, str]:
+    """Patient → part of those that `keep` and `settle` name; raises ValueError for other parts."""
+    asked = {r.patient_id: config.settle[r.source] for r in rows if r.source in config.settle}
+    settled = {**asked, **(Split.load(config.keep).part_of if config.keep else {})}
+    for part in settled.values():
+        require(part in config.parts, "keep and settle must name --parts only", part)
+    return settled
 
 
 def _tell(split: Split, rows: Sequence[FilmRow]) -> None:
