@@ -116,16 +116,17 @@ def _gather_lists(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
         if getattr(action, "_typehint", None) == Several
         for option in action.option_strings
     }
-    out, given, waiting = [], dict[str, list[str]](), list(words)
+    out, given, waiting = list[str](), dict[str, list[str]](), list(words)
     while waiting:
         word = waiting.pop(0)
         option, equals, value = word.partition("=")
-        if option in several and (equals or waiting):
-            given.setdefault(option, []).append(value if equals else waiting.pop(0))
-        else:
-            out.append(word)
-    lists = {k: json.dumps(v) if len(v) > 1 else v[0] for k, v in given.items()}
-    return [*(f"{option}={value}" for option, value in lists.items()), *out]
+        if option in several and (equals or (waiting and not waiting[0].startswith("-"))):
+            found = given.setdefault(option, [])
+            found.append(value if equals else waiting.pop(0))
+            out = [w for w in out if not w.startswith(f"{option}=")]  # the last place: a --config
+            word = f"{option}={json.dumps(found) if found[1:] else found[0]}"  # before it gives way
+        out.append(word)
+    return out
 
 
 def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
@@ -241,10 +242,11 @@ def _check_nulls(parser: ArgumentParser, namespace: Namespace) -> None:
     """jsonargparse lets null pass for a plain number, text or switch that has a default."""
     for action in parser._actions:
         kind = getattr(action, "_typehint", None)
-        if action.default in (None, SUPPRESS) or kind not in (int, float, str, bool):
+        if action.default in (None, SUPPRESS) or kind not in (int, float, str, bool, Several):
             continue
         if action.dest in namespace and namespace[action.dest] is None:
-            raise ValueError(f"{action.dest} must be a value of type {kind.__name__}. Got null.")
+            name = getattr(kind, "__name__", "str")
+            raise ValueError(f"{action.dest} must be a value of type {name}. Got null.")
 
 
 def as_list(value: Several) -> list[str]:

@@ -132,7 +132,8 @@ class SplitConfig:
     """Share the patients of films.csv among train, val, calibration and test.
 
     Args:
-        films: films.csv, or several of them (the flag again for each), with the columns image, source, patient_id, label, sublabel.
+        films: films.csv, or several of them (the flag again for each), with the columns image,
+            source, patient_id, label, sublabel.
         out: where to write the split as JSON.
         keep: an earlier split, whose patients stay where they are.
         settle: source → the part that all its other patients go to, such as {unnamed: train}.

@@ -12,19 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
+from cxr.cli import Several
 from cxr.coco import CocoFilm, read_counted
+from cxr.data_folders import Data, DataFolders, same_bytes
 from cxr.film import Film
-from cxr.films_table import (
-    FilesOf,
-    FilmNames,
-    FilmRow,
-    label_word,
-    read_films_table,
-    take_films,
-)
+from cxr.films_table import FilesOf, FilmNames, FilmRow, label_word, take_films
 from cxr.split import Split, make_split
 from cxr.training.recipe import free
-from cxr.workdir import log, sha256_file
+from cxr.workdir import log
 
 Listed = TypeVar("Listed", CocoFilm, FilmRow)
 
@@ -34,9 +29,11 @@ class DataConfig:
     """Films and boxes.
 
     Args:
-        data: folder that the annotations' file names are relative to; a film that does not lie
-            there is looked for by its base name in the folders below.
-        annotations: COCO JSON, relative to `data` or a path of its own.
+        data: folder that the annotations' file names are relative to, or several of them (the flag
+            again for each); a film that does not lie there is looked for by its base name in the
+            folders below.
+        annotations: COCO JSON, relative to `data` (each folder's own, where it has one) or a path
+            of its own.
         split: a split saved by `python -m cxr.split`; empty: made anew from `parts` and the seed,
             by patient and label, and saved in the run's folder.
         parts: shares of a split made anew; train and val are trained with, and
@@ -50,7 +47,7 @@ class DataConfig:
         max_films: keep at most so many films of each part, for a quick look; 0 keeps all.
     """
 
-    data: str = free("../shared/data")
+    data: Several = free("../shared/data")
     annotations: str = "thorax.json"
     split: str = ""
     parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.2})
@@ -136,9 +133,11 @@ class MeasureConfig:
     Args:
         weights: the network's bundle; empty takes the one that comes with lungfirst.
         device: auto, cpu, or cuda.
-        data: folder of the films, which are looked for by their base names where they do not lie
-            as annotated; a films.csv there names lung masks.
-        annotations: COCO file with the boxes that people drew, in `data` or a path of its own.
+        data: folder of the films, or several of them (the flag again for each); films are looked
+            for by their base names where they do not lie as annotated; a films.csv there names
+            lung masks.
+        annotations: COCO file with the boxes that people drew, in `data` (each folder's own, where
+            it has one) or a path of its own.
         split: split of the patients, as `python -m cxr.split` saves it.
         part: part of the split to measure on, or all; what a constant answer would be comes from
             part train.
@@ -150,7 +149,7 @@ class MeasureConfig:
 
     weights: str = ""
     device: str = "auto"
-    data: str = "../shared/data"
+    data: Several = "../shared/data"
     annotations: str = "thorax.json"
     split: str = "configs/split_seed0.json"
     part: str = "test"
@@ -196,13 +195,13 @@ def _eligible_films(
     films = read_annotations(config.data, config.annotations)
     masks: dict[str, str] = {}
     if config.publishable_only or config.masks:
-        path = Path(config.data) / "films.csv"
-        if not path.exists():
+        data = DataFolders(config.data)
+        if not data.files("films.csv"):
             raise ValueError(
-                f"data.publishable_only and data.masks need {path}, which does not "
-                "exist. Set both to false for films without it."
+                f"data.publishable_only and data.masks need {data.named('films.csv')}, which does "
+                "not exist. Set both to false for films without it."
             )
-        table = {row.image: row for row in read_films_table(path)}
+        table = {row.image: row for row in data.rows(unlisted=True)}
         if config.publishable_only:
             films = [f for f in films if f.file_name in table and table[f.file_name].publishable]
         if config.masks:
@@ -219,19 +218,22 @@ def _eligible_films(
     return films, masks
 
 
-def read_annotations(data: str | Path, annotations: str) -> list[CocoFilm]:
-    """The films of a COCO file that lies in `data` or has a path of its own, found in `data`.
+def read_annotations(data: Data, annotations: str) -> list[CocoFilm]:
+    """The films of the COCO files that lie in the folders of `data`, or of one that has a path of
+    its own, found in `data`.
 
     Raises ValueError for a file that is missing or faulty, and for films `find_films` cannot tell.
     """
-    inside = Path(data) / annotations
-    path = inside if inside.exists() else Path(annotations)
-    if not path.exists():
+    data, path = DataFolders(data), Path(annotations)
+    places = data.files(annotations) or ({path: data} if path.exists() else {})
+    if not places:
+        inside = data.named(annotations)
         raise ValueError(f"annotations must be a COCO file. Neither {inside} nor {path} exists.")
-    return find_films(read_counted(path), data)
+    found = [(own, find_films(read_counted(path), own)) for path, own in places.items()]
+    return data.join(found, lambda film: film.file_name)
 
 
-def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
+def find_films(films: list[CocoFilm], data: Data) -> list[CocoFilm]:
     """The films with the names they have under `data`, where their own do not exist.
 
     A public set lies in other folders on each disk, so a film is looked for in films.csv of `data`
@@ -241,12 +243,13 @@ def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
     Raises:
         ValueError: for a base name that two different files or two missing films have.
     """
-    data, as_files = Path(data), FilesOf(data)  # another program's `\\`, or no suffix
-    films = [replace(f, file_name=as_files.name(f.file_name)) for f in films]
+    data = DataFolders(data)
+    for as_files in map(FilesOf, data):  # another program's `\\`, or no suffix
+        films = [replace(f, file_name=as_files.name(f.file_name)) for f in films]
     present = {f.file_name for f in films if (data / f.file_name).exists()}
     if len(present) == len({f.file_name for f in films}):
         return films
-    listed = _listed(data)
+    listed = [row.image for row in data.rows(unlisted=True)]  # films may lie elsewhere
     names = FilmNames(listed, (f.file_name for f in films))
     found: dict[str, str] = {}
     missing = defaultdict(list)
@@ -266,14 +269,14 @@ def find_films(films: list[CocoFilm], data: str | Path) -> list[CocoFilm]:
     return [replace(f, file_name=found.get(f.file_name, f.file_name)) for f in films]
 
 
-def _only_file(files: list[str], names: list[str], data: Path) -> str:
+def _only_file(files: list[str], names: list[str], data: DataFolders) -> str:
     """The one file for the one film that `names` holds; raises ValueError where it is not one."""
     if len(names) > 1:
         raise ValueError(
             f"each film in {data} must be one of the annotations. {files[0]} may be "
             f"{names[0]} or {names[1]}."
         )
-    other = next((f for f in files[1:] if not _same_bytes(data / f, data / files[0])), None)
+    other = next((f for f in files[1:] if not same_bytes(data / f, data / files[0])), None)
     if other is not None:
         raise ValueError(
             f"{names[0]} must be one film in {data}. Got {files[0]} and {other}, "
@@ -282,28 +285,18 @@ def _only_file(files: list[str], names: list[str], data: Path) -> str:
     return files[0]
 
 
-def _listed(data: Path) -> list[str]:
-    """The films of `data`'s films.csv, which may lie elsewhere; none where there is no table."""
-    table = data / "films.csv"
-    return [row.image for row in read_films_table(table)] if table.exists() else []
-
-
-def _walk_for(bases: set[str], data: Path, listed: Sequence[str] = ()) -> dict[str, list[str]]:
+def _walk_for(bases: set[str], data: DataFolders, listed: Sequence[str]) -> dict[str, list[str]]:
     """Base name → files below `data`, relative to it, and `listed` ones outside of it; hidden
     folders are passed over."""
     places: dict[str, list[str]] = defaultdict(list)
     for image in listed:
         if Path(image).name in bases and Path(image).is_absolute() and Path(image).is_file():
             places[Path(image).name].append(image)
-    for folder, folders, names in os.walk(data):
+    for root, folder, folders, names in ((own, *at) for own in data for at in os.walk(own)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in bases.intersection(names):
-            places[name].append((Path(folder) / name).relative_to(data).as_posix())
+            places[name].append((Path(folder) / name).relative_to(root).as_posix())
     return places
-
-
-def _same_bytes(a: Path, b: Path) -> bool:
-    return a.stat().st_size == b.stat().st_size and sha256_file(a) == sha256_file(b)
 
 
 def read_mask(path: str | Path, film: Film) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import albumentations as A
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset
 
 from cxr.boxes import Frame, mask_box_xyxy
 from cxr.coco import CocoFilm
+from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.workdir import console, log
@@ -38,8 +38,8 @@ class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
     Raises ValueError when no film can be read, or one does not fit what is known of it.
     """
 
-    def __init__(self, films: Sequence[Row], root: str | Path, side: int) -> None:
-        self.root, self.side = Path(root), side
+    def __init__(self, films: Sequence[Row], root: Data, side: int) -> None:
+        self.root, self.side = DataFolders(root), side
         with ThreadPoolExecutor(2) as pool:
             steps = pool.map(self._read, films)
             bar = track(steps, "reading films", len(films), console=console, transient=True)
@@ -49,7 +49,7 @@ class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
         if not self.items:
             raise ValueError(
                 f"films must hold at least one readable film. Got {len(films)} under "
-                f"{root}, none readable."
+                f"{self.root}, none readable."
             )
 
     def _read(self, film: Row) -> Any | None:
@@ -84,7 +84,7 @@ class ThoraxDataset(ReadFilms[CocoFilm]):
     def __init__(
         self,
         films: Sequence[CocoFilm],
-        root: str | Path,
+        root: Data,
         side: int,
         augment: A.Compose | None = None,
         negatives: float = 0.0,

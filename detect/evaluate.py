@@ -18,8 +18,8 @@ import numpy as np
 
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
+from cxr.data_folders import Data, DataFolders
 from cxr.film import Film
-from cxr.films_table import read_films_table
 from cxr.rules import refusing, require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     classes = len(detector.config.classes) if named else 1
     evaluation = evaluate(detector, films, constant, config, classes)
     write_evaluation(evaluation, workdir)
-    draw_worst(evaluation, Path(config.data), workdir / "worst.png")
+    draw_worst(evaluation, DataFolders(config.data), workdir / "worst.png")
     print_tables(evaluation)
     console.print(f"metrics.json, films.csv, table.md, worst.png: {workdir.path}", highlight=False)
     return 0 if any(r.status != "unreadable" for r in evaluation.results) else 1
@@ -119,8 +119,8 @@ def measure_films(
     detector: ThoraxDetector, films: Sequence[CocoFilm], constant: Any, config: EvaluateConfig
 ) -> Iterator[FilmResult]:
     """A FilmResult a film, in order, with a progress bar; pixels are held a batch at a time."""
-    masks = find_masks(Path(config.data))
-    paths = [Path(config.data) / f.file_name for f in films]
+    data = DataFolders(config.data)
+    masks, paths = find_masks(data), [data / f.file_name for f in films]
     stream = zip(films, read_ahead(paths, default_jobs(len(films), config.jobs)), strict=True)
     for group in batched(counting(stream, "boxing", len(films)), config.batch):
         batch = [_fit(truth, film) for truth, (_, film) in group]
@@ -184,12 +184,10 @@ def _fit(truth: CocoFilm, film: Film | Unread) -> tuple[CocoFilm, Film | Unread]
         return truth, Unread("size_differs", sentence)
 
 
-def find_masks(data: Path) -> dict[str, Path]:
+def find_masks(data: Data) -> dict[str, Path]:
     """Film → file of its lung mask, from films.csv; empty where there is no such table."""
-    table = data / "films.csv"
-    if not table.exists():
-        return {}
-    return {row.image: data / row.mask for row in read_films_table(table) if row.mask}
+    data = DataFolders(data)
+    return {row.image: data / row.mask for row in data.rows(unlisted=True) if row.mask}
 
 
 def lungs_of(path: Path | None, film: Film) -> np.ndarray | None:

@@ -30,6 +30,7 @@ import numpy as np
 from cxr.answers import write_answers
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
+from cxr.data_folders import DataFolders
 from cxr.film import list_films
 from cxr.plots import draw_confusion
 from cxr.rules import RefusedError, refusing
@@ -215,7 +216,7 @@ def write_results(
 
     Raises RefusedError when no film can be read.
     """
-    out, root, classes = Path(config.out), Path(config.data.data), config.model.classes
+    out, root, classes = Path(config.out), DataFolders(config.data.data), config.model.classes
     paths = [root / entry.file_name for entry, _ in films]
     said = classify_films(detector, paths, config.batch, config.workers, config.min_score)
     answered = [

@@ -15,6 +15,7 @@ from cxr import draw
 from cxr.answers import Answer
 from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
+from cxr.data_folders import DataFolders
 from cxr.film import Film, FilmList, read_film
 from cxr.rules import RefusedError
 from cxr.stream import batched, default_jobs, read_ahead
@@ -323,7 +324,7 @@ def choose_shown(films: Sequence[AnsweredFilm], number: int = _SHOWN) -> list[An
     return [*wrong, *(right[round(i)] for i in steps)]
 
 
-def draw_answers(films: Sequence[AnsweredFilm], folder: Path, path: Path) -> None:
+def draw_answers(films: Sequence[AnsweredFilm], folder: DataFolders, path: Path) -> None:
     """A sheet of tested films as PNG: the true box white, the detector's green where the class is
     right and orange where it is wrong."""
     shown = choose_shown(films)

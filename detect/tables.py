@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cxr.boxes import stretch_xyxy
 from cxr.coco import CocoFilm
+from cxr.data_folders import DataFolders
 from cxr.draw import GREEN, ORANGE, RED, draw_box, to_rgb, write_sheet
 from cxr.stats import in_words
 from cxr.stream import Unread, read_ahead
@@ -283,7 +284,7 @@ def print_tables(evaluation: Evaluation) -> None:
             console.print(f"  {name}", markup=False, highlight=False)
 
 
-def draw_worst(evaluation: Evaluation, data: Path, path: Path, number: int = 24) -> None:
+def draw_worst(evaluation: Evaluation, data: DataFolders, path: Path, number: int = 24) -> None:
     """A sheet of the films with the lowest IoU: truth green, box orange, a box not used red."""
     known = [r for r in evaluation.results if r.scores["detector"].has_truth]
     worst = sorted(known, key=lambda r: r.scores["detector"].iou)[:number]

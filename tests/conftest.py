@@ -90,7 +90,13 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantoms(tmp_path_factory.mktemp("phantoms"))
 
 
-def write_phantoms(folder: Path) -> Path:
+@pytest.fixture(scope="session")
+def phantom_folders(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """That folder and another one, with films of other patients."""
+    return [str(phantom_folder), str(write_phantoms(tmp_path_factory.mktemp("more"), 24))]
+
+
+def write_phantoms(folder: Path, first: int = 0) -> Path:
     """24 schematic chests of 12 patients as PNG with thorax.json and films.csv (labels normal,
     bacterial and viral by turns), laid out as the real data are."""
     import csv
@@ -100,7 +106,7 @@ def write_phantoms(folder: Path) -> Path:
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
     films, rows = [], []
-    for number in range(24):
+    for number in range(first, first + 24):
         pixels, box = draw_phantom(seed=number)
         name = f"images/film{number:02d}.png"
         label = ("normal", "bacterial", "viral")[number % 3]

@@ -12,6 +12,7 @@ import yaml
 
 from cxr.cli import (
     Command,
+    Several,
     as_command,
     from_plain,
     parse_command,
@@ -30,10 +31,12 @@ class Net:
     Args:
         side: pixels of the input.
         names: of the classes.
+        data: a folder, or several.
     """
 
     side: int = 320
     names: list[str] = field(default_factory=lambda: ["thorax"])
+    data: Several = "here"
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ def test_positionals_come_from_the_config_file_too(tmp_path: Path) -> None:
 
 def test_to_plain_is_yaml_and_json_ready() -> None:
     plain = to_plain({1: Net(), "path": Path("a/b"), "t": (1, 2)})
-    assert plain == {"1": {"side": 320, "names": ["thorax"]}, "path": "a/b", "t": [1, 2]}
+    net = {"side": 320, "names": ["thorax"], "data": "here"}
+    assert plain == {"1": net, "path": "a/b", "t": [1, 2]}
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
 
 
@@ -194,6 +198,31 @@ def test_from_plain_refuses_what_does_not_fit(data: dict) -> None:
 def test_from_plain_gives_the_dataclass_own_error_as_value_error() -> None:
     with pytest.raises(ValueError, match="--margin must be 0 or more"):
         from_plain(Config, {"margin": -1})
+
+
+@pytest.mark.parametrize(
+    ("argv", "data"),
+    [
+        ([], "here"),
+        (["--data", "a: 1"], "a: 1"),
+        (["--data", "a", "--data=b"], ["a", "b"]),
+        (["--config", "one.yaml", "--data", "a"], "a"),  # what comes later counts
+        (["--data", "a", "--config", "one.yaml"], ["c", "d"]),
+    ],
+)
+def test_a_flag_given_again_is_a_list(
+    argv: list[str], data: list[str] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.yaml").write_text("data: [c, d]")
+    assert parse_config(Net, argv, "prog", "prog").data == data
+    Path("one.yaml").write_text("net: {data: [c, d]}")
+    nested = [word.replace("--data", "--net.data") for word in argv]
+    assert parse_config(Config, nested, "prog", "prog").net.data == data
+    Path("one.yaml").write_text("data: null")
+    for odd in (["--data", "--config"], ["--config", "one.yaml"]):
+        with pytest.raises(SystemExit):
+            parse_config(Net, odd, "prog", "prog")
 
 
 COMMANDS = {

@@ -15,6 +15,7 @@ from dicom_films import a_dicom
 
 from cxr.boxes import iou_xyxy, mask_box_xyxy
 from cxr.coco import CocoFilm, read_coco, read_coco_json, write_coco, write_coco_json
+from cxr.data_folders import DataFolders
 from detect.data import DataConfig, find_films, read_annotations, select_films
 from detect.dataset import PRESETS, ThoraxDataset, build_augmentation, make_negative
 from detect.predict import prepare_film
@@ -170,6 +171,19 @@ def test_split_parts_never_share_a_patient(phantom_folder: Path) -> None:
     train, val = chosen(DataConfig(data=str(phantom_folder)), seed=3)
     assert not {f.patient_id for f in train} & {f.patient_id for f in val}
     assert len(train) + len(val) == 24
+
+
+def test_two_folders_train_together(phantom_folders: list[str]) -> None:
+    config = DataConfig(data=phantom_folders, masks=True)
+    parts = select_films(config, 0)
+    films = [film for part in parts.films.values() for film in part]
+    assert len({f.file_name for f in films}) == 48 == len(parts.masks)
+    assert len({f.patient_id for f in films}) == 24
+    shown = ThoraxDataset(films, phantom_folders, 96, build_augmentation("rotate"), 0, parts.masks)
+    assert len(shown) == 48 and all(mask is not None for *_, mask in shown.items)
+    one = DataFolders(phantom_folders[1])
+    for path in (phantom_folders[1] + "/thorax.json", "thorax.json"):  # its own; one folder's alone
+        assert len(read_annotations(phantom_folders if path[0] == "/" else one, path)) == 24
 
 
 def test_per_label_takes_that_many(phantom_folder: Path) -> None:

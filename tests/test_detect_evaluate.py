@@ -17,6 +17,7 @@ import detect.evaluate
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
 from cxr.film import read_film
 from cxr.split import Split
+from detect.data import read_annotations
 from detect.evaluate import EvaluateConfig, evaluate, find_masks, lungs_of, main, select_films
 from detect.metrics import constant_box
 from detect.predict import DEFAULT_WEIGHTS, Detections, ThoraxBox
@@ -177,6 +178,20 @@ def test_lung_coverage_comes_from_the_masks_of_films_csv(phantom_folder: Path) -
     line = measure(phantom_folder, Oracle(halves)).blocks["all"]["detector"]
     assert line.summary.lung_coverage.value == pytest.approx(0.5, abs=0.01)
     assert line.summary.patients == 12
+
+
+def test_films_of_two_folders_are_measured_together(
+    phantom_folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films = read_annotations(phantom_folders, "thorax.json")
+    fake = SimpleNamespace(load=lambda *_: Oracle([f.boxes_xyxy[0].tolist() for f in films]))
+    monkeypatch.setattr(detect.evaluate, "ThoraxDetector", fake)
+    folders = [word for folder in phantom_folders for word in ("--data", folder)]
+    assert main([*folders, "--part", "all", "--out", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "metrics.json").read_text())["blocks"]["all"]["detector"]
+    summary = figures["summary"]
+    assert (summary["films"], summary["patients"]) == (48, 24)
+    assert summary["mean_iou"]["value"] == summary["lung_coverage"]["value"] == 1
 
 
 def test_mask_of_another_size_is_left_out(phantom_folder: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from cxr.films_table import FilmRow, read_films_table
+from cxr.cli import Several
+from cxr.data_folders import Data, DataFolders
+from cxr.films_table import FilmRow
 from cxr.split import Split
 from cxr.training.recipe import free
 from detect.data import require_both, share_films
@@ -20,14 +21,14 @@ class FieldDataConfig:
     """Films and masks.
 
     Args:
-        data: folder with films.csv, which names each film's mask.
+        data: folder with films.csv, which names each film's mask; several: the flag again for each.
         split: a split saved by `python -m cxr.split`; empty: made anew by patient (0.8 / 0.2).
         sources: keep these sources only; empty keeps all.
         publishable_only: leave out films whose licence forbids publishing a model.
         max_films: keep at most so many films of each part, for a quick look; 0 keeps all.
     """
 
-    data: str = free("../shared/data")
+    data: Several = free("../shared/data")
     split: str = ""
     sources: list[str] = field(default_factory=list)
     publishable_only: bool = True
@@ -35,17 +36,16 @@ class FieldDataConfig:
 
 
 def masked_rows(
-    data: str | Path, sources: Sequence[str] = (), publishable_only: bool = False
+    data: Data, sources: Sequence[str] = (), publishable_only: bool = False
 ) -> list[FilmRow]:
     """Rows of films.csv that have a mask; raises ValueError when there is none."""
-    path = Path(data) / "films.csv"
-    if not path.is_file():
-        raise ValueError(f"data must be a folder with films.csv. {path} does not exist.")
-    rows = [r for r in read_films_table(path) if r.mask]
+    data = DataFolders(data)
+    rows = [r for r in data.rows() if r.mask]
     rows = [r for r in rows if not sources or r.source in sources]
     if not rows:
         raise ValueError(
-            f"{path} must name at least one mask (of the sources asked for). Got none."
+            f"{data.named('films.csv')} must name at least one mask (of the sources asked for). "
+            "Got none."
         )
     return [r for r in rows if r.publishable or not publishable_only]
 

@@ -4,7 +4,6 @@ in training: loss and validation."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import albumentations as A
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from cxr import draw
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, mask_box_xyxy
+from cxr.data_folders import Data
 from cxr.film import Film
 from cxr.films_table import FilmRow
 from cxr.intensity import to_uint8
@@ -94,7 +94,7 @@ class FieldDataset(ReadFilms[FilmRow]):
     def __init__(
         self,
         rows: Sequence[FilmRow],
-        root: str | Path,
+        root: Data,
         side: int,
         augment: FieldAugment | None = None,
         negatives: float = 0.0,

@@ -22,6 +22,7 @@ from rich.progress import track
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
 from cxr.cli import to_plain
 from cxr.coco import read_counted
+from cxr.data_folders import DataFolders
 from cxr.draw import ORANGE, draw_contour, fit, to_rgb, write_sheet
 from cxr.film import FilmError, read_film
 from cxr.films_table import FilmRow
@@ -116,7 +117,7 @@ class FieldMeter:
     def __init__(
         self,
         net: LungField,
-        data: Path,
+        data: DataFolders,
         boxes: dict[str, np.ndarray],
         constant: dict[str, np.ndarray],
         detector: ThoraxDetector | None = None,
@@ -193,7 +194,7 @@ def crop_frame(mask: np.ndarray, box_xyxy: np.ndarray | None) -> Frame:
 
 
 def constant_fields(
-    rows: Sequence[FilmRow], data: Path, boxes: dict[str, np.ndarray]
+    rows: Sequence[FilmRow], data: DataFolders, boxes: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """View → (64, 64) bool: where more than half of these films have their lungs, in fractions.
 
@@ -218,12 +219,12 @@ def spread(grid: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 def evaluate(config: FieldEvaluateConfig) -> int:
     """The command; 0 when it measured, 1 when no film could be read."""
-    data = Path(config.data)
     with refusing():
+        data = DataFolders(config.data)
         net = LungField.load(config.weights or None, config.device)
         every = masked_rows(data, config.sources, config.publishable_only)
         rows, train = choose_part(every, config)
-        boxes = _read_boxes(data / config.annotations)
+        boxes = _read_boxes(data, config.annotations)
         detector = ThoraxDetector.load(device=config.device) if config.detector else None
         constant = constant_fields(train or rows, data, boxes)
         meter = FieldMeter(net, data, boxes, constant, detector, config.worst)
@@ -250,12 +251,13 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     return 0
 
 
-def _read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """Film name → its thorax box (4,) xyxy; empty without the file."""
-    if not path.is_file():
-        log.warning("no %s: fields are not compared with human boxes", path)
-        return {}
-    films = read_counted(path)
+def _read_boxes(data: DataFolders, annotations: str) -> dict[str, np.ndarray]:
+    """Film name → its thorax box (4,) xyxy; empty without such a file."""
+    paths = data.files(annotations)
+    if not paths:
+        where = data.named(annotations)
+        log.warning("no %s: fields are not compared with human boxes", where)
+    films = [film for path in paths for film in read_counted(path)]
     return {f.file_name: union_xyxy(f.boxes_xyxy) for f in films if len(f.boxes_xyxy)}
 
 
