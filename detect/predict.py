@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch is imported where a network is at work
     from torch import Tensor, nn
 
 Settings = TypeVar("Settings")
+Xyxy = tuple[float, float, float, float]
 DEFAULT_WEIGHTS = Path("weights/thorax_lite0.safetensors")  # commands run from the project's folder
 
 
@@ -33,14 +34,37 @@ class Detections:
 
 @dataclass(frozen=True)
 class ThoraxBox:
-    """The decision on one film. `xyxy` in film pixels; the whole film for `fallback`; None for
-    `no_thorax`. `reason` says why it is not `ok`."""
+    """The decision on one film.
 
-    xyxy: tuple[float, float, float, float] | None
+    Attributes:
+        xyxy: in film pixels; the whole film for `fallback`; None for `no_thorax`.
+        score: the detector's, that there is a thorax.
+        status: ok, fallback or no_thorax.
+        reason: why it is not `ok`.
+        label: index into the detector's classes.
+        seen_xyxy: the best box in film pixels, also where it is not used.
+        apart: 1 − IoU of the detector's and the lung field's box; None where one alone was asked.
+        quality: the IoU with a person's box that such films have on average; None where not known.
+        turned: degrees anticlockwise by which the film was turned before it was boxed.
+        notes: what was noted of the picture, as a film's notes are (see `cxr.notes`).
+    """
+
+    xyxy: Xyxy | None
     score: float
     status: str
     reason: str = ""
     label: int = 0
+    seen_xyxy: Xyxy | None = None
+    apart: float | None = None
+    quality: float | None = None
+    turned: int = 0
+    notes: tuple[str, ...] = ()
+
+    def doubted(self, why: str, size_hw: tuple[int, int]) -> ThoraxBox:
+        """The whole film of (height, width) in the place of a box that is not to be trusted."""
+        whole = (0.0, 0.0, float(size_hw[1]), float(size_hw[0]))
+        reason = f"uncertain box: {why}; whole film used"
+        return replace(self, xyxy=whole, status="fallback", reason=reason)
 
 
 def prepare_film(pixels: np.ndarray, side: int) -> tuple[np.ndarray, Frame]:
@@ -141,9 +165,12 @@ class ThoraxDetector(TrainedNet):
 
     def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:
         """All boxes on each film (H, W) float32 in [0, 1], in its own pixels, best first."""
-        if not films:
+        return self.detect_prepared([prepare_film(pixels, self.config.side) for pixels in films])
+
+    def detect_prepared(self, prepared: Sequence[tuple[np.ndarray, Frame]]) -> list[Detections]:
+        """`detect` for whole films that `prepare_film` has letterboxed at the network's side."""
+        if not prepared:
             return []
-        prepared = [prepare_film(pixels, self.config.side) for pixels in films]
         found = self._forward([canvas for canvas, _ in prepared])
         if self.flips:
             widths = [frame.content_hw[1] for _, frame in prepared]
@@ -151,9 +178,9 @@ class ThoraxDetector(TrainedNet):
             again = self._forward(mirrored)
             found = [_fuse(a, b, w) for a, b, w in zip(found, again, widths, strict=True)]
         out = []
-        for (_, frame), film, seen in zip(prepared, films, found, strict=True):
-            boxes = frame.to_original_xyxy(seen.boxes_xyxy)
-            boxes = clip_xyxy(boxes, (film.shape[0], film.shape[1]))
+        for (_, frame), seen in zip(prepared, found, strict=True):
+            width, height = frame.source_xyxy[2:]
+            boxes = clip_xyxy(frame.to_original_xyxy(seen.boxes_xyxy), (height, width))
             order = np.argsort(-seen.scores, kind="stable")
             out.append(Detections(boxes[order], seen.scores[order], seen.labels[order]))
         return out
@@ -170,25 +197,22 @@ class ThoraxDetector(TrainedNet):
         if not len(found.scores):
             return ThoraxBox(None, 0.0, "no_thorax", "no thorax found: no box at all")
         score = round(float(found.scores[0]), 4)
-        if score < point["reject_score"]:
-            why = f"no thorax found: best score {score:.2f} below {point['reject_score']:.2f}"
-            return ThoraxBox(None, score, "no_thorax", why)
-        box = self._box_of(found)
-        label = int(found.labels[0])
-        whole = (0.0, 0.0, float(size_hw[1]), float(size_hw[0]))
-        width, height = box[2] - box[0], box[3] - box[1]
+        x0, y0, x1, y1 = (float(v) for v in self._box_of(found))
+        width, height = x1 - x0, y1 - y0
+        box = ThoraxBox(None, score, "no_thorax", "", int(found.labels[0]), (x0, y0, x1, y1))
         low, high = point["aspect_range"]
-        share = float(area_xyxy(box)[0]) / (size_hw[0] * size_hw[1])
+        if score < point["reject_score"]:
+            why = f"best score {score:.2f} below {point['reject_score']:.2f}"
+            return replace(box, reason=f"no thorax found: {why}")
         if width <= 0 or not low <= height / width <= high:
-            why = f"no thorax found: a box of {width:.0f} × {height:.0f} px has no thorax' shape"
-            return ThoraxBox(None, score, "no_thorax", why)
+            why = f"a box of {width:.0f} × {height:.0f} px has no thorax' shape"
+            return replace(box, reason=f"no thorax found: {why}")
+        share = float(area_xyxy(box.seen_xyxy)[0]) / (size_hw[0] * size_hw[1])
         if score < point["ok_score"]:
-            why = f"uncertain box: score {score:.2f} below {point['ok_score']:.2f}; whole film used"
-            return ThoraxBox(whole, score, "fallback", why, label)
+            return box.doubted(f"score {score:.2f} below {point['ok_score']:.2f}", size_hw)
         if share < point["min_area_share"]:
-            why = f"uncertain box: it covers {share:.0%} of the film; whole film used"
-            return ThoraxBox(whole, score, "fallback", why, label)
-        return ThoraxBox(tuple(float(v) for v in box), score, "ok", "", label)  # type: ignore[arg-type]
+            return box.doubted(f"it covers {share:.0%} of the film", size_hw)
+        return replace(box, xyxy=box.seen_xyxy, status="ok")
 
     def _box_of(self, found: Detections) -> np.ndarray:
         """(4,) the best box; with `box_rule: union` the union of the best box of each class

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from dicom_films import film, written
 
-from detect.predict import Detections, ThoraxBox, ThoraxDetector
+from detect.finder import ThoraxFinder
+from detect.predict import ThoraxBox
 from labelling.prepare import (
     find_candidates,
     find_prelabels,
@@ -24,25 +25,22 @@ from labelling.prepare import (
 from labelling.session import Session, SessionFilm
 
 
-class FixedDetector:
+class FixedFinder:
     """Sees a box that depends on the film's mean grey; the darker, the less sure."""
 
     def __init__(self, box: tuple[float, float, float, float] = (10, 20, 90, 80)) -> None:
         self.box = box
         self.seen = 0
 
-    def detect(self, films: list[np.ndarray]) -> list[Detections]:
+    def predict(self, films: list[np.ndarray]) -> list[ThoraxBox]:
         self.seen += len(films)
-        return [
-            Detections(np.array([self.box]), np.array([float(f.mean())]), np.zeros(1, int))
-            for f in films
-        ]
+        return [self.decide(round(float(f.mean()), 4)) for f in films]
 
-    def decide(self, found: Detections, size_hw: tuple[int, int]) -> ThoraxBox:
-        score = float(found.scores[0])
+    def decide(self, score: float) -> ThoraxBox:
         if score < 0.2:
-            return ThoraxBox(None, score, "no_thorax", "no thorax")
-        return ThoraxBox(tuple(found.boxes_xyxy[0]), score, "ok")
+            return ThoraxBox(None, score, "no_thorax", "no thorax", seen_xyxy=self.box)
+        status = "ok" if score > 0.3 else "fallback"
+        return ThoraxBox(self.box, score, status, seen_xyxy=self.box, apart=0.1)
 
 
 def write_films(folder: Path, greys: dict[str, int]) -> Path:
@@ -55,9 +53,9 @@ def write_films(folder: Path, greys: dict[str, int]) -> Path:
 
 
 @pytest.fixture
-def detector(monkeypatch: pytest.MonkeyPatch) -> FixedDetector:
-    fixed = FixedDetector()
-    monkeypatch.setattr(ThoraxDetector, "load", lambda path: fixed)
+def detector(monkeypatch: pytest.MonkeyPatch) -> FixedFinder:
+    fixed = FixedFinder()
+    monkeypatch.setattr(ThoraxFinder, "load", lambda path: fixed)
     return fixed
 
 
@@ -94,16 +92,19 @@ def test_a_12_bit_dicom_fills_the_views_greys(tmp_path: Path) -> None:
     assert "4711" not in (session.path / "films.jsonl").read_text()  # hashed
 
 
-def test_the_prelabel_is_the_mean_of_both_looks() -> None:
-    # on a film of 120 px the mirror image's box 10–90 lies at 30–110: IoU 60 / 100
-    found = find_prelabels(FixedDetector(), [np.full((100, 120), 0.9, np.float32)])[0]  # type: ignore[arg-type]
-    assert found["prelabel_xyxy"] == pytest.approx((20, 20, 100, 80))
-    assert found["disagreement"] == pytest.approx(0.4)
-    assert found["uncertainty"] == pytest.approx(0.1 + 0.4, abs=1e-3)
+@pytest.mark.parametrize(
+    ("grey", "box", "doubt"),
+    [(0.9, (10, 20, 90, 80), 0.2), (0.25, (10, 20, 90, 80), 1.85), (0.1, None, 3.9)],
+)
+def test_the_doubt_of_a_prelabel(grey: float, box: tuple | None, doubt: float) -> None:
+    # 1 − score, and 0.1 between both opinions; 1 more for a fallback, 2 without a thorax
+    found = find_prelabels(FixedFinder(), [np.full((100, 120), grey, np.float32)])[0]  # type: ignore[arg-type]
+    assert found["prelabel_xyxy"] == box
+    assert found["uncertainty"] == pytest.approx(doubt, abs=1e-3)
 
 
 def test_the_most_doubtful_film_is_asked_first_and_none_is_prepared_twice(
-    tmp_path: Path, detector: FixedDetector, weights: str
+    tmp_path: Path, detector: FixedFinder, weights: str
 ) -> None:
     write_films(tmp_path / "films", {"bright.png": 240, "dark.png": 20, "grey.png": 120})
     session = prepare(tmp_path, "--prelabel", weights)
@@ -124,7 +125,7 @@ def test_new_films_come_after_the_old_ones(tmp_path: Path) -> None:
 
 
 def test_a_human_box_outlives_another_detector(
-    tmp_path: Path, detector: FixedDetector, weights: str
+    tmp_path: Path, detector: FixedFinder, weights: str
 ) -> None:
     write_films(tmp_path / "films", {"a.png": 200, "b.png": 210})
     session = prepare(tmp_path, "--prelabel", weights)
@@ -137,26 +138,26 @@ def test_a_human_box_outlives_another_detector(
 
 
 def test_a_deleted_prelabel_is_not_drawn_again(
-    tmp_path: Path, detector: FixedDetector, weights: str
+    tmp_path: Path, detector: FixedFinder, weights: str
 ) -> None:
     write_films(tmp_path / "films", {"a.png": 200})
     session = prepare(tmp_path, "--prelabel", weights)
     session.write_shapes(session.films[0], [])  # as labelme leaves it after Delete
-    assert renew_prelabels(session, FixedDetector((0, 0, 9, 9))) == 0  # type: ignore[arg-type]
+    assert renew_prelabels(session, FixedFinder((0, 0, 9, 9))) == 0  # type: ignore[arg-type]
 
 
 def test_a_killed_preparation_goes_on(
-    tmp_path: Path, detector: FixedDetector, weights: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, detector: FixedFinder, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_films(tmp_path / "films", {f"{n}.png": 100 + n for n in range(8)})
-    real = detector.detect
-    monkeypatch.setattr(detector, "detect", lambda f: 1 / 0 if detector.seen >= 8 else real(f))
+    real = detector.predict
+    monkeypatch.setattr(detector, "predict", lambda f: 1 / 0 if detector.seen >= 4 else real(f))
     words = ["start", str(tmp_path / "films"), "--session", str(tmp_path / "s"), "--open=false"]
     with pytest.raises(ZeroDivisionError):
         annotate.main([*words, "--annotator", "mk", "--prelabel", weights])
-    monkeypatch.setattr(detector, "detect", real)
+    monkeypatch.setattr(detector, "predict", real)
     assert len(prepare(tmp_path, "--prelabel", weights).films) == 8
-    assert detector.seen == 16  # each film and its mirror image, once
+    assert detector.seen == 8  # each film once
 
 
 def test_bad_films_and_twins_keep_their_rows_and_reasons(tmp_path: Path) -> None:

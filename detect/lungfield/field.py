@@ -73,21 +73,25 @@ class LungField(TrainedNet):
 
         Raises ValueError for pixels that are no such film.
         """
-        import torch
-
         out: list[np.ndarray] = []
         for start in range(0, len(films), _BATCH):
             batch = films[start : start + _BATCH]
             for pixels in batch:
                 check_pixels(pixels, "segment")
             prepared = [prepare_film(pixels, self.side) for pixels in batch]
-            images = torch.stack([to_input(canvas) for canvas, _ in prepared]).to(self.device)
-            images = images.contiguous(memory_format=torch.channels_last)
-            with torch.inference_mode():
-                maps = torch.sigmoid(self.model(images)[:, 0].float()).cpu().numpy()
+            maps = self.forward([canvas for canvas, _ in prepared])
             for field, (_, frame), pixels in zip(maps, prepared, batch, strict=True):
                 out.append(frame.restore(field, (pixels.shape[0], pixels.shape[1])))
         return out
+
+    def forward(self, canvases: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, S, S) float32 probabilities of «lung field» on N letterboxed films (S, S) uint8."""
+        import torch
+
+        images = torch.stack([to_input(canvas) for canvas in canvases]).to(self.device)
+        with torch.inference_mode():
+            logits = self.model(images.contiguous(memory_format=torch.channels_last))
+        return torch.sigmoid(logits[:, 0].float()).cpu().numpy()
 
 
 def field_box_xyxy(mask: np.ndarray) -> tuple[float, float, float, float] | None:

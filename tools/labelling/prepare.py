@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.progress import track
 
-from cxr.boxes import Frame, flip_x_xyxy, iou_xyxy
+from cxr.boxes import Frame
 from cxr.draw import encode_jpeg
 from cxr.film import Film, list_films
 from cxr.films_table import is_among, label_word, table_rows
@@ -32,7 +32,8 @@ from cxr.workdir import console, write_atomic
 from labelling.session import Session, SessionFilm, to_shape, write_films
 
 if TYPE_CHECKING:
-    from detect.predict import ThoraxDetector
+    from detect.finder import ThoraxFinder
+    from detect.predict import ThoraxBox
 
 VIEW_SIDE = 1600  # px: a full chest on a large screen
 BATCH = 4  # films in memory at once; one of 4,000 × 4,000 px takes 64 MB
@@ -142,55 +143,43 @@ def make_view(pixels: np.ndarray, side: int = VIEW_SIDE) -> tuple[np.ndarray, Fr
     return (grey * 255 + 0.5).astype(np.uint8), Frame((0, 0, width, height), view_hw, view_hw)
 
 
-def find_prelabels(detector: ThoraxDetector, films: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """The pre-label of each film (H, W), as fields of a SessionFilm: the mean of the boxes on the
-    film and on its mirror image, and how doubtful it is.
+def find_prelabels(finder: ThoraxFinder, films: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """The pre-label of each film (H, W), as fields of a SessionFilm: the box of both opinions, and
+    how doubtful it is.
 
-    The doubt is 1 − score, plus 1 − IoU of those two boxes, plus 1 where the detector would not
-    use the box itself, plus 1 where it sees no thorax.
+    The doubt is 1 − score, plus 1 − IoU of the two boxes, plus 1 where the box would not be used,
+    plus 1 where no thorax is seen.
     """
-    plain = detector.detect(films)
-    mirrored = detector.detect([np.ascontiguousarray(f[:, ::-1]) for f in films])
-    return [_find_prelabel(detector, *looks) for looks in zip(films, plain, mirrored, strict=True)]
+    return [_to_prelabel(box) for box in finder.predict(films)]
 
 
-def _find_prelabel(
-    detector: ThoraxDetector, film: np.ndarray, plain: Any, mirrored: Any
-) -> dict[str, Any]:
-    size_hw = (film.shape[0], film.shape[1])
-    decision = detector.decide(plain, size_hw)
-    doubt = {"ok": 0.0, "fallback": 1.0}.get(decision.status, 2.0) + 1 - decision.score
-    xyxy, disagreement = None, 1.0
-    if decision.status != "no_thorax" and len(plain.boxes_xyxy):
-        box = plain.boxes_xyxy[0] if decision.status != "ok" else np.asarray(decision.xyxy)
-        other = detector.decide(mirrored, size_hw)
-        if other.status == "ok":
-            back = flip_x_xyxy(other.xyxy, size_hw[1])[0]
-            disagreement = 1 - float(iou_xyxy(box, back)[0, 0])
-            box = (box + back) / 2 if disagreement < 0.5 else box
-        xyxy = tuple(round(float(v), 3) for v in box)
+def _to_prelabel(box: ThoraxBox) -> dict[str, Any]:
+    doubt = {"ok": 0.0, "fallback": 1.0}.get(box.status, 2.0) + 1 - box.score
+    apart, seen = 1.0 if box.apart is None else box.apart, box.seen_xyxy
+    if box.status == "no_thorax":
+        seen = None
     return {
-        "prelabel_xyxy": xyxy,
-        "prelabel_score": decision.score,
-        "disagreement": round(disagreement, 4),
-        "uncertainty": round(doubt + disagreement, 4) if xyxy else doubt + 1,
+        "prelabel_xyxy": tuple(round(v, 3) for v in seen) if seen else None,
+        "prelabel_score": box.score,
+        "disagreement": round(apart, 4),
+        "uncertainty": round(doubt + apart, 4),
     }
 
 
 def _look_at(
-    paths: Sequence[Path], detector: ThoraxDetector | None, said: str
+    paths: Sequence[Path], finder: ThoraxFinder | None, said: str
 ) -> Iterator[tuple[Path, Film | Unread, dict[str, Any]]]:
     """Each film in its turn, with its pre-label; looked at a few together."""
     read = read_ahead(paths, jobs=default_jobs(len(paths)))
     for batch in batched(track(read, said, len(paths), console=console), BATCH):
         films = [film.pixels for _, film in batch if isinstance(film, Film)]
-        found = iter(find_prelabels(detector, films) if detector else [{}] * len(films))
+        found = iter(find_prelabels(finder, films) if finder else [{}] * len(films))
         for path, film in batch:
             yield path, film, next(found) if isinstance(film, Film) else {}
 
 
 def prepare_films(
-    path: Path, candidates: Sequence[SessionFilm], root: Path, detector: ThoraxDetector | None
+    path: Path, candidates: Sequence[SessionFilm], root: Path, finder: ThoraxFinder | None
 ) -> list[SessionFilm]:
     """Views and pre-labels of films that the session does not know yet; not numbered (0).
 
@@ -206,7 +195,7 @@ def prepare_films(
     by_path = dict(zip((Path(c.film) for c in candidates), named, strict=True))
     with FilmRecords(path / "prepared.jsonl", SessionFilm.from_dict) as log:
         pending = [file for file, film in by_path.items() if film.film not in log]
-        for file, film, prelabel in _look_at(pending, detector, "Preparing films"):
+        for file, film, prelabel in _look_at(pending, finder, "Preparing films"):
             log.add(asdict(_prepare(by_path[file], film, prelabel, path)))
         done = {film.film: film for film in log.kept()}
     first: dict[str, str] = {}
@@ -281,8 +270,8 @@ def prelabel_class(classes: Sequence[str], film: SessionFilm) -> str:
     return next((name for word in words for name in classes if label_word(name) == word), "")
 
 
-def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:
-    """Pre-label again, with another detector, each film that no human has touched; returns how
+def renew_prelabels(session: Session, finder: ThoraxFinder) -> int:
+    """Pre-label again, with other weights, each film that no human has touched; returns how
     many. Human boxes, and films with a history, stay as they are."""
     noted = {entry["number"] for entry in session.history()}
     by_path = {}
@@ -292,7 +281,7 @@ def renew_prelabels(session: Session, detector: ThoraxDetector) -> int:
         if answer.untouched and (answer.boxes or not session.label_path(film).exists()):
             by_path[session.film_path(film)] = film
     renewed = {}
-    for path, read, prelabel in _look_at(list(by_path), detector, "Pre-labelling again"):
+    for path, read, prelabel in _look_at(list(by_path), finder, "Pre-labelling again"):
         film = by_path[path]
         if isinstance(read, Film) and read.sha256 == film.sha256:
             session.label_path(film).unlink(missing_ok=True)

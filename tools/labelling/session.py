@@ -55,8 +55,8 @@ class SessionFilm:
         view: the 8-bit view, relative to the session's folder; "" when the film cannot be read.
         frame: film → view.
         original_hw: the film's size in the public set, where films.csv knows it.
-        prelabel_xyxy: the detector's box, None where there is none.
-        disagreement: 1 − IoU of the detector's boxes on the film and on its mirror image.
+        prelabel_xyxy: the box of the detector and the lung field, None where there is none.
+        disagreement: 1 − IoU of the two networks' boxes.
         uncertainty: how doubtful the pre-label is; the order of asking.
         reason: why the film cannot be read.
     """

@@ -108,9 +108,9 @@ def run(config: StartConfig) -> int:
     try:
         detector = None
         if config.prelabel:  # late: without one nothing here needs torch
-            from detect.predict import ThoraxDetector
+            from detect.finder import ThoraxFinder
 
-            detector = ThoraxDetector.load(config.prelabel)
+            detector = ThoraxFinder.load(config.prelabel)
         new = not is_session(path)
         if new:
             create_session(config)
