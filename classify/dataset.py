@@ -25,6 +25,8 @@ from classify.labels import TARGET
 from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.tasks.settings import SingleConfig, TrainingConfig
 from cxr.boxes import Frame, expand_xyxy
+from cxr.cli import as_list
+from cxr.data_folders import DataFolders
 from cxr.devices import pick_device
 from cxr.film import read_film
 from cxr.films_table import (
@@ -32,7 +34,6 @@ from cxr.films_table import (
     film_stem,
     is_among,
     label_word,
-    read_films_table,
     read_finding_boxes,
     take_films,
     tell_unknown,
@@ -59,15 +60,12 @@ class PixelCache:
 
 def cases_of(config: TrainingConfig, unlabelled: bool = False) -> tuple[list[Case], dict[str, int]]:
     """`select_cases` for a training; raises ValueError where its table is missing."""
-    data, crops = Path(config.data), Path(config.crops) if config.crops else None
-    table = data / "films.csv"
-    if not table.is_file():
-        raise ValueError(f"data must be a folder with films.csv. {table} does not exist.")
-    rows = read_films_table(table)
+    data = DataFolders(config.data)
+    rows = data.rows()
     if not unlabelled:
         mine = [row for row in rows if not config.sources or is_among(row.source, config.sources)]
-        tell_unknown(mine, table, config.words)
-    taken = (config.sources, config.publishable_only, crops, unlabelled, config.words)
+        tell_unknown(mine, data.named("films.csv"), config.words)
+    taken = (config.sources, config.publishable_only, config.crops, unlabelled, config.words)
     return select_cases(rows, data, *taken)
 
 
@@ -223,8 +221,9 @@ class RegionFinder:
         self.target = target if config.kind in DRAWN else ""
         self._boxes: dict[str, list[tuple[str, Sequence[float]]]] = defaultdict(list)
         if config.kind == "finding_boxes":
-            for image, finding, xywh in read_finding_boxes(config.path):
-                self._boxes[film_stem(image)].append((label_word(finding), xywh))
+            for path in as_list(config.path):
+                for image, finding, xywh in read_finding_boxes(path):
+                    self._boxes[film_stem(image)].append((label_word(finding), xywh))
 
     def mask_of(self, case: Case) -> np.ndarray | None:
         """The region of this film, or None."""
@@ -232,7 +231,7 @@ class RegionFinder:
             data = Path(str(case.film)[: -len(case.row.image)])
             return _read_mask(data / case.row.mask)
         if self.config.kind == "lesion_masks":
-            path = Path(self.config.path) / self.target / f"{case.film.stem}.png"
+            path = DataFolders(self.config.path) / f"{self.target}/{case.film.stem}.png"
             return _read_mask(path) if path.is_file() else None
         wanted = label_word(self.target)
         found = [b for f, b in self._boxes.get(film_stem(case.row.image), []) if f == wanted]

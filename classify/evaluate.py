@@ -18,8 +18,9 @@ from rich.table import Table
 from classify.films import Case, select_cases
 from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
-from cxr.cli import as_command, parse_config, to_plain
-from cxr.films_table import FilmNames, class_of, is_among, read_films_table, tell_unknown
+from cxr.cli import Several, as_command, parse_config, to_plain
+from cxr.data_folders import DataFolders
+from cxr.films_table import FilmNames, class_of, is_among, tell_unknown
 from cxr.rules import refusing
 from cxr.split import Split
 from cxr.stats import figure_of, in_words, softmax, weighted_auc, with_draws
@@ -34,8 +35,9 @@ class EvaluateConfig:
 
     Args:
         run: folders of classify.run over films of `data`; each is a row of the table.
-        data: folder with films.csv and images.
-        crops: folder of detect.crop over the same films: the shortcuts need the thorax box.
+        data: folder with films.csv and images, or several of them (the flag again for each).
+        crops: folder of detect.crop over the same films, or several: the shortcuts need the thorax
+            box.
         split: the split that the members were trained with.
         part: part of the split that is measured.
         trained_on: sources that the members were trained on; of others all films are measured.
@@ -44,8 +46,8 @@ class EvaluateConfig:
     """
 
     run: tuple[str, ...] = ()
-    data: str = "../shared/data"
-    crops: str = "runs/crops_data"
+    data: Several = "../shared/data"
+    crops: Several = "runs/crops_data"
     split: str = "configs/split_seed0.json"
     part: str = "test"
     trained_on: tuple[str, ...] = ("kermany",)
@@ -118,16 +120,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """One row a question and a model; raises ValueError or OSError for files that do not fit."""
-    data = Path(config.data)
-    table = read_films_table(data / "films.csv")
+    data = DataFolders(config.data)
+    table = data.rows()
     sources = sorted({q.source for q in QUESTIONS})
-    tell_unknown((row for row in table if is_among(row.source, sources)), data / "films.csv")
-    cases, left_out = select_cases(table, data, sources, False, Path(config.crops))
+    tell_unknown((row for row in table if is_among(row.source, sources)), data.named("films.csv"))
+    cases, left_out = select_cases(table, data, sources, False, DataFolders(config.crops))
     if left_out:
         log.info("left out: %s", ", ".join(f"{k} {v}" for k, v in left_out.items()))
     split = Split.load(config.split)
     boxed = [c for c in cases if c.crop_row is not None and c.crop_row.thorax_xyxy is not None]
-    features = shortcut_features(boxed, data)
+    features = shortcut_features(boxed)
     runs = {Path(r).name: _logits_of(Path(r), boxed) for r in config.run}
     rows: list[dict[str, Any]] = []
     for question in QUESTIONS:

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from cxr.cli import Several
+from cxr.data_folders import Data, DataFolders
 from cxr.films_table import FilmNames, FilmRow, is_among, take_films, why_unknown
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require, require_one_of
@@ -104,12 +106,12 @@ class RegionConfig:
         kind: lung_field (the mask column of films.csv), lesion_masks (a folder), finding_boxes (a
             CSV), or none. A film without one takes no part in the reconstruction loss.
         path: the folder (one PNG for each target and film: TARGET/FILM_STEM.png, white where
-            diseased), or the CSV with the columns image, finding, x, y, w, h.
+            diseased), or the CSV with the columns image, finding, x, y, w, h; or several of them.
         dilation: elliptic dilation kernel in px of the network's input; 0 for none.
     """
 
     kind: str = "lung_field"
-    path: str = ""
+    path: Several = ""
     dilation: int = 9
 
     def __post_init__(self) -> None:
@@ -120,23 +122,24 @@ class RegionConfig:
 
 def select_cases(
     rows: Sequence[FilmRow],
-    data: Path,
+    data: Data,
     sources: Sequence[str] = (),
     publishable_only: bool = True,
-    crops: Path | None = None,
+    crops: Data = "",
     unlabelled: bool = False,  # take films of unknown truth, too
     known: Sequence[str] = (),  # labels beside the usual ones
 ) -> tuple[list[Case], dict[str, int]]:
     """The films that may be used, and how many were left out for which reason.
 
-    With `crops` (a folder of detect.crop) each film is matched to its manifest row by the end of
+    With `crops` (folders of detect.crop) each film is matched to its manifest row by the end of
     its path (`cxr.films_table`); films without a crop are left out.
     """
+    data = DataFolders(data)
     cases: list[Case] = []
     out: Counter[str] = Counter()
     cropped = _crops_by_image(crops, rows) if crops else {}
     for row in rows:
-        found = cropped.get(row.image)
+        place, found = cropped.get(row.image, (Path(), None))
         unknown = "" if unlabelled else why_unknown(row, known)
         if sources and not is_among(row.source, sources):
             out["another source"] += 1
@@ -144,12 +147,12 @@ def select_cases(
             out["licence"] += 1
         elif unknown:
             out[unknown] += 1
-        elif crops is None:
+        elif not crops:
             cases.append(Case(row, data / row.image))
         elif found is None or not found.readable:
             out["no row in the manifest" if found is None else f"no crop: {found.status}"] += 1
         else:
-            cases.append(Case(row, data / row.image, crops / str(found.crop), found))
+            cases.append(Case(row, data / row.image, place / str(found.crop), found))
     if not cases:
         raise ValueError(
             f"no film is left to learn from (left out: {dict(out)}). "
@@ -158,8 +161,9 @@ def select_cases(
     return cases, dict(out)
 
 
-def _crops_by_image(crops: Path, rows: Sequence[FilmRow]) -> dict[str, CropRow]:
-    by_film = {row.film: row for row in read_manifest(crops)[1]}
+def _crops_by_image(crops: Data, rows: Sequence[FilmRow]) -> dict[str, tuple[Path, CropRow]]:
+    """Image → the folder of its crop and its row there."""
+    by_film = {row.film: (own, row) for own in DataFolders(crops) for row in read_manifest(own)[1]}
     names = FilmNames(by_film, (row.image for row in rows))
     found = {row.image: names.find(row.image) for row in rows}
     return {image: by_film[film] for image, film in found.items() if film is not None}

@@ -36,7 +36,7 @@ from classify.screening.guarantee import (
     percent,
 )
 from classify.screening.svm import CalibratedSvm
-from cxr.cli import Command, as_command, parse_command, to_plain
+from cxr.cli import Command, Several, as_command, parse_command, to_plain
 from cxr.rules import require
 from cxr.training.recipe import require_writable
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
@@ -52,14 +52,15 @@ class FilmsConfig:
 
     Args:
         predictions: predictions.csv of one or more runs.
-        labels: films.csv with label, source and patient of each film.
+        labels: films.csv with label, source and patient of each film, or several of them (the flag
+            again for each).
         sources: use films of these sources only; none named: all.
         normal: a word that means normal in films.csv, beside the usual ones. Films whose label is
             unknown are left out and counted.
     """
 
     predictions: tuple[str, ...] = ()
-    labels: Path = Path("films.csv")
+    labels: Several = "films.csv"
     sources: tuple[str, ...] = ()
     normal: str = "normal"
 

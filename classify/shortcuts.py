@@ -7,7 +7,6 @@ Maguolo & Nanni 2021 show how much of a published accuracy they explain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -28,14 +27,14 @@ NAMES = (
 )
 
 
-def shortcut_features(cases: Sequence[Case], data: Path) -> dict[str, np.ndarray]:
+def shortcut_features(cases: Sequence[Case]) -> dict[str, np.ndarray]:
     """Read each film once and take the four shortcuts of NAMES, (N, F) float64 each; aspect ratio
     beside each but the crop's. Cases need a thorax box. Raises FilmError, ValueError."""
     rows: list[list[np.ndarray]] = []
     for case in cases:
         if case.crop_row is None or case.crop_row.thorax_xyxy is None:
             raise ValueError(f"{case.row.image} has no thorax box: give crops of detect.crop.")
-        pixels = read_film(data / case.row.image, for_processing=True).pixels
+        pixels = read_film(case.film, for_processing=True).pixels
         box = case.crop_row.on_film(case.crop_row.thorax_xyxy, pixels.shape)
         rows.append(film_shortcuts(pixels, box))
     columns = zip(*rows, strict=True)

@@ -65,12 +65,18 @@ class DataFolders:
                 raise ValueError(
                     f"data must be a folder with {TABLE}. {folder / TABLE} does not exist."
                 )
-        tables = [(own, read_films_table(path)) for path, own in self.files(TABLE).items()]
-        rows = self.join(tables, lambda row: row.image)
+        rows = self.rows_of(self.files(TABLE))
         for row in rows if len(self._folders) > 1 else ():
             if row.mask:
                 self / row.mask  # raises for two masks of one name
         return rows
+
+    def rows_of(self, tables: Iterable[Path]) -> list[FilmRow]:
+        """The rows of tables that lie in these folders."""
+        return self.join(
+            ((DataFolders(path.parent), read_films_table(path)) for path in tables),
+            lambda row: row.image,
+        )
 
     def join(
         self, tables: Iterable[tuple[DataFolders, Iterable[Listed]]], name: Callable[[Listed], str]

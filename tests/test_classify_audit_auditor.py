@@ -136,7 +136,7 @@ def test_nothing_judged_ends_with_1(audited_world: SimpleNamespace) -> None:
     ("arguments", "says"),
     [
         (["none"], "RUN must be a folder of classify.run"),
-        (["crops", "--data", "nowhere"], "--data must be a folder with films.csv"),
+        (["crops", "--data", "nowhere"], "data must be a folder with films.csv"),
         (["crops", "--data", "data", "--part", "tset"], "test, train. Got 'tset'"),
         (["films", "--against", "films/audit"], "--against must be the audit of a run on"),
         (["crops", "--thresholds", "none.json"], "There is no such file"),

@@ -156,6 +156,10 @@ def test_tables_are_read_with_masks_and_findings(
     assert other.row is not None and other.mask is None and other.findings_xyxy == ()
     assert known.of("nih/none.png") == Truth()
     assert Truths.load("data", human_masks=False).of("nih/a.png").mask is None
+    Path("data").rename("more")
+    write_table([{"image": "images/nih/c.png"}])
+    both = Truths.load(["data", "more"])
+    assert both.of("nih/a.png").findings_xyxy == one.findings_xyxy and both.of("nih/c.png").row
 
 
 def test_odd_names_are_found_as_the_run_spells_them(
@@ -168,7 +172,7 @@ def test_odd_names_are_found_as_the_run_spells_them(
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--data must be a folder with films.csv"):
+    with pytest.raises(ValueError, match=r"data must be a folder with films.csv"):
         Truths.load(tmp_path)
 
 

@@ -14,6 +14,7 @@ from classify.films import Case, RegionConfig, select_cases, share_cases
 from classify.labels import label_of
 from classify.preprocess import PreprocessConfig
 from cxr.boxes import Frame
+from cxr.data_folders import DataFolders
 from cxr.films_table import FilmRow, read_films_table
 from cxr.manifest import CropRow, ManifestWriter
 from cxr.split import make_split
@@ -103,6 +104,23 @@ def test_crops_are_matched_by_the_end_of_their_path(phantom_folder: Path, crops:
     cases, out = select_cases(rows, phantom_folder, crops=crops)
     assert [c.crop.name for c in cases] == ["0.png", "1.png", "2.png"]
     assert out == {"no crop: no_thorax": 1, "no row in the manifest": 20}
+
+
+def test_films_and_crops_may_lie_in_several_folders(
+    phantom_folders: list[str], crops: Path
+) -> None:
+    rows = DataFolders(phantom_folders).rows()
+    cases, _ = select_cases(rows, phantom_folders)
+    assert len(cases) == 48 and all(case.film.is_file() for case in cases)
+    assert RegionFinder(RegionConfig(), "").mask_of(cases[-1]).any()
+    text = (crops / "manifest.jsonl").read_text()
+    (crops / "more").mkdir()
+    (crops / "more/manifest.jsonl").write_text(text.replace("film0", "film3"))
+    cases, _ = select_cases(rows, phantom_folders, crops=[crops, crops / "more"])
+    assert [(c.row.image[-6:-4], c.crop.parent) for c in cases] == [
+        *((number, crops) for number in ("00", "01", "02")),
+        *((number, crops / "more") for number in ("30", "31", "32")),
+    ]
 
 
 def test_parts_share_no_patient(phantom_folder: Path) -> None:

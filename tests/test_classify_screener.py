@@ -78,7 +78,8 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
 
 def arguments(folder: Path, *more: str) -> list[str]:
     flags = {"labels": "films.csv", "split": "split.json", "ensemble": "e"}
-    pairs = [part for flag, name in flags.items() for part in (f"--{flag}", str(folder / name))]
+    own = {flag: name for flag, name in flags.items() if f"--{flag}" not in more}
+    pairs = [part for flag, name in own.items() for part in (f"--{flag}", str(folder / name))]
     return [str(folder / "predictions.csv"), *pairs, *more]
 
 
@@ -102,6 +103,15 @@ def test_films_without_a_box_or_a_truth_are_left_out_and_counted(fitted: Path) -
 def test_a_film_given_by_two_runs_counts_once(fitted: Path) -> None:
     films = read_screening_films([fitted / "predictions.csv"] * 2, fitted / "films.csv")
     assert len(films.films) == 317 and films.left_out["film given twice"] == 317
+
+
+def test_labels_may_stand_in_several_tables(fitted: Path, tmp_path: Path) -> None:
+    head, *lines = (fitted / "films.csv").read_text().splitlines()
+    for name, own in (("a", lines[:100]), ("b", lines[100:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *own]))
+    tables = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    films = read_screening_films([fitted / "predictions.csv"], tables)
+    assert len(films.films) == 317 and films.left_out["truth unknown"] == 1
 
 
 def test_it_is_fitted_on_val_and_proven_on_calibration_alone(fitted: Path) -> None:

@@ -63,7 +63,8 @@ def test_a_configuration_becomes_a_folder(phantom_folder: Path, tmp_path: Path) 
 def test_what_is_missing_is_named_and_exits_with_2(
     phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, flags: list, says: str
 ) -> None:
-    given = ["--data", str(phantom_folder), "--sources", "[]", "--out", str(tmp_path)]
+    given = ["--data", str(phantom_folder)] * ("--data" not in flags)
+    given += ["--sources", "[]", "--out", str(tmp_path)]
     log.addHandler(caplog.handler)
     try:
         assert main([*given, *flags]) == 2

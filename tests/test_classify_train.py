@@ -186,16 +186,8 @@ def test_what_is_missing_is_named_and_exits_with_2(
 ) -> None:
     from cxr.workdir import log
 
-    given = [
-        "--data",
-        config.data,
-        "--split",
-        config.split,
-        "--out",
-        str(tmp_path),
-        "--sources",
-        "[]",
-    ]
+    given = ["--data", str(config.data)] * ("--data" not in flags)
+    given += ["--split", config.split, "--out", str(tmp_path), "--sources", "[]"]
     log.addHandler(caplog.handler)
     try:
         assert main([*given, *flags]) == 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classify.saliency.methods import check_method
+from cxr.cli import Several
 from cxr.rules import require, require_between
 
 CONTROLS = ("masked", "randomised", "road")
@@ -43,7 +44,8 @@ class AuditConfig:
             by layer), road (pixels taken away by relevance), with commas between; without a
             value, or with all, the three. Left out: none.
         data: folder with films.csv, and with masks/ and finding_boxes.csv where there are any:
-            labels, patients, human lung masks and radiologists' boxes. Empty goes without.
+            labels, patients, human lung masks and radiologists' boxes; or several of them (the
+            flag again for each). Empty goes without.
         split: split of the patients, as python -m cxr.split saves it.
         part: audit only this part of the split; empty audits every film of the run.
         trained_on: sources to which `part` applies; of others every film is held out.
@@ -74,7 +76,7 @@ class AuditConfig:
     out: str = ""
     method: str = "grad_cam"
     controls: str | None = None
-    data: str = ""
+    data: Several = ""
     split: str = "configs/split_seed0.json"
     part: str = ""
     trained_on: tuple[str, ...] = ("kermany",)

@@ -20,12 +20,12 @@ from classify.inputs import name_of
 from classify.labels import label_of
 from classify.predictions import PredictionRow, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy
+from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, list_films
 from cxr.films_table import (
     FilmNames,
     FilmRow,
     is_among,
-    read_films_table,
     read_finding_boxes,
     tell_unknown,
 )
@@ -84,26 +84,26 @@ class Truth:
 
 @dataclass(frozen=True)
 class Truths:
-    """All that a folder's tables say, by the film's name in them; found by the end of a path."""
+    """All that the folders' tables say, by the film's name in them; found by the end of a path."""
 
     by_name: dict[str, Truth] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, data: str | Path, human_masks: bool = True, known: Sequence[str] = ()) -> Truths:
-        """films.csv of the folder, its masks and finding_boxes.csv where there are any; `known` are
+    def load(cls, data: Data, human_masks: bool = True, known: Sequence[str] = ()) -> Truths:
+        """films.csv of the folders, masks and finding_boxes.csv where there are any; `known` are
         the members' targets. Raises OSError or ValueError."""
-        folder = Path(data)
-        if not (folder / "films.csv").is_file():
-            raise ValueError(f"--data must be a folder with films.csv. {folder} holds none.")
+        folders = DataFolders(data)
+        rows = folders.rows()
         findings: dict[str, tuple[Box, ...]] = {}
-        path = folder / FINDINGS
-        for image, _, (x, y, w, h) in read_finding_boxes(path) if path.is_file() else ():
-            findings[image] = (*findings.get(image, ()), (x, y, x + w, y + h))
+        for path in folders.files(FINDINGS):
+            own: dict[str, tuple[Box, ...]] = {}
+            for image, _, (x, y, w, h) in read_finding_boxes(path):
+                own[image] = (*own.get(image, ()), (x, y, x + w, y + h))
+            findings = own | findings  # a film of two folders has its boxes once
         by_name = {}
-        rows = read_films_table(folder / "films.csv")
-        tell_unknown(rows, folder / "films.csv", known)
+        tell_unknown(rows, folders.named("films.csv"), known)
         for row in rows:
-            mask = folder / row.mask if row.mask and human_masks else None
+            mask = folders / row.mask if row.mask and human_masks else None
             by_name[name_of(row.image)] = Truth(
                 row, mask, findings.get(row.image, ()), tuple(known)
             )

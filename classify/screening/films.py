@@ -13,12 +13,13 @@ import numpy as np
 from rich.table import Table
 
 from classify.predictions import read_predictions
+from cxr.cli import Several
+from cxr.data_folders import DataFolders
 from cxr.films_table import (
     FilmNames,
     FilmRow,
     is_abnormal,
     is_among,
-    read_films_table,
     tell_unknown,
     why_unknown,
 )
@@ -71,7 +72,7 @@ class ScreeningFilms:
 
 def read_screening_films(
     predictions: Sequence[str | Path],
-    labels: str | Path,
+    labels: Several | Path,
     normal: str = "normal",
     sources: Sequence[str] = (),
 ) -> ScreeningFilms:
@@ -81,7 +82,9 @@ def read_screening_films(
     Films are matched to films.csv by the longest end of their path that stands there, else by
     `cxr.films_table`. Raises ValueError when the runs have different members or no film is left.
     """
-    table = {row.image: row for row in read_films_table(labels)}
+    tables = [Path(p) for p in ([labels] if isinstance(labels, str | Path) else labels)]
+    listed = DataFolders([path.parent for path in tables]).rows_of(tables)
+    table, told = {row.image: row for row in listed}, ", ".join(map(str, tables))
     names = FilmNames(table)
     out: Counter[str] = Counter()
     kept: dict[str, tuple[FilmRow, np.ndarray]] = {}
@@ -110,10 +113,10 @@ def read_screening_films(
                 out["film given twice"] += 1
             else:
                 kept[truth.image] = (truth, np.asarray(row.logits, dtype=np.float64))
-    tell_unknown(unsure, labels, targets, normal)
+    tell_unknown(unsure, told, targets, normal)
     if not kept:
         raise ValueError(
-            f"predictions and {labels} must have films in common. "
+            f"predictions and {told} must have films in common. "
             f"Left out: {dict(out) or 'no row at all'}."
         )
     truths = [truth for truth, _ in kept.values()]

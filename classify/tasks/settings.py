@@ -22,7 +22,7 @@ from classify.models.settings import (
     known,
 )
 from classify.preprocess import PreprocessConfig
-from cxr.cli import to_plain
+from cxr.cli import Several, to_plain
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from cxr.training.optim import CHOICES, OptimConfig
 from cxr.training.recipe import free, recipe_of
@@ -40,8 +40,8 @@ class TrainingConfig:
     """What every training of a classifier takes.
 
     Args:
-        data: folder with films.csv and its images.
-        crops: folder of python -m detect.crop; empty trains on whole films.
+        data: folder with films.csv and its images, or several of them (the flag again for each).
+        crops: folder of python -m detect.crop, or several; empty trains on whole films.
         out: folder for all that the training leaves: bundles, figures, pictures and checkpoints.
         cache: folder of decoded films, which trainings may share; empty takes OUT/cache, which is
             removed when the training is finished.
@@ -57,8 +57,8 @@ class TrainingConfig:
         seed: of initial weights, order, and what is drawn.
     """
 
-    data: str = free("../shared/data")
-    crops: str = ""
+    data: Several = free("../shared/data")
+    crops: Several = ""
     out: str = free("runs/classify")
     cache: str = free("")
     sources: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class TrainConfig(TrainingConfig):
     """
 
     targets: tuple[str, ...] = free(("bacterial", "viral"))
-    crops: str = free("")
+    crops: Several = free("")
     split: str = free("configs/split_seed0.json")
     sources: tuple[str, ...] = ("kermany",)
     max_epochs: int = 0
@@ -233,7 +233,7 @@ class SingleConfig(TrainingConfig):
     """
 
     classes: tuple[str, ...] = ("normal", "pneumonia")
-    crops: str = free("")
+    crops: Several = free("")
     out: str = free("runs/single")
     sources: tuple[str, ...] = ("kermany",)
     publishable_only: bool = False

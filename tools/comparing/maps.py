@@ -20,6 +20,7 @@ from classify.audit.films import Truths
 from classify.inputs import Item, crops_on_disk, name_of, whole_films
 from classify.labels import TARGET
 from classify.saliency.methods import check_method
+from cxr.cli import Several
 from cxr.draw import fit
 from cxr.film import list_films
 from cxr.intensity import to_uint8
@@ -74,7 +75,8 @@ class MapsConfig:
         method: one of classify.saliency's methods, explanation (a network's own map, as CXRNet
             draws it) or explanation_class (that map weighed by the gradient of the target).
         crops: folder of detect.crop.
-        data: folder with films.csv: patients and labels; empty goes without.
+        data: folder with films.csv, or several of them (the flag again for each): patients and
+            labels; empty goes without.
         showing: take only films whose label is the target (needs --data).
         most: take at most this many films, drawn by seed; 0 takes all.
         seed: of that draw.
@@ -89,7 +91,7 @@ class MapsConfig:
     target: str = ""
     method: str = "grad_cam"
     crops: str = ""
-    data: str = ""
+    data: Several = ""
     showing: bool = False
     most: int = 0
     seed: int = 0

@@ -122,7 +122,7 @@ def attention_of(
     if kept := _read(folder / RESULT, key):
         return kept
     rows = read_films_table(data / "films.csv")
-    found, _ = select_cases(rows, data, (), False, Path(crops) if crops else None)
+    found, _ = select_cases(rows, data, (), False, crops)
     cases = {case.row.image: case for case in found}
     tested = [[answer.film for answer in read_answers(path)[1]] for _, path in parts]
     wanted = _choose([film for films in tested for film in films], max_films)

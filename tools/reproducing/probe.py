@@ -56,9 +56,9 @@ def ask_probe(
         return None, (), f"runner {cell.runner} does not tell its split"
     try:
         split = load_named(known)(cell.settings)
-        data, crops = Path(config.data), Path(config.crops) if config.crops else None
+        data = Path(config.data)
         rows = [r for r in read_films_table(data / "films.csv") if r.image in split.truths]
-        cases, _ = select_cases(rows, data, (), False, crops)
+        cases, _ = select_cases(rows, data, (), False, config.crops)
         probe = probe_of(cases, split, data, Path(config.out) / "cache", DEFAULT_WEIGHTS)
         wanted = experiment.measures, config.draws, config.seed
         found = tuple(
