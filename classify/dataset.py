@@ -190,7 +190,8 @@ def _pixels_of(case: Case, box_jitter: float) -> tuple[np.ndarray, Frame | None]
     frame = case.crop_row.to_frame()
     if not box_jitter:
         return read_film(case.crop).pixels, frame
-    wide = Frame.cut(expand_xyxy(frame.source_xyxy, box_jitter))
+    wider = Frame.cut(expand_xyxy(frame.source_xyxy, box_jitter))
+    wide = replace(wider, turned=frame.turned, film_hw=frame.film_hw)
     return wide.apply(read_film(case.film).pixels), wide
 
 

@@ -40,6 +40,8 @@ from cxr.workdir import Workdir, console, log, provenance, read_json
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
+# what a run has in common with detect.crop
+_CROPPING = ("field", "box", "turned", "device", "margin", "jobs", "batch", "for_processing")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class RunConfig:
             classify.single), whose classes but normal are the members then. Empty takes
             weights/ensemble_crops, or weights/ensemble_films for whole films.
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
+        field: bundle of the lung field, likewise.
+        box: whose box is taken: both (the detector's and the lung field's together, refused or
+            flagged where they differ), detector or field.
+        turned: a film that lies on its side or upside down is turned upright first (mend), or
+            refused (refuse).
         tiers: YAML file that says which target is in which risk tier.
         tier_threshold: a member finds its target from this probability on; left out, when target
             is the largest of its three logits.
@@ -74,6 +81,9 @@ class RunConfig:
     out: str = ""
     ensemble: str = ""
     detector: str = ""
+    field: str = ""
+    box: str = "both"
+    turned: str = "mend"
     tiers: Path = DEFAULT_TIERS
     tier_threshold: float | None = None
     saliency: bool = True
@@ -163,15 +173,15 @@ def _earlier_crops(config: RunConfig, folder: Path) -> Source:
 
 
 def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Source:
-    from detect.crop import CropConfig, iter_crops, settings_of
-    from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
+    from detect.crop import CropConfig, iter_crops, load_finder, settings_of
+    from detect.predict import DEFAULT_WEIGHTS
 
     folder = Path(config.crops) if config.crops else config.out_path / "crops"
-    detector = ThoraxDetector.load(config.detector or None, config.device)
-    told = {n: getattr(config, n) for n in ("margin", "jobs", "batch", "for_processing")}
-    cut = CropConfig(out=str(folder), **told)
-    settings = settings_of(cut, detector.weights)
-    header = {**provenance(detector.weights), "settings": settings}
+    told = {n: getattr(config, n) for n in _CROPPING}
+    cut = CropConfig(out=str(folder), weights=config.detector, **told)
+    finder = load_finder(cut)
+    settings = settings_of(cut, finder.weights)
+    header = {**provenance(finder.weights), "settings": settings}
     restart = config.restart and not config.crops  # crops elsewhere are not this run's to remake
     book = stack.enter_context(ManifestWriter(folder / "manifest.jsonl", header, restart))
     path_of = {name_of(p): p for p in found.films}
@@ -182,7 +192,7 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
         missing = set(fresh)
         done = [book.done[path.as_posix()] for path in paths if path not in missing]
         yield from crops_on_disk(done, folder, _jobs(config, done))
-        with closing(iter_crops(fresh, detector, cut)) as crops:  # type: ignore[type-var]
+        with closing(iter_crops(fresh, finder, cut)) as crops:  # type: ignore[type-var]
             for row, film, crop in crops:
                 book.add(row)
                 yield fresh_crop(row, film, crop.pixels if crop else None, folder)
@@ -192,7 +202,7 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
         "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
     }
     made = {"input": "crops", "crops": settings}
-    return Source(list(path_of), items, made, found.passed_over, folders, dict(detector.weights))
+    return Source(list(path_of), items, made, found.passed_over, folders, dict(finder.weights))
 
 
 @as_command

@@ -6,7 +6,7 @@ whole film is (0, 0, width, height). All functions are pure.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import index
 from typing import Any
 
@@ -119,6 +119,16 @@ def flip_x_xyxy(boxes_xyxy: Any, width: float) -> FloatArray:
     return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
+def turn_xyxy(boxes_xyxy: Any, size_hw: tuple[int, int], degrees: int) -> FloatArray:
+    """(N, 4) boxes of a film of (height, width) on the film turned anticlockwise by 0, 90, 180 or
+    270 degrees, as `np.rot90` turns it."""
+    boxes, (height, width) = as_boxes(boxes_xyxy), size_hw
+    for _ in range(degrees // 90 % 4):
+        boxes = np.stack([boxes[:, 1], width - boxes[:, 2], boxes[:, 3], width - boxes[:, 0]], 1)
+        height, width = width, height
+    return boxes
+
+
 @dataclass(frozen=True)
 class Frame:
     """How a model's picture was cut out of a film: cut, resize, pad; and the way back.
@@ -129,8 +139,10 @@ class Frame:
     every result is reported in original pixels.
 
     `stored_xy` are the original pixels for each of the film's along x and y: other than 1 where a
-    film's pixels are not square and it was resampled. `apply` and `restore` work on the film that
-    is cut; boxes come and go in original pixels.
+    film's pixels are not square and it was resampled. A film that lay on its side or upside down
+    is turned anticlockwise by `turned` degrees first; `film_hw` is its size before that, and
+    `source_xyxy` are pixels of the turned film. `apply` and `restore` work on the film as it is
+    read; boxes come and go in original pixels.
     """
 
     source_xyxy: tuple[int, int, int, int]
@@ -139,6 +151,8 @@ class Frame:
     pad_x: int = 0
     pad_y: int = 0
     stored_xy: tuple[float, float] = (1.0, 1.0)
+    turned: int = 0
+    film_hw: tuple[int, int] | None = None
 
     @classmethod
     def letterbox(cls, size_hw: tuple[int, int], side: int, centre: bool = False) -> Frame:
@@ -164,29 +178,46 @@ class Frame:
         return cls((x0, y0, x1, y1), (y1 - y0, x1 - x0), (y1 - y0, x1 - x0))
 
     @property
+    def film_xyxy(self) -> tuple[float, float, float, float]:
+        """The cut in pixels of the film as it is read."""
+        x0, y0, x1, y1 = self._turn(self.source_xyxy, back=True)[0].tolist()
+        return (x0, y0, x1, y1) if self.turned else self.source_xyxy
+
+    @property
     def original_xyxy(self) -> tuple[float, float, float, float]:
         """The cut in original pixels."""
-        (x0, y0, x1, y1), (sx, sy) = self.source_xyxy, self.stored_xy
-        return self.source_xyxy if sx == sy == 1 else (x0 * sx, y0 * sy, x1 * sx, y1 * sy)
+        (x0, y0, x1, y1), (sx, sy) = self.film_xyxy, self.stored_xy
+        return self.film_xyxy if sx == sy == 1 else (x0 * sx, y0 * sy, x1 * sx, y1 * sy)
+
+    def _turn(self, boxes_xyxy: Any, back: bool = False) -> FloatArray:
+        """(N, 4) boxes of the film as it is read on the film as it is cut, or back."""
+        if not self.turned or self.film_hw is None:
+            return as_boxes(boxes_xyxy)
+        if not back:
+            return turn_xyxy(boxes_xyxy, self.film_hw, self.turned)
+        turned_hw = self.film_hw if self.turned == 180 else self.film_hw[::-1]
+        return turn_xyxy(boxes_xyxy, turned_hw, 360 - self.turned)
 
     def _scale_and_shift(self) -> tuple[FloatArray, FloatArray]:
-        """(4,) model pixels for each original one, and where the original's (0, 0) lies."""
-        x0, y0, x1, y1 = self.original_xyxy
+        """(4,) model pixels for each pixel of the film that is cut, and where its (0, 0) lies."""
+        x0, y0, x1, y1 = self.source_xyxy
         scale = np.array([self.content_hw[1] / (x1 - x0), self.content_hw[0] / (y1 - y0)] * 2)
         return scale, np.array([self.pad_x, self.pad_y] * 2) - np.array([x0, y0] * 2) * scale
 
     def to_model_xyxy(self, boxes_xyxy: Any) -> FloatArray:
         """(N, 4) boxes in original pixels to (N, 4) in model pixels."""
         scale, shift = self._scale_and_shift()
-        return as_boxes(boxes_xyxy) * scale + shift
+        return self._turn(as_boxes(boxes_xyxy) / np.tile(self.stored_xy, 2)) * scale + shift
 
     def to_original_xyxy(self, boxes_xyxy: Any) -> FloatArray:
         """(N, 4) boxes in model pixels to (N, 4) in original pixels."""
         scale, shift = self._scale_and_shift()
-        return (as_boxes(boxes_xyxy) - shift) / scale
+        boxes = self._turn((as_boxes(boxes_xyxy) - shift) / scale, back=True)
+        return boxes * np.tile(self.stored_xy, 2)
 
     def apply(self, pixels: np.ndarray, nearest: bool = False) -> np.ndarray:
         """Film pixels (H, W) to the model's canvas; `nearest` for masks."""
+        pixels = np.rot90(pixels, self.turned // 90)
         x0, y0, x1, y1 = self.source_xyxy
         height, width = pixels.shape[:2]
         cx0, cy0, cx1, cy1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
@@ -209,6 +240,10 @@ class Frame:
 
     def restore(self, canvas: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
         """A map (h, w) in model pixels laid back on a film of `size_hw`; 0 outside the cut."""
+        if self.turned:
+            upright_hw = size_hw if self.turned == 180 else size_hw[::-1]
+            upright = replace(self, turned=0).restore(canvas, upright_hw)
+            return np.ascontiguousarray(np.rot90(upright, -self.turned // 90))
         h, w = self.content_hw
         x0, y0, x1, y1 = self.source_xyxy
         patch = canvas[self.pad_y : self.pad_y + h, self.pad_x : self.pad_x + w]
@@ -226,14 +261,19 @@ class Frame:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Frame:
-        """The inverse of `to_dict`; older ones have no `stored_xy`. ValueError for what is none."""
+        """The inverse of `to_dict`; older ones lack the last three. ValueError for what is none."""
         keys = ("source_xyxy", "content_hw", "canvas_hw")
         try:
             (x0, y0, x1, y1), (h, w), (canvas_h, canvas_w) = (map(index, data[k]) for k in keys)
             pads = index(data["pad_x"]), index(data["pad_y"])
             sx, sy = map(float, data.get("stored_xy", (1, 1)))
+            turned, film_hw = index(data.get("turned", 0)), data.get("film_hw")
+            film_hw = None if film_hw is None else tuple(map(index, film_hw))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"frame must hold whole pixels as written. Got {data!r}.") from error
         if x0 >= x1 or y0 >= y1 or min(h, w, canvas_h, canvas_w) < 1 or not min(sx, sy) > 0:
             raise ValueError(f"frame must have a width and a height. Got {data!r}.")
-        return cls((x0, y0, x1, y1), (h, w), (canvas_h, canvas_w), *pads, (sx, sy))
+        if turned not in (0, 90, 180, 270) or (turned and (not film_hw or len(film_hw) != 2)):
+            raise ValueError(f"frame must be turned by quarters, with film_hw. Got {data!r}.")
+        canvas_hw = (canvas_h, canvas_w)
+        return cls((x0, y0, x1, y1), (h, w), canvas_hw, *pads, (sx, sy), turned, film_hw)

@@ -23,7 +23,8 @@ STATUSES = ("ok", "fallback", "no_thorax", "unreadable")
 class CropRow:
     """One film. `size_hw` and the boxes (xyxy) are in the film's pixels as they are stored; `frame`
     is that of the crop on the film as `read_film` gives it, with square pixels. `notes` are the
-    film's (see `cxr.notes`), `crop` is relative to the manifest."""
+    film's (see `cxr.notes`), `crop` is relative to the manifest. `apart` is 1 − IoU of the
+    detector's and the lung field's box, `quality` the expected IoU of the box with a person's."""
 
     film: str
     sha256: str
@@ -38,6 +39,8 @@ class CropRow:
     frame: dict[str, Any] | None = None
     crop: str | None = None
     notes: tuple[str, ...] = ()
+    apart: float | None = None
+    quality: float | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

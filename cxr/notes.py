@@ -48,6 +48,9 @@ NOTES = {
     "not_square": "The pixels are not square ({value}): resampled to square ones.",
     "not_square_ignored": "The pixels are said not to be square ({value}): not obeyed.",
     "thumbnail_skipped": "The picture also holds a reduced copy of itself: left out.",
+    # what the picture shows
+    "lay_turned": "The film lay turned: it was turned upright by {value}° anticlockwise.",
+    "mirrored": "The heart lies on the other side: the film may be mirrored.",
     # fitness
     "for_processing": "The film is FOR PROCESSING: raw detector data, not meant to be looked at.",
     "intent_unknown": "PresentationIntentType is neither FOR PRESENTATION nor FOR PROCESSING.",

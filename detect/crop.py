@@ -20,7 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from cxr.boxes import Frame, area_xyxy, clip_xyxy, expand_xyxy, square_xyxy, union_xyxy
+from cxr.boxes import (
+    Frame,
+    area_xyxy,
+    clip_xyxy,
+    expand_xyxy,
+    square_xyxy,
+    turn_xyxy,
+    union_xyxy,
+)
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm, read_coco
 from cxr.draw import encode_png
@@ -28,10 +36,11 @@ from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
-from cxr.rules import refusing, require_between
+from cxr.rules import refusing, require_between, require_one_of
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
-from detect.predict import ThoraxBox, ThoraxDetector
+from detect.finder import BOXES, TURNED, ThoraxFinder
+from detect.predict import ThoraxBox
 
 
 class HumanBoxes:
@@ -90,6 +99,11 @@ class CropConfig:
         films: files and folders of films (DICOM, PNG, JPEG, TIFF).
         out: folder for the crops and their manifest; a stopped run goes on there.
         weights: the detector's bundle; empty takes the one that comes with lungfirst.
+        field: the lung field's bundle, likewise.
+        box: whose box is taken: both (the detector's and the lung field's together, refused or
+            flagged where they differ), detector or field.
+        turned: a film that lies on its side or upside down is turned upright first (mend), or
+            refused (refuse).
         device: auto, cpu, or cuda.
         margin: added on each side of the thorax box, as a fraction of the box's side.
         square: make the crops square; what lies beyond the film is black.
@@ -103,6 +117,9 @@ class CropConfig:
     films: tuple[str, ...] = ()
     out: str = "runs/crops"
     weights: str = ""
+    field: str = ""
+    box: str = "both"
+    turned: str = "mend"
     device: str = "auto"
     margin: float = 0.05
     square: bool = False
@@ -114,6 +131,7 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         require_between(self, batch=(1, 1024), jobs=(-1, 256), margin=(0, 1))
+        require_one_of(self, box=BOXES, turned=TURNED)
 
 
 def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = False) -> Crop:
@@ -128,27 +146,28 @@ def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = F
 
     Raises ValueError for a film without a thorax, and for a box that does not touch the film.
     """
-    height, width = film.pixels.shape
+    film_hw = height, width = film.pixels.shape
     if box.status == "fallback":
         wanted = np.array([0.0, 0.0, width, height])
     elif box.xyxy is None:
         raise ValueError(f"box of crop_film must have a place. Got {box.status}: {box.reason}.")
     else:
-        wanted = clip_xyxy(expand_xyxy(box.xyxy, margin), (height, width))[0]
+        wanted = clip_xyxy(expand_xyxy(box.xyxy, margin), film_hw)[0]
     if area_xyxy(wanted)[0] <= 0:
         raise ValueError(
             f"box of crop_film must touch the film of {width} x {height} px. "
             f"Got {box.xyxy} instead."
         )
-    frame = Frame.cut(wanted)
+    frame = Frame.cut(turn_xyxy(wanted, film_hw, box.turned))
     if square:  # from whole pixels, or rounding makes it one pixel too long
         side = max(frame.content_hw)
         x0, y0 = (int(v) for v in np.floor(square_xyxy(frame.source_xyxy)[:2]))
         frame = Frame.cut((x0, y0, x0 + side, y0 + side))
-    rows, columns = film.stored_hw or (height, width)
-    return Crop(
-        frame.apply(film.pixels), replace(frame, stored_xy=(columns / width, rows / height))
-    )
+    rows, columns = film.stored_hw or film_hw
+    frame = replace(frame, stored_xy=(columns / width, rows / height))
+    if box.turned:
+        frame = replace(frame, turned=box.turned, film_hw=film_hw)
+    return Crop(frame.apply(film.pixels), frame)
 
 
 def crop_name(path: str | Path, sha256: str) -> str:
@@ -158,32 +177,32 @@ def crop_name(path: str | Path, sha256: str) -> str:
 
 
 def iter_crops(
-    paths: Sequence[Path], detector: ThoraxDetector | HumanBoxes, config: CropConfig
+    paths: Sequence[Path], finder: ThoraxFinder | HumanBoxes, config: CropConfig
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
     """Read, box and cut films in batches; each crop is on disk before its row is given.
 
     Films come in the order of `paths`; Film is None for an unreadable one, Crop is None where
     nothing was cut. At most a batch and `2 * jobs` films are held at a time. Of `config`, `films`,
-    the detector's settings and `restart` say nothing here.
+    the networks' settings and `restart` say nothing here.
     """
     jobs = default_jobs(len(paths), config.jobs)
     reads = read_ahead(paths, jobs, for_processing=config.for_processing)
     with ThreadPoolExecutor(2) as writers:
         for batch in batched(reads, config.batch):
-            yield from _crop_batch(batch, detector, config, writers)
+            yield from _crop_batch(batch, finder, config, writers)
 
 
 def _crop_batch(
     batch: list[tuple[Path, Film | Unread]],
-    detector: ThoraxDetector | HumanBoxes,
+    finder: ThoraxFinder | HumanBoxes,
     config: CropConfig,
     writers: ThreadPoolExecutor,
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
     films = [film for _, film in batch if isinstance(film, Film)]
-    if isinstance(detector, HumanBoxes):
-        boxes = [detector.box_film(film) for film in films]
+    if isinstance(finder, HumanBoxes):
+        boxes = [finder.box_film(film) for film in films]
     else:
-        boxes = detector.predict([film.pixels for film in films]) if films else []
+        boxes = finder.predict([film.pixels for film in films])
     box_of = dict(zip(map(id, films), boxes, strict=True))
     crops = {
         id(film): crop_film(film, box_of[id(film)], config.margin, config.square)
@@ -229,7 +248,9 @@ def to_row(path: Path, film: Film, box: ThoraxBox, crop: Crop | None, name: str 
         crop_xyxy=crop.frame.original_xyxy if crop else None,
         frame=crop.frame.to_dict() if crop else None,
         crop=name,
-        notes=film.notes,
+        notes=(*film.notes, *box.notes),
+        apart=box.apart,
+        quality=box.quality,
     )
 
 
@@ -247,14 +268,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config.films:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
         found = list_films(config.films)
-        detector: ThoraxDetector | HumanBoxes = (
-            HumanBoxes(config.boxes)
-            if config.boxes
-            else ThoraxDetector.load(config.weights or None, config.device)
+        finder: ThoraxFinder | HumanBoxes = (
+            HumanBoxes(config.boxes) if config.boxes else load_finder(config)
         )
-        book = open_manifest(config, detector.weights)
+        book = open_manifest(config, finder.weights)
     with book:
-        rows = crop_films(found.films, detector, config, book)
+        rows = crop_films(found.films, finder, config, book)
     console.print(_status_table(rows, found.passed_over))
     console.print(f"crops and manifest: {config.out}", highlight=False)
     return 0 if any(row.status != "unreadable" for row in rows) else 1
@@ -269,15 +288,24 @@ def open_manifest(config: CropConfig, weights: Mapping[str, str]) -> ManifestWri
     return book
 
 
+def load_finder(config: CropConfig) -> ThoraxFinder:
+    """The networks that `config` names; raises as `ThoraxFinder.load` does."""
+    return ThoraxFinder.load(
+        config.weights or None, config.field or None, config.device, config.box, config.turned
+    )
+
+
 def settings_of(config: CropConfig, weights: Mapping[str, str]) -> dict[str, Any]:
     """What the crops of one manifest have in common."""
     settings = {"margin": config.margin, "square": config.square, "boxes_from": dict(weights)}
+    if not config.boxes:
+        settings |= {"box": config.box, "turned": config.turned}
     return {**settings, **({"for_processing": True} if config.for_processing else {})}
 
 
 def crop_films(
     films: Sequence[Path],
-    detector: ThoraxDetector | HumanBoxes,
+    finder: ThoraxFinder | HumanBoxes,
     config: CropConfig,
     book: ManifestWriter,
 ) -> list[CropRow]:
@@ -285,7 +313,7 @@ def crop_films(
     pending = book.pending(films, "crop")
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
-    for row, _, _ in counting(iter_crops(pending, detector, config), "cropping", len(pending)):
+    for row, _, _ in counting(iter_crops(pending, finder, config), "cropping", len(pending)):
         book.add(row)
         if row.reason:
             log.warning("%s: %s (%s)", row.film, row.status, row.reason)

@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr.boxes import Frame, iou_xyxy
+from cxr.boxes import Frame, iou_xyxy, stretch_xyxy
 from detect.lungfield.field import LungField, field_box_xyxy
 from detect.predict import Detections, ThoraxBox, ThoraxDetector, Xyxy, prepare_film
 
 BOXES = ("both", "detector", "field")
+TURNED = ("mend", "refuse")
 _MAP_SIDE = 512  # px of the map that a field's box is read from: finer shows nothing more
+_EARLY, _LATE = 0.2, 0.8  # probabilities of lung that an eager and a wary reader would draw at
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class PairRule:
         detector_share: of the left, top, right and bottom edge; the field has the rest.
         ok_apart: 1 − IoU of the two boxes up to which the box is used.
         refuse_apart: 1 − IoU above which there is no thorax.
-        quality: points (1 − IoU of the two boxes, IoU with a person's box), falling; between two
-            of them a line.
+        quality: points (doubt, IoU with a person's box), falling; between two of them a line. The
+            doubt is the sum of 1 − IoU of the two boxes and of the field's own (`FieldBox.soft`).
         chosen_on: the films, and the SHA-256 of both bundles.
     """
 
@@ -56,26 +58,39 @@ class PairRule:
         x0, y0, x1, y1 = share * np.asarray(detector) + (1 - share) * np.asarray(field)
         return float(x0), float(y0), float(x1), float(y1)
 
-    def quality_at(self, apart: float) -> float | None:
-        """The expected IoU with a person's box."""
+    def quality_at(self, doubt: float) -> float | None:
+        """The IoU with a person's box that is to be expected."""
         if not self.quality:
             return None
-        return round(float(np.interp(apart, *np.transpose(self.quality))), 4)
+        return round(float(np.interp(doubt, *np.transpose(self.quality))), 4)
+
+
+class FieldBox(NamedTuple):
+    """The lung field's box in film pixels; `soft` is 1 − IoU of the boxes that it would be for one
+    who marks lung early and for one who marks it late."""
+
+    xyxy: Xyxy
+    soft: float
 
 
 class ThoraxFinder:
     """Films in, one thorax box each or the reason why not, from both networks.
 
-    `box` names whose box it is: both, detector or field. The small copy of a film that the detector
-    sees is made once; the field's is made of that.
+    `box` names whose box it is: both, detector or field. `turned` says what becomes of a film that
+    lies on its side or upside down: it is turned upright before it is boxed (mend), or refused.
+    The small copy of a film that the detector sees is made once; the field's is made of that.
     """
 
     def __init__(
-        self, detector: ThoraxDetector, field: LungField | None = None, box: str = "both"
+        self,
+        detector: ThoraxDetector,
+        field: LungField | None = None,
+        box: str = "both",
+        turned: str = "mend",
     ) -> None:
         if box not in BOXES or (field is None and box != "detector"):
             raise ValueError(f"box must be one of {', '.join(BOXES)}. Got {box!r}, {field}.")
-        self.detector, self.field, self.box = detector, field, box
+        self.detector, self.field, self.box, self.turned = detector, field, box, turned
         self.rule = PairRule.of(detector)
         self.weights = {**detector.weights, **(field.weights if field else {})}
 
@@ -86,29 +101,25 @@ class ThoraxFinder:
         field: str | Path | None = None,
         device: str = "auto",
         box: str = "both",
+        turned: str = "mend",
     ) -> ThoraxFinder:
         """Both bundles; the shipped ones for None. Raises as their own `load` does."""
         detector = ThoraxDetector.load(weights, device)
-        return cls(detector, LungField.load(field, device) if box != "detector" else None, box)
+        own = LungField.load(field, device) if box != "detector" else None
+        return cls(detector, own, box, turned)
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
         """One decision a film (H, W) float32 in [0, 1]: `ok`, `fallback` or `no_thorax`."""
-        sizes = [(f.shape[0], f.shape[1]) for f in films]
-        return [
-            self.decide(*seen, size) for seen, size in zip(self.look(films), sizes, strict=True)
-        ]
-
-    def look(self, films: Sequence[np.ndarray]) -> list[tuple[Detections, Xyxy | None]]:
-        """What both networks see on each film: the detector's boxes, and the lung field's box."""
         if not films:
             return []
         prepared = [prepare_film(pixels, self.detector.config.side) for pixels in films]
         found = self.detector.detect_prepared(prepared)
         fields = self.find_fields(prepared) if self.field else [None] * len(films)
-        return list(zip(found, fields, strict=True))
+        sizes = [(f.shape[0], f.shape[1]) for f in films]
+        return [self.decide(*seen) for seen in zip(found, fields, sizes, strict=True)]
 
-    def find_fields(self, prepared: Sequence[tuple[np.ndarray, Frame]]) -> list[Xyxy | None]:
-        """The lung field's box of each film that the detector sees, in the film's pixels."""
+    def find_fields(self, prepared: Sequence[tuple[np.ndarray, Frame]]) -> list[FieldBox | None]:
+        """The lung field's box of each film that the detector sees."""
         assert self.field is not None
         smaller = [refit(canvas, frame, self.field.side) for canvas, frame in prepared]
         return [
@@ -118,7 +129,9 @@ class ThoraxFinder:
             )
         ]
 
-    def decide(self, found: Detections, field: Xyxy | None, size_hw: tuple[int, int]) -> ThoraxBox:
+    def decide(
+        self, found: Detections, field: FieldBox | None, size_hw: tuple[int, int]
+    ) -> ThoraxBox:
         """The rule from both boxes, in pixels of a film of (height, width), to one decision."""
         box = self.detector.decide(found, size_hw)
         if self.box == "detector" or box.seen_xyxy is None:
@@ -126,9 +139,11 @@ class ThoraxFinder:
         if field is None:
             why = "no thorax found: no lung field"
             return replace(box, xyxy=None, status="no_thorax", reason=box.reason or why, apart=1.0)
-        apart = round(1 - float(iou_xyxy(box.seen_xyxy, field)[0, 0]), 4)
-        seen = field if self.box == "field" else self.rule.merge(box.seen_xyxy, field)
-        box = replace(box, seen_xyxy=seen, apart=apart, quality=self.rule.quality_at(apart))
+        apart = round(1 - float(iou_xyxy(box.seen_xyxy, field.xyxy)[0, 0]), 4)
+        merged = self.rule.merge(box.seen_xyxy, field.xyxy)
+        seen = field.xyxy if self.box == "field" else merged
+        quality = self.rule.quality_at(apart + field.soft)
+        box = replace(box, seen_xyxy=seen, apart=apart, quality=quality)
         differ = f"the detector's and the lung field's box differ, 1 − IoU is {apart:.2f} and above"
         if box.status == "ok":
             if apart > self.rule.refuse_apart:
@@ -142,21 +157,22 @@ class ThoraxFinder:
 
 def refit(canvas: np.ndarray, frame: Frame, side: int) -> tuple[np.ndarray, Frame]:
     """A letterboxed film fitted anew into a square of `side` px, and its Frame on the film."""
-    x0, y0, x1, y1 = frame.source_xyxy
     if canvas.shape == (side, side):
         return canvas, frame
     inner = Frame.letterbox(frame.content_hw, side)
-    return inner.apply(canvas), replace(inner, source_xyxy=(x0, y0, x1, y1))
+    return inner.apply(canvas), replace(inner, source_xyxy=frame.source_xyxy)
 
 
-def read_box(probability: np.ndarray, frame: Frame, threshold: float) -> Xyxy | None:
-    """The field's box (xyxy, film pixels) from its map (S, S) in letterbox pixels."""
+def read_box(probability: np.ndarray, frame: Frame, threshold: float) -> FieldBox | None:
+    """The field's box from its map (S, S) in letterbox pixels; None without a field."""
     width, height = frame.source_xyxy[2:]
     scale = min(1.0, _MAP_SIDE / max(width, height))
     small_hw = max(1, round(height * scale)), max(1, round(width * scale))
     small = replace(frame, source_xyxy=(0, 0, small_hw[1], small_hw[0]))
-    box = field_box_xyxy(small.restore(probability, small_hw) > threshold)
+    plane = small.restore(probability, small_hw)
+    early, box, late = (field_box_xyxy(plane > t) for t in (_EARLY, threshold, _LATE))
     if box is None:
         return None
-    (h, w), (x0, y0, x1, y1) = small_hw, box
-    return x0 * width / w, y0 * height / h, x1 * width / w, y1 * height / h
+    soft = 1.0 if early is None or late is None else 1 - float(iou_xyxy(early, late)[0, 0])
+    x0, y0, x1, y1 = (float(v) for v in stretch_xyxy(box, small_hw, (height, width))[0])
+    return FieldBox((x0, y0, x1, y1), soft)

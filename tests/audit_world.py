@@ -27,7 +27,8 @@ from classify.audit import auditor
 from classify.ensemble import Ensemble
 from classify.preprocess import PreprocessConfig
 from cxr.split import Split
-from detect.predict import ThoraxBox, ThoraxDetector
+from detect.finder import ThoraxFinder
+from detect.predict import ThoraxBox
 
 TARGETS = ("bacterial", "viral")
 KERMANY = [
@@ -132,7 +133,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch, path: Path) -> SimpleNamespace:
         ensemble=tiny_ensemble(), detector=FakeDetector(), field=FakeField(), path=path
     )
     monkeypatch.setattr(Ensemble, "load", lambda folder, device="auto": world.ensemble)
-    monkeypatch.setattr(ThoraxDetector, "load", lambda p, device="auto": world.detector)
+    monkeypatch.setattr(ThoraxFinder, "load", lambda *_: world.detector)
     monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": world.field)
     monkeypatch.chdir(path)
     for kind in ("crops", "films"):

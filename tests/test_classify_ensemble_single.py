@@ -30,7 +30,7 @@ from classify.saliency.maps import Explained, explain, look, saliency_maps
 from classify.saliency.methods import METHODS
 from classify.tasks.settings import SingleConfig
 from cxr.stats import softmax
-from detect.predict import ThoraxDetector
+from detect.finder import ThoraxFinder
 
 THREE = ("normal", "bacterial", "viral")
 TARGET, OTHERS = 1, 2
@@ -200,7 +200,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Three films with labels, a folder `trained` with a single network, an empty folder as home;
     stand-ins for detector and lung field."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
+    monkeypatch.setattr(ThoraxFinder, "load", lambda *_: FakeDetector())
     monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": FakeField())
     rows = []
     for n, (label, sublabel) in enumerate(

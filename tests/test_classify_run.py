@@ -25,7 +25,8 @@ from classify.preprocess import PreprocessConfig
 from classify.report import ReportBook
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
-from detect.predict import ThoraxBox, ThoraxDetector
+from detect.finder import ThoraxFinder
+from detect.predict import ThoraxBox
 
 SCOPE = {"scope": "Children."}
 POINT = OperatingPoint(0.5, 0.99, 0.95, True, 0.99, 300, 0, 299, 0.4)
@@ -92,7 +93,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNam
     made = SimpleNamespace(ensemble=ensemble, screener=screener, detector=detector, path=tmp_path)
     monkeypatch.setattr(Ensemble, "load", lambda folder, device="auto": ensemble)
     monkeypatch.setattr(Screener, "load", lambda folder: made.screener)
-    monkeypatch.setattr(ThoraxDetector, "load", lambda path, device="auto": detector)
+    monkeypatch.setattr(ThoraxFinder, "load", lambda *_: detector)
     (tmp_path / "weights/ensemble_crops").mkdir(parents=True)
     (tmp_path / "weights/ensemble_films").mkdir(parents=True)
     for kind in ("crops", "films"):

@@ -25,7 +25,7 @@ from classify.saliency.maps import explanations, saliency_maps
 from classify.single import main
 from classify.tasks.settings import SingleConfig
 from cxr.workdir import log
-from detect.predict import ThoraxDetector
+from detect.finder import ThoraxFinder
 
 THREE = ("normal", "bacterial", "viral")
 SMALL = """
@@ -99,7 +99,7 @@ def test_only_what_moves_the_answer_is_made_random() -> None:
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Three films with labels, an empty folder as home; stand-ins for detector and lung field."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ThoraxDetector, "load", lambda p, device="auto": FakeDetector())
+    monkeypatch.setattr(ThoraxFinder, "load", lambda *_: FakeDetector())
     monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": FakeField())
     rows = []
     for n, (label, sublabel) in enumerate(

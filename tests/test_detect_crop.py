@@ -42,7 +42,7 @@ class FakeDetector:
     loads = 0
 
     @classmethod
-    def load(cls, path: object = None, device: str = "auto") -> FakeDetector:
+    def load(cls, *_: object) -> FakeDetector:
         cls.loads += 1
         return cls()
 
@@ -62,7 +62,7 @@ class FakeDetector:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect.crop, "ThoraxDetector", FakeDetector)
+    monkeypatch.setattr(detect.crop, "ThoraxFinder", FakeDetector)
 
 
 @pytest.fixture
@@ -215,6 +215,8 @@ def test_command_writes_crops_manifest_and_provenance(films: Path, fake: None) -
         "margin": 0.05,
         "square": False,
         "boxes_from": FakeDetector.weights,
+        "box": "both",
+        "turned": "mend",
     }
     by_film = {row.film: row for row in rows}
     assert set(by_film) == {
@@ -292,7 +294,7 @@ def test_full_disk_ends_in_words_and_the_run_goes_on(
     assert "No space left on device" in said and "free some space" in said
     monkeypatch.undo()
     monkeypatch.chdir(films.parent)
-    monkeypatch.setattr(detect.crop, "ThoraxDetector", FakeDetector)
+    monkeypatch.setattr(detect.crop, "ThoraxFinder", FakeDetector)
     assert run() == 0
     assert len(read_manifest("crops")[1]) == 5
 
@@ -468,6 +470,8 @@ def test_real_chests_are_cropped_and_a_hip_is_refused(shared_data: Path, tmp_pat
     assert main([str(shared_data / "dicom"), "--out", str(tmp_path), "--jobs", "0"]) == 0
     rows = {Path(row.film).name: row for row in read_manifest(tmp_path)[1]}
     assert rows.pop("nema_rg2_cr_hip_negative.dcm").status == "no_thorax"
+    # shown as its own negative by a wrong header, one film is boxed otherwise by each network
+    assert rows.pop("siim_cr_pa_fake_monochrome1.dcm").status == "fallback"
     assert {row.status for row in rows.values()} == {"ok"}
     deep = rows["barre_cr_mono1_10bit_chest.dcm"]
     assert cv2.imread(str(tmp_path / deep.crop), cv2.IMREAD_UNCHANGED).dtype == np.uint16

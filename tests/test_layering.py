@@ -14,8 +14,8 @@ ALLOWED = {"cxr": {"cxr"}, "detect": {"cxr", "detect"}, "classify": {"cxr", "cla
 # the only doors between the two stages
 DOORS = {
     "classify/run.py": {"detect.crop", "detect.predict"},
-    "classify/audit/auditor.py": {"detect.lungfield.field", "detect.predict"},
-    "classify/audit/films.py": {"detect.lungfield.field", "detect.predict"},
+    "classify/audit/auditor.py": {"detect.finder", "detect.lungfield.field"},
+    "classify/audit/films.py": {"detect.finder", "detect.lungfield.field"},
 }
 
 

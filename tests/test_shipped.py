@@ -8,7 +8,8 @@ import pytest
 
 from cxr.bundle import load_bundle
 from cxr.film import read_film
-from detect.predict import DEFAULT_WEIGHTS, ThoraxBox, ThoraxDetector
+from detect.finder import ThoraxFinder
+from detect.predict import DEFAULT_WEIGHTS, ThoraxBox
 
 CHESTS = (
     "nih_dx_pa_nofinding.dcm",
@@ -19,11 +20,11 @@ CHESTS = (
 
 
 @pytest.fixture(scope="module")
-def detector() -> ThoraxDetector:
-    return ThoraxDetector.load(device="cpu")
+def detector() -> ThoraxFinder:
+    return ThoraxFinder.load(device="cpu")
 
 
-def box_of(detector: ThoraxDetector, path: Path) -> ThoraxBox:
+def box_of(detector: ThoraxFinder, path: Path) -> ThoraxBox:
     return detector.predict([read_film(path).pixels])[0]
 
 
@@ -37,7 +38,7 @@ def sample(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", CHESTS)
-def test_real_chests_are_boxed(detector: ThoraxDetector, shared_data: Path, name: str) -> None:
+def test_real_chests_are_boxed(detector: ThoraxFinder, shared_data: Path, name: str) -> None:
     box = box_of(detector, shared_data / "dicom" / name)
     assert box.status == "ok" and box.xyxy is not None, box.reason
     height, width = read_film(shared_data / "dicom" / name).pixels.shape
@@ -46,17 +47,17 @@ def test_real_chests_are_boxed(detector: ThoraxDetector, shared_data: Path, name
 
 
 @pytest.mark.parametrize("name", ["RG1_UNCI.dcm", "RG1_J2KI.dcm", "RG1_J2KR.dcm"])
-def test_the_sample_chest_is_boxed(detector: ThoraxDetector, name: str) -> None:
+def test_the_sample_chest_is_boxed(detector: ThoraxFinder, name: str) -> None:
     assert box_of(detector, sample(name)).status == "ok"
 
 
-def test_a_hip_is_refused(detector: ThoraxDetector, shared_data: Path) -> None:
+def test_a_hip_is_refused(detector: ThoraxFinder, shared_data: Path) -> None:
     box = box_of(detector, shared_data / "dicom" / "nema_rg2_cr_hip_negative.dcm")
     assert box.status == "no_thorax" and box.xyxy is None and box.reason
 
 
 @pytest.mark.parametrize("name", ["RG3_UNCI.dcm", "RG3_J2KI.dcm"])
-def test_a_leg_is_refused(detector: ThoraxDetector, name: str) -> None:
+def test_a_leg_is_refused(detector: ThoraxFinder, name: str) -> None:
     assert box_of(detector, sample(name)).status == "no_thorax"
 
 

@@ -94,6 +94,7 @@ def detection_timers(films: list[Path]) -> list[Timer]:
     import torch
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
+    from detect.finder import ThoraxFinder
     from detect.model import build_detector
     from detect.predict import ThoraxDetector
 
@@ -111,12 +112,13 @@ def detection_timers(films: list[Path]) -> list[Timer]:
         with torch.inference_mode():
             stock([torch.from_numpy(pixels).expand(3, -1, -1)])
 
-    def ours(detector: ThoraxDetector) -> Callable[[int], Any]:
-        return lambda n: detector.predict([read_film(films[n]).pixels])
+    def ours(finder: ThoraxDetector | ThoraxFinder) -> Callable[[int], Any]:
+        return lambda n: finder.predict([read_film(films[n]).pixels])
 
     return [
         Timer("torchvision fasterrcnn_mobilenet_v3_large_320_fpn", run_stock),
-        Timer("lungfirst", ours(plain)),
+        Timer("lungfirst, detector and lung field", ours(ThoraxFinder.load(device="cpu"))),
+        Timer("lungfirst, detector", ours(plain)),
         Timer("lungfirst with flips", ours(flipped)),
         Timer("lungfirst's network, COCO's sizes", ours(many)),
     ]
@@ -125,10 +127,10 @@ def detection_timers(films: list[Path]) -> list[Timer]:
 def stage_timers(films: list[Path], ensemble: Any) -> tuple[list[Timer], list[np.ndarray]]:
     """Reading, cutting at full resolution, and one pass of all members over a crop; the crops."""
     from detect.crop import crop_film
-    from detect.predict import ThoraxDetector
+    from detect.finder import ThoraxFinder
 
     read = [read_film(path) for path in films]
-    boxes = ThoraxDetector.load(device="cpu").predict([film.pixels for film in read])
+    boxes = ThoraxFinder.load(device="cpu").predict([film.pixels for film in read])
 
     def cut(n: int) -> Any:
         return crop_film(read[n], boxes[n], 0.05, False) if boxes[n].xyxy else None

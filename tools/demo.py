@@ -54,10 +54,10 @@ def draw_way(film_path: Path) -> Any:
     from cxr import draw
     from cxr.film import read_film
     from detect.crop import crop_film
-    from detect.predict import ThoraxDetector
+    from detect.finder import ThoraxFinder
 
     film = read_film(film_path)
-    box = ThoraxDetector.load().predict([film.pixels])[0]
+    box = ThoraxFinder.load().predict([film.pixels])[0]
     crop = crop_film(film, box).pixels
     ensemble = Ensemble.load("weights/ensemble_crops")
     batch, frames = ensemble.prepare([crop])

@@ -38,8 +38,8 @@ from cxr.ledger import FilmRecords
 from cxr.page.build import write_pdf
 from cxr.split import Split
 from cxr.workdir import Workdir, console, log, write_json
+from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField
-from detect.predict import ThoraxDetector
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Auditor:
     members: Ensemble
     screener: Screener | None
     field: LungField
-    detector: ThoraxDetector | None
+    finder: ThoraxFinder | None
     thresholds: Thresholds | None
     threshold_path: Path
 
@@ -67,7 +67,7 @@ class Auditor:
             "seed": self.config.seed,
             "members": self.members.weights,
             "field": self.field.weights,
-            "detector": self.detector.weights if self.detector else {},
+            "detector": self.finder.weights if self.finder else {},
             "thresholds": to_plain(self.thresholds) if self.thresholds else None,
         }
 
@@ -109,7 +109,9 @@ def load(config: AuditConfig) -> Auditor:
         members,
         Screener.load(folder) if (folder / "screener.json").exists() else None,
         LungField.load(config.field or None, config.device),
-        ThoraxDetector.load(config.detector or None, config.device) if unboxed else None,
+        ThoraxFinder.load(config.detector or None, config.field or None, config.device)
+        if unboxed
+        else None,
         None if config.fit else read_thresholds(path, asked_for, config.method, members.weights),
         path,
     )
@@ -189,7 +191,7 @@ def look_at_films(
         [film for film in shown if film.name in wanted],
         auditor.truths,
         auditor.field,
-        auditor.detector,
+        auditor.finder,
         lungs,
         pending,
         config.jobs,

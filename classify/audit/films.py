@@ -34,8 +34,8 @@ from cxr.rules import require
 from cxr.split import Split
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, read_json
+from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField, cut_edges, disagreement
-from detect.predict import ThoraxDetector
 
 FINDINGS = "finding_boxes.csv"
 Box = tuple[float, float, float, float]
@@ -191,7 +191,7 @@ class AuditFilm:
     def seen_xyxy(self) -> Box:
         """What the members saw, in film pixels; a crop may reach beyond the film."""
         if self.listed.crop is not None:
-            x0, y0, x1, y1 = self.listed.crop.source_xyxy
+            x0, y0, x1, y1 = self.listed.crop.film_xyxy
             return float(x0), float(y0), float(x1), float(y1)
         height, width = self.size_hw
         return 0.0, 0.0, float(width), float(height)
@@ -290,7 +290,7 @@ def read_films(
     films: Sequence[RunFilm],
     truths: Truths,
     field: LungField,
-    detector: ThoraxDetector | None = None,
+    finder: ThoraxFinder | None = None,
     lungs: Container[str] | None = None,
     boxes: Container[str] | None = None,
     jobs: int = -1,
@@ -299,7 +299,7 @@ def read_films(
     """Films in batches, each read, boxed and segmented once; at most a batch is held.
 
     `lungs` and `boxes` name the films whose lung field and thorax box are wanted (None: all). A
-    human lung mask takes the network's place, and `detector` boxes the films that have no box yet.
+    human lung mask takes the network's place, and `finder` boxes the films that have no box yet.
     `jobs` processes read; -1 takes up to four, and none for a few films.
     """
     jobs = default_jobs(len(films), jobs)
@@ -314,8 +314,8 @@ def read_films(
             f.lung, f.lung_by = lung, by
         wanted = [(f, film) for f, film in good if boxes is None or f.listed.name in boxes]
         unboxed = [(f, film.pixels) for f, film in wanted if f.listed.boxed is None]
-        if detector is not None and unboxed:
-            found = detector.predict([pixels for _, pixels in unboxed])
+        if finder is not None and unboxed:
+            found = finder.predict([pixels for _, pixels in unboxed])
             for (f, _), box in zip(unboxed, found, strict=True):
                 f.box_xyxy = _sure_box(box.status, box.xyxy)
         yield out

@@ -247,7 +247,7 @@ def _look(
     sizes = [(p.shape[0], p.shape[1]) for p in shown]
     maps = {name: to_pixels(planes, frames, sizes) for name, planes in every.items()}
     for n, ((case, _), crop, (lung, who)) in enumerate(zip(good, crops, lungs, strict=True)):
-        regions = Regions(lung, seen_xyxy=None if crop is None else crop.source_xyxy)
+        regions = Regions(lung, seen_xyxy=None if crop is None else crop.film_xyxy)
         planes = {
             k: p[n] if crop is None else crop.restore(p[n], lung.shape) for k, p in maps.items()
         }
