@@ -20,6 +20,7 @@ COMMANDS = [
     *("classify.finetune", "classify.pretrain", "classify.iscore_train", "classify.restore"),
     *("classify.singles.show", "detect.train", "detect.evaluate", "detect.crop", "cxr.split"),
     *("detect.film_class", *(f"detect.lungfield {word}" for word in LUNGFIELD)),
+    *("detect.view train", "detect.view evaluate"),
     *(f"classify.screener {word}" for word in SCREENER),
     *(f"tools/annotate.py {word}" for word in ANNOTATE),
     *(f"tools/compare_explanations.py {word}" for word in EXPLAIN),

@@ -86,12 +86,20 @@ class LungField(TrainedNet):
 
     def forward(self, canvases: Sequence[np.ndarray]) -> np.ndarray:
         """(N, S, S) float32 probabilities of «lung field» on N letterboxed films (S, S) uint8."""
+        return self._run(self.model, canvases)[:, 0].sigmoid().cpu().numpy()
+
+    def look(self, canvases: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """`forward`, and from the same pass what the network sees, (N, C, G, G) float32 (see
+        `FieldNet.look`): what `detect.view` judges."""
+        logits, features = self._run(self.model.look, canvases)
+        return logits[:, 0].sigmoid().cpu().numpy(), features.cpu().numpy()
+
+    def _run(self, network: Any, canvases: Sequence[np.ndarray]) -> Any:
         import torch
 
         images = torch.stack([to_input(canvas) for canvas in canvases]).to(self.device)
         with torch.inference_mode():
-            logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        return torch.sigmoid(logits[:, 0].float()).cpu().numpy()
+            return network(images.contiguous(memory_format=torch.channels_last))
 
 
 def field_box_xyxy(mask: np.ndarray) -> tuple[float, float, float, float] | None:

@@ -30,9 +30,21 @@ class FieldNet(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.encoder((x - LITE_MEAN) / LITE_STD)
-        logits = self.head(self.decoder(features))
-        return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+        return self._logits(x)[0]
+
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and (N, C, G, G): the encoder's last two levels and the field, averaged on a
+        grid half as fine as the last level's (8 × 8 for films of 256 px)."""
+        logits, levels = self._logits(x)
+        height, width = levels[-1].shape[2:]
+        seen = (levels[-1], levels[-2], torch.sigmoid(logits))
+        cells = (height // 2, width // 2)
+        return logits, torch.cat([F.adaptive_avg_pool2d(t, cells) for t in seen], 1)
+
+    def _logits(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        levels = self.encoder((x - LITE_MEAN) / LITE_STD)
+        logits = self.head(self.decoder(levels))
+        return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False), levels
 
     def freeze(self, stages: int) -> None:
         """Stem and first stages stay as they are, BatchNorm included: they see edges, not lungs,

@@ -1,0 +1,1 @@
+"""Is it one upright frontal chest film? Told from what the lung field's network sees anyway."""

@@ -1,0 +1,32 @@
+"""python -m detect.view train | evaluate"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cxr.cli import Command, as_command, run_command
+
+PROG = "python -m detect.view"
+COMMANDS = {
+    "train": Command(
+        "detect.view.train:ViewTrainConfig",
+        f"{PROG} train --config configs/detect/view.yaml",
+        run="detect.view.train:train",
+    ),
+    "evaluate": Command(
+        "detect.view.evaluate:ViewEvaluateConfig",
+        f"{PROG} evaluate --folds runs/view/folds.json --out runs/view_evaluate",
+        run="detect.view.evaluate:evaluate",
+    ),
+}
+
+
+@as_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command with its two words."""
+    return run_command(COMMANDS, argv, PROG, "Tell upright frontal chest films from all else.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Pictures that teach what a frontal film is: films moved, lit and marked anew; collages,
+screenshots and trunks made of films; CT slices and pages of text, drawn.
+
+All pictures are uint8 (H, W); everything random comes from the generator that is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import albumentations as A
+import cv2
+import numpy as np
+
+Rng = np.random.Generator
+_WORDS = "L R LT RT PA AP PORTABLE SUPINE ERECT 1 (a) Fig.1"
+_MOVE = A.Compose(
+    [
+        A.Affine(rotate=(-12, 12), translate_percent=(-0.08, 0.08), scale=(0.75, 1.3), p=0.7),
+        A.Affine(scale={"x": (0.85, 1.15), "y": (0.85, 1.15)}, keep_ratio=False, p=0.3),
+    ]
+)
+_LIGHT = A.Compose(
+    [
+        A.RandomGamma((50, 180), p=0.6),
+        A.RandomBrightnessContrast(0.25, 0.35, p=0.5),
+        A.CLAHE(clip_limit=3.0, p=0.12),
+        A.OneOf([A.GaussianBlur((3, 9)), A.GaussNoise((0.02, 0.08)), A.Sharpen()], p=0.35),
+        A.Downscale((0.12, 0.5), p=0.15),  # small must not mean no
+        A.CoarseDropout((1, 4), (0.03, 0.15), (0.03, 0.15), fill="random_uniform", p=0.15),
+    ]
+)
+
+
+def vary(picture: np.ndarray, rng: Rng, invert: float = 0.03) -> np.ndarray:
+    """The same subject on another film: moved, cut off at the edges, lit otherwise."""
+    _MOVE.set_random_seed(int(rng.integers(2**31)))
+    _LIGHT.set_random_seed(int(rng.integers(2**31)))
+    out = np.ascontiguousarray(picture)
+    out = _MOVE(image=out)["image"] if rng.random() < 0.85 else out
+    if rng.random() < 0.35:
+        (h, w), (a, b, c, d) = out.shape, rng.uniform(0, 0.12, 4)
+        out = np.ascontiguousarray(out[int(a * h) : h - int(b * h), int(c * w) : w - int(d * w)])
+    out = _LIGHT(image=out)["image"]
+    return 255 - out if rng.random() < invert else out
+
+
+def mark(picture: np.ndarray, rng: Rng) -> np.ndarray:
+    """Borders, letters and an archive's mark, as they lie on films of all kinds."""
+    out: np.ndarray = np.array(picture, order="C")
+    if rng.random() < 0.35:
+        wide = rng.random() < 0.4
+        edges = rng.uniform(-0.5, 1, (2, 2)).clip(0) * (0.3 if wide else 0.05) * max(out.shape)
+        level = 0 if wide or rng.random() < 0.75 else int(rng.integers(256))
+        out = np.pad(out, edges.astype(int), constant_values=level)
+    h, w = out.shape
+    if rng.random() < 0.15:  # the edge of the plate
+        x = int(w * rng.choice([0.02, 0.05, 0.95, 0.98]))
+        cv2.line(out, (x, 0), (x + int(rng.integers(-9, 9)), h), 255, max(1, w // 90))
+    if rng.random() < 0.3:
+        size = rng.uniform(0.5, 1.1) * w / 512
+        spot = int(w - 130 * size), int(h * 0.015 + 24 * size)
+        write(out, "MedPix", spot, size, rng, int(rng.integers(120, 256)))
+    for word in rng.choice(_WORDS.split(), int(rng.integers(0, 4))):
+        spot = int(w * rng.choice([0.03, 0.85])), int(h * rng.uniform(0.04, 0.95))
+        write(out, str(word), spot, rng.uniform(0.4, 1.3) * w / 512, rng)
+    if rng.random() < 0.08:
+        write_lines(out, (0.03, 0.9), 2, rng, 255)
+    return out
+
+
+def write(
+    page: np.ndarray, text: str, xy: tuple[int, int], size: float, rng: Rng, ink: int = 255
+) -> None:
+    """A word into the page, its lower left corner at `xy`."""
+    font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX]))
+    thick = max(1, round(size * rng.uniform(0.8, 2.5)))
+    cv2.putText(page, text, xy, font, max(0.25, size), ink, thick, cv2.LINE_AA)
+
+
+def write_lines(
+    page: np.ndarray, at: tuple[float, float], lines: int, rng: Rng, ink: int, wide: float = 0.9
+) -> None:
+    """Lines of letters from `at` (x, y as shares of the page) downwards."""
+    (h, w), size = page.shape, max(0.3, rng.uniform(0.6, 1.2) * page.shape[0] / 700)
+    for i in range(lines):
+        text = "".join(rng.choice(list("abcdefgh iklmno rstuv  "), 60))
+        letters = max(2, int(w * wide * rng.uniform(0.5, 1) / (19 * size)))
+        spot = int(w * at[0]), int(h * at[1] + 34 * i * size)
+        write(page, text[:letters], spot, size, rng, ink)
+
+
+def place(page: np.ndarray, picture: np.ndarray, x: int, y: int, w: int, h: int) -> None:
+    """The picture into the middle of a rectangle of the page, its aspect kept."""
+    scale = min(w / picture.shape[1], h / picture.shape[0])
+    size = max(1, int(picture.shape[1] * scale)), max(1, int(picture.shape[0] * scale))
+    x, y = x + (w - size[0]) // 2, y + (h - size[1]) // 2
+    page[y : y + size[1], x : x + size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def collage(pictures: Sequence[np.ndarray], rng: Rng) -> np.ndarray:
+    """The pictures side by side or in rows, with gaps and letters; the last row may lack some."""
+    n = len(pictures)
+    columns = n if n < 4 and rng.random() < 0.7 else int(rng.integers(1, n + 1))
+    cell = int(rng.integers(200, 300) if n < 5 else rng.integers(90, 170))
+    tall, gap = int(cell * rng.uniform(0.8, 1.25)), int(cell * rng.choice([0, 0.02, 0.06, 0.2]))
+    head = int(cell * rng.choice([0, 0, 0.15]))
+    ground = int(rng.choice([0, 255, 255, int(rng.integers(256))]))
+    size = -(-n // columns) * (tall + gap + head) + gap, columns * (cell + gap) + gap
+    page = np.full(size, ground, np.uint8)
+    for i, picture in enumerate(pictures):
+        x, y = gap + i % columns * (cell + gap), gap + i // columns * (tall + gap + head)
+        whole = picture if gap or rng.random() < 0.3 else cv2.resize(picture, (cell, tall))
+        place(page, whole, x, y + head, cell, tall)
+        if head or rng.random() < 0.3:
+            ink = 0 if head and ground > 127 else 255
+            write(page, chr(97 + i), (x + 4, y + max(head - 4, 14)), cell / 300, rng, ink)
+    if rng.random() < 0.2:  # the rest of a sheet
+        rest = [(0, int(v * rng.uniform(0, 0.5))) for v in size]
+        page = np.pad(page, rest, constant_values=ground)
+    return page
+
+
+def screenshot(picture: np.ndarray, rng: Rng) -> np.ndarray:
+    """The picture in a window with bars, text and buttons, or in a figure under its title."""
+    if rng.random() < 0.15:
+        top, side = (int(v * rng.uniform(0.08, 0.18)) for v in picture.shape)
+        page = np.pad(picture, ((top, side // 3), (side, side)), constant_values=255)
+        write_lines(page, (rng.uniform(0.1, 0.4), 0.07), 1, rng, 0, rng.uniform(0.1, 0.5))
+        return page
+    h, w = int(rng.integers(300, 520)), int(rng.integers(360, 640))
+    ground = int(rng.choice([255, 255, 245, 0, 30, 60, int(rng.integers(256))]))
+    page, ink = np.full((h, w), ground, np.uint8), 0 if ground > 128 else 235
+    bar = int(h * rng.uniform(0.05, 0.15))
+    if rng.random() < 0.7:
+        page[:bar] = np.clip(ground + rng.choice([-60, -25, 25, 60]), 0, 255)
+        write_lines(page, (0.02, 0.6 * bar / h), 1, rng, ink, 0.6)
+        for i in range(int(rng.integers(0, 6))):
+            cv2.circle(page, (w - 12 - 16 * i, bar // 2), 5, int(rng.integers(256)), -1)
+    wide, high = int(w * rng.uniform(0.3, 0.75)), int((h - bar) * rng.uniform(0.5, 0.9))
+    x, y = int(rng.uniform(0, w - wide)), bar + int(rng.uniform(0.02, 1) * (h - bar - high))
+    place(page, picture, x, y, wide, high)
+    for start, share in ((0.01, x / w), ((x + wide) / w + 0.01, 1 - (x + wide) / w)):
+        if share > 0.15:
+            write_lines(page, (start, 0.25), int(rng.integers(2, 14)), rng, ink, share - 0.02)
+            for i in range(int(rng.integers(0, 5))):
+                a = int(w * start), int(h * (0.5 + 0.1 * i))
+                b = a[0] + int(w * share * rng.uniform(0.2, 0.9)), a[1] + int(h * 0.06)
+                cv2.rectangle(page, a, b, int(rng.integers(256)), int(rng.choice([-1, 2])))
+    return page
+
+
+def text_page(rng: Rng) -> np.ndarray:
+    """A page of text, dark or light."""
+    page = np.full(rng.integers(250, 520, 2), rng.choice([20, 250]), np.uint8)
+    write_lines(page, (0.05, 0.1), int(rng.integers(3, 22)), rng, 250 - int(page[0, 0]))
+    return page
+
+
+def trunk(chest: np.ndarray, below: np.ndarray, rng: Rng) -> np.ndarray:
+    """A whole spine or a babygram: a chest above what lies below it, the join blurred."""
+    top = cv2.resize(chest, (320, int(rng.integers(190, 320)))).astype(np.float32)
+    low = cv2.resize(below, (320, int(rng.integers(190, 400)))).astype(np.float32)
+    low = (low * (top[-40:].mean() + 1) / (low[:40].mean() + 1)).clip(0, 255)
+    fade = np.linspace(1, 0, 48, dtype=np.float32)[:, None]
+    join = top[-48:] * fade + low[:48] * (1 - fade)
+    return np.concatenate([top[:-48], join, low[48:]]).astype(np.uint8)
+
+
+def ct_axial(rng: Rng) -> np.ndarray:
+    """A drawn axial slice in a lung or soft-tissue window: body, lungs, heart, spine, table."""
+    side, lung, tissue = 320, rng.uniform(5, 90), rng.uniform(100, 245)
+    plate = np.full((side, side), rng.uniform(0, 20), np.float32)
+
+    def oval(x: float, y: float, a: float, b: float, level: float) -> None:
+        centre, axes = (int(side * x), int(side * y)), (int(side * a), int(side * b))
+        cv2.ellipse(plate, centre, axes, 0, 0, 360, level, -1)
+
+    if rng.random() < 0.4:
+        oval(0.5, 0.5, 0.49, 0.49, rng.uniform(20, 60))
+    a, b = rng.uniform(0.36, 0.49), rng.uniform(0.25, 0.38)
+    oval(0.5, 0.5, a, b, tissue * 0.75)
+    oval(0.5, 0.5, a * 0.9, b * 0.88, tissue)
+    if rng.random() < 0.75:
+        for s in (-1, 1):
+            oval(0.5 + s * a * 0.47, 0.49, a * rng.uniform(0.3, 0.42), b * 0.72, lung)
+        oval(0.5 + a * rng.uniform(0, 0.25), 0.45, a * 0.33, b * 0.42, tissue)
+    else:
+        for x, y in rng.normal(0.5, 0.1, (int(rng.integers(3, 9)), 2)):
+            a, b, level = rng.uniform((0.02, 0.02, 0.6 * tissue), (0.12, 0.12, 255))
+            oval(x, y, a, b, level)
+    oval(0.5, 0.68, 0.06, 0.05, 255)
+    plate[(plate == lung) & (_specks(plate.shape, rng) > 0)] = tissue
+    if rng.random() < 0.6:
+        cv2.ellipse(plate, (160, 192), (144, 96), 0, 20, 160, 200, 2)
+    return _grain(plate, rng)
+
+
+def ct_coronal(mask: np.ndarray, rng: Rng) -> np.ndarray:
+    """A coronal slice in the lung window, drawn round a film's lung mask: lungs with vessels and
+    without ribs, everything else nearly white, cut close."""
+    lung, tissue = rng.uniform(20, 90), rng.uniform(170, 250)
+    inside = (mask > 127).astype(np.float32)
+    middle = mask.shape[1] // 2
+    inside[:, middle - 18 : middle + 18] *= rng.uniform(0, 0.4)  # the mediastinum
+    vessels = _specks(mask.shape, rng) * rng.uniform(0.3, 1)
+    plate = tissue + inside * (1 - vessels) * (lung - tissue)
+    (y, x), (a, b, c, d) = np.nonzero(inside), (rng.uniform(0, 40, 4)).astype(int)
+    near = plate[max(0, y.min() - a) : y.max() + b, max(0, x.min() - c) : x.max() + d]
+    return _grain(near, rng)
+
+
+def _specks(shape: tuple[int, ...], rng: Rng) -> np.ndarray:
+    return cv2.dilate((rng.random(shape) < 0.01).astype(np.uint8), np.ones((2, 2), np.uint8))
+
+
+def _grain(plate: np.ndarray, rng: Rng) -> np.ndarray:
+    soft = cv2.GaussianBlur(plate, (0, 0), rng.uniform(0.6, 2)) + rng.normal(0, 6, plate.shape)
+    return soft.clip(0, 255).astype(np.uint8)

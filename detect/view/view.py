@@ -1,0 +1,97 @@
+"""What a picture shows: an upright frontal chest film, or why it is none.
+
+    python -m detect.view train --config configs/detect/view.yaml
+    python -m detect.view evaluate --out runs/view_evaluate
+
+A small head on the features of the lung field's network, so that one forward pass answers both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # torch is imported where a network is at work
+    from torch import nn
+
+    from detect.lungfield.field import LungField
+
+DEFAULT_WEIGHTS = Path("weights/view.safetensors")  # commands run from the project's folder
+# many: a collage, a screenshot, a whole spine, a babygram: thorax in view, but no one chest film
+KINDS = ("frontal", "turned", "lateral", "other", "many")
+CLASSES = ("frontal", "turned 90", "turned 180", "turned 270", "lateral", "other", "many")
+_REASONS = {
+    "turned": "a frontal film turned by {turned}°",
+    "lateral": "a lateral view, not a frontal one",
+    "other": "no chest film: another part of the body, another kind of picture, or none",
+    "many": "no single chest film: several pictures, a screenshot, or the whole trunk",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """What a picture shows.
+
+    `kind` is one of KINDS. `np.rot90(pixels, turned // 90)` sets a turned film upright; `turned`
+    is 0 for every other kind. `mirrored`: the heart lies on the other side, which is a flag and
+    never a refusal. `score` is the kind's probability, `reason` is empty for a frontal film.
+    """
+
+    kind: str
+    turned: int
+    mirrored: bool
+    score: float
+    reason: str
+
+
+class ViewNet:
+    """The head with its thresholds: `frontal`, the least probability of a frontal film, and
+    `mirrored`, the least one of a mirrored film."""
+
+    def __init__(self, head: nn.Module, point: dict[str, float], meta: dict[str, Any]) -> None:
+        self.head, self.point, self.meta = head.eval(), point, meta
+
+    @classmethod
+    def load(cls, field: LungField, path: str | Path | None = None) -> ViewNet:
+        """Read a bundle; the shipped one when `path` is None.
+
+        Raises FileNotFoundError or ValueError for what is no bundle of a view, and ValueError for
+        one that was trained on another lung-field network than `field`.
+        """
+        from cxr.bundle import load_bundle, rebuilding
+        from detect.view.net import ViewHead
+
+        path = path or DEFAULT_WEIGHTS
+        bundle = load_bundle(path, "view")
+        with rebuilding(path):
+            head = ViewHead(**bundle.meta["model"])
+            head.load_state_dict(bundle.tensors)
+            wanted, point = bundle.meta["field_sha256"], bundle.meta["operating_point"]
+        if wanted not in field.weights.values():
+            raise ValueError(
+                f"{path} must be used with the lung field it was trained on ({wanted[:12]}…). Got "
+                f"{', '.join(f'{n} ({s[:12]}…)' for n, s in field.weights.items()) or 'another'}: "
+                "train it anew with python -m detect.view train --config configs/detect/view.yaml."
+            )
+        return cls(head, point, bundle.meta)
+
+    def judge(self, features: np.ndarray) -> list[View]:
+        """What each of N pictures shows, from the (N, C, G, G) of `LungField.look`."""
+        from detect.view.net import answer
+
+        shares, mirrored = answer(self.head, features)
+        return [self.decide(s, float(m)) for s, m in zip(shares, mirrored, strict=True)]
+
+    def decide(self, shares: np.ndarray, mirrored: float) -> View:
+        """The rule from the (7,) probabilities of CLASSES: frontal from the threshold on, else
+        what is the most probable among the rest."""
+        if shares[0] >= self.point["frontal"]:
+            flag = mirrored >= self.point["mirrored"]
+            return View("frontal", 0, flag, round(float(shares[0]), 4), "")
+        best = 1 + int(np.argmax(shares[1:]))
+        kind, _, turned = CLASSES[best].partition(" ")
+        reason = _REASONS[kind].format(turned=turned)
+        return View(kind, int(turned or 0), False, round(float(shares[best]), 4), reason)
