@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import draw_phantom
 
+from cxr.film import read_film
 from cxr.films_table import FilmRow
 from cxr.split import Split
 from cxr.workdir import read_json
@@ -21,7 +22,7 @@ from detect.view.__main__ import main
 from detect.view.data import ViewMaker, class_of_negative, read_films
 from detect.view.evaluate import outcome
 from detect.view.train import SURE, choose_point
-from detect.view.view import CLASSES, View, ViewNet
+from detect.view.view import CLASSES, DEFAULT_WEIGHTS, View, ViewNet
 
 SHARED = {"frontal": 0.7, "mirrored": 0.9}
 
@@ -148,3 +149,14 @@ def test_a_look_gives_the_field_that_forward_gives(root: Path) -> None:
     maps, features = field.look([canvas, canvas])
     assert features.shape[:1] + features.shape[2:] == (2, 8, 8)
     np.testing.assert_allclose(maps, field.forward([canvas, canvas]), atol=1e-6)
+
+
+def test_the_shipped_view_sets_a_real_film_upright(shared_data: Path, root: Path) -> None:
+    field = LungField.load(root / "weights/lungfield.safetensors", "cpu")
+    net = ViewNet.load(field, root / DEFAULT_WEIGHTS)
+    row = next(r for r in read_films(str(shared_data)) if r.source == "kermany")
+    film = read_film(row.image).pixels
+    views = [np.ascontiguousarray(np.rot90(film, -k)) for k in range(4)]
+    found = net.judge(field.look([prepare_film(v, field.side)[0] for v in views])[1])
+    assert [v.turned for v in found] == [0, 90, 180, 270] and found[0].kind == "frontal"
+    assert net.judge(np.zeros((0, 153, 8, 8), np.float32)) == []
