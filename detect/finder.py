@@ -110,13 +110,19 @@ class ThoraxFinder:
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
         """One decision a film (H, W) float32 in [0, 1]: `ok`, `fallback` or `no_thorax`."""
+        sizes = [(f.shape[0], f.shape[1]) for f in films]
+        return [
+            self.decide(*seen, size) for seen, size in zip(self.look(films), sizes, strict=True)
+        ]
+
+    def look(self, films: Sequence[np.ndarray]) -> list[tuple[Detections, FieldBox | None]]:
+        """What each network sees on each film, in its pixels."""
         if not films:
             return []
         prepared = [prepare_film(pixels, self.detector.config.side) for pixels in films]
         found = self.detector.detect_prepared(prepared)
         fields = self.find_fields(prepared) if self.field else [None] * len(films)
-        sizes = [(f.shape[0], f.shape[1]) for f in films]
-        return [self.decide(*seen) for seen in zip(found, fields, sizes, strict=True)]
+        return list(zip(found, fields, strict=True))
 
     def find_fields(self, prepared: Sequence[tuple[np.ndarray, Frame]]) -> list[FieldBox | None]:
         """The lung field's box of each film that the detector sees."""

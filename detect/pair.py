@@ -1,0 +1,161 @@
+"""Choose how the detector's box and the lung field's become one, on films of part val.
+
+    python -m detect.pair --weights runs/mine/thorax.safetensors
+    python -m detect.pair --weights A.safetensors --field B.safetensors --data FOLDER --part all
+
+Writes the rule (see detect.finder.PairRule) into the detector's bundle, where detect.crop and
+classify.run find it. A detector without a rule of its own is used with the
+plain mean of both boxes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cxr.boxes import iou_xyxy, union_xyxy
+from cxr.cli import as_command, parse_config
+from cxr.coco import CocoFilm
+from cxr.data_folders import DataFolders
+from cxr.film import Film
+from cxr.rules import refusing, require
+from cxr.stream import batched, default_jobs, read_ahead
+from cxr.workdir import console, counting, log
+from detect.data import MeasureConfig, choose_part, read_annotations
+from detect.finder import PairRule, ThoraxFinder
+from detect.predict import DEFAULT_WEIGHTS
+
+_LEAST_APART = 0.2  # two people lie as far apart on hard films: less is no reason for doubt
+_FEWEST = 20  # films: fewer say nothing about the rare ones that a threshold is for
+_STEPS = np.linspace(0, 1, 21)
+
+
+@dataclass(frozen=True)
+class PairConfig(MeasureConfig):
+    """Choose how the detector's and the lung field's box become one box, and when they differ too
+    much to be used, on films that neither was trained on; the rule goes into the detector's bundle.
+
+    Args:
+        field: the lung field's bundle; empty takes the one that comes with lungfirst.
+        out: the bundle to write; empty writes into `weights`.
+    """
+
+    field: str = ""
+    part: str = "val"
+    out: str = ""
+
+
+@dataclass(frozen=True)
+class PairFilm:
+    """One film: both boxes and a person's (xyxy, fractions of the film), the box's doubt (see
+    PairRule.quality), and 1 − IoU of both boxes."""
+
+    detector: np.ndarray
+    field: np.ndarray
+    truth: np.ndarray
+    apart: float
+    doubt: float
+
+
+@as_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 2 for data or bundles that do not fit."""
+    config = parse_config(
+        PairConfig,
+        argv,
+        prog="python -m detect.pair",
+        example="python -m detect.pair --weights runs/mine/thorax.safetensors",
+    )
+    with refusing():
+        finder = ThoraxFinder.load(config.weights or None, config.field or None, config.device)
+        chosen, _ = choose_part(read_annotations(config.data, config.annotations), config)
+        films = list(look(finder, [f for f in chosen if len(f.boxes_xyxy)], config))
+        require(len(films) >= _FEWEST, f"there must be {_FEWEST} films with both boxes", len(films))
+    rule = choose_rule(films)
+    weights = Path(config.weights or DEFAULT_WEIGHTS)
+    on = {"films": len(films), "part": config.part, "weights": finder.weights}
+    out = write_rule(weights, replace(rule, chosen_on=on), config.out or weights)
+    console.print(f"{told(rule, films)}\nwrote {out}", highlight=False)
+    return 0
+
+
+def look(finder: ThoraxFinder, films: Sequence[CocoFilm], config: PairConfig) -> Iterator[PairFilm]:
+    """Each film on which both networks and a person see a thorax."""
+    data = DataFolders(config.data)
+    paths = [data / f.file_name for f in films]
+    stream = zip(films, read_ahead(paths, default_jobs(len(films))), strict=True)
+    for group in batched(counting(stream, "boxing", len(films)), 8):
+        read = [(truth, film) for truth, (_, film) in group if isinstance(film, Film)]
+        looks = finder.look([film.pixels for _, film in read])
+        for (truth, film), (found, field) in zip(read, looks, strict=True):
+            size_hw = (film.pixels.shape[0], film.pixels.shape[1])
+            box = finder.detector.decide(found, size_hw).seen_xyxy
+            if box is None or field is None:
+                log.warning("%s left out: one of the networks sees no thorax", truth.file_name)
+                continue
+            whole = np.tile(size_hw[::-1], 2)
+            drawn = union_xyxy(truth.resized(size_hw, film.stored_hw).boxes_xyxy)
+            apart = 1 - float(iou_xyxy(box, field.xyxy)[0, 0])
+            one, other, true = (np.asarray(b) / whole for b in (box, field.xyxy, drawn))
+            yield PairFilm(one, other, true, apart, apart + field.soft)
+
+
+def choose_rule(films: Sequence[PairFilm]) -> PairRule:
+    """The shares with the least mean distance of each edge from a person's; thresholds that leave
+    validation films alone; and the IoU that goes with a doubt."""
+    detector, field, truth = (
+        np.array([getattr(f, name) for f in films]) for name in ("detector", "field", "truth")
+    )
+    mixed = _STEPS[:, None, None] * detector + (1 - _STEPS[:, None, None]) * field
+    best = np.abs(mixed - truth).mean(axis=1).argmin(axis=0)  # (4,) of (steps, 4)
+    shares = tuple(float(round(v, 2)) for v in _STEPS[best])
+    apart = np.array([f.apart for f in films])
+    # a threshold for films such as these would be passed by few of them: so the largest, and more
+    ok = max(_LEAST_APART, float(np.quantile(apart, 0.99)))
+    refuse = min(1.0, 2 * max(ok, float(apart.max())))
+    rule = PairRule(shares, round(ok, 3), round(refuse, 3))  # type: ignore[arg-type]
+    boxes = [rule.merge(d, f) for d, f in zip(detector, field, strict=True)]
+    ious = [float(iou_xyxy(b, t)[0, 0]) for b, t in zip(boxes, truth, strict=True)]
+    return replace(rule, quality=fit_quality([f.doubt for f in films], ious))
+
+
+def fit_quality(doubts: Sequence[float], ious: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Points (doubt, IoU), never rising: isotonic regression (Barlow et al. 1972), thinned to the
+    means of at most eight groups of films."""
+    from sklearn.isotonic import IsotonicRegression
+
+    order = np.argsort(doubts, kind="stable")
+    x, y = np.asarray(doubts)[order], np.asarray(ious)[order]
+    fitted = IsotonicRegression(increasing=False).fit_transform(x, y)
+    groups = np.array_split(np.arange(len(x)), min(8, max(2, len(x) // 20)))
+    return tuple((round(float(x[g].mean()), 4), round(float(fitted[g].mean()), 4)) for g in groups)
+
+
+def write_rule(weights: str | Path, rule: PairRule, out: str | Path) -> Path:
+    """The detector's bundle with the rule in its metadata."""
+    from cxr.bundle import load_bundle, save_bundle
+
+    bundle = load_bundle(weights, "thorax")
+    own = ("schema", "version", "kind")
+    meta = {k: v for k, v in bundle.meta.items() if k not in own}
+    return save_bundle(out, "thorax", bundle.tensors, **{**meta, "pair": rule.to_meta()})
+
+
+def told(rule: PairRule, films: Sequence[PairFilm]) -> str:
+    """What was chosen, in words."""
+    edges = ("left", "top", "right", "bottom")
+    shares = ", ".join(f"{e} {s:.2f}" for e, s in zip(edges, rule.detector_share, strict=True))
+    over = sum(f.apart > rule.ok_apart for f in films)
+    return (
+        f"{len(films)} films; the detector's share of each edge: {shares}; whole film where 1 − "
+        f"IoU is above {rule.ok_apart:.3f} ({over} of these films), refused above "
+        f"{rule.refuse_apart:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
