@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from cxr.cli import Several
+from cxr.cli import Several, as_list
 from cxr.coco import CocoFilm, read_counted
 from cxr.data_folders import Data, DataFolders, same_bytes
-from cxr.film import Film
-from cxr.films_table import FilesOf, FilmNames, FilmRow, label_word, take_films
+from cxr.film import FILM_SUFFIXES, Film
+from cxr.films_table import FilesOf, FilmNames, FilmRow, film_stem, label_word, take_films
 from cxr.split import Split, make_split
 from cxr.training.recipe import free
 from cxr.workdir import log
@@ -33,7 +33,7 @@ class DataConfig:
             again for each); a film that does not lie there is looked for by its base name in the
             folders below.
         annotations: COCO JSON, relative to `data` (each folder's own, where it has one) or a path
-            of its own.
+            of its own, or several of them; of a film in two files the first file's boxes count.
         split: a split saved by `python -m cxr.split`; empty: made anew from `parts` and the seed,
             by patient and label, and saved in the run's folder.
         parts: shares of a split made anew; train and val are trained with, and
@@ -48,7 +48,7 @@ class DataConfig:
     """
 
     data: Several = free("../shared/data")
-    annotations: str = "thorax.json"
+    annotations: Several = "thorax.json"
     split: str = ""
     parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.2})
     sources: list[str] = field(default_factory=list)
@@ -137,7 +137,8 @@ class MeasureConfig:
             for by their base names where they do not lie as annotated; a films.csv there names
             lung masks.
         annotations: COCO file with the boxes that people drew, in `data` (each folder's own, where
-            it has one) or a path of its own.
+            it has one) or a path of its own; several: the flag again for each, and of a film in two
+            files the first file's boxes count.
         split: split of the patients, as `python -m cxr.split` saves it.
         part: part of the split to measure on, or all; what a constant answer would be comes from
             part train.
@@ -150,7 +151,7 @@ class MeasureConfig:
     weights: str = ""
     device: str = "auto"
     data: Several = "../shared/data"
-    annotations: str = "thorax.json"
+    annotations: Several = "thorax.json"
     split: str = "configs/split_seed0.json"
     part: str = "test"
     sources: list[str] = field(default_factory=list)
@@ -212,33 +213,39 @@ def _eligible_films(
         films = [with_class(f, config.class_from, classes) for f in films]
     elif any(label >= len(classes) for f in films for label in f.labels):
         raise ValueError(
-            f"model.classes must name each category of {config.annotations}. "
+            f"model.classes must name each category of {', '.join(as_list(config.annotations))}. "
             f"Got {', '.join(classes)}: fewer than the file's."
         )
     return films, masks
 
 
-def read_annotations(data: Data, annotations: str) -> list[CocoFilm]:
-    """The films of the COCO files that lie in the folders of `data`, or of one that has a path of
-    its own, found in `data`.
+def read_annotations(data: Data, annotations: Several) -> list[CocoFilm]:
+    """The films of the COCO files that lie in the folders of `data`, or have a path of their own,
+    found in `data`. A film that two files annotate has the boxes of the first.
 
     Raises ValueError for a file that is missing or faulty, and for films `find_films` cannot tell.
     """
-    data, path = DataFolders(data), Path(annotations)
-    places = data.files(annotations) or ({path: data} if path.exists() else {})
-    if not places:
-        inside = data.named(annotations)
-        raise ValueError(f"annotations must be a COCO file. Neither {inside} nor {path} exists.")
-    found = [(own, find_films(read_counted(path), own)) for path, own in places.items()]
-    return data.join(found, lambda film: film.file_name)
+    data = DataFolders(data)
+    found: list[tuple[DataFolders, list[CocoFilm]]] = []
+    for path in map(Path, as_list(annotations)):
+        places = data.files(str(path)) or ({path: DataFolders(data)} if path.exists() else {})
+        if not places:
+            inside = data.named(str(path))
+            raise ValueError(f"annotations must be COCO files. Neither {inside} nor {path} exists.")
+        found += [(own, find_films(read_counted(file), own)) for file, own in places.items()]
+    films = data.join(found, lambda film: film.file_name)
+    if twice := sum(len(own) for _, own in found) - len(films):
+        log.info("%d films are annotated twice: the first file's boxes are taken", twice)
+    return films
 
 
 def find_films(films: list[CocoFilm], data: Data) -> list[CocoFilm]:
     """The films with the names they have under `data`, where their own do not exist.
 
     A public set lies in other folders on each disk, so a film is looked for in films.csv of `data`
-    by the end of its path, then there and in the folder by its base name. The same bytes in two
-    places are one film; a film that is nowhere keeps its name.
+    by the end of its path, then there and in the folder by its base name, last by that without its
+    suffix, where one film alone has it. The same bytes in two places are one film; a film that is
+    nowhere keeps its name.
 
     Raises:
         ValueError: for a base name that two different files or two missing films have.
@@ -249,7 +256,8 @@ def find_films(films: list[CocoFilm], data: Data) -> list[CocoFilm]:
     present = {f.file_name for f in films if (data / f.file_name).exists()}
     if len(present) == len({f.file_name for f in films}):
         return films
-    listed = [row.image for row in data.rows(unlisted=True)]  # films may lie elsewhere
+    rows = data.rows(unlisted=True)
+    listed = [row.image for row in rows]  # films may lie elsewhere
     names = FilmNames(listed, (f.file_name for f in films))
     found: dict[str, str] = {}
     missing = defaultdict(list)
@@ -261,7 +269,8 @@ def find_films(films: list[CocoFilm], data: Data) -> list[CocoFilm]:
             else:
                 missing[Path(film.file_name).name].append(film.file_name)
     present |= set(found.values())
-    for base, files in _walk_for(set(missing), data, listed).items():
+    masks = {row.mask for row in rows}
+    for base, files in _walk_for(missing, data, listed, masks).items():
         others = [f for f in files if f not in present]  # a present file is its own film's
         if others:
             found[missing[base][0]] = _only_file(others, missing[base], data)
@@ -285,17 +294,34 @@ def _only_file(files: list[str], names: list[str], data: DataFolders) -> str:
     return files[0]
 
 
-def _walk_for(bases: set[str], data: DataFolders, listed: Sequence[str]) -> dict[str, list[str]]:
-    """Base name → files below `data`, relative to it, and `listed` ones outside of it; hidden
-    folders are passed over."""
+def _walk_for(
+    missing: Mapping[str, Sequence[str]], data: DataFolders, listed: Sequence[str], masks: set[str]
+) -> dict[str, list[str]]:
+    """Base name of missing films → files below `data`, relative to it, and `listed` ones outside of
+    it, or the one file of that stem; hidden folders and masks are passed over."""
     places: dict[str, list[str]] = defaultdict(list)
+    asked = Counter(film_stem(name) for names in missing.values() for name in names)
+    stems: dict[str, set[str]] = {stem: set() for stem in asked}
+
+    def meet(name: str, base: str) -> None:
+        if base in missing:
+            places[base].append(name)
+        elif Path(base).suffix.lower() in FILM_SUFFIXES and film_stem(base) in stems:
+            stems[film_stem(base)].add(name)
+
     for image in listed:
-        if Path(image).name in bases and Path(image).is_absolute() and Path(image).is_file():
-            places[Path(image).name].append(image)
+        if Path(image).is_absolute() and Path(image).is_file():
+            meet(image, Path(image).name)
     for root, folder, folders, names in ((own, *at) for own in data for at in os.walk(own)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in bases.intersection(names):
-            places[name].append((Path(folder) / name).relative_to(root).as_posix())
+        for base in names:
+            name = (Path(folder) / base).relative_to(root).as_posix()
+            if name not in masks:
+                meet(name, base)
+    for base in missing.keys() - places.keys():
+        stem = film_stem(base)
+        if len(stems[stem]) == 1 == asked[stem]:
+            places[base] = [*stems[stem]]
     return places
 
 

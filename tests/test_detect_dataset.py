@@ -247,6 +247,35 @@ def test_films_are_found_by_base_name_in_any_folder(public_set: Path) -> None:
     assert "test/normal/film03.png" in names  # the same bytes twice are one film
 
 
+def test_a_copy_of_another_suffix_is_its_film_where_one_alone_has_that_stem(
+    public_set: Path, phantom_folder: Path
+) -> None:
+    films = read_coco(public_set / "boxes.json").films[:2]
+    other = [replace(f, file_name=f.file_name.replace(".png", ".jpeg")) for f in films]
+    found = find_films(other, phantom_folder)  # the mask of the same name is no film
+    assert [f.file_name for f in found] == ["images/film00.png", "images/film01.png"]
+    (public_set / "chest_xray/film00.jpg").write_bytes(b"which of them?")
+    found = find_films(other, public_set / "chest_xray")
+    assert [f.file_name for f in found] == ["film00.jpeg", "train/pneumonia/film01.png"]
+
+
+def test_several_annotations_train_together_and_the_first_counts(
+    phantom_folders: list[str], public_set: Path
+) -> None:
+    coco = read_coco(public_set / "boxes.json")
+    write_coco(
+        public_set / "own.json",
+        replace(coco, films=[replace(f, boxes_xyxy=f.boxes_xyxy - 1) for f in coco.films[:3]]),
+    )
+    names = [str(public_set / "own.json"), "thorax.json"]
+    films = read_annotations(phantom_folders, names)
+    assert len(films) == len({f.file_name for f in films}) == 48
+    np.testing.assert_allclose(films[0].boxes_xyxy, coco.films[0].boxes_xyxy - 1, atol=1e-3)
+    parts = select_films(DataConfig(data=phantom_folders, annotations=names[::-1]), 0).films
+    first = next(f for p in parts.values() for f in p if f.file_name == "images/film00.png")
+    np.testing.assert_allclose(first.boxes_xyxy, coco.films[0].boxes_xyxy, atol=1e-3)
+
+
 def test_without_a_films_csv_the_options_that_need_it_are_named(public_set: Path) -> None:
     config = DataConfig(
         data=str(public_set / "chest_xray"), annotations=str(public_set / "boxes.json"), masks=True

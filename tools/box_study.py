@@ -146,14 +146,10 @@ def curve(config: BoxStudyConfig, workdir: Workdir) -> dict[str, TrainConfig]:
     """Number of boxes → training. The smaller sets are drawn from the annotations, and a fifth of
     each chooses the epoch, as with a user's own; all boxes are those of the shipped detector."""
     whole = read_coco(config.annotations)
-    here = {Path(f.file_name).stem: f.file_name for f in read_annotations(config.data, BOXES)}
-    whole_films = [
-        replace(f, file_name=here.get(Path(f.file_name).stem, f.file_name)) for f in whole.films
-    ]
     full = base(config, workdir / "all", side=config.side)
     trainings = {}
-    for size in (n for n in SIZES if n <= len(whole_films)):
-        films = at_most(whole_films, size, config.seed)
+    for size in (n for n in SIZES if n <= len(whole.films)):
+        films = at_most(whole.films, size, config.seed)
         path = workdir / f"{size}.json"
         write_coco(path, CocoSet(films, whole.classes))
         data = replace(

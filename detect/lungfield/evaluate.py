@@ -20,8 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
-from cxr.cli import to_plain
-from cxr.coco import read_counted
+from cxr.cli import Several, as_list, to_plain
 from cxr.data_folders import DataFolders
 from cxr.draw import ORANGE, draw_contour, fit, to_rgb, write_sheet
 from cxr.film import FilmError, read_film
@@ -29,7 +28,7 @@ from cxr.films_table import FilmRow
 from cxr.rules import refusing
 from cxr.stats import Interval, bootstrap_mean, in_words
 from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
-from detect.data import MeasureConfig, choose_part, read_mask
+from detect.data import MeasureConfig, choose_part, read_annotations, read_mask
 from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows
 from detect.lungfield.field import (
     LungField,
@@ -251,13 +250,14 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     return 0
 
 
-def _read_boxes(data: DataFolders, annotations: str) -> dict[str, np.ndarray]:
+def _read_boxes(data: DataFolders, annotations: Several) -> dict[str, np.ndarray]:
     """Film name → its thorax box (4,) xyxy; empty without such a file."""
-    paths = data.files(annotations)
-    if not paths:
-        where = data.named(annotations)
+    names = as_list(annotations)
+    if not any(data.files(name) or Path(name).exists() for name in names):
+        where = ", ".join(map(data.named, names))
         log.warning("no %s: fields are not compared with human boxes", where)
-    films = [film for path in paths for film in read_counted(path)]
+        return {}
+    films = read_annotations(data, annotations)
     return {f.file_name: union_xyxy(f.boxes_xyxy) for f in films if len(f.boxes_xyxy)}
 
 
