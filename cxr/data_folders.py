@@ -58,14 +58,16 @@ class DataFolders:
                 found[folder / name].append(folder)
         return {path: DataFolders(folders) for path, folders in found.items()}
 
+    def tables(self) -> dict[Path, DataFolders]:
+        """films.csv of each folder, as `files`; raises ValueError where one has none."""
+        found = self.files(TABLE)
+        if lost := [folder / TABLE for folder in self if folder / TABLE not in found]:
+            raise ValueError(f"data must be a folder with {TABLE}. {lost[0]} does not exist.")
+        return found
+
     def rows(self, unlisted: bool = False) -> list[FilmRow]:
         """films.csv of all folders; with `unlisted` one may have none. Raises ValueError."""
-        for folder in () if unlisted else self:
-            if not (folder / TABLE).is_file():
-                raise ValueError(
-                    f"data must be a folder with {TABLE}. {folder / TABLE} does not exist."
-                )
-        rows = self.rows_of(self.files(TABLE))
+        rows = self.rows_of(self.files(TABLE) if unlisted else self.tables())
         for row in rows if len(self._folders) > 1 else ():
             if row.mask:
                 self / row.mask  # raises for two masks of one name

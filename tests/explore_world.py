@@ -44,7 +44,7 @@ def write_table(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 def entries_of(folder: Path, rows: list[dict[str, Any]], smallest: int = 30) -> list[Entry]:
     """Rows as the commands read them."""
-    return read_entries(write_table(folder, rows), smallest)
+    return read_entries(write_table(folder, rows).parent, smallest)
 
 
 def make_set(folder: Path, leak: str, films: int = 80, seed: int = 0) -> Path:

@@ -36,6 +36,12 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any
     return run(make_set(folder / "data", "inside"), folder / "out")
 
 
+def test_several_folders_are_one_set(phantom_folders: list[str], tmp_path: Path) -> None:
+    assert explore.main([*phantom_folders, "--out", str(tmp_path), "--draws", "9"]) == 0
+    found = json.loads((tmp_path / "explore.json").read_text())
+    assert found["films"] == found["read"] == 48 and not found["without_box"]
+
+
 def by_what(found: dict[str, Any]) -> dict[str, Any]:
     return {row["what"]: row for row in found["probe"]}
 

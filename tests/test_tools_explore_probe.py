@@ -186,5 +186,5 @@ def test_words_that_are_not_known_are_told_and_not_asked_about(
     assert asked.name == "here: normal / pneumonia" and (~asked.positive).sum() == 30
     said = " ".join(capsys.readouterr().err.split())
     assert "pnuemonia (31 films of here" in said and "(empty) (32 films" in said
-    own = read_entries(tmp_path / "films.csv", known=["Pnuemonia"])
+    own = read_entries(tmp_path, known=["Pnuemonia"])
     assert "here: normal / pnuemonia" in [q.name for q in questions(own, seen)]

@@ -58,8 +58,7 @@ def run(world: Path) -> Callable[..., int]:
         return reproduce.main(
             [
                 "rates",
-                "--data",
-                "data",
+                *(["--data", "data"] * ("--data" not in flags)),
                 "--experiments",
                 "experiments",
                 "--out",

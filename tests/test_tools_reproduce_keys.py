@@ -8,7 +8,7 @@ import pytest
 
 from reproducing.cells import ReproduceConfig, cell_key, resolve
 from reproducing.experiment import read_experiment
-from reproducing.runners import find_runner
+from reproducing.runners import find_runner, fingerprint
 
 # The first cell of a table of each runner. Where a setting was added to a training, name it in the
 # runner's `later`: a key written anew here loses every cell that was ever trained.
@@ -31,3 +31,10 @@ def test_a_cells_key_stays_what_it_was(
     wanted = experiment.settings("paper", *next(experiment.cells()))
     settings = resolve(find_runner(experiment.runner), wanted, config)
     assert cell_key(experiment.runner, settings, "films", ["films"]) == KEYS[table]
+
+
+def test_films_of_several_folders_are_known_by_the_tables_of_each(
+    phantom_folders: list[str],
+) -> None:
+    first, second = (fingerprint(folder) for folder in phantom_folders)
+    assert fingerprint(phantom_folders) == [*first, *second] and first != second

@@ -25,7 +25,7 @@ import numpy as np
 from rich.table import Table
 
 from cxr.boxes import Frame
-from cxr.cli import parse_config, to_plain
+from cxr.cli import Several, as_list, parse_config, to_plain
 from cxr.film import list_films, read_film
 from cxr.workdir import Workdir, console, write_json
 
@@ -38,7 +38,8 @@ class BenchmarkConfig:
     """Measure detection, crop, members and saliency per film, and peak memory.
 
     Args:
-        data: folder of films; the sample chest of pydicom-data where it does not exist.
+        data: folder of films, or several of them; the sample chest of pydicom-data where there is
+            none.
         films: how many films are timed.
         memory: numbers of films for the peak memory of the whole way; empty leaves it out.
         threads: of torch.
@@ -49,7 +50,7 @@ class BenchmarkConfig:
         out: folder for benchmark.json.
     """
 
-    data: str = "../shared/data/images/kermany"
+    data: Several = "../shared/data/images/kermany"
     films: int = 30
     memory: list[int] = field(default_factory=lambda: [100, 1000])
     threads: int = 2
@@ -282,8 +283,8 @@ def vary_films(films: Sequence[Path], folder: Path, number: int) -> None:
 
 def source_films(config: BenchmarkConfig) -> list[Path]:
     """Films of the data folder, or the sample chest of pydicom-data where there is none."""
-    if Path(config.data).is_dir():
-        return list_films([config.data]).films[: config.films]
+    if folders := [folder for folder in as_list(config.data) if Path(folder).is_dir()]:
+        return list_films(folders).films[: config.films]
     from demo import sample_films
 
     return sample_films()[:1]

@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cxr.cli import parse_config, to_plain
+from cxr.data_folders import DataFolders
 from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
@@ -52,7 +53,8 @@ class ExploreConfig:
     """Look at a data set: counts, sizes, films, means, variances, and the shortcut probe.
 
     Args:
-        data: folder with films.csv and the films it lists; with `source` the public set's folder.
+        data: folder with films.csv and the films it lists, or several of them; with `source` the
+            public set's folder.
         source: a public set in its published layout (kermany, nih …): writes its films.csv to
             `out` first.
         uncertain: what an uncertain label of chexpert and mimic is taken for: ignore (a film with
@@ -80,10 +82,9 @@ class ExploreConfig:
     jobs: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.data) != 1:
-            raise ValueError(
-                f"DATA must be one folder. Got {len(self.data)} instead: {PROG} ../shared/data"
-            )
+        if not self.data or (self.source and len(self.data) > 1):
+            some = "one folder with --source" if self.data else "a folder"
+            raise ValueError(f"DATA must be {some}. Got {len(self.data)} instead: {PROG} FOLDER")
         if self.source:
             require_one_of(self, source=SETS)
         if self.uncertain != "ignore" and self.source not in UNCERTAIN_SETS:
@@ -107,18 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explore(config: ExploreConfig) -> int:
     """Table, one pass over the films, probe, page. Raises ValueError or OSError for bad input."""
-    data = Path(config.data[0])
+    data = DataFolders(list(config.data))
     if config.source:
-        data = convert(config.source, data, config.out, config.uncertain)
-    table = data / "films.csv"
-    entries = read_entries(table, config.smallest, config.labels)
+        data = DataFolders(convert(config.source, config.data[0], config.out, config.uncertain))
+    entries = read_entries(data, config.smallest, config.labels)
     boxes, origin = find_boxes(config, data, entries)
     workdir = Workdir(config.out)
     record = workdir.start(to_plain(config))
     gathered = gather(entries, data, boxes, config.seed, config.jobs)
     if not gathered.seen.any():
         raise ValueError(
-            f"none of the {len(entries)} films of {table} can be read; "
+            f"none of the {len(entries)} films of {data.named('films.csv')} can be read; "
             f"the first: {gathered.unread[0][2]}"
         )
     asked = questions(entries, gathered.seen, config.smallest)
@@ -130,7 +130,10 @@ def explore(config: ExploreConfig) -> int:
     ]
     found = verdicts(answers)
     told = {name: getattr(config, name) for name in ("seed", "draws", "smallest")}
-    told |= {"title": config.source or data.resolve().name, "boxes": origin}
+    told |= {
+        "title": config.source or ", ".join(folder.resolve().name for folder in data),
+        "boxes": origin,
+    }
     told |= {"made": record["made"], "command": record["command"]}
     write_json(workdir / "explore.json", to_json(gathered, answers, found, record))
     page = write_atomic(workdir / "report.html", page_html(gathered, answers, found, **told))
@@ -140,15 +143,15 @@ def explore(config: ExploreConfig) -> int:
 
 
 def find_boxes(
-    config: ExploreConfig, data: Path, entries: Sequence[Entry]
+    config: ExploreConfig, data: DataFolders, entries: Sequence[Entry]
 ) -> tuple[dict[str, Box], str]:
     """Image → box, and where the boxes come from: one origin only, since boxes of two hands could
     tell two sides apart by their hands."""
     images = [e.row.image for e in entries]
     if config.crops:
         return crop_boxes(config.crops, images), f"from {config.crops}"
-    if (data / "thorax.json").exists():
-        return coco_boxes(data / "thorax.json", images), "from thorax.json"
+    if drawn := data.files("thorax.json"):
+        return coco_boxes(drawn, images), "from thorax.json"
     log.warning("no thorax.json and no --crops: the probe cannot black out the thorax")
     return {}, "no thorax.json beside the table, and no --crops"
 

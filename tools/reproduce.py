@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 
 from rich.logging import RichHandler
 
-from cxr.cli import parse_config
+from cxr.cli import Several, as_list, parse_config
 from cxr.page.words import printable
 from cxr.workdir import console, log
 from reproducing.cells import PROG, ReproduceConfig, list_tables
@@ -78,11 +78,17 @@ def quiet() -> Iterator[None]:
 def placed(config: ReproduceConfig) -> ReproduceConfig:
     """With the films of the budget; smoke has drawn ones unless data were given."""
     drawn = config.budget == "smoke" and not config.data
-    data = str(Path(config.out) / DRAWN) if drawn else config.data or DATA
+    data: Several = str(Path(config.out) / DRAWN) if drawn else config.data or DATA
     where: dict[str, Any] = {"data": data, "out": config.out, "crops": config.crops}
     if config.engine == "ray":  # its workers have another working folder
-        where = {name: path and str(Path(path).absolute()) for name, path in where.items()}
+        where = {name: _absolute(path) for name, path in where.items()}
     return replace(config, **where, sources=(DRAWN,) if drawn else config.sources)
+
+
+def _absolute(path: Several) -> Several:
+    if not isinstance(path, str):
+        return [str(Path(folder).absolute()) for folder in path]
+    return path and str(Path(path).absolute())
 
 
 def find_films(config: ReproduceConfig, experiment: Experiment) -> ReproduceConfig:
@@ -91,7 +97,7 @@ def find_films(config: ReproduceConfig, experiment: Experiment) -> ReproduceConf
 
     config = placed(config)
     if config.drawn:
-        drawn_films(Path(config.data))
+        drawn_films(Path(as_list(config.data)[0]))
     if config.input == "films" or config.crops:
         return config
     return replace(config, crops=str(find_crops(experiment, config)))
@@ -116,8 +122,7 @@ def make(experiment: Experiment, config: ReproduceConfig, command: str) -> int:
 def command_of(config: ReproduceConfig, experiment: Experiment) -> str:
     """The command that makes this table again, without folders that only this machine has."""
     words = [experiment.name, "--budget", config.budget]
-    if config.data:
-        words += ["--data", "DATA"]
+    words += ["--data", "DATA"] * len(as_list(config.data))
     if config.sources:
         words += ["--sources", json.dumps(list(config.sources))]
     if config.input == "crops":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
 from cxr.coco import read_counted
+from cxr.data_folders import Data, DataFolders
 from cxr.films_table import (
     FilmNames,
     FilmRow,
@@ -64,15 +65,17 @@ class Entry:
         return FilmClass(self.row.source, self.row.label, self.kind)
 
 
-def read_entries(path: str | Path, smallest: int = 30, known: Sequence[str] = ()) -> list[Entry]:
-    """Films of a films.csv; a sublabel parts its label where at least two sublabels of one source
-    have `smallest` films each; `known` are labels beside the usual ones. Raises ValueError or
-    OSError for a table that cannot be used."""
-    rows = [_printable(row) for row in read_films_table(path)]
+def read_entries(data: Data, smallest: int = 30, known: Sequence[str] = ()) -> list[Entry]:
+    """Films of the films.csv of one folder or several; a sublabel parts its label where at least
+    two sublabels of one source have `smallest` films each; `known` are labels beside the usual
+    ones. Raises ValueError or OSError for a table that cannot be used."""
+    data = DataFolders(data)
+    tables = [(own, _with_extras(path)) for path, own in data.tables().items()]
+    listed, path = data.join(tables, lambda pair: pair[0].image), data.named("films.csv")
+    rows = [_printable(row) for row, _ in listed]
     if not rows:
         raise ValueError(f"{path} must list at least one film. Got none.")
     tell_unknown(rows, path, known)
-    extras = [cells for _, cells in table_rows(path, ())]
     kinds = _kinds(rows, smallest)
     return [
         Entry(
@@ -83,8 +86,13 @@ def read_entries(path: str | Path, smallest: int = 30, known: Sequence[str] = ()
             _original(more),
             not why_unknown(row, known),
         )
-        for row, more, kind in zip(rows, extras, kinds, strict=True)
+        for row, (_, more), kind in zip(rows, listed, kinds, strict=True)
     ]
+
+
+def _with_extras(path: Path) -> list[tuple[FilmRow, dict[str, str]]]:
+    """The films of a table, each with all its cells."""
+    return list(zip(read_films_table(path), (c for _, c in table_rows(path, ())), strict=True))
 
 
 def unknown_labels(entries: Sequence[Entry]) -> dict[str, int]:
@@ -234,11 +242,12 @@ class Box:
         return box[0] if np.isfinite(box).all() and area_xyxy(box)[0] >= 1 else None
 
 
-def coco_boxes(path: str | Path, images: Sequence[str]) -> dict[str, Box]:
+def coco_boxes(paths: Iterable[Path], images: Sequence[str]) -> dict[str, Box]:
     """Image of the table → the union of its boxes; raises ValueError for a file with faults."""
     return _matched(
         {
             f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
+            for path in paths
             for f in read_counted(path)
             if len(f.boxes_xyxy)
         },

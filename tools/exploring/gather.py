@@ -10,13 +10,13 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
 from classify import shortcuts
 from cxr.boxes import Frame
+from cxr.data_folders import DataFolders
 from cxr.page.pictures import picture_uri
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
@@ -89,7 +89,7 @@ class Gathered:
 
 def gather(
     entries: Sequence[Entry],
-    data: Path,
+    data: DataFolders,
     boxes: Mapping[str, Box],
     seed: int = 0,
     jobs: int | None = None,

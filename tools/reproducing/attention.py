@@ -32,9 +32,10 @@ from classify.saliency.maps import explain, explains_itself, saliency_maps, to_p
 from classify.saliency.methods import OWN_MAPS
 from cxr.answers import read_answers
 from cxr.bundle import load_bundle
+from cxr.data_folders import Data, DataFolders
 from cxr.devices import pick_device
 from cxr.film import Film
-from cxr.films_table import FilmNames, read_films_table
+from cxr.films_table import FilmNames
 from cxr.stats import Figure, mean_figure
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, sha256_file, write_json
@@ -81,7 +82,7 @@ class Attention:
 
 def attention_of(
     folder: str | Path,
-    data: str | Path,
+    data: Data,
     crops: str | Path = "",
     max_films: int = 0,
     draws: int = 1000,
@@ -99,7 +100,7 @@ def attention_of(
         folder: of classify.single: single.safetensors and answers.csv; with folds fold0/, fold1/ …
             of the same form, each network looked at on the films that it was tested on. Or of one
             member of classify.train: TARGET.safetensors and answers.csv.
-        data: folder with films.csv, the films and, where there are any, human lung masks.
+        data: folders with films.csv, the films and, where there are any, human lung masks.
         crops: folder of detect.crop, for a network that was trained on crops.
         max_films: measure so many of the tested films, drawn by a hash of their names; 0 for all.
         draws: bootstrap draws of patients.
@@ -107,21 +108,22 @@ def attention_of(
         batch: films at a time.
         device: auto, cpu or cuda.
     """
-    folder, data = Path(folder), Path(data)
+    folder, data = Path(folder), DataFolders(data)
     folds = sorted(folder.glob("fold[0-9]*"), key=lambda p: (len(p.name), p.name)) or [folder]
     parts = [(_bundle_in(place), place / "answers.csv") for place in folds]
-    tables = [data / "films.csv", DEFAULT_WEIGHTS]
+    tables = [DEFAULT_WEIGHTS]
     tables += [Path(crops) / "manifest.jsonl"] if crops else []
     key = {
         "version": _VERSION,
         "bundles": [_hash(bundle) for bundle, _ in parts],
         "answers": [_hash(answers) for _, answers in parts],
+        "films.csv": " ".join(map(_hash, data.tables())),
         **{path.name: _hash(path) for path in tables},
         **{"max_films": max_films, "draws": draws, "seed": seed},
     }
     if kept := _read(folder / RESULT, key):
         return kept
-    rows = read_films_table(data / "films.csv")
+    rows = data.rows()
     found, _ = select_cases(rows, data, (), False, crops)
     cases = {case.row.image: case for case in found}
     tested = [[answer.film for answer in read_answers(path)[1]] for _, path in parts]

@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.table import Table as Shown
 
-from cxr.cli import from_plain, to_plain
+from cxr.cli import Several, from_plain, to_plain
+from cxr.data_folders import DataFolders
 from cxr.page.words import printable
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from cxr.training.recipe import flatten
@@ -46,7 +47,8 @@ class ReproduceConfig:
         table: LIST, all, or names of tables.
         budget: smoke (minutes; shows only that everything runs), small (about an hour for all on
             two cores) or paper (the full recipe, for GPUs and the papers' films).
-        data: folder with films.csv; empty takes ../shared/data, and for smoke drawn films.
+        data: folder with films.csv, or several of them (the flag again for each); empty takes
+            ../shared/data, and for smoke drawn films.
         sources: sources of films.csv in place of those of the table's file.
         input: films, or crops of the thorax.
         crops: folder of detect.crop; empty makes the crops with the detector of lungfirst.
@@ -65,7 +67,7 @@ class ReproduceConfig:
 
     table: tuple[str, ...] = ()
     budget: str = "small"
-    data: str = ""
+    data: Several = ""
     sources: tuple[str, ...] = ()
     input: str = "films"
     crops: str = ""
@@ -209,7 +211,7 @@ def resolve(runner: Runner, settings: dict[str, Any], config: ReproduceConfig) -
     if config.sources:
         merge(filled, {runner.sources: list(config.sources)})
     if config.drawn:  # the drawn films' patients are in no other split
-        own = str(Path(config.data) / SPLIT)
+        own = str(DataFolders(config.data) / SPLIT)
         merge(filled, {k: own for k in runner.split_files if flatten(filled).get(k)})
     plain: dict[str, Any] = to_plain(from_plain(runner.config_class, filled))
     return plain
@@ -246,7 +248,7 @@ def list_tables(experiments: Sequence[Experiment], places: Sequence[ReproduceCon
 
 def finished(experiment: Experiment, config: ReproduceConfig) -> str:
     """How many cells are finished; «–» where there are no films to be trained on."""
-    if not (Path(config.data) / "films.csv").is_file():
+    if not DataFolders(config.data).files("films.csv"):
         return "–"
     if not any((Path(config.out) / "cells").glob(f"*/{RESULT}")):
         return "0"

@@ -12,8 +12,8 @@ import numpy as np
 
 from cxr.cli import to_plain
 from cxr.coco import CocoFilm, CocoSet, write_coco
+from cxr.data_folders import DataFolders
 from cxr.draw import encode_png
-from cxr.films_table import read_films_table
 from cxr.intensity import to_uint8
 from cxr.split import make_split
 from cxr.training.recipe import flatten
@@ -83,7 +83,7 @@ def films_words(experiment: Experiment, cell: Cell, config: ReproduceConfig) -> 
     """The films that the table's sources hold, such as «kermany, 833 of 500 patients»."""
     wanted = flatten(cell.settings).get(find_runner(experiment.runner).sources)
     patients: dict[str, list[str]] = {}
-    for row in read_films_table(Path(config.data) / "films.csv"):
+    for row in DataFolders(config.data).rows():
         if not wanted or row.source in wanted:
             patients.setdefault(row.source, []).append(row.patient_id)
     return "; ".join(
@@ -155,16 +155,13 @@ def find_crops(experiment: Experiment, config: ReproduceConfig) -> Path:
     if not wanted:
         for budget, cell in product(BUDGETS, experiment.cells()):
             wanted.update(flatten(experiment.settings(budget, *cell)).get(runner.sources) or ())
-    data, out = Path(config.data), Path(config.out) / "crops" / Path(config.data).resolve().name
-    films = [
-        str(data / row.image)
-        for row in read_films_table(data / "films.csv")
-        if not wanted or row.source in wanted
-    ]
+    data = DataFolders(config.data)
+    out = Path(config.out) / "crops" / "_".join(folder.resolve().name for folder in data)
+    films = [str(data / row.image) for row in data.rows() if not wanted or row.source in wanted]
     if not films:
         raise ValueError(
             f"data must hold films of {', '.join(sorted(wanted))}. Got none in "
-            f"{data / 'films.csv'}."
+            f"{data.named('films.csv')}."
         )
     log.info("cutting the thorax out of %d films into %s", len(films), out)
     if crop([*films, "--out", str(out), "--device", config.device]):

@@ -20,7 +20,7 @@ from classify.films import Case, select_cases
 from classify.shortcuts import fit_shortcut
 from cxr.answers import Answer
 from cxr.cli import load_named
-from cxr.films_table import read_films_table
+from cxr.data_folders import Data, DataFolders
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
@@ -56,8 +56,8 @@ def ask_probe(
         return None, (), f"runner {cell.runner} does not tell its split"
     try:
         split = load_named(known)(cell.settings)
-        data = Path(config.data)
-        rows = [r for r in read_films_table(data / "films.csv") if r.image in split.truths]
+        data = DataFolders(config.data)
+        rows = [r for r in data.rows() if r.image in split.truths]
         cases, _ = select_cases(rows, data, (), False, config.crops)
         probe = probe_of(cases, split, data, Path(config.out) / "cache", DEFAULT_WEIGHTS)
         wanted = experiment.measures, config.draws, config.seed
@@ -72,7 +72,7 @@ def ask_probe(
 
 
 def probe_of(
-    cases: Sequence[Case], split: SplitOf, data: Path, cache: Path, detector: str | Path = ""
+    cases: Sequence[Case], split: SplitOf, data: Data, cache: Path, detector: str | Path = ""
 ) -> Probe:
     """Fit each shortcut on the training films of every fold, answer its test films, pool them.
 
@@ -80,14 +80,14 @@ def probe_of(
         cases: the films. The thorax box is their crop's; where no film has a crop, the one of
             DATA/thorax.json.
         split: what each is, and what is learnt from and tested; others than `cases` do not count.
-        data: folder with films.csv and the films.
+        data: folders with films.csv and the films.
         cache: folder of a file with the films' features, which every table shares: a film is read
             once as long as films.csv, its box and its file stay what they are.
         detector: bundle that boxes the films without a box; empty leaves them out.
 
     Raises ValueError where no film has a box, or a fold trains on one class.
     """
-    left_out = Counter[str]()
+    left_out, data = Counter[str](), DataFolders(data)
     case_of = {case.row.image: case for case in cases}
     used = dict.fromkeys(i for fold in split.folds for part in fold for i in part if i in case_of)
     boxes = _boxes_of([case_of[image] for image in used], data)
@@ -97,7 +97,7 @@ def probe_of(
     if not boxes:
         raise ValueError(
             f"the probe needs thorax boxes, and no film has one. Give crops of "
-            f"detect.crop, or boxes in {data / 'thorax.json'}."
+            f"detect.crop, or boxes in {data.named('thorax.json')}."
         )
     found = _features(boxes, data, cache, left_out)
     left_out["no thorax box"] += sum(image not in boxes for image in used)
@@ -136,11 +136,10 @@ def _answers(
             yield Answer(image, film.patient_id, film.source, split.truths[image], tuple(row))
 
 
-def _boxes_of(cases: Sequence[Case], data: Path) -> dict[str, Box]:
+def _boxes_of(cases: Sequence[Case], data: DataFolders) -> dict[str, Box]:
     """Image → its thorax box: of the crops where there are crops, else as people drew it."""
     if not any(case.crop_row for case in cases):
-        drawn = data / "thorax.json"
-        return coco_boxes(drawn, [c.row.image for c in cases]) if drawn.is_file() else {}
+        return coco_boxes(data.files("thorax.json"), [c.row.image for c in cases])
     rows = {case.row.image: case.crop_row for case in cases}
     return {
         image: Box(row.thorax_xyxy, row.size_hw)
@@ -150,11 +149,12 @@ def _boxes_of(cases: Sequence[Case], data: Path) -> dict[str, Box]:
 
 
 def _features(
-    boxes: Mapping[str, Box], data: Path, cache: Path, left_out: Counter[str]
+    boxes: Mapping[str, Box], data: DataFolders, cache: Path, left_out: Counter[str]
 ) -> dict[str, list[np.ndarray]]:
     """Image → the shortcuts of FEATURES of a film with its box; read only where the cache, one row
     a film, has none."""
-    path = cache / f"shortcuts_{sha256_file(data / 'films.csv')[:16]}.npz"
+    tables = "_".join(sha256_file(table)[:16] for table in data.tables())
+    path = cache / f"shortcuts_{tables}.npz"
     known: dict[str, np.ndarray] = {}
     try:
         with np.load(path) as file:
@@ -189,7 +189,7 @@ def _mark(film: Path) -> str:
 
 
 def found_boxes(
-    images: Sequence[str], data: Path, cache: Path, weights: str | Path = DEFAULT_WEIGHTS
+    images: Sequence[str], data: DataFolders, cache: Path, weights: str | Path = DEFAULT_WEIGHTS
 ) -> dict[str, Box]:
     """Image → the detector's box; films that cannot be read or are refused have none.
 

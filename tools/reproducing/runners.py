@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from cxr.cli import from_plain, load_named, to_plain
+from cxr.data_folders import Data, DataFolders
 from cxr.manifest import read_manifest
 from cxr.training.recipe import flatten
 from cxr.workdir import sha256_file
@@ -41,16 +42,17 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def fingerprint(data: str | Path, crops: str = "", files: Sequence[str] = ()) -> list[str]:
+def fingerprint(data: Data, crops: str = "", files: Sequence[str] = ()) -> list[str]:
     """Hashes of the tables that say which films there are, and of the crops' rows; paths and dates
     are left out, so that a copy of the same data counts as the same."""
-    data = Path(data)
-    if not (data / "films.csv").is_file():
+    folders = DataFolders(data)
+    if lost := [str(folder) for folder in folders if not (folder / "films.csv").is_file()]:
         raise ValueError(
-            f"data must be a folder with films.csv. Got {str(data)!r} instead: give "
+            f"data must be a folder with films.csv. Got {lost[0]!r} instead: give "
             "--data FOLDER, or see tools/explore.py --source."
         )
-    marks = [sha256_file(data / f) for f in files or ("films.csv",) if (data / f).is_file()]
+    named = [folder / f for folder in folders for f in files or ("films.csv",)]
+    marks = [sha256_file(path) for path in named if path.is_file()]
     if crops:
         rows = [
             (Path(r.film).name, r.sha256, r.status, r.crop_xyxy) for r in read_manifest(crops)[1]
