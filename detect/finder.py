@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr.boxes import Frame, iou_xyxy, stretch_xyxy
+from cxr.boxes import Frame, iou_xyxy, stretch_xyxy, turn_xyxy
+from cxr.notes import note
+from cxr.workdir import log
 from detect.lungfield.field import LungField, field_box_xyxy
 from detect.predict import Detections, ThoraxBox, ThoraxDetector, Xyxy, prepare_film
+from detect.view.view import View, ViewNet
 
 BOXES = ("both", "detector", "field")
 TURNED = ("mend", "refuse")
@@ -55,8 +58,7 @@ class PairRule:
     def merge(self, detector: Sequence[float], field: Sequence[float]) -> Xyxy:
         """One box xyxy of the two."""
         share = np.asarray(self.detector_share)
-        x0, y0, x1, y1 = share * np.asarray(detector) + (1 - share) * np.asarray(field)
-        return float(x0), float(y0), float(x1), float(y1)
+        return _as_xyxy(share * np.asarray(detector) + (1 - share) * np.asarray(field))
 
     def quality_at(self, doubt: float) -> float | None:
         """The IoU with a person's box that is to be expected."""
@@ -73,26 +75,39 @@ class FieldBox(NamedTuple):
     soft: float
 
 
+class Look(NamedTuple):
+    """What the networks see on one film, in its pixels."""
+
+    found: Detections
+    field: FieldBox | None = None
+    view: View | None = None
+
+
 class ThoraxFinder:
     """Films in, one thorax box each or the reason why not, from both networks.
 
-    `box` names whose box it is: both, detector or field. `turned` says what becomes of a film that
-    lies on its side or upside down: it is turned upright before it is boxed (mend), or refused.
-    The small copy of a film that the detector sees is made once; the field's is made of that.
+    `box` names whose box it is: both, detector or field. With `views` a picture that is no frontal
+    chest film is refused, or the whole of it is taken where a chest is in view. `turned` says what
+    becomes of a film that lies on its side or upside down: it is turned upright before it is boxed
+    (mend), or refused. The small copy of a film that the detector sees is made once; what the lung
+    field's network sees is made of that.
     """
 
     def __init__(
         self,
         detector: ThoraxDetector,
         field: LungField | None = None,
+        views: ViewNet | None = None,
         box: str = "both",
         turned: str = "mend",
     ) -> None:
         if box not in BOXES or (field is None and box != "detector"):
             raise ValueError(f"box must be one of {', '.join(BOXES)}. Got {box!r}, {field}.")
-        self.detector, self.field, self.box, self.turned = detector, field, box, turned
+        self.detector, self.field, self.views = detector, field, views
+        self.box, self.turned = box, turned
         self.rule = PairRule.of(detector)
-        self.weights = {**detector.weights, **(field.weights if field else {})}
+        nets = (detector, field, views)
+        self.weights = {k: v for net in nets if net for k, v in net.weights.items()}
 
     @classmethod
     def load(
@@ -103,43 +118,77 @@ class ThoraxFinder:
         box: str = "both",
         turned: str = "mend",
     ) -> ThoraxFinder:
-        """Both bundles; the shipped ones for None. Raises as their own `load` does."""
+        """The bundles; the shipped ones for None. The shipped views know the shipped field only:
+        with another one no picture is refused for what it shows. Raises as their own `load` does.
+        """
         detector = ThoraxDetector.load(weights, device)
-        own = LungField.load(field, device) if box != "detector" else None
-        return cls(detector, own, box, turned)
+        if box == "detector":
+            return cls(detector, None, None, box, turned)
+        own = LungField.load(field, device)
+        views = None if field else ViewNet.load(own)
+        if field:
+            log.info("%s: what is no frontal chest film is not looked for (see detect.view)", field)
+        return cls(detector, own, views, box, turned)
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
         """One decision a film (H, W) float32 in [0, 1]: `ok`, `fallback` or `no_thorax`."""
-        sizes = [(f.shape[0], f.shape[1]) for f in films]
-        return [
-            self.decide(*seen, size) for seen, size in zip(self.look(films), sizes, strict=True)
+        looks = self.look(films)
+        boxes = [
+            self.decide(s, (f.shape[0], f.shape[1])) for s, f in zip(looks, films, strict=True)
         ]
+        if self.turned == "mend":
+            for i, (seen, film) in enumerate(zip(looks, films, strict=True)):
+                if seen.view and seen.view.turned:
+                    boxes[i] = self._mend(film, seen.view.turned)
+        return boxes
 
-    def look(self, films: Sequence[np.ndarray]) -> list[tuple[Detections, FieldBox | None]]:
-        """What each network sees on each film, in its pixels."""
+    def look(self, films: Sequence[np.ndarray]) -> list[Look]:
+        """What each network sees on each film."""
         if not films:
             return []
         prepared = [prepare_film(pixels, self.detector.config.side) for pixels in films]
         found = self.detector.detect_prepared(prepared)
-        fields = self.find_fields(prepared) if self.field else [None] * len(films)
-        return list(zip(found, fields, strict=True))
-
-    def find_fields(self, prepared: Sequence[tuple[np.ndarray, Frame]]) -> list[FieldBox | None]:
-        """The lung field's box of each film that the detector sees."""
-        assert self.field is not None
-        smaller = [refit(canvas, frame, self.field.side) for canvas, frame in prepared]
-        return [
-            read_box(probability, frame, self.field.threshold)
-            for probability, (_, frame) in zip(
-                self.field.forward([c for c, _ in smaller]), smaller, strict=True
-            )
+        if self.field is None:
+            return [Look(f) for f in found]
+        side = self.field.side
+        smaller = [refit(canvas, frame, side) for canvas, frame in prepared]
+        maps, features = self.field.look([canvas for canvas, _ in smaller])
+        boxes = [
+            read_box(plane, frame, self.field.threshold)
+            for plane, (_, frame) in zip(maps, smaller, strict=True)
         ]
+        views = self.views.judge(features) if self.views else [None] * len(films)
+        return list(map(Look, found, boxes, views))
 
-    def decide(
-        self, found: Detections, field: FieldBox | None, size_hw: tuple[int, int]
-    ) -> ThoraxBox:
-        """The rule from both boxes, in pixels of a film of (height, width), to one decision."""
-        box = self.detector.decide(found, size_hw)
+    def _mend(self, film: np.ndarray, degrees: int) -> ThoraxBox:
+        """The decision on a film that is turned upright first, in the film's own pixels."""
+        upright = np.ascontiguousarray(np.rot90(film, degrees // 90))
+        size_hw = (upright.shape[0], upright.shape[1])
+        box = self.decide(self.look([upright])[0], size_hw)
+
+        def back(xyxy: Xyxy | None) -> Xyxy | None:
+            return None if xyxy is None else _as_xyxy(turn_xyxy(xyxy, size_hw, 360 - degrees)[0])
+
+        notes = (note("lay_turned", value=degrees), *box.notes)
+        boxes = back(box.xyxy), back(box.seen_xyxy)
+        return replace(box, xyxy=boxes[0], seen_xyxy=boxes[1], turned=degrees, notes=notes)
+
+    def decide(self, seen: Look, size_hw: tuple[int, int]) -> ThoraxBox:
+        """The rule from what is seen, in pixels of a film of (height, width), to one decision."""
+        box = self._decide_box(seen, size_hw)
+        if seen.view is None:
+            return box
+        if seen.view.mirrored:
+            box = replace(box, notes=(note("mirrored"),))
+        if seen.view.kind == "frontal":
+            return box
+        if seen.view.kind == "many" and box.status != "no_thorax":
+            return box.doubted(seen.view.reason, size_hw)
+        why = f"no frontal chest: {seen.view.reason}"
+        return replace(box, xyxy=None, status="no_thorax", reason=why)
+
+    def _decide_box(self, seen: Look, size_hw: tuple[int, int]) -> ThoraxBox:
+        box, field = self.detector.decide(seen.found, size_hw), seen.field
         if self.box == "detector" or box.seen_xyxy is None:
             return box
         if field is None:
@@ -147,9 +196,9 @@ class ThoraxFinder:
             return replace(box, xyxy=None, status="no_thorax", reason=box.reason or why, apart=1.0)
         apart = round(1 - float(iou_xyxy(box.seen_xyxy, field.xyxy)[0, 0]), 4)
         merged = self.rule.merge(box.seen_xyxy, field.xyxy)
-        seen = field.xyxy if self.box == "field" else merged
+        own = field.xyxy if self.box == "field" else merged
         quality = self.rule.quality_at(apart + field.soft)
-        box = replace(box, seen_xyxy=seen, apart=apart, quality=quality)
+        box = replace(box, seen_xyxy=own, apart=apart, quality=quality)
         differ = f"the detector's and the lung field's box differ, 1 − IoU is {apart:.2f} and above"
         if box.status == "ok":
             if apart > self.rule.refuse_apart:
@@ -157,7 +206,7 @@ class ThoraxFinder:
                 return replace(box, xyxy=None, status="no_thorax", reason=why)
             if apart > self.rule.ok_apart:
                 return box.doubted(f"{differ} {self.rule.ok_apart:.2f}", size_hw)
-            return replace(box, xyxy=seen)
+            return replace(box, xyxy=own)
         return box
 
 
@@ -180,5 +229,9 @@ def read_box(probability: np.ndarray, frame: Frame, threshold: float) -> FieldBo
     if box is None:
         return None
     soft = 1.0 if early is None or late is None else 1 - float(iou_xyxy(early, late)[0, 0])
-    x0, y0, x1, y1 = (float(v) for v in stretch_xyxy(box, small_hw, (height, width))[0])
-    return FieldBox((x0, y0, x1, y1), soft)
+    return FieldBox(_as_xyxy(stretch_xyxy(box, small_hw, (height, width))[0]), soft)
+
+
+def _as_xyxy(box: np.ndarray) -> Xyxy:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return x0, y0, x1, y1

@@ -91,7 +91,7 @@ def look(finder: ThoraxFinder, films: Sequence[CocoFilm], config: PairConfig) ->
     for group in batched(counting(stream, "boxing", len(films)), 8):
         read = [(truth, film) for truth, (_, film) in group if isinstance(film, Film)]
         looks = finder.look([film.pixels for _, film in read])
-        for (truth, film), (found, field) in zip(read, looks, strict=True):
+        for (truth, film), (found, field, _) in zip(read, looks, strict=True):
             size_hw = (film.pixels.shape[0], film.pixels.shape[1])
             box = finder.detector.decide(found, size_hw).seen_xyxy
             if box is None or field is None:

@@ -51,8 +51,15 @@ class ViewNet:
     """The head with its thresholds: `frontal`, the least probability of a frontal film, and
     `mirrored`, the least one of a mirrored film."""
 
-    def __init__(self, head: nn.Module, point: dict[str, float], meta: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        head: nn.Module,
+        point: dict[str, float],
+        meta: dict[str, Any],
+        weights: dict[str, str] | None = None,
+    ) -> None:
         self.head, self.point, self.meta = head.eval(), point, meta
+        self.weights = weights or {}
 
     @classmethod
     def load(cls, field: LungField, path: str | Path | None = None) -> ViewNet:
@@ -76,7 +83,7 @@ class ViewNet:
                 f"{', '.join(f'{n} ({s[:12]}…)' for n, s in field.weights.items()) or 'another'}: "
                 "train it anew with python -m detect.view train --config configs/detect/view.yaml."
             )
-        return cls(head, point, bundle.meta)
+        return cls(head, point, bundle.meta, {Path(bundle.path).name: bundle.sha256})
 
     def judge(self, features: np.ndarray) -> list[View]:
         """What each of N pictures shows, from the (N, C, G, G) of `LungField.look`."""
