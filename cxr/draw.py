@@ -27,6 +27,7 @@ GREEN: Colour = (0, 200, 140)
 ORANGE: Colour = (255, 150, 0)
 BLUE: Colour = (86, 180, 233)
 RED: Colour = (230, 70, 40)
+WHITE: Colour = (255, 255, 255)
 _GROUND: Colour = (24, 24, 24)
 _INK: Colour = (235, 235, 235)
 
@@ -41,13 +42,16 @@ def to_rgb(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(pixels[..., None], 3, axis=2)
 
 
-def draw_box(image: np.ndarray, xyxy: Any, colour: Colour = ORANGE, label: str = "") -> np.ndarray:
-    """The outline of one box, its line scaled to the picture; `label` inside its upper edge."""
+def draw_box(
+    image: np.ndarray, xyxy: Any, colour: Colour = ORANGE, label: str = "", thin: bool = False
+) -> np.ndarray:
+    """The outline of one box, its line scaled to the picture, half as wide where it is `thin`;
+    `label` inside its upper edge."""
     out = image.copy()
     box = as_boxes(xyxy)[0]
     if not np.isfinite(box).all():
         raise ValueError(f"xyxy of draw_box must be finite. Got {box.tolist()} instead.")
-    width = line_width(image)
+    width = max(1, line_width(image) // (1 + thin))
     # Far-off corners would overflow OpenCV's fixed-point numbers; beyond the edge all look alike.
     limit = [image.shape[1] + width, image.shape[0] + width] * 2
     x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, -width, limit)))

@@ -20,13 +20,16 @@ from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.data_folders import Data, DataFolders
 from cxr.film import Film
-from cxr.rules import refusing, require_between
+from cxr.rules import refusing, require_between, require_one_of
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log
 from detect.data import MeasureConfig, choose_part, read_annotations, read_mask, with_class
-from detect.metrics import FilmScore, constant_box, scale_box, score_film
-from detect.predict import Detections, ThoraxDetector
+from detect.finder import FieldBox, ThoraxFinder
+from detect.lungfield.field import LungField
+from detect.metrics import constant_box, scale_box, score_film
+from detect.predict import Detections, ThoraxBox, ThoraxDetector
 from detect.tables import (
+    BY_CLASS,
     METHODS,
     Evaluation,
     FilmResult,
@@ -44,6 +47,9 @@ class EvaluateConfig(MeasureConfig):
     """Measure the thorax boxes: IoU, coverage, edges, misses, AP, beside trivial baselines.
 
     Args:
+        box: both measures the box that detect.crop takes, beside the detector's and the lung
+            field's; detector measures the detector's alone.
+        field: the lung field's bundle; empty takes the one that comes with lungfirst.
         flips: average the boxes of a film and its mirror image; empty does as the bundle says.
         class_from: take each film's true class from this key of its entry, such as label.
         double_score: a further box with at least this score makes a film a double.
@@ -51,6 +57,8 @@ class EvaluateConfig(MeasureConfig):
         jobs: processes that read films; -1 takes up to four, and none for a few films.
     """
 
+    box: str = "both"
+    field: str = ""
     flips: bool | None = None
     class_from: str = ""
     double_score: float = 0.5
@@ -61,6 +69,7 @@ class EvaluateConfig(MeasureConfig):
         require_between(
             self, batch=(1, 1024), jobs=(-1, 256), max_films=(0, 10**9), double_score=(0, 1)
         )
+        require_one_of(self, box=tuple(METHODS))
 
 
 @as_command
@@ -74,13 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with refusing():
         detector = ThoraxDetector.load(config.weights or None, config.device, config.flips)
+        field = (
+            LungField.load(config.field or None, config.device) if config.box == "both" else None
+        )
+        finder = ThoraxFinder(detector, field, config.box)
         films, constant = select_films(config, detector.config.classes)
     workdir = Workdir(config.out)
-    workdir.start(to_plain(config), config.seed, detector.weights)
+    workdir.start(to_plain(config), config.seed, finder.weights)
     # Where the truth names no classes, a box is right whatever class the detector gives it.
     named = {label for film in films for label in film.labels} - {0} or config.class_from
     classes = len(detector.config.classes) if named else 1
-    evaluation = evaluate(detector, films, constant, config, classes)
+    evaluation = evaluate(finder, films, constant, config, classes)
     write_evaluation(evaluation, workdir)
     draw_worst(evaluation, DataFolders(config.data), workdir / "worst.png")
     print_tables(evaluation)
@@ -104,19 +117,20 @@ def select_films(
 
 
 def evaluate(
-    detector: ThoraxDetector,
+    finder: ThoraxFinder,
     films: Sequence[CocoFilm],
     constant: Any,
     config: EvaluateConfig,
     classes: int = 1,
 ) -> Evaluation:
-    """Run the detector over the films and compare it with both baselines, pooled and by source."""
-    results = list(measure_films(detector, films, constant, config))
+    """Run the finder over the films and compare its box with each network's own and with both
+    baselines, pooled and by source."""
+    results = list(measure_films(finder, films, constant, config))
     return Evaluation(results, compare(results, classes, config.seed), config.part)
 
 
 def measure_films(
-    detector: ThoraxDetector, films: Sequence[CocoFilm], constant: Any, config: EvaluateConfig
+    finder: ThoraxFinder, films: Sequence[CocoFilm], constant: Any, config: EvaluateConfig
 ) -> Iterator[FilmResult]:
     """A FilmResult a film, in order, with a progress bar; pixels are held a batch at a time."""
     data = DataFolders(config.data)
@@ -124,50 +138,64 @@ def measure_films(
     stream = zip(films, read_ahead(paths, default_jobs(len(films), config.jobs)), strict=True)
     for group in batched(counting(stream, "boxing", len(films)), config.batch):
         batch = [_fit(truth, film) for truth, (_, film) in group]
-        found = iter(detector.detect([f.pixels for _, f in batch if isinstance(f, Film)]))
+        looks = iter(finder.look([f.pixels for _, f in batch if isinstance(f, Film)]))
         for truth, film in batch:
             if isinstance(film, Unread):
-                yield _unread_result(truth, film)
+                missed = dict.fromkeys(METHODS[finder.box], score_film(None, truth.boxes_xyxy))
+                yield FilmResult(truth, "unreadable", str(film), None, {}, missed)
             else:
                 mask = lungs_of(masks.get(truth.file_name), film)
                 yield measure_film(
-                    truth, film, next(found), detector, constant, mask, config.double_score
+                    truth, film, next(looks), finder, constant, mask, config.double_score
                 )
 
 
 def measure_film(
     truth: CocoFilm,
     film: Film,
-    found: Detections,
-    detector: ThoraxDetector,
+    look: tuple[Detections, FieldBox | None],
+    finder: ThoraxFinder,
     constant: Any,
     mask: np.ndarray | None,
     double_score: float,
 ) -> FilmResult:
-    """One film's box, and both baselines', against the truth.
+    """One film's box, each network's own, and both baselines', against the truth.
 
     `fallback` counts as a miss: the whole film is a way on, not a box.
     """
-    box = detector.decide(found, truth.size_hw)
+    (found, field), size_hw = look, truth.size_hw
+    box = finder.decide(found, field, size_hw)
+    own = finder.detector.decide(found, size_hw)
     sure = np.count_nonzero(found.scores >= double_score)
     doubled = bool(sure > max(1, len(truth.boxes_xyxy)))  # two lungs boxed apart are no double
-
-    def score(xyxy: Any, doubled: bool = False) -> FilmScore:
-        return score_film(xyxy, truth.boxes_xyxy, mask, film.spacing_mm, doubled)
-
-    baselines = {
-        "constant box": scale_box(constant, truth.size_hw),
-        "whole film": scale_box(WHOLE_FILM, truth.size_hw),
+    known = {
+        "both": (_used(box), _one(box.seen_xyxy, box.score, box.label)),
+        "detector": (_used(own), found),
+        "lung field": (field.xyxy, _one(field.xyxy, 1 - field.soft)) if field else (None, _one()),
     }
-    own = score(box.xyxy if box.status == "ok" else None, doubled)
-    scores = {"detector": own, **{name: score(xyxy) for name, xyxy in baselines.items()}}
-    return FilmResult(truth, box.status, box.reason, box, found, scores, baselines, film.stored_hw)
+    for name, part in (("constant box", constant), ("whole film", WHOLE_FILM)):
+        fixed = scale_box(part, size_hw)
+        known[name] = fixed, _one(fixed)
+    scores = {
+        name: score_film(
+            known[name][0], truth.boxes_xyxy, mask, film.spacing_mm, doubled and name in BY_CLASS
+        )
+        for name in METHODS[finder.box]
+    }
+    seen = {name: known[name][1] for name in scores}
+    return FilmResult(truth, box.status, box.reason, box, seen, scores, film.stored_hw)
 
 
-def _unread_result(truth: CocoFilm, why: Unread) -> FilmResult:
-    missed = score_film(None, truth.boxes_xyxy)
-    scores = dict.fromkeys(METHODS, missed)
-    return FilmResult(truth, "unreadable", str(why), None, None, scores, {})
+def _used(box: ThoraxBox) -> Any:
+    """The box, where it is one."""
+    return box.xyxy if box.status == "ok" else None
+
+
+def _one(xyxy: Any = None, score: float = 1.0, label: int = 0) -> Detections:
+    """One box as a network would say it; none for None."""
+    boxes = np.zeros((0, 4)) if xyxy is None else np.asarray(xyxy, float)[None]
+    n = len(boxes)
+    return Detections(boxes, np.full(n, score), np.full(n, label))
 
 
 def _fit(truth: CocoFilm, film: Film | Unread) -> tuple[CocoFilm, Film | Unread]:

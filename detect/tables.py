@@ -20,7 +20,7 @@ from rich.table import Table
 from cxr.boxes import stretch_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
-from cxr.draw import GREEN, ORANGE, RED, draw_box, to_rgb, write_sheet
+from cxr.draw import BLUE, GREEN, ORANGE, RED, WHITE, draw_box, to_rgb, write_sheet
 from cxr.stats import in_words
 from cxr.stream import Unread, read_ahead
 from cxr.workdir import Workdir, console, to_json, write_atomic, write_json
@@ -73,7 +73,12 @@ def print_table(
     console.print(table)
 
 
-METHODS = ("detector", "constant box", "whole film")
+_BASELINES = ("constant box", "whole film")
+METHODS = {  # whose boxes are measured, the one that is meant first: by the finder's `box`
+    "both": ("both", "detector", "lung field", *_BASELINES),
+    "detector": ("detector", *_BASELINES),
+}
+BY_CLASS = ("both", "detector")  # the others know no class
 # What the terminal shows, and under which name: intervals stand below their values there.
 _SHORT = {
     "mean IoU [95 %]": "IoU",
@@ -92,22 +97,27 @@ _SHORT = {
 
 @dataclass(frozen=True)
 class FilmResult:
-    """One film: its truth, what the detector said, and the score of each method, all in the film's
-    square pixels; films.csv has the box in the stored ones."""
+    """One film: its truth, what was decided, and of each method all boxes that it sees and the
+    score of the one that it takes, all in the film's square pixels; films.csv has the box in the
+    stored ones. The first method of `scores` is the decision's."""
 
     film: CocoFilm
     status: str  # ok, fallback, no_thorax, unreadable
     reason: str
     box: ThoraxBox | None
-    found: Detections | None
+    seen: dict[str, Detections]  # none where the film cannot be read
     scores: dict[str, FilmScore]
-    baselines: dict[str, np.ndarray]  # method → (4,) xyxy
     stored_hw: tuple[int, int] | None = None  # where the film's pixels are not square
 
     @property
     def source(self) -> str:
         """Where the film comes from; films.csv's sources."""
         return self.film.source or "unknown"
+
+    @property
+    def score(self) -> FilmScore:
+        """Of the box that was decided on."""
+        return next(iter(self.scores.values()))
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ class Evaluation:
 def compare(results: Sequence[FilmResult], classes: int, seed: int) -> dict[str, dict[str, Line]]:
     """Each method on all films, and on each source where there are several."""
     return {
-        name: {method: _line(group, method, classes, seed) for method in METHODS}
+        name: {method: _line(group, method, classes, seed) for method in group[0].scores}
         for name, group in by_source(results).items()
     }
 
@@ -139,7 +149,7 @@ def compare(results: Sequence[FilmResult], classes: int, seed: int) -> dict[str,
 def _line(results: Sequence[FilmResult], method: str, classes: int, seed: int) -> Line:
     patients = [r.film.patient_id for r in results]
     summary = summarise([r.scores[method] for r in results], patients, seed)
-    if method != "detector" and classes > 1:  # a constant box knows no class
+    if method not in BY_CLASS and classes > 1:
         return Line(summary, AveragePrecision(math.nan, math.nan, math.nan))
     truths = [(r.film.boxes_xyxy, r.film.labels) for r in results]
     found = [_predicted(r, method, classes) for r in results]
@@ -148,19 +158,16 @@ def _line(results: Sequence[FilmResult], method: str, classes: int, seed: int) -
     if classes < 2 or not named:
         return Line(summary, precision)
     right = [
-        r.box is not None and r.status == "ok" and r.box.label == r.film.labels[0] for r in named
+        r.scores[method].has_box and r.seen[method].labels[0] == r.film.labels[0] for r in named
     ]
     return Line(summary, precision, float(np.mean(right)))
 
 
 def _predicted(result: FilmResult, method: str, classes: int) -> tuple[Any, Any, Any]:
-    if method in result.baselines:
-        return result.baselines[method][None], [1.0], [0]
-    if method == "detector" and result.found is not None:
-        found = result.found
-        labels = found.labels if classes > 1 else np.zeros_like(found.labels)
-        return found.boxes_xyxy, found.scores, labels
-    return np.zeros((0, 4)), [], []
+    seen = result.seen.get(method)
+    if seen is None:
+        return np.zeros((0, 4)), [], []
+    return seen.boxes_xyxy, seen.scores, seen.labels if classes > 1 else np.zeros_like(seen.labels)
 
 
 def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
@@ -180,7 +187,7 @@ def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
 def _lists(evaluation: Evaluation) -> dict[str, list[str]]:
     """Films with a thorax and no box of status ok, each with its reason; and films with more
     confident boxes than they have."""
-    own = [(r, r.scores["detector"]) for r in evaluation.results]
+    own = [(r, r.score) for r in evaluation.results]
     return {
         "Misses": [f"{r.film.file_name}: {r.status}, {r.reason}" for r, s in own if s.missed],
         "Doubles": [r.film.file_name for r, s in own if s.doubled],
@@ -191,11 +198,14 @@ def films_csv(results: Sequence[FilmResult]) -> str:
     """A row a film; empty cells where there is nothing to measure."""
     edges = [f"edge_{side}_{unit}" for unit in ("px", "mm") for side in SIDES]
     head = "film source patient label status reason score second_score iou coverage lung_coverage"
-    rows: list[list[Any]] = [[*head.split(), *edges, "x0", "y0", "x1", "y1"]]
+    others = [*results[0].scores][1:]
+    more = ["apart", "quality", *(f"iou_{name.replace(' ', '_')}" for name in others)]
+    rows: list[list[Any]] = [[*head.split(), *edges, "x0", "y0", "x1", "y1", *more]]
     for r in results:
-        score, film = r.scores["detector"], r.film
+        score, film = r.score, r.film
         values = [score.iou, score.coverage, score.lung_coverage, *score.edges_px, *score.edges_mm]
-        seen = [] if r.found is None else [f"{v:.4f}" for v in r.found.scores[:2]]
+        seen = [f"{v:.4f}" for v in r.seen["detector"].scores[:2]] if r.seen else []
+        doubt = [None, None] if r.box is None else [r.box.apart, r.box.quality]
         place = None if r.box is None else r.box.xyxy
         if place is not None and r.stored_hw:
             place = stretch_xyxy(place, film.size_hw, r.stored_hw)[0]
@@ -204,6 +214,8 @@ def films_csv(results: Sequence[FilmResult]) -> str:
             + [*seen, "", ""][:2]
             + [number(v, 4, "") for v in values]
             + ([""] * 4 if place is None else [f"{v:.1f}" for v in place])
+            + ["" if v is None else f"{v:.4f}" for v in doubt]
+            + [number(r.scores[name].iou, 4, "") for name in others]
         )
     return to_csv(rows)
 
@@ -273,7 +285,7 @@ def table_markdown(evaluation: Evaluation) -> str:
 def print_tables(evaluation: Evaluation) -> None:
     """A table a block, narrow enough for a terminal, and the lists; table.md holds all columns."""
     for block, lines in evaluation.blocks.items():
-        own = lines["detector"].summary
+        own = next(iter(lines.values())).summary
         title = f"{block}: {own.films} films of {own.patients} patients, part {evaluation.part}"
         rows = [[method.split()[0], *_short_cells(line)] for method, line in lines.items()]
         head = ["box", *_SHORT.values()]
@@ -285,9 +297,10 @@ def print_tables(evaluation: Evaluation) -> None:
 
 
 def draw_worst(evaluation: Evaluation, data: DataFolders, path: Path, number: int = 24) -> None:
-    """A sheet of the films with the lowest IoU: truth green, box orange, a box not used red."""
-    known = [r for r in evaluation.results if r.scores["detector"].has_truth]
-    worst = sorted(known, key=lambda r: r.scores["detector"].iou)[:number]
+    """A sheet of the films with the lowest IoU: truth white, box orange, a box not used red; thin
+    and beneath it the detector's blue and the lung field's green where the box is of both."""
+    known = [r for r in evaluation.results if r.score.has_truth]
+    worst = sorted(known, key=lambda r: r.score.iou)[:number]
     pictures, captions = [], []
     films = read_ahead([data / r.film.file_name for r in worst])
     for result, (_, film) in zip(worst, films, strict=True):
@@ -296,16 +309,20 @@ def draw_worst(evaluation: Evaluation, data: DataFolders, path: Path, number: in
         )
         picture = to_rgb(plane)
         for box in result.film.boxes_xyxy:
-            picture = draw_box(picture, box, GREEN)
+            picture = draw_box(picture, box, WHITE)
+        main, *others = [m for m in result.seen if m not in _BASELINES] or [""]
+        for method, colour in zip(others, (BLUE, GREEN), strict=False):
+            for box in result.seen[method].boxes_xyxy[:1]:
+                picture = draw_box(picture, box, colour, thin=True)
         if result.status == "ok" and result.box is not None:
             picture = draw_box(picture, result.box.xyxy, ORANGE)
-        elif result.found is not None and len(result.found.boxes_xyxy):
-            picture = draw_box(picture, result.found.boxes_xyxy[0], RED)
+        elif result.seen and len(result.seen[main].boxes_xyxy):
+            picture = draw_box(picture, result.seen[main].boxes_xyxy[0], RED)
         pictures.append(picture)
-        iou = result.scores["detector"].iou
-        captions.append(f"IoU {iou:.3f}  {result.status}\n{Path(result.film.file_name).name}")
+        name = Path(result.film.file_name).name
+        captions.append(f"IoU {result.score.iou:.3f}  {result.status}\n{name}")
     title = (
-        f"the {len(worst)} worst of {len(known)} films, part {evaluation.part}: truth green, "
-        "box orange, unused box red"
+        f"the {len(worst)} worst of {len(known)} films, part {evaluation.part}: truth white, "
+        "box orange, unused box red; detector's thin blue, lung field's thin green"
     )
     write_sheet(path, pictures, captions, 320, title)

@@ -15,27 +15,31 @@ import pytest
 
 import detect.evaluate
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
+from cxr.data_folders import DataFolders
+from cxr.draw import BLUE, ORANGE, RED, WHITE
 from cxr.film import read_film
 from cxr.split import Split
 from detect.data import read_annotations
 from detect.evaluate import EvaluateConfig, evaluate, find_masks, lungs_of, main, select_films
+from detect.finder import FieldBox, ThoraxFinder
 from detect.metrics import constant_box
 from detect.predict import DEFAULT_WEIGHTS, Detections, ThoraxBox
-from detect.tables import Evaluation, films_csv, table_rows
+from detect.tables import Evaluation, draw_worst, films_csv, table_rows
 
 
 class Oracle:
     """Answers with the boxes it was given, in the order of the films; None is a film it refuses."""
 
-    config = SimpleNamespace(classes=["thorax"])
+    config = SimpleNamespace(classes=["thorax"], side=32)
 
     def __init__(self, answers: Sequence[list | None], second: Sequence[float] = ()) -> None:
         self.answers = list(answers)
         self.second = list(second) or [0.0] * len(self.answers)
         self.weights: dict[str, str] = {}
+        self.meta: dict = {}
         self.batches: list[int] = []
 
-    def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:
+    def detect_prepared(self, films: Sequence) -> list[Detections]:
         self.batches.append(len(films))
         out = []
         for _ in films:
@@ -53,7 +57,20 @@ class Oracle:
     def decide(self, found: Detections, size_hw: tuple[int, int]) -> ThoraxBox:
         if found.scores[0] < 0.1:
             return ThoraxBox(None, 0.05, "no_thorax", "score too low")
-        return ThoraxBox(tuple(found.boxes_xyxy[0]), 0.9, "ok", "")
+        best = tuple(found.boxes_xyxy[0])
+        return ThoraxBox(best, 0.9, "ok", "", seen_xyxy=best)
+
+
+class Pair(ThoraxFinder):
+    """An oracle beside a lung field that is given too; None is a film without one."""
+
+    def __init__(self, detector: Oracle, fields: Sequence[list | None] = ()) -> None:
+        box = "both" if fields else "detector"
+        super().__init__(detector, SimpleNamespace(weights={}) if fields else None, box)
+        self.fields = [FieldBox(tuple(f), 0.1) if f else None for f in fields]
+
+    def find_fields(self, prepared: Sequence) -> list[FieldBox | None]:
+        return [self.fields.pop(0) for _ in prepared]
 
 
 @pytest.fixture
@@ -82,10 +99,12 @@ def data(tmp_path: Path) -> Path:
 TRUE = [[10, 10, 70, 90], [10, 10, 70, 90], [20, 10, 60, 90], None]
 
 
-def measure(data: Path, detector: Oracle, **options) -> Evaluation:
+def measure(
+    data: Path, detector: Oracle, fields: Sequence[list | None] = (), **options
+) -> Evaluation:
     config = EvaluateConfig(data=str(data), part="all", **options)
     films, constant = select_films(config)
-    return evaluate(detector, films, constant, config)
+    return evaluate(Pair(detector, fields), films, constant, config)
 
 
 def test_perfect_boxes_score_one_and_beat_both_baselines(data: Path) -> None:
@@ -98,6 +117,28 @@ def test_perfect_boxes_score_one_and_beat_both_baselines(data: Path) -> None:
     assert whole.summary.coverage.value == 1
     assert (best.summary.films, best.summary.patients, best.summary.negatives) == (3, 2, 1)
     assert (best.summary.false_boxes, whole.summary.false_boxes) == (0, 1)
+
+
+def test_both_opinions_are_measured_and_their_box(data: Path, tmp_path: Path) -> None:
+    wide, narrow = ([[x0 - d, 10, x1, 90] for x0, _, x1, _ in TRUE[:3]] for d in (5, -5))
+    evaluation = measure(data, Oracle([*wide, None]), [*narrow[:2], None, None])
+    block = evaluation.blocks["all"]
+    assert list(block) == ["both", "detector", "lung field", "constant box", "whole film"]
+    iou = {method: line.summary.mean_iou.value for method, line in block.items()}
+    assert iou["both"] == pytest.approx(2 / 3)  # the mean of the edges; no field is no thorax
+    assert iou["detector"] == pytest.approx((60 / 65 * 2 + 40 / 45) / 3)
+    assert iou["lung field"] == pytest.approx(55 / 60 * 2 / 3)
+    assert [block[m].summary.misses for m in block] == [1, 0, 1, 0, 0]
+    rows = list(csv.DictReader(films_csv(evaluation.results).splitlines()))
+    assert (rows[0]["iou"], rows[0]["iou_detector"]) == ("1.0000", "0.9231")
+    assert float(rows[0]["apart"]) == pytest.approx(10 / 65, abs=1e-4)
+    assert (rows[2]["reason"], rows[2]["iou_lung_field"]) == (
+        "no thorax found: no lung field",
+        "0.0000",
+    )
+    draw_worst(evaluation, DataFolders(data), tmp_path / "worst.png")
+    sheet = cv2.imread(str(tmp_path / "worst.png"))[..., ::-1].reshape(-1, 3).astype(int)
+    assert all((abs(sheet - c).max(axis=1) < 30).any() for c in (ORANGE, RED, WHITE, BLUE))
 
 
 def test_each_source_is_a_block(data: Path) -> None:
@@ -163,7 +204,7 @@ def test_scaled_copies_in_other_folders_are_measured_in_their_own_pixels(data: P
         data=str(data / "copies"), annotations=str(data / "thorax.json"), part="all"
     )
     films, constant = select_films(config)
-    evaluation = evaluate(detector, films, constant, config)
+    evaluation = evaluate(Pair(detector), films, constant, config)
     assert evaluation.blocks["all"]["detector"].summary.mean_iou.value == 1
     assert evaluation.results[0].film.file_name == "p0/0.png"
     assert evaluation.results[0].film.size_hw == (200, 160)
@@ -187,7 +228,7 @@ def test_films_of_two_folders_are_measured_together(
     fake = SimpleNamespace(load=lambda *_: Oracle([f.boxes_xyxy[0].tolist() for f in films]))
     monkeypatch.setattr(detect.evaluate, "ThoraxDetector", fake)
     folders = [word for folder in phantom_folders for word in ("--data", folder)]
-    assert main([*folders, "--part", "all", "--out", str(tmp_path)]) == 0
+    assert main([*folders, "--part", "all", "--box", "detector", "--out", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "metrics.json").read_text())["blocks"]["all"]["detector"]
     summary = figures["summary"]
     assert (summary["films"], summary["patients"]) == (48, 24)
@@ -228,7 +269,9 @@ def test_class_of_the_box_is_judged_when_there_are_several(data: Path) -> None:
     config = EvaluateConfig(data=str(data), part="all", class_from="label")
     films, constant = select_films(config, ("normal", "pneumonia"))
     assert [f.labels for f in films] == [(0,), (1,), (0,), ()]
-    line = evaluate(Oracle(TRUE), films, constant, config, classes=2).blocks["all"]["detector"]
+    line = evaluate(Pair(Oracle(TRUE)), films, constant, config, classes=2).blocks["all"][
+        "detector"
+    ]
     assert line.class_accuracy == pytest.approx(2 / 3)  # the oracle calls everything normal
     assert line.precision.ap_of_class[1] == 0
 
@@ -252,7 +295,8 @@ def test_command_writes_its_files(data: Path, monkeypatch: pytest.MonkeyPatch) -
         detect.evaluate, "ThoraxDetector", SimpleNamespace(load=lambda *_: Oracle(answers))
     )
     out = data / "out"
-    assert main(["--data", str(data), "--part", "all", "--out", str(out), "--batch", "3"]) == 0
+    argv = ["--data", str(data), "--part", "all", "--out", str(out), "--batch", "3"]
+    assert main([*argv, "--box", "detector"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["statuses"] == {"no_thorax": 2, "ok": 2}
     assert metrics["misses"] == ["images/0.png: no_thorax, score too low"]
@@ -275,7 +319,7 @@ def test_missing_files_are_code_2(
     if extra[0] != "--weights":
         fake = SimpleNamespace(load=lambda *_: Oracle(TRUE))
         monkeypatch.setattr(detect.evaluate, "ThoraxDetector", fake)
-    assert main(["--data", str(data), "--out", str(data / "out"), *extra]) == 2
+    assert main(["--data", str(data), "--box", "detector", "--out", str(data / "o"), *extra]) == 2
 
 
 @pytest.mark.skipif(not DEFAULT_WEIGHTS.exists(), reason="the shipped weights are missing")
@@ -287,4 +331,5 @@ def test_shipped_detector_beats_the_baselines_on_real_films(
     assert main([*argv, "--out", str(tmp_path)]) == 0
     block = json.loads((tmp_path / "metrics.json").read_text())["blocks"]["all"]
     iou = {method: line["summary"]["mean_iou"]["value"] for method, line in block.items()}
-    assert iou["detector"] > 0.85 > iou["constant box"] > iou["whole film"]
+    assert min(iou["both"], iou["detector"], iou["lung field"]) > 0.85
+    assert 0.85 > iou["constant box"] > iou["whole film"]

@@ -182,7 +182,7 @@ def run(
 ) -> dict[str, Any]:
     """Train where there is no bundle yet, and measure."""
     from detect.evaluate import WHOLE_FILM, EvaluateConfig, evaluate
-    from detect.predict import ThoraxDetector
+    from detect.finder import ThoraxFinder
     from detect.train import train
 
     bundle = Path(training.out) / "thorax.safetensors"
@@ -192,11 +192,11 @@ def run(
     if not bundle.exists():
         log.info("%s: %d epochs", name, training.epochs)
         train(training)
-    detector = ThoraxDetector.load(bundle)
+    finder = ThoraxFinder.load(bundle, box="detector")
     ask = EvaluateConfig(data=config.data)
     row: dict[str, Any] = {"name": name, "epochs": training.epochs, "sets": {}}
     for key, films in tests.items():
-        line = evaluate(detector, films, WHOLE_FILM, ask).blocks["all"]["detector"].summary
+        line = evaluate(finder, films, WHOLE_FILM, ask).blocks["all"]["detector"].summary
         row["sets"][key] = {
             "films": line.films,
             "patients": line.patients,
