@@ -3,7 +3,7 @@
     python -m detect.evaluate --part test --out runs/evaluate
     python -m detect.evaluate --data FOLDER --annotations boxes.json --part all --out runs/own
 
-Writes metrics.json, films.csv, table.md and worst.png, and prints the table.
+Writes metrics.json, films.csv, table.md, worst.png and quality.png, and prints the table.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def evaluate(
     """Run the finder over the films and compare its box with each network's own and with both
     baselines, pooled and by source."""
     results = list(measure_films(finder, films, constant, config))
-    return Evaluation(results, compare(results, classes, config.seed), config.part)
+    return Evaluation(results, compare(results, classes, config.seed), config.part, config.seed)
 
 
 def measure_films(

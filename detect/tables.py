@@ -17,15 +17,16 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cxr.boxes import stretch_xyxy
+from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.draw import BLUE, GREEN, ORANGE, RED, WHITE, draw_box, to_rgb, write_sheet
 from cxr.stats import in_words
 from cxr.stream import Unread, read_ahead
-from cxr.workdir import Workdir, console, to_json, write_atomic, write_json
+from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
 from detect.metrics import SIDES, AveragePrecision, FilmScore, Summary, average_precision, summarise
 from detect.predict import Detections, ThoraxBox
+from detect.quality import Promised, draw_quality, measure_quality
 
 
 class _Sourced(Protocol):
@@ -136,6 +137,7 @@ class Evaluation:
     results: list[FilmResult]
     blocks: dict[str, dict[str, Line]]
     part: str
+    seed: int = 0
 
 
 def compare(results: Sequence[FilmResult], classes: int, seed: int) -> dict[str, dict[str, Line]]:
@@ -171,17 +173,34 @@ def _predicted(result: FilmResult, method: str, classes: int) -> tuple[Any, Any,
 
 
 def write_evaluation(evaluation: Evaluation, workdir: Workdir) -> None:
-    """metrics.json, films.csv and table.md into the run's folder."""
+    """metrics.json, films.csv, table.md and, where quality is known, quality.png into the run's
+    folder."""
+    promised = _promised(evaluation.results)
+    if promised:
+        draw_quality(promised, workdir / "quality.png", evaluation.seed)
+    elif "both" in evaluation.results[0].scores:
+        log.warning("no quality.png: the detector's bundle has no rule that knows a quality")
     figures = {
         "part": evaluation.part,
         "statuses": dict(Counter(r.status for r in evaluation.results)),
         "blocks": to_json(evaluation.blocks),
+        "quality": to_json(measure_quality(promised, evaluation.seed)) if promised else None,
         **{title.lower(): names for title, names in _lists(evaluation).items()},
         "edges": SIDES,
     }
     write_json(workdir / "metrics.json", figures)
     write_atomic(workdir / "films.csv", films_csv(evaluation.results))
     write_atomic(workdir / "table.md", table_markdown(evaluation))
+
+
+def _promised(results: Sequence[FilmResult]) -> Promised | None:
+    """Of each box with a quality, used or not, on a film with a thorax; None where none has one."""
+    known = [
+        (box.quality, iou_xyxy(box.seen_xyxy, union_xyxy(film.boxes_xyxy)).item(), film.patient_id)
+        for film, box, score in ((r.film, r.box, r.score) for r in results)
+        if score.has_truth and box is not None and box.quality is not None
+    ]
+    return Promised(*map(np.array, zip(*known, strict=True))) if known else None
 
 
 def _lists(evaluation: Evaluation) -> dict[str, list[str]]:

@@ -19,12 +19,13 @@ from cxr.data_folders import DataFolders
 from cxr.draw import BLUE, ORANGE, RED, WHITE
 from cxr.film import read_film
 from cxr.split import Split
+from cxr.workdir import Workdir
 from detect.data import read_annotations
 from detect.evaluate import EvaluateConfig, evaluate, find_masks, lungs_of, main, select_films
 from detect.finder import FieldBox, ThoraxFinder
 from detect.metrics import constant_box
 from detect.predict import DEFAULT_WEIGHTS, Detections, ThoraxBox
-from detect.tables import Evaluation, draw_worst, films_csv, table_rows
+from detect.tables import Evaluation, draw_worst, films_csv, table_rows, write_evaluation
 
 
 class Oracle:
@@ -139,6 +140,20 @@ def test_both_opinions_are_measured_and_their_box(data: Path, tmp_path: Path) ->
     draw_worst(evaluation, DataFolders(data), tmp_path / "worst.png")
     sheet = cv2.imread(str(tmp_path / "worst.png"))[..., ::-1].reshape(-1, 3).astype(int)
     assert all((abs(sheet - c).max(axis=1) < 30).any() for c in (ORANGE, RED, WHITE, BLUE))
+
+
+def test_quality_is_held_against_the_iou(data: Path, tmp_path: Path) -> None:
+    """Two films promise 1 and have it, one promises 0.7 and has 40 / 50."""
+    detector = Oracle(TRUE)
+    detector.meta = {"pair": {"ok_apart": 0, "quality": [[0.1, 1.0], [0.1 + 1 / 3, 0.7]]}}
+    evaluation = measure(data, detector, [*TRUE[:2], [0, 10, 60, 90], None])
+    write_evaluation(evaluation, Workdir(tmp_path / "out"))
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["quality"]
+    assert evaluation.results[2].status == "fallback"  # and its box is measured all the same
+    assert (found["films"], found["lowest_fifth"]["value"]) == (3, pytest.approx(0.8))
+    assert found["rest"]["value"] == 1 and found["spearman"] == pytest.approx(1)
+    assert found["error"]["value"] == pytest.approx(0.1 / 3, abs=1e-3)
+    assert cv2.imread(str(tmp_path / "out/quality.png")) is not None
 
 
 def test_each_source_is_a_block(data: Path) -> None:
