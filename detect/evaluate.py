@@ -24,10 +24,9 @@ from cxr.rules import refusing, require_between, require_one_of
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log
 from detect.data import MeasureConfig, choose_part, read_annotations, read_mask, with_class
-from detect.finder import FieldBox, ThoraxFinder
-from detect.lungfield.field import LungField
+from detect.finder import Look, ThoraxFinder
 from detect.metrics import constant_box, scale_box, score_film
-from detect.predict import Detections, ThoraxBox, ThoraxDetector
+from detect.predict import Detections, ThoraxBox
 from detect.tables import (
     BY_CLASS,
     METHODS,
@@ -82,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         example="python -m detect.evaluate --part test --sources '[kermany]' --out runs/kermany",
     )
     with refusing():
-        detector = ThoraxDetector.load(config.weights or None, config.device, config.flips)
-        field = (
-            LungField.load(config.field or None, config.device) if config.box == "both" else None
-        )
-        finder = ThoraxFinder(detector, field, config.box)
+        bundles = config.weights or None, config.field or None
+        finder = ThoraxFinder.load(*bundles, config.device, config.box)
+        detector = finder.detector
+        if config.flips is not None:
+            detector.flips = config.flips
         films, constant = select_films(config, detector.config.classes)
     workdir = Workdir(config.out)
     workdir.start(to_plain(config), config.seed, finder.weights)
@@ -138,7 +137,9 @@ def measure_films(
     stream = zip(films, read_ahead(paths, default_jobs(len(films), config.jobs)), strict=True)
     for group in batched(counting(stream, "boxing", len(films)), config.batch):
         batch = [_fit(truth, film) for truth, (_, film) in group]
-        looks = iter(finder.look([f.pixels for _, f in batch if isinstance(f, Film)]))
+        pixels = [f.pixels for _, f in batch if isinstance(f, Film)]
+        looks = finder.look(pixels)
+        decided = zip(looks, finder.conclude(looks, pixels), strict=True)
         for truth, film in batch:
             if isinstance(film, Unread):
                 missed = dict.fromkeys(METHODS[finder.box], score_film(None, truth.boxes_xyxy))
@@ -146,25 +147,25 @@ def measure_films(
             else:
                 mask = lungs_of(masks.get(truth.file_name), film)
                 yield measure_film(
-                    truth, film, next(looks), finder, constant, mask, config.double_score
+                    truth, film, *next(decided), finder, constant, mask, config.double_score
                 )
 
 
 def measure_film(
     truth: CocoFilm,
     film: Film,
-    look: tuple[Detections, FieldBox | None],
+    look: Look,
+    box: ThoraxBox,
     finder: ThoraxFinder,
     constant: Any,
     mask: np.ndarray | None,
     double_score: float,
 ) -> FilmResult:
-    """One film's box, each network's own, and both baselines', against the truth.
+    """One film's box as it was decided, each network's own, and both baselines', against the truth.
 
     `fallback` counts as a miss: the whole film is a way on, not a box.
     """
-    (found, field), size_hw = look, truth.size_hw
-    box = finder.decide(found, field, size_hw)
+    found, field, size_hw = look.found, look.field, truth.size_hw
     own = finder.detector.decide(found, size_hw)
     sure = np.count_nonzero(found.scores >= double_score)
     doubled = bool(sure > max(1, len(truth.boxes_xyxy)))  # two lungs boxed apart are no double

@@ -132,7 +132,10 @@ class ThoraxFinder:
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
         """One decision a film (H, W) float32 in [0, 1]: `ok`, `fallback` or `no_thorax`."""
-        looks = self.look(films)
+        return self.conclude(self.look(films), films)
+
+    def conclude(self, looks: Sequence[Look], films: Sequence[np.ndarray]) -> list[ThoraxBox]:
+        """`predict` for films that were looked at; one that lies turned is looked at again."""
         boxes = [
             self.decide(s, (f.shape[0], f.shape[1])) for s, f in zip(looks, films, strict=True)
         ]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-import detect.evaluate
+import detect.finder
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
 from cxr.data_folders import DataFolders
 from cxr.draw import BLUE, ORANGE, RED, WHITE
@@ -22,7 +22,7 @@ from cxr.split import Split
 from cxr.workdir import Workdir
 from detect.data import read_annotations
 from detect.evaluate import EvaluateConfig, evaluate, find_masks, lungs_of, main, select_films
-from detect.finder import FieldBox, ThoraxFinder
+from detect.finder import FieldBox, Look, ThoraxFinder
 from detect.metrics import constant_box
 from detect.predict import DEFAULT_WEIGHTS, Detections, ThoraxBox
 from detect.tables import Evaluation, draw_worst, films_csv, table_rows, write_evaluation
@@ -67,11 +67,12 @@ class Pair(ThoraxFinder):
 
     def __init__(self, detector: Oracle, fields: Sequence[list | None] = ()) -> None:
         box = "both" if fields else "detector"
-        super().__init__(detector, SimpleNamespace(weights={}) if fields else None, box)
+        super().__init__(detector, SimpleNamespace(weights={}) if fields else None, box=box)
         self.fields = [FieldBox(tuple(f), 0.1) if f else None for f in fields]
 
-    def find_fields(self, prepared: Sequence) -> list[FieldBox | None]:
-        return [self.fields.pop(0) for _ in prepared]
+    def look(self, films: Sequence[np.ndarray]) -> list[Look]:
+        found = self.detector.detect_prepared(films) if films else []
+        return [Look(f, self.fields.pop(0) if self.fields else None) for f in found]
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ def test_films_of_two_folders_are_measured_together(
 ) -> None:
     films = read_annotations(phantom_folders, "thorax.json")
     fake = SimpleNamespace(load=lambda *_: Oracle([f.boxes_xyxy[0].tolist() for f in films]))
-    monkeypatch.setattr(detect.evaluate, "ThoraxDetector", fake)
+    monkeypatch.setattr(detect.finder, "ThoraxDetector", fake)
     folders = [word for folder in phantom_folders for word in ("--data", folder)]
     assert main([*folders, "--part", "all", "--box", "detector", "--out", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "metrics.json").read_text())["blocks"]["all"]["detector"]
@@ -307,7 +308,7 @@ def test_table_has_a_column_in_mm_only_where_spacing_is_known(data: Path) -> Non
 def test_command_writes_its_files(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [None, *TRUE[1:]]
     monkeypatch.setattr(
-        detect.evaluate, "ThoraxDetector", SimpleNamespace(load=lambda *_: Oracle(answers))
+        detect.finder, "ThoraxDetector", SimpleNamespace(load=lambda *_: Oracle(answers))
     )
     out = data / "out"
     argv = ["--data", str(data), "--part", "all", "--out", str(out), "--batch", "3"]
@@ -333,7 +334,7 @@ def test_missing_files_are_code_2(
 ) -> None:
     if extra[0] != "--weights":
         fake = SimpleNamespace(load=lambda *_: Oracle(TRUE))
-        monkeypatch.setattr(detect.evaluate, "ThoraxDetector", fake)
+        monkeypatch.setattr(detect.finder, "ThoraxDetector", fake)
     assert main(["--data", str(data), "--box", "detector", "--out", str(data / "o"), *extra]) == 2
 
 
