@@ -164,7 +164,7 @@ def evaluate(config: ViewEvaluateConfig) -> int:
         return 1
     head, rows = tabulate(judged, config.seed)
     write_json(workdir / "metrics.json", [dict(zip(head, row, strict=True)) for row in rows])
-    plain = [{**asdict(j), **asdict(j.view)} for j in judged]
+    plain = [{**asdict(j.view), **asdict(j), "view": j.view.kind} for j in judged]
     write_atomic(workdir / "pictures.csv", to_csv([[*plain[0]], *([*p.values()] for p in plain)]))
     write_atomic(workdir / "table.md", "\n".join(to_markdown(head, rows)) + "\n")
     title = f"{len(wrong)} of {len(judged)} wrong by the view alone"

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from cxr.stats import softmax
 
-_BATCH = 256
-
 
 class ViewHead(nn.Module):
     """(N, C, G, G) features to (N, classes + 1) logits: one for each class, the last for mirrored.
@@ -42,10 +40,6 @@ def _halve(channels: int, wider: int) -> list[nn.Module]:
 
 def answer(head: nn.Module, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, classes) probabilities, and (N,) that the film is mirrored."""
-    logits = [np.zeros((0, 2))]
     with torch.inference_mode():
-        for start in range(0, len(features), _BATCH):
-            part = torch.from_numpy(features[start : start + _BATCH]).float()
-            logits.append(head.eval()(part).double().numpy())
-    found = np.concatenate(logits[1:] or logits)
+        found = head(torch.from_numpy(features).float()).double().numpy()
     return softmax(found[:, :-1]), 1 / (1 + np.exp(-found[:, -1]))
