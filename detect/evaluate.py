@@ -3,7 +3,8 @@
     python -m detect.evaluate --part test --out runs/evaluate
     python -m detect.evaluate --data FOLDER --annotations boxes.json --part all --out runs/own
 
-Writes metrics.json, films.csv, table.md, worst.png and quality.png, and prints the table.
+Writes metrics.json, films.csv, table.md, worst.png and, where the detector's bundle has a rule
+that knows it, quality.png; and prints the table.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_evaluation(evaluation, workdir)
     draw_worst(evaluation, DataFolders(config.data), workdir / "worst.png")
     print_tables(evaluation)
-    console.print(f"metrics.json, films.csv, table.md, worst.png: {workdir.path}", highlight=False)
+    console.print(
+        f"metrics.json, films.csv, table.md and pictures: {workdir.path}", highlight=False
+    )
     return 0 if any(r.status != "unreadable" for r in evaluation.results) else 1
 
 

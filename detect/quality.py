@@ -60,9 +60,11 @@ def draw_quality(promised: Promised, path: Path, seed: int = 0) -> Path:
     found = [bootstrap_mean(iou[g], list(owners[g]), seed=seed) for g in groups]
     figure = new_figure(5, 6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    ends = float(min(said.min(), iou.min(), 0.8)), 1.0
+    lows = [said.min(), *(f.value for f in found), *(f.low for f in found)]
+    ends = float(np.nanmin(lows)) - 0.02, 1.0
     above.plot(ends, ends, color="grey", linestyle=":", label="as promised")
-    above.plot(said, iou, ".", color="silver", markersize=3, label="a film")
+    shown = np.maximum(iou, ends[0])
+    above.plot(said, shown, ".", color="silver", clip_on=False, label="a film (lower: on the edge)")
     spread = np.transpose([(f.value - f.low, f.high - f.value) for f in found])
     values = [f.value for f in found]
     above.errorbar(x, values, spread, fmt="o-", color=COLOURS[0], capsize=3, label="bin [95 %]")
