@@ -106,10 +106,20 @@ def _item(
         pixels if isinstance(pixels, str) else row.reason,
         sha256=row.sha256,
         pixels=None if isinstance(pixels, str) else pixels,
-        facts=(*facts, *map(sentence_of, row.notes)),
+        facts=(*facts, *_box_facts(row), *map(sentence_of, row.notes)),
         pictures={"picture": picture} if picture else {},
         notes=row.notes,
     )
+
+
+def _box_facts(row: CropRow) -> tuple[str, ...]:
+    """How good the box is likely to be, and how far its two opinions lie apart."""
+    if row.apart is None:
+        return ()
+    apart = f"box: its two opinions differ by {row.apart:.2f} (1 − IoU)"
+    if row.quality is None or row.status != "ok":
+        return (apart,)
+    return (f"{apart}; IoU with a person's box likely {row.quality:.2f}",)
 
 
 def _thumbnail_path(row: CropRow, folder: Path) -> Path:

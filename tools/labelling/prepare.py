@@ -147,14 +147,15 @@ def find_prelabels(finder: ThoraxFinder, films: Sequence[np.ndarray]) -> list[di
     """The pre-label of each film (H, W), as fields of a SessionFilm: the box of both opinions, and
     how doubtful it is.
 
-    The doubt is 1 − score, plus 1 − IoU of the two boxes, plus 1 where the box would not be used,
-    plus 1 where no thorax is seen.
+    The doubt is 1 − the box's quality (its score where none is known), plus 1 − IoU of the two
+    boxes, plus 1 where the box would not be used, plus 1 where no thorax is seen.
     """
     return [_to_prelabel(box) for box in finder.predict(films)]
 
 
 def _to_prelabel(box: ThoraxBox) -> dict[str, Any]:
-    doubt = {"ok": 0.0, "fallback": 1.0}.get(box.status, 2.0) + 1 - box.score
+    good = box.score if box.quality is None else box.quality
+    doubt = {"ok": 0.0, "fallback": 1.0}.get(box.status, 2.0) + 1 - good
     apart, seen = 1.0 if box.apart is None else box.apart, box.seen_xyxy
     if box.status == "no_thorax":
         seen = None
