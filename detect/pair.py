@@ -105,22 +105,34 @@ def look(finder: ThoraxFinder, films: Sequence[CocoFilm], config: PairConfig) ->
 
 
 def choose_rule(films: Sequence[PairFilm]) -> PairRule:
-    """The shares with the least mean distance of each edge from a person's; thresholds that leave
-    validation films alone; and the IoU that goes with a doubt."""
+    """Shares, thresholds that leave these films alone, and the IoU that goes with a doubt.
+
+    Of the shares whose edge lies within one standard error of the least mean distance from a
+    person's, the one nearest to the plain mean is taken (the one-standard-error rule of Breiman et
+    al. 1984): these films are like those of the training, and what differs little here may differ
+    the other way on films of another place.
+    """
     detector, field, truth = (
         np.array([getattr(f, name) for f in films]) for name in ("detector", "field", "truth")
     )
     mixed = _STEPS[:, None, None] * detector + (1 - _STEPS[:, None, None]) * field
-    best = np.abs(mixed - truth).mean(axis=1).argmin(axis=0)  # (4,) of (steps, 4)
-    shares = tuple(float(round(v, 2)) for v in _STEPS[best])
-    apart = np.array([f.apart for f in films])
-    # a threshold for films such as these would be passed by few of them: so the largest, and more
-    ok = max(_LEAST_APART, float(np.quantile(apart, 0.99)))
-    refuse = min(1.0, 2 * max(ok, float(apart.max())))
+    errors = np.abs(mixed - truth)  # (steps, films, 4)
+    shares = tuple(choose_share(errors[:, :, edge]) for edge in range(4))
+    # a frontal chest is rarely passed over: the farthest of these films stays well below
+    ok = min(0.5, max(_LEAST_APART, 1.5 * max(f.apart for f in films)))
+    refuse = min(1.0, 2 * ok)
     rule = PairRule(shares, round(ok, 3), round(refuse, 3))  # type: ignore[arg-type]
     boxes = [rule.merge(d, f) for d, f in zip(detector, field, strict=True)]
     ious = [float(iou_xyxy(b, t)[0, 0]) for b, t in zip(boxes, truth, strict=True)]
     return replace(rule, quality=fit_quality([f.doubt for f in films], ious))
+
+
+def choose_share(errors: np.ndarray) -> float:
+    """The detector's share in one edge, of `_STEPS`, from its distances (steps, films)."""
+    means = errors.mean(axis=1)
+    best = int(means.argmin())
+    close = means <= means[best] + errors[best].std() / np.sqrt(errors.shape[1])
+    return float(round(_STEPS[close][np.abs(_STEPS[close] - 0.5).argmin()], 2))
 
 
 def fit_quality(doubts: Sequence[float], ious: Sequence[float]) -> tuple[tuple[float, float], ...]:
