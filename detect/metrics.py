@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -257,3 +257,41 @@ def scale_box(fractions_xyxy: Any, size_hw: tuple[int, int]) -> np.ndarray:
     """(4,) fractions of a film to pixels; (0, 0, 1, 1) is the whole film, the second baseline."""
     height, width = size_hw
     return as_boxes(fractions_xyxy)[0] * [width, height, width, height]
+
+
+class Promised(NamedTuple):
+    """(N,) the IoUs that films' boxes promise, the IoUs that they have, and the films' patients."""
+
+    quality: np.ndarray
+    iou: np.ndarray
+    patients: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Of N films: the mean |quality − IoU|, Spearman's rho of both (NaN where one is all the same),
+    and the mean IoU of the fifth of the films with the lowest quality, and of the rest."""
+
+    films: int
+    error: Interval
+    spearman: float
+    lowest_fifth: Interval
+    rest: Interval
+
+
+def measure_quality(promised: Promised, seed: int = 0) -> Reliability:
+    """Compare promised with measured IoUs; intervals by patient."""
+    from scipy.stats import rankdata
+
+    said, iou, owners = promised
+    ranks = [rankdata(said), rankdata(iou)]
+    flat = any(np.ptp(r) == 0 for r in ranks)
+    order = np.argsort(said, kind="stable")
+    fifth = math.ceil(len(said) / 5)
+    low, rest = (
+        bootstrap_mean(iou[part], list(owners[part]), seed=seed)
+        for part in (order[:fifth], order[fifth:])
+    )
+    error = bootstrap_mean(np.abs(said - iou), list(owners), seed=seed)
+    rho = math.nan if flat else float(np.corrcoef(*ranks)[0, 1])
+    return Reliability(len(said), error, rho, low, rest)

@@ -21,12 +21,21 @@ from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.draw import BLUE, GREEN, ORANGE, RED, WHITE, draw_box, to_rgb, write_sheet
-from cxr.stats import in_words
+from cxr.plots import COLOURS, new_figure, write_figure
+from cxr.stats import bootstrap_mean, in_words
 from cxr.stream import Unread, read_ahead
 from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
-from detect.metrics import SIDES, AveragePrecision, FilmScore, Summary, average_precision, summarise
+from detect.metrics import (
+    SIDES,
+    AveragePrecision,
+    FilmScore,
+    Promised,
+    Summary,
+    average_precision,
+    measure_quality,
+    summarise,
+)
 from detect.predict import Detections, ThoraxBox
-from detect.quality import Promised, draw_quality, measure_quality
 
 
 class _Sourced(Protocol):
@@ -345,3 +354,28 @@ def draw_worst(evaluation: Evaluation, data: DataFolders, path: Path, number: in
         "box orange, unused box red; detector's thin blue, lung field's thin green"
     )
     write_sheet(path, pictures, captions, 320, title)
+
+
+def draw_quality(promised: Promised, path: Path, seed: int = 0) -> Path:
+    """Films in bins of equal number by quality: the bin's mean quality against its mean IoU with
+    the 95 % interval by patient; how many films have which quality below."""
+    said, iou, owners = promised
+    groups = np.array_split(np.argsort(said, kind="stable"), min(10, max(1, len(said) // 20)))
+    x = [said[g].mean() for g in groups]
+    found = [bootstrap_mean(iou[g], list(owners[g]), seed=seed) for g in groups]
+    figure = new_figure(5, 6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    lows = [said.min(), *(f.value for f in found), *(f.low for f in found)]
+    ends = float(np.nanmin(lows)) - 0.02, 1.0
+    above.plot(ends, ends, color="grey", linestyle=":", label="as promised")
+    shown = np.maximum(iou, ends[0])
+    above.plot(said, shown, ".", color="silver", clip_on=False, label="a film (lower: on the edge)")
+    spread = np.transpose([(f.value - f.low, f.high - f.value) for f in found])
+    values = [f.value for f in found]
+    above.errorbar(x, values, spread, fmt="o-", color=COLOURS[0], capsize=3, label="bin [95 %]")
+    above.set(ylabel="IoU with a person's box", title=f"{len(said)} films", xlim=ends, ylim=ends)
+    below.hist(said, bins=np.linspace(*ends, 30), color=COLOURS[0])
+    below.set(xlabel="quality: the IoU that is promised", ylabel="films")
+    above.grid(alpha=0.3)
+    above.legend(frameon=False, loc="upper left")
+    return write_figure(figure, path)
