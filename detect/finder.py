@@ -195,8 +195,8 @@ class ThoraxFinder:
         if self.box == "detector" or box.seen_xyxy is None:
             return box
         if field is None:
-            why = "no thorax found: no lung field"
-            return replace(box, xyxy=None, status="no_thorax", reason=box.reason or why, apart=1.0)
+            why = box.reason if box.status == "no_thorax" else "no thorax found: no lung field"
+            return replace(box, xyxy=None, status="no_thorax", reason=why, apart=1.0)
         apart = round(1 - float(iou_xyxy(box.seen_xyxy, field.xyxy)[0, 0]), 4)
         merged = self.rule.merge(box.seen_xyxy, field.xyxy)
         own = field.xyxy if self.box == "field" else merged

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,6 +133,23 @@ def test_notes_of_films_stand_in_the_table_on_the_page_and_in_the_summary(
     assert "no_window 1" in " ".join(capsys.readouterr().err.split())
     assert run.main(["--crops", "r/crops", "--out", "again"]) == 0
     assert rows_of("again")["scan.dcm"]["notes"].split("; ") == noted
+
+
+def test_the_page_says_how_far_a_box_is_to_be_trusted(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_film("calm.png")
+    add_film("tall.png", size=(200, 100))
+    known = iter([{"apart": 0.123, "quality": 0.871}, {"apart": 0.4}])
+    plain = world.detector.predict
+    monkeypatch.setattr(
+        world.detector, "predict", lambda films: [replace(b, **next(known)) for b in plain(films)]
+    )
+    assert run.main(["films", "--crops", "--out", "r"]) == 0
+    page = Path("r/report.html").read_text()
+    told = "<li>box: its two opinions differ by"
+    assert f"{told} 0.12 (1 − IoU); IoU with a person&#39;s box likely 0.87</li>" in page
+    assert f"{told} 0.40 (1 − IoU)</li>" in page
 
 
 def test_raw_detector_data_are_let_in_on_demand(world: SimpleNamespace) -> None:

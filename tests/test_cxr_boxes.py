@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from cxr.boxes import (
     mask_box_xyxy,
     scale_xyxy,
     square_xyxy,
+    turn_xyxy,
     union_xyxy,
     xywh_to_xyxy,
     xyxy_to_xywh,
@@ -104,6 +106,9 @@ FRAMES = {
     "box beyond the film": Frame.of_box((-30, -10, 230, 120), 96),
     "cut": Frame.cut((20.4, 30.6, 120, 70)),
     "cut beyond the film": Frame.cut((-5, -6, 205, 95)),
+    "box of a film that lay on its side, its pixels not square": replace(
+        Frame.of_box((10, 20, 80, 190), 96), stored_xy=(2.0, 0.5), turned=90, film_hw=(90, 200)
+    ),
 }
 
 
@@ -193,3 +198,53 @@ def test_mask_box_by_hand() -> None:
     mask[2:4, 1:7] = 255
     assert mask_box_xyxy(mask).tolist() == [1, 2, 7, 4]  # type: ignore[union-attr]
     assert mask_box_xyxy(np.zeros((3, 3))) is None
+
+
+# a film that lay on its side or upside down ------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_box_turns_as_its_film_does_and_back(degrees: int) -> None:
+    mask = np.zeros((60, 100), np.uint8)
+    mask[10:25, 30:90] = 1
+    turned = np.rot90(mask, degrees // 90)
+    box = turn_xyxy([30, 10, 90, 25], mask.shape, degrees)
+    assert box[0].tolist() == mask_box_xyxy(turned).tolist()  # type: ignore[union-attr]
+    assert turn_xyxy(box, turned.shape, 360 - degrees).tolist() == [[30, 10, 90, 25]]
+
+
+# (5, 10, 45, 50) of the upright film on the film of 100 × 60 px as it lay
+LAY = {90: (50, 5, 90, 45), 180: (55, 10, 95, 50), 270: (10, 15, 50, 55)}
+
+
+@pytest.fixture(params=LAY)
+def lay(request: pytest.FixtureRequest) -> Frame:
+    return replace(Frame.cut((5, 10, 45, 50)), turned=request.param, film_hw=(60, 100))
+
+
+def test_a_turned_film_is_cut_upright(lay: Frame) -> None:
+    film = np.random.default_rng(0).random((60, 100), np.float32)
+    assert np.array_equal(lay.apply(film), np.rot90(film, lay.turned // 90)[10:50, 5:45])
+
+
+def test_a_map_is_laid_back_on_the_film_as_it_lay(lay: Frame) -> None:
+    film = np.random.default_rng(0).random((60, 100), np.float32)
+    wanted = np.zeros_like(film)
+    x0, y0, x1, y1 = LAY[lay.turned]
+    wanted[y0:y1, x0:x1] = film[y0:y1, x0:x1]
+    assert np.array_equal(lay.restore(lay.apply(film), (60, 100)), wanted)
+
+
+def test_boxes_of_a_turned_film_are_in_original_pixels(lay: Frame) -> None:
+    assert lay.film_xyxy == lay.original_xyxy == LAY[lay.turned]
+    oblong = replace(lay, stored_xy=(2.0, 0.5))
+    stored = tuple(np.array(LAY[lay.turned]) * (2, 0.5, 2, 0.5))
+    assert oblong.film_xyxy == LAY[lay.turned] and oblong.original_xyxy == stored
+    assert oblong.to_model_xyxy(stored).tolist() == [[0, 0, 40, 40]]
+    assert oblong.to_original_xyxy([0, 0, 40, 40])[0].tolist() == list(stored)
+
+
+@pytest.mark.parametrize("wrong", [{"turned": 45}, {"film_hw": None}, {"film_hw": [60]}])
+def test_a_frame_is_turned_by_quarters_and_knows_its_film(lay: Frame, wrong: dict) -> None:
+    with pytest.raises(ValueError, match="turned by quarters, with film_hw"):
+        Frame.from_dict({**lay.to_dict(), **wrong})

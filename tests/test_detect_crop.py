@@ -20,7 +20,7 @@ from cxr.boxes import mask_box_xyxy
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.film import Film, read_film
 from cxr.manifest import read_manifest
-from cxr.notes import code_of
+from cxr.notes import code_of, note
 from detect.crop import CropConfig, HumanBoxes, crop_film, crop_name, iter_crops, main
 from detect.predict import DEFAULT_WEIGHTS, ThoraxBox
 
@@ -302,6 +302,7 @@ def test_full_disk_ends_in_words_and_the_run_goes_on(
 def test_other_settings_in_the_same_folder_are_refused(films: Path, fake: None) -> None:
     run()
     assert run("--margin", "0.1") == 2
+    assert run("--box", "field") == run("--turned", "refuse") == 2
     assert run("--margin", "0.1", "--restart") == 0
     assert read_manifest("crops")[0]["settings"]["margin"] == 0.1
 
@@ -320,7 +321,10 @@ def test_wrong_arguments_are_code_2(films: Path, fake: None, argv: list[str]) ->
     assert main([*argv, "--out", "crops"]) == 2
 
 
-@pytest.mark.parametrize("flag", ["--batch=0", "--margin=-1", "--jobs=x", "--wights=w"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--batch=0", "--margin=-1", "--jobs=x", "--wights=w", "--turned=sideways", "--box=mine"],
+)
 def test_wrong_flags_exit_with_2(films: Path, flag: str) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(["films", "--out", "crops", flag])
@@ -378,6 +382,27 @@ def test_boxes_by_hand_fit_a_film_without_square_pixels(
     human = HumanBoxes(tmp_path / "boxes.json")
     [(row, _, _)] = iter_crops([oblong(tmp_path)], human, CropConfig(out=str(tmp_path), margin=0.0))
     assert row.status == "ok" and np.abs(np.array(row.thorax_xyxy) - TRUE).max() < 1
+
+
+def test_a_film_that_lay_turned_is_cropped_upright(tmp_path: Path) -> None:
+    class Lying(Bright):
+        def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
+            known = {"turned": 90, "apart": 0.1, "quality": 0.9}
+            notes = (note("lay_turned", value=90),)
+            return [replace(box, notes=notes, **known) for box in super().predict(films)]
+
+    path, settings = oblong(tmp_path), CropConfig(out=str(tmp_path), margin=0.0)
+    [(plain, read, lying)] = iter_crops([path], Bright(), settings)
+    [(row, _, crop)] = iter_crops([path], Lying(), settings)
+    assert np.array_equal(crop.pixels, np.rot90(lying.pixels))
+    assert (row.thorax_xyxy, row.crop_xyxy) == (plain.thorax_xyxy, plain.crop_xyxy)  # as stored
+    frame, (h, w) = row.to_frame(), crop.pixels.shape
+    assert np.abs(frame.to_original_xyxy([0, 0, w, h])[0] - row.crop_xyxy).max() < 1e-6
+    back = frame.restore(crop.pixels, read.pixels.shape)
+    assert np.array_equal(back, plain.to_frame().restore(lying.pixels, read.pixels.shape))
+    assert "lay_turned" in map(code_of, row.notes) and (row.apart, row.quality) == (0.1, 0.9)
+    square = crop_film(read, replace(box_at(*mask_box_xyxy(read.pixels > 0.5)), turned=90), 0, True)
+    assert square.pixels.shape == (max(h, w), max(h, w))
 
 
 def test_notes_stand_in_the_manifest_and_are_counted(

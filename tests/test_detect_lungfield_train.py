@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import torch
 from conftest import draw_phantom
 
 import detect.lungfield.evaluate
-from cxr.bundle import load_bundle
+from cxr.bundle import load_bundle, save_bundle
 from cxr.film import Film
 from cxr.films_table import read_films_table
 from cxr.split import Split
@@ -115,7 +116,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     ("wrong", "match"),
     [
         ({"side": 100}, "multiple of 16"),
-        ({"weights": "some.pth"}, "imagenet or none"),
+        ({"weights": "some.pth"}, "imagenet, none or a .safetensors file"),
         ({"weights": "none"}, "freeze_stages must be 0"),
         ({"decoder_channels": (8,) * 5}, "1 to 4 positive widths"),
     ],
@@ -123,6 +124,17 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_a_network_that_cannot_be_built_says_why(wrong: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         FieldNetConfig(**wrong)
+
+
+def test_a_training_may_start_from_a_bundle_of_the_same_network(tmp_path: Path) -> None:
+    tiny = FieldNetConfig("tu-test_efficientnet", "none", 2, (8, 8), 0, 64)
+    first = build_field_net(tiny)
+    path = save_bundle(tmp_path / "w.safetensors", "lungfield", first.state_dict(), half=False)
+    start = replace(tiny, weights=str(path), freeze_stages=1)
+    second = build_field_net(start).state_dict()
+    assert all(torch.equal(second[name], value) for name, value in first.state_dict().items())
+    with pytest.raises(ValueError, match=r"w\.safetensors must hold the weights of its own"):
+        build_field_net(replace(start, decoder_channels=(8, 4)))
 
 
 def test_the_encoder_ends_at_its_depth_and_the_stem_stays_frozen() -> None:
