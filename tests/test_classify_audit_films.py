@@ -191,6 +191,31 @@ def test_what_was_seen_is_the_crop_in_its_place_on_the_film(world: SimpleNamespa
     np.testing.assert_array_equal(film.pixels, read_film(path).pixels[y0:y1, x0:x1])
 
 
+def test_a_film_that_lay_turned_is_judged_upright(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add_film("nih/a.png", size=(100, 120))
+    plain = world.detector.predict
+    monkeypatch.setattr(
+        world.detector, "predict", lambda films: [replace(b, turned=90) for b in plain(films)]
+    )
+    mask = np.zeros((100, 120), bool)
+    mask[10:50, 10:40] = True
+    make_run("r", "--crops")
+    write_table([{"image": "images/nih/a.png", "mask": add_mask("a.png", mask)}])
+    field, upright = FakeField(), np.rot90(read_film(path).pixels)
+    by_net, by_hand = (
+        films_of(read_run("r"), t, field)["a.png"] for t in (None, Truths.load("data"))
+    )
+    assert by_net.size_hw == (120, 100) and field.seen == [(120, 100)]
+    assert by_net.box_xyxy == (20.0, 24.0, 80.0, 96.0)
+    x0, y0, x1, y1 = (int(v) for v in by_net.seen_xyxy)
+    np.testing.assert_array_equal(by_net.pixels, upright[y0:y1, x0:x1])
+    np.testing.assert_array_equal(by_hand.lung, np.rot90(mask))
+    truth = replace(by_hand.truth, findings_xyxy=((10.0, 20.0, 30.0, 60.0),))
+    assert truth.findings_on((120, 100)).tolist() == [[20, 90, 60, 110]]  # (y, 120 − x)
+
+
 def test_of_a_whole_film_all_was_seen(world: SimpleNamespace) -> None:
     add_film("nih/a.png")
     make_run("r")

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor, nn
 
 from cxr.film import Film
-from cxr.ledger import RowLedger
+from cxr.ledger import RowLedger, read_rows
 from cxr.split import Split
 from detect.data import read_mask
 from detect.lungfield.__main__ import main
@@ -24,7 +24,7 @@ from detect.lungfield.field import (
     field_box_xyxy,
     overlap,
 )
-from detect.lungfield.predict import SCHEMA, VERSION, FieldRow, read_fields, to_row
+from detect.lungfield.predict import SCHEMA, VERSION, FieldRow, to_row
 
 
 class Dark(nn.Module):
@@ -182,9 +182,9 @@ def dark(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_predict_gives_each_film_a_row(films: Path, dark: None, tmp_path: Path) -> None:
     out = tmp_path / "fields"
     assert main(["predict", str(films), "--out", str(out)]) == 0
-    header, rows = read_fields(out / "manifest.jsonl")
+    header, rows = read_rows(out / "manifest.jsonl", FieldRow, SCHEMA, VERSION)
     assert header["settings"]["weights"] == {"dark.safetensors": "0" * 64}
-    found = {Path(r.film).name: r for r in rows}
+    found = {Path(film).name: row for film, row in rows.items()}
     assert {name: r.status for name, r in found.items()} == {
         "chest.png": "ok",
         "plain.png": "no_field",
@@ -209,7 +209,7 @@ def test_predict_goes_on_where_it_was_stopped(films: Path, dark: None, tmp_path:
     (films / "chest.png").touch()
     assert main(["predict", str(films), "--out", str(out)]) == 0
     assert path.read_text().splitlines()[1] == lines[1].rstrip("\n")
-    assert len(read_fields(path)[1]) == 3
+    assert len(read_rows(path, FieldRow, SCHEMA, VERSION)[1]) == 3
 
 
 def test_a_row_without_its_mask_is_made_anew(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Films are read from where they lay when the run was made; one that has changed s
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from classify.audit.rows import UNKNOWN
 from classify.inputs import name_of
 from classify.labels import label_of
 from classify.predictions import PredictionRow, read_predictions
-from cxr.boxes import Frame, as_boxes, clip_xyxy
+from cxr.boxes import Frame, as_boxes, clip_xyxy, turn_xyxy
 from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, list_films
 from cxr.films_table import (
@@ -49,6 +49,7 @@ class Truth:
     mask: Path | None = None
     findings_xyxy: tuple[Box, ...] = ()
     known: tuple[str, ...] = ()  # the members' targets, which are words of the labels too
+    turned: int = 0  # degrees by which the film was set upright; mask and findings lie as read
 
     def label_for(self, target: str) -> int:
         """NORMAL, TARGET or OTHERS for a member, UNKNOWN where the label does not say."""
@@ -62,12 +63,12 @@ class Truth:
             return None
         raw = np.fromfile(self.mask, np.uint8)
         found = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None  # it raises for none
-        height, width = size_hw
+        height, width = self._lay(size_hw)
         why = "cannot be read or is empty"
         if found is not None and (found > 127).any():
             if abs(found.shape[0] * width / (found.shape[1] * height) - 1) <= 0.01:
                 scaled = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)
-                return np.asarray(scaled > 127)
+                return np.ascontiguousarray(np.rot90(scaled > 127, self.turned // 90))
             why = "has another shape than its film"
         log.warning("%s %s: the network's lung field is taken", self.mask, why)
         return None
@@ -77,9 +78,14 @@ class Truth:
 
         The boxes are in the pixels of the table's picture, which the film must have.
         """
-        boxes = clip_xyxy(as_boxes(self.findings_xyxy), size_hw)
+        lay_hw = self._lay(size_hw)
+        boxes = turn_xyxy(clip_xyxy(as_boxes(self.findings_xyxy), lay_hw), lay_hw, self.turned)
         whole = np.rint(boxes)  # as the metrics round them: a box must hold a pixel
         return np.asarray(boxes[(whole[:, 2:] > whole[:, :2]).all(1)])
+
+    def _lay(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the film before it was set upright."""
+        return (size_hw[1], size_hw[0]) if self.turned % 180 else size_hw
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ class RunFilm:
 
 @dataclass(eq=False)
 class AuditFilm:
-    """One film as it is judged. All of it in the film's pixels, but for `pixels`.
+    """One film as it is judged. All of it in the film's pixels, but for `pixels`; a film that lay
+    turned when it was cropped is upright here, for no network knows lungs that lie.
 
     `pixels` (h, w) are what the members saw: the film, or its crop; `listed.crop` leads back.
     `lung` (H, W) bool may be empty, and is None where nobody asked for it. `box_xyxy` is None where
@@ -191,7 +198,7 @@ class AuditFilm:
     def seen_xyxy(self) -> Box:
         """What the members saw, in film pixels; a crop may reach beyond the film."""
         if self.listed.crop is not None:
-            x0, y0, x1, y1 = self.listed.crop.film_xyxy
+            x0, y0, x1, y1 = self.listed.crop.source_xyxy
             return float(x0), float(y0), float(x1), float(y1)
         height, width = self.size_hw
         return 0.0, 0.0, float(width), float(height)
@@ -325,9 +332,14 @@ def _audit_film(listed: RunFilm, truth: Truth, film: Film | Unread) -> AuditFilm
     why, boxed = listed.refusal(film), listed.boxed
     if why or isinstance(film, Unread):
         return AuditFilm(listed, truth, reason=why)
-    shown = film.pixels if listed.crop is None else listed.crop.apply(film.pixels)
-    size_hw = (film.pixels.shape[0], film.pixels.shape[1])
+    crop, size_hw = listed.crop, (film.pixels.shape[0], film.pixels.shape[1])
+    shown = film.pixels if crop is None else crop.apply(film.pixels)
     at = None if boxed is None else boxed.on_film(boxed.thorax_xyxy, size_hw)
+    if crop and crop.turned:
+        upright = np.ascontiguousarray(np.rot90(film.pixels, crop.turned // 90))
+        film, truth = replace(film, pixels=upright), replace(truth, turned=crop.turned)
+        listed = replace(listed, crop=replace(crop, turned=0, film_hw=None))
+        at = None if at is None else turn_xyxy(at, size_hw, crop.turned)[0]
     box = None if boxed is None else _sure_box(boxed.status, at)
     return AuditFilm(listed, truth, film, "", shown, box_xyxy=box)
 

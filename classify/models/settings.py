@@ -52,7 +52,6 @@ _INCEPTION_RESNET = _at(
     "stem:conv2d_1a block35:mixed_5b block17:mixed_6a block8:mixed_7a top:conv2d_7b"
 )
 _LITE = {**_BLOCKS, "top": "conv_head"}
-_LITE0 = "tf_efficientnet_lite0"
 _MOBILE = dict(list(_BLOCKS.items())[:6])
 KNOWN: dict[str, Known] = {
     "baseline_cnn": Known(256, _at("block1:0 block2:1 block3:2 block4:3"), "own"),

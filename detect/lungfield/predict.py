@@ -18,7 +18,7 @@ import numpy as np
 from cxr.cli import to_plain
 from cxr.draw import BLUE, draw_contour, encode_png, fit, to_rgb, write_sheet
 from cxr.film import Film, list_films
-from cxr.ledger import RowLedger, read_rows
+from cxr.ledger import RowLedger
 from cxr.rules import refusing, require_between
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log, provenance, write_atomic
@@ -147,12 +147,6 @@ def iter_fields(
                     white = cv2.resize(white, film.stored_hw[::-1], interpolation=cv2.INTER_NEAREST)
                 write_atomic(out / row.mask, encode_png(white))
             yield row, film, mask
-
-
-def read_fields(path: str | Path) -> tuple[dict[str, Any], list[FieldRow]]:
-    """Header and rows of a manifest of lung fields; raises ValueError with the wrong line."""
-    header, rows = read_rows(Path(path), FieldRow, SCHEMA, VERSION)
-    return header, list(rows.values())
 
 
 def predict(config: FieldPredictConfig) -> int:
