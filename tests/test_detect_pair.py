@@ -16,7 +16,7 @@ from cxr.cli import to_plain
 from detect.finder import FieldBox, Look, PairRule, ThoraxFinder
 from detect.lungfield.net import build_field_net
 from detect.model import build_detector
-from detect.pair import PairFilm, choose_rule, fit_quality, main
+from detect.pair import PairFilm, choose_rule, choose_share, fit_quality, main
 from detect.predict import Detections, ThoraxDetector
 from detect.settings import DetectorConfig, FieldNetConfig
 
@@ -31,8 +31,18 @@ def test_the_shares_and_thresholds_of_constructed_boxes_are_found() -> None:
         films.append(PairFilm(*boxes, truth, apart, apart))
     rule = choose_rule(films)
     assert rule.detector_share == tuple(share)
-    assert (rule.ok_apart, rule.refuse_apart) == (0.297, 0.6)  # 0.99 of 0.3, and twice the largest
+    assert (rule.ok_apart, rule.refuse_apart) == (0.45, 0.9)  # 1.5 and 3 of the largest
     assert all(iou == pytest.approx(1) for _, iou in rule.quality)
+
+
+@pytest.mark.parametrize(("mean", "share"), [(0.14, 0.5), (0.16, 1.0)])
+def test_the_plain_mean_is_kept_within_a_standard_error_of_the_best(
+    mean: float, share: float
+) -> None:
+    errors = np.full((21, 4), 0.3)
+    errors[20] = 0, 0.2, 0, 0.2  # the detector alone: 0.1 on average, with an error of 0.05
+    errors[10] = mean
+    assert choose_share(errors) == share
 
 
 def test_boxes_that_agree_on_all_films_are_still_let_differ_a_little() -> None:
