@@ -33,7 +33,9 @@ class PairRule:
 
     Attributes:
         detector_share: of the left, top, right and bottom edge; the field has the rest.
-        ok_apart: 1 − IoU of the two boxes up to which the box is used.
+        lone_apart: 1 − IoU of the two boxes above which the detector's is taken alone: a field
+            that is so far off has run into the stomach, or stopped at a white lung.
+        ok_apart: 1 − IoU above which no box is used, but the whole film.
         refuse_apart: 1 − IoU above which there is no thorax.
         quality: points (doubt, IoU with a person's box), falling; between two of them a line. The
             doubt is the sum of 1 − IoU of the two boxes and of the field's own (`FieldBox.soft`).
@@ -41,7 +43,8 @@ class PairRule:
     """
 
     detector_share: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.5)
-    ok_apart: float = 0.3
+    lone_apart: float = 0.25
+    ok_apart: float = 0.5
     refuse_apart: float = 1.0
     quality: tuple[tuple[float, float], ...] = ()
     chosen_on: dict[str, Any] | None = None
@@ -199,7 +202,8 @@ class ThoraxFinder:
             return replace(box, xyxy=None, status="no_thorax", reason=why, apart=1.0)
         apart = round(1 - float(iou_xyxy(box.seen_xyxy, field.xyxy)[0, 0]), 4)
         merged = self.rule.merge(box.seen_xyxy, field.xyxy)
-        own = field.xyxy if self.box == "field" else merged
+        both = merged if apart <= self.rule.lone_apart else box.seen_xyxy
+        own = field.xyxy if self.box == "field" else both
         quality = self.rule.quality_at(apart + field.soft)
         box = replace(box, seen_xyxy=own, apart=apart, quality=quality)
         differ = f"the detector's and the lung field's box differ, 1 − IoU is {apart:.2f} and above"

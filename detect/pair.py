@@ -119,9 +119,8 @@ def choose_rule(films: Sequence[PairFilm]) -> PairRule:
     errors = np.abs(mixed - truth)  # (steps, films, 4)
     shares = tuple(choose_share(errors[:, :, edge]) for edge in range(4))
     # a frontal chest is rarely passed over: the farthest of these films stays well below
-    ok = min(0.5, max(_LEAST_APART, 1.5 * max(f.apart for f in films)))
-    refuse = min(1.0, 2 * ok)
-    rule = PairRule(shares, round(ok, 3), round(refuse, 3))  # type: ignore[arg-type]
+    lone = min(0.3, max(_LEAST_APART, 1.5 * max(f.apart for f in films)))
+    rule = PairRule(shares, round(lone, 3), round(2 * lone, 3), round(3 * lone, 3))  # type: ignore[arg-type]
     boxes = [rule.merge(d, f) for d, f in zip(detector, field, strict=True)]
     ious = [float(iou_xyxy(b, t)[0, 0]) for b, t in zip(boxes, truth, strict=True)]
     return replace(rule, quality=fit_quality([f.doubt for f in films], ious))
@@ -161,11 +160,11 @@ def told(rule: PairRule, films: Sequence[PairFilm]) -> str:
     """What was chosen, in words."""
     edges = ("left", "top", "right", "bottom")
     shares = ", ".join(f"{e} {s:.2f}" for e, s in zip(edges, rule.detector_share, strict=True))
-    over = sum(f.apart > rule.ok_apart for f in films)
+    over = sum(f.apart > rule.lone_apart for f in films)
     return (
-        f"{len(films)} films; the detector's share of each edge: {shares}; whole film where 1 − "
-        f"IoU is above {rule.ok_apart:.3f} ({over} of these films), refused above "
-        f"{rule.refuse_apart:.3f}"
+        f"{len(films)} films; the detector's share of each edge: {shares}; where 1 − IoU is above "
+        f"{rule.lone_apart:.3f} ({over} of these films) the detector's box alone, above "
+        f"{rule.ok_apart:.3f} the whole film, above {rule.refuse_apart:.3f} refused"
     )
 
 

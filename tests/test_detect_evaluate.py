@@ -146,7 +146,9 @@ def test_both_opinions_are_measured_and_their_box(data: Path, tmp_path: Path) ->
 def test_quality_is_held_against_the_iou(data: Path, tmp_path: Path) -> None:
     """Two films promise 1 and have it, one promises 0.7 and has 40 / 50."""
     detector = Oracle(TRUE)
-    detector.meta = {"pair": {"ok_apart": 0, "quality": [[0.1, 1.0], [0.1 + 1 / 3, 0.7]]}}
+    detector.meta = {
+        "pair": {"ok_apart": 0, "lone_apart": 1, "quality": [[0.1, 1.0], [0.1 + 1 / 3, 0.7]]}
+    }
     evaluation = measure(data, detector, [*TRUE[:2], [0, 10, 60, 90], None])
     write_evaluation(evaluation, Workdir(tmp_path / "out"))
     found = json.loads((tmp_path / "out/metrics.json").read_text())["quality"]

@@ -21,6 +21,7 @@ from detect.view.view import View
 POINT = {"reject_score": 0.3, "ok_score": 0.6, "aspect_range": [0.5, 2.0], "min_area_share": 0.1}
 RULE: dict[str, Any] = {
     "detector_share": [1, 0.5, 0, 0.75],
+    "lone_apart": 0.2,
     "ok_apart": 0.3,
     "refuse_apart": 0.6,
     "quality": [[0.1, 0.9], [0.5, 0.7]],
@@ -63,6 +64,13 @@ def test_a_bundle_without_a_rule_takes_the_mean() -> None:
     rule = PairRule.of(a_detector())
     assert rule.merge((0, 10, 100, 100), (20, 30, 60, 60)) == (10, 20, 80, 80)
     assert rule.quality_at(0.1) is None
+
+
+def test_where_the_boxes_differ_much_the_detectors_is_taken_alone() -> None:
+    # the field reaches 0.3 of its own box further down: 1 − IoU is 18 / 78
+    found = a_finder().decide(seen((20.0, 20.0, 80.0, 98.0)), SIZE)
+    assert (found.status, found.xyxy) == ("ok", BOX)
+    assert found.apart == pytest.approx(18 / 78, abs=1e-4)
 
 
 def test_quality_lies_on_the_line_between_two_points_and_ends_with_them() -> None:

@@ -31,7 +31,8 @@ def test_the_shares_and_thresholds_of_constructed_boxes_are_found() -> None:
         films.append(PairFilm(*boxes, truth, apart, apart))
     rule = choose_rule(films)
     assert rule.detector_share == tuple(share)
-    assert (rule.ok_apart, rule.refuse_apart) == (0.45, 0.9)  # 1.5 and 3 of the largest
+    # never above 0.3, though 1.5 times the largest is 0.45; then two and three times that
+    assert (rule.lone_apart, rule.ok_apart, rule.refuse_apart) == (0.3, 0.6, 0.9)
     assert all(iou == pytest.approx(1) for _, iou in rule.quality)
 
 
@@ -48,7 +49,7 @@ def test_the_plain_mean_is_kept_within_a_standard_error_of_the_best(
 def test_boxes_that_agree_on_all_films_are_still_let_differ_a_little() -> None:
     box = np.array([0.2, 0.2, 0.8, 0.8])
     rule = choose_rule([PairFilm(box, box, box, 0.01, 0.01)] * 20)
-    assert (rule.ok_apart, rule.refuse_apart) == (0.2, 0.4)
+    assert (rule.lone_apart, rule.ok_apart, rule.refuse_apart) == (0.2, 0.4, 0.6)
 
 
 def test_quality_is_the_mean_of_groups_and_never_rises() -> None:
