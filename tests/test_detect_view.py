@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from detect.lungfield.field import LungField
 from detect.predict import ThoraxBox, prepare_film
 from detect.view.__main__ import main
 from detect.view.data import ViewMaker, class_of_negative, read_films
-from detect.view.evaluate import outcome
+from detect.view.evaluate import outcome, outcome_of
 from detect.view.train import SURE, choose_point
 from detect.view.view import CLASSES, DEFAULT_WEIGHTS, View, ViewNet
 
@@ -61,12 +62,13 @@ def test_thresholds_lose_at_most_the_share_and_ask_for_no_more_than_sure() -> No
     assert choose_point(np.ones(9), np.zeros(9), 0.003) == {"frontal": SURE, "mirrored": 0.5}
 
 
-def test_view_box_and_field_make_one_outcome() -> None:
-    frontal, turned = View("frontal", 0, False, 1, ""), View("turned", 90, False, 1, "")
+def test_what_becomes_of_a_picture() -> None:
+    kinds = {"frontal": "ok", "turned": "turned", "many": "fallback", "lateral": "refused"}
+    assert all(outcome(View(k, 0, False, 1, "")) == said for k, said in kinds.items())
     box = ThoraxBox((0, 0, 1, 1), 1.0, "ok")
-    assert outcome(frontal, box, 0.1) == "ok" and outcome(frontal, box, 0.3) == "fallback"
-    assert outcome(turned, box, 0.9) == "turned"
-    assert outcome(frontal, ThoraxBox(None, 0.0, "no_thorax"), 1.0) == "refused"
+    assert [outcome_of(b) for b in (box, replace(box, turned=90))] == ["ok", "turned"]
+    assert outcome_of(replace(box, status="fallback", turned=90)) == "fallback"
+    assert outcome_of(replace(box, xyxy=None, status="no_thorax")) == "refused"
 
 
 @pytest.mark.parametrize(

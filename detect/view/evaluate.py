@@ -26,14 +26,14 @@ from cxr.rules import refusing
 from cxr.split import Split
 from cxr.stats import in_words, share_figure
 from cxr.workdir import Workdir, console, counting, log, read_json, write_atomic, write_json
-from detect.lungfield.field import LungField, disagreement
-from detect.predict import ThoraxBox, ThoraxDetector, prepare_film
+from detect.finder import ThoraxFinder
+from detect.lungfield.field import LungField
+from detect.predict import ThoraxBox, ThoraxDetector
 from detect.tables import print_table, to_csv, to_markdown
 from detect.view.data import read_films, read_negatives
 from detect.view.view import View, ViewNet
 
 OUTCOMES = ("refused", "turned", "fallback", "ok")
-APART = 0.2  # above it detector and lung field contradict each other
 _TILE = 200
 
 
@@ -116,14 +116,16 @@ class Judged:
     upright: bool  # set upright by what was found
 
 
-def outcome(view: View, box: ThoraxBox | None = None, apart: float = 0.0) -> str:
-    """What becomes of a picture by its view, its thorax box, and their contradiction to the field;
-    a turned film is boxed again once it is upright."""
-    if view.kind == "turned":
-        return "turned"
-    if view.kind != "frontal" or (box and box.status == "no_thorax"):
+def outcome(view: View) -> str:
+    """What the view alone would make of a picture."""
+    return {"frontal": "ok", "turned": "turned", "many": "fallback"}.get(view.kind, "refused")
+
+
+def outcome_of(box: ThoraxBox) -> str:
+    """What became of a picture; a film that was turned upright and boxed is `turned`."""
+    if box.status == "no_thorax":
         return "refused"
-    return "fallback" if box and (box.status == "fallback" or apart > APART) else "ok"
+    return "turned" if box.turned and box.status == "ok" else box.status
 
 
 def evaluate(config: ViewEvaluateConfig) -> int:
@@ -131,11 +133,11 @@ def evaluate(config: ViewEvaluateConfig) -> int:
     with refusing():
         field = LungField.load(config.field or None, config.device)
         net = ViewNet.load(field, config.weights or None)
-        detector = ThoraxDetector.load(device=config.device)
+        finder = ThoraxFinder(ThoraxDetector.load(device=config.device), field, net)
         folds = read_json(config.folds) if config.folds else {}
         asked = list(choose(config, net.meta["trained_on"], folds))
     workdir = Workdir(config.out)
-    workdir.start(to_plain(config), config.seed, {**field.weights, **detector.weights})
+    workdir.start(to_plain(config), config.seed, finder.weights)
     judged, wrong = list[Judged](), list[tuple[np.ndarray, str]]()
     for one in counting(asked, "judging", len(asked)):
         try:
@@ -144,14 +146,11 @@ def evaluate(config: ViewEvaluateConfig) -> int:
             log.warning("%s left out: %s", one.row.image, error.sentence)
             continue
         film = np.ascontiguousarray(np.rot90(film, -one.quarters))
-        canvas, frame = prepare_film(film, field.side)
-        (found,), features = field.look([canvas])
-        mask = frame.restore(found, (film.shape[0], film.shape[1])) > field.threshold
-        own = folds.get(one.row.image)
-        view = net.decide(np.array(own[:-1]), own[-1]) if own else net.judge(features)[0]
-        box = detector.predict([film])[0]
-        apart = 0.0 if box.xyxy is None else disagreement(mask, box.xyxy)
-        alone, both = outcome(view), outcome(view, box, apart)
+        seen, own = finder.look([film])[0], folds.get(one.row.image)
+        view = net.decide(np.array(own[:-1]), own[-1]) if own else seen.view
+        assert view is not None
+        box = finder.conclude([seen._replace(view=view)], [film])[0]
+        alone, both = outcome(view), outcome_of(box)
         names = one.row.image, one.kind, one.row.patient_id
         judged.append(Judged(*names, view, alone, both, view.turned == one.upright))
         if (alone == "ok") != one.kind.startswith("frontal") and not one.quarters:
