@@ -188,7 +188,8 @@ class ThoraxFinder:
             box = replace(box, notes=(note("mirrored"),))
         if seen.view.kind == "frontal":
             return box
-        if seen.view.kind == "many" and box.score >= self.detector.operating_point["reject_score"]:
+        in_view = seen.field and box.score >= self.detector.operating_point["reject_score"]
+        if seen.view.kind == "many" and in_view:
             return box.doubted(seen.view.reason, size_hw)
         why = f"no frontal chest: {seen.view.reason}"
         return replace(box, xyxy=None, status="no_thorax", reason=why)
