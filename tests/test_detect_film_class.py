@@ -186,7 +186,7 @@ def test_wrong_flags_are_exit_code_2(flag: str) -> None:
 
 def test_wrong_data_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data.data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
-    assert "annotations must be a COCO file" in " ".join(capsys.readouterr().err.split())
+    assert "annotations must be COCO files" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_folder_of_films_is_answered_and_bad_films_keep_their_row(

@@ -94,7 +94,7 @@ def test_the_seed_is_of_everything_random(run: Path, phantom_folder: Path, tmp_p
 def test_wrong_data_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--data.data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main(args) == 2
-    assert "annotations must be a COCO file" in " ".join(capsys.readouterr().err.split())
+    assert "annotations must be COCO files" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

@@ -29,7 +29,7 @@ def test_the_demo_boxes_a_chest_and_refuses_a_leg(
     assert rows["RG1_UNCI.dcm"]["status"] == rows["RG1_J2KI.dcm"]["status"] == "ok"
     assert rows["RG1_UNCI.dcm"]["decision"] == "read"  # it is full of masses
     assert rows["RG3_UNCI.dcm"]["decision"] == "not_read_by_model"
-    assert "no thorax" in rows["RG3_UNCI.dcm"]["reason"]
+    assert "no frontal chest" in rows["RG3_UNCI.dcm"]["reason"]
     assert "RG3_UNCI.dcm" in (out / "report.html").read_text()
     assert (tmp_path / "way.png").read_bytes().startswith(b"\x89PNG")
 
@@ -58,7 +58,7 @@ def test_the_benchmark_gives_ratios(
     record = json.loads((tmp_path / "b/benchmark.json").read_text())
     rows = {row["what"]: row for row in record["rows"]}
     assert rows["torchvision fasterrcnn_mobilenet_v3_large_320_fpn"]["ratio"] == 1.0
-    assert rows["lungfirst"]["ms"] > 0
+    assert rows["lungfirst, detector and lung field"]["ms"] > 0
     assert rows["lungfirst, Grad-CAM of 2 films, closed form"]["ms"] > 0
 
 
@@ -79,6 +79,7 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     from detect.film_class import FilmClassConfig
     from detect.lungfield.train import FieldTrainConfig
     from detect.settings import TrainConfig as DetectConfig
+    from detect.view.train import ViewTrainConfig
 
     path = root / "configs" / stage / name
     if name == "tiers.yaml":
@@ -89,7 +90,7 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
         ("backbone.yaml", "causes_resnet50.yaml", "cxrnet.yaml", "fusion.yaml"), SingleConfig
     )
     kinds |= dict.fromkeys(("two_class.yaml", "two_class_resnet50.yaml"), FilmClassConfig)
-    kinds |= {"iscore.yaml": IscoreConfig}
+    kinds |= {"iscore.yaml": IscoreConfig, "view.yaml": ViewTrainConfig}
     kinds |= {"unet_cbam.yaml": FinetuneConfig, "pretrain_unet_cbam.yaml": PretrainConfig}
     kind = FieldTrainConfig if name == "lungfield.yaml" else kinds.get(name, kinds[stage])
     assert parse_config(kind, ["--config", str(path)], "test", "test").out.startswith("runs/")

@@ -26,8 +26,8 @@ CLASSES = ("frontal", "turned 90", "turned 180", "turned 270", "lateral", "other
 _REASONS = {
     "turned": "a frontal film turned by {turned}°",
     "lateral": "a lateral view, not a frontal one",
-    "other": "no chest film: another part of the body, another kind of picture, or none",
-    "many": "no single chest film: several pictures, a screenshot, or the whole trunk",
+    "other": "another part of the body, another kind of picture, or none",
+    "many": "several pictures, a screenshot, or the whole trunk",
 }
 
 
