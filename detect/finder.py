@@ -128,9 +128,15 @@ class ThoraxFinder:
         if box == "detector":
             return cls(detector, None, None, box, turned)
         own = LungField.load(field, device)
-        views = None if field else ViewNet.load(own)
-        if field:
-            log.info("%s: what is no frontal chest film is not looked for (see detect.view)", field)
+        views = None
+        try:
+            views = ViewNet.load(own)
+        except (FileNotFoundError, ValueError):
+            if not field:
+                raise
+            log.warning(
+                "%s: what is no frontal chest is not told from one (see detect.view)", field
+            )
         return cls(detector, own, views, box, turned)
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:

@@ -254,14 +254,24 @@ def test_a_field_that_a_wary_reader_would_not_draw_is_soft_and_none_has_no_box()
 
 @pytest.mark.parametrize(
     ("field", "box", "loaded"),
-    [(None, "both", ["field", "views"]), ("mine", "both", ["field"]), (None, "detector", [])],
+    [
+        (None, "both", ["field", "views"]),
+        ("the shipped one", "both", ["field", "views"]),
+        ("mine", "both", ["field"]),
+        (None, "detector", []),
+    ],
 )
-def test_views_are_looked_for_with_the_shipped_field_alone(
+def test_views_are_left_out_with_a_field_that_they_do_not_know(
     monkeypatch: pytest.MonkeyPatch, field: str | None, box: str, loaded: list[str]
 ) -> None:
     def loads(name: str) -> Any:
         return SimpleNamespace(load=lambda *_: SimpleNamespace(weights={name: name}, meta={}))
 
+    def refuse(*_: Any) -> Any:
+        raise ValueError("another field")
+
     for name, net in {"ThoraxDetector": "", "LungField": "field", "ViewNet": "views"}.items():
         monkeypatch.setattr(detect.finder, name, loads(net))
+    if field == "mine":
+        monkeypatch.setattr(detect.finder, "ViewNet", SimpleNamespace(load=refuse))
     assert [n for n in ThoraxFinder.load(field=field, box=box).weights if n] == loaded
