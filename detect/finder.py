@@ -134,9 +134,7 @@ class ThoraxFinder:
         except (FileNotFoundError, ValueError):
             if not field:
                 raise
-            log.warning(
-                "%s: what is no frontal chest is not told from one (see detect.view)", field
-            )
+            log.warning("%s: no picture is refused for what it shows (see detect.view)", field)
         return cls(detector, own, views, box, turned)
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:
