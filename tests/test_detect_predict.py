@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cxr.bundle import save_bundle
 from detect.model import build_detector
-from detect.predict import Detections, ThoraxDetector, _fuse
+from detect.predict import Detections, ThoraxDetector, _fuse, fold_batchnorm
 from detect.settings import DetectorConfig
 
 POINT = {"reject_score": 0.3, "ok_score": 0.6, "aspect_range": [0.5, 2.0], "min_area_share": 0.1}
@@ -176,3 +176,20 @@ def test_what_is_no_detector_is_refused(tmp_path: Path) -> None:
         ThoraxDetector.load(path)
     with pytest.raises(FileNotFoundError, match="no such weights"):
         ThoraxDetector.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3", "tf_efficientnet_lite0", "resnet50_v2"])
+def test_folded_norms_give_the_same_features(backbone: str) -> None:
+    torch.manual_seed(0)
+    body: nn.Module = build_detector(DetectorConfig(backbone=backbone, side=64)).backbone  # type: ignore[assignment]
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after a training
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        before = body.eval()(image)
+        fold_batchnorm(body)
+        after = body(image)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
+    assert all(torch.allclose(before[k], after[k], rtol=1e-3, atol=1e-4) for k in before)
