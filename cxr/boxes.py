@@ -6,6 +6,7 @@ whole film is (0, 0, width, height). All functions are pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from operator import index
 from typing import Any
@@ -14,11 +15,18 @@ import cv2
 import numpy as np
 
 FloatArray = np.ndarray
+Xyxy = tuple[float, float, float, float]
 
 
 def as_boxes(boxes_xyxy: Any) -> FloatArray:
     """Return any list of boxes as (N, 4) float64; an empty one as (0, 4)."""
     return np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+
+
+def as_xyxy(box_xyxy: Iterable[float]) -> Xyxy:
+    """One box as four plain numbers."""
+    x0, y0, x1, y1 = (float(v) for v in box_xyxy)
+    return x0, y0, x1, y1
 
 
 def xywh_to_xyxy(boxes_xywh: Any) -> FloatArray:

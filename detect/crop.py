@@ -23,6 +23,7 @@ from rich.table import Table
 from cxr.boxes import (
     Frame,
     area_xyxy,
+    as_xyxy,
     clip_xyxy,
     expand_xyxy,
     square_xyxy,
@@ -69,10 +70,8 @@ class HumanBoxes:
         except ValueError:
             sizes = [f"{w} x {h} px" for h, w in (film.stored_hw or size_hw, entry.size_hw)]
             return _no_thorax(f"the film has {sizes[0]}, in the boxes' file it has {sizes[1]}")
-        x0, y0, x1, y1 = (
-            float(v) for v in clip_xyxy(union_xyxy(entry.boxes_xyxy), entry.size_hw)[0]
-        )
-        return ThoraxBox((x0, y0, x1, y1), 1.0, "ok", "")
+        drawn = as_xyxy(clip_xyxy(union_xyxy(entry.boxes_xyxy), entry.size_hw)[0])
+        return ThoraxBox(drawn, 1.0, "ok", "")
 
     def _find(self, path: str) -> CocoFilm | None:
         parts = Path(path).resolve().parts

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from cxr import draw
 from cxr.answers import Answer
-from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
+from cxr.boxes import Xyxy, as_xyxy, iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.film import Film, FilmList, read_film
@@ -26,8 +26,6 @@ from detect.tables import to_csv
 NO_BOX = "no box"  # the answer for a film without a box; never a truth
 _SHOWN = 24  # films on a sheet
 _SIDE = 512  # px that a film is drawn at: the lines are thinner there than at the sheet's size
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class ClassedFilm:
     reason: str = ""
     answer: str = ""
     scores: tuple[float, ...] = ()
-    xyxy: Box | None = None
+    xyxy: Xyxy | None = None
     box_score: float = 0.0
     size_hw: tuple[int, int] = (0, 0)
 
@@ -74,7 +72,7 @@ class AnsweredFilm:
     truth: str
     said: ClassedFilm
     true_score: float
-    truth_xyxy: Box | None
+    truth_xyxy: Xyxy | None
     iou: float | None
 
     @property
@@ -106,7 +104,7 @@ class AnsweredFilm:
         }
 
 
-def _rounded(xyxy: Box | None) -> list[float] | None:
+def _rounded(xyxy: Xyxy | None) -> list[float] | None:
     return None if xyxy is None else [round(v, 2) for v in xyxy]
 
 
@@ -124,12 +122,7 @@ def compare_film(
         return AnsweredFilm(entry, truth, said, score, None, None)
     drawn = union_xyxy(boxes)
     iou = float(iou_xyxy(said.xyxy, drawn)[0, 0]) if said.xyxy else 0.0
-    return AnsweredFilm(entry, truth, said, score, _as_box(drawn), iou)
-
-
-def _as_box(xyxy: np.ndarray) -> Box:
-    x0, y0, x1, y1 = (float(v) for v in xyxy)
-    return x0, y0, x1, y1
+    return AnsweredFilm(entry, truth, said, score, as_xyxy(drawn), iou)
 
 
 def class_scores(scores: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -162,7 +155,7 @@ def classify_film(
         none = not len(found.scores) or found.scores[0] < min_score
     answer, box, shares = NO_BOX, None, [*(0.0 for _ in classes), 1.0]
     if not none:
-        answer, box = classes[int(found.labels[0])], _as_box(film.to_stored(found.boxes_xyxy[0]))
+        answer, box = classes[int(found.labels[0])], as_xyxy(film.to_stored(found.boxes_xyxy[0]))
         shares = [*class_scores(found.scores, found.labels, len(classes)).tolist(), 0.0]
     why, score = decision.reason, decision.score
     return ClassedFilm(film.path, decision.status, why, answer, tuple(shares), box, score, size_hw)
@@ -364,7 +357,7 @@ def _said(film: ClassedFilm) -> str:
 
 
 def _tile(
-    path: Path, boxes: Sequence[tuple[Box | None, draw.Colour]], size_hw: tuple[int, int]
+    path: Path, boxes: Sequence[tuple[Xyxy | None, draw.Colour]], size_hw: tuple[int, int]
 ) -> np.ndarray:
     """The film fitted into `_SIDE` px with boxes that are given in pixels of its `size_hw`."""
     small = draw.fit(read_film(path, for_processing=True).pixels, _SIDE)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr.boxes import Frame, iou_xyxy, stretch_xyxy, turn_xyxy
+from cxr.boxes import Frame, Xyxy, as_xyxy, iou_xyxy, stretch_xyxy, turn_xyxy
 from cxr.notes import note
 from cxr.workdir import log
 from detect.lungfield.field import LungField, field_box_xyxy
-from detect.predict import Detections, ThoraxBox, ThoraxDetector, Xyxy, prepare_film
+from detect.predict import Detections, ThoraxBox, ThoraxDetector, prepare_film
 from detect.view.view import View, ViewNet
 
 BOXES = ("both", "detector", "field")
@@ -61,7 +61,7 @@ class PairRule:
     def merge(self, detector: Sequence[float], field: Sequence[float]) -> Xyxy:
         """One box xyxy of the two."""
         share = np.asarray(self.detector_share)
-        return _as_xyxy(share * np.asarray(detector) + (1 - share) * np.asarray(field))
+        return as_xyxy(share * np.asarray(detector) + (1 - share) * np.asarray(field))
 
     def quality_at(self, doubt: float) -> float | None:
         """The IoU with a person's box that is to be expected."""
@@ -143,14 +143,12 @@ class ThoraxFinder:
 
     def conclude(self, looks: Sequence[Look], films: Sequence[np.ndarray]) -> list[ThoraxBox]:
         """`predict` for films that were looked at; one that lies turned is looked at again."""
-        boxes = [
-            self.decide(s, (f.shape[0], f.shape[1])) for s, f in zip(looks, films, strict=True)
-        ]
-        if self.turned == "mend":
-            for i, (seen, film) in enumerate(zip(looks, films, strict=True)):
-                if seen.view and seen.view.turned:
-                    boxes[i] = self._mend(film, seen.view.turned)
-        return boxes
+        return [self._conclude(*both) for both in zip(looks, films, strict=True)]
+
+    def _conclude(self, seen: Look, film: np.ndarray) -> ThoraxBox:
+        if self.turned == "mend" and seen.view and seen.view.turned:
+            return self._mend(film, seen.view.turned)
+        return self.decide(seen, (film.shape[0], film.shape[1]))
 
     def look(self, films: Sequence[np.ndarray]) -> list[Look]:
         """What each network sees on each film."""
@@ -177,7 +175,7 @@ class ThoraxFinder:
         box = self.decide(self.look([upright])[0], size_hw)
 
         def back(xyxy: Xyxy | None) -> Xyxy | None:
-            return None if xyxy is None else _as_xyxy(turn_xyxy(xyxy, size_hw, 360 - degrees)[0])
+            return None if xyxy is None else as_xyxy(turn_xyxy(xyxy, size_hw, 360 - degrees)[0])
 
         notes = (note("lay_turned", value=degrees), *box.notes)
         boxes = back(box.xyxy), back(box.seen_xyxy)
@@ -195,8 +193,7 @@ class ThoraxFinder:
         in_view = seen.field and box.score >= self.detector.operating_point["reject_score"]
         if seen.view.kind == "many" and in_view:
             return box.doubted(seen.view.reason, size_hw)
-        why = f"no frontal chest: {seen.view.reason}"
-        return replace(box, xyxy=None, status="no_thorax", reason=why)
+        return box.refused(f"no frontal chest: {seen.view.reason}")
 
     def _decide_box(self, seen: Look, size_hw: tuple[int, int]) -> ThoraxBox:
         box, field = self.detector.decide(seen.found, size_hw), seen.field
@@ -204,7 +201,7 @@ class ThoraxFinder:
             return box
         if field is None:
             why = box.reason if box.status == "no_thorax" else "no thorax found: no lung field"
-            return replace(box, xyxy=None, status="no_thorax", reason=why, apart=1.0)
+            return replace(box.refused(why), apart=1.0)
         apart = round(1 - float(iou_xyxy(box.seen_xyxy, field.xyxy)[0, 0]), 4)
         merged = self.rule.merge(box.seen_xyxy, field.xyxy)
         both = merged if apart <= self.rule.lone_apart else box.seen_xyxy
@@ -214,8 +211,7 @@ class ThoraxFinder:
         differ = f"the detector's and the lung field's box differ, 1 − IoU is {apart:.2f} and above"
         if box.status == "ok":
             if apart > self.rule.refuse_apart:
-                why = f"no thorax found: {differ} {self.rule.refuse_apart:.2f}"
-                return replace(box, xyxy=None, status="no_thorax", reason=why)
+                return box.refused(f"no thorax found: {differ} {self.rule.refuse_apart:.2f}")
             if apart > self.rule.ok_apart:
                 return box.doubted(f"{differ} {self.rule.ok_apart:.2f}", size_hw)
             return replace(box, xyxy=own)
@@ -241,9 +237,4 @@ def read_box(probability: np.ndarray, frame: Frame, threshold: float) -> FieldBo
     if box is None:
         return None
     soft = 1.0 if early is None or late is None else 1 - float(iou_xyxy(early, late)[0, 0])
-    return FieldBox(_as_xyxy(stretch_xyxy(box, small_hw, (height, width))[0]), soft)
-
-
-def _as_xyxy(box: np.ndarray) -> Xyxy:
-    x0, y0, x1, y1 = (float(v) for v in box)
-    return x0, y0, x1, y1
+    return FieldBox(as_xyxy(stretch_xyxy(box, small_hw, (height, width))[0]), soft)

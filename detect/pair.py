@@ -27,6 +27,7 @@ from cxr.stream import batched, default_jobs, read_ahead
 from cxr.workdir import console, counting, log
 from detect.data import MeasureConfig, choose_part, read_annotations
 from detect.finder import PairRule, ThoraxFinder
+from detect.metrics import SIDES
 from detect.predict import DEFAULT_WEIGHTS
 
 _LEAST_APART = 0.2  # two people lie as far apart on hard films: less is no reason for doubt
@@ -158,8 +159,7 @@ def write_rule(weights: str | Path, rule: PairRule, out: str | Path) -> Path:
 
 def told(rule: PairRule, films: Sequence[PairFilm]) -> str:
     """What was chosen, in words."""
-    edges = ("left", "top", "right", "bottom")
-    shares = ", ".join(f"{e} {s:.2f}" for e, s in zip(edges, rule.detector_share, strict=True))
+    shares = ", ".join(f"{e} {s:.2f}" for e, s in zip(SIDES, rule.detector_share, strict=True))
     over = sum(f.apart > rule.lone_apart for f in films)
     return (
         f"{len(films)} films; the detector's share of each edge: {shares}; where 1 − IoU is above "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from cxr.boxes import Frame, area_xyxy, clip_xyxy, flip_x_xyxy, iou_xyxy, union_xyxy
+from cxr.boxes import Frame, Xyxy, area_xyxy, as_xyxy, clip_xyxy, flip_x_xyxy, iou_xyxy, union_xyxy
 from cxr.cli import from_plain
 from cxr.devices import pick_device
 from cxr.intensity import to_uint8
@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # torch is imported where a network is at work
     from torch import Tensor, nn
 
 Settings = TypeVar("Settings")
-Xyxy = tuple[float, float, float, float]
 DEFAULT_WEIGHTS = Path("weights/thorax_lite0.safetensors")  # commands run from the project's folder
 
 
@@ -60,6 +59,10 @@ class ThoraxBox:
     quality: float | None = None
     turned: int = 0
     notes: tuple[str, ...] = ()
+
+    def refused(self, why: str) -> ThoraxBox:
+        """No thorax in the place of a box that is none."""
+        return replace(self, xyxy=None, status="no_thorax", reason=why)
 
     def doubted(self, why: str, size_hw: tuple[int, int]) -> ThoraxBox:
         """The whole film of (height, width) in the place of a box that is not to be trusted."""
@@ -218,9 +221,9 @@ class ThoraxDetector(TrainedNet):
         if not len(found.scores):
             return ThoraxBox(None, 0.0, "no_thorax", "no thorax found: no box at all")
         score = round(float(found.scores[0]), 4)
-        x0, y0, x1, y1 = (float(v) for v in self._box_of(found))
+        x0, y0, x1, y1 = seen = as_xyxy(self._box_of(found))
         width, height = x1 - x0, y1 - y0
-        box = ThoraxBox(None, score, "no_thorax", "", int(found.labels[0]), (x0, y0, x1, y1))
+        box = ThoraxBox(None, score, "no_thorax", "", int(found.labels[0]), seen)
         low, high = point["aspect_range"]
         if score < point["reject_score"]:
             why = f"best score {score:.2f} below {point['reject_score']:.2f}"
@@ -228,12 +231,12 @@ class ThoraxDetector(TrainedNet):
         if width <= 0 or not low <= height / width <= high:
             why = f"a box of {width:.0f} × {height:.0f} px has no thorax' shape"
             return replace(box, reason=f"no thorax found: {why}")
-        share = float(area_xyxy(box.seen_xyxy)[0]) / (size_hw[0] * size_hw[1])
+        share = float(area_xyxy(seen)[0]) / (size_hw[0] * size_hw[1])
         if score < point["ok_score"]:
             return box.doubted(f"score {score:.2f} below {point['ok_score']:.2f}", size_hw)
         if share < point["min_area_share"]:
             return box.doubted(f"it covers {share:.0%} of the film", size_hw)
-        return replace(box, xyxy=box.seen_xyxy, status="ok")
+        return replace(box, xyxy=seen, status="ok")
 
     def _box_of(self, found: Detections) -> np.ndarray:
         """(4,) the best box; with `box_rule: union` the union of the best box of each class

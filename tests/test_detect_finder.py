@@ -11,10 +11,10 @@ import pytest
 from torch import nn
 
 import detect.finder
-from cxr.boxes import Frame
+from cxr.boxes import Frame, Xyxy
 from cxr.notes import code_of, note
 from detect.finder import FieldBox, Look, PairRule, ThoraxFinder, read_box, refit
-from detect.predict import Detections, ThoraxBox, ThoraxDetector, Xyxy, prepare_film
+from detect.predict import Detections, ThoraxBox, ThoraxDetector, prepare_film
 from detect.settings import DetectorConfig
 from detect.view.view import View
 

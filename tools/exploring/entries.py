@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr.boxes import area_xyxy, clip_xyxy, scale_xyxy, union_xyxy
+from cxr.boxes import area_xyxy, as_xyxy, clip_xyxy, scale_xyxy, union_xyxy
 from cxr.coco import read_counted
 from cxr.data_folders import Data, DataFolders
 from cxr.films_table import (
@@ -246,7 +246,7 @@ def coco_boxes(paths: Iterable[Path], images: Sequence[str]) -> dict[str, Box]:
     """Image of the table → the union of its boxes; raises ValueError for a file with faults."""
     return _matched(
         {
-            f.file_name: Box(_four(union_xyxy(f.boxes_xyxy)), f.size_hw)
+            f.file_name: Box(as_xyxy(union_xyxy(f.boxes_xyxy)), f.size_hw)
             for path in paths
             for f in read_counted(path)
             if len(f.boxes_xyxy)
@@ -258,7 +258,7 @@ def coco_boxes(paths: Iterable[Path], images: Sequence[str]) -> dict[str, Box]:
 def crop_boxes(folder: str | Path, images: Sequence[str]) -> dict[str, Box]:
     """Image of the table → its box in the manifest of detect.crop. Raises ValueError."""
     boxes = {
-        row.film: Box(_four(np.asarray(row.thorax_xyxy)), row.size_hw)
+        row.film: Box(as_xyxy(np.asarray(row.thorax_xyxy)), row.size_hw)
         if row.thorax_xyxy is not None and row.size_hw is not None
         else None
         for row in read_manifest(folder)[1]
@@ -271,8 +271,3 @@ def _matched(boxes: Mapping[str, Box | None], images: Sequence[str]) -> dict[str
     names = FilmNames(boxes, images)
     found = {image: boxes.get(names.find(image) or "") for image in images}
     return {image: box for image, box in found.items() if box is not None}
-
-
-def _four(box: np.ndarray) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = (float(v) for v in box)
-    return x0, y0, x1, y1

@@ -38,6 +38,7 @@ from xml.sax.saxutils import escape
 
 import yaml
 
+from cxr.boxes import Xyxy
 from cxr.coco import MARKS, CocoFilm, CocoSet, read_coco, write_coco
 from cxr.workdir import read_text, write_atomic
 from labelling.label_files import (
@@ -57,7 +58,6 @@ from labelling.label_files import (
     to_rectangle,
     to_shapes,
 )
-from labelling.session import Xyxy
 from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 LABELS, CLASSES, DATA = "labels", "classes.txt", "data.yaml"

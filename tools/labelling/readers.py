@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from cxr.boxes import iou_xyxy
+from cxr.boxes import Xyxy, iou_xyxy
 from cxr.coco import marks_in, read_counted
 from cxr.films_table import film_stem
 from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
 from cxr.workdir import read_text
-from labelling.session import Session, Xyxy
+from labelling.session import Session
 
 FILM_COLUMNS = ("image", "film", "file_name")
 CORNERS = ("x0", "y0", "x1", "y1")

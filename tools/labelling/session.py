@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from cxr.boxes import Frame, clip_xyxy
+from cxr.boxes import Frame, Xyxy, clip_xyxy
 from cxr.ledger import append_line, drop_torn_line
 from cxr.rules import require
 from cxr.workdir import read_json, read_text, write_atomic
@@ -39,8 +39,6 @@ TOUCHED_PX = 0.05  # view pixels; less than this is rounding, not a hand
 
 # What the history says of a film that it does not name.
 _UNTOUCHED: dict[str, Any] = {"state": "todo", "label": "", "xyxy": None, "flags": []}
-
-Xyxy = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
