@@ -77,8 +77,9 @@ class Browser:
         self.js("find.value = arguments[0]; find.dispatchEvent(new Event('input'))", words)
 
     def press(self, *keys: str) -> None:
+        """Keys for what has the focus, even a button that the key before has disabled."""
         for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
+            webdriver.ActionChains(self.driver).send_keys(key).perform()
 
     def names(self) -> list[str]:
         return self.js("return [...document.querySelectorAll('#cards h3')].map(h => h.textContent)")
