@@ -85,9 +85,10 @@ def cache_side(side: int, config: AugmentConfig, crops: bool) -> int:
 
 
 def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) -> Augment:
-    """A function of a cached picture and its mask, both (S, S) uint8, to both at (side, side).
+    """A function of a cached picture (S, S) and its masks (S, S) or (S, S, n), uint8, to both at
+    (side, side).
 
-    The geometric steps are the same for both; the mask is resampled by nearest neighbour.
+    The geometric steps are the same for all; masks are resampled by nearest neighbour.
     """
     import albumentations as A  # late: settings need none of it
 
@@ -129,7 +130,7 @@ def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) 
 
 def centre(image: np.ndarray, side: int) -> np.ndarray:
     """The middle (side, side) of a cached picture: what it is without augmentation."""
-    top, left = ((n - side) // 2 for n in image.shape)
+    top, left = ((n - side) // 2 for n in image.shape[:2])
     return image[top : top + side, left : left + side]
 
 
@@ -142,8 +143,8 @@ def dilate(mask: np.ndarray, kernel: int) -> np.ndarray:
 
 
 def build_change(name: str, seed: int = 0) -> Augment | None:
-    """A function of a picture (S, S) uint8 and its mask to a changed picture of the same size, with
-    black where nothing was, and the mask as it is; None for `none`."""
+    """A function of a picture (S, S) uint8 and its masks to both changed alike, of the same size,
+    with black where nothing was; None for `none`."""
     geometry = AUGMENTS[name]
     if geometry is None:
         return None
@@ -160,4 +161,9 @@ def build_change(name: str, seed: int = 0) -> Augment | None:
         p=1.0,
     )
     steps = A.Compose([affine, A.HorizontalFlip(p=geometry.mirror)], seed=seed)
-    return lambda picture, mask: (steps(image=picture)["image"], mask)
+
+    def change(picture: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        out = steps(image=picture, mask=masks)
+        return out["image"], out["mask"]
+
+    return change

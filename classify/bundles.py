@@ -72,9 +72,14 @@ def load_pretrained(path: str | Path) -> Pretrained:
     return Pretrained(net.eval(), settings, bundle.sha256, bundle.meta)
 
 
+def targets_of(bundle: Bundle) -> tuple[str, ...]:
+    """The targets that a member's network answers for; one, in an older bundle."""
+    return tuple(bundle.meta.get("targets") or (bundle.meta["target"],))
+
+
 def classes_of(bundle: Bundle) -> Sequence[str]:
     """What a member answers; three, where its bundle does not say."""
-    return tuple(bundle.meta.get("classes") or ("normal", bundle.meta["target"], "others"))
+    return tuple(bundle.meta.get("classes") or ("normal", *targets_of(bundle)[:1], "others"))
 
 
 def member_of(bundle: Bundle) -> SCXNN:
@@ -85,7 +90,8 @@ def member_of(bundle: Bundle) -> SCXNN:
         # nothing is fetched, and nothing is frozen: the weights are all in the bundle
         network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
         decoder = bool(bundle.meta["decoder"])
-        net = build_member(from_plain(MemberConfig, network), decoder, len(classes_of(bundle)))
+        shape = (len(classes_of(bundle)), len(targets_of(bundle)))
+        net = build_member(from_plain(MemberConfig, network), decoder, *shape)
         net.load_state_dict(bundle.tensors)
     return net
 

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from classify.augment import Augment, centre, dilate
 from classify.films import DRAWN, Case, Films, RegionConfig, part_in_path, select_cases
+from classify.guide import GuideConfig, swap_surroundings
 from classify.labels import TARGET
 from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.tasks.settings import SingleConfig, TrainingConfig
@@ -41,21 +43,25 @@ from cxr.films_table import (
 from cxr.intensity import to_uint8
 from cxr.notes import FilmError
 from cxr.training.recipe import require_writable
-from cxr.workdir import console, log, write_atomic
+from cxr.workdir import console, log, sha256_file, write_atomic
+from detect.lungfield.field import DEFAULT_WEIGHTS, LungField
 
 NO_REGION = RegionConfig("none")
 
 
 @dataclass(frozen=True)
 class PixelCache:
-    """Decoded films (N, S, S) uint8, and for each the number of its region or -1.
+    """Decoded films (N, S, S) uint8, and for each the number of its region of each target, or -1:
+    `region_of` (N, targets).
 
-    `regions` (M, S, S) is 0 / 255; both arrays are memory-mapped, so RAM does not grow with N.
+    `regions` (M, S, S), and `lungs` (N, S, S) of a guided training, are 0 / 255; the arrays are
+    memory-mapped, so RAM does not grow with N.
     """
 
     images: np.ndarray
     regions: np.ndarray
     region_of: np.ndarray
+    lungs: np.ndarray | None = None
 
 
 def cases_of(config: TrainingConfig, unlabelled: bool = False) -> tuple[list[Case], dict[str, int]]:
@@ -110,28 +116,33 @@ def build_cache(
     folder: Path,
     side: int,
     box_jitter: float = 0.0,
-    target: str = "",
+    targets: Sequence[str] = ("",),
+    guide: GuideConfig | None = None,
 ) -> PixelCache:
     """Decode each film once into `folder`, or open what an earlier run decoded.
 
     `side` is that of the cached pictures, `box_jitter` how far a crop is widened (by fraction of
-    its side, to both sides). `target` matters for lesion_masks and finding_boxes only.
+    its side, to both sides). `targets` matter for lesion_masks and finding_boxes only. With a
+    `guide` that is on, the films' lung fields are kept too.
     """
     require_films(cases)
-    finder = RegionFinder(region, target)
-    name = _fingerprint(cases, config, finder, side, box_jitter)
+    finders = [RegionFinder(region, target) for target in targets]
+    field = LungFinder(guide.field) if guide and guide.on else None
+    name = _fingerprint(cases, config, finders, side, box_jitter, field)
     done = folder / f"{name}.json"
-    files = [folder / f"{name}.{kind}.npy" for kind in ("images", "regions")]
+    kinds = ("images", "regions", *(["lungs"] if field else []))
+    files = [folder / f"{name}.{kind}.npy" for kind in kinds]
     if not done.exists():
-        need = 2 * len(cases) * side**2  # a byte a pixel, of a region too
+        need = len(kinds) * len(cases) * side**2  # a byte a pixel, of a region too
         require_writable(folder, need, "--cache or --out")
         with FileLock(folder / f"{name}.lock"):  # trainings side by side share a cache
             if not done.exists():
-                numbers = _decode_all(cases, config, finder, files, side, box_jitter)
+                numbers = _decode_all(cases, config, finders, files, side, box_jitter, field)
                 write_atomic(done, json.dumps({"region_of": numbers}))  # marks it whole
-    region_of = np.asarray(json.loads(done.read_text())["region_of"], dtype=np.int64)
-    images, regions = (np.load(f, mmap_mode="r") for f in files)
-    return PixelCache(images, regions, region_of)
+    region_of = np.asarray(json.loads(done.read_text())["region_of"], np.int64)
+    region_of = region_of.reshape(len(cases), -1)
+    images, regions, *lungs = (np.load(f, mmap_mode="r") for f in files)
+    return PixelCache(images, regions, region_of, *lungs)
 
 
 def require_films(cases: Sequence[Case]) -> None:
@@ -147,39 +158,59 @@ def require_films(cases: Sequence[Case]) -> None:
 def _decode_all(
     cases: Sequence[Case],
     config: PreprocessConfig,
-    finder: RegionFinder,
+    finders: Sequence[RegionFinder],
     files: Sequence[Path],
     side: int,
     box_jitter: float,
-) -> list[int]:
-    """Writes images and regions; the number of each film's region or -1. Raises ValueError for
-    films that cannot be read, when all have been tried."""
+    field: LungFinder | None,
+) -> list[list[int]]:
+    """Writes images, regions and lungs; the number of each film's regions or -1. Raises ValueError
+    for films that cannot be read, when all have been tried."""
     shape = (len(cases), side, side)
-    images = np.lib.format.open_memmap(files[0], mode="w+", dtype=np.uint8, shape=shape)
+    kept = [
+        np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+        for file in (files[0], *files[2:])
+    ]
     regions: list[np.ndarray] = []
-    region_of: list[int] = []
+    region_of: list[list[int]] = []
     unread: list[FilmError] = []
+
+    def fit(mask: np.ndarray, cut: Frame | None) -> np.ndarray:
+        mask = mask if cut is None else cut.apply(mask, nearest=True)
+        return Frame.letterbox(mask.shape, side, centre=True).apply(mask, nearest=True)
+
     for i, case in enumerate(track(cases, "decoding films", console=console, transient=True)):
         try:
             pixels, cut = _pixels_of(case, box_jitter)
+            masks = [field.mask_of(case)] if field else []
         except FilmError as error:
             unread.append(error)
             continue
-        images[i] = to_uint8(preprocess(pixels, config, side))
-        mask = finder.mask_of(case)
-        region_of.append(-1 if mask is None else len(regions))
-        if mask is not None:
-            mask = mask if cut is None else cut.apply(mask, nearest=True)
-            letterbox = Frame.letterbox(mask.shape, side, centre=True)
-            regions.append(letterbox.apply(mask, nearest=True))
+        for plane, found in zip(
+            kept,
+            [to_uint8(preprocess(pixels, config, side)), *(fit(m, cut) for m in masks)],
+            strict=True,
+        ):
+            plane[i] = found
+        numbers: list[int] = []
+        for finder in finders:
+            if numbers and not finder.target:  # the same region for all
+                numbers.append(numbers[0])
+                continue
+            mask = finder.mask_of(case)
+            numbers.append(-1 if mask is None else len(regions))
+            if mask is not None:
+                regions.append(fit(mask, cut))
+        region_of.append(numbers)
     if unread:
         raise ValueError(
             f"data and crops must hold films that can be read. {len(unread)} of {len(cases)} "
             f"cannot, such as {unread[0]}. Replace the files, or remove their rows."
         )
-    images.flush()
+    for plane in kept:
+        plane.flush()
     np.save(files[1], np.stack(regions) if regions else np.zeros((0, side, side), np.uint8))
-    log.info("decoded %d films to %d px, %d with a region", len(cases), side, len(regions))
+    log.info("decoded %d films to %d px, %d regions", len(cases), side, len(regions))
     return region_of
 
 
@@ -198,19 +229,49 @@ def _pixels_of(case: Case, box_jitter: float) -> tuple[np.ndarray, Frame | None]
 def _fingerprint(
     cases: Sequence[Case],
     config: PreprocessConfig,
-    finder: RegionFinder,
+    finders: Sequence[RegionFinder],
     side: int,
     box_jitter: float,
+    field: LungFinder | None,
 ) -> str:
     """Changes with anything that changes the cached pixels, the files' sizes and dates too."""
     content = replace(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).to_dict()
-    region = str((finder.config.kind, finder.config.path))
-    parts = [json.dumps(content), region, str(side), str(box_jitter), finder.target]
+    region = str((finders[0].config.kind, finders[0].config.path))
+    targets = ",".join(finder.target for finder in finders)
+    parts = [json.dumps(content), region, str(side), str(box_jitter), targets]
+    parts += [field.sha256] if field else []
     for case in cases:
         stat = (case.crop or case.film).stat()
         box = case.crop_row.crop_xyxy if case.crop_row else None
         parts.append(f"{case.row.image} {case.row.mask} {box} {stat.st_size} {stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+class LungFinder:
+    """Finds a film's lung field as a mask (H, W) uint8 of 0 / 255 in the film's pixels: a person's
+    where there is one, else the network's."""
+
+    def __init__(self, weights: str) -> None:
+        self._path = Path(weights or DEFAULT_WEIGHTS)
+        if not self._path.is_file():
+            raise ValueError(f"guide.field must be a bundle of a lung field. Got {self._path}.")
+        self.sha256 = sha256_file(self._path)
+
+    @cached_property
+    def _field(self) -> LungField:
+        return LungField.load(self._path)
+
+    def mask_of(self, case: Case) -> np.ndarray:
+        """Raises FilmError for a film that cannot be read."""
+        if case.row.mask:
+            return _read_mask(_root_of(case) / case.row.mask)
+        found = self._field.segment([read_film(case.film).pixels])[0]
+        return (found > self._field.threshold).astype(np.uint8) * 255
+
+
+def _root_of(case: Case) -> Path:
+    """The folder whose films.csv names the film."""
+    return Path(str(case.film)[: -len(case.row.image)])
 
 
 class RegionFinder:
@@ -229,8 +290,7 @@ class RegionFinder:
     def mask_of(self, case: Case) -> np.ndarray | None:
         """The region of this film, or None."""
         if self.config.kind == "lung_field" and case.row.mask:
-            data = Path(str(case.film)[: -len(case.row.image)])
-            return _read_mask(data / case.row.mask)
+            return _read_mask(_root_of(case) / case.row.mask)
         if self.config.kind == "lesion_masks":
             path = DataFolders(self.config.path) / f"{self.target}/{case.film.stem}.png"
             return _read_mask(path) if path.is_file() else None
@@ -257,25 +317,32 @@ class FilmDataset(Dataset[dict[str, Tensor]]):
 
     An item: `image` (1, side, side) float32 in [0, 1], `label`, and `index` of the film. Of a
     film's copies the first is the film as it is and the others are changed; a film that stands
-    there once is changed each time. With `goal`, also `goal` (1, side, side): the image inside the
-    dilated region (for "mask" the region itself) where the target is present, else 0; and `known`:
-    1.0 where that goal is known (the target is absent, or its region was drawn), else 0.0.
+    there once is changed each time. `labels` holds a class a film, or one for each of several
+    targets (M): then `label` is (M,).
+
+    With `goal`, also `goal` (M, side, side): the image inside the dilated region (for "mask" the
+    region itself) where the target is present, else 0; and `known` (M,): 1.0 where that goal is
+    known (the target is absent, or its region was drawn), else 0.0. With a `guide` that is on,
+    also `lung` (1, side, side), 1 in the lung field; and training pictures may have the
+    surroundings of another film of `indices`.
     """
 
     def __init__(
         self,
         cache: PixelCache,
-        labels: Sequence[int],
+        labels: Sequence[int] | Sequence[Sequence[int]],
         indices: Sequence[int],
         side: int,
         augment: Augment | None = None,
         copies: int = 1,
         goal: str = "",
         dilation: int = 0,
+        guide: GuideConfig | None = None,
     ) -> None:
         self.cache, self.labels, self.indices = cache, labels, list(indices)
         self.side, self.augment, self.copies = side, augment, copies
         self.goal, self.dilation = goal, dilation
+        self.guide = guide if guide and guide.on else None
 
     def __len__(self) -> int:
         return len(self.indices) * self.copies
@@ -283,24 +350,47 @@ class FilmDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         place, copy = divmod(item, self.copies)
         index = self.indices[place]
-        image = np.asarray(self.cache.images[index])
-        number = int(self.cache.region_of[index])
-        mask = np.zeros_like(image) if number < 0 else np.asarray(self.cache.regions[number])
+        image, masks = np.asarray(self.cache.images[index]), self._masks(index)
         if self.augment is not None and (self.copies == 1 or copy):
-            image, mask = self.augment(image, mask)
+            image, masks = self.augment(self._surrounded(image, index), masks)
         else:
-            image, mask = centre(image, self.side), centre(mask, self.side)
-        label = self.labels[index]
+            image, masks = centre(image, self.side), centre(masks, self.side)
+        label = torch.as_tensor(self.labels[index])
         pixels = torch.from_numpy(image.astype(np.float32) / 255)[None]
-        found = {"image": pixels, "label": torch.tensor(label), "index": torch.tensor(index)}
+        found = {"image": pixels, "label": label, "index": torch.tensor(index)}
+        if self.guide:
+            found["lung"] = torch.from_numpy(masks[..., -1] > 127)[None].float()
         if self.goal:
-            goal = torch.zeros_like(pixels)
-            if label == TARGET and number >= 0:
-                region = torch.from_numpy(dilate(mask, self.dilation) > 127)[None]
-                goal = region.float() if self.goal == "mask" else pixels * region
-            known = float(label != TARGET or number >= 0)
-            found |= {"goal": goal, "known": torch.tensor(known)}
+            present = (label == TARGET).reshape(-1)
+            drawn = torch.from_numpy(np.asarray(self.cache.region_of[index]) >= 0)
+            goal = torch.zeros(len(present), *pixels.shape[1:])
+            for m in (present & drawn).nonzero()[:, 0].tolist():
+                grown = dilate(np.ascontiguousarray(masks[..., m]), self.dilation)
+                region = torch.from_numpy(grown > 127)
+                goal[m] = region.float() if self.goal == "mask" else pixels[0] * region
+            found |= {"goal": goal, "known": (~present | drawn).float()}
         return found
+
+    def _masks(self, index: int) -> np.ndarray:
+        """(S, S, n) uint8: the film's region of each target where something is restored, and its
+        lung field where it is guided; black where there is none."""
+        black = np.zeros(self.cache.images.shape[1:], np.uint8)
+        numbers = self.cache.region_of[index] if self.goal else ()
+        planes = [black if n < 0 else np.asarray(self.cache.regions[n]) for n in numbers]
+        if self.guide and self.cache.lungs is not None:
+            planes.append(np.asarray(self.cache.lungs[index]))
+        return np.stack(planes or [black], -1)
+
+    def _surrounded(self, image: np.ndarray, index: int) -> np.ndarray:
+        lungs = self.cache.lungs
+        if not (self.guide and lungs is not None and float(torch.rand(1)) < self.guide.swap):
+            return image
+        if not lungs[index].any():
+            return image
+        # torch's generator differs in each worker and epoch, and is seeded by the run
+        other = self.indices[int(torch.randint(len(self.indices), (1,)))]
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+        return swap_surroundings(image, lungs[index], self.cache.images[other], lungs[other], rng)
 
 
 def train_loader(films: FilmDataset, config: TrainingConfig) -> DataLoader[Any]:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.bundles import classes_of, load_single, member_of
+from classify.bundles import classes_of, load_single, member_of, targets_of
 from classify.inputs import member_files
-from classify.labels import NORMAL, TARGET
+from classify.labels import NORMAL, OTHERS, TARGET
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
 from classify.saliency.hooks import bare_net, rearranges
 from cxr.boxes import Frame
@@ -77,12 +77,17 @@ class Ensemble:
         with rebuilding(folder):
             bundles.sort(key=lambda b: b.meta["order"])
             _check_together(folder, bundles)
+            nets: dict[str, nn.Module] = {}
+            for bundle in bundles:
+                net, targets = member_of(bundle), targets_of(bundle)
+                shared = len(targets) > 1
+                nets |= {t: SharedMember(net, k) if shared else net for k, t in enumerate(targets)}
             meta = bundles[0].meta
             return cls(
-                {b.meta["target"]: member_of(b) for b in bundles},
+                nets,
                 PreprocessConfig.from_dict(meta["preprocessing"]),
                 pick_device(device),
-                {b.meta["target"]: b.sha256 for b in bundles},
+                {t: b.sha256 for b in bundles for t in targets_of(b)},
                 meta["trained_on"],
             )
 
@@ -121,7 +126,49 @@ class Ensemble:
         return torch.stack(logits, dim=1).numpy()
 
 
-class SingleMember(nn.Module):
+class StandIn(nn.Module):
+    """A member that stands for another network, some of whose logits are its own."""
+
+    net: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, h, w) to logits (N, 3): NORMAL, TARGET, OTHERS."""
+        return self.rearrange(self.net(x))
+
+    def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
+        """The network's logits (N, K) to the member's (N, 3)."""
+        raise NotImplementedError
+
+    @property
+    def saliency_layer(self) -> nn.Module | None:
+        """The network's own; None for one with several backbones."""
+        return getattr(self.net, "saliency_layer", None)
+
+    @property
+    def saliency_layers(self) -> dict[str, nn.Module] | None:
+        """Those of the backbones of a fusion net; None for another."""
+        return getattr(self.net, "saliency_layers", None)
+
+
+class SharedMember(StandIn):
+    """The member of the target of number `place` of a network that answers for several, with three
+    logits for each."""
+
+    def __init__(self, net: nn.Module, place: int) -> None:
+        super().__init__()
+        self.net, self.first = net, 3 * place
+
+    def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
+        """The network's logits (N, 3 × targets) to the member's (N, 3)."""
+        return logits[:, self.first : self.first + 3]
+
+    @property
+    def bare_logits(self) -> tuple[nn.Module, dict[int, int]]:
+        """The network, and which of its logits the member's are."""
+        return self.net, {k: self.first + k for k in (NORMAL, TARGET, OTHERS)}
+
+
+class SingleMember(StandIn):
     """A network (N, 3, h, w) → (N, K) as a member for its class `target`: (N, 3) logits.
 
     The softmax of the three is the network's own P(normal), P(target) and P(any other class). With
@@ -134,10 +181,6 @@ class SingleMember(nn.Module):
         self.net = net
         self.normal, self.target = normal, target
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, h, w) to logits (N, 3): NORMAL, TARGET, OTHERS."""
-        return self.rearrange(self.net(x))
-
     def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
         """The network's logits (N, K) to the member's (N, 3)."""
         rest = [k for k in range(logits.shape[1]) if k not in (self.normal, self.target)]
@@ -149,16 +192,6 @@ class SingleMember(nn.Module):
     def bare_logits(self) -> tuple[nn.Module, dict[int, int]]:
         """The network, and which of its logits NORMAL and TARGET are."""
         return self.net, {NORMAL: self.normal, TARGET: self.target}
-
-    @property
-    def saliency_layer(self) -> nn.Module | None:
-        """The network's own; None for one with several backbones."""
-        return getattr(self.net, "saliency_layer", None)
-
-    @property
-    def saliency_layers(self) -> dict[str, nn.Module] | None:
-        """Those of the backbones of a fusion net; None for another."""
-        return getattr(self.net, "saliency_layers", None)
 
 
 def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember]:
@@ -205,6 +238,6 @@ def _check_together(folder: str | Path, bundles: Sequence[Bundle]) -> None:
                     f"members of {folder} must agree in {key}. {Path(bundle.path).name} has "
                     f"{bundle.meta[key]}, {Path(first.path).name} {first.meta[key]}."
                 )
-    targets = [b.meta["target"] for b in bundles]
+    targets = [t for b in bundles for t in targets_of(b)]
     if len(set(targets)) != len(targets):
         raise ValueError(f"members of {folder} must have different targets. Got {targets}.")

@@ -269,8 +269,8 @@ def calibrate(
     point = choose_operating_point(
         scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
     )
-    files = {t: config.ensemble / f"{t}.safetensors" for t in calibration.targets}
-    members = {t: sha256_file(path) for t, path in files.items() if path.is_file()}
+    files = sorted(config.ensemble.glob("*.safetensors"))
+    members = {path.stem: sha256_file(path) for path in files}
     meta = {"members": members, **meta, "provenance": provenance(members)}
     return Screener(svm, calibration.targets, point, meta, data=data).save(config.ensemble)
 

@@ -232,9 +232,10 @@ def read_box(probability: np.ndarray, frame: Frame, threshold: float) -> FieldBo
     scale = min(1.0, _MAP_SIDE / max(width, height))
     small_hw = max(1, round(height * scale)), max(1, round(width * scale))
     small = replace(frame, source_xyxy=(0, 0, small_hw[1], small_hw[0]))
-    plane = small.restore(probability, small_hw)
-    early, box, late = (field_box_xyxy(plane > t) for t in (_EARLY, threshold, _LATE))
+    box = field_box_xyxy(small.restore(probability, small_hw) > threshold)
     if box is None:
         return None
+    h, w = frame.content_hw  # how soft it is can be read off the map itself
+    early, late = (field_box_xyxy(probability[:h, :w] > t) for t in (_EARLY, _LATE))
     soft = 1.0 if early is None or late is None else 1 - float(iou_xyxy(early, late)[0, 0])
     return FieldBox(as_xyxy(stretch_xyxy(box, small_hw, (height, width))[0]), soft)

@@ -171,7 +171,7 @@ def small_cache() -> PixelCache:
     """Three films of 32 px at grey 200; the first two have a region of 4 x 4 px."""
     regions = np.zeros((2, 32, 32), np.uint8)
     regions[:, 10:14, 20:24] = 255
-    return PixelCache(np.full((3, 32, 32), 200, np.uint8), regions, np.array([0, 1, -1]))
+    return PixelCache(np.full((3, 32, 32), 200, np.uint8), regions, np.array([[0], [1], [-1]]))
 
 
 def test_only_the_dilated_region_of_a_present_target_is_restored() -> None:

@@ -13,6 +13,7 @@ from classify.ensemble import Ensemble
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
+from classify.saliency.maps import saliency_maps
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain
 from cxr.devices import pick_device
@@ -33,7 +34,8 @@ def write_member(folder: Path, name: str, order: int, **changes: object) -> None
         "trained_on": "crops",
     } | changes
     classes = len(changes.get("classes", "abc"))  # type: ignore[arg-type]
-    tensors = build_member(config, classes=classes).shipped_tensors(decoder=False)
+    targets = len(changes.get("targets", "a"))  # type: ignore[arg-type]
+    tensors = build_member(config, True, classes, targets).shipped_tensors(decoder=False)
     save_bundle(folder / f"{name}.safetensors", "member", tensors, **meta)
 
 
@@ -152,3 +154,31 @@ def test_device_by_name() -> None:
     assert pick_device("gpu").type == "cuda"
     with pytest.raises(ValueError, match="device"):
         pick_device("abacus")
+
+
+def test_one_network_may_answer_for_several_targets(
+    tmp_path: Path, films: list[np.ndarray]
+) -> None:
+    write_member(tmp_path, "members", 0, targets=["mass", "effusion"])
+    ensemble = Ensemble.load(tmp_path, "cpu")
+    assert ensemble.targets == ("mass", "effusion")
+    assert len(set(ensemble.weights.values())) == 1
+    batch, _ = ensemble.prepare(films)
+    logits = ensemble.predict_prepared(batch)
+    assert logits.shape == (3, 2, 3)
+    net = member_of(load_bundle(tmp_path / "members.safetensors", "member")).eval()
+    with torch.inference_mode():
+        whole = net(batch)
+        assert torch.allclose(ensemble.member("effusion")(batch), whole[:, 3:])
+    assert np.allclose(logits.reshape(3, 6), whole.numpy())
+
+
+def test_the_map_of_a_shared_networks_member_is_that_of_its_own_logit(
+    tmp_path: Path, films: list[np.ndarray]
+) -> None:
+    write_member(tmp_path, "members", 0, targets=["mass", "effusion"])
+    ensemble = Ensemble.load(tmp_path, "cpu")
+    batch, _ = ensemble.prepare(films)
+    net = member_of(load_bundle(tmp_path / "members.safetensors", "member"))
+    own = saliency_maps(ensemble.member("effusion"), batch, [1] * 3)
+    assert np.allclose(own, saliency_maps(net, batch, [4] * 3), atol=1e-6)

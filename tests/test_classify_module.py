@@ -17,7 +17,7 @@ TINY = MemberConfig("tu-test_efficientnet", "none", decoder_channels=(8, 8, 8, 8
 
 def build_module(phase: str = "hard", decode: bool = True, **options: float) -> MemberModule:
     torch.manual_seed(0)
-    weights = torch.tensor([1.0, 2.0, 1.0])
+    weights = torch.tensor([[1.0, 2.0, 1.0]])
     preprocess = PreprocessConfig(side=32)
     model = build_member(TINY, decode)
     return MemberModule(model, preprocess, OptimConfig(), phase, weights, **options)
@@ -30,26 +30,26 @@ def build_batch() -> dict[str, torch.Tensor]:
         "image": image,
         "goal": image * 0.5,
         "label": torch.tensor([0, 1, 2, 1]),
-        "known": torch.tensor([1.0, 1.0, 1.0, 0.0]),
+        "known": torch.tensor([[1.0], [1.0], [1.0], [0.0]]),
     }
 
 
 def test_films_with_unknown_region_do_not_count_in_the_restoration() -> None:
     goal = torch.zeros(3, 1, 4, 4)
     restored = torch.stack([torch.full((1, 4, 4), v) for v in (0.5, 0.1, 0.9)])
-    loss = restoration_loss(restored, goal, torch.tensor([1.0, 1.0, 0.0]))
+    loss = restoration_loss(restored, goal, torch.tensor([[1.0], [1.0], [0.0]]))
     assert loss.item() == pytest.approx((0.25 + 0.01) / 2)
 
 
 def test_no_known_region_means_no_restoration_loss() -> None:
     one = torch.ones(2, 1, 4, 4)
-    assert restoration_loss(one, 0 * one, torch.zeros(2)).item() == 0
+    assert restoration_loss(one, 0 * one, torch.zeros(2, 1)).item() == 0
 
 
 def test_a_smaller_restoration_is_held_against_the_averaged_goal() -> None:
     goal = torch.tensor([[1.0, 0.0], [0.0, 0.0]])[None, None]
     restored = torch.full((1, 1, 1, 1), 0.25)
-    assert restoration_loss(restored, goal, torch.ones(1)).item() == 0
+    assert restoration_loss(restored, goal, torch.ones(1, 1)).item() == 0
 
 
 def test_loss_is_weighted_ce_plus_its_share_of_mse() -> None:

@@ -14,7 +14,7 @@ from classify.models.settings import BackboneConfig
 from classify.tasks.settings import SingleConfig
 
 IMAGES = np.arange(10, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
-CACHE = PixelCache(IMAGES, np.zeros((0, 32, 32), np.uint8), np.full(10, -1))
+CACHE = PixelCache(IMAGES, np.zeros((0, 32, 32), np.uint8), np.full((10, 1), -1))
 LABELS = [0, 0, 0, 0, 0, 1, 1, 2, 2, 2]
 SMALL = BackboneConfig("baseline_cnn", weights="none")
 

@@ -71,7 +71,7 @@ def test_two_phases_leave_bundles_figures_and_pictures(config: TrainConfig, tmp_
     assert list(records) == ["bacterial", "viral"]
     figures = records["viral"]["figures"]
     assert set(figures) == {"val", "test"}
-    assert 0 <= figures["test"]["macro_auc"]["value"] <= 1
+    assert 0 <= figures["test"]["viral"]["macro_auc"]["value"] <= 1
     assert [r["phase"] for r in history_of(tmp_path)] == [0, 0, 0, 1]
     for name in ("curves.png", "restored.png", "metrics.json", "recipe.json"):
         assert (tmp_path / "bacterial" / name).stat().st_size > 0
@@ -152,14 +152,14 @@ def test_onecycle_ends_at_a_lower_rate_and_stops_without_gain(
 
 def test_phase_hard_may_keep_to_films_with_a_known_goal(config: TrainConfig) -> None:
     cases, parts = load_cases(config)
-    labels = [label_of(case.row, "bacterial") for case in cases]
+    labels = [(label_of(case.row, "bacterial"),) for case in cases]
     drawn = [n % 2 - 1 for n in range(len(cases))]  # every other film has no region
     cache = PixelCache(
-        np.zeros((24, 64, 64), np.uint8), np.zeros((1, 64, 64), np.uint8), np.array(drawn)
+        np.zeros((24, 64, 64), np.uint8), np.zeros((1, 64, 64), np.uint8), np.array(drawn)[:, None]
     )
-    job = MemberJob("bacterial", 0, config, cases, labels, parts, cache, cache)
+    job = MemberJob("bacterial", ("bacterial",), 0, config, cases, labels, parts, cache, cache)
     kept = films_of_phase(job, PhaseConfig("hard", "with_region"))
-    assert kept == [i for i in parts["train"] if labels[i] != 1 or drawn[i] >= 0]
+    assert kept == [i for i in parts["train"] if labels[i] != (1,) or drawn[i] >= 0]
     assert len(kept) < len(films_of_phase(job, HARD))
 
 

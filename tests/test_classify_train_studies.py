@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from classify.ensemble import Ensemble
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks.member import load_cases, train_ensemble
@@ -44,7 +45,7 @@ def test_a_member_of_two_classes_says_so(
     config: TrainConfig, tmp_path: Path, classes: str, names: list[str]
 ) -> None:
     record = train_ensemble(replace(config, out=str(tmp_path), classes=classes))["bacterial"]
-    assert list(record["films"]["train"]) == names
+    assert list(record["films"]["bacterial"]["train"]) == names
     bundle = load_bundle(tmp_path / "bacterial.safetensors", "member")
     assert bundle.meta["classes"] == names
     assert bundle.tensors["fc.weight"].shape[0] == 2
@@ -75,3 +76,14 @@ def test_no_training_or_validation_film_has_a_held_out_disease(config: TrainConf
 def test_a_disease_that_no_film_has_cannot_be_held_out(config: TrainConfig) -> None:
     with pytest.raises(ValueError, match=r"unseen must stand in .* 'gout'"):
         load_cases(replace(config, unseen=("gout",)))
+
+
+def test_one_network_may_be_trained_for_all_targets(config: TrainConfig, tmp_path: Path) -> None:
+    both = replace(config, out=str(tmp_path), targets=("bacterial", "viral"), shared=True)
+    record = train_ensemble(both)["members"]
+    assert set(record["figures"]["val"]) == set(record["films"]) == {"bacterial", "viral"}
+    assert (tmp_path / "members" / "restored_viral.png").is_file()
+    bundle = load_bundle(tmp_path / "members.safetensors", "member")
+    assert bundle.meta["targets"] == ["bacterial", "viral"]
+    assert bundle.tensors["fc.weight"].shape[0] == 6
+    assert Ensemble.load(tmp_path, "cpu").targets == ("bacterial", "viral")

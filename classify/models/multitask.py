@@ -37,10 +37,13 @@ class SCXNN(nn.Module):
     """Encoder, global average pooling, linear head (closed-form CAM holds), U-Net decoder.
 
     `decode=False` leaves the decoder out, as in shipped bundles. Inputs are normalised films
-    (N, 3, side, side), side a multiple of 32.
+    (N, 3, side, side), side a multiple of 32. One network may answer for several `targets`: its
+    logits are then those of the first target, of the second, …, and so are the regions.
     """
 
-    def __init__(self, config: MemberConfig, decode: bool = True, classes: int = 3) -> None:
+    def __init__(
+        self, config: MemberConfig, decode: bool = True, classes: int = 3, targets: int = 1
+    ) -> None:
         super().__init__()
         self.config = config
         self.encoder = _build_encoder(config.encoder)
@@ -48,24 +51,25 @@ class SCXNN(nn.Module):
         width = config.neck_channels or channels[-1]
         self.neck = _neck(channels[-1], width) if config.neck_channels else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.fc = nn.Linear(width, classes)
+        self.fc = nn.Linear(width, classes * targets)
         self.decoder: nn.Module | None = None
         if decode:
             self.decoder = UnetDecoder(
                 channels, config.decoder_channels, n_blocks=len(config.decoder_channels)
             )
-            self.restorer = nn.Conv2d(config.decoder_channels[-1], 1, 3, padding=1)
+            self.restorer = nn.Conv2d(config.decoder_channels[-1], targets, 3, padding=1)
             nn.init.constant_(self.restorer.bias, -3.0)  # type: ignore[arg-type] # most is empty
         self._frozen: list[nn.Module] = []
         self.freeze_first()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, h, w) normalised to (N, classes) logits; of three in the order NORMAL, TARGET,
-        OTHERS."""
+        """(N, 3, h, w) normalised to (N, targets × classes) logits; of three classes in the order
+        NORMAL, TARGET, OTHERS."""
         return self._head(self.encoder(x)[-1])
 
     def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, classes) logits and the restored diseased region (N, 1, h', w') in [0, 1].
+        """(N, targets × classes) logits and the restored diseased regions (N, targets, h', w') in
+        [0, 1].
 
         h' is h with five decoder blocks, h / 2 with four.
         """
@@ -121,9 +125,11 @@ class SCXNN(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(leave or ("\0",))}
 
 
-def build_member(config: MemberConfig, decode: bool = True, classes: int = 3) -> SCXNN:
+def build_member(
+    config: MemberConfig, decode: bool = True, classes: int = 3, targets: int = 1
+) -> SCXNN:
     """A network with its initial weights; errors (ValueError, OSError) name the remedy."""
-    model = SCXNN(config, decode, classes)
+    model = SCXNN(config, decode, classes, targets)
     if config.weights == "imagenet":
         _load_imagenet(model, config)
     else:

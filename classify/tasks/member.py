@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,9 +37,11 @@ from classify.films import (
     share_cases,
     tell_films,
 )
+from classify.guide import GuideConfig
 from classify.labels import NORMAL, OTHERS, TARGET, label_of
 from classify.models.multitask import SCXNN, build_member
 from classify.preprocess import PreprocessConfig, to_input
+from classify.tasks.guided import Guide
 from classify.tasks.settings import PhaseConfig, TrainConfig
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
@@ -56,14 +59,18 @@ Parts = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class MemberJob:
-    """Everything one member is trained from. `parts` holds indices into `cases` for each part;
-    `wide` are the training pictures (with room for the box jitter), `exact` the inputs."""
+    """Everything one network is trained from, which is one target's member, or that of several.
 
-    target: str
+    `labels` holds a class of each target for each film, `parts` indices into `cases` for each part;
+    `wide` are the training pictures (with room for the box jitter), `exact` the inputs.
+    """
+
+    name: str
+    targets: tuple[str, ...]
     order: int
     config: TrainConfig
     cases: Sequence[Case]
-    labels: Sequence[int]
+    labels: Sequence[tuple[int, ...]]
     parts: Parts
     wide: PixelCache
     exact: PixelCache
@@ -71,26 +78,21 @@ class MemberJob:
     @property
     def folder(self) -> Path:
         """For history, pictures and checkpoints."""
-        return Path(self.config.out) / self.target
+        return Path(self.config.out) / self.name
 
     @property
     def bundle(self) -> Path:
-        """The finished member."""
-        return Path(self.config.out) / f"{self.target}.safetensors"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the answers."""
-        return self.config.class_names(self.target)
+        """The finished network."""
+        return Path(self.config.out) / f"{self.name}.safetensors"
 
     @property
     def decode(self) -> bool:
         """Does the member restore anything?"""
         return self.config.decoder != "none"
 
-    def labels_of(self, indices: Sequence[int]) -> list[int]:
-        """Class numbers of those films."""
-        return [self.labels[i] for i in indices]
+    def labels_of(self, indices: Sequence[int], target: int = 0) -> list[int]:
+        """Class numbers of those films, for the target of that number."""
+        return [self.labels[i][target] for i in indices]
 
     def films(self, indices: Sequence[int], training: bool = False) -> FilmDataset:
         """Films as prediction sees them, or as training does."""
@@ -106,33 +108,35 @@ class MemberJob:
             augment,
             goal="mask" if config.decoder == "segmentation" else "film",
             dilation=config.region.dilation,
+            guide=config.guide,
         )
 
 
 def train_ensemble(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Train all members into `config.out`; returns each member's metrics by target."""
+    """Train all members into `config.out`; returns each network's metrics by its name."""
     cases, parts, left_out = _share(config)
-    workdir = Workdir(config.out)
-    for target in config.targets:
-        keep_to_recipe(workdir / target, config.recipe())
+    workdir, networks = Workdir(config.out), config.networks
+    for name in networks:
+        keep_to_recipe(workdir / name, config.recipe())
     workdir.start(to_plain(config), config.seed)
     tell_films(parts, left_out)
     records: dict[str, dict[str, Any]] = {}
     jobs: list[MemberJob] = []  # all are made before the first is trained: what fails, fails now
-    for order, target in enumerate(config.targets):
-        finished = workdir / target / "metrics.json"
-        if finished.exists() and (workdir / f"{target}.safetensors").exists():
-            log.info("%s is finished: skipped", target)
-            records[target] = json.loads(finished.read_text())
+    for order, (name, targets) in enumerate(networks.items()):
+        finished = workdir / name / "metrics.json"
+        if finished.exists() and (workdir / f"{name}.safetensors").exists():
+            log.info("%s is finished: skipped", name)
+            records[name] = json.loads(finished.read_text())
         else:
-            jobs.append(member_job(config, cases, parts, target, order))
+            jobs.append(member_job(config, cases, parts, name, targets, order))
     for job in jobs:
-        records[job.target] = fit_member(job)
-        auc = Figure(**records[job.target]["figures"]["val"]["macro_auc"])
-        log.info("%s: validation macro AUC %s", job.target, in_words(auc, missing="?"))
+        records[job.name] = fit_member(job)
+        for target, figures in records[job.name]["figures"]["val"].items():
+            auc = in_words(Figure(**figures["macro_auc"]), missing="?")
+            log.info("%s: validation macro AUC %s", target, auc)
     workdir.update(finished=sorted(records))
     drop_cache(config)
-    return {target: records[target] for target in config.targets}
+    return {name: records[name] for name in networks}
 
 
 def load_cases(config: TrainConfig) -> tuple[list[Case], Parts]:
@@ -163,61 +167,74 @@ def _share(config: TrainConfig) -> tuple[list[Case], Parts, dict[str, int]]:
 
 
 def member_job(
-    config: TrainConfig, cases: list[Case], parts: Parts, target: str, order: int
+    config: TrainConfig,
+    cases: list[Case],
+    parts: Parts,
+    name: str,
+    targets: tuple[str, ...],
+    order: int,
 ) -> MemberJob:
-    """All that one member is trained from; its films are decoded where they are not yet."""
-    labels = [label_of(case.row, target, config.classes, config.words) for case in cases]
-    known = [k for k in labels if k is not None]
-    assert len(known) == len(cases), "select_cases leaves unknown truths out"
-    if not any(has_disease(cases[i].row, [target]) for i in parts["train"]):
-        raise ValueError(
-            f"targets must stand in the label or sublabel of training films. "
-            f"Got {target!r}, which stands nowhere."
-        )
+    """All that one network is trained from; its films are decoded where they are not yet."""
+    by_target: list[list[int]] = []
+    for target in targets:
+        labels = [label_of(case.row, target, config.classes, config.words) for case in cases]
+        known = [k for k in labels if k is not None]
+        assert len(known) == len(cases), "select_cases leaves unknown truths out"
+        if not any(has_disease(cases[i].row, [target]) for i in parts["train"]):
+            raise ValueError(
+                f"targets must stand in the label or sublabel of training films. "
+                f"Got {target!r}, which stands nowhere."
+            )
+        names = config.class_names(target)
+        require_two("train", [known[i] for i in parts["train"]], names, "they are told apart")
+        require_two("val", [known[i] for i in parts["val"]], names, "its AUC chooses the epoch")
+        by_target.append(known)
     require_more_than_one(parts["train"], config.batch)
-    names = config.class_names(target)
-    require_two("train", [known[i] for i in parts["train"]], names, "they are told apart")
-    require_two("val", [known[i] for i in parts["val"]], names, "its AUC chooses the epoch")
 
     def decode(side: int, jitter: float = 0.0) -> PixelCache:
-        folder = cache_of(config)
-        return build_cache(cases, config.preprocess, config.region, folder, side, jitter, target)
+        about = (cases, config.preprocess, config.region, cache_of(config), side, jitter)
+        return build_cache(*about, targets, config.guide)
 
     side = config.preprocess.side
     wide_side = cache_side(side, config.augment, bool(config.crops))
     exact = decode(side)
     wide = exact if wide_side == side else decode(wide_side, config.augment.box_jitter)
-    return MemberJob(target, order, config, cases, known, parts, wide, exact)
+    rows = list(zip(*by_target, strict=True))
+    return MemberJob(name, targets, order, config, cases, rows, parts, wide, exact)
 
 
 def fit_member(job: MemberJob) -> dict[str, Any]:
     """Train (or go on), evaluate, write; returns what metrics.json holds."""
     config = job.config
     seed_everything(config.seed + job.order)
-    model = build_member(config.member, job.decode, len(job.classes))
+    model = build_member(config.member, job.decode, config.class_count, len(job.targets))
     history: list[dict[str, float]] = []
     for number, phase in enumerate(config.phases_to_run()):
-        log.info("%s: phase %s", job.target, phase.name)
+        log.info("%s: phase %s", job.name, phase.name)
         history += [{"phase": number, **row} for row in _run_phase(job, model, phase, number)]
-    counts = {part: job.labels_of(indices) for part, indices in job.parts.items()}
     record = {
-        "target": job.target,
-        "films": {
-            part: {name: labels.count(k) for k, name in enumerate(job.classes)}
-            for part, labels in counts.items()
-        },
+        "targets": list(job.targets),
+        "films": {target: _counts(job, m) for m, target in enumerate(job.targets)},
         "epochs": len(history),
         "best_val_auc": max((r["val_auc"] for r in history), default=float("nan")),
         "figures": {p: evaluate(job, model, p) for p in dict.fromkeys(("val", *config.evaluate))},
         **provenance(),
     }
     write_json(job.folder / "history.json", history)
-    draw_curves(history, job.folder / "curves.png", job.target)
+    draw_curves(history, job.folder / "curves.png", job.name)
     if job.decode:
-        _write_panels(job, model)
+        for m in range(len(job.targets)):
+            _write_panels(job, model, m)
     _save(job, model, record)
     write_json(job.folder / "metrics.json", record)
     return record
+
+
+def _counts(job: MemberJob, target: int) -> dict[str, dict[str, int]]:
+    """Films of each class in each part."""
+    names = job.config.class_names(job.targets[target])
+    labels = {part: job.labels_of(indices, target) for part, indices in job.parts.items()}
+    return {p: {name: own.count(k) for k, name in enumerate(names)} for p, own in labels.items()}
 
 
 def _run_phase(
@@ -226,60 +243,68 @@ def _run_phase(
     """Train one phase into `model` (its best epoch); a finished phase is only loaded."""
     config, folder = job.config, job.folder / f"{number}_{phase.name}"
     train = films_of_phase(job, phase)
-    weights = class_weights(job.labels_of(train), len(job.classes))
+    labels = [job.labels_of(train, m) for m in range(len(job.targets))]
+    weights = torch.stack([class_weights(own, config.class_count) for own in labels])
     if not config.balance_classes:
         weights = torch.ones_like(weights)
-    module = MemberModule(
-        model, config.preprocess, phase.optim, phase.name, weights, config.restore_weight
-    )
+    about = (config.preprocess, phase.optim, phase.name, weights, config.restore_weight)
+    module = MemberModule(model, *about, config.guide)
     done = folder / "done.json"
     if not done.exists():
         loader = train_loader(job.films(train, training=True), config)
         val = film_loader(job.films(job.parts["val"]), config)
-        fit(module, job.target, folder, loader, val, config.device, config.precision)
+        fit(module, job.name, folder, loader, val, config.device, config.precision)
         write_json(done, module.history)
     load_best(module, folder)
     return json.loads(done.read_text())
 
 
 def films_of_phase(job: MemberJob, phase: PhaseConfig) -> list[int]:
-    """Training films of a phase: all, or those whose restoration goal is known."""
+    """Training films of a phase: all, or those whose restoration goals are known."""
     train = job.parts["train"]
     if phase.films == "with_region":
-        train = [i for i in train if job.labels[i] != TARGET or job.exact.region_of[i] >= 0]
+        labels, drawn = np.array(job.labels)[train], job.exact.region_of[train] >= 0
+        train = [train[k] for k in np.flatnonzero(((labels != TARGET) | drawn).all(1))]
     if not train:
         raise ValueError(f"phase {phase.name} with films: {phase.films} must have films. Got none.")
     return train
 
 
-def evaluate(job: MemberJob, model: SCXNN, part: str) -> dict[str, Any]:
-    """Figures with intervals by patient on one part of the split."""
+def evaluate(job: MemberJob, model: SCXNN, part: str) -> dict[str, dict[str, Any]]:
+    """Figures of each target, with intervals by patient, on one part of the split."""
     config, indices = job.config, job.parts[part]
-    return classification_report(
-        predict(model, film_loader(job.films(indices), config), config),
-        job.labels_of(indices),
-        [job.cases[i].patient for i in indices],
-        job.classes,
-        config.draws,
-        config.seed,
-    ).to_dict()
+    logits = predict(model, film_loader(job.films(indices), config), config)
+    logits = logits.reshape(len(logits), len(job.targets), -1)
+    patients = [job.cases[i].patient for i in indices]
+    return {
+        target: classification_report(
+            logits[:, m],
+            job.labels_of(indices, m),
+            patients,
+            config.class_names(target),
+            config.draws,
+            config.seed,
+        ).to_dict()
+        for m, target in enumerate(job.targets)
+    }
 
 
-def _write_panels(job: MemberJob, model: SCXNN) -> None:
+def _write_panels(job: MemberJob, model: SCXNN, target: int) -> None:
     """Pictures of the restoration: four films with the target, then one of others, one normal."""
-    chosen: list[int] = []
+    labels, chosen = job.labels_of(range(len(job.labels)), target), list[int]()
     for label, most in ((TARGET, 4), (OTHERS, 1), (NORMAL, 1)):
-        chosen += [i for i in job.parts["val"] if job.labels[i] == label][:most]
+        chosen += [i for i in job.parts["val"] if labels[i] == label][:most]
     batch = next(iter(film_loader(job.films(chosen), job.config)))
     device = next(model.parameters()).device
     with torch.inference_mode():
         _, restored = model.restore(to_input(batch["image"].to(device), job.config.preprocess))
+    name, names = job.targets[target], job.config.class_names(job.targets[target])
     draw_panels(
         batch["image"][:, 0].numpy(),
-        batch["goal"][:, 0].numpy(),
-        restored[:, 0].float().cpu().numpy(),
-        [job.classes[k] for k in job.labels_of(chosen)][: len(restored)],
-        job.folder / "restored.png",
+        batch["goal"][:, target].numpy(),
+        restored[:, target].float().cpu().numpy(),
+        [names[labels[i]] for i in chosen][: len(restored)],
+        job.folder / (f"restored_{name}.png" if len(job.targets) > 1 else "restored.png"),
     )
 
 
@@ -290,9 +315,9 @@ def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
         "member",
         model.shipped_tensors(config.ship_decoder),
         half=True,
-        target=job.target,
+        targets=list(job.targets),
         order=job.order,
-        classes=list(job.classes),
+        classes=list(config.class_names(job.targets[0])),
         network=to_plain(config.member),
         decoder=config.ship_decoder and job.decode,
         preprocessing=config.preprocess.to_dict(),
@@ -308,19 +333,20 @@ def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
 
 
 def restoration_loss(restored: Tensor, goal: Tensor, known: Tensor) -> Tensor:
-    """Mean squared error over the films whose goal is known; 0 when none is.
+    """Mean squared error over the films and targets whose goal is known; 0 when none is.
 
-    `restored` is (N, 1, h', w'), `goal` (N, 1, h, w) is averaged down to its size, `known` is (N,)
-    of 0 or 1.
+    `restored` is (N, M, h', w'), `goal` (N, M, h, w) is averaged down to its size, `known` is
+    (N, M) of 0 or 1.
     """
     if goal.shape != restored.shape:
         goal = F.adaptive_avg_pool2d(goal, (restored.shape[-2], restored.shape[-1]))
-    each = F.mse_loss(restored.float(), goal.float(), reduction="none").mean((1, 2, 3))
+    each = F.mse_loss(restored.float(), goal.float(), reduction="none").mean((2, 3))
     return (each * known).sum() / known.sum().clamp(min=1)
 
 
 class MemberModule(Learner):
-    """Loss CE + weight × MSE in phase `hard`, CE of the last layer alone in phase `weak`."""
+    """Loss CE + weight × MSE in phase `hard`, CE of the last layer alone in phase `weak`; the mean
+    of several targets. `class_weights` is (targets, classes). What guides comes on top."""
 
     def __init__(
         self,
@@ -330,22 +356,32 @@ class MemberModule(Learner):
         phase: str,
         class_weights: Tensor,
         restore_weight: float = 0.8,
+        guide: GuideConfig | None = None,
     ) -> None:
         super().__init__(model, optim)
-        self.preprocessing, self.phase = preprocessing, phase
+        self.phase = phase
         self.restore_weight = restore_weight if model.decoder is not None else 0.0
+        self.class_weights: Tensor
         self.register_buffer("class_weights", class_weights, persistent=False)
         (model.freeze_first if phase == "hard" else model.freeze_all_but_fc)()
         model.train()  # the phase before left it in evaluation mode
+        targets, classes = class_weights.shape
+        sought = TARGET if classes == 3 else None
+        self.guide = Guide(guide or GuideConfig(), model, preprocessing, targets, sought)
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """The loss and its terms, and the logits (N, 3), of one batch."""
-        x = to_input(batch["image"], self.preprocessing)
-        if self.phase == "hard" and self.restore_weight:
-            logits, restored = self.model.restore(x)
-            mse = restoration_loss(restored, batch["goal"], batch["known"])
+        """The loss and its terms, and the logits (N, targets × classes), of one batch."""
+        restores = self.phase == "hard" and self.restore_weight
+        if restores:
+            both, terms = self.guide.ask(self.model.restore, batch, self.training)
+            logits, mse = both[0], restoration_loss(both[1], batch["goal"], batch["known"])
         else:
-            logits = self.model(x)
+            logits, terms = self.guide.ask(self.model, batch, self.training)
             mse = logits.new_zeros(())
-        ce = F.cross_entropy(logits.float(), batch["label"], self.class_weights)  # type: ignore[arg-type]
-        return {"loss": ce + self.restore_weight * mse, "ce": ce, "mse": mse}, logits
+        weights, labels = self.class_weights, batch["label"].view(len(logits), -1)
+        own = logits.float().view(len(logits), *weights.shape)
+        ce = torch.stack(
+            [F.cross_entropy(own[:, m], labels[:, m], w) for m, w in enumerate(weights)]
+        ).mean()
+        loss = torch.stack([ce, self.restore_weight * mse, *terms.values()]).sum()
+        return {"loss": loss, "ce": ce, "mse": mse, **terms}, logits

@@ -10,6 +10,7 @@ from classify.augment import AUGMENTS, AugmentConfig
 from classify.features.iscore import SelectConfig
 from classify.films import ProtocolConfig, RegionConfig
 from classify.genesis import GenesisConfig
+from classify.guide import GuideConfig
 from classify.models.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -125,6 +126,8 @@ class TrainConfig(TrainingConfig):
         member: the network.
         decoder: none (classification alone), segmentation (the region's mask is restored) or
             reconstruction (the film inside the region is).
+        guide: how the training is held to the lungs.
+        shared: one network answers for all targets, which then share all but the last layer.
         classes: three (normal / target / others), or two: normal (against all else) or target
             (against all else). Screening needs three. Class 1 is the one whose region is restored.
         restore_weight: weight of the restoration's MSE beside the cross-entropy.
@@ -144,6 +147,8 @@ class TrainConfig(TrainingConfig):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     region: RegionConfig = field(default_factory=RegionConfig)
     member: MemberConfig = field(default_factory=MemberConfig)
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    shared: bool = False
     decoder: str = "reconstruction"
     classes: str = "three"
     restore_weight: float = 0.8
@@ -171,6 +176,16 @@ class TrainConfig(TrainingConfig):
         """The diseases that are named here."""
         return (*self.targets, *self.unseen)
 
+    @property
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """What is trained: each network's name, and the targets that it answers for."""
+        return {"members": self.targets} if self.shared else {t: (t,) for t in self.targets}
+
+    @property
+    def class_count(self) -> int:
+        """How many answers a member has."""
+        return len(self.class_names(""))
+
     def class_names(self, target: str) -> tuple[str, ...]:
         """What a member answers, in the order of its logits."""
         return {
@@ -188,7 +203,8 @@ class TrainConfig(TrainingConfig):
         plain = recipe_of(self)
         if plain["decoder"] != "segmentation":
             plain["decode"] = plain.pop("decoder") == "reconstruction"
-        late = {"classes": "three", "unseen": []}
+        late = {"classes": "three", "unseen": [], "shared": False}
+        late["guide"] = recipe_of(GuideConfig())
         return {k: v for k, v in plain.items() if k not in late or v != late[k]}
 
     def phases_to_run(self) -> tuple[PhaseConfig, ...]:
@@ -222,6 +238,7 @@ class SingleConfig(TrainingConfig):
             (rotation, shift, zoom, mirror).
         copies: each training film stands so often in an epoch, once as it is and the others
             changed; with 1 it is changed each time.
+        guide: how the training is held to the lungs; `maps` needs a network that pools maps.
         balance: none, weights (of the classes in the loss), oversample (films of the rarer
             classes again) or undersample (only as many films as the rarest class has).
         optim: optimiser, schedule and stop rule.
@@ -247,6 +264,7 @@ class SingleConfig(TrainingConfig):
     )
     augment: str = "none"
     copies: int = 1
+    guide: GuideConfig = field(default_factory=GuideConfig)
     balance: str = "none"
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
@@ -306,6 +324,8 @@ class SingleConfig(TrainingConfig):
     def recipe(self) -> dict[str, Any]:
         """All that the network hangs on but its films, as plain values."""
         plain = {k: v for k, v in recipe_of(self.as_single()).items() if k not in KINDS}
+        if not self.guide.on:
+            del plain["guide"]  # which came later: a training begun before it goes on
         mine = {"network": to_plain(self.network()), "trained_on": self.trained_on}
         return {**plain, **mine}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,8 +40,10 @@ from classify.films import (
     share_films,
     tell_films,
 )
+from classify.guide import GuideConfig
 from classify.models.cxrnet import CXRNet
 from classify.preprocess import PreprocessConfig, to_input
+from classify.tasks.guided import Guide
 from classify.tasks.settings import FinetuneConfig, SingleConfig
 from cxr import stats
 from cxr.answers import Answer, read_answers, write_answers
@@ -82,7 +85,9 @@ class SingleJob:
         chosen = balance_films(labels, indices, config.balance, config.seed)
         change = build_change(config.augment, config.seed)
         side = config.preprocess.side
-        return FilmDataset(self.cache, labels, chosen, side, change, config.copies)
+        return FilmDataset(
+            self.cache, labels, chosen, side, change, config.copies, guide=config.guide
+        )
 
 
 def finetune(config: FinetuneConfig) -> Path:
@@ -148,7 +153,8 @@ def shared_films(config: SingleConfig, chooses: bool = False) -> tuple[Films, li
 def build_cache_of(config: SingleConfig, films: Films) -> PixelCache:
     """The decoded films, kept in the configuration's cache."""
     settings = config.preprocess
-    return build_cache(films.cases, settings, NO_REGION, cache_of(config), settings.side)
+    side, guide = settings.side, config.guide
+    return build_cache(films.cases, settings, NO_REGION, cache_of(config), side, guide=guide)
 
 
 def run_job(job: SingleJob) -> dict[str, Any]:
@@ -179,7 +185,8 @@ def _fit(job: SingleJob, net: nn.Module) -> None:
     if config.balance == "weights":
         labels = [job.films.labels[i] for i in parts["train"]]
         weights = class_weights(labels, len(config.classes))
-    module = SingleModule(net, config.preprocess, config.optim, config.choose, weights)
+    about = (config.preprocess, config.optim, config.choose, weights, config.guide)
+    module = SingleModule(net, *about)
     finished = folder / HISTORY  # written when the last epoch is over
     if not finished.exists():
         train = train_loader(job.dataset(parts["train"], training=True), config)
@@ -329,21 +336,26 @@ class SingleModule(Learner):
         optim: OptimConfig,
         choose: str = "val_loss",
         weights: Tensor | None = None,
+        guide: GuideConfig | None = None,
     ) -> None:
         super().__init__(net, optim, choose)
         self.settings = settings
+        self.guide = Guide(guide or GuideConfig(), net, settings)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """The loss and the logits (N, K) of pictures (N, 1, side, side) in [0, 1]."""
-        x = to_input(batch["image"], self.settings)
-        if not isinstance(self.model, CXRNet):
-            logits = self.model(x).float()
-            return {"loss": self._answer(logits, batch["label"])}, logits
-        logits, extra = self.model.terms(x, batch["label"], self.class_weights)
+        own = isinstance(self.model, CXRNet)  # which draws its map and has a loss for it
+        terms: dict[str, Tensor] = {}
+        if not own or self.guide.config.on:
+            logits, terms = self.guide.ask(self.model, batch, self.training)
+        if own:
+            x = to_input(batch["image"], self.settings)
+            logits, terms["map"] = self.model.terms(x, batch["label"], self.class_weights)
         answer = self._answer(logits.float(), batch["label"])
-        return {"loss": answer + extra, "answer": answer, "map": extra}, logits
+        told = {"answer": answer, **terms} if terms else {}
+        return {"loss": torch.stack([answer, *terms.values()]).sum(), **told}, logits.float()
 
     def _answer(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, self.class_weights, reduction="none").mean()

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +66,8 @@ class Learner(pl.LightningModule):
         self._began = time.monotonic()
 
     def losses(self, batch: Any) -> tuple[dict[str, Tensor], Any]:
-        """The loss (key `loss`) with its terms, and the logits (N, K), of one batch."""
+        """The loss (key `loss`) with its terms, and the logits (N, K), of one batch; of labels
+        (N, M) those of each of M answers side by side, and the epoch's AUC is their mean."""
         raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
@@ -103,8 +105,11 @@ class Learner(pl.LightningModule):
         if self._answers:  # none where a network does not classify
             logits = torch.cat([a for a, _ in self._answers]).numpy()
             labels = torch.cat([b for _, b in self._answers]).numpy()
-            row["val_auc"] = macro_auc(softmax(logits), labels)
-            row["val_accuracy"] = float((logits.argmax(1) == labels).mean())
+            labels = labels.reshape(len(labels), -1)
+            logits = logits.reshape(*labels.shape, -1)
+            areas = [macro_auc(softmax(logits[:, m]), labels[:, m]) for m in range(labels.shape[1])]
+            row["val_auc"] = float(np.mean([a for a in areas if not np.isnan(a)] or [np.nan]))
+            row["val_accuracy"] = float((logits.argmax(2) == labels).mean())
         return row
 
     def on_validation_epoch_end(self) -> None:

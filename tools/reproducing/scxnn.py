@@ -114,11 +114,12 @@ def member_logits(
 ) -> np.ndarray:
     """Logits (N, M, K) of the trained members, from the bundles that they left, on N films."""
     found = []
-    for order, target in enumerate(config.targets):
-        job = member_job(config, cases, parts, target, order)
+    for order, (name, targets) in enumerate(config.networks.items()):
+        job = member_job(config, cases, parts, name, targets, order)
         net = member_of(load_bundle(job.bundle, "member"))
-        found.append(predict(net, film_loader(job.films(wanted), config), config))
-    return np.stack(found, axis=1)
+        logits = predict(net, film_loader(job.films(wanted), config), config)
+        found.append(logits.reshape(len(wanted), len(targets), -1))
+    return np.concatenate(found, axis=1)
 
 
 def joint_scores(logits: np.ndarray) -> np.ndarray:
