@@ -122,6 +122,11 @@ def to_input(images: Any, config: PreprocessConfig) -> Any:
     return ready.contiguous(memory_format=torch.channels_last)
 
 
+def from_input(batch: Any, config: PreprocessConfig) -> Any:
+    """`to_input` undone: (N, 3, side, side) to (N, 1, side, side) in [0, 1]."""
+    return (batch[:, :1] * config.std[0] + config.mean[0]).clamp(0, 1)
+
+
 def _shrink(pixels: np.ndarray, work_side: int) -> np.ndarray:
     """At most `work_side` px along the longer side."""
     long_side = max(pixels.shape)

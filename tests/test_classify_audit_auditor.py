@@ -48,6 +48,7 @@ def test_the_whole_audit_of_crops_against_films(audited_world: SimpleNamespace) 
         "outside only",
         "lungs only",
         "shape only",
+        "swapped",
     }
     assert {r["source"] for r in found["controls"]["masked"]} == {"", "kermany", "nih"}
     assert found["controls"]["randomisation"] and found["controls"]["road"]

@@ -150,6 +150,19 @@ def test_a_member_that_looks_at_lungs_alone_loses_its_auc_without_them() -> None
     found = aucs(rows)
     assert blind == 0 and found["as is"] == 1.0 and found["lungs only"] == 1.0
     assert found["outside only"] == pytest.approx(0.5) == found["shape only"]
+    assert found["swapped"] == 1.0
+
+
+def test_a_member_that_looks_around_the_lungs_loses_its_auc_in_other_surroundings() -> None:
+    around = LungNet()
+    around.lungs = 1 - around.lungs
+    films = lung_films(40)
+    for n, film in enumerate(films):  # the answer stands in the corner
+        film.pixels[:12] = 0.1 + 0.6 * (n % 2)
+    names = [film.listed.name for film in films]
+    control = Masked(tiny_ensemble(around, around), names, None, 0, 50)
+    found = aucs(shown_to(control, films[:9], films[9:]).results()["masked"])
+    assert found["as is"] == 1.0 and found["swapped"] < 0.75
 
 
 def test_a_question_to_both_members_is_asked_where_films_hold_both_answers() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.audit.controls import HIDDEN, Asked, ask_all, control_table, grow, hide
+from classify.audit.controls import HIDDEN, Asked, ask_all, control_table, draw_donors, grow, hide
 from classify.audit.rows import Row
 from cxr.boxes import Frame
 from cxr.stats import softmax
@@ -205,3 +205,11 @@ def test_the_screener_has_a_row_of_abnormal_against_normal(logits: dict[str, np.
     assert row_of(rows, "as is", member="screener")["auc"] == pytest.approx(2 / 3)
     row = row_of(rows, "outside only", member="screener")
     assert row["auc"] == pytest.approx(1 / 3) and row["changed"] == 0.25
+
+
+def test_each_film_gets_the_surroundings_of_another_patient() -> None:
+    patients = ["a", "a", "b", "c", "c", "c"]
+    for seed in range(20):
+        donors = draw_donors(patients, np.random.default_rng(seed))
+        assert all(patients[d] != p for d, p in zip(donors, patients, strict=True))
+    assert draw_donors(["a", "a"], np.random.default_rng(0)) == [0, 1]  # nobody else is there

@@ -40,9 +40,9 @@ class AuditConfig:
         method: grad_cam, grad_cam_pp, hirescam, layercam, eigen_cam, score_cam or cam; of a
             network that draws its own map (CXRNet) also explanation, the map as it is drawn, or
             explanation_class, that map weighed by the gradient of the member's target.
-        controls: masked (lungs, or all else, blacked out), randomised (weights made random layer
-            by layer), road (pixels taken away by relevance), with commas between; without a
-            value, or with all, the three. Left out: none.
+        controls: masked (lungs, or all else, blacked out; or all else another film's), randomised
+            (weights made random layer by layer), road (pixels taken away by relevance), with
+            commas between; without a value, or with all, the three. Left out: none.
         data: folder with films.csv, and with masks/ and finding_boxes.csv where there are any:
             labels, patients, human lung masks and radiologists' boxes; or several of them (the
             flag again for each). Empty goes without.

@@ -7,7 +7,8 @@ classify.audit.road mean stands there.
 Blacking out the lungs, or all but the lungs, asks whether a member needs the lungs at all: after
 Maguolo and Nanni 2021 (arXiv 2004.12823), whose networks told films apart without them. It comes
 first and the members' own preprocessing after it, so that no contrast step carries what was hidden
-into the rest of the film.
+into the rest of the film. What is black may look like nothing that a member has learnt; so the
+lungs are also shown in the surroundings of another patient's film, whose lungs are painted over.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -33,15 +35,18 @@ from classify.audit.rows import UNKNOWN, Row, figure_cells
 from classify.ensemble import Ensemble
 from classify.evaluate import QUESTIONS, Question, ensemble_score
 from classify.films import Case
+from classify.guide import swap_surroundings
 from classify.labels import NORMAL, TARGET
+from classify.preprocess import from_input, to_input
 from classify.saliency.maps import saliency_maps
 from classify.screener import Screener
 from cxr.boxes import Frame
 from cxr.stats import Figure, figure_of, softmax, weighted_auc, weighted_mean, with_draws
+from cxr.stream import batched
 from cxr.workdir import console, log
 
 HIDDEN = ("outside_only", "lungs_only", "shape_only")
-AS_IS, NO_SOURCE = "as is", "unknown"
+AS_IS, SWAPPED, NO_SOURCE = "as is", "swapped", "unknown"
 MARGIN = 0.02  # of the film's longer side: lung that a mask misses lies mostly within it
 SEEDS = (0, 1, 2)  # of the random weights
 AREAS = {"road_area": ("lerf", "morf"), "road_over_random": ("random", "morf")}
@@ -218,6 +223,13 @@ class Masked:
     _blind: int = 0
     _logits: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
+    @cached_property
+    def _kept(self) -> np.ndarray:
+        """(N, 2, side, side) of the films that are shown, on disk: pictures and lung fields, as the
+        members' input has them, until all are there to swap with."""
+        side = self.members.settings.side
+        return np.memmap(TemporaryFile(), np.uint8, "w+", shape=(len(self.films), 2, side, side))
+
     def take(self, shown: Prepared) -> None:
         """Ask the members of each film as it is and with a part of it hidden."""
         lit = [n for n, film in enumerate(shown.films) if film.lung is not None and film.lung.any()]
@@ -225,7 +237,16 @@ class Masked:
         if not lit:
             return
         films = [shown.films[n] for n in lit]
-        self._known += map(Known.of, films)
+        pictures = from_input(shown.batch[lit], self.members.settings).mul(255).round()
+        for n, film, picture in zip(
+            lit, films, pictures.to(torch.uint8).cpu().numpy(), strict=True
+        ):
+            assert film.lung is not None
+            lung, cut = film.lung.astype(np.uint8) * 255, film.listed.crop
+            for frame in (cut, shown.frames[n]):
+                lung = lung if frame is None else frame.apply(lung, nearest=True)
+            self._kept[len(self._known)] = picture[0], lung
+            self._known.append(Known.of(film))
         self._ask(AS_IS, shown.batch[lit])
         for control in HIDDEN:
             hidden = [
@@ -234,6 +255,16 @@ class Masked:
                 if film.pixels is not None and film.lung is not None
             ]
             self._ask(control.replace("_", " "), self.members.prepare(hidden)[0])
+
+    def _swap(self) -> None:
+        """Ask of each film in the surroundings of another patient's."""
+        rng, patients = np.random.default_rng(self.seed), [k.patient for k in self._known]
+        donors = draw_donors(patients, rng)
+        for some in batched(range(len(donors)), _AT_A_TIME):
+            pairs = [(self._kept[n], self._kept[donors[n]]) for n in some]
+            shown = np.stack([swap_surroundings(*own, *other, rng) for own, other in pairs])
+            pixels = torch.from_numpy(shown[:, None]).to(self.members.device).float() / 255
+            self._ask(SWAPPED, to_input(pixels, self.members.settings))
 
     def _ask(self, control: str, batch: torch.Tensor) -> None:
         logits = np.asarray(self.members.predict_prepared(batch), np.float64)
@@ -245,6 +276,7 @@ class Masked:
         if not self._known:
             log.warning("masked: no film has a lung field that could be blacked out")
         else:
+            self._swap()
             targets = self.members.targets
             labels = np.array([[k.truth.label_for(t) for t in targets] for k in self._known])
             asked = list(_questions(self._known, targets))
@@ -258,6 +290,15 @@ class Masked:
                 sources if {*sources} != {NO_SOURCE} else None,
             )
         return {"masked": rows, "blind": self._blind}
+
+
+def draw_donors(patients: Sequence[str], rng: np.random.Generator) -> list[int]:
+    """For each film another patient's, by chance; its own where there is no other patient."""
+    names, donors = np.asarray(patients), rng.permutation(len(patients))
+    for n in np.flatnonzero(names[donors] == names):
+        others = np.flatnonzero(names != names[n])
+        donors[n] = rng.choice(others) if len(others) else n
+    return donors.tolist()
 
 
 def _questions(films: Sequence[Known], targets: Sequence[str]) -> Iterator[Asked]:

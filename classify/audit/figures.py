@@ -150,4 +150,5 @@ SHOWN = {  # what the masking controls leave of a film
     "outside only": "lungs blacked out",
     "lungs only": "only lungs shown",
     "shape only": "silhouette alone",
+    "swapped": "another film around",
 }
