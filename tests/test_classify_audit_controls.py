@@ -156,7 +156,7 @@ def test_a_member_that_looks_at_lungs_alone_loses_its_auc_without_them() -> None
 def test_a_member_that_looks_around_the_lungs_loses_its_auc_in_other_surroundings() -> None:
     around = LungNet()
     around.lungs = 1 - around.lungs
-    films = lung_films(40)
+    films = lung_films(24)
     for n, film in enumerate(films):  # the answer stands in the corner
         film.pixels[:12] = 0.1 + 0.6 * (n % 2)
     names = [film.listed.name for film in films]
