@@ -162,7 +162,7 @@ def test_a_member_that_looks_around_the_lungs_loses_its_auc_in_other_surrounding
     names = [film.listed.name for film in films]
     control = Masked(tiny_ensemble(around, around), names, None, 0, 50)
     found = aucs(shown_to(control, films[:9], films[9:]).results()["masked"])
-    assert found["as is"] == 1.0 and found["swapped"] < 0.75
+    assert found["as is"] == 1.0 and found["swapped"] <= 0.75
 
 
 def test_a_question_to_both_members_is_asked_where_films_hold_both_answers() -> None:
