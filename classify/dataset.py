@@ -36,6 +36,7 @@ from cxr.films_table import (
     film_stem,
     is_among,
     label_word,
+    names_of,
     read_finding_boxes,
     take_films,
     tell_unknown,
@@ -294,8 +295,8 @@ class RegionFinder:
         if self.config.kind == "lesion_masks":
             path = DataFolders(self.config.path) / f"{self.target}/{case.film.stem}.png"
             return _read_mask(path) if path.is_file() else None
-        wanted = label_word(self.target)
-        found = [b for f, b in self._boxes.get(film_stem(case.row.image), []) if f == wanted]
+        wanted = names_of(self.target)
+        found = [b for f, b in self._boxes.get(film_stem(case.row.image), []) if f in wanted]
         if not found:
             return None
         mask = np.zeros(read_film(case.film).pixels.shape, np.uint8)

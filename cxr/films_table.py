@@ -60,6 +60,13 @@ _ALIASES = {
     "covid": "covid 19, covid19, sars cov 2, coronavirus, ncov, 2019 ncov",
     "tuberculosis": "tb, ptb",
 }
+# what a task may ask for under one name, in the words of NIH's labels
+_GROUPS = {
+    "pleural effusion": ("effusion",),
+    "interstitial opacity": ("fibrosis", "infiltration", "infiltrate"),
+    "nodule or mass": ("nodule", "mass", "nodule/mass"),
+    "infiltration": ("infiltrate",),
+}
 _ALIAS = {word: name for name, words in _ALIASES.items() for word in words.split(", ")}
 # the findings of the public sets and of the papers, as `plain_word` writes them
 _FINDINGS = (
@@ -105,6 +112,13 @@ def label_word(text: str) -> str:
     return _ALIAS.get(word, word)
 
 
+def names_of(finding: str) -> tuple[str, ...]:
+    """The words that a label may have for a finding that a task asks for: `interstitial_opacity` is
+    also fibrosis and infiltration."""
+    word = label_word(finding)
+    return (word, *_GROUPS.get(word, ()))
+
+
 def _names(text: str) -> set[str]:
     """The findings of a label or sublabel: each of those joined by `|`; `bacterial/Klebsiella` is
     also bacterial."""
@@ -123,7 +137,9 @@ def has_disease(row: FilmRow, diseases: Iterable[str]) -> bool:
     `bacterial/Klebsiella`, and each of the findings joined by `|`; a normal film has none."""
     if label_word(row.label) in UNKNOWN_WORDS | {"normal"}:
         return False
-    return not (_names(row.label) | _names(row.sublabel)).isdisjoint(_asked(diseases))
+    return not (_names(row.label) | _names(row.sublabel)).isdisjoint(
+        name for word in _asked(diseases) for name in names_of(word)
+    )
 
 
 def class_of(row: FilmRow, classes: Sequence[str]) -> int | None:

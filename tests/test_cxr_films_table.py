@@ -173,6 +173,24 @@ def test_a_disease_has_one_name(tmp_path: Path, label: str, disease: str) -> Non
 
 @pytest.mark.parametrize("word", ["", " ", "nan", "N/A", "none", "?", "unknown", "UNKNOWN", "-1"])
 @pytest.mark.parametrize("sublabel", ["", "bacterial"])
+@pytest.mark.parametrize(
+    ("asked", "sublabel"),
+    [
+        ("interstitial_opacity", "Fibrosis"),
+        ("interstitial_opacity", "Effusion|Infiltration"),
+        ("nodule_or_mass", "Mass"),
+        ("pleural_effusion", "Effusion"),
+    ],
+)
+def test_a_task_may_ask_for_several_findings_under_one_name(
+    tmp_path: Path, asked: str, sublabel: str
+) -> None:
+    (row,) = labelled(tmp_path, "other", sublabel=sublabel)
+    assert has_disease(row, [asked]) and not has_disease(row, ["cardiomegaly"])
+    (heart,) = labelled(tmp_path, "other", sublabel="Cardiomegaly")
+    assert not has_disease(heart, [asked])
+
+
 def test_words_that_say_nothing_are_unknown(tmp_path: Path, word: str, sublabel: str) -> None:
     row = labelled(tmp_path, word, "normal", sublabel=sublabel)[0]
     assert is_abnormal(row) is None and why_unknown(row)
