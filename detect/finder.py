@@ -17,13 +17,12 @@ import numpy as np
 from cxr.boxes import Frame, Xyxy, as_xyxy, iou_xyxy, stretch_xyxy, turn_xyxy
 from cxr.notes import note
 from cxr.workdir import log
-from detect.lungfield.field import LungField, field_box_xyxy
+from detect.lungfield.field import LungField, large_parts
 from detect.predict import Detections, ThoraxBox, ThoraxDetector, prepare_film
 from detect.view.view import View, ViewNet
 
 BOXES = ("both", "detector", "field")
 TURNED = ("mend", "refuse")
-_MAP_SIDE = 512  # px of the map that a field's box is read from: finer shows nothing more
 _EARLY, _LATE = 0.2, 0.8  # probabilities of lung that an eager and a wary reader would draw at
 
 
@@ -228,14 +227,37 @@ def refit(canvas: np.ndarray, frame: Frame, side: int) -> tuple[np.ndarray, Fram
 
 def read_box(probability: np.ndarray, frame: Frame, threshold: float) -> FieldBox | None:
     """The field's box from its map (S, S) in letterbox pixels; None without a field."""
-    width, height = frame.source_xyxy[2:]
-    scale = min(1.0, _MAP_SIDE / max(width, height))
-    small_hw = max(1, round(height * scale)), max(1, round(width * scale))
-    small = replace(frame, source_xyxy=(0, 0, small_hw[1], small_hw[0]))
-    box = field_box_xyxy(small.restore(probability, small_hw) > threshold)
+    height, width = frame.content_hw
+    content = probability[:height, :width]
+    box = _extent(content, threshold)
     if box is None:
         return None
-    h, w = frame.content_hw  # how soft it is can be read off the map itself
-    early, late = (field_box_xyxy(probability[:h, :w] > t) for t in (_EARLY, _LATE))
+    early, late = (_extent(content[::2, ::2], t) for t in (_EARLY, _LATE))  # is exact enough
     soft = 1.0 if early is None or late is None else 1 - float(iou_xyxy(early, late)[0, 0])
-    return FieldBox(as_xyxy(stretch_xyxy(box, small_hw, (height, width))[0]), soft)
+    size_hw = frame.source_xyxy[3], frame.source_xyxy[2]
+    return FieldBox(as_xyxy(stretch_xyxy(box, (height, width), size_hw)[0]), soft)
+
+
+def _extent(probability: np.ndarray, threshold: float) -> Xyxy | None:
+    """The box round what lies above the threshold, without specks, to a fraction of a pixel: an
+    edge lies where the line between the centres of two pixels crosses the threshold."""
+    above = probability > threshold
+    large = large_parts(above)
+    if large is None:
+        return None
+    kept = np.where(above & ~large, 0, probability)
+
+    def ends(profile: np.ndarray) -> tuple[float, float]:
+        inside = np.flatnonzero(profile > threshold)
+        first, last = int(inside[0]), int(inside[-1])
+        low, high = float(first), float(last + 1)
+        if first:
+            here, before = profile[first], profile[first - 1]
+            low = first + 0.5 - float((here - threshold) / (here - before))
+        if last + 1 < len(profile):
+            here, behind = profile[last], profile[last + 1]
+            high = last + 0.5 + float((here - threshold) / (here - behind))
+        return low, high
+
+    (x0, x1), (y0, y1) = ends(kept.max(0)), ends(kept.max(1))
+    return x0, y0, x1, y1

@@ -112,15 +112,19 @@ def field_box_xyxy(mask: np.ndarray) -> tuple[float, float, float, float] | None
         xyxy in the same pixels: the thorax box as the rule of the annotations has it (the tight
         union of both lungs). Smaller parts are left out: one speck would stretch the box.
     """
-    inside = _as_mask(mask, "field_box_xyxy")
-    _, _, stats, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=8)
-    large = stats[1:][stats[1:, cv2.CC_STAT_AREA] >= MIN_COMPONENT * inside.size]
-    if not len(large):
+    large = large_parts(_as_mask(mask, "field_box_xyxy"))
+    if large is None:
         return None
-    x0, y0 = large[:, cv2.CC_STAT_LEFT].min(), large[:, cv2.CC_STAT_TOP].min()
-    x1 = (large[:, cv2.CC_STAT_LEFT] + large[:, cv2.CC_STAT_WIDTH]).max()
-    y1 = (large[:, cv2.CC_STAT_TOP] + large[:, cv2.CC_STAT_HEIGHT]).max()
-    return float(x0), float(y0), float(x1), float(y1)
+    (x0, x1), (y0, y1) = (np.flatnonzero(large.any(axis))[[0, -1]] for axis in (0, 1))
+    return float(x0), float(y0), float(x1 + 1), float(y1 + 1)
+
+
+def large_parts(mask: np.ndarray) -> np.ndarray | None:
+    """The connected parts of a mask (H, W) bool of at least 2 % of it; None without one."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    large = stats[:, cv2.CC_STAT_AREA] >= MIN_COMPONENT * mask.size
+    large[0] = False  # what is no part
+    return large[labels] if large.any() else None
 
 
 def cut_edges(mask: np.ndarray) -> tuple[str, ...]:
