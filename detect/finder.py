@@ -229,10 +229,9 @@ def read_box(probability: np.ndarray, frame: Frame, threshold: float) -> FieldBo
     """The field's box from its map (S, S) in letterbox pixels; None without a field."""
     height, width = frame.content_hw
     content = probability[:height, :width]
-    box = _extent(content, threshold)
+    early, box, late = (_extent(content, t) for t in (_EARLY, threshold, _LATE))
     if box is None:
         return None
-    early, late = (_extent(content[::2, ::2], t) for t in (_EARLY, _LATE))  # is exact enough
     soft = 1.0 if early is None or late is None else 1 - float(iou_xyxy(early, late)[0, 0])
     size_hw = frame.source_xyxy[3], frame.source_xyxy[2]
     return FieldBox(as_xyxy(stretch_xyxy(box, (height, width), size_hw)[0]), soft)
