@@ -1,0 +1,256 @@
+"""What does each means of guidance bring, and what does it cost? One training an arm, all alike.
+
+    python tools/guide_study.py configs/classify/kermany_crops.yaml --crops runs/crops_data
+
+Every arm is trained on part train and measured on part val; nothing here sees part test. The rule
+that chooses, fixed before the first training: of the arms that lose at most 0.015 of the plain
+arm's AUC, as it is, in every question, that with the highest mean over the questions of
+(AUC with another film's surroundings) − |AUC with the lungs blacked out − 0.5|. Writes study.json
+and table.md; an arm that is finished is not trained again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from classify.guide import GuideConfig
+from classify.tasks.settings import TrainConfig
+from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
+from cxr.rules import refusing, require
+from cxr.stats import Figure, in_words
+from cxr.workdir import Workdir, console, read_json, write_atomic, write_json
+from detect.tables import to_markdown
+
+ARMS = {
+    "plain": GuideConfig(),
+    "surroundings": GuideConfig(swap=0.6),
+    "maps": GuideConfig(maps=1.0),
+    "blanks": GuideConfig(blank=0.3),
+    "surroundings + maps": GuideConfig(swap=0.6, maps=1.0),
+    "surroundings + maps + blanks": GuideConfig(swap=0.6, maps=1.0, blank=0.3),
+    "surroundings + gradient": GuideConfig(swap=0.6, gradient=1.0),
+}
+SHOWN = {
+    "as is": "as it is",
+    "outside only": "lungs blacked out",
+    "lungs only": "lungs alone",
+    "swapped": "another film around",
+}
+MAY_LOSE = 0.015
+
+
+@dataclass(frozen=True)
+class GuideStudyConfig:
+    """Train one network for all targets of RECIPE with each means of guidance, and measure.
+
+    Args:
+        recipe: a configuration of python -m classify.train.
+        data: folders of the films.
+        crops: folders of detect.crop over them; empty trains on whole films.
+        arms: of the study's arms; empty takes all.
+        epochs: at most so many for each arm.
+        max_films: at most so many films of each part; 0 takes all.
+        draws: bootstrap draws of patients.
+        out: folder of the study.
+    """
+
+    recipe: tuple[str, ...] = ()
+    data: Several = "../shared/data"
+    crops: Several = ""
+    arms: tuple[str, ...] = ()
+    epochs: int = 5
+    max_films: int = 0
+    draws: int = 1000
+    out: str = "runs/guide_study"
+
+    def __post_init__(self) -> None:
+        require(len(self.recipe) == 1, "RECIPE must name one file", " ".join(self.recipe))
+        odd = [arm for arm in self.arms if arm not in ARMS]
+        require(not odd, f"arms must be of {', '.join(ARMS)}", ", ".join(odd))
+
+
+@as_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 2 for data that are missing."""
+    import yaml
+
+    config = parse_config(
+        GuideStudyConfig,
+        argv,
+        "python tools/guide_study.py",
+        "python tools/guide_study.py configs/classify/kermany_crops.yaml --crops runs/crops_data",
+        ("recipe",),
+    )
+    workdir = Workdir(config.out)
+    with refusing():
+        recipe = from_plain(TrainConfig, yaml.safe_load(Path(config.recipe[0]).read_text()))
+    recipe = replace(
+        recipe,
+        data=config.data,
+        crops=config.crops,
+        shared=True,
+        max_epochs=config.epochs,
+        max_films=config.max_films,
+        evaluate=("val",),
+        draws=config.draws,
+        cache=str(workdir / "cache"),
+    )
+    workdir.start(to_plain(config), recipe.seed)
+    found: dict[str, dict[str, Any]] = {}
+    for arm in config.arms or ARMS:
+        place = workdir / arm.replace(" + ", "_")
+        done = place / "measured.json"
+        if not done.exists():
+            with refusing():
+                measured = run(replace(recipe, guide=ARMS[arm], out=str(place)))
+            write_json(done, measured)
+        found[arm] = read_json(done)
+    best = choose(found)
+    write_json(workdir / "study.json", {"config": to_plain(config), "arms": found, "chosen": best})
+    lines = [*table(found), "", f"Chosen by the rule: {best or 'none'}."]
+    write_atomic(workdir / "table.md", "\n".join(lines) + "\n")
+    console.print("\n".join(lines), markup=False, highlight=False)
+    return 0
+
+
+def run(recipe: TrainConfig) -> dict[str, Any]:
+    """Train one arm and measure it on the validation films: `questions`, name → what was shown →
+    AUC with its interval; `lift` and `blob`; `films` and `patients`."""
+    from classify.tasks.member import load_cases, member_job, train_ensemble
+
+    train_ensemble(recipe)
+    # every arm's films and lung fields are the same, so the plain one is given them too
+    seen = replace(recipe, guide=replace(recipe.guide, maps=recipe.guide.maps or 1e-9))
+    cases, parts = load_cases(seen)
+    ((name, targets),) = seen.networks.items()
+    job = member_job(seen, cases, parts, name, targets, 0)
+    return measure(recipe, job)
+
+
+def measure(recipe: TrainConfig, job: Any) -> dict[str, Any]:
+    """`run` for a network that is trained."""
+    from classify.audit.controls import draw_donors, hide
+    from classify.audit.metrics import Regions
+    from classify.audit.metrics import measure as measure_map
+    from classify.ensemble import Ensemble
+    from classify.guide import swap_surroundings
+    from classify.labels import NORMAL, OTHERS, TARGET
+    from classify.saliency.maps import look
+    from cxr.stats import figure_of, softmax, weighted_auc, weighted_mean, with_draws
+
+    members, rng = Ensemble.load(recipe.out, recipe.device), np.random.default_rng(recipe.seed)
+    films = job.parts["val"]
+    images, lungs = (np.asarray(a)[films] for a in (job.exact.images, job.exact.lungs))
+    patients = [job.cases[i].patient for i in films]
+    donors = draw_donors(patients, rng)
+
+    def shown(control: str, n: int) -> np.ndarray:
+        if control == "swapped":
+            picture = (images[n], lungs[n], images[donors[n]], lungs[donors[n]])
+            return swap_surroundings(*picture, rng).astype(np.float32) / 255
+        pixels = images[n].astype(np.float32) / 255
+        return (
+            pixels
+            if control == "as is"
+            else hide(pixels, lungs[n] > 127, control.replace(" ", "_"))
+        )
+
+    logits: dict[str, np.ndarray] = {}
+    for control in SHOWN:
+        pictures = [shown(control, n) for n in range(len(films))]
+        groups = [pictures[k : k + 32] for k in range(0, len(pictures), 32)]
+        logits[control] = np.concatenate([members.predict(group) for group in groups])
+    labels = np.array([job.labels[i] for i in films])
+    asked: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
+        "normal / abnormal": (
+            (labels != NORMAL).any(1).astype(float),
+            lambda z: 1 - softmax(z)[..., NORMAL].mean(1),
+        ),
+    }
+
+    def leaning(member: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda z: z[:, member, TARGET] - z[:, member, OTHERS]
+
+    for m, target in enumerate(members.targets):
+        truth = np.where((labels != NORMAL).any(1), labels[:, m] == TARGET, np.nan)
+        asked[f"{target} / others"] = truth, leaning(m)
+    weights = with_draws(patients, recipe.draws, recipe.seed)
+    questions: dict[str, Any] = {}
+    for name, (truth, score) in asked.items():
+        known = ~np.isnan(truth)
+        questions[name] = {
+            control: asdict(
+                figure_of(
+                    weighted_auc(score(z)[known], truth[known] == 1, weights[:, known]),
+                    int(known.sum()),
+                )
+            )
+            for control, z in logits.items()
+        }
+    nets, lifts = [members.member(t) for t in members.targets], []
+    for n in range(len(films)):
+        batch, _ = members.prepare([shown("as is", n)])
+        for _logits, planes in look(nets, batch, TARGET):
+            assert planes is not None
+            large = cv2.resize(planes[0], images[n].shape, interpolation=cv2.INTER_LINEAR)
+            found = measure_map(large, Regions(lungs[n] > 127), draws=2)
+            lifts.append((n, found["lift"], found["gaussian_lift"]))
+    figures = {}
+    for key, column in (("lift", 1), ("blob", 2)):
+        kept = [row for row in lifts if row[1] is not None]
+        values = np.array([row[column] for row in kept])
+        figures[key] = asdict(
+            figure_of(weighted_mean(values, weights[:, [row[0] for row in kept]]), len(kept))
+        )
+    return {
+        "questions": questions,
+        **figures,
+        "empty": sum(row[1] is None for row in lifts),
+        "films": len(films),
+        "patients": len(set(patients)),
+    }
+
+
+def choose(arms: dict[str, dict[str, Any]]) -> str:
+    """The arm that the rule takes; "" without a plain one."""
+    if "plain" not in arms:
+        return ""
+
+    def auc(arm: str, question: str, control: str) -> float:
+        return float(arms[arm]["questions"][question][control]["value"])
+
+    questions = list(arms["plain"]["questions"])
+    fit = [
+        arm
+        for arm in arms
+        if all(auc("plain", q, "as is") - auc(arm, q, "as is") <= MAY_LOSE for q in questions)
+    ]
+
+    def worth(arm: str) -> float:
+        blind = [abs(auc(arm, q, "outside only") - 0.5) for q in questions]
+        return float(np.mean([auc(arm, q, "swapped") for q in questions]) - np.mean(blind))
+
+    return max(fit, key=worth)
+
+
+def table(arms: dict[str, dict[str, Any]]) -> list[str]:
+    """The lines of a table: an arm and question a row."""
+    lines = []
+    for arm, found in arms.items():
+        lift, blob = (in_words(Figure(**found[key]), missing="–") for key in ("lift", "blob"))
+        for question, shown in found["questions"].items():
+            aucs = [in_words(Figure(**shown[control]), missing="–") for control in SHOWN]
+            lines.append([arm, question, *aucs, lift, blob])
+    head = ["guided by", "question", *(f"AUC {v}" for v in SHOWN.values()), "lift", "a blob's"]
+    return to_markdown(head, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
