@@ -4,7 +4,7 @@ python -m classify.train --config configs/classify/kermany_crops.yaml --crops ru
 python -m classify.train --config configs/classify/kermany_films.yaml --max_films 60
 
 The other trainings are commands of their own, which start here too: classify.single,
-classify.finetune, classify.pretrain and classify.iscore_train.
+classify.crossfit, classify.finetune, classify.pretrain and classify.iscore_train.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ _FILES = "answers, figures and pictures: %s"
 TASKS = {
     "train": Task(
         settings.TrainConfig, "member:train_ensemble", "kermany_crops.yaml --max_films 60"
+    ),
+    "crossfit": Task(
+        settings.CrossfitConfig,
+        "crossfit:crossfit",
+        "kermany_crops.yaml --crops runs/crops_data",
+        "answers and the screener's split: %s",
     ),
     "single": Task(settings.SingleConfig, "single:train_single", "fusion.yaml", _FILES),
     "finetune": Task(settings.FinetuneConfig, "single:finetune", "unet_cbam.yaml", _FILES),

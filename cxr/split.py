@@ -113,6 +113,15 @@ def make_split(
     return Split(seed, {p: part_of[p] for p in sorted(part_of)})
 
 
+def strata_of(rows: Sequence[FilmRow]) -> list[tuple[str, str, str]]:
+    """What the parts of a split shall be alike in: source, label and sublabel of each film."""
+    # finding labels of nih are long combinations: there the plain label is the stratum
+    return [
+        (r.source, r.label, "" if is_among(r.source, ["nih"]) else label_word(r.sublabel))
+        for r in rows
+    ]
+
+
 def make_folds(
     patients: Sequence[str], strata: Sequence[Hashable], folds: int = 5, seed: int = 0
 ) -> list[Split]:
@@ -165,11 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             own = read_films_table(table)
             tell_unknown(own, table)
             rows += own
-        # finding labels of nih are long combinations: there the plain label is the stratum
-        strata = [
-            (r.source, r.label, "" if is_among(r.source, ["nih"]) else label_word(r.sublabel))
-            for r in rows
-        ]
+        strata = strata_of(rows)
         patients, out = [r.patient_id for r in rows], Path(config.out)
         if config.folds:
             splits = make_folds(patients, strata, config.folds, config.seed)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from classify.ensemble import Ensemble
 from classify.models.settings import MemberConfig
+from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
+from classify.tasks.crossfit import crossfit
 from classify.tasks.member import load_cases, train_ensemble
-from classify.tasks.settings import PhaseConfig, TrainConfig
+from classify.tasks.settings import CrossfitConfig, PhaseConfig, TrainConfig
 from cxr.bundle import load_bundle
+from cxr.film import read_film
 from cxr.films_table import has_disease, read_films_table
-from cxr.split import make_split
+from cxr.split import Split, make_split
 from cxr.training.optim import OptimConfig
+
+PARTS = {"train": 0.5, "val": 0.25, "test": 0.25}
 
 
 @pytest.fixture(scope="module")
 def config(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     rows = read_films_table(phantom_folder / "films.csv")
     split = tmp_path_factory.mktemp("split") / "split.json"
-    parts = {"train": 0.5, "val": 0.25, "test": 0.25}
-    make_split([r.patient_id for r in rows], [r.sublabel for r in rows], parts).save(split)
+    make_split([r.patient_id for r in rows], [r.sublabel for r in rows], PARTS).save(split)
     return TrainConfig(
         targets=("bacterial",),
         data=str(phantom_folder),
@@ -87,3 +92,48 @@ def test_one_network_may_be_trained_for_all_targets(config: TrainConfig, tmp_pat
     assert bundle.meta["targets"] == ["bacterial", "viral"]
     assert bundle.tensors["fc.weight"].shape[0] == 6
     assert Ensemble.load(tmp_path, "cpu").targets == ("bacterial", "viral")
+
+
+def test_every_patient_is_answered_by_members_that_never_saw_the_patient(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    rows = read_films_table(Path(str(config.data)) / "films.csv")
+    lines = ["image,mask,source,patient_id,label,sublabel,licence"]
+    for n, r in enumerate(rows):  # a patient a film, for there are few
+        image, mask = (Path(str(config.data)).resolve() / name for name in (r.image, r.mask))
+        lines.append(f"{image},{mask},{r.source},p{n},{r.label},{r.sublabel},{r.licence}")
+    (tmp_path / "films.csv").write_text("\n".join(lines))
+    make_split([f"p{n}" for n in range(len(rows))], [r.sublabel for r in rows], PARTS).save(
+        tmp_path / "own.json"
+    )
+    config = replace(config, data=str(tmp_path), split=str(tmp_path / "own.json"))
+    own = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
+    own |= {"out": str(tmp_path), "shared": True, "targets": ("bacterial", "viral")}
+    every = CrossfitConfig(**own, pooled=("train", "val"), folds=2)
+    crossfit(every)
+    targets, rows = read_predictions(tmp_path / "predictions.csv")
+    cases, parts = load_cases(config)
+    pooled = [cases[i] for part in ("train", "val") for i in parts[part]]
+    assert targets == ("bacterial", "viral")
+    assert {row.film for row in rows} == {case.row.image for case in pooled}
+    said = {row.film: row.logits for row in rows}
+    held = [Split.load(tmp_path / f"fold{k}" / "split.json").part_of for k in range(2)]
+    for case in pooled:
+        assert sorted(part[case.patient] == "held" for part in held) == [False, True]
+    for k in range(2):  # a fold's answers are those of its own members
+        mine = next(c for c in pooled if held[k][c.patient] == "held")
+        members = Ensemble.load(tmp_path / f"fold{k}", "cpu")
+        assert np.allclose(
+            members.predict([read_film(mine.film).pixels])[0], said[mine.row.image], atol=1e-2
+        )
+    told = Split.load(tmp_path / "split.json").part_of
+    assert {told[c.patient] for c in pooled} == {"fit", "calibration"}
+    assert {told[cases[i].patient] for i in parts["test"]} == {"test"}
+    before = (tmp_path / "predictions.csv").read_bytes()
+    crossfit(every)  # what is finished is left as it is
+    assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+def test_test_patients_are_never_pooled() -> None:
+    with pytest.raises(ValueError, match="pooled must name parts of the split, and not test"):
+        CrossfitConfig(pooled=("train", "test"))

@@ -14,6 +14,7 @@ ALLOWED = {"cxr": {"cxr"}, "detect": {"cxr", "detect"}, "classify": {"cxr", "cla
 # the only doors between the two stages
 DOORS = {
     "classify/run.py": {"detect.crop", "detect.predict"},
+    "classify/dataset.py": {"detect.lungfield.field"},  # lungs that a guided training is held to
     "classify/audit/auditor.py": {"detect.finder", "detect.lungfield.field"},
     "classify/audit/films.py": {"detect.finder", "detect.lungfield.field"},
 }

@@ -17,7 +17,13 @@ ANNOTATE = ["start", "review", "status", "check", "agree", "merge", "export", "i
 EXPLAIN = ["maps", "ssim", "page", "read"]
 COMMANDS = [
     *("classify.run", "classify.audit", "classify.evaluate", "classify.train", "classify.single"),
-    *("classify.finetune", "classify.pretrain", "classify.iscore_train", "classify.restore"),
+    *(
+        "classify.finetune",
+        "classify.crossfit",
+        "classify.pretrain",
+        "classify.iscore_train",
+        "classify.restore",
+    ),
     *("classify.singles.show", "detect.train", "detect.evaluate", "detect.crop", "cxr.split"),
     *("detect.film_class", *(f"detect.lungfield {word}" for word in LUNGFIELD)),
     *("detect.view train", "detect.view evaluate"),

@@ -261,9 +261,11 @@ class Masked:
         rng, patients = np.random.default_rng(self.seed), [k.patient for k in self._known]
         donors = draw_donors(patients, rng)
         for some in batched(range(len(donors)), _AT_A_TIME):
-            pairs = [(self._kept[n], self._kept[donors[n]]) for n in some]
-            shown = np.stack([swap_surroundings(*own, *other, rng) for own, other in pairs])
-            pixels = torch.from_numpy(shown[:, None]).to(self.members.device).float() / 255
+            pairs = [(*self._kept[n], *self._kept[donors[n]]) for n in some]
+            shown = [swap_surroundings(a, lung, b, hidden, rng) for a, lung, b, hidden in pairs]
+            pixels = (
+                torch.from_numpy(np.stack(shown)[:, None]).to(self.members.device).float() / 255
+            )
             self._ask(SWAPPED, to_input(pixels, self.members.settings))
 
     def _ask(self, control: str, batch: torch.Tensor) -> None:

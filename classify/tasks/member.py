@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classify.augment import build_augment, cache_side
+from classify.bundles import member_of
 from classify.dataset import (
     FilmDataset,
     PixelCache,
@@ -43,7 +44,7 @@ from classify.models.multitask import SCXNN, build_member
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.guided import Guide
 from classify.tasks.settings import PhaseConfig, TrainConfig
-from cxr.bundle import save_bundle
+from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain
 from cxr.films_table import has_disease
 from cxr.plots import draw_curves, draw_panels
@@ -287,6 +288,19 @@ def evaluate(job: MemberJob, model: SCXNN, part: str) -> dict[str, dict[str, Any
         ).to_dict()
         for m, target in enumerate(job.targets)
     }
+
+
+def member_logits(
+    config: TrainConfig, cases: list[Case], parts: dict[str, list[int]], wanted: Sequence[int]
+) -> np.ndarray:
+    """Logits (N, M, K) of the trained members, from the bundles that they left, on N films."""
+    found = []
+    for order, (name, targets) in enumerate(config.networks.items()):
+        job = member_job(config, cases, parts, name, targets, order)
+        net = member_of(load_bundle(job.bundle, "member"))
+        logits = predict(net, film_loader(job.films(wanted), config), config)
+        found.append(logits.reshape(len(wanted), len(targets), -1))
+    return np.concatenate(found, axis=1)
 
 
 def _write_panels(job: MemberJob, model: SCXNN, target: int) -> None:

@@ -217,6 +217,32 @@ class TrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
+class CrossfitConfig(TrainConfig):
+    """Answer every patient of several parts by members that never saw the patient.
+
+    OUT/predictions.csv holds the answers and OUT/split.json the parts fit, calibration and test:
+    what python -m classify.screener fit takes, with --fit_parts '[fit]'. A killed run goes on.
+
+    Args:
+        pooled: parts of the split whose patients are shared among the folds; never test.
+        folds: each is answered by members that were trained on the others.
+        fit_share: share of the patients that the screener is fitted on; the others calibrate it.
+    """
+
+    pooled: tuple[str, ...] = ("train", "val", "calibration")
+    folds: int = 3
+    fit_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, folds=2)
+        kept = bool(self.pooled) and "test" not in self.pooled
+        require(kept, "pooled must name parts of the split, and not test", self.pooled)
+        require(0 < self.fit_share < 1, "fit_share must lie between 0 and 1", self.fit_share)
+        require(self.classes == "three", "classes must be three to screen", self.classes)
+
+
+@dataclass(frozen=True)
 class SingleConfig(TrainingConfig):
     """Train one network for K classes and answer the films of the test part.
 

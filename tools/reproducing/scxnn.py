@@ -14,17 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classify.bundles import member_of
-from classify.dataset import film_loader, predict
 from classify.films import Case
 from classify.labels import label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.films import ScreeningFilms
 from classify.screening.tiers import TIERS, RiskRow, risk_table
-from classify.tasks.member import load_cases, member_job, train_ensemble
+from classify.tasks.member import load_cases, member_logits, train_ensemble
 from classify.tasks.settings import TrainConfig
 from cxr.answers import Answer, write_answers
-from cxr.bundle import load_bundle
 from cxr.cli import from_plain
 from cxr.films_table import has_disease, is_abnormal
 from cxr.plots import new_figure, write_figure
@@ -107,19 +104,6 @@ def train_scxnn(config: ScxnnConfig) -> Path:
     write_json(out / "figures.json", {name: asdict(figure) for name, figure in figures.items()})
     write_answers(out / "answers.csv", config.answers, _answers(config, films["test"], scores))
     return out
-
-
-def member_logits(
-    config: TrainConfig, cases: list[Case], parts: dict[str, list[int]], wanted: Sequence[int]
-) -> np.ndarray:
-    """Logits (N, M, K) of the trained members, from the bundles that they left, on N films."""
-    found = []
-    for order, (name, targets) in enumerate(config.networks.items()):
-        job = member_job(config, cases, parts, name, targets, order)
-        net = member_of(load_bundle(job.bundle, "member"))
-        logits = predict(net, film_loader(job.films(wanted), config), config)
-        found.append(logits.reshape(len(wanted), len(targets), -1))
-    return np.concatenate(found, axis=1)
 
 
 def joint_scores(logits: np.ndarray) -> np.ndarray:
