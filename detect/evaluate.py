@@ -139,7 +139,7 @@ def measure_films(
     masks, paths = find_masks(data), [data / f.file_name for f in films]
     stream = zip(films, read_ahead(paths, default_jobs(len(films), config.jobs)), strict=True)
     for group in batched(counting(stream, "boxing", len(films)), config.batch):
-        batch = [_fit(truth, film) for truth, (_, film) in group]
+        batch = [fit_to_film(truth, film) for truth, (_, film) in group]
         pixels = [f.pixels for _, f in batch if isinstance(f, Film)]
         looks = finder.look(pixels)
         decided = zip(looks, finder.conclude(looks, pixels), strict=True)
@@ -202,7 +202,7 @@ def _one(xyxy: Any = None, score: float = 1.0, label: int = 0) -> Detections:
     return Detections(boxes, np.full(n, score), np.full(n, label))
 
 
-def _fit(truth: CocoFilm, film: Film | Unread) -> tuple[CocoFilm, Film | Unread]:
+def fit_to_film(truth: CocoFilm, film: Film | Unread) -> tuple[CocoFilm, Film | Unread]:
     """The truth in the film's own pixels, also where the film is a scaled copy; the film is Unread
     where it is none."""
     if isinstance(film, Unread):

@@ -23,9 +23,10 @@ from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.film import Film
 from cxr.rules import refusing, require
-from cxr.stream import batched, default_jobs, read_ahead
+from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import console, counting, log
 from detect.data import MeasureConfig, choose_part, read_annotations
+from detect.evaluate import fit_to_film
 from detect.finder import PairRule, ThoraxFinder
 from detect.metrics import SIDES
 from detect.predict import DEFAULT_WEIGHTS
@@ -90,7 +91,11 @@ def look(finder: ThoraxFinder, films: Sequence[CocoFilm], config: PairConfig) ->
     paths = [data / f.file_name for f in films]
     stream = zip(films, read_ahead(paths, default_jobs(len(films))), strict=True)
     for group in batched(counting(stream, "boxing", len(films)), 8):
-        read = [(truth, film) for truth, (_, film) in group if isinstance(film, Film)]
+        fitted = [fit_to_film(truth, film) for truth, (_, film) in group]
+        read = [(truth, film) for truth, film in fitted if isinstance(film, Film)]
+        for truth, film in fitted:
+            if isinstance(film, Unread):
+                log.warning("%s left out: %s", truth.file_name, film.sentence)
         looks = finder.look([film.pixels for _, film in read])
         for (truth, film), (found, field, _) in zip(read, looks, strict=True):
             size_hw = (film.pixels.shape[0], film.pixels.shape[1])
@@ -99,7 +104,7 @@ def look(finder: ThoraxFinder, films: Sequence[CocoFilm], config: PairConfig) ->
                 log.warning("%s left out: one of the networks sees no thorax", truth.file_name)
                 continue
             whole = np.tile(size_hw[::-1], 2)
-            drawn = union_xyxy(truth.resized(size_hw, film.stored_hw).boxes_xyxy)
+            drawn = union_xyxy(truth.boxes_xyxy)
             apart = 1 - float(iou_xyxy(box, field.xyxy)[0, 0])
             one, other, true = (np.asarray(b) / whole for b in (box, field.xyxy, drawn))
             yield PairFilm(one, other, true, apart, apart + field.soft)

@@ -68,7 +68,7 @@ class FakeDetector:
     wide is uncertain."""
 
     def __init__(self) -> None:
-        self.weights = {"thorax.safetensors": "d" * 64}
+        self.weights, self.field = {"thorax.safetensors": "d" * 64}, None
         self.seen = 0
 
     def predict(self, films: Sequence[np.ndarray]) -> list[ThoraxBox]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,3 +142,18 @@ def test_too_few_films_are_refused(
     assert main([*bundles, "--data", str(phantom_folder), "--max_films", "6"]) == 2
     assert "there must be 20 films with both boxes" in " ".join(capsys.readouterr().err.split())
     assert "pair" not in load_bundle(bundles[1], "thorax").meta
+
+
+def test_a_film_that_cannot_be_read_is_named_and_left_out(
+    bundles: list[str],
+    phantom_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantom_folder, data)
+    (data / "images/film03.png").write_bytes(b"no picture")
+    assert main([*bundles, "--data", str(data)]) == 0
+    assert "images/film03.png left out: " in caplog.text
+    pair = load_bundle(bundles[1], "thorax").meta["pair"]
+    assert pair["chosen_on"]["films"] == 23

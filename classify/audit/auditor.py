@@ -100,6 +100,10 @@ def load(config: AuditConfig) -> Auditor:
         )
     check_against(config, run.cropped)
     unboxed = any(f.boxed is None and f.prediction.logits is not None for f in films)
+    finder = None
+    if unboxed:
+        about = (config.detector or None, config.field or None, config.device)
+        finder = ThoraxFinder.load(*about)
     path, asked_for = Path(config.thresholds or folder / THRESHOLDS), bool(config.thresholds)
     return Auditor(
         config,
@@ -108,10 +112,8 @@ def load(config: AuditConfig) -> Auditor:
         truths,
         members,
         Screener.load(folder) if (folder / "screener.json").exists() else None,
-        LungField.load(config.field or None, config.device),
-        ThoraxFinder.load(config.detector or None, config.field or None, config.device)
-        if unboxed
-        else None,
+        (finder and finder.field) or LungField.load(config.field or None, config.device),
+        finder,
         None if config.fit else read_thresholds(path, asked_for, config.method, members.weights),
         path,
     )
