@@ -7,7 +7,7 @@ those of the held-out part for sources that were trained on, all films of other 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,14 @@ from classify.predictions import read_predictions
 from classify.shortcuts import shortcut_features, shortcut_scores
 from cxr.cli import Several, as_command, parse_config, to_plain
 from cxr.data_folders import DataFolders
-from cxr.films_table import FilmNames, class_of, is_among, tell_unknown
+from cxr.films_table import (
+    FilmNames,
+    class_of,
+    has_disease,
+    is_abnormal,
+    is_among,
+    tell_unknown,
+)
 from cxr.rules import refusing
 from cxr.split import Split
 from cxr.stats import figure_of, in_words, softmax, weighted_auc, with_draws
@@ -62,19 +69,33 @@ class EvaluateConfig:
             )
 
 
+ANY, REST = "any finding", "rest"
+_CHILDREN = ("bacterial", "viral")  # sought in films of children alone
+
+
 @dataclass(frozen=True)
 class Question:
-    """One question to the films of one source: which are asked, and which are positive."""
+    """One question to the films of one source, or to those of one view (PA, AP): which are asked,
+    and which are positive. `negative` may be REST, all films that do not show it; `positive` may
+    be ANY."""
 
     name: str
     source: str
     positive: str  # label or sublabel
     negative: str
+    view: str = ""
 
     def truth(self, case: Case) -> bool | None:
         """True, False, or None when the film is not asked."""
-        asked = is_among(case.row.source, [self.source])
-        number = class_of(case.row, (self.negative, self.positive)) if asked else None
+        row = case.row
+        if not is_among(row.source, [self.source]) or self.view not in ("", row.view):
+            return None
+        if self.negative == REST:
+            known = is_abnormal(row, [self.positive]) is not None
+            return has_disease(row, [self.positive]) if known else None
+        if self.positive == ANY:
+            return is_abnormal(row)
+        number = class_of(row, (self.negative, self.positive))
         return None if number is None else bool(number)
 
 
@@ -82,17 +103,40 @@ QUESTIONS = (
     Question("normal / pneumonia, kermany", "kermany", "pneumonia", "normal"),
     Question("bacterial / viral, kermany", "kermany", "bacterial", "viral"),
     Question("normal / pneumonia, nih adults", "nih", "pneumonia", "normal"),
+    Question("normal / any finding, nih adults", "nih", ANY, "normal"),
+    *(Question(f"normal / any finding, nih {v}", "nih", ANY, "normal", v) for v in ("PA", "AP")),
+    Question("normal / tuberculosis, shenzhen adults", "shenzhen", "tuberculosis", "normal"),
+    Question("normal / nodule, jsrt adults", "jsrt", "nodule", "normal"),
 )
 
 
+def questions_of(targets: Iterable[str]) -> tuple[Question, ...]:
+    """QUESTIONS, and each finding that members seek against all other films of adults."""
+    sought = [t for t in dict.fromkeys(targets) if t not in _CHILDREN]
+    named = [(t, t.replace("_", " ")) for t in sought]
+    return (
+        *QUESTIONS,
+        *(Question(f"{name} / rest, nih adults", "nih", t, REST) for t, name in named),
+    )
+
+
 def ensemble_score(logits: np.ndarray, targets: Sequence[str], question: Question) -> np.ndarray:
-    """(N,) score of (N, M, 3) logits: one minus the mean probability of normal; for a target
-    against another the difference of their members' log-odds of target against others."""
+    """(N,) score of (N, M, 3) logits: one minus the mean probability of normal; the probability of
+    a target against the rest; for a target against another the difference of their members'
+    log-odds of target against others."""
     if question.negative == "normal":
         return 1.0 - softmax(logits)[..., 0].mean(axis=1)
+    if question.negative == REST:
+        return softmax(logits)[:, list(targets).index(question.positive), 1]
     lean = logits[..., 1] - logits[..., 2]
     sign = {question.positive: 1.0, question.negative: -1.0}
     return lean @ np.array([sign.get(t, 0.0) for t in targets])
+
+
+def may_answer(question: Question, targets: Sequence[str]) -> bool:
+    """Do these members seek what is asked for?"""
+    wanted = {question.positive, question.negative} - {"normal", ANY, REST, "pneumonia"}
+    return question.negative == "normal" or wanted <= set(targets)
 
 
 @as_command
@@ -132,7 +176,7 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     features = shortcut_features(boxed)
     runs = {Path(r).name: _logits_of(Path(r), boxed) for r in config.run}
     rows: list[dict[str, Any]] = []
-    for question in QUESTIONS:
+    for question in questions_of(t for targets, _ in runs.values() for t in targets):
         truth = [question.truth(case) for case in boxed]
         parts = [split.part_of.get(case.patient, "") for case in boxed]
         own = is_among(question.source, config.trained_on)
@@ -144,7 +188,8 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             log.warning("%s: not asked, its films hold only one side", question.name)
             continue
         # a source never trained on is asked of the shortcuts learnt on the first one trained on
-        learnt = [QUESTIONS[0].truth(c) for c in boxed] if not own else truth
+        first = next((q for q in QUESTIONS if is_among(q.source, config.trained_on)), QUESTIONS[0])
+        learnt = truth if own else [first.truth(c) for c in boxed]
         train = [i for i, t in enumerate(learnt) if t is not None and parts[i] == "train"]
         scores = shortcut_scores(
             {name: values[train] for name, values in features.items()},
@@ -152,6 +197,8 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             {name: values[test] for name, values in features.items()},
         )
         for name, (targets, logits) in runs.items():
+            if not may_answer(question, targets):
+                continue
             stacked = np.stack([logits[i] for i in test])
             scores[f"ensemble: {name}"] = ensemble_score(stacked, targets, question)
         positive = np.array([bool(truth[i]) for i in test])

@@ -9,9 +9,19 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.evaluate import Question, ensemble_score, main, markdown
+from classify.evaluate import (
+    QUESTIONS,
+    Question,
+    ensemble_score,
+    main,
+    markdown,
+    may_answer,
+    questions_of,
+)
+from classify.films import Case
 from classify.shortcuts import film_shortcuts, shortcut_scores
 from cxr.boxes import Frame
+from cxr.films_table import FilmRow
 
 
 def test_abnormal_score_by_hand() -> None:
@@ -26,6 +36,29 @@ def test_target_against_target_by_hand() -> None:
     question = Question("", "", "bacterial", "viral")
     assert ensemble_score(logits, ["bacterial", "viral"], question) == pytest.approx([5.0])
     assert ensemble_score(logits, ["viral", "bacterial"], question) == pytest.approx([-5.0])
+
+
+def case(label: str, sublabel: str = "", view: str = "PA", source: str = "nih") -> Case:
+    row = FilmRow("a.png", "", source, "p", label, sublabel, "", view)
+    return Case(row, Path("a.png"))
+
+
+def test_a_finding_is_asked_against_all_other_films() -> None:
+    (question,) = [q for q in questions_of(["mass", "viral", "mass"]) if q.positive == "mass"]
+    films = (case("other", "Edema|Mass"), case("other", "Edema"), case("normal"), case("unknown"))
+    assert [question.truth(film) for film in films] == [True, False, False, None]
+    assert question.truth(case("other", "Mass", source="jsrt")) is None
+    # softmax of (0, ln 2, 0) gives a half, of (0, 0, ln 6) an eighth
+    logits = np.array([[[0.0, 0, np.log(6)], [0, np.log(2), 0]]])
+    assert ensemble_score(logits, ["edema", "mass"], question) == pytest.approx([0.5])
+    assert may_answer(question, ["mass"]) and not may_answer(question, ["edema"])
+
+
+def test_any_finding_is_asked_within_a_view() -> None:
+    (question,) = [q for q in QUESTIONS if q.view == "AP"]
+    films = [case("other", "Mass", v) for v in ("AP", "PA")] + [case("normal", "", "AP")]
+    assert [question.truth(film) for film in films] == [True, None, False]
+    assert may_answer(question, ["bacterial"])
 
 
 def test_outside_shows_nothing_of_the_thorax() -> None:

@@ -33,7 +33,7 @@ from classify.audit.randomise import likeness_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
 from classify.ensemble import Ensemble
-from classify.evaluate import QUESTIONS, Question, ensemble_score
+from classify.evaluate import QUESTIONS, Question, ensemble_score, may_answer
 from classify.films import Case
 from classify.guide import swap_surroundings
 from classify.labels import NORMAL, TARGET
@@ -306,7 +306,7 @@ def draw_donors(patients: Sequence[str], rng: np.random.Generator) -> list[int]:
 def _questions(films: Sequence[Known], targets: Sequence[str]) -> Iterator[Asked]:
     """The project's questions that these films hold both answers to."""
     for question in QUESTIONS:
-        if not {question.positive, question.negative} <= {*targets, "normal", "pneumonia"}:
+        if not may_answer(question, targets):
             continue
         cases = [film.truth.row and Case(film.truth.row, film.path) for film in films]
         said = [question.truth(case) if case else None for case in cases]
