@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from cxr.cli import Several, as_command, parse_config, to_plain
 from cxr.data_folders import DataFolders
 from cxr.films_table import (
     FilmNames,
+    FilmRow,
     class_of,
     has_disease,
     is_abnormal,
     is_among,
+    table_rows,
     tell_unknown,
 )
 from cxr.rules import refusing
@@ -48,6 +50,9 @@ class EvaluateConfig:
         split: the split that the members were trained with.
         part: part of the split that is measured.
         trained_on: sources that the members were trained on; of others all films are measured.
+        radiologists: CSV with the columns image, rsna_class and google_FINDING, what radiologists
+            said of these films: what they saw takes the place of the label, and films that they
+            did not see are not asked.
         draws: bootstrap draws of patients for the intervals.
         out: folder for evaluation.json and table.md.
     """
@@ -58,6 +63,7 @@ class EvaluateConfig:
     split: str = "configs/split_seed0.json"
     part: str = "test"
     trained_on: tuple[str, ...] = ("kermany",)
+    radiologists: str = ""
     draws: int = 2000
     out: str = "runs/evaluate_classify"
 
@@ -166,6 +172,8 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """One row a question and a model; raises ValueError or OSError for files that do not fit."""
     data = DataFolders(config.data)
     table = data.rows()
+    if config.radiologists:
+        table = as_radiologists_say(table, config.radiologists)
     sources = sorted({q.source for q in QUESTIONS})
     tell_unknown((row for row in table if is_among(row.source, sources)), data.named("films.csv"))
     cases, left_out = select_cases(table, data, sources, False, DataFolders(config.crops))
@@ -211,6 +219,28 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             known |= {"low": found.low, "high": found.high, "films": len(test)}
             rows.append({**known, "patients": len(set(patients))})
     return rows
+
+
+def as_radiologists_say(rows: Sequence[FilmRow], path: str) -> list[FilmRow]:
+    """The films of a table of radiologists' answers, with these as labels: RSNA's «Normal», «Lung
+    Opacity» and «No Lung Opacity / Not Normal», and Google's findings (YES). Raises ValueError for
+    a table without them, or of other films."""
+    said: dict[str, tuple[str, str]] = {}
+    for _, cells in table_rows(path, ("image", "rsna_class")):
+        found = [
+            c.removeprefix("google_").replace("_", "/") for c, v in cells.items() if v == "YES"
+        ]
+        rsna = cells["rsna_class"].casefold()
+        found += ["lung opacity"] if rsna == "lung opacity" else []
+        if rsna or found:
+            label = "normal" if rsna == "normal" and not found else "abnormal"
+            said[cells["image"]] = label, "|".join(found)
+    names = FilmNames(said, (row.image for row in rows))
+    matched = [(row, names.find(row.image)) for row in rows]
+    known = [(row, said[name]) for row, name in matched if name is not None]
+    if not known:
+        raise ValueError(f"radiologists must be a table of films of data. {path} has none of them.")
+    return [replace(row, label=label, sublabel=found) for row, (label, found) in known]
 
 
 def _logits_of(run: Path, cases: Sequence[Case]) -> tuple[tuple[str, ...], dict[int, np.ndarray]]:

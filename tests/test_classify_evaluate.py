@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import pytest
 from classify.evaluate import (
     QUESTIONS,
     Question,
+    as_radiologists_say,
     ensemble_score,
     main,
     markdown,
@@ -21,7 +23,7 @@ from classify.evaluate import (
 from classify.films import Case
 from classify.shortcuts import film_shortcuts, shortcut_scores
 from cxr.boxes import Frame
-from cxr.films_table import FilmRow
+from cxr.films_table import FilmRow, has_disease
 
 
 def test_abnormal_score_by_hand() -> None:
@@ -59,6 +61,26 @@ def test_any_finding_is_asked_within_a_view() -> None:
     films = [case("other", "Mass", v) for v in ("AP", "PA")] + [case("normal", "", "AP")]
     assert [question.truth(film) for film in films] == [True, None, False]
     assert may_answer(question, ["bacterial"])
+
+
+def test_what_radiologists_saw_takes_the_place_of_the_label(tmp_path: Path) -> None:
+    rows = [FilmRow(f"images/nih/{n}.jpg", "", "nih", f"p{n}", "normal", "", "") for n in range(5)]
+    table = tmp_path / "said.csv"
+    table.write_text(
+        "image,rsna_class,google_pneumothorax,google_nodule_mass\n"
+        "images/nih/0.jpg,Normal,NO,NO\nimages/nih/1.jpg,Lung Opacity,,\n"
+        "images/nih/2.jpg,No Lung Opacity / Not Normal,,\nimages/nih/3.jpg,,YES,YES\n"
+    )
+    found = as_radiologists_say(rows, str(table))
+    assert [(r.label, r.sublabel) for r in found] == [
+        ("normal", ""),
+        ("abnormal", "lung opacity"),
+        ("abnormal", ""),
+        ("abnormal", "pneumothorax|nodule/mass"),
+    ]
+    assert has_disease(found[3], ["nodule_or_mass"]) and has_disease(found[3], ["pneumothorax"])
+    with pytest.raises(ValueError, match="has none of them"):
+        as_radiologists_say([replace(rows[0], image="images/other/x.jpg")], str(table))
 
 
 def test_outside_shows_nothing_of_the_thorax() -> None:
