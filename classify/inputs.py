@@ -29,19 +29,24 @@ from cxr.stream import Unread, hash_film, read_ahead
 from cxr.workdir import log, write_atomic
 
 GONE = "the film itself is no longer where it was"
+GUARD = "guard.safetensors"  # lies among the members and is none
 
 
 @dataclass(frozen=True, eq=False)
 class Item(PredictionRow):
     """One film on its way to the page. `pixels` (H, W) are the crop's or the whole film's; None
     when there is nothing to classify, and then `reason` says why. `pictures` are those of the film
-    (`picture`), of its crop and of the `saliency` of the member `saliency_of`."""
+    (`picture`), of its crop and of the `saliency` of the member `saliency_of`. `apart` is 1 − IoU
+    of the thorax box's two opinions, None where there is one or none; `far` how far the film is
+    from those of the calibration in units of what the guard allows, None without a guard."""
 
     sha256: str = ""
     pixels: np.ndarray | None = None
     facts: tuple[str, ...] = ()
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     saliency_of: str = ""
+    apart: float | None = None
+    far: float | None = None
 
 
 def whole_films(paths: Iterable[Path], jobs: int, for_processing: bool = False) -> Iterator[Item]:
@@ -109,6 +114,7 @@ def _item(
         facts=(*facts, *_box_facts(row), *map(sentence_of, row.notes)),
         pictures={"picture": picture} if picture else {},
         notes=row.notes,
+        apart=row.apart,
     )
 
 
@@ -185,7 +191,7 @@ def facts_of(film: Film) -> tuple[str, ...]:
 def member_files(folder: str | Path) -> list[Path]:
     """The bundles of a folder of members, or of a single network; raises ValueError for none."""
     folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name != GUARD)
     if not files:
         folds = f" (it holds folds: give {folder / 'fold0'})" * (folder / "fold0").is_dir()
         raise ValueError(

@@ -45,7 +45,7 @@ class ReportBook(FilmRecords):
         """Write one film's card; a film that stands there already is replaced by the new one."""
         bars = [] if item.logits is None else softmax(item.logits).tolist()
         names = [a.replace("target", "found") for a in ANSWERS]
-        told = ("film", "status", "reason", "decision", "tier", "abnormal_score")
+        told = ("film", "status", "reason", "decision", "tier", "abnormal_score", "doubt")
         super().add(
             {
                 **{name: getattr(item, name) for name in told},
@@ -56,6 +56,8 @@ class ReportBook(FilmRecords):
                 "facts": item.facts,
                 **{kind: self._filed(item, kind) for kind in _KINDS},
                 "saliency_of": item.saliency_of,
+                "ensemble": item.ensemble,
+                "far": item.far,
             }
         )
 

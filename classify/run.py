@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -23,11 +23,22 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from classify.inputs import Item, crops_on_disk, fresh_crop, member_files, name_of, whole_films
+from classify.guard import Guard
+from classify.inputs import (
+    GUARD,
+    Item,
+    crops_on_disk,
+    fresh_crop,
+    member_files,
+    name_of,
+    whole_films,
+)
 from classify.predictions import PredictionWriter
 from classify.report import PICTURES, ReportBook, write_report
 from classify.screener import Screener
+from classify.screening.doubts import FINE_APART, NOTED
 from classify.screening.tiers import read_tiers
+from cxr.bundle import bundle_meta
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.devices import without_compiler
 from cxr.film import FilmList, list_films
@@ -36,7 +47,7 @@ from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.rules import refusing, require, require_same_settings
 from cxr.stream import batched, default_jobs
-from cxr.workdir import Workdir, console, log, provenance, read_json
+from cxr.workdir import Workdir, console, log, provenance, read_json, sha256_file
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
@@ -55,7 +66,7 @@ class RunConfig:
             Left out: the members see whole films.
         out: folder of the run; a stopped run goes on there. Empty takes runs/classify_crops, or
             runs/classify_films for whole films.
-        ensemble: folder of the members and their screener, or of a single network (python -m
+        ensemble: folder of the members, their screener and guard, or of a single network (python -m
             classify.single), whose classes but normal are the members then. Empty takes
             weights/ensemble_crops, or weights/ensemble_films for whole films.
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
@@ -123,7 +134,8 @@ class RunConfig:
 @dataclass
 class Source:
     """The films of a run by name, how the pending ones are turned into items, the settings that a
-    resumed run must share, and the folders and weights that are worked with."""
+    resumed run must share, and the folders and weights that are worked with. `fine_apart`: see
+    `classify.screening.doubts`."""
 
     names: list[str]
     items: Callable[[list[str]], Iterator[Item]]
@@ -131,6 +143,7 @@ class Source:
     passed_over: dict[str, int] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
+    fine_apart: float = FINE_APART
 
 
 def open_source(config: RunConfig, stack: ExitStack) -> Source:
@@ -169,7 +182,21 @@ def _earlier_crops(config: RunConfig, folder: Path) -> Source:
         return crops_on_disk([row_of[n] for n in pending], folder, _jobs(config, pending))
 
     settings = {"input": "crops", "crops": header.get("settings")}
-    return Source(list(row_of), items, settings, folders={"crops": folder.as_posix()})
+    boxes_from = (header.get("settings") or {}).get("boxes_from") or {}
+    fine = _fine_apart(config.detector, boxes_from)
+    folders = {"crops": folder.as_posix()}
+    return Source(list(row_of), items, settings, folders=folders, fine_apart=fine)
+
+
+def _fine_apart(detector: str, boxes_from: Mapping[str, str]) -> float:
+    """The 1 − IoU from which on the two opinions on a box disagree, by the rule of the detector
+    that the boxes are from; the usual one where its bundle is not at hand."""
+    from detect.predict import DEFAULT_WEIGHTS
+
+    path = Path(detector or DEFAULT_WEIGHTS)
+    if not path.is_file() or sha256_file(path) not in boxes_from.values():
+        return FINE_APART
+    return float(bundle_meta(path).get("pair", {}).get("lone_apart", FINE_APART))
 
 
 def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Source:
@@ -202,7 +229,9 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
         "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
     }
     made = {"input": "crops", "crops": settings}
-    return Source(list(path_of), items, made, found.passed_over, folders, dict(finder.weights))
+    fine = _fine_apart(config.detector, finder.weights)
+    weights = dict(finder.weights)
+    return Source(list(path_of), items, made, found.passed_over, folders, weights, fine)
 
 
 @as_command
@@ -245,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             decisions=dict(book.counts),
             passed_over=source.passed_over,
             guarantee=summary["guarantee"],
+            guard=summary["guard"],
         )
         console.print(_short_table(book))
         noted = count_notes(table.done[n].notes for n in source.names if n in table.done)
@@ -300,6 +330,9 @@ def summarise(config: RunConfig, source: Source, judge: Any, complete: bool) -> 
         "guarantee": screener.guarantee
         if screener
         else "nothing is cleared: this ensemble has no screener, so every film is to be read.",
+        "guard": judge.guard.sentence
+        if judge.guard
+        else "This ensemble has no guard: a film unlike those of its calibration may be cleared.",
         "proven": bool(screener and screener.point.proven),
         "threshold_id": screener.threshold_id if screener else "none",
         "cropped": config.cropped,
@@ -318,6 +351,7 @@ def _load_models(config: RunConfig, source: Source) -> Any:
     screener = Screener.load(folder) if (folder / "screener.json").exists() else None
     if screener is None:
         log.warning("%s holds no screener: every film is to be read", folder)
+    guard = Guard.load(folder) if (folder / GUARD).exists() else None
 
     from classify.ensemble import Ensemble  # torch is loaded here, when nothing light is wrong
     from classify.judge import Judge
@@ -328,10 +362,15 @@ def _load_models(config: RunConfig, source: Source) -> Any:
         "tiers": tiers,
         "threshold": screener.threshold_id if screener else "",
         "tier_threshold": config.tier_threshold,
+        "guard": guard.sha256 if guard else "",
+        "never_cleared": {"notes": sorted(NOTED), "apart": source.fine_apart},
     }
     source.folders |= {"ensemble": folder.as_posix(), "tiers": config.tiers.as_posix()}
     source.weights |= {f"{t}.safetensors": digest for t, digest in members.weights.items()}
-    return Judge(members, screener, tiers, config.cropped, config.saliency, config.tier_threshold)
+    if guard:
+        source.weights |= {GUARD: guard.sha256}
+    how = (config.cropped, config.saliency, config.tier_threshold, guard, source.fine_apart)
+    return Judge(members, screener, tiers, *how, folder.name)
 
 
 def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
