@@ -74,6 +74,8 @@ class Judge:
         else:
             logits = self.members.predict_prepared(batch)
         logits = np.asarray(logits, dtype=np.float64)
+        if not np.isfinite(logits).all():
+            raise ValueError("members must give finite logits. Got NaN or infinity: train anew.")
         far = self._far(pooled, len(items))
         scores: Sequence[float | None] = [None] * len(items)
         decisions, threshold_id = [READ] * len(items), ""

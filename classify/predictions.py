@@ -24,9 +24,10 @@ _LATER = ("notes", "doubt", "ensemble")
 
 @dataclass(frozen=True, eq=False)
 class PredictionRow:
-    """One film. `logits` (M, 3), NORMAL, TARGET, OTHERS of each member, or None when refused;
-    `notes` are the film's, of which the table holds the codes, joined by "; " (see `cxr.notes`);
-    `doubt` says why the film is never cleared, `ensemble` names the one that judged it."""
+    """One film. `logits` (M, 3), NORMAL, TARGET, OTHERS of each member, or None when refused; NaN
+    of the members of an ensemble that was not asked, whose cells are empty. `notes` are the film's,
+    of which the table holds the codes, joined by "; " (see `cxr.notes`); `doubt` says why the film
+    is never cleared, `ensemble` names the one that judged it."""
 
     film: str
     status: str
@@ -39,6 +40,11 @@ class PredictionRow:
     notes: tuple[str, ...] = ()
     doubt: str = ""
     ensemble: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Did all members answer?"""
+        return self.logits is not None and bool(np.isfinite(self.logits).all())
 
 
 class PredictionWriter(Ledger[PredictionRow]):
@@ -116,7 +122,7 @@ def _cells(row: PredictionRow, members: int) -> list[str]:
     if row.logits is not None:
         shape = np.shape(row.logits)
         require(shape == (members, 3), f"logits of {row.film} must be ({members}, 3)", shape)
-        logits = [repr(float(v)) for v in np.asarray(row.logits).ravel()]
+        logits = ["" if np.isnan(v) else repr(float(v)) for v in np.asarray(row.logits).ravel()]
     score = "" if row.abnormal_score is None else repr(float(row.abnormal_score))
     before = (row.film, row.status, row.reason)
     after = (score, row.decision, row.tier, row.threshold_id)
@@ -132,9 +138,13 @@ def _row(cells: list[str], members: int, wanted: int) -> PredictionRow:
     noted, doubt, ensemble = [*later, "", "", ""][: len(_LATER)]
     logits = None
     if any(middle):
-        logits = np.array([float(v) for v in middle], dtype=np.float64).reshape(members, -1)
-        if not np.isfinite(logits).all():
+        given = np.array(list(map(bool, middle))).reshape(members, -1)
+        values = [float(v) if v else np.nan for v in middle]
+        logits = np.array(values, dtype=np.float64).reshape(members, -1)
+        if not np.isfinite(logits[given]).all():
             raise ValueError("logits must be finite. Got NaN or infinity.")
+        if (given.any(axis=1) != given.all(axis=1)).any():
+            raise ValueError("a member must have all of its logits, or none. Got some.")
     known = float(score) if score else None
     notes = tuple(filter(None, noted.split("; ")))
     texts = (decision, tier, threshold_id)

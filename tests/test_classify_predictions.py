@@ -102,6 +102,15 @@ def test_a_killed_run_goes_on_without_its_torn_line(tmp_path: Path) -> None:
     assert [r.film for r in read_predictions(path)[1]] == ["a.png", "b.png"]
 
 
+def test_members_that_were_not_asked_have_empty_cells(tmp_path: Path) -> None:
+    half = replace(row(), logits=np.array([[np.nan] * 3, [1.0, 0.3, -0.5]]))
+    path = table(tmp_path / "p.csv", TARGETS, half, row("b.png"))
+    assert path.read_text().splitlines()[1].startswith("a.png,ok,,,,,1.0,0.3,-0.5,")
+    first, second = read_predictions(path)[1]
+    np.testing.assert_array_equal(first.logits, half.logits)
+    assert (first.complete, second.complete) == (False, True)
+
+
 def test_a_film_is_written_once(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "p.csv", TARGETS) as table:
         table.add(row())
@@ -126,6 +135,7 @@ def test_logits_of_another_shape_are_refused(tmp_path: Path) -> None:
         ("a.png,ok,,1,2,x,,,,,,,", "line 2"),
         ("a.png,ok,,1,2", "cells"),
         ("a.png,ok,,1,2,nan,,,,,,,", "fin"),
+        ("a.png,ok,,1,,3,,,,,,,", "all of its logits, or none"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:

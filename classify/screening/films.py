@@ -105,6 +105,8 @@ def read_screening_films(
                 out[f"status {row.status}"] += 1
             elif row.doubt:
                 out["never cleared: see column doubt"] += 1
+            elif not row.complete:
+                out["not judged by all members"] += 1
             elif truth is None:
                 out["not in the labels"] += 1
             elif sources and not is_among(truth.source, sources):
