@@ -130,9 +130,8 @@ class Guard:
         films = self.meta.get("calibration_films_by_source") or {}
         scope = ", ".join(f"{n} {source}" for source, n in sorted(films.items()))
         return (
-            "Films unlike those of the calibration are never cleared"
-            f"{f' ({scope})' * bool(scope)}: above the distance within which {self.share:.0%} of "
-            "its patients lie."
+            f"Films unlike those of the calibration{f' ({scope})' * bool(scope)} are never cleared: "
+            f"those farther off than {100 * self.share:g} % of its patients."
         )
 
     def save(self, folder: str | Path) -> Guard:

@@ -289,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = ", ".join(f"{code} {films}" for code, films in noted.items())
             console.print(f"noted of films: {told}", highlight=False, markup=False)
         _tell_passed_over(source, f"{len(source.names)} films")
-        console.print(f"{summary['guarantee']}\npage: {page}", highlight=False, markup=False)
+        told = f"{summary['guarantee']}\n{summary['guard']}\npage: {page}"
+        console.print(told, highlight=False, markup=False)
         if not complete:
             log.warning("stopped. The same command goes on from here.")
             return 130
@@ -456,7 +457,7 @@ def _short_table(book: ReportBook, rows: int = 20) -> Table:
             "" if score is None else f"{score:.3f}",
             card["tier"].replace("_", " "),
             card["status"].replace("_", " "),
-            card["reason"],
+            card["reason"] or card.get("doubt", ""),
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: a name is no markup
     return table

@@ -220,7 +220,7 @@ def test_fit_notes_whom_the_guard_knows(fitted: Path) -> None:
     assert guard.meta["calibration_films_by_source"] == {"phantom": CALIBRATION}
     assert guard.meta["calibration_patients"] == CALIBRATION
     assert guard.meta["trained_on"] == "films" and len(guard.axes) == TRAIN // 5
-    assert "22 phantom" in guard.sentence and "95%" in guard.sentence
+    assert "22 phantom" in guard.sentence and "95 %" in guard.sentence
 
 
 def measured(fitted: Path, out: Path, folders: Sequence[str]) -> dict[str, dict[str, str]]:

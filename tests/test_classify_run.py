@@ -391,7 +391,7 @@ def test_a_film_unlike_those_of_the_calibration_is_read_and_the_page_says_why(
     assert rows["dark.png"]["doubt"].startswith("the film is unlike those of the calibration")
     assert rows["dark.png"]["ensemble"] == "ensemble_crops"
     page = Path("r/report.html").read_text()
-    assert "Films unlike those of the calibration are never cleared (92 kermany): above" in page
+    assert "Films unlike those of the calibration (92 kermany) are never cleared: those" in page
     assert f"<strong>Never cleared:</strong> {rows['dark.png']['doubt']}." in page
     record = json.loads(Path("r/run.json").read_text())
     assert record["settings"]["guard"] == record["weights"]["guard.safetensors"] == "9" * 64
