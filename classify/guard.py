@@ -128,9 +128,10 @@ class Guard:
     def sentence(self) -> str:
         """Which films are never cleared, for people to read."""
         films = self.meta.get("calibration_films_by_source") or {}
-        scope = ", ".join(f"{n} {source}" for source, n in sorted(films.items()))
+        told = ", ".join(f"{n} {source}" for source, n in sorted(films.items()))
+        scope = f" ({told})" if told else ""
         return (
-            f"Films unlike those of the calibration{f' ({scope})' * bool(scope)} are never cleared: "
+            f"Films unlike those of the calibration{scope} are never cleared: "
             f"those farther off than {100 * self.share:g} % of its patients."
         )
 
