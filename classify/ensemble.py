@@ -20,7 +20,7 @@ from classify.bundles import classes_of, load_single, member_of, targets_of
 from classify.inputs import member_files
 from classify.labels import NORMAL, OTHERS, TARGET
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
-from classify.saliency.hooks import bare_net, rearranges
+from classify.saliency.hooks import bare_net, pool, pooled_layers, rearranges, run_recorded
 from cxr.boxes import Frame
 from cxr.bundle import Bundle, bundle_kind, load_bundle, rebuilding
 from cxr.devices import pick_device
@@ -112,18 +112,43 @@ class Ensemble:
             return np.zeros((0, len(self), 3), np.float32)
         return self.predict_prepared(self.prepare(pixels)[0])
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The distinct networks behind the members: one that serves several members stands once."""
+        return list(dict.fromkeys(map(_network_of, self.members.values())))
+
+    @property
+    def pools(self) -> bool:
+        """Whether each network names the layers whose maps it pools, as `predict_pooled` needs."""
+        return all(map(pooled_layers, self.networks))
+
     def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
         """(N, members, 3) logits of what `prepare` gave."""
-        ran: dict[nn.Module, torch.Tensor] = {}  # one that serves several members runs once
-        logits = []
         with torch.inference_mode():
-            for member in self.members.values():
-                net, _ = bare_net(member, [TARGET])
-                if net not in ran:
-                    ran[net] = net(batch)
-                found = member.rearrange(ran[net]) if rearranges(member) else ran[net]
-                logits.append(found.float().cpu())
+            return self._arranged({net: net(batch) for net in self.networks})
+
+    def predict_pooled(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """`predict_prepared`, and from the same forward passes what the networks pool: (N, F)
+        float32, the maps of each network's layers averaged over places, side by side."""
+        pooled, logits = [], {}
+        with torch.inference_mode():
+            for net in self.networks:
+                logits[net], maps = run_recorded(net, pooled_layers(net), batch)
+                pooled.append(pool(maps))
+            return self._arranged(logits), torch.cat(pooled, dim=1).numpy()
+
+    def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> np.ndarray:
+        """(N, members, 3) from the logits (N, K) of each network."""
+        logits = []
+        for member in self.members.values():
+            found = ran[_network_of(member)]
+            arranged = member.rearrange(found) if rearranges(member) else found
+            logits.append(arranged.float().cpu())
         return torch.stack(logits, dim=1).numpy()
+
+
+def _network_of(member: nn.Module) -> nn.Module:
+    return bare_net(member, [TARGET])[0]
 
 
 class StandIn(nn.Module):

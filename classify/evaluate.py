@@ -246,7 +246,7 @@ def as_radiologists_say(rows: Sequence[FilmRow], path: str) -> list[FilmRow]:
 def _logits_of(run: Path, cases: Sequence[Case]) -> tuple[tuple[str, ...], dict[int, np.ndarray]]:
     """Targets, and case number → (M, 3) logits, of a run's predictions.csv."""
     targets, predictions = read_predictions(run / "predictions.csv")
-    logits_of = {p.film: p.logits for p in predictions}
+    logits_of = {p.film: p.logits if p.complete else None for p in predictions}
     names = FilmNames(logits_of, (c.row.image for c in cases))
     found = {i: logits_of.get(names.find(c.row.image) or "") for i, c in enumerate(cases)}
     return targets, {i: logits for i, logits in found.items() if logits is not None}

@@ -29,19 +29,27 @@ from cxr.stream import Unread, hash_film, read_ahead
 from cxr.workdir import log, write_atomic
 
 GONE = "the film itself is no longer where it was"
+CHILD_YEARS = 16  # below it a patient is a child
+GUARD = "guard.safetensors"  # lies among the members and is none
 
 
 @dataclass(frozen=True, eq=False)
 class Item(PredictionRow):
     """One film on its way to the page. `pixels` (H, W) are the crop's or the whole film's; None
     when there is nothing to classify, and then `reason` says why. `pictures` are those of the film
-    (`picture`), of its crop and of the `saliency` of the member `saliency_of`."""
+    (`picture`), of its crop and of the `saliency` of the member `saliency_of`. `apart` is 1 − IoU
+    of the thorax box's two opinions, None where there is one or none; `far` how far the film is
+    from those of the calibration in units of what the guard allows, None without a guard; `child`
+    whether the file's age is a child's, None where it has none."""
 
     sha256: str = ""
     pixels: np.ndarray | None = None
     facts: tuple[str, ...] = ()
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     saliency_of: str = ""
+    apart: float | None = None
+    far: float | None = None
+    child: bool | None = None
 
 
 def whole_films(paths: Iterable[Path], jobs: int, for_processing: bool = False) -> Iterator[Item]:
@@ -58,12 +66,18 @@ def whole_films(paths: Iterable[Path], jobs: int, for_processing: bool = False) 
                 facts=(*facts_of(film), *map(sentence_of, film.notes)),
                 pictures={"picture": make_picture(film.pixels)},
                 notes=film.notes,
+                child=is_child(film),
             )
+
+
+def is_child(film: Film) -> bool | None:
+    """Whether the patient is one by the file's age; None where it has none."""
+    return None if film.age_years is None else film.age_years < CHILD_YEARS
 
 
 def fresh_crop(row: CropRow, film: Film | None, pixels: np.ndarray | None, folder: Path) -> Item:
     """A film that was boxed and cut just now into `folder`; `pixels` (h, w) are its crop's."""
-    return _item(row, pixels, *(_keep_thumbnail(row, film, folder) if film else (None, ())))
+    return _item(row, pixels, *(_keep_thumbnail(row, film, folder) if film else _UNSEEN))
 
 
 def crops_on_disk(rows: Sequence[CropRow], folder: Path, jobs: int = 0) -> Iterator[Item]:
@@ -83,10 +97,10 @@ def crops_on_disk(rows: Sequence[CropRow], folder: Path, jobs: int = 0) -> Itera
             crop = next(reads)[1] if row.crop else None
             film = next(reads)[1] if is_unseen else None
             if isinstance(film, Film) and film.sha256 == row.sha256:
-                picture, facts = _keep_thumbnail(row, film, folder)
+                seen = _keep_thumbnail(row, film, folder)
             else:
-                picture, facts = _kept_thumbnail(row, folder)
-            yield _item(row, crop if crop is None else _pixels_or_why(row, crop), picture, facts)
+                seen = _kept_thumbnail(row, folder)
+            yield _item(row, crop if crop is None else _pixels_or_why(row, crop), *seen)
 
 
 def _pixels_or_why(row: CropRow, crop: Film | Unread) -> np.ndarray | str:
@@ -96,7 +110,11 @@ def _pixels_or_why(row: CropRow, crop: Film | Unread) -> np.ndarray | str:
 
 
 def _item(
-    row: CropRow, pixels: np.ndarray | str | None, picture: Picture | None, facts: tuple[str, ...]
+    row: CropRow,
+    pixels: np.ndarray | str | None,
+    picture: Picture | None,
+    facts: tuple[str, ...],
+    child: bool | None,
 ) -> Item:
     """`pixels` may be the reason why there are none."""
     lost = isinstance(pixels, str)
@@ -109,6 +127,8 @@ def _item(
         facts=(*facts, *_box_facts(row), *map(sentence_of, row.notes)),
         pictures={"picture": picture} if picture else {},
         notes=row.notes,
+        apart=row.apart,
+        child=child,
     )
 
 
@@ -128,15 +148,18 @@ def _thumbnail_path(row: CropRow, folder: Path) -> Path:
     return folder / "thumbnails" / f"{key[:16]}.jpg"
 
 
-def _keep_thumbnail(
-    row: CropRow, film: Film, folder: Path
-) -> tuple[Picture | None, tuple[str, ...]]:
-    """Picture and facts of a film, laid beside its crop."""
+# what is known of a film beside its crop: a picture, facts, and whether it is a child's
+_Seen = tuple[Picture | None, tuple[str, ...], bool | None]
+_UNSEEN: _Seen = (None, (), None)
+
+
+def _keep_thumbnail(row: CropRow, film: Film, folder: Path) -> _Seen:
+    """What is known of a film, laid beside its crop."""
     size_hw = (film.pixels.shape[0], film.pixels.shape[1])
     thorax, crop = (row.on_film(box, size_hw) for box in (row.thorax_xyxy, row.crop_xyxy))
-    picture, facts = make_picture(film.pixels, thorax, crop), facts_of(film)
+    picture, facts, child = make_picture(film.pixels, thorax, crop), facts_of(film), is_child(film)
     known = {k: v for k, v in asdict(picture).items() if k != "uri"}
-    note = json.dumps({"facts": facts, **known}).encode()
+    note = json.dumps({"facts": facts, "child": child, **known}).encode()
     mark = b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big")  # a JPEG's comment
     jpeg = base64.b64decode(picture.uri.partition(",")[2])
     path = _thumbnail_path(row, folder)
@@ -144,19 +167,19 @@ def _keep_thumbnail(
         write_atomic(path, jpeg[:2] + mark + note + jpeg[2:])
     except OSError as error:
         log.warning("no thumbnail can be kept in %s: %s", folder, error.strerror)
-        return picture, facts
-    return replace(picture, uri=path.as_posix()), facts
+        return picture, facts, child
+    return replace(picture, uri=path.as_posix()), facts, child
 
 
-def _kept_thumbnail(row: CropRow, folder: Path) -> tuple[Picture | None, tuple[str, ...]]:
-    """Picture and facts of a film as they lie beside its crop; without them, that it is gone."""
+def _kept_thumbnail(row: CropRow, folder: Path) -> _Seen:
+    """What is known of a film as it lies beside its crop; without that, that the film is gone."""
     path = _thumbnail_path(row, folder)
     if not path.is_file():
-        return None, (GONE,)
+        return None, (GONE,), None
     known = split_note(path.read_bytes())[1]
-    facts = known.pop("facts")
+    facts, child = known.pop("facts"), known.pop("child", None)  # older runs kept no age
     there = row.sha256 == hash_film(row.film)
-    return Picture(path.as_posix(), **known), (*facts, *(() if there else (GONE,)))
+    return Picture(path.as_posix(), **known), (*facts, *(() if there else (GONE,))), child
 
 
 def split_note(data: bytes) -> tuple[bytes, dict[str, Any]]:
@@ -185,7 +208,7 @@ def facts_of(film: Film) -> tuple[str, ...]:
 def member_files(folder: str | Path) -> list[Path]:
     """The bundles of a folder of members, or of a single network; raises ValueError for none."""
     folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name != GUARD)
     if not files:
         folds = f" (it holds folds: give {folder / 'fold0'})" * (folder / "fold0").is_dir()
         raise ValueError(

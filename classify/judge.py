@@ -10,20 +10,23 @@ import numpy as np
 import torch
 
 from classify.ensemble import Ensemble
+from classify.guard import Guard
 from classify.inputs import Item
 from classify.labels import TARGET
-from classify.saliency.maps import look, saliency_maps, to_pixels
+from classify.saliency.maps import look_pooled, saliency_maps, to_pixels
 from classify.screener import NOT_READ, READ, Screener
+from classify.screening.doubts import FINE_APART, doubts_of, unlike
 from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
 from cxr.page.pictures import make_picture, make_saliency_picture
 
 
 class Judge:
-    """Members, screener, tiers and Grad-CAM, loaded once and used batch by batch.
+    """Members, screener, guard, tiers and Grad-CAM, loaded once and used batch by batch.
 
-    Without a screener every film is to be read. A film with status `fallback` is never cleared:
-    the members saw more than a thorax, so the guarantee does not hold for it.
+    Without a screener every film is to be read. A film that `doubts_of` speaks against is never
+    cleared (with status `fallback`, the members saw more than a thorax), nor is one that the guard
+    calls unlike those of the calibration: the guarantee does not hold for them.
     """
 
     def __init__(
@@ -34,6 +37,9 @@ class Judge:
         cropped: bool,
         saliency: bool = True,
         tier_threshold: float | None = None,
+        guard: Guard | None = None,
+        fine_apart: float = FINE_APART,
+        name: str = "",
     ) -> None:
         if screener is not None and tuple(screener.targets) != tuple(members.targets):
             raise ValueError(
@@ -42,6 +48,7 @@ class Judge:
             )
         self.members, self.screener, self.tiers = members, screener, tiers
         self.cropped, self.saliency, self.tier_threshold = cropped, saliency, tier_threshold
+        self.guard, self.fine_apart, self.name = guard, fine_apart, name
 
     def judge(self, items: Sequence[Item]) -> list[Item]:
         """The items, in order, with logits, decision, tier and pictures; refused ones get their
@@ -58,10 +65,18 @@ class Judge:
         pixels = [item.pixels for item in items if item.pixels is not None]
         batch, frames = self.members.prepare(pixels)
         maps: Sequence[np.ndarray | None] = [None] * len(items)
+        pooled: np.ndarray | None = None
         if self.saliency:
-            logits, maps = self._look(batch, frames, [(p.shape[0], p.shape[1]) for p in pixels])
+            sizes_hw = [(p.shape[0], p.shape[1]) for p in pixels]
+            logits, maps, pooled = self._look(batch, frames, sizes_hw)
+        elif self.guard is not None:
+            logits, pooled = self.members.predict_pooled(batch)
         else:
-            logits = np.asarray(self.members.predict_prepared(batch), dtype=np.float64)
+            logits = self.members.predict_prepared(batch)
+        logits = np.asarray(logits, dtype=np.float64)
+        if not np.isfinite(logits).all():
+            raise ValueError("members must give finite logits. Got NaN or infinity: train anew.")
+        far = self._far(pooled, len(items))
         scores: Sequence[float | None] = [None] * len(items)
         decisions, threshold_id = [READ] * len(items), ""
         if self.screener is not None:
@@ -70,6 +85,8 @@ class Judge:
         tiers = film_tiers(logits, self.members.targets, self.tiers, self.tier_threshold)
         out = []
         for n, (item, plane) in enumerate(zip(items, maps, strict=True)):
+            doubts = [unlike(far[n]), *doubts_of(item, self.fine_apart)]
+            doubt = "; ".join(filter(None, doubts))
             pictures = dict(item.pictures)
             if self.cropped:
                 pictures["crop"] = make_picture(pixels[n])
@@ -80,22 +97,33 @@ class Judge:
                     item,
                     logits=logits[n],
                     abnormal_score=scores[n],
-                    decision=decisions[n] if item.status == "ok" else READ,
+                    decision=READ if doubt else decisions[n],
                     tier=tiers[n],
                     threshold_id=threshold_id,
                     pictures=pictures,
                     saliency_of=self.members.targets[strongest_member(logits[n])],
+                    doubt=doubt,
+                    ensemble=self.name,
+                    far=far[n] if self.guard else None,
                 )
             )
         return out
 
+    def _far(self, pooled: np.ndarray | None, films: int) -> list[float]:
+        """How far off each film is in units of what the guard allows; 0 without a guard."""
+        if self.guard is None:
+            return [0.0] * films
+        assert pooled is not None, "a guard is fitted for networks that pool"
+        return [float(value) for value in self.guard.far(pooled)]
+
     def _look(
         self, batch: torch.Tensor, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Logits (N, M, 3), and Grad-CAM of each film's strongest member in the pixels that the
-        members saw: from one forward pass of each network, where its head allows that."""
+    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
+        """Logits (N, M, 3), Grad-CAM of each film's strongest member in the pixels that the members
+        saw, and what the networks pool (N, F): from one forward pass of each network, where its
+        head allows that."""
         nets = [self.members.member(target) for target in self.members.targets]
-        looks = look(nets, batch, TARGET)
+        looks, pooled = look_pooled(nets, batch, TARGET)
         logits = np.stack([logits for logits, _ in looks], axis=1).astype(np.float64)
         films_of: dict[int, list[int]] = defaultdict(list)
         for n in range(len(batch)):
@@ -110,7 +138,7 @@ class Judge:
                 found = planes[films]
             back = to_pixels(found, [frames[n] for n in films], [sizes_hw[n] for n in films])
             maps |= dict(zip(films, back, strict=True))
-        return logits, [maps[n] for n in range(len(batch))]
+        return logits, [maps[n] for n in range(len(batch))], pooled
 
 
 def strongest_member(logits: np.ndarray) -> int:

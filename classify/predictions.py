@@ -18,13 +18,16 @@ from cxr.rules import require
 ANSWERS = ("normal", "target", "others")
 _BEFORE = ("film", "status", "reason")
 _AFTER = ("abnormal_score", "decision", "tier", "threshold_id")
-_NOTES = "notes"  # the last column; tables of older runs have none, and go on without it
+# the last columns; tables of older runs lack some or all of them, and go on without them
+_LATER = ("notes", "doubt", "ensemble")
 
 
 @dataclass(frozen=True, eq=False)
 class PredictionRow:
-    """One film. `logits` (M, 3), NORMAL, TARGET, OTHERS of each member, or None when refused;
-    `notes` are the film's, of which the table holds the codes, joined by "; " (see `cxr.notes`)."""
+    """One film. `logits` (M, 3), NORMAL, TARGET, OTHERS of each member, or None when refused; NaN
+    of the members of an ensemble that was not asked, whose cells are empty. `notes` are the film's,
+    of which the table holds the codes, joined by "; " (see `cxr.notes`); `doubt` says why the film
+    is never cleared, `ensemble` names the one that judged it."""
 
     film: str
     status: str
@@ -35,6 +38,13 @@ class PredictionRow:
     tier: str = ""
     threshold_id: str = ""
     notes: tuple[str, ...] = ()
+    doubt: str = ""
+    ensemble: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Did all members answer?"""
+        return self.logits is not None and bool(np.isfinite(self.logits).all())
 
 
 class PredictionWriter(Ledger[PredictionRow]):
@@ -84,9 +94,10 @@ def _read(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], list[Prediction
         nonlocal columns, targets
         columns = header
         targets = tuple(c.removesuffix(".normal") for c in header if c.endswith(".normal"))
-        if header not in (columns_of(targets), columns_of(targets)[:-1]):
+        wanted = columns_of(targets)
+        if header not in [wanted[: len(wanted) - lacking] for lacking in range(len(_LATER) + 1)]:
             raise ValueError(
-                f"{path} must have the columns {', '.join(columns_of(targets))}. "
+                f"{path} must have the columns {', '.join(wanted)}. "
                 f"Got {', '.join(header)} instead."
             )
         return read
@@ -103,7 +114,7 @@ def _read(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], list[Prediction
 
 def columns_of(targets: Sequence[str]) -> tuple[str, ...]:
     """The columns of a predictions.csv for these members."""
-    return (*_BEFORE, *(f"{t}.{a}" for t in targets for a in ANSWERS), *_AFTER, _NOTES)
+    return (*_BEFORE, *(f"{t}.{a}" for t in targets for a in ANSWERS), *_AFTER, *_LATER)
 
 
 def _cells(row: PredictionRow, members: int) -> list[str]:
@@ -111,11 +122,11 @@ def _cells(row: PredictionRow, members: int) -> list[str]:
     if row.logits is not None:
         shape = np.shape(row.logits)
         require(shape == (members, 3), f"logits of {row.film} must be ({members}, 3)", shape)
-        logits = [repr(float(v)) for v in np.asarray(row.logits).ravel()]
+        logits = ["" if np.isnan(v) else repr(float(v)) for v in np.asarray(row.logits).ravel()]
     score = "" if row.abnormal_score is None else repr(float(row.abnormal_score))
-    texts = (row.film, row.status, row.reason)
-    notes = "; ".join(map(code_of, row.notes))
-    return [*texts, *logits, score, row.decision, row.tier, row.threshold_id, notes]
+    before = (row.film, row.status, row.reason)
+    after = (score, row.decision, row.tier, row.threshold_id)
+    return [*before, *logits, *after, "; ".join(map(code_of, row.notes)), row.doubt, row.ensemble]
 
 
 def _row(cells: list[str], members: int, wanted: int) -> PredictionRow:
@@ -123,12 +134,18 @@ def _row(cells: list[str], members: int, wanted: int) -> PredictionRow:
     if len(cells) != wanted:
         raise ValueError(f"a row must have {wanted} cells. Got {len(cells)} instead.")
     (film, status, reason), middle = cells[:3], cells[3 : 3 + width]
-    score, decision, tier, threshold_id, *noted = cells[3 + width :]
+    score, decision, tier, threshold_id, *later = cells[3 + width :]
+    noted, doubt, ensemble = [*later, "", "", ""][: len(_LATER)]
     logits = None
     if any(middle):
-        logits = np.array([float(v) for v in middle], dtype=np.float64).reshape(members, -1)
-        if not np.isfinite(logits).all():
+        given = np.array(list(map(bool, middle))).reshape(members, -1)
+        values = [float(v) if v else np.nan for v in middle]
+        logits = np.array(values, dtype=np.float64).reshape(members, -1)
+        if not np.isfinite(logits[given]).all():
             raise ValueError("logits must be finite. Got NaN or infinity.")
+        if (given.any(axis=1) != given.all(axis=1)).any():
+            raise ValueError("a member must have all of its logits, or none. Got some.")
     known = float(score) if score else None
-    notes = tuple(filter(None, noted[0].split("; "))) if noted else ()
-    return PredictionRow(film, status, reason, logits, known, decision, tier, threshold_id, notes)
+    notes = tuple(filter(None, noted.split("; ")))
+    texts = (decision, tier, threshold_id)
+    return PredictionRow(film, status, reason, logits, known, *texts, notes, doubt, ensemble)

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from classify.inputs import Item, split_note
 from classify.predictions import ANSWERS
 from classify.screening.tiers import TIERS
@@ -43,19 +45,23 @@ class ReportBook(FilmRecords):
 
     def add(self, item: Item) -> None:  # type: ignore[override]
         """Write one film's card; a film that stands there already is replaced by the new one."""
-        bars = [] if item.logits is None else softmax(item.logits).tolist()
+        asked = np.zeros(0, bool) if item.logits is None else ~np.isnan(item.logits).all(axis=1)
+        bars = [] if item.logits is None else softmax(item.logits[asked]).tolist()
+        targets = [t for t, own in zip(self.targets, asked, strict=bool(asked.size)) if own]
         names = [a.replace("target", "found") for a in ANSWERS]
-        told = ("film", "status", "reason", "decision", "tier", "abnormal_score")
+        told = ("film", "status", "reason", "decision", "tier", "abnormal_score", "doubt")
         super().add(
             {
                 **{name: getattr(item, name) for name in told},
                 "members": [
                     {"target": target, **dict(zip(names, shares, strict=True))}
-                    for target, shares in zip(self.targets, bars, strict=bool(bars))
+                    for target, shares in zip(targets, bars, strict=True)
                 ],
                 "facts": item.facts,
                 **{kind: self._filed(item, kind) for kind in _KINDS},
                 "saliency_of": item.saliency_of,
+                "ensemble": item.ensemble,
+                "far": item.far,
             }
         )
 

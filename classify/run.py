@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -23,11 +23,23 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from classify.inputs import Item, crops_on_disk, fresh_crop, member_files, name_of, whole_films
+from classify.guard import Guard
+from classify.inputs import (
+    GUARD,
+    Item,
+    crops_on_disk,
+    fresh_crop,
+    member_files,
+    name_of,
+    whole_films,
+)
+from classify.panel import Panel, find_ensembles, is_for_children
 from classify.predictions import PredictionWriter
 from classify.report import PICTURES, ReportBook, write_report
 from classify.screener import Screener
+from classify.screening.doubts import FINE_APART, NOTED
 from classify.screening.tiers import read_tiers
+from cxr.bundle import bundle_meta
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.devices import without_compiler
 from cxr.film import FilmList, list_films
@@ -36,7 +48,7 @@ from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.rules import refusing, require, require_same_settings
 from cxr.stream import batched, default_jobs
-from cxr.workdir import Workdir, console, log, provenance, read_json
+from cxr.workdir import Workdir, console, log, provenance, read_json, sha256_file
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
@@ -55,9 +67,11 @@ class RunConfig:
             Left out: the members see whole films.
         out: folder of the run; a stopped run goes on there. Empty takes runs/classify_crops, or
             runs/classify_films for whole films.
-        ensemble: folder of the members and their screener, or of a single network (python -m
+        ensemble: folder of the members, their screener and guard, or of a single network (python -m
             classify.single), whose classes but normal are the members then. Empty takes
-            weights/ensemble_crops, or weights/ensemble_films for whole films.
+            weights/ensemble_crops, or weights/ensemble_films for whole films; where several folders
+            in weights/ hold a guard for the same kind of input, all of them: each film is judged by
+            the one for its age, or that its guard calls nearest.
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
         field: bundle of the lung field, likewise.
         box: whose box is taken: both (the detector's and the lung field's together, refused or
@@ -115,15 +129,18 @@ class RunConfig:
         return Path(self.out or ("runs/classify_crops" if self.cropped else "runs/classify_films"))
 
     @property
-    def ensemble_path(self) -> Path:
-        """The members' folder."""
-        return Path(self.ensemble or f"weights/ensemble_{'crops' if self.cropped else 'films'}")
+    def ensemble_paths(self) -> list[Path]:
+        """The members' folders: one, or several with a guard each that judge together."""
+        kind = "crops" if self.cropped else "films"
+        found = [] if self.ensemble else find_ensembles(Path("weights"), kind)
+        return found if len(found) > 1 else [Path(self.ensemble or f"weights/ensemble_{kind}")]
 
 
 @dataclass
 class Source:
     """The films of a run by name, how the pending ones are turned into items, the settings that a
-    resumed run must share, and the folders and weights that are worked with."""
+    resumed run must share, and the folders and weights that are worked with. `fine_apart`: see
+    `classify.screening.doubts`."""
 
     names: list[str]
     items: Callable[[list[str]], Iterator[Item]]
@@ -131,6 +148,7 @@ class Source:
     passed_over: dict[str, int] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
+    fine_apart: float = FINE_APART
 
 
 def open_source(config: RunConfig, stack: ExitStack) -> Source:
@@ -139,7 +157,8 @@ def open_source(config: RunConfig, stack: ExitStack) -> Source:
         return _earlier_crops(config, Path(config.crops or DEFAULT_CROPS))
     found = list_films(config.films)
     if found.films:
-        member_files(config.ensemble_path)  # said before anything large is loaded
+        for folder in config.ensemble_paths:
+            member_files(folder)  # said before anything large is loaded
     if config.cropped:
         return _films_to_crop(config, found, stack)
     path_of = {name_of(p): p for p in found.films}
@@ -162,14 +181,29 @@ def _earlier_crops(config: RunConfig, folder: Path) -> Source:
             f"python -m classify.run {folder} --crops"
         )
     header, rows = read_manifest(folder / "manifest.jsonl")
-    member_files(config.ensemble_path)
+    for members in config.ensemble_paths:
+        member_files(members)
     row_of = {name_of(row.film): row for row in rows}
 
     def items(pending: list[str]) -> Iterator[Item]:
         return crops_on_disk([row_of[n] for n in pending], folder, _jobs(config, pending))
 
     settings = {"input": "crops", "crops": header.get("settings")}
-    return Source(list(row_of), items, settings, folders={"crops": folder.as_posix()})
+    boxes_from = (header.get("settings") or {}).get("boxes_from") or {}
+    fine = _fine_apart(config.detector, boxes_from)
+    folders = {"crops": folder.as_posix()}
+    return Source(list(row_of), items, settings, folders=folders, fine_apart=fine)
+
+
+def _fine_apart(detector: str, boxes_from: Mapping[str, str]) -> float:
+    """The 1 − IoU from which on the two opinions on a box disagree, by the rule of the detector
+    that the boxes are from; the usual one where its bundle is not at hand."""
+    from detect.predict import DEFAULT_WEIGHTS
+
+    path = Path(detector or DEFAULT_WEIGHTS)
+    if not path.is_file() or sha256_file(path) not in boxes_from.values():
+        return FINE_APART
+    return float(bundle_meta(path).get("pair", {}).get("lone_apart", FINE_APART))
 
 
 def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Source:
@@ -202,7 +236,9 @@ def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Sour
         "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
     }
     made = {"input": "crops", "crops": settings}
-    return Source(list(path_of), items, made, found.passed_over, folders, dict(finder.weights))
+    fine = _fine_apart(config.detector, finder.weights)
+    weights = dict(finder.weights)
+    return Source(list(path_of), items, made, found.passed_over, folders, weights, fine)
 
 
 @as_command
@@ -224,10 +260,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not source.names:
                     _tell_passed_over(source, "no film was found")
                     return 1
-                judge = _load_models(config, source)
+                panel = _load_models(config, source)
             workdir = Workdir(config.out_path)
             _check_resumable(config, source.settings)
-            targets = judge.members.targets
+            targets = panel.targets
             table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", targets))
             book = stack.enter_context(ReportBook(workdir / "report.jsonl", targets))
             workdir.start(
@@ -236,8 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings=source.settings,
                 folders=source.folders,
             )
-        complete = work_through(config, source, judge, table, book)
-        summary = summarise(config, source, judge, complete)
+        complete = work_through(config, source, panel, table, book)
+        summary = summarise(config, source, panel, complete)
         page = write_report(workdir / "report.html", summary, book)
         workdir.update(
             complete=complete,
@@ -245,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             decisions=dict(book.counts),
             passed_over=source.passed_over,
             guarantee=summary["guarantee"],
+            guard=summary["guard"],
         )
         console.print(_short_table(book))
         noted = count_notes(table.done[n].notes for n in source.names if n in table.done)
@@ -252,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = ", ".join(f"{code} {films}" for code, films in noted.items())
             console.print(f"noted of films: {told}", highlight=False, markup=False)
         _tell_passed_over(source, f"{len(source.names)} films")
-        console.print(f"{summary['guarantee']}\npage: {page}", highlight=False, markup=False)
+        told = f"{summary['guarantee']}\n{summary['guard']}\npage: {page}"
+        console.print(told, highlight=False, markup=False)
         if not complete:
             log.warning("stopped. The same command goes on from here.")
             return 130
@@ -263,9 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work_through(
-    config: RunConfig, source: Source, judge: Any, table: PredictionWriter, book: ReportBook
+    config: RunConfig, source: Source, panel: Any, table: PredictionWriter, book: ReportBook
 ) -> bool:
-    """Films that have no row yet are given to the Judge; False when Ctrl-C came before the end."""
+    """Films that have no row yet are given to the Panel; False when Ctrl-C came before the end."""
     pending = [name for name in source.names if name not in table.done]
     if done := len(source.names) - len(pending):
         log.info("%d of %d films are done already", done, len(source.names))
@@ -276,7 +314,7 @@ def work_through(
             task = bar.add_task("judging", total=len(pending))
             with closing(source.items(pending)) as items:  # type: ignore[type-var]
                 for batch in batched(items, config.batch):
-                    for item in judge.judge([_mark_twin(i, first_of) for i in batch]):
+                    for item in panel.judge([_mark_twin(i, first_of) for i in batch]):
                         book.add(item)  # first: a film whose row stands has its card
                         table.add(item)
                         bar.advance(task)
@@ -285,53 +323,95 @@ def work_through(
     return True
 
 
-def summarise(config: RunConfig, source: Source, judge: Any, complete: bool) -> dict[str, Any]:
+def summarise(config: RunConfig, source: Source, panel: Any, complete: bool) -> dict[str, Any]:
     """What the page's head says."""
-    screener = judge.screener
-    cautions = [str(screener.meta["scope"])] if screener and screener.meta.get("scope") else []
+    cautions = [c for judge in panel.judges if (c := _scope_of(judge, len(panel.judges) > 1))]
     wanted = "crops" if config.cropped else "films"
-    trained_on = judge.members.trained_on
-    if trained_on and trained_on != wanted:
-        seen = "crops" if config.cropped else "whole films"
-        cautions.append(f"The members were trained on {trained_on} but were shown {seen}.")
+    for trained_on in dict.fromkeys(judge.members.trained_on for judge in panel.judges):
+        if trained_on and trained_on != wanted:
+            seen = "crops" if config.cropped else "whole films"
+            cautions.append(f"The members were trained on {trained_on} but were shown {seen}.")
     return {
         "title": config.out_path.as_posix(),
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        "guarantee": screener.guarantee
-        if screener
-        else "nothing is cleared: this ensemble has no screener, so every film is to be read.",
-        "proven": bool(screener and screener.point.proven),
-        "threshold_id": screener.threshold_id if screener else "none",
+        "guarantee": panel.told(_guarantee_of),
+        "guard": panel.told(_guard_of),
+        "proven": all(judge.screener and judge.screener.point.proven for judge in panel.judges),
+        "threshold_id": panel.told(
+            lambda judge: judge.screener.threshold_id if judge.screener else "none"
+        ),
         "cropped": config.cropped,
-        "targets": judge.members.targets,
+        "targets": panel.targets,
         "cautions": cautions,
         "passed_over": list(source.passed_over.items()),
         "complete": complete,
     }
 
 
+def _guarantee_of(judge: Any) -> str:
+    if judge.screener:
+        return str(judge.screener.guarantee)
+    return "nothing is cleared: this ensemble has no screener, so every film is to be read."
+
+
+def _guard_of(judge: Any) -> str:
+    if judge.guard:
+        return str(judge.guard.sentence)
+    return "This ensemble has no guard: a film unlike those of its calibration is not held back."
+
+
+def _scope_of(judge: Any, named: bool) -> str:
+    """On whom the members learnt, where the screener says so."""
+    scope = str((judge.screener.meta if judge.screener else {}).get("scope") or "")
+    return f"{judge.name}: {scope}" if scope and named else scope
+
+
 def _load_models(config: RunConfig, source: Source) -> Any:
-    """The Judge; notes settings, folders and weights in the source."""
-    folder = config.ensemble_path
+    """The Panel; notes settings, folders and weights in the source."""
+    folders = config.ensemble_paths
     missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()  # not run from the root
     tiers = {} if missing else read_tiers(config.tiers)
-    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
-    if screener is None:
-        log.warning("%s holds no screener: every film is to be read", folder)
+    light = {folder: _light_models(folder) for folder in folders}
 
     from classify.ensemble import Ensemble  # torch is loaded here, when nothing light is wrong
     from classify.judge import Judge
 
-    members = Ensemble.load(folder, config.device)
+    judges = []
+    for folder, (screener, guard) in light.items():
+        members = Ensemble.load(folder, config.device)
+        how = (config.cropped, config.saliency, config.tier_threshold, guard, source.fine_apart)
+        judges.append(Judge(members, screener, tiers, *how, folder.name))
+        source.weights |= {f"{t}.safetensors": digest for t, digest in members.weights.items()}
+        if guard:
+            name = GUARD if len(folders) == 1 else f"{folder.name}/{GUARD}"
+            source.weights |= {name: guard.sha256}
+    panel = Panel(judges, [folder.name for folder in folders if is_for_children(folder)])
     source.settings |= {
-        "members": dict(members.weights),
+        "members": {t: digest for j in judges for t, digest in j.members.weights.items()},
         "tiers": tiers,
-        "threshold": screener.threshold_id if screener else "",
+        "threshold": panel.told(lambda j: j.screener.threshold_id if j.screener else ""),
         "tier_threshold": config.tier_threshold,
+        "guard": panel.told(lambda j: j.guard.sha256 if j.guard else ""),
+        "never_cleared": {"notes": sorted(NOTED), "apart": source.fine_apart},
     }
-    source.folders |= {"ensemble": folder.as_posix(), "tiers": config.tiers.as_posix()}
-    source.weights |= {f"{t}.safetensors": digest for t, digest in members.weights.items()}
-    return Judge(members, screener, tiers, config.cropped, config.saliency, config.tier_threshold)
+    if len(judges) > 1:
+        source.settings |= {
+            "ensembles": [judge.name for judge in judges],
+            "children": [judge.name for judge in panel.children],
+        }
+        source.folders |= {f"ensemble {folder.name}": folder.as_posix() for folder in folders}
+    else:
+        source.folders |= {"ensemble": folders[0].as_posix()}
+    source.folders |= {"tiers": config.tiers.as_posix()}
+    return panel
+
+
+def _light_models(folder: Path) -> tuple[Screener | None, Guard | None]:
+    """The screener and the guard of an ensemble, where it has them."""
+    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
+    if screener is None:
+        log.warning("%s holds no screener: every film is to be read", folder)
+    return screener, Guard.load(folder) if (folder / GUARD).exists() else None
 
 
 def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
@@ -377,7 +457,7 @@ def _short_table(book: ReportBook, rows: int = 20) -> Table:
             "" if score is None else f"{score:.3f}",
             card["tier"].replace("_", " "),
             card["status"].replace("_", " "),
-            card["reason"],
+            card["reason"] or card.get("doubt", ""),
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: a name is no markup
     return table

@@ -116,12 +116,17 @@ def rebuilding(path: str | Path) -> Iterator[None]:
 
 def bundle_kind(path: str | Path) -> str:
     """The kind of a bundle by its metadata alone; "" for a file that is no bundle."""
+    return str(bundle_meta(path).get("kind", ""))
+
+
+def bundle_meta(path: str | Path) -> dict[str, Any]:
+    """The metadata of a bundle, without its weights; empty for a file that is no bundle."""
     try:
-        with safe_open(Path(path), framework="pt") as file:
+        with safe_open(Path(path), framework="numpy") as file:  # no torch: nothing is loaded
             meta = _parse((file.metadata() or {}).get("lungfirst", ""))
     except (OSError, SafetensorError):
-        return ""
-    return str(meta.get("kind", "")) if meta.get("schema") == SCHEMA else ""
+        return {}
+    return meta if meta.get("schema") == SCHEMA else {}
 
 
 def _parse(text: str) -> dict[str, Any]:

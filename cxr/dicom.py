@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -51,6 +52,9 @@ _DELIMITER = b"\xfe\xff\xdd\xe0" + bytes(4)
 _MOST_READS = 100_000  # a header's elements take two each
 _SQUARE = 1.01  # sides of a pixel that count as alike
 _WIDEST = 4.0  # a ratio beyond it is a fault of the header
+_AGE = re.compile(r"(\d{1,3})([DWMY])")
+_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+_OLDEST = 120
 _FOR_PROCESSING = {
     f"1.2.840.10008.5.1.4.1.1.1.{kind}.1" for kind in (1, 2, 3)
 }  # DX, mammography, intraoral
@@ -69,6 +73,7 @@ class StoredFilm:
     bits: int
     notes: tuple[str, ...]
     stored_hw: tuple[int, int] | None = None
+    age_years: float | None = None
 
 
 def read_dicom(data: bytes, for_processing: bool = False) -> StoredFilm:
@@ -133,6 +138,7 @@ def _read(data: bytes, for_processing: bool) -> StoredFilm:
         bits=layout.stored,
         notes=tuple(dict.fromkeys(notes)),
         stored_hw=stored_hw,
+        age_years=_age(header),
     )
 
 
@@ -360,6 +366,14 @@ def _view(header: Header) -> str:
     if letters in {"LL", "RL", "LAT", "LLAT", "RLAT"} or letters.endswith("LATERAL"):
         return "LATERAL"
     return "unknown"
+
+
+def _age(header: Header) -> float | None:
+    """Years by PatientAge (`004Y`, `011M`); None without one, for 0, which stands there for an age
+    that was taken out, and for what can be none."""
+    match = _AGE.fullmatch(header.word("PatientAge"))
+    years = int(match[1]) * _YEARS[match[2]] if match else 0.0
+    return years if 0 < years <= _OLDEST else None
 
 
 def _laterality(header: Header) -> str:

@@ -49,6 +49,7 @@ class Film:
         notes: what was assumed or left out, "code: Sentence." each (see `cxr.notes`).
         stored_hw: (rows, columns) as stored, where the pixels were resampled to square ones; None
             where the pixels are the stored ones.
+        age_years: of the patient, None where the file does not say.
     """
 
     pixels: np.ndarray = field(repr=False)
@@ -62,6 +63,7 @@ class Film:
     bits: int = 8
     notes: tuple[str, ...] = ()
     stored_hw: tuple[int, int] | None = None
+    age_years: float | None = None
 
     def to_stored(self, boxes_xyxy: np.ndarray | Sequence[float]) -> np.ndarray:
         """(N, 4) or (4,) xyxy boxes in the film's pixels, in the pixels as stored."""

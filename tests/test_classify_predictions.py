@@ -47,7 +47,7 @@ def test_the_header_is_that_of_the_contract(tmp_path: Path) -> None:
     table(tmp_path / "p.csv", ("viral",))
     assert (tmp_path / "p.csv").read_text() == (
         "film,status,reason,viral.normal,viral.target,viral.others,"
-        "abnormal_score,decision,tier,threshold_id,notes\n"
+        "abnormal_score,decision,tier,threshold_id,notes,doubt,ensemble\n"
     )
 
 
@@ -60,14 +60,27 @@ def test_notes_are_codes_that_can_be_counted(tmp_path: Path) -> None:
     assert [r.notes for r in found] == [("no_window", "inverted"), ()]
 
 
-def test_table_of_an_older_run_is_read_and_goes_on_without_notes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", [1, 2, 3])
+def test_table_of_an_older_run_is_read_and_goes_on_with_its_columns(
+    tmp_path: Path, lacking: int
+) -> None:
     path = table(tmp_path / "p.csv", TARGETS, row("a.png"))
-    path.write_text(path.read_text().replace(",notes\n", "\n").replace("t1,\n", "t1\n"))
+    lines = [line.rsplit(",", lacking)[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
     with PredictionWriter(path, TARGETS) as book:
-        assert book.done["a.png"].notes == ()
-        book.add(replace(row("b.png"), notes=("no_window: It has none.",)))
+        first = book.done["a.png"]
+        assert (first.notes, first.doubt, first.ensemble) == ((), "", "")
+        noted = ("no_window: It has none.",)
+        book.add(replace(row("b.png"), notes=noted, doubt="it lay turned", ensemble="e"))
     assert [r.film for r in read_predictions(path)[1]] == ["a.png", "b.png"]
-    assert path.read_text().splitlines()[2].endswith(",t1")
+    kept = ["t1", "no_window", "it lay turned", "e"][: 4 - lacking]
+    assert path.read_text().splitlines()[2].endswith("urgent," + ",".join(kept))
+
+
+def test_why_a_film_is_never_cleared_and_who_judged_it_come_back(tmp_path: Path) -> None:
+    path = table(tmp_path / "p.csv", TARGETS, replace(row(), doubt="it lay turned", ensemble="e"))
+    (found,) = read_predictions(path)[1]
+    assert (found.doubt, found.ensemble) == ("it lay turned", "e")
 
 
 def test_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
@@ -87,6 +100,15 @@ def test_a_killed_run_goes_on_without_its_torn_line(tmp_path: Path) -> None:
         assert list(table.done) == ["a.png"]
         table.add(row("b.png"))
     assert [r.film for r in read_predictions(path)[1]] == ["a.png", "b.png"]
+
+
+def test_members_that_were_not_asked_have_empty_cells(tmp_path: Path) -> None:
+    half = replace(row(), logits=np.array([[np.nan] * 3, [1.0, 0.3, -0.5]]))
+    path = table(tmp_path / "p.csv", TARGETS, half, row("b.png"))
+    assert path.read_text().splitlines()[1].startswith("a.png,ok,,,,,1.0,0.3,-0.5,")
+    first, second = read_predictions(path)[1]
+    np.testing.assert_array_equal(first.logits, half.logits)
+    assert (first.complete, second.complete) == (False, True)
 
 
 def test_a_film_is_written_once(tmp_path: Path) -> None:
@@ -110,9 +132,10 @@ def test_logits_of_another_shape_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("a.png,ok,,1,2,x,,,,,", "line 2"),
+        ("a.png,ok,,1,2,x,,,,,,,", "line 2"),
         ("a.png,ok,,1,2", "cells"),
-        ("a.png,ok,,1,2,nan,,,,,", "fin"),
+        ("a.png,ok,,1,2,nan,,,,,,,", "fin"),
+        ("a.png,ok,,1,,3,,,,,,,", "all of its logits, or none"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:

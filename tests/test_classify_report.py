@@ -27,6 +27,7 @@ SUMMARY = dict(
     title="runs/test",
     made="2026-01-01 12:00",
     guarantee="not proven: 299 abnormal films needed.",
+    guard="This ensemble has no guard.",
     proven=False,
     threshold_id="abc@0.1",
     cropped=True,
@@ -94,6 +95,24 @@ def test_the_policy_allows_just_the_inline_style_and_script(tmp_path: Path) -> N
         assert f"{tag}-src &#39;{csp_hash(text)}&#39;".replace("&#39;", "'") in policy
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy
     assert " style=" not in page and " onclick=" not in page
+
+
+def test_a_film_that_is_never_cleared_says_why_and_its_figures_are_grey(tmp_path: Path) -> None:
+    page = page_of(tmp_path, card("a"), card("b", doubt="it lay <turned>", far=0.834))
+    assert "<strong>Never cleared:</strong> it lay &lt;turned&gt;." in page
+    assert "in grey, is not to be relied on" in page and "0.83, where 1 is allowed" in page
+    assert page.count('<ul class="members doubted"') == 1 == page.count('<td class="doubted">')
+    assert page.count('<ul class="members"') == 1
+
+
+def test_cards_of_older_runs_without_a_doubt_are_shown(tmp_path: Path) -> None:
+    page = page_of(tmp_path, card("a"))
+    path = tmp_path / "report.jsonl"
+    old = json.loads(path.read_text())
+    for name in ("doubt", "ensemble", "far"):
+        del old[name]
+    path.write_text(json.dumps(old) + "\n")
+    assert page_of(tmp_path) == page
 
 
 def test_films_to_be_read_come_first_by_tier_and_score(tmp_path: Path) -> None:

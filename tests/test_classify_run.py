@@ -20,12 +20,15 @@ from torch import nn
 
 from classify import inputs, run
 from classify.ensemble import Ensemble
+from classify.guard import Guard
 from classify.judge import Judge, strongest_member
 from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
 from classify.report import ReportBook
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
+from cxr.bundle import save_bundle
+from cxr.workdir import sha256_file
 from detect.finder import ThoraxFinder
 from detect.predict import ThoraxBox
 
@@ -360,6 +363,70 @@ def test_hostile_names_and_twins_get_their_rows(world: SimpleNamespace) -> None:
         assert len(rows) == 5 and {r.decision for r in rows} == {"read"}
     page = Path("runs/classify_crops/report.html").read_text()
     assert "<b>[red]" not in page and "the same file as" in page
+
+
+def guard_for(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str) -> Guard:
+    """A guard that knows one film, by the crop of the middle that `FixedDetector` asks for."""
+    film = cv2.imread(name, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+    height, width = film.shape
+    crop = film[int(height * 0.06) : int(height * 0.94), int(width * 0.06) : int(width * 0.94)]
+    known = world.ensemble.predict_pooled(world.ensemble.prepare([crop])[0])[1][0]
+    meta = {"calibration_films_by_source": {"kermany": 92}}
+    guard = Guard(known, np.eye(4), np.ones(4), 1.0, 0.1, 0.95, {}, meta, "9" * 64)
+    monkeypatch.setattr(Guard, "load", lambda folder: guard)
+    Path("weights/ensemble_crops/guard.safetensors").touch()
+    return guard
+
+
+def test_a_film_unlike_those_of_the_calibration_is_read_and_the_page_says_why(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard_for(world, monkeypatch, add_film("calm.png", 0.1))
+    add_film("dark.png", -0.1)
+    assert run.main(["films", "--crops", "--out", "r"]) == 0
+    rows = rows_of("r")
+    assert [rows[n]["decision"] for n in ("calm.png", "dark.png")] == ["definitely_normal", "read"]
+    assert float(rows["dark.png"]["abnormal_score"]) < 0.5  # it would have been cleared
+    assert rows["calm.png"]["doubt"] == ""
+    assert rows["dark.png"]["doubt"].startswith("the film is unlike those of the calibration")
+    assert rows["dark.png"]["ensemble"] == "ensemble_crops"
+    page = Path("r/report.html").read_text()
+    assert "Films unlike those of the calibration (92 kermany) are never cleared: those" in page
+    assert f"<strong>Never cleared:</strong> {rows['dark.png']['doubt']}." in page
+    record = json.loads(Path("r/run.json").read_text())
+    assert record["settings"]["guard"] == record["weights"]["guard.safetensors"] == "9" * 64
+    assert record["guard"].startswith("Films unlike those")
+
+
+def test_a_run_goes_on_with_the_guard_that_it_was_begun_with(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = add_film("calm.png", 0.1)
+    assert run.main(["films", "--crops", "--out", "r"]) == 0
+    assert "This ensemble has no guard" in Path("r/report.html").read_text()
+    guard_for(world, monkeypatch, film)
+    assert run.main(["films", "--crops", "--out", "r"]) == 2
+    assert "other settings (guard)" in " ".join(capsys.readouterr().err.split())
+    assert run.main(["films", "--crops", "--out", "r", "--restart"]) == 0
+
+
+def test_opinions_on_a_box_may_differ_as_far_as_its_detectors_rule_says(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_film("calm.png", 0.1)
+    plain = world.detector.predict
+    apart = [replace(b, apart=0.27) for b in plain([np.zeros((120, 100))])]
+    monkeypatch.setattr(world.detector, "predict", lambda films: apart)
+    bundle = save_bundle("d.safetensors", "thorax", {}, pair={"lone_apart": 0.28})
+    for digest, decision in (("0" * 64, "read"), (sha256_file(bundle), "definitely_normal")):
+        world.detector.weights = {"thorax.safetensors": digest}
+        out = decision
+        assert run.main(["films", "--crops", "--out", out, "--detector", str(bundle)]) == 0
+        assert rows_of(out)["calm.png"]["decision"] == decision
+        again = ["--crops", f"{out}/crops", "--out", f"{out}2", "--detector", str(bundle)]
+        assert run.main(again) == 0  # from the manifest
+        assert rows_of(f"{out}2")["calm.png"]["decision"] == decision
+    assert "differ by 0.27 (1 − IoU), more than 0.25" in rows_of("read")["calm.png"]["doubt"]
 
 
 def test_without_a_screener_every_film_is_to_be_read(world: SimpleNamespace) -> None:

@@ -100,6 +100,16 @@ def test_films_without_a_box_or_a_truth_are_left_out_and_counted(fitted: Path) -
     assert films.logits.shape == (317, 2, 3) and films.targets == TARGETS
 
 
+def test_a_film_that_is_never_cleared_proves_nothing(fitted: Path, tmp_path: Path) -> None:
+    head, *lines = (fitted / "predictions.csv").read_text().splitlines()
+    lines = [f"{line},,{'it lay turned' * (n == 0)},e" for n, line in enumerate(lines)]
+    path = tmp_path / "predictions.csv"
+    path.write_text("\n".join([f"{head},notes,doubt,ensemble", *lines]) + "\n")
+    films = read_screening_films([path], fitted / "films.csv")
+    assert len(films.films) == 316
+    assert films.left_out["never cleared: see column doubt"] == 1
+
+
 def test_a_film_given_by_two_runs_counts_once(fitted: Path) -> None:
     films = read_screening_films([fitted / "predictions.csv"] * 2, fitted / "films.csv")
     assert len(films.films) == 317 and films.left_out["film given twice"] == 317

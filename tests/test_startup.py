@@ -12,6 +12,7 @@ import pytest
 
 HEAVY = ("torch", "torchvision", "lightning", "timm", "sklearn", "matplotlib", "pytorch_grad_cam")
 SCREENER = ["fit", "evaluate"]
+GUARD = ["fit", "measure"]
 LUNGFIELD = ["train", "evaluate", "predict"]
 ANNOTATE = ["start", "review", "status", "check", "agree", "merge", "export", "import", "demo"]
 EXPLAIN = ["maps", "ssim", "page", "read"]
@@ -28,6 +29,7 @@ COMMANDS = [
     *("detect.film_class", *(f"detect.lungfield {word}" for word in LUNGFIELD)),
     *("detect.view train", "detect.view evaluate"),
     *(f"classify.screener {word}" for word in SCREENER),
+    *(f"classify.guard {word}" for word in GUARD),
     *(f"tools/annotate.py {word}" for word in ANNOTATE),
     *(f"tools/compare_explanations.py {word}" for word in EXPLAIN),
     *(

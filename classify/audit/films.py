@@ -240,6 +240,11 @@ def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
     """
     folder = Path(folder)
     made = _read_record(folder)
+    if several := made.get("settings", {}).get("ensembles"):
+        raise ValueError(
+            f"RUN must be judged by one ensemble. {folder} was by {', '.join(several)}: make a run "
+            "with --ensemble for each."
+        )
     config, folders, cropped = made["config"], made.get("folders", {}), False
     place = crops
     if config.get("crops") is not None:

@@ -26,6 +26,7 @@ from classify.saliency.hooks import (
     check_logits,
     left_as_found,
     on_device_of,
+    pool,
     run_recorded,
     saliency_layer,
 )
@@ -126,11 +127,14 @@ class LinearHead:
 @dataclass(frozen=True, eq=False)
 class LogitsAndMaps:
     """One forward pass: logits (N, K), maps (N, C, h, w) of a layer, and the head between them;
-    `head` is None where it is anything but global mean pooling and linear layers."""
+    `head` is None where it is anything but global mean pooling and linear layers. `pooled` (N, F)
+    are the maps of the layer, or those of each backbone, averaged over places; None without any.
+    """
 
     logits: Tensor
     maps: Tensor
     head: LinearHead | None = None
+    pooled: Tensor | None = None
 
     def saliency(self, classes: Sequence[int], method: str = "grad_cam") -> np.ndarray:
         """(N, h, w) float32 ≥ 0 of one logit a film by one of CLOSED_FORMS; raises ValueError
@@ -177,7 +181,7 @@ def logits_and_maps(
         _IS_LINEAR[layer] = head is not None and _stands_random_maps(model, layer, batch[:1], head)
     if head is not None and not (may_be_closed(layer) and head.gives(maps, logits)):
         head = None
-    return LogitsAndMaps(logits, maps, head)
+    return LogitsAndMaps(logits, maps, head, pool([maps]))
 
 
 def _product(linears: Sequence[nn.Linear], channels: int, classes: int) -> LinearHead | None:

@@ -52,6 +52,19 @@ def backbone_layers(model: nn.Module) -> dict[str, nn.Module]:
     return dict(getattr(model, "saliency_layers", None) or {})
 
 
+def pooled_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers whose maps a network pools: each backbone's, or its one; none where it names
+    none."""
+    own = getattr(model, "saliency_layer", None)
+    return [*backbone_layers(model).values()] or ([own] if isinstance(own, nn.Module) else [])
+
+
+def pool(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Maps (N, C, h, w) of one or more layers, averaged over places, side by side: (N, F) float32
+    on the CPU."""
+    return torch.cat([plane.float().mean((2, 3)) for plane in maps], dim=1).cpu()
+
+
 class Rearranges(Protocol):
     """A model whose logits are those of another network in another order.
 

@@ -33,7 +33,9 @@ from classify.saliency.hooks import (
     check_logits,
     left_as_found,
     on_device_of,
+    pool,
     rearranges,
+    run_recorded,
     saliency_layer,
 )
 from classify.saliency.methods import (
@@ -160,6 +162,14 @@ def look(
     The maps are None where the method has no closed form on the network: `saliency_maps` makes
     them with closed_form=False then. Arguments and errors as for `saliency_maps`.
     """
+    return look_pooled(members, batch, wanted, method)[0]
+
+
+def look_pooled(
+    members: Sequence[nn.Module], batch: torch.Tensor, wanted: int, method: str = "grad_cam"
+) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
+    """`look`, and from the same forward passes what the networks pool, (N, F) float32 as
+    `Ensemble.predict_pooled` gives it; None where the method leaves a network's maps alone."""
     ran: dict[nn.Module, LogitsAndMaps] = {}
     looks = []
     for member in members:
@@ -170,15 +180,20 @@ def look(
             logits = member.rearrange(logits)
         planes = found.saliency([logit] * len(batch), method) if found.head else None
         looks.append((logits.numpy(), planes))
-    return looks
+    pooled = [found.pooled for found in ran.values() if found.pooled is not None]
+    return looks, torch.cat(pooled, dim=1).numpy() if len(pooled) == len(ran) else None
 
 
 def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
-    """Logits, with a layer's maps where the method may have a closed form."""
-    if method in CLOSED_FORMS and not backbone_layers(net):
+    """Logits, with a layer's maps where the method may have a closed form; of several backbones
+    with what they pool."""
+    backbones = list(backbone_layers(net).values())
+    if method in CLOSED_FORMS and not backbones:
         return logits_and_maps(net, batch)
     with left_as_found(net), torch.inference_mode():
-        return LogitsAndMaps(net(on_device_of(net, batch)), torch.empty(0))
+        logits, maps = run_recorded(net, backbones, on_device_of(net, batch))
+        pooled = pool(maps) if maps else None
+    return LogitsAndMaps(logits, torch.empty(0), pooled=pooled)
 
 
 @dataclass(frozen=True, eq=False)

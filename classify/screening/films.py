@@ -78,7 +78,8 @@ def read_screening_films(
 ) -> ScreeningFilms:
     """Films of one or more predictions.csv that have logits, a box (`ok`) and a known truth.
 
-    A film with status `fallback` is never cleared, so it neither proves nor teaches anything here.
+    A film that is never cleared (status `fallback`, or a doubt about it) neither proves nor teaches
+    anything here.
     Films are matched to films.csv by the longest end of their path that stands there, else by
     `cxr.films_table`. Raises ValueError when the runs have different members or no film is left.
     """
@@ -102,6 +103,10 @@ def read_screening_films(
             truth = _match(row.film, table, names)
             if row.logits is None or row.status != "ok":
                 out[f"status {row.status}"] += 1
+            elif row.doubt:
+                out["never cleared: see column doubt"] += 1
+            elif not row.complete:
+                out["not judged by all members"] += 1
             elif truth is None:
                 out["not in the labels"] += 1
             elif sources and not is_among(truth.source, sources):

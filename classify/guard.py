@@ -1,0 +1,444 @@
+"""The guard: a film unlike those that an ensemble was calibrated on is never cleared.
+
+    python -m classify.guard fit --ensemble weights/ensemble_crops --crops runs/crops_data
+    python -m classify.guard measure runs/crops_adults runs/crops_children --ensemble \\
+        weights/ensemble_crops
+
+What the screener proves holds for films like those of its calibration. The guard says which films
+are: it knows what the members' networks pool (their last maps, averaged over places) on the films
+of the training, and how far from these the calibration's films lie. It sees no label.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from classify.films import Case, read_split, select_cases
+from classify.inputs import GUARD, member_files, name_of
+from classify.screening.doubts import doubts_of
+from cxr.bundle import load_bundle, rebuilding, save_bundle
+from cxr.cli import Command, Several, as_command, parse_command, to_plain
+from cxr.data_folders import DataFolders
+from cxr.film import Film, list_films
+from cxr.manifest import read_manifest
+from cxr.notes import code_of
+from cxr.rules import refusing, require, require_between, require_one_of
+from cxr.stream import batched, default_jobs, read_ahead
+from cxr.training.recipe import require_writable
+from cxr.workdir import console, counting, provenance, sha256_file, write_atomic
+
+if TYPE_CHECKING:
+    from classify.ensemble import Ensemble
+
+MOST_AXES, FILMS_AN_AXIS = 64, 5
+_TINY = 1e-6  # of the largest spread: less is rounding, not a way in which films differ
+PATIENTS = ("", "children", "adults")
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """What an ensemble's networks pool on films of its training: N films, F features each.
+
+    Attributes:
+        mean: (F,) of the films.
+        axes: (k, F) orthonormal: the first principal components, k = min(64, N // 5).
+        spreads: (k,) standard deviation along each.
+        rest: standard deviation of what is left of a film outside the axes, as a length.
+        threshold: the distance above which a film counts as unlike those of the calibration.
+        share: of the calibration's patients that lies below it.
+        members: SHA-256 of each member's file by its stem.
+        meta: whom it was fitted and calibrated on.
+        sha256: of its own file; "" when it is not saved.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    spreads: np.ndarray
+    rest: float
+    threshold: float = np.inf
+    share: float = 0.95
+    members: dict[str, str] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    @classmethod
+    def fit(cls, features: np.ndarray) -> Guard:
+        """From (N, F) features of the training's films, without a threshold; raises ValueError for
+        fewer than 10 films."""
+        given = np.asarray(features, np.float64)
+        rule = f"features of Guard.fit must be of {2 * FILMS_AN_AXIS} films at least"
+        require(given.ndim == 2 and len(given) >= 2 * FILMS_AN_AXIS, rule, given.shape)
+        mean = given.mean(0)
+        _, singular, axes = np.linalg.svd(given - mean, full_matrices=False)
+        spreads = singular / np.sqrt(len(given))
+        least = max(_TINY * float(spreads[0]), np.finfo(np.float64).tiny)
+        k = min(MOST_AXES, len(given) // FILMS_AN_AXIS, int((spreads > least).sum()))
+        # as they are stored: the distances of the threshold are those of a guard that is loaded
+        guard = cls(_as_stored(mean), _as_stored(axes[:k]), _as_stored(spreads[:k]), 1.0)
+        return replace(guard, rest=max(float(guard._split(given)[1].std()), least))
+
+    def _split(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, F) to coordinates along the axes (N, k), and the length of what is left (N,)."""
+        moved = np.asarray(features, np.float64) - self.mean
+        along = moved @ self.axes.T
+        return along, np.linalg.norm(moved - along @ self.axes, axis=1)
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """(N, F) features to (N,): the Mahalanobis distance along the axes, and what is left
+        outside them in units of its own spread, added up."""
+        if np.ndim(features) != 2 or np.shape(features)[1] != len(self.mean):
+            raise ValueError(
+                f"features of a guard must be (N, {len(self.mean)}), what its ensemble's networks "
+                f"pool. Got {np.shape(features)} instead."
+            )
+        along, left = self._split(features)
+        return np.linalg.norm(along / self.spreads, axis=1) + left / self.rest
+
+    def far(self, features: np.ndarray) -> np.ndarray:
+        """(N, F) features to (N,) distances in units of the threshold: above 1 a film is unlike
+        those of the calibration."""
+        return self.distance(features) / self.threshold
+
+    def calibrated(
+        self, features: np.ndarray, patients: Sequence[str], share: float = 0.95
+    ) -> Guard:
+        """The guard whose threshold this share of the patients lies below, of each of whom the
+        farthest film counts: (M, F) features and the M films' patients.
+
+        Raises ValueError for too few patients for one to lie above.
+        """
+        farthest: dict[str, float] = {}
+        for patient, value in zip(patients, self.distance(features), strict=True):
+            farthest[patient] = max(farthest.get(patient, 0.0), float(value))
+        rule = f"calibration films must be of {_fewest(share)} patients at least for a share of "
+        require(len(farthest) >= _fewest(share), f"{rule}{share:g}", len(farthest))
+        threshold = float(np.quantile(list(farthest.values()), share))
+        return replace(self, threshold=threshold, share=share)
+
+    @property
+    def sentence(self) -> str:
+        """Which films are never cleared, for people to read."""
+        films = self.meta.get("calibration_films_by_source") or {}
+        told = ", ".join(f"{n} {source}" for source, n in sorted(films.items()))
+        scope = f" ({told})" if told else ""
+        return (
+            f"Films unlike those of the calibration{scope} are never cleared: "
+            f"those farther off than {100 * self.share:g} % of its patients."
+        )
+
+    def save(self, folder: str | Path) -> Guard:
+        """Write guard.safetensors beside the members; returns the guard with its file's hash."""
+        import torch
+
+        told = {"threshold": self.threshold, "share": self.share, "rest": self.rest}
+        tensors = {
+            name: torch.from_numpy(np.asarray(getattr(self, name), np.float32))
+            for name in ("mean", "axes", "spreads")
+        }
+        meta = {**self.meta, **told, "members": self.members}
+        path = save_bundle(Path(folder) / GUARD, "guard", tensors, half=False, **meta)
+        return replace(self, sha256=sha256_file(path))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Guard:
+        """Read what `save` wrote; raises FileNotFoundError, or ValueError for another file or when
+        the members beside it are others than it was fitted for."""
+        path = Path(folder) / GUARD
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no guard ({GUARD}). Fit one: python -m classify.guard fit "
+                f"--ensemble {folder}"
+            )
+        bundle = load_bundle(path, "guard")
+        own = ("schema", "version", "kind", "threshold", "share", "rest", "members")
+        with rebuilding(path):
+            mean, axes, spreads = (
+                bundle.tensors[n].double().numpy() for n in ("mean", "axes", "spreads")
+            )
+            rest, threshold, share = (float(bundle.meta[n]) for n in ("rest", "threshold", "share"))
+            members = dict(bundle.meta["members"])
+        if members != hash_members(folder):
+            raise ValueError(
+                f"{path} was not fitted for the members beside it: it does not know what they "
+                "pool. Fit it again: python -m classify.guard fit."
+            )
+        meta = {k: v for k, v in bundle.meta.items() if k not in own}
+        known = (rest, threshold, share, members, meta, bundle.sha256)
+        return cls(mean, axes, spreads, *known)
+
+
+def _as_stored(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype(np.float32).astype(np.float64)
+
+
+def _fewest(share: float) -> int:
+    """The least number of patients of whom one lies above this share."""
+    return int(np.ceil(1 / (1 - share) - 1e-9))
+
+
+def hash_members(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of each member's file of a folder, by its stem; raises ValueError for none."""
+    return {path.stem: sha256_file(path) for path in member_files(folder)}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Fits the guard of an ensemble: which films are like those that clearing was calibrated on.
+
+    Args:
+        ensemble: folder of the members; guard.safetensors is written there.
+        crops: folder of detect.crop, or several of them (the flag again for each), for members
+            that see crops; left out for members that see whole films.
+        data: folder with films.csv and the films, or several of them.
+        split: the split that the members were trained with (JSON).
+        part: part of the split whose films are known: those of the training.
+        calibration_part: part whose patients fix the threshold; another one.
+        sources: films of these sources only; none named: all. Name those of the screener's
+            calibration.
+        publishable_only: leave out films under licences that forbid to publish what was learnt.
+        patients: whom the ensemble is for: children, adults, or empty where that is not told.
+            With several ensembles a film whose age is known goes by it.
+        share: of the calibration's patients that is to lie below the threshold.
+        device: auto, cpu or cuda.
+        batch: films that the members see at a time.
+    """
+
+    ensemble: Path = Path("weights/ensemble_crops")
+    crops: Several = ""
+    data: Several = "../shared/data"
+    split: str = "configs/split_seed0.json"
+    part: str = "train"
+    calibration_part: str = "calibration"
+    sources: tuple[str, ...] = ()
+    publishable_only: bool = True
+    patients: str = ""
+    share: float = 0.95
+    device: str = "auto"
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        rule = "calibration_part must be another one than part: films that were fitted on lie near"
+        require(self.part != self.calibration_part, rule, self.calibration_part)
+        require_between(self, share=(0.5, 0.999), batch=(1, 1024))
+        require_one_of(self, patients=PATIENTS)
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """Counts the films of each folder that are unlike those of an ensemble's calibration.
+
+    Args:
+        folders: folders of detect.crop, or of films for members that see whole films.
+        ensemble: folder of the members and their guard.
+        out: CSV file: each film with its distance in units of the threshold.
+        device: auto, cpu or cuda.
+        batch: films that the members see at a time.
+    """
+
+    folders: tuple[str, ...] = ()
+    ensemble: Path = Path("weights/ensemble_crops")
+    out: Path = Path("runs/guard.csv")
+    device: str = "auto"
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        require(bool(self.folders), "FOLDERS must name a folder", self.folders)
+        require_between(self, batch=(1, 1024))
+
+
+def pooled_of(
+    members: Ensemble, paths: Sequence[Path], batch: int, what: str
+) -> Iterator[np.ndarray | str]:
+    """Of each film or crop what the networks pool (F,), or why it could not be read."""
+    stream = read_ahead(paths, default_jobs(len(paths)))
+    for group in batched(counting(stream, what, len(paths)), batch):
+        pixels = [film.pixels for _, film in group if isinstance(film, Film)]
+        pooled = iter(members.predict_pooled(members.prepare(pixels)[0])[1] if pixels else [])
+        for _, film in group:
+            yield next(pooled) if isinstance(film, Film) else str(film)
+
+
+def load_members(folder: Path, device: str) -> Ensemble:
+    """The ensemble; raises ValueError where a network pools no maps."""
+    from classify.ensemble import Ensemble  # torch is loaded here, when nothing light is wrong
+
+    members = Ensemble.load(folder, device)
+    if not members.pools:
+        raise ValueError(
+            f"networks of {folder} must name the layer whose maps they pool (saliency_layer, or "
+            "saliency_layers for several backbones). One names none: it can have no guard."
+        )
+    return members
+
+
+def run_fit(config: FitConfig) -> Guard:
+    """The `fit` command: look at the films, fix the threshold, save."""
+    member_files(config.ensemble)  # said before anything large is loaded
+    listed = DataFolders(config.data).rows()
+    part_of = read_split(config.split).part_of
+    chosen = (config.sources, config.publishable_only, config.crops)
+    cases, out = select_cases(listed, config.data, *chosen, unlabelled=True)
+    left_out, parts = Counter(out), dict[str, list[Case]]()
+    for case in cases:
+        part = part_of.get(case.patient, "")
+        if part not in (config.part, config.calibration_part):
+            left_out[f"part {part}" if part else "patient not in the split"] += 1
+        elif case.crop_row and doubts_of(case.crop_row):
+            left_out["never cleared, like it or not"] += 1
+        else:
+            parts.setdefault(part, []).append(case)
+    for name in (config.part, config.calibration_part):
+        require(name in parts, f"the part {name!r} of {config.split} must have films", "none")
+    require_writable(config.ensemble, name="--ensemble")
+    members = load_members(config.ensemble, config.device)
+    _check_kind(config.ensemble, members.trained_on, bool(config.crops))
+    features: dict[str, np.ndarray] = {}
+    for name, films in parts.items():
+        paths = [case.crop or case.film for case in films]
+        found = list(pooled_of(members, paths, config.batch, f"looking at {name}"))
+        seen = [(c, f) for c, f in zip(films, found, strict=True) if isinstance(f, np.ndarray)]
+        lost = [why for why in found if isinstance(why, str)]
+        left_out.update(f"unreadable: {code_of(why)}" for why in lost)
+        require(bool(seen), f"films of the part {name!r} must be readable", lost[:1])
+        parts[name], features[name] = [c for c, _ in seen], np.stack([f for _, f in seen])
+    calibration = parts[config.calibration_part]
+    patients = [case.patient for case in calibration]
+    guard = Guard.fit(features[config.part])
+    guard = guard.calibrated(features[config.calibration_part], patients, config.share)
+    hashes = hash_members(config.ensemble)
+    meta = {
+        "trained_on": members.trained_on,
+        "patients": config.patients,
+        "fit_films_by_source": _by_source(parts[config.part]),
+        "calibration_films_by_source": _by_source(calibration),
+        "calibration_patients": len(set(patients)),
+        "left_out": {why: n for why, n in sorted(left_out.items()) if n},
+        "config": to_plain(config),
+        "provenance": provenance(hashes),
+    }
+    guard = replace(guard, members=hashes, meta=meta).save(config.ensemble)
+    console.print(
+        f"{len(parts[config.part])} films known along {len(guard.spreads)} axes, "
+        f"{len(calibration)} films of {meta['calibration_patients']} patients for the threshold "
+        f"of {guard.threshold:.4g}; left out: {meta['left_out'] or 'none'}",
+        highlight=False,
+        markup=False,
+    )
+    return guard
+
+
+def _by_source(cases: Sequence[Case]) -> dict[str, int]:
+    return dict(sorted(Counter(case.row.source for case in cases).items()))
+
+
+def _check_kind(folder: Path, trained_on: str, crops: bool) -> None:
+    """Raises ValueError where the films are not of the kind that the members learnt from."""
+    if trained_on and (trained_on == "crops") != crops:
+        raise ValueError(
+            f"films must be {trained_on}, as the members of {folder} learnt from. Got "
+            f"{'crops' if crops else 'whole films'} instead: "
+            + ("give folders of detect.crop." if trained_on == "crops" else "give whole films.")
+        )
+
+
+def run_measure(config: MeasureConfig) -> list[dict[str, str]]:
+    """The `measure` command: a row for each film, in the order of the folders."""
+    guard = Guard.load(config.ensemble)
+    listed = {folder: films_of(folder) for folder in config.folders}
+    members = load_members(config.ensemble, config.device)
+    rows: list[dict[str, str]] = []
+    table = Table(title=f"beyond the threshold of {guard.threshold:.4g}")
+    for column in ("folder", "films", "beyond", "share", "median", "unread"):
+        table.add_column(column, overflow="fold")
+    for folder, films in listed.items():
+        _check_kind(config.ensemble, members.trained_on, is_cropped(folder))
+        own = [
+            _measured(guard, folder, *film) for film in _looked_at(members, films, config, folder)
+        ]
+        far = np.array([float(row["far"]) for row in own if row["far"]])
+        beyond = int((far > 1).sum())
+        told = (f"{beyond / len(far):.3f}", f"{np.median(far):.3f}") if len(far) else ("", "")
+        table.add_row(folder, str(len(far)), str(beyond), *told, str(len(own) - len(far)))
+        rows += own
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ("folder", "film", "far", "beyond", "reason"))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(config.out, text.getvalue().encode("utf-8", "surrogateescape"))
+    console.print(table)
+    console.print(f"each film: {config.out}", highlight=False, markup=False)
+    return rows
+
+
+def is_cropped(folder: str | Path) -> bool:
+    """Is it a folder of detect.crop?"""
+    return (Path(folder) / "manifest.jsonl").is_file()
+
+
+def films_of(folder: str) -> list[tuple[str, Path | str]]:
+    """Films of a folder by name, each with the file to look at, or why there is none; raises
+    OSError or ValueError for a folder without films."""
+    if is_cropped(folder):
+        rows = read_manifest(folder)[1]
+        return [(r.film, Path(folder) / r.crop if r.crop else r.reason) for r in rows]
+    found = list_films([folder]).films
+    require(bool(found), "FOLDERS must hold films, or crops of detect.crop", folder)
+    return [(path.as_posix(), path) for path in found]
+
+
+def _looked_at(
+    members: Ensemble,
+    films: Sequence[tuple[str, Path | str]],
+    config: MeasureConfig,
+    folder: str,
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Each film's name with what the networks pool on it, or why there is nothing."""
+    paths = [path for _, path in films if isinstance(path, Path)]
+    pooled = pooled_of(members, paths, config.batch, folder)
+    for film, path in films:
+        yield name_of(film), next(pooled) if isinstance(path, Path) else path
+
+
+def _measured(guard: Guard, folder: str, film: str, pooled: np.ndarray | str) -> dict[str, str]:
+    row = {"folder": folder, "film": film, "far": "", "beyond": "", "reason": ""}
+    if isinstance(pooled, str):
+        return {**row, "reason": pooled}
+    (far,) = guard.far(pooled[None])
+    return {**row, "far": f"{far:.4f}", "beyond": "yes" if far > 1 else "no"}
+
+
+COMMANDS = {
+    "fit": Command(
+        FitConfig,
+        "python -m classify.guard fit --ensemble weights/ensemble_crops --crops runs/crops_data "
+        "--sources '[kermany]'",
+    ),
+    "measure": Command(
+        MeasureConfig,
+        "python -m classify.guard measure runs/crops_adults --ensemble weights/ensemble_crops",
+        ("folders",),
+    ),
+}
+
+
+@as_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0; 2 for wrong arguments, films or files."""
+    about = "Knows the films that an ensemble was calibrated on, so that no other one is cleared."
+    config = parse_command(COMMANDS, argv, "python -m classify.guard", about)
+    with refusing():
+        run_fit(config) if isinstance(config, FitConfig) else run_measure(config)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
