@@ -52,7 +52,7 @@ def test_the_whole_audit_of_crops_against_films(audited_world: SimpleNamespace) 
     }
     assert {r["source"] for r in found["controls"]["masked"]} == {"", "kermany", "nih"}
     assert found["controls"]["randomisation"] and found["controls"]["road"]
-    assert {"road_area", "road_over_random"} <= {f["name"] for f in found["metrics"]}
+    assert {"road_area", "road_over_random", "road_lungs"} <= {f["name"] for f in found["metrics"]}
     one = next(r for r in found["compare"] if (r["source"], r["metric"]) == ("", "lift"))
     assert one["n"] == 6 and one["difference"] == pytest.approx(one["crop"] - one["film"])
     assert "| lift |" in Path("crops/audit/compare.md").read_text()

@@ -283,6 +283,19 @@ def test_a_faithful_map_has_an_area_above_nothing(patched: dict[str, list[dict]]
     assert all(p["morf"] < p["lerf"] for p in curve[:2]) and curve[0]["n"] == 6
 
 
+@pytest.mark.parametrize("by_lungs", [True, False])
+def test_an_answer_that_hangs_on_lungs_falls_faster_without_them(by_lungs: bool) -> None:
+    """Bright is where the member looks; what is taken away is filled in from what is left."""
+    net = LungNet(4.0)
+    net.lungs = net.lungs if by_lungs else 1 - net.lungs
+    bright = lungs_of(*SIZE) == by_lungs
+    pixels = np.where(bright, 0.9, 0.1).astype(np.float32)
+    films = [audit_film(f"{n}.png", pixels, "pneumonia", "bacterial") for n in range(3)]
+    areas = sampled(Road, tiny_ensemble(net, net), films, 0, 50).results()["areas"]
+    (value,) = [a["value"] for a in areas if a["name"] == "road_lungs"]
+    assert value > 0.05 if by_lungs else value < -0.05, value
+
+
 def test_a_member_is_asked_of_its_own_targets_films(patched: dict[str, list[dict]]) -> None:
     assert {a["member"] for a in patched["areas"]} == {"bacterial"}  # no film is viral
 

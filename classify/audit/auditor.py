@@ -176,7 +176,7 @@ def look_at_films(
     pending = {f.name for f in auditor.films if f.name not in writer.done or f.name not in book}
     if done := len(auditor.films) - len(pending):
         log.info("%d of %d films are done already", done, len(auditor.films))
-    lungs = pending.union(controls["masked"].films if "masked" in controls else ())
+    lungs = pending.union(*(controls[c].films for c in ("masked", "road") if c in controls))
     wanted = lungs.union(*(control.films for control in controls.values()))
 
     def keep(found: tuple[list[AuditRow], dict[str, Any]]) -> None:

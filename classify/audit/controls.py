@@ -49,7 +49,12 @@ HIDDEN = ("outside_only", "lungs_only", "shape_only")
 AS_IS, SWAPPED, NO_SOURCE = "as is", "swapped", "unknown"
 MARGIN = 0.02  # of the film's longer side: lung that a mask misses lies mostly within it
 SEEDS = (0, 1, 2)  # of the random weights
-AREAS = {"road_area": ("lerf", "morf"), "road_over_random": ("random", "morf")}
+LUNGS_FIRST = "road_lungs"
+AREAS = {
+    "road_area": ("lerf", "morf"),
+    "road_over_random": ("random", "morf"),
+    LUNGS_FIRST: ("lerf", "morf"),
+}
 _GREY = 0.5
 _AT_A_TIME = 16  # films
 _follow = partial(track, console=console, transient=True)
@@ -241,11 +246,7 @@ class Masked:
         for n, film, picture in zip(
             lit, films, pictures.to(torch.uint8).cpu().numpy(), strict=True
         ):
-            assert film.lung is not None
-            lung, cut = film.lung.astype(np.uint8) * 255, film.listed.crop
-            for frame in (cut, shown.frames[n]):
-                lung = lung if frame is None else frame.apply(lung, nearest=True)
-            self._kept[len(self._known)] = picture[0], lung
+            self._kept[len(self._known)] = picture[0], 255 * _lung_seen(film, shown.frames[n])
             self._known.append(Known.of(film))
         self._ask(AS_IS, shown.batch[lit])
         for control in HIDDEN:
@@ -333,6 +334,7 @@ class Sample:
     draws: int = 2000
     known: list[Known] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
+    lungs: list[np.ndarray] = field(default_factory=list)
     _parts: list[torch.Tensor] = field(default_factory=list)
 
     def take(self, shown: Prepared) -> None:
@@ -341,6 +343,7 @@ class Sample:
         if own:
             self._parts.append(shown.batch[own])
             self.frames += [shown.frames[n] for n in own]
+            self.lungs += [_lung_seen(shown.films[n], shown.frames[n]) for n in own]
             self.known += [Known.of(shown.films[n]) for n in own]
 
     @property
@@ -376,7 +379,8 @@ class Road(Sample):
     """The curves of `road_films`, and each member's faithfulness, the area between them.
 
     A probability near 0 cannot fall, so a member is asked of the films that show its target; where
-    no film's truth is known, of those that it says do.
+    no film's truth is known, of those that it says do. The lung field in the map's place tells
+    whether the answer hangs on lungs, whatever a map shows.
     """
 
     def results(self) -> dict[str, Any]:
@@ -392,22 +396,35 @@ class Road(Sample):
                 continue
             size = (batch.shape[3], batch.shape[2])
             scaled = [cv2.resize(planes[i], size, interpolation=cv2.INTER_LINEAR) for i in chosen]
-            found = road_films(
+            taken = partial(
+                road_films,
                 member,
                 batch[chosen],
-                np.stack(scaled),
-                [TARGET] * len(chosen),
+                classes=[TARGET] * len(chosen),
                 seed=self.seed,
                 films=[self.known[i].name for i in chosen],
                 within=np.stack([_content(self.frames[i]) for i in chosen]),
                 cam_hw=(planes.shape[1], planes.shape[2]),
             )
+            found = taken(np.stack(scaled))
             points += [{"member": target, **point} for point in found.points()]
+            lungs = taken(np.stack([self.lungs[i].astype(np.float32) for i in chosen]))
             patients = [self.known[i].patient for i in chosen]
             for name, ends in AREAS.items():
-                area = found.area(patients, *ends, draws=self.draws, seed=self.seed)
+                curves = lungs if name == LUNGS_FIRST else found
+                area = curves.area(patients, *ends, draws=self.draws, seed=self.seed)
                 areas.append({"member": target, "source": "", "name": name, **figure_cells(area)})
         return {"road": points, "areas": areas}
+
+
+def _lung_seen(film: AuditFilm, frame: Frame) -> np.ndarray:
+    """(side, side) uint8, 1 where the member's input shows lung; all 0 without a lung field."""
+    if film.lung is None:
+        return np.zeros(frame.canvas_hw, np.uint8)
+    lung = film.lung.astype(np.uint8)
+    for own in (film.listed.crop, frame):
+        lung = lung if own is None else own.apply(lung, nearest=True)
+    return lung
 
 
 def _content(frame: Frame) -> np.ndarray:

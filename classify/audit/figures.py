@@ -66,6 +66,14 @@ METRICS = {  # in the page's order
         "score",
         0.0,
     ),
+    "road_lungs": Metric(
+        "The answer hangs on lungs",
+        "How much faster the probability falls when the lungs are taken away than when all else "
+        "is; above 0 the answer hangs on lungs, whatever the map shows.",
+        "higher",
+        "score",
+        0.0,
+    ),
     "below_chance": Metric(
         "Films below chance",
         "The share of films on which lung gets less attention than its area would get by chance.",
