@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +223,21 @@ def cell_key(runner: str, settings: dict[str, Any], seen: str, marks: Sequence[s
     free = {kind.keys[name] for name in FREE if name in kind.keys} | set(kind.free)
     flat = {k: content_of(k, v) for k, v in flatten(settings).items() if k not in free}
     if kind.later:
-        usual = flatten(to_plain(kind.config_class()))
+        usual = flatten(_defaults(kind.config_class))
         later = [k for k in flat if any(f"{k}.".startswith(f"{name}.") for name in kind.later)]
         flat = {k: v for k, v in flat.items() if k not in later or v != usual.get(k)}
     return digest(runner, kind.version, seen, list(marks), flat)
+
+
+def _defaults(config_class: type[Any]) -> dict[str, Any]:
+    """The default of each field, as plain values; together they need not make a configuration."""
+    found = {f.name: f.default for f in fields(config_class) if f.default is not MISSING}
+    made = {
+        f.name: f.default_factory()
+        for f in fields(config_class)
+        if f.default_factory is not MISSING
+    }
+    return {name: to_plain(value) for name, value in (found | made).items()}
 
 
 def short_reason(error: Exception) -> str:

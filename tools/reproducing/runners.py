@@ -228,10 +228,12 @@ RUNNERS: dict[str, Runner] = {
         f"{_SETTINGS}:SingleConfig",
         "classify.tasks.single:train_single",
         **_SINGLE,
-        later=("protocol.learn", "cxrnet"),
+        later=("protocol.learn", "cxrnet", "guide"),
     ),
-    "finetune": Runner(f"{_SETTINGS}:FinetuneConfig", finetune_cell, **_SINGLE),
-    "iscore": Runner(f"{_SETTINGS}:IscoreConfig", iscore_cell, **_SINGLE, free=("trained",)),
+    "finetune": Runner(f"{_SETTINGS}:FinetuneConfig", finetune_cell, **_SINGLE, later=("guide",)),
+    "iscore": Runner(
+        f"{_SETTINGS}:IscoreConfig", iscore_cell, **_SINGLE, free=("trained",), later=("guide",)
+    ),
     "scxnn": Runner(
         "reproducing.scxnn:ScxnnConfig",
         "reproducing.scxnn:train_scxnn",
@@ -240,6 +242,7 @@ RUNNERS: dict[str, Runner] = {
         only="file",
         split="reproducing.scxnn:split_of",
         split_files=("split",),
+        later=("guide", "shared"),
     ),
     "film_class": Runner(
         "detect.film_class:FilmClassConfig",
