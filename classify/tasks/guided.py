@@ -15,7 +15,9 @@ from classify.saliency.hooks import backbone_layers, saliency_layer
 from cxr.training.learner import Batch
 
 _BLACK = 0.7  # of the pictures without lungs; the others are one grey all over
-_EPS = 1e-6
+# What an even map adds to each, in units of the logit: a map that is 0 everywhere must not be the
+# cheapest, or a network of many targets answers nothing at all.
+_LEAST = 0.1
 Out = TypeVar("Out", Tensor, tuple[Tensor, Tensor])
 
 
@@ -94,10 +96,9 @@ class Guide:
                 for maps, slope in zip(seen, slopes, strict=True):
                     maps = maps[: len(lung)].float()
                     weights = slope[: len(lung)].float().mean((2, 3), keepdim=True)
-                    plane = (weights * maps).sum(1).clamp_min(0)
-                    plane = plane / plane.flatten(1).mean(1).clamp_min(_EPS)[:, None, None]
-                    inside = near(lung, maps.shape[2:])
-                    shares.append((plane * (1 - inside)).mean((1, 2)) * lit)
+                    plane = (weights * maps).sum(1).clamp_min(0) + _LEAST / maps[0, 0].numel()
+                    outside = plane * (1 - near(lung, maps.shape[2:]))
+                    shares.append(outside.sum((1, 2)) / plane.sum((1, 2)) * lit)
         return torch.stack(shares).sum(1).mean() / lit.sum().clamp_min(1)
 
 
