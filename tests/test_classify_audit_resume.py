@@ -230,11 +230,15 @@ def test_each_film_is_read_and_segmented_once_for_all_controls(
     assert audited_world.detector.seen == (6 if run == "films" else 0)
 
 
-def test_films_of_a_sample_alone_are_not_segmented(
-    audited_world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+def test_films_of_a_sample_are_segmented_only_where_lungs_are_taken_away(
+    audited_world: SimpleNamespace,
 ) -> None:
     assert make_audit() == 0
     before = len(audited_world.field.seen)
-    assert make_audit("crops", "--controls", "randomised,road") == 0
+    assert make_audit("crops", "--controls", "randomised") == 0
     assert len(audited_world.field.seen) == before
+    assert make_audit("crops", "--controls", "randomised,road") == 0
+    assert len(audited_world.field.seen) > before
     assert summary()["controls"]["randomisation"] and summary()["controls"]["road"]
+    areas = [f for f in summary()["metrics"] if f["name"] == "road_lungs"]
+    assert areas and all(f["value"] != 0 for f in areas)
