@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -35,9 +35,6 @@ from cxr.rules import refusing, require, require_between, require_one_of
 from cxr.stream import batched, default_jobs, read_ahead
 from cxr.training.recipe import require_writable
 from cxr.workdir import console, counting, provenance, sha256_file, write_atomic
-
-if TYPE_CHECKING:
-    from classify.ensemble import Ensemble
 
 MOST_AXES, FILMS_AN_AXIS = 64, 5
 _TINY = 1e-6  # of the largest spread: less is rounding, not a way in which films differ
@@ -256,7 +253,7 @@ class MeasureConfig:
 
 
 def pooled_of(
-    members: Ensemble, paths: Sequence[Path], batch: int, what: str
+    members: Any, paths: Sequence[Path], batch: int, what: str
 ) -> Iterator[np.ndarray | str]:
     """Of each film or crop what the networks pool (F,), or why it could not be read."""
     stream = read_ahead(paths, default_jobs(len(paths)))
@@ -267,7 +264,7 @@ def pooled_of(
             yield next(pooled) if isinstance(film, Film) else str(film)
 
 
-def load_members(folder: Path, device: str) -> Ensemble:
+def load_members(folder: Path, device: str) -> Any:
     """The ensemble; raises ValueError where a network pools no maps."""
     from classify.ensemble import Ensemble  # torch is loaded here, when nothing light is wrong
 
@@ -396,7 +393,7 @@ def films_of(folder: str) -> list[tuple[str, Path | str]]:
 
 
 def _looked_at(
-    members: Ensemble,
+    members: Any,
     films: Sequence[tuple[str, Path | str]],
     config: MeasureConfig,
     folder: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,18 @@ def test_a_wrong_argument_is_refused_before_anything_heavy_is_loaded(
 ) -> None:
     code, loaded, said = refused[f"{command} --no_such_flag 1"]
     assert (code, loaded) == (2, []) and said > 20
+
+
+def test_a_commands_own_settings_stand_beside_no_imports_for_types(root: Path) -> None:
+    """What reads a command's settings runs its file's `if TYPE_CHECKING` for their types: what is
+    heavy there is loaded for --help. The forks above do not see it."""
+    heavy = [
+        path.relative_to(root).as_posix()
+        for top in ("cxr", "detect", "classify", "tools")
+        for path in (root / top).rglob("*.py")
+        for text in [path.read_text(encoding="utf-8")]
+        if '__name__ == "__main__"' in text
+        and "if TYPE_CHECKING" in text
+        and re.search(r"^class \w*Config", text, re.MULTILINE)
+    ]
+    assert not heavy
