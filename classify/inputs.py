@@ -205,10 +205,15 @@ def facts_of(film: Film) -> tuple[str, ...]:
     return (size, f"view {film.view}")
 
 
+def bundles_in(folder: Path) -> list[Path]:
+    """The bundles of a folder but the guard, which lies among the members and is none."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.name != GUARD)
+
+
 def member_files(folder: str | Path) -> list[Path]:
     """The bundles of a folder of members, or of a single network; raises ValueError for none."""
     folder = Path(folder)
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name != GUARD)
+    files = bundles_in(folder)
     if not files:
         folds = f" (it holds folds: give {folder / 'fold0'})" * (folder / "fold0").is_dir()
         raise ValueError(

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.inputs import GUARD
+from classify.inputs import bundles_in
 from classify.screening.films import (
     ScreeningFilms,
     figures_by_source,
@@ -270,8 +270,7 @@ def calibrate(
     point = choose_operating_point(
         scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
     )
-    files = sorted(path for path in config.ensemble.glob("*.safetensors") if path.name != GUARD)
-    members = {path.stem: sha256_file(path) for path in files}
+    members = {path.stem: sha256_file(path) for path in bundles_in(config.ensemble)}
     meta = {"members": members, **meta, "provenance": provenance(members)}
     return Screener(svm, calibration.targets, point, meta, data=data).save(config.ensemble)
 

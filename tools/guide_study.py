@@ -25,6 +25,7 @@ from classify.tasks.settings import TrainConfig
 from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
 from cxr.rules import refusing, require
 from cxr.stats import Figure, in_words
+from cxr.stream import batched
 from cxr.workdir import Workdir, console, read_json, write_atomic, write_json
 from detect.tables import to_markdown
 
@@ -162,11 +163,24 @@ def measure(recipe: TrainConfig, job: Any) -> dict[str, Any]:
             else hide(pixels, lungs[n] > 127, control.replace(" ", "_"))
         )
 
+    nets, lifts = [members.member(t) for t in members.targets], []
     logits: dict[str, np.ndarray] = {}
     for control in SHOWN:
-        pictures = [shown(control, n) for n in range(len(films))]
-        groups = [pictures[k : k + 32] for k in range(0, len(pictures), 32)]
-        logits[control] = np.concatenate([members.predict(group) for group in groups])
+        parts = []
+        for group in batched(range(len(films)), 32):
+            batch, _ = members.prepare([shown(control, n) for n in group])
+            if control != "as is":
+                parts.append(members.predict_prepared(batch))
+                continue
+            looks = look(nets, batch, TARGET)  # the maps come with the answers
+            parts.append(np.stack([z for z, _ in looks], axis=1))
+            for _, planes in looks:
+                assert planes is not None
+                for n, plane in zip(group, planes, strict=True):
+                    large = cv2.resize(plane, images[n].shape, interpolation=cv2.INTER_LINEAR)
+                    found = measure_map(large, Regions(lungs[n] > 127), draws=2)
+                    lifts.append((n, found["lift"], found["gaussian_lift"]))
+        logits[control] = np.concatenate(parts)
     labels = np.array([job.labels[i] for i in films])
     asked: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
         "normal / abnormal": (
@@ -194,14 +208,6 @@ def measure(recipe: TrainConfig, job: Any) -> dict[str, Any]:
             )
             for control, z in logits.items()
         }
-    nets, lifts = [members.member(t) for t in members.targets], []
-    for n in range(len(films)):
-        batch, _ = members.prepare([shown("as is", n)])
-        for _logits, planes in look(nets, batch, TARGET):
-            assert planes is not None
-            large = cv2.resize(planes[0], images[n].shape, interpolation=cv2.INTER_LINEAR)
-            found = measure_map(large, Regions(lungs[n] > 127), draws=2)
-            lifts.append((n, found["lift"], found["gaussian_lift"]))
     figures = {}
     for key, column in (("lift", 1), ("blob", 2)):
         kept = [row for row in lifts if row[1] is not None]

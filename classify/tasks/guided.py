@@ -88,35 +88,37 @@ class Guide:
         wanted = [labels]
         if self.sought is not None:
             wanted.append(torch.full_like(labels, self.sought))
+        away = [1 - near(lung, maps.shape[2:]) for maps in seen]
         shares = []
         for chosen in wanted:
             own = logits.gather(2, chosen[..., None])[..., 0]
             for group in range(self.groups):
                 slopes = torch.autograd.grad(own[:, group].sum(), seen, create_graph=True)
-                for maps, slope in zip(seen, slopes, strict=True):
+                for maps, slope, far in zip(seen, slopes, away, strict=True):
                     maps = maps[: len(lung)].float()
                     weights = slope[: len(lung)].float().mean((2, 3), keepdim=True)
                     plane = (weights * maps).sum(1).clamp_min(0) + _LEAST / maps[0, 0].numel()
-                    outside = plane * (1 - near(lung, maps.shape[2:]))
-                    shares.append(outside.sum((1, 2)) / plane.sum((1, 2)) * lit)
+                    shares.append((plane * far).sum((1, 2)) / plane.sum((1, 2)) * lit)
         return torch.stack(shares).sum(1).mean() / lit.sum().clamp_min(1)
 
 
 def without_lungs(pictures: Tensor, lung: Tensor) -> Tensor:
     """(N, 1, side, side) in [0, 1]: the lungs and their rim black, or all of a picture one grey,
     its mean, so that a frame of black is no answer either."""
-    rim = rim_of(pictures.shape[-1])
-    grown = F.max_pool2d(lung, rim, 1, rim // 2)
     grey = pictures.mean((2, 3), keepdim=True).expand_as(pictures)
     black = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < _BLACK
-    return torch.where(black, pictures * (1 - grown), grey)
+    return torch.where(black, pictures * (1 - _grown(lung)), grey)
 
 
 def near(lung: Tensor, size_hw: tuple[int, ...]) -> Tensor:
     """A lung field (N, 1, side, side) with its rim, on a map's grid: (N, h, w) shares."""
+    return F.adaptive_avg_pool2d(_grown(lung), (size_hw[0], size_hw[1]))[:, 0]
+
+
+def _grown(lung: Tensor) -> Tensor:
+    """A lung field (N, 1, side, side) with its rim."""
     rim = rim_of(lung.shape[-1])
-    grown = F.max_pool2d(lung, rim, 1, rim // 2)
-    return F.adaptive_avg_pool2d(grown, (size_hw[0], size_hw[1]))[:, 0]
+    return F.max_pool2d(lung, rim, 1, rim // 2)
 
 
 def _leaning(logits: Tensor, labels: Tensor, x: Tensor, lung: Tensor) -> Tensor:
