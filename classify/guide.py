@@ -6,7 +6,9 @@ Three means, each with its own weight, that any training of a classifier takes a
    over, so that letters, shoulders and framing say nothing of the film.
 2. Maps: the share of the true class' map that lies outside the lung field is a loss (Ross et al.
    2017, arXiv 1703.03717, of the input's gradient; here of what the head pools).
-3. Blanks: to pictures without lungs every class shall be as likely as any other.
+3. Blanks: to pictures without lungs every class shall be as likely as any other (blank), and what
+   is pooled of them shall be nothing (silence): an answer that is merely near «any» still ranks
+   films by their outlines.
 
 What came of each is in docs/guide.md.
 """
@@ -33,6 +35,8 @@ class GuideConfig:
         maps: weight of the share of the true class' map that lies outside the lung field.
         blank: weight of how far the answer to a picture without lungs is from «any class as
             likely».
+        silence: weight of what the head pools of a picture without lungs, as a share of what it
+            pools of a film.
         blank_share: so many more pictures without lungs, as a share of a batch.
         gradient: weight of the input's gradient outside the lung field, for networks of any head;
             doubles the time.
@@ -43,18 +47,19 @@ class GuideConfig:
     swap: float = 0.0
     maps: float = 0.0
     blank: float = 0.0
+    silence: float = 0.0
     blank_share: float = 0.25
     gradient: float = 0.0
     field: str = ""
 
     def __post_init__(self) -> None:
         require_share(self, "swap", "blank_share")
-        require_not_negative(self, "maps", "blank", "gradient")
+        require_not_negative(self, "maps", "blank", "silence", "gradient")
 
     @property
     def on(self) -> bool:
         """Is anything guided?"""
-        return any((self.swap, self.maps, self.blank, self.gradient))
+        return any((self.swap, self.maps, self.blank, self.silence, self.gradient))
 
 
 def rim_of(side: int) -> int:

@@ -28,7 +28,7 @@ from cxr.training.optim import OptimConfig
 TINY = MemberConfig("tu-test_efficientnet", "none", decoder_channels=(8, 8, 8, 8))
 SETTINGS = PreprocessConfig(side=64)
 RAW = PreprocessConfig(64, mean=(0, 0, 0), std=(1, 1, 1))
-ALL = GuideConfig(swap=0.6, maps=1.0, blank=0.3, gradient=0.1)
+ALL = GuideConfig(swap=0.6, maps=1.0, blank=0.3, silence=1.0, gradient=0.1)
 
 
 def lung_of(side: int = 64) -> np.ndarray:
@@ -67,8 +67,13 @@ def test_pictures_without_lungs_are_black_there_or_one_grey() -> None:
     grey = found.flatten(1).std(1) < 1e-6
     assert 4 <= int(grey.sum()) <= 20  # three of ten
     assert not found[~grey][:, :, 16:48, 16:48].any()
-    assert torch.equal(found[~grey][:, :, :12], pictures[~grey][:, :, :12])
+    assert torch.equal(found[~grey][:, :, :10], pictures[~grey][:, :, :10])
     assert torch.allclose(found[grey].mean((1, 2, 3)), pictures[grey].mean((1, 2, 3)), atol=1e-5)
+
+
+def test_a_film_whose_lungs_are_unknown_is_never_shown_as_one_without() -> None:
+    found = without_lungs(torch.rand(20, 1, 64, 64), torch.zeros(20, 1, 64, 64))
+    assert (found.flatten(1).std(1) < 1e-6).all()
 
 
 class Pooled(torch.nn.Module):
@@ -118,6 +123,20 @@ def test_a_sure_answer_to_a_blank_costs_and_an_even_one_does_not() -> None:
     assert costs[1] == pytest.approx(np.log(0.5) + np.log1p(np.exp(-3)) + 1.5, rel=1e-4)
 
 
+def test_silence_is_what_is_pooled_of_a_blank_beside_a_film() -> None:
+    model = Pooled()
+    guide = Guide(GuideConfig(silence=2.0, blank_share=0.75), model, RAW)
+    image = torch.full((4, 1, 64, 64), 0.5)
+    batch = {"image": image, "lung": torch.ones(4, 1, 64, 64), "label": torch.zeros(4).long()}
+    torch.manual_seed(0)
+    _, terms = guide.ask(model, batch, training=True)
+    # a blank of grey shows as much as the films, a black one nothing: 2 × the share of grey ones
+    assert terms["silence"].item() in [pytest.approx(2 * k / 3, abs=1e-5) for k in range(3)]
+    torch.manual_seed(0)
+    greys = int((without_lungs(image[:3], batch["lung"][:3]).amax((1, 2, 3)) > 0).sum())
+    assert terms["silence"].item() == pytest.approx(2 * greys / 3, abs=1e-5)
+
+
 def test_nothing_is_guided_in_validation_or_when_all_is_off() -> None:
     model = build_member(TINY)
     batch = {"image": torch.rand(4, 1, 64, 64), "label": torch.zeros(4, dtype=torch.long)}
@@ -133,7 +152,7 @@ def test_every_term_reaches_the_networks_weights() -> None:
     batch["label"] = torch.tensor([[0, 1]] * 4)
     (logits, restored), terms = guide.ask(model.restore, batch, training=True)
     assert logits.shape == (4, 6) and len(restored) == 4
-    for name in ("maps", "blank", "gradient"):
+    for name in ("maps", "blank", "silence", "gradient"):
         model.zero_grad()
         terms[name].backward(retain_graph=True)
         assert model.encoder.model.conv_stem.weight.grad.abs().sum() > 0, name
@@ -215,7 +234,7 @@ def test_members_and_single_networks_are_trained_guided(
     )
     assert (train_single(single) / "single.safetensors").is_file()
     history = (tmp_path / "single" / "history.json").read_text()
-    assert all(f"train_{name}" in history for name in ("answer", "maps", "blank", "gradient"))
+    assert all(f"train_{name}" in history for name in ("answer", "maps", "blank", "silence"))
 
 
 def test_shares_and_weights_are_checked() -> None:

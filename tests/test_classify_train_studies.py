@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -132,6 +134,33 @@ def test_every_patient_is_answered_by_members_that_never_saw_the_patient(
     before = (tmp_path / "predictions.csv").read_bytes()
     crossfit(every)  # what is finished is left as it is
     assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+def test_films_of_unknown_patients_train_every_fold_and_are_never_answered(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(config.data, data)
+    with (data / "films.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    split = dict.fromkeys((r["patient_id"] for r in table), "train")
+    unnamed, split[max(split)] = {min(split)}, "val"
+    Split(0, split).save(tmp_path / "split.json")
+    for row in table:
+        row["source"] = "unnamed" if row["patient_id"] in unnamed else "named"
+    with (data / "films.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    own = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
+    own |= {"data": str(data), "out": str(tmp_path / "out"), "split": str(tmp_path / "split.json")}
+    crossfit(CrossfitConfig(**own, pooled=("train", "val"), folds=2, always=("unnamed",)))
+    answered = {row.film for row in read_predictions(tmp_path / "out" / "predictions.csv")[1]}
+    mine = {r["image"] for r in table if r["patient_id"] in unnamed}
+    assert mine and answered == {r["image"] for r in table} - mine
+    for k in range(2):
+        parts = Split.load(tmp_path / "out" / f"fold{k}" / "split.json").part_of
+        assert {parts[p] for p in unnamed} == {"train"}
 
 
 def test_test_patients_are_never_pooled() -> None:

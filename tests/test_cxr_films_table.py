@@ -251,6 +251,9 @@ def test_a_source_is_one_however_it_is_spelt(tmp_path: Path) -> None:
     assert is_among("Kermany", ["nih", "kermany "]) and not is_among("Kermany", ["nih"])
     terms = "NIH Clinical Center: free use with attribution"
     assert FilmRow("a.png", "", "NIH", "p", "normal", "", terms).publishable
+    unnamed = "not stated by carrier; NIH ChestX-ray14 films with their names lost"
+    assert FilmRow("a.png", "", "nih_unnamed", "p", "normal", "", unnamed).publishable
+    assert not FilmRow("a.png", "", "other", "p", "normal", "", unnamed).publishable
 
 
 # --- text as other programs leave it

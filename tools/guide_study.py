@@ -36,6 +36,8 @@ ARMS = {
     "blanks": GuideConfig(blank=0.3),
     "surroundings + maps": GuideConfig(swap=0.6, maps=1.0),
     "surroundings + maps + blanks": GuideConfig(swap=0.6, maps=1.0, blank=0.3),
+    "surroundings + maps + silence": GuideConfig(swap=0.6, maps=1.0, silence=1.0),
+    "all but the gradient": GuideConfig(swap=0.6, maps=1.0, blank=0.3, silence=1.0),
     "surroundings + gradient": GuideConfig(swap=0.6, gradient=1.0),
 }
 SHOWN = {

@@ -20,6 +20,7 @@ from classify.predictions import PredictionRow, PredictionWriter
 from classify.tasks.member import load_cases, member_logits, train_ensemble
 from classify.tasks.settings import CrossfitConfig, TrainConfig
 from cxr.cli import to_plain
+from cxr.films_table import is_among
 from cxr.split import Split, make_split, strata_of
 from cxr.workdir import Workdir, log
 
@@ -39,7 +40,9 @@ def crossfit(config: CrossfitConfig) -> Path:
     )
     cases, parts = load_cases(replace(every, evaluate=()))
     kept = read_split(config.split).part_of
+    every_fold = {c.patient for c in cases if is_among(c.row.source, config.always)}
     pooled = [cases[i] for part in config.pooled for i in parts.get(part, [])]
+    pooled = [case for case in pooled if case.patient not in every_fold]
     folds = _share(pooled, {str(k): 1 / config.folds for k in range(config.folds)}, config.seed)
     workdir.start(to_plain(config), config.seed)
     answered = ("fit", "calibration")
@@ -57,7 +60,8 @@ def crossfit(config: CrossfitConfig) -> Path:
             parted = _share(others, {"train": 0.85, "val": 0.15}, config.seed).part_of
             held = {c.patient: "held" for c in film_of}
             path = place / "split.json"
-            Split(config.seed, {**dict.fromkeys(kept, REST), **parted, **held}).save(path)
+            rest_of = {**dict.fromkeys(kept, REST), **dict.fromkeys(every_fold, "train")}
+            Split(config.seed, {**rest_of, **parted, **held}).save(path)
             recipe = replace(every, split=str(path), out=str(place))
             log.info("fold %d of %d: %d films held out", fold + 1, config.folds, len(film_of))
             train_ensemble(recipe)

@@ -37,7 +37,7 @@ class Guide:
         self.config, self.settings, self.groups = config, settings, groups
         self.sought = sought
         self.layers: list[nn.Module] = []
-        if config.maps:
+        if config.maps or config.silence:
             self.layers = [*backbone_layers(model).values()] or [saliency_layer(model)]
 
     def ask(
@@ -52,7 +52,7 @@ class Guide:
         if not (config.on and training):
             return network(to_input(batch["image"], self.settings)), {}
         pictures = batch["image"]
-        if config.blank:
+        if config.blank or config.silence:
             some = max(1, round(config.blank_share * count))
             pictures = torch.cat([pictures, without_lungs(pictures[:some], batch["lung"][:some])])
         x = to_input(pictures, self.settings)
@@ -69,10 +69,12 @@ class Guide:
         logits = every.float().view(len(x), self.groups, -1)
         labels = batch["label"].view(count, self.groups)
         terms = {}
-        if seen:
+        if config.maps:
             terms["maps"] = config.maps * self._outside(logits[:count], labels, seen, batch["lung"])
         if config.gradient:
             terms["gradient"] = config.gradient * _leaning(logits, labels, x, batch["lung"])
+        if config.silence:
+            terms["silence"] = config.silence * _loudness(seen, count)
         if config.blank:
             told = logits[count:].log_softmax(2).flatten(0, 1)
             even = torch.full_like(told, 1 / told.shape[1])
@@ -103,11 +105,13 @@ class Guide:
 
 
 def without_lungs(pictures: Tensor, lung: Tensor) -> Tensor:
-    """(N, 1, side, side) in [0, 1]: the lungs and their rim black, or all of a picture one grey,
-    its mean, so that a frame of black is no answer either."""
+    """(N, 1, side, side) in [0, 1]: the lungs and a rim, of another width each time, black, or all
+    of a picture one grey, its mean, so that a frame of black is no answer either."""
     grey = pictures.mean((2, 3), keepdim=True).expand_as(pictures)
     black = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < _BLACK
-    return torch.where(black, pictures * (1 - _grown(lung)), grey)
+    black &= lung.amax((1, 2, 3), keepdim=True) > 0  # else the film stood there as it is
+    rim = rim_of(lung.shape[-1]) + 2 * int(torch.randint(rim_of(lung.shape[-1]), ()))
+    return torch.where(black, pictures * (1 - _grown(lung, rim)), grey)
 
 
 def near(lung: Tensor, size_hw: tuple[int, ...]) -> Tensor:
@@ -115,10 +119,22 @@ def near(lung: Tensor, size_hw: tuple[int, ...]) -> Tensor:
     return F.adaptive_avg_pool2d(_grown(lung), (size_hw[0], size_hw[1]))[:, 0]
 
 
-def _grown(lung: Tensor) -> Tensor:
-    """A lung field (N, 1, side, side) with its rim."""
-    rim = rim_of(lung.shape[-1])
+def _grown(lung: Tensor, rim: int = 0) -> Tensor:
+    """A lung field (N, 1, side, side) with its rim, of the usual width with 0."""
+    rim = rim or rim_of(lung.shape[-1])
     return F.max_pool2d(lung, rim, 1, rim // 2)
+
+
+def _loudness(seen: list[Tensor], count: int) -> Tensor:
+    """What the layers show of the pictures from the `count`-th on, as a share of the ones before.
+
+    Through a ReLU it becomes exactly nothing, and the answer the same for all such pictures.
+    """
+    ratios = [
+        maps[count:].abs().mean() / maps[:count].detach().abs().mean().clamp_min(1e-6)
+        for maps in seen
+    ]
+    return torch.stack(ratios).mean()
 
 
 def _leaning(logits: Tensor, labels: Tensor, x: Tensor, lung: Tensor) -> Tensor:

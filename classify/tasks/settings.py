@@ -227,11 +227,14 @@ class CrossfitConfig(TrainConfig):
         pooled: parts of the split whose patients are shared among the folds; never test.
         folds: each is answered by members that were trained on the others.
         fit_share: share of the patients that the screener is fitted on; the others calibrate it.
+        always: sources whose films train in every fold and are never answered, as those of
+            unknown patients.
     """
 
     pooled: tuple[str, ...] = ("train", "val", "calibration")
     folds: int = 3
     fit_share: float = 0.3
+    always: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
