@@ -14,11 +14,13 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from rich.table import Table
 
@@ -39,6 +41,25 @@ from cxr.workdir import console, counting, provenance, sha256_file, write_atomic
 MOST_AXES, FILMS_AN_AXIS = 64, 5
 _TINY = 1e-6  # of the largest spread: less is rounding, not a way in which films differ
 PATIENTS = ("", "children", "adults")
+_BLUR = 0.02  # standard deviation, of the shorter side
+
+
+def _blurred(pixels: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(pixels, (0, 0), max(_BLUR * min(pixels.shape), 0.1))
+
+
+def _half_covered(pixels: np.ndarray) -> np.ndarray:
+    shown = pixels.copy()
+    shown[:, : pixels.shape[1] // 2] = 0
+    return shown
+
+
+# ways to spoil a film, (H, W) float32 in [0, 1], by which a guard is tried
+SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "blurred": _blurred,
+    "inverted": lambda pixels: 1 - pixels,
+    "half covered": _half_covered,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +258,8 @@ class MeasureConfig:
         folders: folders of detect.crop, or of films for members that see whole films.
         ensemble: folder of the members and their guard.
         out: CSV file: each film with its distance in units of the threshold.
+        spoilt: count the films blurred (2 % of the side), inverted, and with their left half black,
+            too.
         device: auto, cpu or cuda.
         batch: films that the members see at a time.
     """
@@ -244,6 +267,7 @@ class MeasureConfig:
     folders: tuple[str, ...] = ()
     ensemble: Path = Path("weights/ensemble_crops")
     out: Path = Path("runs/guard.csv")
+    spoilt: bool = False
     device: str = "auto"
     batch: int = 16
 
@@ -253,12 +277,17 @@ class MeasureConfig:
 
 
 def pooled_of(
-    members: Any, paths: Sequence[Path], batch: int, what: str
+    members: Any,
+    paths: Sequence[Path],
+    batch: int,
+    what: str,
+    spoil: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[np.ndarray | str]:
     """Of each film or crop what the networks pool (F,), or why it could not be read."""
     stream = read_ahead(paths, default_jobs(len(paths)))
     for group in batched(counting(stream, what, len(paths)), batch):
         pixels = [film.pixels for _, film in group if isinstance(film, Film)]
+        pixels = [spoil(p) for p in pixels] if spoil else pixels
         pooled = iter(members.predict_pooled(members.prepare(pixels)[0])[1] if pixels else [])
         for _, film in group:
             yield next(pooled) if isinstance(film, Film) else str(film)
@@ -356,15 +385,16 @@ def run_measure(config: MeasureConfig) -> list[dict[str, str]]:
     table = Table(title=f"beyond the threshold of {guard.threshold:.4g}")
     for column in ("folder", "films", "beyond", "share", "median", "unread"):
         table.add_column(column, overflow="fold")
-    for folder, films in listed.items():
+    ways = {"": None, **(SPOILT if config.spoilt else {})}
+    for folder, way in product(listed, ways):
         _check_kind(config.ensemble, members.trained_on, is_cropped(folder))
-        own = [
-            _measured(guard, folder, *film) for film in _looked_at(members, films, config, folder)
-        ]
+        name = f"{folder}, {way}" if way else folder
+        looked = _looked_at(members, listed[folder], config, name, ways[way])
+        own = [_measured(guard, name, *film) for film in looked]
         far = np.array([float(row["far"]) for row in own if row["far"]])
         beyond = int((far > 1).sum())
         told = (f"{beyond / len(far):.3f}", f"{np.median(far):.3f}") if len(far) else ("", "")
-        table.add_row(folder, str(len(far)), str(beyond), *told, str(len(own) - len(far)))
+        table.add_row(name, str(len(far)), str(beyond), *told, str(len(own) - len(far)))
         rows += own
     text = io.StringIO()
     writer = csv.DictWriter(text, ("folder", "film", "far", "beyond", "reason"))
@@ -396,11 +426,12 @@ def _looked_at(
     members: Any,
     films: Sequence[tuple[str, Path | str]],
     config: MeasureConfig,
-    folder: str,
+    name: str,
+    spoil: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Each film's name with what the networks pool on it, or why there is nothing."""
     paths = [path for _, path in films if isinstance(path, Path)]
-    pooled = pooled_of(members, paths, config.batch, folder)
+    pooled = pooled_of(members, paths, config.batch, name, spoil)
     for film, path in films:
         yield name_of(film), next(pooled) if isinstance(path, Path) else path
 

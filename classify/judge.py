@@ -15,7 +15,7 @@ from classify.inputs import Item
 from classify.labels import TARGET
 from classify.saliency.maps import look_pooled, saliency_maps, to_pixels
 from classify.screener import NOT_READ, READ, Screener
-from classify.screening.doubts import FINE_APART, doubts_of, unlike
+from classify.screening.doubts import FINE_APART, doubts_of, of_other_age, unlike
 from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
 from cxr.page.pictures import make_picture, make_saliency_picture
@@ -26,7 +26,8 @@ class Judge:
 
     Without a screener every film is to be read. A film that `doubts_of` speaks against is never
     cleared (with status `fallback`, the members saw more than a thorax), nor is one that the guard
-    calls unlike those of the calibration: the guarantee does not hold for them.
+    calls unlike those of the calibration or whose patient is of another age: the guarantee does
+    not hold for them.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Judge:
         if not np.isfinite(logits).all():
             raise ValueError("members must give finite logits. Got NaN or infinity: train anew.")
         far = self._far(pooled, len(items))
+        patients = str(self.guard.meta.get("patients", "")) if self.guard else ""
         scores: Sequence[float | None] = [None] * len(items)
         decisions, threshold_id = [READ] * len(items), ""
         if self.screener is not None:
@@ -85,7 +87,8 @@ class Judge:
         tiers = film_tiers(logits, self.members.targets, self.tiers, self.tier_threshold)
         out = []
         for n, (item, plane) in enumerate(zip(items, maps, strict=True)):
-            doubts = [unlike(far[n]), *doubts_of(item, self.fine_apart)]
+            doubts = [unlike(far[n]), of_other_age(item.child, patients)]
+            doubts += doubts_of(item, self.fine_apart)
             doubt = "; ".join(filter(None, doubts))
             pictures = dict(item.pictures)
             if self.cropped:

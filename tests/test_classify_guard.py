@@ -16,7 +16,7 @@ from test_classify_ensemble import write_member
 from torch import nn
 
 from classify.ensemble import Ensemble, members_of
-from classify.guard import Guard, hash_members, main
+from classify.guard import SPOILT, Guard, hash_members, main
 from classify.inputs import GUARD, member_files
 from classify.models.fusion import FusionNet
 from classify.preprocess import PreprocessConfig
@@ -223,10 +223,12 @@ def test_fit_notes_whom_the_guard_knows(fitted: Path) -> None:
     assert "22 phantom" in guard.sentence and "95 %" in guard.sentence
 
 
-def measured(fitted: Path, out: Path, folders: Sequence[str]) -> dict[str, dict[str, str]]:
+def measured(
+    fitted: Path, out: Path, folders: Sequence[str], *more: str
+) -> dict[str, dict[str, str]]:
     where = [str(fitted / folder) for folder in folders]
     words = ["--ensemble", str(fitted / "e"), "--out", str(out), "--device", "cpu"]
-    assert main(["measure", *where, *words]) == 0
+    assert main(["measure", *where, *words, *more]) == 0
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {f"{Path(row['folder']).name}/{Path(row['film']).name}": row for row in rows}
@@ -240,6 +242,24 @@ def test_measure_writes_each_film_and_whether_it_is_beyond(fitted: Path, tmp_pat
     assert all(rows[f"odd/{n}.png"]["beyond"] == "yes" for n in range(3))
     torn = rows["odd/torn.png"]
     assert (torn["far"], torn["beyond"]) == ("", "") and "not_an_image" in torn["reason"]
+
+
+def test_measure_spoils_films_by_the_way(fitted: Path, tmp_path: Path) -> None:
+    rows = measured(fitted, tmp_path / "guard.csv", ["data/images"], "--spoilt", "true")
+    films = TRAIN + CALIBRATION
+    assert len(rows) == 4 * films
+    for way in ("blurred", "inverted", "half covered"):
+        far = [rows[f"images, {way}/{n:02d}.png"]["far"] for n in range(films)]
+        assert far != [rows[f"images/{n:02d}.png"]["far"] for n in range(films)]
+
+
+def test_a_film_is_spoilt_as_its_name_says() -> None:
+    film = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(64, 0)
+    film[::2] = 0.25
+    assert SPOILT["blurred"](film).std(0).mean() < 0.1 * film.std(0).mean()
+    assert np.allclose(SPOILT["inverted"](film), 1 - film)
+    covered = SPOILT["half covered"](film)
+    assert not covered[:, :32].any() and np.array_equal(covered[:, 32:], film[:, 32:])
 
 
 def test_whole_films_for_members_of_crops_are_refused(

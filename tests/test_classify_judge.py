@@ -127,6 +127,23 @@ def guard_of(ensemble: Ensemble, item: Item, others: list[Item]) -> Guard:
     return replace(guard, threshold=float(guard.distance(features[1:]).min()) / 2)
 
 
+@pytest.mark.parametrize("patients", ["children", "adults", ""])
+def test_a_patient_of_another_age_is_never_cleared(items: list[Item], patients: str) -> None:
+    ensemble = small()
+    guard = guard_of(ensemble, items[0], items[1:])
+    guard = replace(guard, threshold=np.inf, meta={"patients": patients})
+    ages = (True, False, None)
+    judged = clearing(ensemble, guard=guard).judge(
+        [replace(items[0], child=child) for child in ages]
+    )
+    wrong = {"children": [False], "adults": [True], "": []}[patients]
+    assert [i.decision for i in judged] == [READ if c in wrong else CLEARED for c in ages]
+    who = {True: "a child", False: "an adult"}
+    for film, child in zip(judged, ages, strict=True):
+        told = f"the patient is {who.get(child)}, and the ensemble for {patients}"
+        assert film.doubt == (told if child in wrong else "")
+
+
 @pytest.mark.parametrize("saliency", [True, False])
 def test_a_film_beyond_the_guard_is_never_cleared(items: list[Item], saliency: bool) -> None:
     ensemble = small()

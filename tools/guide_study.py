@@ -126,32 +126,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(recipe: TrainConfig) -> dict[str, Any]:
     """Train one arm and measure it on the validation films: `questions`, name → what was shown →
     AUC with its interval; `lift` and `blob`; `films` and `patients`."""
+    from classify.ensemble import Ensemble
     from classify.tasks.member import load_cases, member_job, train_ensemble
 
     train_ensemble(recipe)
-    # every arm's films and lung fields are the same, so the plain one is given them too
-    seen = replace(recipe, guide=replace(recipe.guide, maps=recipe.guide.maps or 1e-9))
+    seen = replace(recipe, guide=ARMS["maps"])  # every arm's films are shown with their lungs
     cases, parts = load_cases(seen)
     ((name, targets),) = seen.networks.items()
     job = member_job(seen, cases, parts, name, targets, 0)
-    return measure(recipe, job)
-
-
-def measure(recipe: TrainConfig, job: Any) -> dict[str, Any]:
-    """`run` for a network that is trained."""
-    from classify.audit.controls import draw_donors, hide
-    from classify.audit.metrics import Regions
-    from classify.audit.metrics import measure as measure_map
-    from classify.ensemble import Ensemble
-    from classify.guide import swap_surroundings
-    from classify.labels import NORMAL, OTHERS, TARGET
-    from classify.saliency.maps import look
-    from cxr.stats import figure_of, softmax, weighted_auc, weighted_mean, with_draws
-
-    members, rng = Ensemble.load(recipe.out, recipe.device), np.random.default_rng(recipe.seed)
     films = job.parts["val"]
     images, lungs = (np.asarray(a)[films] for a in (job.exact.images, job.exact.lungs))
+    labels = np.array([job.labels[i] for i in films])
     patients = [job.cases[i].patient for i in films]
+    members = Ensemble.load(recipe.out, recipe.device)
+    logits, lifts = answer(members, images, lungs, patients, recipe.seed)
+    return {
+        **figures_of(recipe, members.targets, labels, patients, logits, lifts),
+        "films": len(films),
+        "patients": len(set(patients)),
+    }
+
+
+def answer(
+    members: Any, images: np.ndarray, lungs: np.ndarray, patients: Sequence[str], seed: int
+) -> tuple[dict[str, np.ndarray], list[tuple[int, float | None, float]]]:
+    """Logits (N, M, 3) of the films (N, S, S) as each control shows them; and of the films as they
+    are each map's film, its lift, None for an empty map, and a blob's."""
+    from classify.audit.controls import draw_donors, hide
+    from classify.audit.metrics import Regions, measure
+    from classify.guide import swap_surroundings
+    from classify.labels import TARGET
+    from classify.saliency.maps import look
+
+    rng = np.random.default_rng(seed)
     donors = draw_donors(patients, rng)
 
     def shown(control: str, n: int) -> np.ndarray:
@@ -159,17 +166,14 @@ def measure(recipe: TrainConfig, job: Any) -> dict[str, Any]:
             picture = (images[n], lungs[n], images[donors[n]], lungs[donors[n]])
             return swap_surroundings(*picture, rng).astype(np.float32) / 255
         pixels = images[n].astype(np.float32) / 255
-        return (
-            pixels
-            if control == "as is"
-            else hide(pixels, lungs[n] > 127, control.replace(" ", "_"))
-        )
+        hidden = control.replace(" ", "_")
+        return pixels if control == "as is" else hide(pixels, lungs[n] > 127, hidden)
 
     nets, lifts = [members.member(t) for t in members.targets], []
     logits: dict[str, np.ndarray] = {}
     for control in SHOWN:
         parts = []
-        for group in batched(range(len(films)), 32):
+        for group in batched(range(len(images)), 32):
             batch, _ = members.prepare([shown(control, n) for n in group])
             if control != "as is":
                 parts.append(members.predict_prepared(batch))
@@ -180,50 +184,53 @@ def measure(recipe: TrainConfig, job: Any) -> dict[str, Any]:
                 assert planes is not None
                 for n, plane in zip(group, planes, strict=True):
                     large = cv2.resize(plane, images[n].shape, interpolation=cv2.INTER_LINEAR)
-                    found = measure_map(large, Regions(lungs[n] > 127), draws=2)
+                    found = measure(large, Regions(lungs[n] > 127), draws=2)
                     lifts.append((n, found["lift"], found["gaussian_lift"]))
         logits[control] = np.concatenate(parts)
-    labels = np.array([job.labels[i] for i in films])
+    return logits, lifts
+
+
+def figures_of(
+    recipe: TrainConfig,
+    targets: Sequence[str],
+    labels: np.ndarray,
+    patients: Sequence[str],
+    logits: dict[str, np.ndarray],
+    lifts: Sequence[tuple[int, float | None, float]],
+) -> dict[str, Any]:
+    """The figures of `run`, with intervals by patient; `labels` (N, M) as members have them."""
+    from classify.labels import NORMAL, OTHERS, TARGET
+    from cxr.stats import figure_of, softmax, weighted_auc, weighted_mean, with_draws
+
+    ill = (labels != NORMAL).any(1)
     asked: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
-        "normal / abnormal": (
-            (labels != NORMAL).any(1).astype(float),
-            lambda z: 1 - softmax(z)[..., NORMAL].mean(1),
-        ),
+        "normal / abnormal": (ill.astype(float), lambda z: 1 - softmax(z)[..., NORMAL].mean(1)),
     }
 
     def leaning(member: int) -> Callable[[np.ndarray], np.ndarray]:
         return lambda z: z[:, member, TARGET] - z[:, member, OTHERS]
 
-    for m, target in enumerate(members.targets):
-        truth = np.where((labels != NORMAL).any(1), labels[:, m] == TARGET, np.nan)
+    for m, target in enumerate(targets):
+        truth = np.where(ill, labels[:, m] == TARGET, np.nan)
         asked[f"{target} / others"] = truth, leaning(m)
     weights = with_draws(patients, recipe.draws, recipe.seed)
     questions: dict[str, Any] = {}
     for name, (truth, score) in asked.items():
         known = ~np.isnan(truth)
+        drawn, count = (truth[known] == 1, weights[:, known]), int(known.sum())
         questions[name] = {
-            control: asdict(
-                figure_of(
-                    weighted_auc(score(z)[known], truth[known] == 1, weights[:, known]),
-                    int(known.sum()),
-                )
-            )
+            control: asdict(figure_of(weighted_auc(score(z)[known], *drawn), count))
             for control, z in logits.items()
         }
-    figures = {}
-    for key, column in (("lift", 1), ("blob", 2)):
-        kept = [row for row in lifts if row[1] is not None]
-        values = np.array([row[column] for row in kept])
-        figures[key] = asdict(
-            figure_of(weighted_mean(values, weights[:, [row[0] for row in kept]]), len(kept))
+    kept = [row for row in lifts if row[1] is not None]
+    films = weights[:, [row[0] for row in kept]]
+    figures = {
+        key: asdict(
+            figure_of(weighted_mean(np.array([row[column] for row in kept]), films), len(kept))
         )
-    return {
-        "questions": questions,
-        **figures,
-        "empty": sum(row[1] is None for row in lifts),
-        "films": len(films),
-        "patients": len(set(patients)),
+        for key, column in (("lift", 1), ("blob", 2))
     }
+    return {"questions": questions, **figures, "empty": len(lifts) - len(kept)}
 
 
 def choose(arms: dict[str, dict[str, Any]]) -> str:

@@ -45,6 +45,14 @@ def doubts_of(film: Boxed, fine_apart: float = FINE_APART) -> list[str]:
     return found
 
 
+def of_other_age(child: bool | None, patients: str) -> str:
+    """The doubt about a film whose patient's age is known, and other than that of the `patients`
+    (children, adults) that an ensemble is for; "" where either is not known."""
+    if child is None or not patients or child == (patients == "children"):
+        return ""
+    return f"the patient is {'a child' if child else 'an adult'}, and the ensemble for {patients}"
+
+
 def unlike(far: float) -> str:
     """The doubt about a film whose distance is `far` times what the guard allows; "" up to 1."""
     if far <= 1:  # not so for NaN
