@@ -20,7 +20,7 @@ from classify.bundles import classes_of, load_single, member_of, targets_of
 from classify.inputs import member_files
 from classify.labels import NORMAL, OTHERS, TARGET
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
-from classify.saliency.hooks import bare_net, pool, pooled_layers, rearranges, run_recorded
+from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
 from cxr.boxes import Frame
 from cxr.bundle import Bundle, bundle_kind, load_bundle, rebuilding
 from cxr.devices import pick_device
@@ -128,13 +128,15 @@ class Ensemble:
             return self._arranged({net: net(batch) for net in self.networks})
 
     def predict_pooled(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """`predict_prepared`, and from the same forward passes what the networks pool: (N, F)
-        float32, the maps of each network's layers averaged over places, side by side."""
-        pooled, logits = [], {}
+        """`predict_prepared`, and from the same forward passes what a guard knows films by (N, F)
+        float32: of each network what `watching` sees, side by side."""
+        pooled: list[torch.Tensor] = []
+        logits = {}
         with torch.inference_mode():
             for net in self.networks:
-                logits[net], maps = run_recorded(net, pooled_layers(net), batch)
-                pooled.append(pool(maps))
+                with watching(net) as seen:
+                    logits[net] = net(batch)
+                pooled += seen
             return self._arranged(logits), torch.cat(pooled, dim=1).numpy()
 
     def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> np.ndarray:

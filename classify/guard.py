@@ -5,8 +5,9 @@
         weights/ensemble_crops
 
 What the screener proves holds for films like those of its calibration. The guard says which films
-are: it knows what the members' networks pool (their last maps, averaged over places) on the films
-of the training, and how far from these the calibration's films lie. It sees no label.
+are: it knows what the members' networks make of the films of the training (maps averaged over
+places, see `classify.saliency.hooks.watching`), and how far from these the calibration's films lie.
+It sees no label.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from classify.inputs import GUARD, member_files
 from classify.models.fusion import FusionNet
 from classify.preprocess import PreprocessConfig
 from classify.saliency.hooks import saliency_layer
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
 from classify.saliency.maps import look_pooled
 from cxr.bundle import bundle_kind
 from cxr.split import Split
@@ -172,6 +174,17 @@ def test_networks_stand_side_by_side_in_both_ways_of_looking(
     np.testing.assert_allclose(
         np.stack([logits for logits, _ in looks], 1), ensemble.predict_prepared(batch), atol=1e-5
     )
+
+
+def test_of_a_member_with_a_neck_it_is_what_the_encoder_gives(batch: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    small = MemberConfig("tu-test_efficientnet", "none", 24, decoder_channels=(8, 8, 8, 8))
+    member = build_member(small).eval()
+    with torch.inference_mode():
+        expected = member.encoder(batch)[-1].mean((2, 3)).numpy()
+    _, features = Ensemble({"a": member}, SETTINGS).predict_pooled(batch)
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+    np.testing.assert_allclose(look_pooled([member], batch, 1)[1], expected, atol=1e-6)
 
 
 # --- the commands

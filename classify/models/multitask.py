@@ -89,6 +89,12 @@ class SCXNN(nn.Module):
         """The layer whose output (N, C, h/32, w/32) is pooled: for Grad-CAM's hooks."""
         return self.neck
 
+    @property
+    def entered(self) -> nn.Module:
+        """The layer behind the encoder, whose maps (N, C, h/32, w/32) say what kind of film it is:
+        see `classify.saliency.hooks.watching`."""
+        return self.neck
+
     def _head(self, last: Tensor) -> Tensor:
         return self.fc(self.dropout(self.neck(last).mean((2, 3))))
 

@@ -26,9 +26,9 @@ from classify.saliency.hooks import (
     check_logits,
     left_as_found,
     on_device_of,
-    pool,
     run_recorded,
     saliency_layer,
+    watching,
 )
 from classify.saliency.methods import SCORE_BATCH, TOP_K
 from cxr.rules import require
@@ -128,7 +128,7 @@ class LinearHead:
 class LogitsAndMaps:
     """One forward pass: logits (N, K), maps (N, C, h, w) of a layer, and the head between them;
     `head` is None where it is anything but global mean pooling and linear layers. `pooled` (N, F)
-    are the maps of the layer, or those of each backbone, averaged over places; None without any.
+    is what `watching` saw; None where the model names no layer.
     """
 
     logits: Tensor
@@ -174,14 +174,15 @@ def logits_and_maps(
         for module in model.modules():
             if module is layer or isinstance(module, nn.Linear):
                 module.register_forward_hook(lambda m, _inputs, _output: ran.append(m))
-        logits, (maps,) = run_recorded(model, [layer], batch)
+        with watching(model) as pooled:
+            logits, (maps,) = run_recorded(model, [layer], batch)
         behind = [m for m in ran[ran.index(layer) + 1 :] if isinstance(m, nn.Linear)]
         head = _product(behind, maps.shape[1], logits.shape[1])
     if layer not in _IS_LINEAR and len(batch):
         _IS_LINEAR[layer] = head is not None and _stands_random_maps(model, layer, batch[:1], head)
     if head is not None and not (may_be_closed(layer) and head.gives(maps, logits)):
         head = None
-    return LogitsAndMaps(logits, maps, head, pool([maps]))
+    return LogitsAndMaps(logits, maps, head, torch.cat(pooled, 1) if pooled else None)
 
 
 def _product(linears: Sequence[nn.Linear], channels: int, classes: int) -> LinearHead | None:

@@ -59,10 +59,32 @@ def pooled_layers(model: nn.Module) -> list[nn.Module]:
     return [*backbone_layers(model).values()] or ([own] if isinstance(own, nn.Module) else [])
 
 
-def pool(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Maps (N, C, h, w) of one or more layers, averaged over places, side by side: (N, F) float32
-    on the CPU."""
-    return torch.cat([plane.float().mean((2, 3)) for plane in maps], dim=1).cpu()
+@contextmanager
+def watching(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What a network's kind of films is known by, a forward pass long: a (N, F) float32 tensor on
+    the CPU of each layer's maps (N, C, h, w), averaged over places; none where none is named.
+
+    The layers are those whose maps are pooled; or, where a model names its `entered` module, what
+    enters that: guided training leaves little in the last maps that tells hospitals and ages apart.
+    """
+    found: dict[nn.Module, torch.Tensor] = {}
+    entered = getattr(model, "entered", None)
+    layers = [entered] if isinstance(entered, nn.Module) else pooled_layers(model)
+
+    def keep(layer: nn.Module, maps: torch.Tensor) -> None:
+        found[layer] = maps.float().mean((2, 3)).cpu()
+
+    if isinstance(entered, nn.Module):
+        handles = [entered.register_forward_pre_hook(lambda m, inputs: keep(m, inputs[0]))]
+    else:
+        handles = [y.register_forward_hook(lambda m, _, maps: keep(m, maps)) for y in layers]
+    pooled: list[torch.Tensor] = []
+    try:
+        yield pooled
+    finally:
+        for handle in handles:
+            handle.remove()
+        pooled += [found[layer] for layer in layers if layer in found]
 
 
 class Rearranges(Protocol):

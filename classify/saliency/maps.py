@@ -33,10 +33,9 @@ from classify.saliency.hooks import (
     check_logits,
     left_as_found,
     on_device_of,
-    pool,
     rearranges,
-    run_recorded,
     saliency_layer,
+    watching,
 )
 from classify.saliency.methods import (
     ADD_UP,
@@ -190,10 +189,10 @@ def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
     backbones = list(backbone_layers(net).values())
     if method in CLOSED_FORMS and not backbones:
         return logits_and_maps(net, batch)
-    with left_as_found(net), torch.inference_mode():
-        logits, maps = run_recorded(net, backbones, on_device_of(net, batch))
-        pooled = pool(maps) if maps else None
-    return LogitsAndMaps(logits, torch.empty(0), pooled=pooled)
+    with left_as_found(net), torch.inference_mode(), watching(net) as pooled:
+        logits = net(on_device_of(net, batch))
+    seen = torch.cat(pooled, 1) if pooled else None
+    return LogitsAndMaps(logits, torch.empty(0), pooled=seen)
 
 
 @dataclass(frozen=True, eq=False)
