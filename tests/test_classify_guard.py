@@ -19,10 +19,10 @@ from classify.ensemble import Ensemble, members_of
 from classify.guard import SPOILT, Guard, hash_members, main
 from classify.inputs import GUARD, member_files
 from classify.models.fusion import FusionNet
-from classify.preprocess import PreprocessConfig
-from classify.saliency.hooks import saliency_layer
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
+from classify.preprocess import PreprocessConfig
+from classify.saliency.hooks import saliency_layer
 from classify.saliency.maps import look_pooled
 from cxr.bundle import bundle_kind
 from cxr.split import Split
