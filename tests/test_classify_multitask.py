@@ -126,6 +126,18 @@ def test_imagenet_weights_reach_encoder_and_neck(lite: nn.Module) -> None:
     assert torch.equal(lite.neck[1].running_var, theirs["bn2.running_var"])
 
 
+def test_a_member_starts_from_another_s_file_with_its_neck(tmp_path: Path) -> None:
+    first, file = build_member(replace(TINY, neck_channels=24)), tmp_path / "first.safetensors"
+    save_file(first.shipped_tensors(decoder=False), file)
+    started = replace(TINY, neck_channels=24, weights=str(file))
+    member = build_member(started, targets=2)
+    for part in ("encoder", "neck"):
+        ours, theirs = getattr(member, part).state_dict(), getattr(first, part).state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    other = build_member(replace(started, neck_channels=16))  # a neck of another width is left
+    assert other.neck[0].out_channels == 16
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("prefix", ["model.", "", "encoder.model."])
 def test_weights_from_a_file_by_any_of_their_names(

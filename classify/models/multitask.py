@@ -14,7 +14,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from classify.models.settings import MemberConfig
-from classify.models.start_weights import load_body, load_start_weights
+from classify.models.start_weights import load_body, load_start_weights, read_state
 from cxr.bundle import imagenet_lite_state_dict, is_lite
 from cxr.rules import require
 
@@ -140,6 +140,8 @@ def build_member(
         _load_imagenet(model, config)
     else:
         load_start_weights(model.encoder, config.encoder, "", config.weights)
+        if config.weights != "none":
+            _load_neck(model.neck, read_state(config.weights))
     return model.to(memory_format=torch.channels_last)
 
 
@@ -170,6 +172,15 @@ def _first_parameters(encoder: nn.Module, config: MemberConfig) -> set[str]:
     pattern = re.compile("|".join(stages[: config.freeze_stages + 1]))
     named = [name for name, _ in encoder.named_parameters()] if config.freeze_stages else []
     return {name for name in named if pattern.match(name)}
+
+
+def _load_neck(neck: nn.Module, state: dict[str, Tensor]) -> None:
+    """A member's own file has a neck, too; of another width it is left."""
+    theirs = {k.removeprefix("neck."): v for k, v in state.items() if k.startswith("neck.")}
+    if {k: v.shape for k, v in theirs.items()} == {
+        k: v.shape for k, v in neck.state_dict().items()
+    }:
+        neck.load_state_dict(theirs)
 
 
 def _load_imagenet(model: SCXNN, config: MemberConfig) -> None:
