@@ -97,12 +97,16 @@ def test_the_loss_of_maps_is_the_share_outside_the_lungs() -> None:
     image[..., 28:36, 28:36] = 1  # 64 px in the lungs
     image[..., :2, :16] = 1  # 32 px far from them
     batch = {"image": image, "lung": lung_tensor(1), "label": torch.tensor([1])}
+    away = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    for common in (0.0, 5.0):  # what all classes share changes nothing
+        with torch.no_grad():
+            model.fc.weight.copy_(1e6 * (away + common))
+        _, terms = guide.ask(model, batch, training=True)
+        assert terms["maps"].item() == pytest.approx(2.0 * 32 / 96, rel=1e-3)
     with torch.no_grad():
-        model.fc.weight.mul_(1e6)
-    _, terms = guide.ask(model, batch, training=True)
-    assert terms["maps"].item() == pytest.approx(2.0 * 32 / 96, rel=1e-3)
-    with torch.no_grad():
-        model.fc.weight.mul_(1e-12)  # a map that is nearly empty costs as much as an even one
+        model.fc.weight.copy_(
+            1e-6 * away
+        )  # a map that is nearly empty costs as much as an even one
     empty = guide.ask(model, batch, training=True)[1]["maps"].item()
     assert empty == pytest.approx(2.0 * (1 - 34**2 / 64**2), rel=1e-3)  # lungs and rim: 34 px
     none = {**batch, "lung": torch.zeros(1, 1, 64, 64)}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from classify.models.multitask import build_member
+from classify.models.multitask import SCXNN, build_member
 from classify.models.settings import MemberConfig
 
 TINY = MemberConfig("tu-test_efficientnet", "none", 24, 0.1, decoder_channels=(8, 8, 8, 8, 4))
@@ -124,6 +124,16 @@ def test_imagenet_weights_reach_encoder_and_neck(lite: nn.Module) -> None:
     assert torch.equal(lite.encoder.model.conv_stem.weight, theirs["conv_stem.weight"])
     assert torch.equal(lite.neck[0].weight, theirs["conv_head.weight"])
     assert torch.equal(lite.neck[1].running_var, theirs["bn2.running_var"])
+
+
+def test_shipped_logits_add_up_to_nothing_and_say_the_same() -> None:
+    torch.manual_seed(0)
+    member, images = build_member(TINY, targets=2).eval(), torch.randn(3, 3, 32, 32)
+    shipped = SCXNN(TINY, decode=False, targets=2).eval()
+    shipped.load_state_dict(member.shipped_tensors(decoder=False))
+    before, after = (net(images).view(3, 2, 3) for net in (member, shipped))
+    assert torch.allclose(after.sum(2), torch.zeros(3, 2), atol=1e-5)
+    assert torch.allclose(after.softmax(2), before.softmax(2), atol=1e-6)
 
 
 def test_a_member_starts_from_another_s_file_with_its_neck(tmp_path: Path) -> None:

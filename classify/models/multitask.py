@@ -45,7 +45,7 @@ class SCXNN(nn.Module):
         self, config: MemberConfig, decode: bool = True, classes: int = 3, targets: int = 1
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, classes
         self.encoder = _build_encoder(config.encoder)
         channels: list[int] = list(self.encoder.out_channels)  # type: ignore[arg-type]
         width = config.neck_channels or channels[-1]
@@ -126,9 +126,17 @@ class SCXNN(nn.Module):
         return self
 
     def shipped_tensors(self, decoder: bool) -> dict[str, Tensor]:
-        """Weights for a bundle: encoder, neck and head, the decoder only when asked for."""
+        """Weights for a bundle: encoder, neck and head, the decoder only when asked for.
+
+        Of each target the logits then add up to nothing, which changes no probability: what all
+        classes share decides nothing, and would only be seen in the maps of each.
+        """
         leave = () if decoder else ("decoder.", "restorer.")
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(leave or ("\0",))}
+        kept = {k: v for k, v in self.state_dict().items() if not k.startswith(leave or ("\0",))}
+        for name in ("fc.weight", "fc.bias"):
+            by_target = kept[name].unflatten(0, (-1, self.classes))
+            kept[name] = (by_target - by_target.mean(1, keepdim=True)).flatten(0, 1)
+        return kept
 
 
 def build_member(

@@ -93,7 +93,8 @@ class Guide:
         away = [1 - near(lung, maps.shape[2:]) for maps in seen]
         shares = []
         for chosen in wanted:
-            own = logits.gather(2, chosen[..., None])[..., 0]
+            # what all classes share decides nothing: a common map in the lungs would be no answer
+            own = (logits - logits.mean(2, keepdim=True)).gather(2, chosen[..., None])[..., 0]
             for group in range(self.groups):
                 slopes = torch.autograd.grad(own[:, group].sum(), seen, create_graph=True)
                 for maps, slope, far in zip(seen, slopes, away, strict=True):
