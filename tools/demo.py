@@ -59,7 +59,7 @@ def draw_way(film_path: Path) -> Any:
     film = read_film(film_path)
     box = ThoraxFinder.load().predict([film.pixels])[0]
     crop = crop_film(film, box).pixels
-    ensemble = Ensemble.load("weights/ensemble_crops")
+    ensemble = Ensemble.load("weights/ensemble_adults")  # the sample is an adult
     batch, frames = ensemble.prepare([crop])
     target = ensemble.targets[strongest_member(ensemble.predict([crop])[0])]
     maps = saliency_maps(ensemble.member(target), batch, [1], closed_form=False)
