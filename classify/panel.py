@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from classify.inputs import GUARD, Item, member_files
-from classify.screener import CLEARED, NOT_READ, READ
+from classify.screener import NOT_READ
 from classify.screening.doubts import unlike
 from cxr.bundle import bundle_meta
 from cxr.workdir import read_json
@@ -27,9 +27,8 @@ class Panel:
     are for children.
 
     One judge judges every film. Of several, a film whose age is known goes to those for children or
-    to the others; where that leaves more than one, to the one whose guard calls it nearest, and it
-    is cleared only where none of the others that it is like would have it read. All answer in one
-    table: `targets` are those of all members. Raises ValueError for targets that two
+    to the others; where that leaves more than one, to the one whose guard calls it nearest. All
+    answer in one table: `targets` are those of all members. Raises ValueError for targets that two
     ensembles have, and where one of several has no guard.
     """
 
@@ -83,10 +82,6 @@ class Panel:
         far = best.far if best.far is not None else np.inf
         why = "by the patient's age" if by_age else "which it is nearest to"
         best = replace(best, facts=(*best.facts, f"judged by {best.ensemble}, {why}"))
-        if best.decision == CLEARED:
-            also = [i.ensemble for i in judged if i.decision != CLEARED and (i.far or 0.0) <= 1]
-            told = f"{', '.join(also)}, whose films it is like too, would not clear it"
-            return replace(best, decision=READ, doubt=told) if also else best
         if far <= 1 or len(judged) == 1:
             return best
         told = ", ".join(f"{item.ensemble} {item.far:.3f}" for item in judged)

@@ -80,18 +80,6 @@ def test_a_film_like_those_of_no_ensemble_is_read_with_that_reason(world: Simple
     assert film.doubt == f"the film is like those of no ensemble: distances {told}"
 
 
-def test_a_film_like_those_of_two_is_cleared_only_if_both_clear_it(world: SimpleNamespace) -> None:
-    for judge in world.judges:
-        judge.guard = replace(judge.guard, threshold=np.inf)
-    nearest = Panel(world.judges).judge([item(DARK)])[0]
-    assert nearest.decision == CLEARED
-    reads = next(j for j in world.judges if j.name != nearest.ensemble)
-    reads.screener = None
-    (film,) = Panel(world.judges).judge([item(DARK)])
-    assert (film.ensemble, film.decision) == (nearest.ensemble, READ)
-    assert film.doubt == f"{reads.name}, whose films it is like too, would not clear it"
-
-
 @pytest.mark.parametrize(("child", "name"), [(True, "children"), (False, "adults")])
 def test_the_age_goes_before_the_guard(world: SimpleNamespace, child: bool, name: str) -> None:
     like_the_other = DARK if child else BRIGHT
