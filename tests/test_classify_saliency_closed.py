@@ -24,6 +24,7 @@ from saliency_nets import (
 )
 from torch import nn
 
+from classify.labels import NORMAL
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, preprocess, to_input
@@ -83,12 +84,12 @@ def shipped(root: Path) -> nn.Module:
 
 @pytest.mark.parametrize("method", LIBRARY)
 def test_the_shipped_member_gets_the_library_s_map(method: str, shipped: nn.Module) -> None:
-    settings = PreprocessConfig(side=96)  # smaller than its own, to be quick
+    settings = PreprocessConfig(side=160)  # smaller than its own, to be quick
     image = preprocess(draw_phantom()[0].astype(np.float32), settings)
     batch = to_input(torch.from_numpy(image)[None, None], settings)
-    ours = saliency_maps(shipped, batch, [TARGET], method, closed_form=True)
+    ours = saliency_maps(shipped, batch, [NORMAL], method, closed_form=True)
     layer = shipped.saliency_layer
-    theirs = as_the_library_has_it(LIBRARY[method], shipped, layer, batch, [TARGET])
+    theirs = as_the_library_has_it(LIBRARY[method], shipped, layer, batch, [NORMAL])
     assert_same_maps(ours, theirs)
 
 
