@@ -12,7 +12,7 @@ and table.md; an arm that is finished is not trained again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,28 +199,24 @@ def figures_of(
     lifts: Sequence[tuple[int, float | None, float]],
 ) -> dict[str, Any]:
     """The figures of `run`, with intervals by patient; `labels` (N, M) as members have them."""
-    from classify.labels import NORMAL, OTHERS, TARGET
-    from cxr.stats import figure_of, softmax, weighted_auc, weighted_mean, with_draws
+    from classify.evaluate import ANY, Question, ensemble_score
+    from classify.labels import NORMAL, TARGET
+    from cxr.stats import figure_of, weighted_auc, weighted_mean, with_draws
 
     ill = (labels != NORMAL).any(1)
-    asked: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
-        "normal / abnormal": (ill.astype(float), lambda z: 1 - softmax(z)[..., NORMAL].mean(1)),
-    }
-
-    def leaning(member: int) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda z: z[:, member, TARGET] - z[:, member, OTHERS]
-
+    asked = [(Question("normal / abnormal", "", ANY, "normal"), ill.astype(float))]
     for m, target in enumerate(targets):
         truth = np.where(ill, labels[:, m] == TARGET, np.nan)
-        asked[f"{target} / others"] = truth, leaning(m)
+        asked.append((Question(f"{target} / others", "", target, "others"), truth))
     weights = with_draws(patients, recipe.draws, recipe.seed)
     questions: dict[str, Any] = {}
-    for name, (truth, score) in asked.items():
+    for question, truth in asked:
         known = ~np.isnan(truth)
         drawn, count = (truth[known] == 1, weights[:, known]), int(known.sum())
-        questions[name] = {
-            control: asdict(figure_of(weighted_auc(score(z)[known], *drawn), count))
-            for control, z in logits.items()
+        scores = {c: ensemble_score(z[known], targets, question) for c, z in logits.items()}
+        questions[question.name] = {
+            control: asdict(figure_of(weighted_auc(score, *drawn), count))
+            for control, score in scores.items()
         }
     kept = [row for row in lifts if row[1] is not None]
     films = weights[:, [row[0] for row in kept]]
