@@ -46,7 +46,7 @@ _BLUR = 0.02  # standard deviation, of the shorter side
 
 
 def _blurred(pixels: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(pixels, (0, 0), max(_BLUR * min(pixels.shape), 0.1))
+    return cv2.GaussianBlur(pixels, (0, 0), _BLUR * min(pixels.shape))
 
 
 def _half_covered(pixels: np.ndarray) -> np.ndarray:
@@ -387,8 +387,9 @@ def run_measure(config: MeasureConfig) -> list[dict[str, str]]:
     for column in ("folder", "films", "beyond", "share", "median", "unread"):
         table.add_column(column, overflow="fold")
     ways = {"": None, **(SPOILT if config.spoilt else {})}
-    for folder, way in product(listed, ways):
+    for folder in listed:
         _check_kind(config.ensemble, members.trained_on, is_cropped(folder))
+    for folder, way in product(listed, ways):
         name = f"{folder}, {way}" if way else folder
         looked = _looked_at(members, listed[folder], config, name, ways[way])
         own = [_measured(guard, name, *film) for film in looked]

@@ -20,7 +20,10 @@ from cxr.workdir import log, read_text
 _PUBLISHABLE = ("CC BY 3.0", "CC BY 4.0", "CC BY", "CC BY-SA", "listed as authorized for everyone")
 # The NIH Clinical Center's own terms for ChestX-ray14, however a copy of the set words the rest.
 NIH_TERMS = "NIH Clinical Center: free use with attribution"
-_NIH_FILMS = "NIH ChestX-ray14 films"  # a copy that states no terms of its own, but whose they are
+_OWN_TERMS = {
+    "nih": NIH_TERMS,
+    "nih_unnamed": "NIH ChestX-ray14 films",  # a copy that states no terms, but whose they are
+}
 _TELLING = 2  # parts: source/name
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # not the .3 of the UID 1.2.840.3
 
@@ -45,8 +48,7 @@ class FilmRow:
     @property
     def publishable(self) -> bool:
         """May a published model be trained on this film? By its licence as stated."""
-        nih = {"nih": NIH_TERMS, "nih_unnamed": _NIH_FILMS}
-        own = any(is_among(self.source, [s]) and t in self.licence for s, t in nih.items())
+        own = any(is_among(self.source, [s]) and t in self.licence for s, t in _OWN_TERMS.items())
         return own or self.licence in _PUBLISHABLE
 
 

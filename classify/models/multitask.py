@@ -14,7 +14,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from classify.models.settings import MemberConfig
-from classify.models.start_weights import load_body, load_start_weights, read_state
+from classify.models.start_weights import load_body, load_start_weights
 from cxr.bundle import imagenet_lite_state_dict, is_lite
 from cxr.rules import require
 
@@ -147,9 +147,9 @@ def build_member(
     if config.weights == "imagenet":
         _load_imagenet(model, config)
     else:
-        load_start_weights(model.encoder, config.encoder, "", config.weights)
-        if config.weights != "none":
-            _load_neck(model.neck, read_state(config.weights))
+        _load_neck(
+            model.neck, load_start_weights(model.encoder, config.encoder, "", config.weights)
+        )
     return model.to(memory_format=torch.channels_last)
 
 
@@ -185,9 +185,8 @@ def _first_parameters(encoder: nn.Module, config: MemberConfig) -> set[str]:
 def _load_neck(neck: nn.Module, state: dict[str, Tensor]) -> None:
     """A member's own file has a neck, too; of another width it is left."""
     theirs = {k.removeprefix("neck."): v for k, v in state.items() if k.startswith("neck.")}
-    if {k: v.shape for k, v in theirs.items()} == {
-        k: v.shape for k, v in neck.state_dict().items()
-    }:
+    ours = neck.state_dict()
+    if {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}:
         neck.load_state_dict(theirs)
 
 

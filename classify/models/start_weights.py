@@ -20,8 +20,9 @@ from cxr.rules import require
 _PREFIXES = ("", "features.", "body.", "model.", "encoder.", "net.body.")
 
 
-def load_start_weights(body: nn.Module, name: str, library: str, weights: str) -> None:
-    """Fill `body` from imagenet, none or a FILE (.safetensors, or .pth of tensors only).
+def load_start_weights(body: nn.Module, name: str, library: str, weights: str) -> dict[str, Tensor]:
+    """Fill `body` from imagenet, none or a FILE (.safetensors, or .pth of tensors only); returns
+    all tensors of the FILE, else none.
 
     `name` is the network's name in `library` (torchvision or timm). Raises ValueError for anything
     else or a file that does not fit, ConnectionError where weights cannot be fetched, ImportError
@@ -33,7 +34,10 @@ def load_start_weights(body: nn.Module, name: str, library: str, weights: str) -
         require(
             Path(weights).is_file(), "weights must be imagenet, none or a file that exists", weights
         )
-        load_body(body, read_state(weights), weights)
+        state = read_state(weights)
+        load_body(body, state, weights)
+        return state
+    return {}
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

@@ -128,13 +128,13 @@ class LinearHead:
 class LogitsAndMaps:
     """One forward pass: logits (N, K), maps (N, C, h, w) of a layer, and the head between them;
     `head` is None where it is anything but global mean pooling and linear layers. `pooled` (N, F)
-    is what `watching` saw; None where the model names no layer.
+    are what `watching` saw, one for each layer; none where the model names no layer.
     """
 
     logits: Tensor
     maps: Tensor
     head: LinearHead | None = None
-    pooled: Tensor | None = None
+    pooled: Sequence[Tensor] = ()
 
     def saliency(self, classes: Sequence[int], method: str = "grad_cam") -> np.ndarray:
         """(N, h, w) float32 ≥ 0 of one logit a film by one of CLOSED_FORMS; raises ValueError
@@ -182,7 +182,7 @@ def logits_and_maps(
         _IS_LINEAR[layer] = head is not None and _stands_random_maps(model, layer, batch[:1], head)
     if head is not None and not (may_be_closed(layer) and head.gives(maps, logits)):
         head = None
-    return LogitsAndMaps(logits, maps, head, torch.cat(pooled, 1) if pooled else None)
+    return LogitsAndMaps(logits, maps, head, pooled)
 
 
 def _product(linears: Sequence[nn.Linear], channels: int, classes: int) -> LinearHead | None:

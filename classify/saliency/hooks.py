@@ -69,14 +69,15 @@ def watching(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """
     found: dict[nn.Module, torch.Tensor] = {}
     entered = getattr(model, "entered", None)
-    layers = [entered] if isinstance(entered, nn.Module) else pooled_layers(model)
 
     def keep(layer: nn.Module, maps: torch.Tensor) -> None:
         found[layer] = maps.float().mean((2, 3)).cpu()
 
     if isinstance(entered, nn.Module):
+        layers = [entered]
         handles = [entered.register_forward_pre_hook(lambda m, inputs: keep(m, inputs[0]))]
     else:
+        layers = pooled_layers(model)
         handles = [y.register_forward_hook(lambda m, _, maps: keep(m, maps)) for y in layers]
     pooled: list[torch.Tensor] = []
     try:

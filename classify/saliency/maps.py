@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import cv2
@@ -179,8 +180,8 @@ def look_pooled(
             logits = member.rearrange(logits)
         planes = found.saliency([logit] * len(batch), method) if found.head else None
         looks.append((logits.numpy(), planes))
-    pooled = [found.pooled for found in ran.values() if found.pooled is not None]
-    return looks, torch.cat(pooled, dim=1).numpy() if len(pooled) == len(ran) else None
+    pooled = [found.pooled for found in ran.values()]
+    return looks, torch.cat([*chain(*pooled)], dim=1).numpy() if all(pooled) else None
 
 
 def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
@@ -191,8 +192,7 @@ def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
         return logits_and_maps(net, batch)
     with left_as_found(net), torch.inference_mode(), watching(net) as pooled:
         logits = net(on_device_of(net, batch))
-    seen = torch.cat(pooled, 1) if pooled else None
-    return LogitsAndMaps(logits, torch.empty(0), pooled=seen)
+    return LogitsAndMaps(logits, torch.empty(0), pooled=pooled)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classify.guide import GuideConfig, rim_of
 from classify.preprocess import PreprocessConfig, to_input
-from classify.saliency.hooks import backbone_layers, saliency_layer
+from classify.saliency.hooks import pooled_layers, saliency_layer
 from cxr.training.learner import Batch
 
 _BLACK = 0.7  # of the pictures without lungs; the others are one grey all over
@@ -38,7 +38,7 @@ class Guide:
         self.sought = sought
         self.layers: list[nn.Module] = []
         if config.maps or config.silence:
-            self.layers = [*backbone_layers(model).values()] or [saliency_layer(model)]
+            self.layers = pooled_layers(model) or [saliency_layer(model)]
 
     def ask(
         self, network: Callable[[Tensor], Out], batch: Batch, training: bool
@@ -91,10 +91,11 @@ class Guide:
         if self.sought is not None:
             wanted.append(torch.full_like(labels, self.sought))
         away = [1 - near(lung, maps.shape[2:]) for maps in seen]
+        # what all classes share decides nothing: a common map in the lungs would be no answer
+        apart = logits - logits.mean(2, keepdim=True)
         shares = []
         for chosen in wanted:
-            # what all classes share decides nothing: a common map in the lungs would be no answer
-            own = (logits - logits.mean(2, keepdim=True)).gather(2, chosen[..., None])[..., 0]
+            own = apart.gather(2, chosen[..., None])[..., 0]
             for group in range(self.groups):
                 slopes = torch.autograd.grad(own[:, group].sum(), seen, create_graph=True)
                 for maps, slope, far in zip(seen, slopes, away, strict=True):
