@@ -17,7 +17,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -282,16 +281,20 @@ def pooled_of(
     paths: Sequence[Path],
     batch: int,
     what: str,
-    spoil: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Iterator[np.ndarray | str]:
-    """Of each film or crop what the networks pool (F,), or why it could not be read."""
+    ways: Sequence[Callable[[np.ndarray], np.ndarray] | None] = (None,),
+) -> Iterator[list[np.ndarray] | str]:
+    """Of each film or crop what the networks pool (F,), as it is or spoilt, for each of the ways;
+    or why it could not be read."""
     stream = read_ahead(paths, default_jobs(len(paths)))
     for group in batched(counting(stream, what, len(paths)), batch):
         pixels = [film.pixels for _, film in group if isinstance(film, Film)]
-        pixels = [spoil(p) for p in pixels] if spoil else pixels
-        pooled = iter(members.predict_pooled(members.prepare(pixels)[0])[1] if pixels else [])
+        found = []
+        for spoil in ways if pixels else ():
+            shown = [spoil(p) for p in pixels] if spoil else pixels
+            found.append(members.predict_pooled(members.prepare(shown)[0])[1])
+        pooled = zip(*found, strict=True)
         for _, film in group:
-            yield next(pooled) if isinstance(film, Film) else str(film)
+            yield list(next(pooled)) if isinstance(film, Film) else str(film)
 
 
 def load_members(folder: Path, device: str) -> Any:
@@ -332,7 +335,7 @@ def run_fit(config: FitConfig) -> Guard:
     for name, films in parts.items():
         paths = [case.crop or case.film for case in films]
         found = list(pooled_of(members, paths, config.batch, f"looking at {name}"))
-        seen = [(c, f) for c, f in zip(films, found, strict=True) if isinstance(f, np.ndarray)]
+        seen = [(c, f[0]) for c, f in zip(films, found, strict=True) if not isinstance(f, str)]
         lost = [why for why in found if isinstance(why, str)]
         left_out.update(f"unreadable: {code_of(why)}" for why in lost)
         require(bool(seen), f"films of the part {name!r} must be readable", lost[:1])
@@ -389,15 +392,19 @@ def run_measure(config: MeasureConfig) -> list[dict[str, str]]:
     ways = {"": None, **(SPOILT if config.spoilt else {})}
     for folder in listed:
         _check_kind(config.ensemble, members.trained_on, is_cropped(folder))
-    for folder, way in product(listed, ways):
-        name = f"{folder}, {way}" if way else folder
-        looked = _looked_at(members, listed[folder], config, name, ways[way])
-        own = [_measured(guard, name, *film) for film in looked]
-        far = np.array([float(row["far"]) for row in own if row["far"]])
-        beyond = int((far > 1).sum())
-        told = (f"{beyond / len(far):.3f}", f"{np.median(far):.3f}") if len(far) else ("", "")
-        table.add_row(name, str(len(far)), str(beyond), *told, str(len(own) - len(far)))
-        rows += own
+    for folder, films in listed.items():
+        names = [f"{folder}, {way}" if way else folder for way in ways]
+        seen: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+        for film, pooled in _looked_at(members, films, config, folder, list(ways.values())):
+            each = [pooled] * len(ways) if isinstance(pooled, str) else pooled
+            for name, found in zip(names, each, strict=True):
+                seen[name].append(_measured(guard, name, film, found))
+        for name, own in seen.items():
+            far = np.array([float(row["far"]) for row in own if row["far"]])
+            beyond = int((far > 1).sum())
+            told = (f"{beyond / len(far):.3f}", f"{np.median(far):.3f}") if len(far) else ("", "")
+            table.add_row(name, str(len(far)), str(beyond), *told, str(len(own) - len(far)))
+            rows += own
     text = io.StringIO()
     writer = csv.DictWriter(text, ("folder", "film", "far", "beyond", "reason"))
     writer.writeheader()
@@ -429,11 +436,11 @@ def _looked_at(
     films: Sequence[tuple[str, Path | str]],
     config: MeasureConfig,
     name: str,
-    spoil: Callable[[np.ndarray], np.ndarray] | None,
-) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Each film's name with what the networks pool on it, or why there is nothing."""
+    ways: Sequence[Callable[[np.ndarray], np.ndarray] | None],
+) -> Iterator[tuple[str, list[np.ndarray] | str]]:
+    """Each film's name with what the networks pool on it in each way, or why there is nothing."""
     paths = [path for _, path in films if isinstance(path, Path)]
-    pooled = pooled_of(members, paths, config.batch, name, spoil)
+    pooled = pooled_of(members, paths, config.batch, name, ways)
     for film, path in films:
         yield name_of(film), next(pooled) if isinstance(path, Path) else path
 
