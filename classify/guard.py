@@ -396,6 +396,7 @@ def run_measure(config: MeasureConfig) -> list[dict[str, str]]:
         names = [f"{folder}, {way}" if way else folder for way in ways]
         seen: dict[str, list[dict[str, str]]] = {name: [] for name in names}
         for film, pooled in _looked_at(members, films, config, folder, list(ways.values())):
+            each: Sequence[np.ndarray | str]
             each = [pooled] * len(ways) if isinstance(pooled, str) else pooled
             for name, found in zip(names, each, strict=True):
                 seen[name].append(_measured(guard, name, film, found))
