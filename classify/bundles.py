@@ -8,7 +8,6 @@ A member of an ensemble, a single network, or a pretrained encoder and decoder, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from classify.inputs import classes_of, targets_of
 from classify.models.backbones import build_backbone
 from classify.models.cxrnet import build_cxrnet
 from classify.models.fusion import build_fusion
@@ -72,16 +72,6 @@ def load_pretrained(path: str | Path) -> Pretrained:
     return Pretrained(net.eval(), settings, bundle.sha256, bundle.meta)
 
 
-def targets_of(bundle: Bundle) -> tuple[str, ...]:
-    """The targets that a member's network answers for; one, in an older bundle."""
-    return tuple(bundle.meta.get("targets") or (bundle.meta["target"],))
-
-
-def classes_of(bundle: Bundle) -> Sequence[str]:
-    """What a member answers; three, where its bundle does not say."""
-    return tuple(bundle.meta.get("classes") or ("normal", *targets_of(bundle)[:1], "others"))
-
-
 def member_of(bundle: Bundle) -> SCXNN:
     """The network of a member's bundle with its weights; raises ValueError."""
     known = {f.name for f in fields(MemberConfig)}
@@ -90,7 +80,7 @@ def member_of(bundle: Bundle) -> SCXNN:
         # nothing is fetched, and nothing is frozen: the weights are all in the bundle
         network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
         decoder = bool(bundle.meta["decoder"])
-        shape = (len(classes_of(bundle)), len(targets_of(bundle)))
+        shape = (len(classes_of(bundle.meta)), len(targets_of(bundle.meta)))
         net = build_member(from_plain(MemberConfig, network), decoder, *shape)
         net.load_state_dict(bundle.tensors)
     return net

@@ -16,17 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.bundles import classes_of, load_single, member_of, targets_of
-from classify.inputs import member_files
-from classify.labels import NORMAL, OTHERS, TARGET
+from classify.bundles import load_single, member_of
+from classify.inputs import check_together, member_files, targets_of
+from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
+from classify.saliency.maps import look_pooled, saliency_maps
 from cxr.boxes import Frame
-from cxr.bundle import Bundle, bundle_kind, load_bundle, rebuilding
-from cxr.devices import pick_device
-
-NAME_OF_NORMAL = "normal"
-_FAR_BELOW = 30.0
+from cxr.bundle import bundle_kind, load_bundle, rebuilding
+from cxr.devices import inferring, pick_device
 
 
 class Ensemble:
@@ -43,10 +41,11 @@ class Ensemble:
         device: str | torch.device = "cpu",
         weights: Mapping[str, str] | None = None,
         trained_on: str = "",
+        precision: str = "fp32",
     ) -> None:
         if not members:
             raise ValueError("members must hold at least one. Got none.")
-        self.settings = settings
+        self.settings, self.precision = settings, precision
         self.targets = tuple(members)
         self.weights = dict(weights or {})
         self.trained_on = trained_on
@@ -57,7 +56,7 @@ class Ensemble:
         }
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> Ensemble:
+    def load(cls, folder: str | Path, device: str = "auto", precision: str = "fp32") -> Ensemble:
         """All member bundles `TARGET.safetensors` of a folder; or the one bundle of a single
         network (classify.single), each class of which but normal becomes a member.
 
@@ -72,14 +71,15 @@ class Ensemble:
             except ValueError as error:
                 raise ValueError(f"{files[0]}: {error}") from error
             weights = dict.fromkeys(members, single.sha256)
-            return cls(members, single.settings, pick_device(device), weights, single.trained_on)
+            about = (pick_device(device), weights, single.trained_on, precision)
+            return cls(members, single.settings, *about)
         bundles = [load_bundle(f, "member") for f in files]
         with rebuilding(folder):
             bundles.sort(key=lambda b: b.meta["order"])
-            _check_together(folder, bundles)
+            check_together(folder, {Path(b.path): b.meta for b in bundles})
             nets: dict[str, nn.Module] = {}
             for bundle in bundles:
-                net, targets = member_of(bundle), targets_of(bundle)
+                net, targets = member_of(bundle), targets_of(bundle.meta)
                 shared = len(targets) > 1
                 nets |= {t: SharedMember(net, k) if shared else net for k, t in enumerate(targets)}
             meta = bundles[0].meta
@@ -87,8 +87,9 @@ class Ensemble:
                 nets,
                 PreprocessConfig.from_dict(meta["preprocessing"]),
                 pick_device(device),
-                {t: b.sha256 for b in bundles for t in targets_of(b)},
+                {t: b.sha256 for b in bundles for t in targets_of(b.meta)},
                 meta["trained_on"],
+                precision,
             )
 
     def __len__(self) -> int:
@@ -124,7 +125,7 @@ class Ensemble:
 
     def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
         """(N, members, 3) logits of what `prepare` gave."""
-        with torch.inference_mode():
+        with inferring(self.device, self.precision):
             return self._arranged({net: net(batch) for net in self.networks})
 
     def predict_pooled(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -132,12 +133,26 @@ class Ensemble:
         float32: of each network what `watching` sees, side by side."""
         pooled: list[torch.Tensor] = []
         logits = {}
-        with torch.inference_mode():
+        with inferring(self.device, self.precision):
             for net in self.networks:
                 with watching(net) as seen:
                     logits[net] = net(batch)
                 pooled += seen
             return self._arranged(logits), torch.cat(pooled, dim=1).numpy()
+
+    def look_pooled(
+        self, batch: torch.Tensor
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
+        """Of each member logits (N, 3) and, where its head allows that from the same pass, the
+        Grad-CAM of its target (N, h, w) ≥ 0; and what `predict_pooled` gives, where it can."""
+        nets = [self.members[target] for target in self.targets]
+        with inferring(self.device, self.precision):
+            return look_pooled(nets, batch, TARGET)
+
+    def slow_maps(self, target: str, batch: torch.Tensor) -> np.ndarray:
+        """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass."""
+        wanted = [TARGET] * len(batch)
+        return saliency_maps(self.members[target], batch, wanted, closed_form=False)
 
     def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> np.ndarray:
         """(N, members, 3) from the logits (N, K) of each network."""
@@ -211,7 +226,7 @@ class SingleMember(StandIn):
     def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
         """The network's logits (N, K) to the member's (N, 3)."""
         rest = [k for k in range(logits.shape[1]) if k not in (self.normal, self.target)]
-        lowest = logits.amin(1) - _FAR_BELOW
+        lowest = logits.amin(1) - FAR_BELOW
         others = logits[:, rest].logsumexp(1) if rest else lowest
         return torch.stack([logits[:, self.normal], logits[:, self.target], others], dim=1)
 
@@ -226,13 +241,7 @@ def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember
 
     Raises ValueError where normal is not among them: a member weighs its target against it.
     """
-    if NAME_OF_NORMAL not in classes or len(classes) < 2:
-        raise ValueError(
-            f"classes of the network must hold {NAME_OF_NORMAL!r} and one more, for "
-            "runs and audits weigh each class against it. Got "
-            f"{', '.join(classes)} instead."
-        )
-    normal = list(classes).index(NAME_OF_NORMAL)
+    normal = normal_of(classes)
     return {name: SingleMember(net, normal, k) for k, name in enumerate(classes) if k != normal}
 
 
@@ -247,24 +256,3 @@ def prepare_films(
     stacked = np.stack(images) if images else np.zeros((0, side, side), np.float32)
     tensor = torch.from_numpy(np.ascontiguousarray(stacked))[:, None].to(device)
     return to_input(tensor, settings), frames
-
-
-def _check_together(folder: str | Path, bundles: Sequence[Bundle]) -> None:
-    """Raises ValueError unless the bundles are members that can be screened with as one."""
-    first = bundles[0]
-    for bundle in bundles:
-        names = classes_of(bundle)
-        if len(names) != 3:
-            raise ValueError(
-                f"a member must answer normal / target / others to be screened with. {bundle.path} "
-                f"answers {' / '.join(names)}: train it with classes: three."
-            )
-        for key in ("preprocessing", "trained_on"):
-            if bundle.meta[key] != first.meta[key]:
-                raise ValueError(
-                    f"members of {folder} must agree in {key}. {Path(bundle.path).name} has "
-                    f"{bundle.meta[key]}, {Path(first.path).name} {first.meta[key]}."
-                )
-    targets = [t for b in bundles for t in targets_of(b)]
-    if len(set(targets)) != len(targets):
-        raise ValueError(f"members of {folder} must have different targets. Got {targets}.")

@@ -27,7 +27,7 @@ from rich.table import Table
 from classify.films import Case, read_split, select_cases
 from classify.inputs import GUARD, member_files, name_of
 from classify.screening.doubts import doubts_of
-from cxr.bundle import load_bundle, rebuilding, save_bundle
+from cxr.bundle import load_arrays, rebuilding, save_bundle
 from cxr.cli import Command, Several, as_command, parse_command, to_plain
 from cxr.data_folders import DataFolders
 from cxr.film import Film, list_films
@@ -176,21 +176,19 @@ class Guard:
                 f"{folder} holds no guard ({GUARD}). Fit one: python -m classify.guard fit "
                 f"--ensemble {folder}"
             )
-        bundle = load_bundle(path, "guard")
+        arrays, told = load_arrays(path, "guard")
         own = ("schema", "version", "kind", "threshold", "share", "rest", "members")
         with rebuilding(path):
-            mean, axes, spreads = (
-                bundle.tensors[n].double().numpy() for n in ("mean", "axes", "spreads")
-            )
-            rest, threshold, share = (float(bundle.meta[n]) for n in ("rest", "threshold", "share"))
-            members = dict(bundle.meta["members"])
+            mean, axes, spreads = (arrays[n].astype(float) for n in ("mean", "axes", "spreads"))
+            rest, threshold, share = (float(told[n]) for n in ("rest", "threshold", "share"))
+            members = dict(told["members"])
         if members != hash_members(folder):
             raise ValueError(
                 f"{path} was not fitted for the members beside it: it does not know what they "
                 "pool. Fit it again: python -m classify.guard fit."
             )
-        meta = {k: v for k, v in bundle.meta.items() if k not in own}
-        known = (rest, threshold, share, members, meta, bundle.sha256)
+        meta = {k: v for k, v in told.items() if k not in own}
+        known = (rest, threshold, share, members, meta, sha256_file(path))
         return cls(mean, axes, spreads, *known)
 
 

@@ -221,3 +221,36 @@ def member_files(folder: str | Path) -> list[Path]:
             "them with python -m classify.train, or give another folder."
         )
     return files
+
+
+def targets_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The targets that a member's network answers for, by its bundle's metadata; one, in an older
+    bundle."""
+    return tuple(meta.get("targets") or (meta["target"],))
+
+
+def classes_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a member answers; three, where its bundle does not say."""
+    return tuple(meta.get("classes") or ("normal", *targets_of(meta)[:1], "others"))
+
+
+def check_together(folder: str | Path, metas: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raises ValueError unless the bundles, by path, are members that can be screened with as
+    one."""
+    first_path, first = next(iter(metas.items()))
+    for path, meta in metas.items():
+        names = classes_of(meta)
+        if len(names) != 3:
+            raise ValueError(
+                f"a member must answer normal / target / others to be screened with. {path} "
+                f"answers {' / '.join(names)}: train it with classes: three."
+            )
+        for key in ("preprocessing", "trained_on"):
+            if meta[key] != first[key]:
+                raise ValueError(
+                    f"members of {folder} must agree in {key}. {path.name} has "
+                    f"{meta[key]}, {first_path.name} {first[key]}."
+                )
+    targets = [t for meta in metas.values() for t in targets_of(meta)]
+    if len(set(targets)) != len(targets):
+        raise ValueError(f"members of {folder} must have different targets. Got {targets}.")

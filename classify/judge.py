@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from classify.ensemble import Ensemble
 from classify.guard import Guard
 from classify.inputs import Item
 from classify.labels import TARGET
-from classify.saliency.maps import look_pooled, saliency_maps, to_pixels
+from classify.saliency.methods import to_pixels
 from classify.screener import NOT_READ, READ, Screener
 from classify.screening.doubts import FINE_APART, doubts_of, of_other_age, unlike
 from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
 from cxr.page.pictures import make_picture, make_saliency_picture
+
+if TYPE_CHECKING:  # torch is imported where a network needs it
+    from classify.ensemble import Ensemble
+    from classify.exported import ExportedEnsemble
 
 
 class Judge:
@@ -32,7 +35,7 @@ class Judge:
 
     def __init__(
         self,
-        members: Ensemble,
+        members: Ensemble | ExportedEnsemble,
         screener: Screener | None,
         tiers: Mapping[str, str],
         cropped: bool,
@@ -47,7 +50,8 @@ class Judge:
                 f"screener must be fitted for the members {', '.join(members.targets)}. "
                 f"Got one for {', '.join(screener.targets)} instead: fit it again."
             )
-        self.members, self.screener, self.tiers = members, screener, tiers
+        self.members: Any = members
+        self.screener, self.tiers = screener, tiers
         self.cropped, self.saliency, self.tier_threshold = cropped, saliency, tier_threshold
         self.guard, self.fine_apart, self.name = guard, fine_apart, name
 
@@ -120,13 +124,12 @@ class Judge:
         return [float(value) for value in self.guard.far(pooled)]
 
     def _look(
-        self, batch: torch.Tensor, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
+        self, batch: Any, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
     ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
         """Logits (N, M, 3), Grad-CAM of each film's strongest member in the pixels that the members
         saw, and what the networks pool (N, F): from one forward pass of each network, where its
         head allows that."""
-        nets = [self.members.member(target) for target in self.members.targets]
-        looks, pooled = look_pooled(nets, batch, TARGET)
+        looks, pooled = self.members.look_pooled(batch)
         logits = np.stack([logits for logits, _ in looks], axis=1).astype(np.float64)
         films_of: dict[int, list[int]] = defaultdict(list)
         for n in range(len(batch)):
@@ -135,8 +138,7 @@ class Judge:
         for member, films in films_of.items():
             planes = looks[member][1]
             if planes is None:
-                wanted = [TARGET] * len(films)
-                found = saliency_maps(nets[member], batch[films], wanted, closed_form=False)
+                found = self.members.slow_maps(self.members.targets[member], batch[films])
             else:
                 found = planes[films]
             back = to_pixels(found, [frames[n] for n in films], [sizes_hw[n] for n in films])

@@ -7,6 +7,20 @@ from collections.abc import Sequence
 from cxr.films_table import FilmRow, has_disease, is_abnormal
 
 NORMAL, TARGET, OTHERS = 0, 1, 2
+NAME_OF_NORMAL = "normal"
+FAR_BELOW = 30.0  # so far below a network's logits lies that of a class which it does not know
+
+
+def normal_of(classes: Sequence[str]) -> int:
+    """The index of the class normal, against which a member weighs its target; raises ValueError
+    where there is none, or nothing else."""
+    if NAME_OF_NORMAL not in classes or len(classes) < 2:
+        raise ValueError(
+            f"classes of the network must hold {NAME_OF_NORMAL!r} and one more, for "
+            "runs and audits weigh each class against it. Got "
+            f"{', '.join(classes)} instead."
+        )
+    return list(classes).index(NAME_OF_NORMAL)
 
 
 def label_of(

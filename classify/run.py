@@ -42,18 +42,20 @@ from classify.screening.tiers import read_tiers
 from cxr.bundle import bundle_meta
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.devices import without_compiler
+from cxr.engines import ENGINES, PRECISIONS
 from cxr.film import FilmList, list_films
 from cxr.manifest import ManifestWriter, read_manifest
 from cxr.notes import count_notes
 from cxr.page.words import printable
-from cxr.rules import refusing, require, require_same_settings
+from cxr.rules import refusing, require, require_one_of, require_same_settings
 from cxr.stream import batched, default_jobs
 from cxr.workdir import Workdir, console, log, provenance, read_json, sha256_file
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
 # what a run has in common with detect.crop
-_CROPPING = ("field", "box", "turned", "device", "margin", "jobs", "batch", "for_processing")
+_READING = ("jobs", "batch", "for_processing")
+_CROPPING = ("field", "box", "turned", "device", "engine", "precision", "margin", *_READING)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class RunConfig:
         saliency: draw a Grad-CAM of each film's strongest member.
         margin: added to the thorax box on each side, as a fraction of the box's side.
         device: auto, cpu or cuda.
+        engine: what runs the networks: auto, onnx, openvino or torch. auto is torch on a GPU, else
+            ONNX Runtime where an exported network lies beside each bundle (tools/export.py).
+        precision: fp32, or bf16 (openvino and torch): faster where the processor has it, and
+            answers differ by about a hundredth of a logit.
         batch: films that the members see at a time.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
         restart: forget an earlier run in this folder.
@@ -103,6 +109,8 @@ class RunConfig:
     saliency: bool = True
     margin: float = 0.05
     device: str = "auto"
+    engine: str = "auto"
+    precision: str = "fp32"
     batch: int = 8
     jobs: int = -1
     restart: bool = False
@@ -117,6 +125,7 @@ class RunConfig:
         for name, low, high in (("margin", 0, 1), ("batch", 1, 1024), ("jobs", -1, 256)):
             value = getattr(self, name)
             require(low <= value <= high, f"--{name} must lie between {low} and {high}", value)
+        require_one_of(self, engine=ENGINES, precision=PRECISIONS)
 
     @property
     def cropped(self) -> bool:
@@ -373,12 +382,14 @@ def _load_models(config: RunConfig, source: Source) -> Any:
     tiers = {} if missing else read_tiers(config.tiers)
     light = {folder: _light_models(folder) for folder in folders}
 
-    from classify.ensemble import Ensemble  # torch is loaded here, when nothing light is wrong
+    from classify.exported import open_ensemble  # what is heavy is loaded when nothing is wrong
     from classify.judge import Judge
 
     judges = []
     for folder, (screener, guard) in light.items():
-        members = Ensemble.load(folder, config.device)
+        members = open_ensemble(
+            folder, config.engine, config.precision, config.device, maps=config.saliency
+        )
         how = (config.cropped, config.saliency, config.tier_threshold, guard, source.fine_apart)
         judges.append(Judge(members, screener, tiers, *how, folder.name))
         source.weights |= {f"{t}.safetensors": digest for t, digest in members.weights.items()}
@@ -394,6 +405,8 @@ def _load_models(config: RunConfig, source: Source) -> Any:
         "guard": panel.told(lambda j: j.guard.sha256 if j.guard else ""),
         "never_cleared": {"notes": sorted(NOTED), "apart": source.fine_apart},
     }
+    if config.precision != "fp32":
+        source.settings["precision"] = config.precision
     if len(judges) > 1:
         source.settings |= {
             "ensembles": [judge.name for judge in judges],

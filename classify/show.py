@@ -131,7 +131,8 @@ def _draw_batch(
     single: Any, good: Sequence[tuple[Path, Film]], config: ShowConfig, device: Any
 ) -> list[np.ndarray]:
     from classify.ensemble import prepare_films
-    from classify.saliency.maps import explain, to_pixels
+    from classify.saliency.maps import explain
+    from classify.saliency.methods import to_pixels
 
     pixels = [film.pixels for _, film in good]
     batch, frames = prepare_films(pixels, single.settings, device)

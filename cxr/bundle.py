@@ -12,12 +12,14 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from cxr.workdir import sha256_file, write_atomic
@@ -59,6 +61,22 @@ def save_bundle(
 
 def load_bundle(path: str | Path, kind: str) -> Bundle:
     """Read a bundle of that kind; raises FileNotFoundError or ValueError with the remedy."""
+    tensors, meta = _read_bundle(path, kind, "pt")
+    floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    return Bundle(kind, floats, meta, sha256_file(path), str(path))
+
+
+def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A bundle's weights as NumPy arrays, float32 where they are floating, and its metadata:
+    `load_bundle` without torch."""
+    arrays, meta = _read_bundle(path, kind, "numpy")
+    floating = {n: a.dtype.kind == "f" for n, a in arrays.items()}
+    return {n: a.astype(np.float32) if floating[n] else a for n, a in arrays.items()}, meta
+
+
+def _read_bundle(
+    path: str | Path, kind: str, framework: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -66,7 +84,7 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
             "them, or give another file."
         )
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             text = (file.metadata() or {}).get("lungfirst", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -78,8 +96,7 @@ def load_bundle(path: str | Path, kind: str) -> Bundle:
     if meta.get("version") != VERSION:
         got = meta.get("version")
         raise ValueError(f"{path} must be a bundle of version {VERSION}. Got {got!r}: train anew.")
-    floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    return Bundle(kind, floats, meta, sha256_file(path), str(path))
+    return tensors, meta
 
 
 def _undrawn() -> Any:
@@ -105,7 +122,7 @@ def rebuilding(path: str | Path) -> Iterator[None]:
     names the weights' file, or their folder, where the network cannot be made from what the
     metadata say, or where the weights are another network's."""
     try:
-        with _undrawn():
+        with _undrawn() if sys.modules.get("torch") else nullcontext():
             yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         lacks = f"The metadata lack {error}." if isinstance(error, KeyError) else str(error)

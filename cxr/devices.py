@@ -30,6 +30,16 @@ def pick_device(device: str = "auto") -> torch.device:
         ) from error
 
 
+@contextmanager
+def inferring(device: torch.device, precision: str) -> Iterator[None]:
+    """Without gradients, and in bf16 where that was asked for."""
+    import torch
+
+    half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), half:
+        yield
+
+
 _NAME = "torch._dynamo"
 
 

@@ -119,14 +119,17 @@ class ThoraxFinder:
         device: str = "auto",
         box: str = "both",
         turned: str = "mend",
+        engine: str = "torch",
+        precision: str = "fp32",
     ) -> ThoraxFinder:
         """The bundles; the shipped ones for None. The shipped views know the shipped field only:
-        with another one no picture is refused for what it shows. Raises as their own `load` does.
+        with another one no picture is refused for what it shows. `engine` and `precision`: see
+        `cxr.engines`. Raises as their own `load` does.
         """
-        detector = ThoraxDetector.load(weights, device)
+        detector = ThoraxDetector.load(weights, device, engine=engine, precision=precision)
         if box == "detector":
             return cls(detector, None, None, box, turned)
-        own = LungField.load(field, device)
+        own = LungField.load(field, device, engine, precision)
         views = None
         try:
             views = ViewNet.load(own)

@@ -12,8 +12,10 @@ import numpy as np
 
 from cxr.boxes import Frame, Xyxy, area_xyxy, as_xyxy, clip_xyxy, flip_x_xyxy, iou_xyxy, union_xyxy
 from cxr.cli import from_plain
-from cxr.devices import pick_device
+from cxr.devices import inferring, pick_device
+from cxr.engines import OnnxNet, pick_engine
 from cxr.intensity import to_uint8
+from detect.decode import BoxDecoder
 from detect.settings import DetectorConfig
 
 if TYPE_CHECKING:  # torch is imported where a network is at work
@@ -97,20 +99,27 @@ def to_input(canvas: np.ndarray) -> Tensor:
 
 class TrainedNet:
     """A network on its device, as it is in use; `weights` is its file's name → SHA-256, `meta` what
-    its bundle says."""
+    its bundle says. One that was exported needs no device, and no torch."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | OnnxNet,
         device: str = "auto",
         weights: dict[str, str] | None = None,
         meta: dict[str, Any] | None = None,
+        precision: str = "fp32",
     ) -> None:
-        import torch
+        self.weights, self.meta, self.precision = weights or {}, meta or {}, precision
+        self.exported = model if isinstance(model, OnnxNet) else None
+        if not isinstance(model, OnnxNet):
+            import torch
 
-        self.device = pick_device(device)
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
-        self.weights, self.meta = weights or {}, meta or {}
+            self.device = pick_device(device)
+            self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+
+    def inferring(self) -> Any:
+        """The mode in which torch answers."""
+        return inferring(self.device, self.precision)
 
 
 def fold_batchnorm(module: nn.Module) -> None:
@@ -133,9 +142,14 @@ def fold_batchnorm(module: nn.Module) -> None:
 
 
 def load_net(
-    path: str | Path, kind: str, settings: type[Settings], build: Callable[[Settings], nn.Module]
+    path: str | Path,
+    kind: str,
+    settings: type[Settings],
+    build: Callable[[Settings], nn.Module],
+    fold: bool = True,
 ) -> tuple[nn.Module, Settings, dict[str, str], dict[str, Any]]:
-    """A bundle's network, its settings, its file's name → SHA-256, and its metadata.
+    """A bundle's network, its settings, its file's name → SHA-256, and its metadata. Without `fold`
+    each BatchNorm stays what it is.
 
     Raises FileNotFoundError or ValueError for what is no bundle of this kind.
     """
@@ -147,7 +161,9 @@ def load_net(
         config = from_plain(settings, {**bundle.meta["model"], "weights": "none"})
         model = build(config)
         model.load_state_dict(bundle.tensors)
-        fold_batchnorm(model.eval())
+        model.eval()
+        if fold:
+            fold_batchnorm(model)
     return model, config, {Path(bundle.path).name: bundle.sha256}, bundle.meta
 
 
@@ -156,36 +172,57 @@ class ThoraxDetector(TrainedNet):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | OnnxNet,
         config: DetectorConfig,
         operating_point: dict[str, Any],
         flips: bool = False,
         device: str = "auto",
         weights: dict[str, str] | None = None,
         meta: dict[str, Any] | None = None,
+        precision: str = "fp32",
+        decoder: BoxDecoder | None = None,
     ) -> None:
-        super().__init__(model, device, weights, meta)
+        super().__init__(model, device, weights, meta, precision)
+        self.decoder = decoder
         self.config, self.flips = config, flips
         self.operating_point = operating_point
 
     @classmethod
     def load(
-        cls, path: str | Path | None = None, device: str = "auto", flips: bool | None = None
+        cls,
+        path: str | Path | None = None,
+        device: str = "auto",
+        flips: bool | None = None,
+        engine: str = "torch",
+        precision: str = "fp32",
     ) -> ThoraxDetector:
         """Read a bundle; the shipped one when `path` is None. `flips` None: as stored, else off:
         on validation films a second look at the mirror image gained nothing and costs as much.
+        `engine` and `precision`: see `cxr.engines`.
 
         Raises FileNotFoundError or ValueError for what is no bundle of a thorax detector.
         """
-        from cxr.bundle import rebuilding
-        from detect.model import build_detector
+        from cxr.bundle import load_arrays, rebuilding
 
-        found = load_net(path or DEFAULT_WEIGHTS, "thorax", DetectorConfig, build_detector)
-        model, config, weights, meta = found
-        with rebuilding(path or DEFAULT_WEIGHTS):
+        path = Path(path or DEFAULT_WEIGHTS)
+        engine = pick_engine(engine, [path], device, precision == "bf16")
+        decoder: BoxDecoder | None = None
+        model: Any
+        if engine == "torch":
+            from detect.model import build_detector
+
+            model, config, weights, meta = load_net(path, "thorax", DetectorConfig, build_detector)
+        else:
+            arrays, meta = load_arrays(path, "thorax")
+            model = OnnxNet(path, engine, precision)
+            weights = {path.name: model.sha256}
+            with rebuilding(path):
+                config = from_plain(DetectorConfig, {**meta["model"], "weights": "none"})
+                decoder = BoxDecoder(config, arrays)
+        with rebuilding(path):
             point = meta["operating_point"]
             use_flips = bool(point.get("flips", False)) if flips is None else flips
-        return cls(model, config, point, use_flips, device, weights, meta)
+        return cls(model, config, point, use_flips, device, weights, meta, precision, decoder)
 
     def detect(self, films: Sequence[np.ndarray]) -> list[Detections]:
         """All boxes on each film (H, W) float32 in [0, 1], in its own pixels, best first."""
@@ -195,11 +232,11 @@ class ThoraxDetector(TrainedNet):
         """`detect` for whole films that `prepare_film` has letterboxed at the network's side."""
         if not prepared:
             return []
-        found = self._forward([canvas for canvas, _ in prepared])
+        found = self.look_at([canvas for canvas, _ in prepared])
         if self.flips:
             widths = [frame.content_hw[1] for _, frame in prepared]
             mirrored = [_mirror(c, w) for (c, _), w in zip(prepared, widths, strict=True)]
-            again = self._forward(mirrored)
+            again = self.look_at(mirrored)
             found = [_fuse(a, b, w) for a, b, w in zip(found, again, widths, strict=True)]
         out = []
         for (_, frame), seen in zip(prepared, found, strict=True):
@@ -247,12 +284,12 @@ class ThoraxDetector(TrainedNet):
         firsts = [np.flatnonzero(sure & (found.labels == v))[:1] for v in np.unique(found.labels)]
         return union_xyxy(found.boxes_xyxy[np.concatenate(firsts)])
 
-    def _forward(self, canvases: Sequence[np.ndarray]) -> list[Detections]:
+    def look_at(self, canvases: Sequence[np.ndarray]) -> list[Detections]:
         """What the network sees on letterboxed films, in their pixels."""
-        import torch
-
+        if self.exported is not None and self.decoder is not None:
+            return [Detections(*seen) for seen in self.decoder.read(self.exported, canvases)]
         images = [to_input(canvas).to(self.device) for canvas in canvases]
-        with torch.inference_mode():
+        with self.inferring():
             found = self.model(images)
         return [
             Detections(

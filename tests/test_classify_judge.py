@@ -18,7 +18,8 @@ from classify.judge import Judge, strongest_member
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
-from classify.saliency.maps import saliency_maps, to_pixels
+from classify.saliency.maps import saliency_maps
+from classify.saliency.methods import to_pixels
 from classify.screener import CLEARED, READ, Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.notes import note

@@ -23,8 +23,8 @@ from torch import nn
 
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
 from classify.saliency.hooks import left_as_found
-from classify.saliency.maps import backbone_maps, fuse, look, saliency_maps, to_pixels
-from classify.saliency.methods import METHODS
+from classify.saliency.maps import backbone_maps, fuse, look, saliency_maps
+from classify.saliency.methods import METHODS, to_pixels
 from cxr.boxes import Frame
 
 EVERY = [(m, c) for m in METHODS for c in ("auto", False)]

@@ -50,7 +50,8 @@ def draw_way(film_path: Path) -> Any:
     """One film's way as an RGB picture: film, box, crop, Grad-CAM of the strongest member."""
     from classify.ensemble import Ensemble
     from classify.judge import strongest_member
-    from classify.saliency.maps import saliency_maps, to_pixels
+    from classify.saliency.maps import saliency_maps
+    from classify.saliency.methods import to_pixels
     from cxr import draw
     from cxr.film import read_film
     from detect.crop import crop_film

@@ -19,7 +19,8 @@ from classify.audit.rows import AuditRow
 from classify.audit.text import find_text
 from classify.ensemble import Ensemble
 from classify.labels import TARGET
-from classify.saliency.maps import look, saliency_maps, to_pixels
+from classify.saliency.maps import look, saliency_maps
+from classify.saliency.methods import to_pixels
 from cxr.boxes import Frame
 from cxr.notes import sentence_of
 from cxr.page.pictures import map_uri, picture_uri, to_polygons

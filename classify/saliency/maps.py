@@ -46,7 +46,6 @@ from classify.saliency.methods import (
     TOP_K,
     check_method,
 )
-from cxr.boxes import Frame
 
 
 def saliency_maps(
@@ -233,22 +232,6 @@ def explain(
     else:
         maps = saliency_maps(net, batch, wanted, method)
     return Explained(logits.numpy(), tuple(wanted), maps, nets)
-
-
-def to_pixels(
-    maps: np.ndarray, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
-) -> list[np.ndarray]:
-    """Maps (N, h, w) of a model's square input to N maps (H, W) in the pixels it was made from.
-
-    `frames` maps those pixels (of the crop, or of the whole film) to the model's input. Padding
-    is cut off: outside the cut there is 0.
-    """
-    out = []
-    for plane, frame, size_hw in zip(maps, frames, sizes_hw, strict=True):
-        height, width = frame.canvas_hw
-        canvas = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
-        out.append(np.maximum(frame.restore(canvas, size_hw), 0.0).astype(np.float32, copy=False))
-    return out
 
 
 # --- maps that a network draws itself (CXRNet), in the form of those of any other method

@@ -17,6 +17,13 @@ A are a layer's maps (N, C, h, w), g the gradient of one logit by them, W the he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from cxr.boxes import Frame
+
 CLOSED_FORMS = ("grad_cam", "grad_cam_pp", "hirescam", "layercam", "cam")
 METHODS = (*CLOSED_FORMS[:4], "eigen_cam", "score_cam", "cam")
 OWN_MAPS = ("explanation", "explanation_class")  # of networks that draw their own maps
@@ -33,3 +40,19 @@ def check_method(method: str, name: str = "method") -> None:
     """Raises ValueError unless `method` is one of ALL_METHODS; `name` is the argument's."""
     if method not in ALL_METHODS:
         raise ValueError(f"{name} must be one of {', '.join(ALL_METHODS)}. Got {method!r} instead.")
+
+
+def to_pixels(
+    maps: np.ndarray, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
+) -> list[np.ndarray]:
+    """Maps (N, h, w) of a model's square input to N maps (H, W) in the pixels it was made from.
+
+    `frames` maps those pixels (of the crop, or of the whole film) to the model's input. Padding
+    is cut off: outside the cut there is 0.
+    """
+    out = []
+    for plane, frame, size_hw in zip(maps, frames, sizes_hw, strict=True):
+        height, width = frame.canvas_hw
+        canvas = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+        out.append(np.maximum(frame.restore(canvas, size_hw), 0.0).astype(np.float32, copy=False))
+    return out

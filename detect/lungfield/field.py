@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 
 from cxr.boxes import iou_xyxy
+from cxr.cli import from_plain
+from cxr.engines import OnnxNet, pick_engine
 from cxr.intensity import check_pixels
 from detect.predict import TrainedNet, load_net, prepare_film, to_input
 from detect.settings import FieldNetConfig
@@ -39,27 +41,45 @@ class LungField(TrainedNet):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | OnnxNet,
         side: int,
         device: str = "auto",
         weights: dict[str, str] | None = None,
         meta: dict[str, Any] | None = None,
+        precision: str = "fp32",
     ) -> None:
-        super().__init__(model, device, weights, meta)
+        super().__init__(model, device, weights, meta, precision)
         self.side = side
         self.threshold = float(self.meta.get("operating_point", {}).get("threshold", 0.5))
 
     @classmethod
-    def load(cls, path: str | Path | None = None, device: str = "auto") -> LungField:
-        """Read a bundle; the shipped one when `path` is None.
+    def load(
+        cls,
+        path: str | Path | None = None,
+        device: str = "auto",
+        engine: str = "torch",
+        precision: str = "fp32",
+    ) -> LungField:
+        """Read a bundle; the shipped one when `path` is None. `engine` and `precision`: see
+        `cxr.engines`.
 
         Raises FileNotFoundError or ValueError for what is no bundle of a lung-field network.
         """
+        path = Path(path or DEFAULT_WEIGHTS)
+        engine = pick_engine(engine, [path], device, precision == "bf16")
+        if engine != "torch":
+            from cxr.bundle import load_arrays, rebuilding
+
+            meta = load_arrays(path, "lungfield")[1]
+            net = OnnxNet(path, engine, precision)
+            with rebuilding(path):
+                side = from_plain(FieldNetConfig, {**meta["model"], "weights": "none"}).side
+            return cls(net, side, device, {path.name: net.sha256}, meta, precision)
         from detect.lungfield.net import build_field_net
 
-        found = load_net(path or DEFAULT_WEIGHTS, "lungfield", FieldNetConfig, build_field_net)
+        found = load_net(path, "lungfield", FieldNetConfig, build_field_net)
         model, config, weights, meta = found
-        return cls(model, config.side, device, weights, meta)
+        return cls(model, config.side, device, weights, meta, precision)
 
     def segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The lung field of each film or thorax crop.
@@ -86,19 +106,24 @@ class LungField(TrainedNet):
 
     def forward(self, canvases: Sequence[np.ndarray]) -> np.ndarray:
         """(N, S, S) float32 probabilities of «lung field» on N letterboxed films (S, S) uint8."""
-        return self._run(self.model, canvases)[:, 0].sigmoid().cpu().numpy()
+        if self.exported is not None:
+            return self.exported.run(np.stack(canvases))["field"]
+        return self._run(self.model, canvases)[:, 0].float().sigmoid().cpu().numpy()
 
     def look(self, canvases: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """`forward`, and from the same pass what the network sees, (N, C, G, G) float32 (see
         `FieldNet.look`): what `detect.view` judges."""
+        if self.exported is not None:
+            found = self.exported.run(np.stack(canvases))
+            return found["field"], found["seen"]
         logits, features = self._run(self.model.look, canvases)
-        return logits[:, 0].sigmoid().cpu().numpy(), features.cpu().numpy()
+        return logits[:, 0].float().sigmoid().cpu().numpy(), features.float().cpu().numpy()
 
     def _run(self, network: Any, canvases: Sequence[np.ndarray]) -> Any:
         import torch
 
         images = torch.stack([to_input(canvas) for canvas in canvases]).to(self.device)
-        with torch.inference_mode():
+        with self.inferring():
             return network(images.contiguous(memory_format=torch.channels_last))
 
 

@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr.stats import softmax
-
 
 class ViewHead(nn.Module):
     """(N, C, G, G) features to (N, classes + 1) logits: one for each class, the last for mirrored.
@@ -38,8 +36,7 @@ def _halve(channels: int, wider: int) -> list[nn.Module]:
     return [spread, nn.Conv2d(channels, wider, 1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
 
 
-def answer(head: nn.Module, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, classes) probabilities, and (N,) that the film is mirrored."""
+def answer(head: nn.Module, features: np.ndarray) -> np.ndarray:
+    """(N, C, G, G) features to (N, classes + 1) logits."""
     with torch.inference_mode():
-        found = head(torch.from_numpy(features).float()).double().numpy()
-    return softmax(found[:, :-1]), 1 / (1 + np.exp(-found[:, -1]))
+        return head(torch.from_numpy(features).float()).numpy()

@@ -24,7 +24,7 @@ from detect.lungfield.field import LungField
 from detect.predict import prepare_film
 from detect.train import LICENCE
 from detect.view.data import ViewMaker, choose_rows, class_of_negative, read_grey
-from detect.view.view import CLASSES
+from detect.view.view import CLASSES, shares_of
 
 _CHUNK, _BATCH = 256, 8  # views a file; pictures in one forward pass
 SURE = 0.75  # no more is asked of a frontal film: above, validation films hardly differ
@@ -153,7 +153,7 @@ def answer_folds(
         log.info("fold %d of %d: %d pictures", fold + 1, config.folds, len(own))
         learnt = told[:, 2] != fold
         head = fit_head(features[learnt], told[learnt], config, config.seed + 1 + fold)
-        shares = np.column_stack(answer(head, see(field, [maker.read(r) for r in own])))
+        shares = np.column_stack(shares_of(answer(head, see(field, [maker.read(r) for r in own]))))
         found |= {r.image: np.round(s, 5).tolist() for r, s in zip(own, shares, strict=True)}
     return found
 
@@ -192,7 +192,7 @@ def train(config: ViewTrainConfig) -> int:
     views = see_views(maker, field, config.views, cache)
     write_json(workdir / "folds.json", answer_folds(maker, field, views, config))
     head = fit_head(*views, config, config.seed)
-    shares, mirrored = answer(head, see(field, [read_grey(r) for r in val]))
+    shares, mirrored = shares_of(answer(head, see(field, [read_grey(r) for r in val])))
     point = choose_point(shares[:, 0], mirrored, config.lost)
     save_bundle(
         workdir / "view.safetensors",

@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cxr.engines import OnnxNet, is_there, onnx_path
+from cxr.stats import softmax
+from cxr.workdir import sha256_file
+
 if TYPE_CHECKING:  # torch is imported where a network is at work
     from torch import nn
 
@@ -53,43 +57,54 @@ class ViewNet:
 
     def __init__(
         self,
-        head: nn.Module,
+        head: nn.Module | OnnxNet,
         point: dict[str, float],
         meta: dict[str, Any],
         weights: dict[str, str] | None = None,
     ) -> None:
-        self.head, self.point, self.meta = head.eval(), point, meta
+        self.head = head if isinstance(head, OnnxNet) else head.eval()
+        self.point, self.meta = point, meta
         self.weights = weights or {}
 
     @classmethod
     def load(cls, field: LungField, path: str | Path | None = None) -> ViewNet:
-        """Read a bundle; the shipped one when `path` is None.
+        """Read a bundle; the shipped one when `path` is None. Where the field's network runs
+        without torch, so does the head.
 
         Raises FileNotFoundError or ValueError for what is no bundle of a view, and ValueError for
         one that was trained on another lung-field network than `field`.
         """
-        from cxr.bundle import load_bundle, rebuilding
-        from detect.view.net import ViewHead
+        from cxr.bundle import load_arrays, load_bundle, rebuilding
 
-        path = path or DEFAULT_WEIGHTS
-        bundle = load_bundle(path, "view")
+        path = Path(path or DEFAULT_WEIGHTS)
+        meta, sha256 = load_arrays(path, "view")[1], sha256_file(path)
+        head: Any
         with rebuilding(path):
-            head = ViewHead(**bundle.meta["model"])
-            head.load_state_dict(bundle.tensors)
-            wanted, point = bundle.meta["field_sha256"], bundle.meta["operating_point"]
+            if field.exported is not None and (onnx_path(path).is_file() or not is_there("torch")):
+                head = OnnxNet(path, field.exported.engine)
+            else:
+                from detect.view.net import ViewHead
+
+                head = ViewHead(**meta["model"])
+                head.load_state_dict(load_bundle(path, "view").tensors)
+            wanted, point = meta["field_sha256"], meta["operating_point"]
         if wanted not in field.weights.values():
             raise ValueError(
                 f"{path} must be used with the lung field it was trained on ({wanted[:12]}…). Got "
                 f"{', '.join(f'{n} ({s[:12]}…)' for n, s in field.weights.items()) or 'another'}: "
                 "train it anew with python -m detect.view train --config configs/detect/view.yaml."
             )
-        return cls(head, point, bundle.meta, {Path(bundle.path).name: bundle.sha256})
+        return cls(head, point, meta, {path.name: sha256})
 
     def judge(self, features: np.ndarray) -> list[View]:
         """What each of N pictures shows, from the (N, C, G, G) of `LungField.look`."""
-        from detect.view.net import answer
+        if isinstance(self.head, OnnxNet):
+            logits = self.head.run(features)["logits"]
+        else:
+            from detect.view.net import answer
 
-        shares, mirrored = answer(self.head, features)
+            logits = answer(self.head, features)
+        shares, mirrored = shares_of(logits)
         return [self.decide(s, float(m)) for s, m in zip(shares, mirrored, strict=True)]
 
     def decide(self, shares: np.ndarray, mirrored: float) -> View:
@@ -102,3 +117,10 @@ class ViewNet:
         kind, _, turned = CLASSES[best].partition(" ")
         reason = _REASONS[kind].format(turned=turned)
         return View(kind, int(turned or 0), False, round(float(shares[best]), 4), reason)
+
+
+def shares_of(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The head's logits (N, classes + 1) to (N, classes) probabilities, and (N,) that the film is
+    mirrored."""
+    logits = np.asarray(logits, np.float64)
+    return softmax(logits[:, :-1]), 1 / (1 + np.exp(-logits[:, -1]))

@@ -115,7 +115,8 @@ class MapsConfig:
 def run(config: MapsConfig) -> int:
     """Make and write the maps; raises ValueError or OSError for what does not fit."""
     from classify.ensemble import Ensemble
-    from classify.saliency.maps import check_draws, saliency_maps, to_pixels
+    from classify.saliency.maps import check_draws, saliency_maps
+    from classify.saliency.methods import to_pixels
 
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]

@@ -24,12 +24,13 @@ import numpy as np
 
 from classify.audit.films import Truths, draw_lungs
 from classify.audit.metrics import Regions, measure
-from classify.bundles import Single, classes_of, load_single, member_of
+from classify.bundles import Single, load_single, member_of
 from classify.ensemble import prepare_films
 from classify.films import Case, select_cases
+from classify.inputs import classes_of
 from classify.preprocess import PreprocessConfig
-from classify.saliency.maps import explain, explains_itself, saliency_maps, to_pixels
-from classify.saliency.methods import OWN_MAPS
+from classify.saliency.maps import explain, explains_itself, saliency_maps
+from classify.saliency.methods import OWN_MAPS, to_pixels
 from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.data_folders import Data, DataFolders
@@ -180,7 +181,7 @@ def _load(path: Path, cropped: bool) -> Single:
         bundle = load_bundle(path, "member")
         settings = PreprocessConfig.from_dict(bundle.meta["preprocessing"])
         origin = bundle.meta["trained_on"], bundle.sha256, bundle.meta
-        single = Single(member_of(bundle).eval(), tuple(classes_of(bundle)), settings, *origin)
+        single = Single(member_of(bundle).eval(), classes_of(bundle.meta), settings, *origin)
     if (single.trained_on == "crops") != cropped:
         raise ValueError(
             "crops must be given for a network that was trained on crops, and for no other. "

@@ -1,0 +1,163 @@
+"""An ensemble without torch: the exported networks of its members, by ONNX Runtime or OpenVINO.
+
+members = ExportedEnsemble.load("weights/ensemble_crops")
+logits = members.predict([film.pixels])  # (1, members, 3), as `classify.ensemble.Ensemble` has it
+
+Maps come from the same pass: a graph gives the plane of each logit where its head has a closed form
+(see `classify.saliency.closed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classify.inputs import check_together, member_files, targets_of
+from classify.labels import FAR_BELOW, OTHERS, TARGET, normal_of
+from classify.preprocess import PreprocessConfig, frame_of, preprocess
+from cxr.boxes import Frame
+from cxr.bundle import bundle_meta, rebuilding
+from cxr.engines import OnnxNet, pick_engine
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a member's logits stand among those of the network `net`: NORMAL, TARGET, and OTHERS;
+    that of others is made of all the rest where `others` is -1."""
+
+    net: int
+    normal: int
+    target: int
+    others: int = -1
+
+    def rearrange(self, logits: np.ndarray) -> np.ndarray:
+        """The network's logits (N, K) to the member's (N, 3)."""
+        if self.others >= 0:
+            return logits[:, [self.normal, self.target, self.others]]
+        rest = [k for k in range(logits.shape[1]) if k not in (self.normal, self.target)]
+        others = np.logaddexp.reduce(logits[:, rest], axis=1) if rest else logits.min(1) - FAR_BELOW
+        return np.stack([logits[:, self.normal], logits[:, self.target], others], 1)
+
+
+class ExportedEnsemble:
+    """`classify.ensemble.Ensemble` as a run uses it; what needs gradients is not there."""
+
+    def __init__(
+        self,
+        nets: Sequence[OnnxNet],
+        seats: dict[str, Seat],
+        settings: PreprocessConfig,
+        trained_on: str = "",
+    ) -> None:
+        self.nets, self.seats, self.settings = list(nets), seats, settings
+        self.targets = tuple(seats)
+        self.weights = {t: nets[seat.net].sha256 for t, seat in seats.items()}
+        self.trained_on = trained_on
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, engine: str = "onnx", precision: str = "fp32"
+    ) -> ExportedEnsemble:
+        """The exported files beside all bundles of a folder; raises as `Ensemble.load` does."""
+        files = member_files(folder)
+        metas = {f: bundle_meta(f) for f in files}
+        seats: dict[str, Seat] = {}
+        with rebuilding(folder):
+            if len(files) == 1 and metas[files[0]].get("kind") == "single":
+                classes = metas[files[0]]["classes"]
+                normal = normal_of(classes)
+                seats = {c: Seat(0, normal, k) for k, c in enumerate(classes) if k != normal}
+            else:
+                files = sorted(files, key=lambda f: metas[f]["order"])
+                check_together(folder, {f: metas[f] for f in files})
+                for k, path in enumerate(files):
+                    for n, target in enumerate(targets_of(metas[path])):
+                        seats[target] = Seat(k, 3 * n, 3 * n + TARGET, 3 * n + OTHERS)
+            nets = [OnnxNet(f, engine, precision) for f in files]
+            meta = metas[files[0]]
+            settings = PreprocessConfig.from_dict(meta["preprocessing"])
+            return cls(nets, seats, settings, meta["trained_on"])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def pools(self) -> bool:
+        """Whether each network gives what a guard knows films by."""
+        return all("seen" in net.outputs for net in self.nets)
+
+    def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Frame]]:
+        """N films or crops (H, W) float32 in [0, 1] to the input (N, 1, side, side) of the
+        networks, and the Frames that lead from it back to each film's or crop's pixels."""
+        side = self.settings.side
+        images = [preprocess(p, self.settings) for p in pixels]
+        frames = [frame_of((p.shape[0], p.shape[1]), self.settings) for p in pixels]
+        stacked = np.stack(images)[:, None] if images else np.zeros((0, 1, side, side), np.float32)
+        return stacked.astype(np.float32, copy=False), frames
+
+    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """N films or crops (H, W) float32 in [0, 1] to (N, members, 3) float32 logits in the order
+        NORMAL, TARGET, OTHERS; one forward pass for each network."""
+        return self.predict_prepared(self.prepare(pixels)[0])
+
+    def predict_prepared(self, batch: np.ndarray) -> np.ndarray:
+        """(N, members, 3) logits of what `prepare` gave."""
+        return self._arranged(self._run(batch))
+
+    def predict_pooled(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`predict_prepared`, and from the same passes what a guard knows films by (N, F)."""
+        found = self._run(batch)
+        return self._arranged(found), np.concatenate([f["seen"] for f in found], axis=1)
+
+    def look_pooled(
+        self, batch: np.ndarray
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
+        """Of each member logits (N, 3) and the Grad-CAM of its target (N, h, w) ≥ 0; and what a
+        guard knows films by (N, F), None where a network does not give it."""
+        found = self._run(batch)
+        looks: list[tuple[np.ndarray, np.ndarray | None]] = []
+        for seat in self.seats.values():
+            own, planes = found[seat.net], None
+            if "planes" in own:
+                every = own["planes"]
+                planes = np.maximum(every[:, seat.target], 0) / (every.shape[2] * every.shape[3])
+            looks.append((seat.rearrange(own["logits"]), planes))
+        return looks, np.concatenate([f["seen"] for f in found], axis=1) if self.pools else None
+
+    def slow_maps(self, target: str, _batch: np.ndarray) -> np.ndarray:
+        """What would need gradients: raises ValueError."""
+        raise ValueError(
+            f"maps of {target} must be made by --engine torch: what follows its network's last "
+            "maps is more than a mean and linear layers. Or run without them: --saliency false."
+        )
+
+    def _run(self, batch: np.ndarray) -> list[dict[str, np.ndarray]]:
+        if not len(batch):  # no engine takes a batch of none
+            batch = np.zeros((1, *batch.shape[1:]), np.float32)
+            return [{k: v[:0] for k, v in net.run(batch).items()} for net in self.nets]
+        return [net.run(batch) for net in self.nets]
+
+    def _arranged(self, found: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+        arranged = [s.rearrange(found[s.net]["logits"]) for s in self.seats.values()]
+        return np.stack(arranged, axis=1).astype(np.float32, copy=False)
+
+
+def open_ensemble(
+    folder: Path, engine: str, precision: str, device: str, maps: bool = False
+) -> Any:
+    """The members by the engine that `cxr.engines` picks: an Ensemble, or one without torch. With
+    `maps` torch is picked where a network's maps need it."""
+    files = member_files(folder)
+    picked = pick_engine(engine, files, device, precision == "bf16")
+    if picked != "torch":
+        exported = ExportedEnsemble.load(folder, picked, precision)
+        lacks = maps and any("planes" not in net.outputs for net in exported.nets)
+        if engine != "auto" or not lacks:
+            return exported
+    from classify.ensemble import Ensemble
+
+    return Ensemble.load(folder, device, precision)

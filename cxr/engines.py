@@ -1,0 +1,231 @@
+"""Networks without torch: an ONNX file beside each bundle, run by ONNX Runtime or OpenVINO.
+
+`python tools/export.py` writes BUNDLE.onnx beside BUNDLE.safetensors. The graph is all that it
+holds, and the SHA-256 of the bundle it was made from: settings, operating point and provenance stay
+in the bundle, which must lie beside it, so that a run says the same of itself by either engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr.rules import require
+from cxr.workdir import log, sha256_file
+
+ENGINES = ("auto", "onnx", "openvino", "torch")
+PRECISIONS = ("fp32", "bf16")
+SCHEMA, VERSION = "lungfirst.onnx", 1
+_GRAPH, _METADATA = 7, 14  # numbers of the fields of a ModelProto
+_MODULE = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+_INSTALL = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "-e .[train]"}
+
+
+def pick_engine(engine: str, bundles: list[Path], device: str = "auto", bf16: bool = False) -> str:
+    """The engine by which the networks of these bundles run: `auto` is torch on a GPU, else ONNX
+    Runtime where an .onnx lies beside each and it is installed, else torch.
+
+    Raises ValueError for a wish that cannot be had, ImportError for an engine that is not there.
+    """
+    require(engine in ENGINES, f"engine must be one of {', '.join(ENGINES)}", engine)
+    if engine == "auto":
+        ready = is_there("onnx") and all(map(_is_exported, bundles))
+        wanted = "torch" if bf16 or not ready or _on_gpu(device) else "onnx"
+    else:
+        wanted = engine
+    require(
+        not (bf16 and wanted == "onnx"),
+        "precision bf16 must run by openvino or torch: ONNX Runtime has no bf16 on processors",
+        engine,
+    )
+    if wanted != "torch":
+        rule = f"engine {wanted} runs on the processor: --device must be auto or cpu"
+        require(device in ("auto", "cpu"), rule, device)
+    if not is_there(wanted):
+        raise ImportError(
+            f"engine {wanted} is not installed: pip install {_INSTALL[wanted]}"
+            + (
+                ""
+                if wanted != "torch"
+                else "; or export the networks on a machine that has torch: "
+            )
+            + ("" if wanted != "torch" else "python tools/export.py")
+        )
+    return wanted
+
+
+def _is_exported(bundle: Path) -> bool:
+    """Whether the bundle as it is now was exported."""
+    path = onnx_path(bundle)
+    if not path.is_file():
+        return False
+    fits = read_meta(path)["bundle_sha256"] == sha256_file(bundle)
+    if not fits:
+        log.warning("%s is of another bundle than the one beside it: torch runs instead", path)
+    return fits
+
+
+def is_there(engine: str) -> bool:
+    """Is it installed?"""
+    return importlib.util.find_spec(_MODULE[engine]) is not None
+
+
+def _on_gpu(device: str) -> bool:
+    """Is there a GPU for torch? Asked of torch only where a driver is loaded: torch is slow."""
+    if device != "auto":
+        return device != "cpu"
+    driver = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+    if not driver or not is_there("torch"):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def onnx_path(bundle: str | Path) -> Path:
+    """The exported file of a bundle."""
+    return Path(bundle).with_suffix(".onnx")
+
+
+class OnnxNet:
+    """An exported network: arrays in, arrays out, by the names of its inputs and outputs.
+
+    Raises FileNotFoundError or ValueError, which names the file and the remedy, for one that is
+    missing, broken, or made from another bundle than the one beside it.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        engine: str = "onnx",
+        precision: str = "fp32",
+        path: Path | None = None,
+    ) -> None:
+        path, self.engine = path or onnx_path(bundle), engine
+        self.meta = read_meta(path)
+        self.sha256 = sha256_file(bundle)
+        if self.meta["bundle_sha256"] != self.sha256:
+            raise ValueError(
+                f"{path} must be made from the bundle beside it. It was made from another one "
+                f"({self.meta['bundle_sha256'][:12]}…, not {self.sha256[:12]}…): "
+                f"python tools/export.py {bundle}"
+            )
+        self.outputs: list[str] = list(self.meta["outputs"])
+        try:
+            open_ = _open_openvino if engine == "openvino" else _open_onnx
+            self._run = open_(path, self.outputs, precision)
+        except Exception as error:  # each engine fails in its own way
+            raise ValueError(f"{path} must be a network. {engine} says: {error}") from error
+
+    def run(self, films: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs (N, …) for a batch (N, …), by name."""
+        found = self._run(np.ascontiguousarray(films))
+        return dict(zip(self.outputs, found, strict=True))
+
+
+def _threads() -> int:
+    """As many as torch would take; 0 leaves it to the engine."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() else 0
+
+
+def _open_onnx(path: Path, outputs: list[str], _precision: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda films: session.run(outputs, {given.name: films})
+
+
+def _open_openvino(path: Path, outputs: list[str], precision: str) -> Any:
+    import openvino
+
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision)
+    }
+    if threads := _threads():
+        settings["INFERENCE_NUM_THREADS"] = threads
+    net = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def run(films: np.ndarray) -> list[np.ndarray]:
+        found = net(films)
+        return [found[name] for name in outputs]
+
+    return run
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What tools/export.py wrote into an ONNX file, read without its graph and without a library;
+    raises FileNotFoundError or ValueError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such network. python tools/export.py makes it.")
+    meta: Any = {}
+    with path.open("rb") as file:
+        for number, start, length in _fields(file, path):
+            if number == _METADATA:
+                file.seek(start)
+                key, value = _strings(file.read(length))
+                if key == "lungfirst":
+                    meta = json.loads(value)
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path} must be a network of tools/export.py. It says nothing of the bundle that it "
+            "was made from: export it anew."
+        )
+    if meta.get("version") != VERSION:
+        raise ValueError(f"{path} is of version {meta.get('version')}, not {VERSION}: export anew.")
+    return meta
+
+
+def _fields(file: Any, path: Path) -> Iterator[tuple[int, int, int]]:
+    """Number, start and length of each length-delimited field of a protocol buffer's message;
+    raises ValueError where it ends too early or is none."""
+    size = path.stat().st_size
+    broken = ValueError(f"{path} must be an ONNX file. It is torn or something else: export anew.")
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = file.read(20)
+        try:
+            key, used = _varint(head, 0)
+            kind = key & 7
+            value, used = _varint(head, used) if kind in (0, 2) else (0, used + 8)
+        except IndexError:
+            raise broken from None
+        length = value if kind == 2 else 0
+        if kind not in (0, 1, 2) or at + used + length > size or not key >> 3:
+            raise broken
+        if kind == 2:
+            yield key >> 3, at + used, length
+        at += used + length
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where it ends."""
+    value, shift = 0, 0
+    while True:
+        value |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if data[at - 1] < 128:
+            return value, at
+
+
+def _strings(entry: bytes) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
+    found, at = {1: "", 2: ""}, 0
+    while at < len(entry):
+        key, at = _varint(entry, at)
+        length, at = _varint(entry, at)
+        found[key >> 3] = entry[at : at + length].decode("utf-8", "replace")
+        at += length
+    return found[1], found[2]

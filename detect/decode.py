@@ -1,0 +1,222 @@
+"""Faster R-CNN behind its dense parts, in NumPy: what stands between the maps and the boxes.
+
+An exported graph is traced on one film, and would keep that film's number of proposals for ever. So
+only the dense parts are exported, backbone, pyramid and the RPN's head; proposals, RoIAlign, the
+box head and the suppression of doubles are done here, and give what torchvision's own code gives
+(Ren et al. 2015, arXiv 1506.01497; RoIAlign: He et al. 2017, arXiv 1703.06870).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr.boxes import iou_xyxy
+from cxr.engines import OnnxNet
+from cxr.rules import require
+from cxr.stats import softmax
+
+_LARGEST_STEP = math.log(1000 / 16)  # of a log width, as torchvision clips it
+_RPN_IOU, _BOX_IOU, _LEAST_SCORE, _MOST_BOXES = 0.7, 0.5, 0.01, 4
+_RPN_WEIGHTS, _BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)
+_SAMPLES = 2  # along each side of a cell of RoIAlign
+_PARTS = ("level", "score", "step")  # how an exported network names its outputs
+_HEADS = ("box_head.fc6", "box_head.fc7", "box_predictor.cls_score", "box_predictor.bbox_pred")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Boxes of every aspect and size round the centre of each cell, as torchvision lays them."""
+
+    sizes: tuple[int, ...]
+    aspects: tuple[float, ...]
+
+    def over(self, grid_hw: tuple[int, int], side: int) -> np.ndarray:
+        """(h × w × aspects × sizes, 4) xyxy in pixels of a picture of `side`."""
+        tall = np.sqrt(np.asarray(self.aspects, np.float32))
+        sizes = np.asarray(self.sizes, np.float32)
+        heights, widths = (np.outer(r, sizes).ravel() for r in (tall, 1 / tall))
+        own = np.round(np.stack([-widths, -heights, widths, heights], 1) / 2)
+        y, x = (np.arange(n, dtype=np.float32) * (side // n) for n in grid_hw)
+        rows, columns = np.meshgrid(y, x, indexing="ij")
+        corners = np.stack([columns, rows, columns, rows], -1).reshape(-1, 1, 4)
+        return (corners + own).reshape(-1, 4)
+
+
+class BoxDecoder:
+    """From the dense parts' maps to boxes, for one detector of torchvision's kind.
+
+    `tensors` are its bundle's: the box head's weights are taken from them.
+    """
+
+    def __init__(self, config: Any, tensors: Mapping[str, np.ndarray]) -> None:
+        self.config = config
+        sizes = tuple(int(f * config.side) for f in config.anchor_sizes)
+        self.anchors = Anchors(sizes, tuple(config.anchor_aspects))
+        self.layers = [
+            (tensors[f"roi_heads.{name}.weight"].T, tensors[f"roi_heads.{name}.bias"])
+            for name in _HEADS
+        ]
+
+    def read(
+        self, net: OnnxNet, canvases: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """`boxes` of letterboxed films (side, side) uint8, whose dense parts `net` gives."""
+        found = net.run(np.stack(canvases))
+        parts = ([found[n] for n in net.outputs if n.startswith(p)] for p in _PARTS)
+        return self.boxes(*parts)
+
+    def boxes(
+        self,
+        levels: Sequence[np.ndarray],
+        scores: Sequence[np.ndarray],
+        steps: Sequence[np.ndarray],
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Each film's (N, 4) boxes xyxy in letterbox pixels, (N,) scores and (N,) labels from 0.
+
+        `levels` are the pyramid's maps (B, C, h, w), fine to coarse; `scores` (B, A, h, w) and
+        `steps` (B, 4 × A, h, w) the RPN's, of each level that proposes.
+        """
+        require(len(scores) == len(steps), "scores and steps must be of the same levels", "")
+        found = []
+        for n in range(len(levels[0])):
+            own = self._propose([s[n] for s in scores], [s[n] for s in steps])
+            found.append(self._classify([level[n] for level in levels], own))
+        return found
+
+    def _propose(self, scores: Sequence[np.ndarray], steps: Sequence[np.ndarray]) -> np.ndarray:
+        """(P, 4) proposals of one film, best first."""
+        config = self.config
+        boxes, logits, levels = [], [], []
+        for k, (score, step) in enumerate(zip(scores, steps, strict=True)):
+            flat = score.transpose(1, 2, 0).ravel()
+            moves = step.reshape(len(score), 4, *score.shape[1:]).transpose(2, 3, 0, 1)
+            best = np.argsort(-flat, kind="stable")[: config.rpn_pre_nms]
+            anchors = self.anchors.over(score.shape[1:], config.side)[best]
+            boxes.append(moved(anchors, moves.reshape(-1, 4)[best], _RPN_WEIGHTS))
+            logits.append(flat[best])
+            levels.append(np.full(len(best), k))
+        every = _inside(np.concatenate(boxes), config.side)
+        large = _wider_than(every, 1e-3)
+        every, score, level = every[large], np.concatenate(logits)[large], np.concatenate(levels)
+        return every[suppressed(every, score, level[large], _RPN_IOU)[: config.proposals_test]]
+
+    def _head(
+        self, levels: Sequence[np.ndarray], boxes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(P, K) logits of the classes, 0 is background, and (P, K, 4) boxes of each."""
+        side, size = self.config.side, self.config.roi_size
+        x = pooled_boxes(levels, boxes, side, size).reshape(len(boxes), -1)
+        for weight, bias in self.layers[:2]:
+            x = np.maximum(x @ weight + bias, 0)
+        (to_class, of_class), (to_step, of_step) = self.layers[2:]
+        steps = (x @ to_step + of_step).reshape(len(boxes), -1, 4)
+        return x @ to_class + of_class, moved(boxes[:, None], steps, _BOX_WEIGHTS)
+
+    def _classify(
+        self, levels: Sequence[np.ndarray], proposals: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        side = self.config.side
+        for _ in range(self.config.refine):
+            logits, boxes = self._head(levels, proposals)
+            best = logits[:, 1:].argmax(1) + 1
+            proposals = _inside(boxes[np.arange(len(best)), best], side)
+        logits, boxes = self._head(levels, proposals)
+        scores = softmax(logits)[:, 1:]
+        labels = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        flat, score, label = (
+            _inside(boxes[:, 1:], side).reshape(-1, 4),
+            scores.ravel(),
+            labels.ravel(),
+        )
+        kept = (score > _LEAST_SCORE) & _wider_than(flat, 1e-2)
+        flat, score, label = flat[kept], score[kept], label[kept]
+        best = suppressed(flat, score, label, _BOX_IOU)[:_MOST_BOXES]
+        return flat[best].astype(np.float64), score[best].astype(np.float64), label[best]
+
+
+def moved(boxes: np.ndarray, steps: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Boxes (…, 4) xyxy moved by steps (…, 4): of the centre in units of width and height, and of
+    both logarithms."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    centre = boxes[..., :2] + size / 2
+    steps = steps / np.asarray(weights, np.float32)
+    centre = centre + steps[..., :2] * size
+    half = size * np.exp(np.minimum(steps[..., 2:], np.float32(_LARGEST_STEP))) / 2
+    return np.concatenate([centre - half, centre + half], -1)
+
+
+def suppressed(
+    boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float
+) -> np.ndarray:
+    """Indices of the boxes (N, 4) that stay, best first: one that overlaps a better one of its
+    group by an IoU above `most` goes."""
+    order, kept = np.argsort(-scores, kind="stable"), list[int]()
+    gone = np.zeros(len(boxes), bool)
+    for i in order:
+        if not gone[i]:
+            kept.append(int(i))
+            same = groups == groups[i]
+            gone[same] |= iou_xyxy(boxes[i], boxes[same])[0] > most
+    return np.array(kept, dtype=np.intp)
+
+
+def pooled_boxes(
+    levels: Sequence[np.ndarray], boxes: np.ndarray, side: int, size: int
+) -> np.ndarray:
+    """(P, C, size, size) of boxes (P, 4) xyxy in pixels of a picture of `side`: each is pooled from
+    the level (C, h, w) that fits its area (Lin et al. 2017), by RoIAlign with two samples a side.
+    """
+    scales = [2.0 ** round(math.log2(level.shape[-1] / side)) for level in levels]
+    first, last = (-round(math.log2(s)) for s in (scales[0], scales[-1]))
+    area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+    with np.errstate(divide="ignore"):
+        wanted = np.floor(4 + np.log2(np.sqrt(area) / 224) + 1e-6)
+    chosen = np.clip(wanted, first, last).astype(int) - first
+    out = np.zeros((len(boxes), levels[0].shape[0], size, size), np.float32)
+    for k in np.unique(chosen):
+        own = np.flatnonzero(chosen == k)
+        out[own] = _roi_align(levels[k], boxes[own] * np.float32(scales[k]), size)
+    return out
+
+
+def _roi_align(level: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """(P, C, size, size) of one level (C, h, w), boxes in its cells."""
+    start, extent = boxes[:, :2], np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
+    places = (np.arange(size * _SAMPLES, dtype=np.float32) + 0.5) / (size * _SAMPLES)
+    at = start[:, :, None] + extent[:, :, None] * places  # (P, xy, samples)
+    height, width = level.shape[1:]
+    low_x, high_x, part_x, in_x = _between(at[:, 0], width)
+    low_y, high_y, part_y, in_y = _between(at[:, 1], height)
+    found = np.empty((len(boxes), level.shape[0], size, size), np.float32)
+    for n in range(len(boxes)):
+        # along one axis, then along the other: bilinear interpolation is separable
+        rows = (
+            level[:, low_y[n]] * (1 - part_y[n])[:, None] + level[:, high_y[n]] * part_y[n][:, None]
+        )
+        seen = rows[:, :, low_x[n]] * (1 - part_x[n]) + rows[:, :, high_x[n]] * part_x[n]
+        seen = seen * (in_y[n][:, None] & in_x[n])
+        cells = seen.reshape(-1, size, _SAMPLES, size, _SAMPLES)
+        found[n] = cells.mean((2, 4))
+    return found
+
+
+def _between(at: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The cells below and above each place, how far it lies between them, and whether it is on the
+    map at all."""
+    inside = (at >= -1) & (at <= length)
+    at = np.clip(at, 0, length - 1)
+    low = at.astype(np.intp)
+    return low, np.minimum(low + 1, length - 1), at - low, inside
+
+
+def _inside(boxes: np.ndarray, side: int) -> np.ndarray:
+    return np.clip(boxes, 0, side)
+
+
+def _wider_than(boxes: np.ndarray, least: float) -> np.ndarray:
+    return (boxes[..., 2:] - boxes[..., :2] >= least).all(-1)
