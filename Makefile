@@ -12,15 +12,24 @@ RUN := runs/demo
 install: $(VENV)/.installed
 
 # uv installs in parallel and from a cache; pip is enough to fetch uv itself
+define fill
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "lungfirst needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable '.[$(1)]'
+endef
+
 $(VENV)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "lungfirst needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable '.[dev]'
+	$(call fill,dev)
+	touch $@ $(VENV)/.runs
+
+# what a run needs: no torch
+$(VENV)/.runs: pyproject.toml
+	$(call fill,samples)
 	touch $@
 
-demo: install
+demo: $(VENV)/.runs
 	$(BIN)/python tools/demo.py --out $(RUN)
 
 test: install

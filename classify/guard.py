@@ -297,9 +297,9 @@ def pooled_of(
 
 def load_members(folder: Path, device: str) -> Any:
     """The ensemble; raises ValueError where a network pools no maps."""
-    from classify.ensemble import Ensemble  # torch is loaded here, when nothing light is wrong
+    from classify.exported import open_ensemble  # when nothing light is wrong
 
-    members = Ensemble.load(folder, device)
+    members = open_ensemble(folder, "auto", "fp32", device)
     if not members.pools:
         raise ValueError(
             f"networks of {folder} must name the layer whose maps they pool (saliency_layer, or "

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
-from cxr.rules import DISK, FULL, GONE, RefusedError, in_words
+from cxr.rules import DISK, FULL, GONE, RefusedError, in_words, lacks_training
 from cxr.workdir import log, run_logs, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
@@ -142,6 +142,10 @@ def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int
             return 130
         except RefusedError as error:
             log.error("%s", error)
+        except ModuleNotFoundError as error:
+            if not lacks_training(error):
+                raise
+            log.error("%s", in_words(error))
         except OSError as error:
             if error.errno not in DISK:
                 raise

@@ -24,7 +24,7 @@ PRECISIONS = ("fp32", "bf16")
 SCHEMA, VERSION = "lungfirst.onnx", 1
 _GRAPH, _METADATA = 7, 14  # numbers of the fields of a ModelProto
 _MODULE = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-_INSTALL = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "-e .[train]"}
+_INSTALL = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "-e '.[train]'"}
 
 
 def pick_engine(engine: str, bundles: list[Path], device: str = "auto", bf16: bool = False) -> str:

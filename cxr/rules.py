@@ -14,6 +14,23 @@ GONE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOU
 DISK = {*FULL, *GONE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
+# what trains and explains, and what a run does without: the extra `train` of pyproject.toml
+TRAINING = frozenset(
+    [
+        "torch",
+        "torchvision",
+        "lightning",
+        "timm",
+        "segmentation_models_pytorch",
+        "albumentations",
+        "pycocotools",
+        "pytorch_grad_cam",
+        "tensorboard",
+        "matplotlib",
+    ]
+)
+
+
 class RefusedError(ValueError):
     """Arguments, data or a folder do not allow the work; the message is for the user."""
 
@@ -31,11 +48,19 @@ def refusing() -> Iterator[None]:
 
 
 def in_words(error: Exception) -> str:
-    """What an error says, without the number that Python puts before the words of a disk."""
+    """What an error says, without the number that Python puts before the words of a disk; and of
+    a library that is not installed how to install it."""
+    if isinstance(error, ModuleNotFoundError) and lacks_training(error):
+        return f"{error.name} is not installed, which this needs: pip install -e '.[train]'"
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     place = error.filename2 or error.filename  # the second is where a copy was to go
     return f"{place}: {error.strerror}" if place else error.strerror
+
+
+def lacks_training(error: ModuleNotFoundError) -> bool:
+    """Whether what is missing is of the extra `train`."""
+    return (error.name or "").partition(".")[0] in TRAINING
 
 
 def require(holds: bool, rule: str, got: Any) -> None:

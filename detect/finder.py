@@ -119,7 +119,7 @@ class ThoraxFinder:
         device: str = "auto",
         box: str = "both",
         turned: str = "mend",
-        engine: str = "torch",
+        engine: str = "auto",
         precision: str = "fp32",
     ) -> ThoraxFinder:
         """The bundles; the shipped ones for None. The shipped views know the shipped field only:

@@ -48,9 +48,10 @@ def sample_films() -> list[Path]:
 
 def draw_way(film_path: Path) -> Any:
     """One film's way as an RGB picture: film, box, crop, Grad-CAM of the strongest member."""
-    from classify.ensemble import Ensemble
+    import numpy as np
+
+    from classify.exported import open_ensemble
     from classify.judge import strongest_member
-    from classify.saliency.maps import saliency_maps
     from classify.saliency.methods import to_pixels
     from cxr import draw
     from cxr.film import read_film
@@ -60,11 +61,13 @@ def draw_way(film_path: Path) -> Any:
     film = read_film(film_path)
     box = ThoraxFinder.load().predict([film.pixels])[0]
     crop = crop_film(film, box).pixels
-    ensemble = Ensemble.load("weights/ensemble_adults")  # the sample is an adult
+    adults = Path("weights/ensemble_adults")  # the sample is an adult
+    ensemble = open_ensemble(adults, "auto", "fp32", "auto", maps=True)
     batch, frames = ensemble.prepare([crop])
-    target = ensemble.targets[strongest_member(ensemble.predict([crop])[0])]
-    maps = saliency_maps(ensemble.member(target), batch, [1], closed_form=False)
-    plane = to_pixels(maps, frames, [(crop.shape[0], crop.shape[1])])[0]
+    looks, _ = ensemble.look_pooled(batch)
+    strongest = strongest_member(np.stack([logits[0] for logits, _ in looks]))
+    target = ensemble.targets[strongest]
+    plane = to_pixels(looks[strongest][1], frames, [(crop.shape[0], crop.shape[1])])[0]
     plain, cut = draw.to_rgb(film.pixels), draw.to_rgb(crop)
     tiles = [plain, draw.draw_box(plain, box.xyxy or ()), cut, draw.overlay_saliency(cut, plane)]
     names = ["film", f"thorax box, score {box.score:.2f}", "crop", f"Grad-CAM, member {target}"]
