@@ -39,6 +39,7 @@ COMMANDS = [
         "tools/benchmark.py",
         "tools/demo.py",
         "tools/fuzz.py",
+        "tools/export.py",
     ),
 ]
 # One process forks a child for each command, so that the light libraries are read once and no

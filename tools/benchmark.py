@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,8 @@ class BenchmarkConfig:
         threads: of torch.
         ensemble: folder of the members.
         saliency_batch: films in a batch for the saliency rows; 0 leaves these rows out.
+        engines: time each shipped network by every engine that is installed, alone and eight films
+            at a time.
         score_films: films for Score-CAM, which takes over a thousand forward passes each; 0 leaves
             it out.
         out: folder for benchmark.json.
@@ -56,6 +60,7 @@ class BenchmarkConfig:
     threads: int = 2
     ensemble: str = "weights/ensemble_crops"
     saliency_batch: int = 16
+    engines: bool = True
     score_films: int = 2
     out: str = "runs/benchmark"
 
@@ -123,6 +128,72 @@ def detection_timers(films: list[Path]) -> list[Timer]:
         Timer("lungfirst with flips", ours(flipped)),
         Timer("lungfirst's network, COCO's sizes", ours(many)),
     ]
+
+
+ENGINES = {
+    "torch": ("torch", "fp32"),
+    "torch, bf16": ("torch", "bf16"),
+    "ONNX Runtime": ("onnx", "fp32"),
+    "OpenVINO": ("openvino", "fp32"),
+    "OpenVINO, bf16": ("openvino", "bf16"),
+}
+
+
+def engine_groups(films: Sequence[np.ndarray], folder: str, rounds: int) -> list[Group]:
+    """The detector, the lung field's network and the members of an ensemble by each engine, one
+    film and eight at a time: torch is the first of its kind. `apart` is the largest difference of
+    an answer from torch's: px of a box, probability, logit."""
+    from classify.exported import open_ensemble
+    from cxr.engines import is_there
+    from detect.lungfield.field import LungField
+    from detect.predict import ThoraxDetector, prepare_film
+
+    eight = [films[n % len(films)] for n in range(8)]
+    asked: dict[str, dict[str, Callable[[int], np.ndarray]]] = {}
+    for name, (engine, precision) in ENGINES.items():
+        if not is_there(engine):
+            continue
+        detector = ThoraxDetector.load(None, "cpu", False, engine, precision)
+        lungs = LungField.load(None, "cpu", engine, precision)
+        members = open_ensemble(Path(folder), engine, precision, "cpu")
+        small = [prepare_film(film, detector.config.side)[0] for film in eight]
+        smaller = [prepare_film(film, lungs.side)[0] for film in eight]
+        calls = {
+            "detector": partial(_best_boxes, detector, small),
+            "lung field": partial(_fields, lungs, smaller),
+            f"members of {Path(folder).name}": partial(_logits, members, eight),
+        }
+        for kind, call in calls.items():
+            asked.setdefault(kind, {})[name] = call
+    groups = []
+    for kind, by in asked.items():
+        right = by["torch"](8)
+        for many in (1, 8):
+            whats = [f"{kind}, {many} at a time, {name}" for name in by]
+            timers = [
+                Timer(what, partial(_at_once, call, many), many)
+                for what, call in zip(whats, by.values(), strict=True)
+            ]
+            groups.append(time_in_turns(timers, rounds))
+            for row, again in zip(groups[-1], by.values(), strict=True):
+                row["apart"] = round(float(np.abs(again(8) - right).max()), 6)
+    return groups
+
+
+def _at_once(call: Callable[[int], np.ndarray], many: int, _round: int) -> np.ndarray:
+    return call(many)
+
+
+def _best_boxes(detector: Any, canvases: Sequence[np.ndarray], n: int) -> np.ndarray:
+    return np.concatenate([found.boxes_xyxy[:1] for found in detector.look_at(canvases[:n])])
+
+
+def _fields(net: Any, canvases: Sequence[np.ndarray], n: int) -> np.ndarray:
+    return net.forward(canvases[:n])
+
+
+def _logits(members: Any, films: Sequence[np.ndarray], n: int) -> np.ndarray:
+    return members.predict(films[:n])
 
 
 def stage_timers(films: list[Path], ensemble: Any) -> tuple[list[Timer], list[np.ndarray]]:
@@ -299,6 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from classify.ensemble import Ensemble
 
     torch.set_num_threads(config.threads)
+    os.environ["OMP_NUM_THREADS"] = str(config.threads)  # the other engines take as many
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
     films, ensemble = source_films(config), Ensemble.load(config.ensemble, "cpu")
@@ -307,15 +379,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         time_in_turns(detection_timers(films), len(films)),
         time_in_turns(stages, len(films), ratios=False),
     ]
+    if config.engines:
+        groups += engine_groups(crops[:8], config.ensemble, max(3, config.films // 2))
     correlations: list[float] = []
     if config.saliency_batch:
         more, correlations = saliency_rows(crops, ensemble, config)
         groups += more
-    table = Table("per film", "median ms", "ratio to the first of its kind")
+    table = Table("per film", "median ms", "ratio to the first of its kind", "differs by")
     for group in groups:
         table.add_section()
         for row in group:
-            table.add_row(row["what"], f"{row['ms']:.1f}", str(row["ratio"] or ""))
+            told = (f"{row['ms']:.1f}", str(row["ratio"] or ""), str(row.get("apart", "")))
+            table.add_row(row["what"], *told)
     table.add_section()
     if correlations:
         what = "Score-CAM: rank correlation of its channels' map with all channels' map"
