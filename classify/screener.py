@@ -36,14 +36,20 @@ from classify.screening.guarantee import (
     choose_operating_point,
     percent,
 )
+from classify.screening.ranks import lay_on, rank_by_network
 from classify.screening.svm import CalibratedSvm
-from cxr.cli import Command, Several, as_command, parse_command, to_plain
+from cxr.cli import Command, Several, as_command, as_list, parse_command, to_plain
 from cxr.rules import require
+from cxr.split import Split
 from cxr.training.recipe import require_writable
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
 
 SCHEMA, VERSION = "lungfirst.screener", 1
 CLEARED, READ, NOT_READ = "definitely_normal", "read", "not_read_by_model"
+_CROSSED = (
+    "Proven by cross-fitting: exactly for members trained as these were, on fewer patients; for "
+    "these themselves as far as they answer no worse."
+)
 _ROUNDING = 1e-9  # a score that equals the threshold but for its last digits is not below it
 
 
@@ -83,6 +89,13 @@ class FitConfig(FilmsConfig):
         ensemble: folder of the members; screener.skops and screener.json are written there.
         fit_parts: parts of the split to fit on. Not train: the members' logits are too sure there.
         calibration_part: part that fixes the operating point; never among fit_parts.
+        networks: folds.json of classify.crossfit, where the predictions are its: the films of each
+            of its parts were answered by other members. A score then counts as its rank among the
+            normal calibration films that the same members answered.
+        own: with networks: predictions.csv of the ensemble itself, or several. Its answers to
+            normal films that it was not trained on lay the threshold on its own scale.
+        own_split: the split that the ensemble was trained with (JSON).
+        own_parts: parts of it that the ensemble was not trained on; never test.
         sensitivity: what the calibration films are to prove.
         confidence: of that proof, one-sided.
         scope: a sentence on whom the members learnt from, shown beside every result.
@@ -96,6 +109,10 @@ class FitConfig(FilmsConfig):
     ensemble: Path = Path("weights/ensemble_crops")
     fit_parts: tuple[str, ...] = ("val",)
     calibration_part: str = "calibration"
+    networks: Path | None = None
+    own: Several = ""
+    own_split: Path = Path("configs/split_seed0.json")
+    own_parts: tuple[str, ...] = ("val", "calibration")
     sensitivity: float = 0.99
     confidence: float = 0.95
     scope: str = ""
@@ -111,6 +128,10 @@ class FitConfig(FilmsConfig):
                 "calibration_part must not be among fit_parts: films that were fitted on prove "
                 f"nothing. Got {self.calibration_part!r} in both; choose another part."
             )
+        rule = "networks and own must be given together: ranks are of both"
+        require(bool(self.networks) == bool(self.own), rule, (self.networks, self.own))
+        odd = {"train", "test"} & set(self.own_parts)
+        require(not odd, "own_parts must name neither train nor test", self.own_parts)
         check_shares(self.sensitivity, self.confidence)
 
 
@@ -154,7 +175,7 @@ class Screener:
         films = self.meta.get("calibration_films_by_source") or {}
         scope = ", ".join(f"{n} {source}" for source, n in sorted(films.items()))
         where = f" It holds for films like those of the calibration: {scope}." if scope else ""
-        return self.point.sentence() + where
+        return self.point.sentence() + where + (f" {_CROSSED}" if self.meta.get("own") else "")
 
     def score(self, logits: np.ndarray) -> np.ndarray:
         """(N, M, 3) logits, members in the order of `targets`, to (N,) calibrated P(abnormal)."""
@@ -266,13 +287,35 @@ def calibrate(
 
     data = skops.io.dumps(model)
     svm = CalibratedSvm.read(data, "the fitted screener")
-    scores = svm.predict_proba(calibration.logits.reshape(len(calibration.logits), -1))[:, 1]
+    own = _own_normals(svm, config)
+    scores = _scores(svm, calibration)
+    if config.networks:
+        by = Split.load(config.networks).part_of
+        networks = [by[patient] for patient in calibration.patients]
+        scores = rank_by_network(scores, networks, ~calibration.abnormal)
     point = choose_operating_point(
         scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
     )
+    if config.networks:
+        told = {"rank": point.threshold, "normal_films": len(own), "parts": list(config.own_parts)}
+        point, meta = replace(point, threshold=lay_on(point.threshold, own)), {**meta, "own": told}
     members = {path.stem: sha256_file(path) for path in bundles_in(config.ensemble)}
     meta = {"members": members, **meta, "provenance": provenance(members)}
     return Screener(svm, calibration.targets, point, meta, data=data).save(config.ensemble)
+
+
+def _scores(svm: CalibratedSvm, films: ScreeningFilms) -> np.ndarray:
+    """(N,) P(abnormal)."""
+    return svm.predict_proba(films.logits.reshape(len(films.logits), -1))[:, 1]
+
+
+def _own_normals(svm: CalibratedSvm, config: FitConfig) -> np.ndarray:
+    """Scores of the normal films that the ensemble itself answered, and was not trained on."""
+    if not config.own:
+        return np.zeros(0)
+    films = replace(config, predictions=tuple(as_list(config.own))).films()
+    films = films.of_parts(config.own_split, config.own_parts)
+    return _scores(svm, films)[~films.abnormal]
 
 
 def run_fit(config: FitConfig) -> Screener:

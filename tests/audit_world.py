@@ -132,9 +132,9 @@ def make_world(monkeypatch: pytest.MonkeyPatch, path: Path) -> SimpleNamespace:
     world = SimpleNamespace(
         ensemble=tiny_ensemble(), detector=FakeDetector(), field=FakeField(), path=path
     )
-    monkeypatch.setattr(Ensemble, "load", lambda folder, device="auto": world.ensemble)
+    monkeypatch.setattr(Ensemble, "load", lambda *_: world.ensemble)
     monkeypatch.setattr(ThoraxFinder, "load", lambda *_: world.detector)
-    monkeypatch.setattr(auditor.LungField, "load", lambda p, device="auto": world.field)
+    monkeypatch.setattr(auditor.LungField, "load", lambda *_: world.field)
     monkeypatch.chdir(path)
     for kind in ("crops", "films"):
         (path / f"weights/ensemble_{kind}").mkdir(parents=True, exist_ok=True)

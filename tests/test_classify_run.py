@@ -95,7 +95,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNam
     )
     detector = FixedDetector()
     made = SimpleNamespace(ensemble=ensemble, screener=screener, detector=detector, path=tmp_path)
-    monkeypatch.setattr(Ensemble, "load", lambda folder, device="auto": ensemble)
+    monkeypatch.setattr(Ensemble, "load", lambda *_: ensemble)
     monkeypatch.setattr(Screener, "load", lambda folder: made.screener)
     monkeypatch.setattr(ThoraxFinder, "load", lambda *_: detector)
     (tmp_path / "weights/ensemble_crops").mkdir(parents=True)

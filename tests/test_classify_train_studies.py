@@ -120,8 +120,10 @@ def test_every_patient_is_answered_by_members_that_never_saw_the_patient(
     assert {row.film for row in rows} == {case.row.image for case in pooled}
     said = {row.film: row.logits for row in rows}
     held = [Split.load(tmp_path / f"fold{k}" / "split.json").part_of for k in range(2)]
+    fold_of = Split.load(tmp_path / "folds.json").part_of
     for case in pooled:
         assert sorted(part[case.patient] == "held" for part in held) == [False, True]
+        assert held[int(fold_of[case.patient])][case.patient] == "held"
     for k in range(2):  # a fold's answers are those of its own members
         mine = next(c for c in pooled if held[k][c.patient] == "held")
         members = Ensemble.load(tmp_path / f"fold{k}", "cpu")

@@ -265,7 +265,7 @@ def test_views_are_left_out_with_a_field_that_they_do_not_know(
     monkeypatch: pytest.MonkeyPatch, field: str | None, box: str, loaded: list[str]
 ) -> None:
     def loads(name: str) -> Any:
-        return SimpleNamespace(load=lambda *_: SimpleNamespace(weights={name: name}, meta={}))
+        return SimpleNamespace(load=lambda *_, **__: SimpleNamespace(weights={name: name}, meta={}))
 
     def refuse(*_: Any) -> Any:
         raise ValueError("another field")

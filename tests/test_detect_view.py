@@ -134,7 +134,7 @@ def test_evaluation_measures_each_kind(trained: Any, phantom_folder: Path) -> No
 
 
 def test_another_lung_field_is_refused_by_name(trained: Any) -> None:
-    other = SimpleNamespace(weights={"mine.safetensors": "0" * 64})
+    other = SimpleNamespace(weights={"mine.safetensors": "0" * 64}, exported=None)
     with pytest.raises(ValueError, match=r"mine\.safetensors .*train it anew"):
         ViewNet.load(other, trained[0] / "run/view.safetensors")  # type: ignore[arg-type]
 

@@ -112,7 +112,7 @@ def load(config: AuditConfig) -> Auditor:
         truths,
         members,
         Screener.load(folder) if (folder / "screener.json").exists() else None,
-        (finder and finder.field) or LungField.load(config.field or None, config.device),
+        (finder and finder.field) or LungField.load(config.field or None, config.device, "auto"),
         finder,
         None if config.fit else read_thresholds(path, asked_for, config.method, members.weights),
         path,

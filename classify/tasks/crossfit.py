@@ -25,11 +25,12 @@ from cxr.split import Split, make_split, strata_of
 from cxr.workdir import Workdir, log
 
 REST = "aside"
+FOLDS = "folds.json"  # which patients the members of which fold answered
 
 
 def crossfit(config: CrossfitConfig) -> Path:
-    """Train a fold after the other (or go on); returns `config.out` with predictions.csv and
-    split.json.
+    """Train a fold after the other (or go on); returns `config.out` with predictions.csv,
+    split.json and folds.json.
 
     Raises ValueError or OSError for what a user can mend.
     """
@@ -50,6 +51,7 @@ def crossfit(config: CrossfitConfig) -> Path:
     chosen = _share(pooled, shares, config.seed).part_of
     rest = {p: "test" if part == "test" else REST for p, part in kept.items()}
     Split(config.seed, {**rest, **chosen}).save(workdir / "split.json")
+    folds.save(workdir / FOLDS)
     with PredictionWriter(workdir / "predictions.csv", config.targets) as table:
         for fold in range(config.folds):
             film_of = [c for c in pooled if folds.part_of[c.patient] == str(fold)]

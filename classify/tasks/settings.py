@@ -220,8 +220,9 @@ class TrainConfig(TrainingConfig):
 class CrossfitConfig(TrainConfig):
     """Answer every patient of several parts by members that never saw the patient.
 
-    OUT/predictions.csv holds the answers and OUT/split.json the parts fit, calibration and test:
-    what python -m classify.screener fit takes, with --fit_parts '[fit]'. A killed run goes on.
+    OUT/predictions.csv holds the answers, OUT/split.json the parts fit, calibration and test, and
+    OUT/folds.json who was answered by which fold: what python -m classify.screener fit takes, with
+    --fit_parts '[fit]' --networks OUT/folds.json. A killed run goes on.
 
     Args:
         pooled: parts of the split whose patients are shared among the folds; never test.
