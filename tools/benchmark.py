@@ -196,6 +196,45 @@ def _logits(members: Any, films: Sequence[np.ndarray], n: int) -> np.ndarray:
     return members.predict(films[:n])
 
 
+def way_timers(films: list[Path], folder: str, ensemble: Any) -> list[Timer]:
+    """Film to box, crop, logits and Grad-CAM: by the usual libraries film by film, and by us eight
+    films at a time. The peers' member is ours, eager; their box is not used, for random weights
+    find none, and so all members see the same crops' worth of pixels."""
+    import torch
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+    from classify.exported import open_ensemble
+    from detect.crop import crop_film
+    from detect.finder import ThoraxFinder
+
+    stock = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
+    members = [ensemble.member(target) for target in ensemble.targets]
+    finder = ThoraxFinder.load(device="cpu")
+    ours = open_ensemble(Path(folder), "auto", "fp32", "cpu", maps=True)
+
+    def usual(n: int) -> None:
+        pixels = read_film(films[n % len(films)]).pixels
+        with torch.inference_mode():
+            stock([torch.from_numpy(pixels).expand(3, -1, -1)])
+        batch = ensemble.prepare([pixels])[0]
+        with torch.inference_mode():
+            logits = [member(batch) for member in members]
+        strongest = int(torch.stack([z[0, TARGET] for z in logits]).argmax())
+        with _as_a_user_has_it(members[strongest]):
+            by_library("GradCAM", members[strongest], batch)
+
+    def lungfirst(n: int) -> None:
+        read = [read_film(films[(8 * n + k) % len(films)]) for k in range(8)]
+        boxes = finder.predict([film.pixels for film in read])
+        found = [crop_film(f, b, 0.05, False) for f, b in zip(read, boxes, strict=True) if b.xyxy]
+        ours.look_pooled(ours.prepare([crop.pixels for crop in found])[0])
+
+    return [
+        Timer("film → box, logits, Grad-CAM: torchvision, torch, pytorch-grad-cam", usual),
+        Timer("the same and more: lungfirst, eight films at a time", lungfirst, 8),
+    ]
+
+
 def stage_timers(films: list[Path], ensemble: Any) -> tuple[list[Timer], list[np.ndarray]]:
     """Reading, cutting at full resolution, and one pass of all members over a crop; the crops."""
     from detect.crop import crop_film
@@ -379,8 +418,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         time_in_turns(detection_timers(films), len(films)),
         time_in_turns(stages, len(films), ratios=False),
     ]
+    groups.append(time_in_turns(way_timers(films, config.ensemble, ensemble), len(films)))
     if config.engines:
-        groups += engine_groups(crops[:8], config.ensemble, max(3, config.films // 2))
+        groups += engine_groups(crops[:8], config.ensemble, max(1, config.films // 2))
     correlations: list[float] = []
     if config.saliency_batch:
         more, correlations = saliency_rows(crops, ensemble, config)
