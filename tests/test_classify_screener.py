@@ -257,6 +257,22 @@ def test_evaluate_writes_figures_by_source(fitted: Path, tmp_path: Path) -> None
     assert by_source["all"]["auroc"] > 0.9
 
 
+def test_evaluate_parts_a_source_by_its_views(fitted: Path, tmp_path: Path) -> None:
+    with (fitted / "films.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for n, row in enumerate(rows):
+        row["view"] = "PA" if row["source"] == "a" and n % 2 else "AP"
+    write_csv(tmp_path / "films.csv", rows)
+    out = tmp_path / "test.json"
+    more = ("--labels", str(tmp_path / "films.csv"), "--out", str(out))
+    assert main(["evaluate", *arguments(fitted, *more)]) == 0
+    by_source = json.loads(out.read_text())["by_source"]
+    assert set(by_source) == {"a", "b", "all", "a AP", "a PA"}
+    for count in ("abnormal_kept", "normal_cleared"):
+        parts = [by_source[f"a {view}"]["table"][count] for view in ("AP", "PA")]
+        assert sum(parts) == by_source["a"]["table"][count] and min(parts) > 0
+
+
 def test_too_few_patients_to_fit_on_end_with_1(
     fitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

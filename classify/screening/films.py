@@ -38,6 +38,7 @@ class ScreeningFilms:
     sources: list[str]
     films: list[str]
     left_out: dict[str, int] = field(default_factory=dict)
+    views: list[str] = field(default_factory=list)  # as films.csv has them: PA, AP; none known: []
 
     def of_parts(self, split: str | Path, parts: Sequence[str]) -> ScreeningFilms:
         """The films whose patients are in these parts of the split, counting what is left out.
@@ -62,6 +63,7 @@ class ScreeningFilms:
             patients=[self.patients[i] for i in chosen],
             sources=[self.sources[i] for i in chosen],
             films=[self.films[i] for i in chosen],
+            views=[self.views[i] for i in chosen] if self.views else [],
             left_out=left_out,
         )
 
@@ -133,6 +135,7 @@ def read_screening_films(
         [t.source for t in truths],
         [t.image for t in truths],
         dict(out),
+        [t.view for t in truths],
     )
 
 
@@ -176,13 +179,18 @@ def shares_of(
 def figures_by_source(
     films: ScreeningFilms, scores: np.ndarray, is_cleared: np.ndarray
 ) -> dict[str, Any]:
-    """For each source, and for `all` where there are several: the 2×2 table of films, shares with
-    exact intervals, AUROC of the (N,) scores, and the patients of whom an abnormal film was
+    """For each source, for `all` where there are several, and for each view of a source that has
+    several: the 2×2 table of films, shares with exact intervals, AUROC of the (N,) scores, and the patients of whom an abnormal film was
     cleared."""
     cleared = np.asarray(is_cleared, dtype=bool)
     groups = {s: np.array(films.sources) == s for s in sorted(set(films.sources))}
     if len(groups) != 1:
         groups["all"] = np.ones(len(cleared), dtype=bool)
+    views = np.array(films.views or [""] * len(cleared))
+    for source, rows in list(groups.items()):
+        own = sorted({v for v in views[rows] if v})
+        if len(own) > 1 and source in films.sources:
+            groups |= {f"{source} {view}": rows & (views == view) for view in own}
     report: dict[str, Any] = {}
     for name, rows in groups.items():
         sick, gone = films.abnormal[rows], cleared[rows]
