@@ -180,8 +180,8 @@ def figures_by_source(
     films: ScreeningFilms, scores: np.ndarray, is_cleared: np.ndarray
 ) -> dict[str, Any]:
     """For each source, for `all` where there are several, and for each view of a source that has
-    several: the 2×2 table of films, shares with exact intervals, AUROC of the (N,) scores, and the patients of whom an abnormal film was
-    cleared."""
+    several: the 2×2 table of films, shares with exact intervals, AUROC of the (N,) scores, and the
+    patients of whom an abnormal film was cleared."""
     cleared = np.asarray(is_cleared, dtype=bool)
     groups = {s: np.array(films.sources) == s for s in sorted(set(films.sources))}
     if len(groups) != 1:
