@@ -243,7 +243,7 @@ def test_films_of_two_folders_are_measured_together(
     phantom_folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     films = read_annotations(phantom_folders, "thorax.json")
-    fake = SimpleNamespace(load=lambda *_: Oracle([f.boxes_xyxy[0].tolist() for f in films]))
+    fake = SimpleNamespace(load=lambda *_, **__: Oracle([f.boxes_xyxy[0].tolist() for f in films]))
     monkeypatch.setattr(detect.finder, "ThoraxDetector", fake)
     folders = [word for folder in phantom_folders for word in ("--data", folder)]
     assert main([*folders, "--part", "all", "--box", "detector", "--out", str(tmp_path)]) == 0
@@ -310,7 +310,7 @@ def test_table_has_a_column_in_mm_only_where_spacing_is_known(data: Path) -> Non
 def test_command_writes_its_files(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [None, *TRUE[1:]]
     monkeypatch.setattr(
-        detect.finder, "ThoraxDetector", SimpleNamespace(load=lambda *_: Oracle(answers))
+        detect.finder, "ThoraxDetector", SimpleNamespace(load=lambda *_, **__: Oracle(answers))
     )
     out = data / "out"
     argv = ["--data", str(data), "--part", "all", "--out", str(out), "--batch", "3"]
@@ -335,7 +335,7 @@ def test_missing_files_are_code_2(
     data: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
 ) -> None:
     if extra[0] != "--weights":
-        fake = SimpleNamespace(load=lambda *_: Oracle(TRUE))
+        fake = SimpleNamespace(load=lambda *_, **__: Oracle(TRUE))
         monkeypatch.setattr(detect.finder, "ThoraxDetector", fake)
     assert main(["--data", str(data), "--box", "detector", "--out", str(data / "o"), *extra]) == 2
 
