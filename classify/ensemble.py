@@ -19,7 +19,7 @@ from torch import nn
 from classify.bundles import load_single, member_of
 from classify.inputs import check_together, member_files, targets_of
 from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
-from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
+from classify.preprocess import PreprocessConfig, preprocess_all, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
 from classify.saliency.maps import look_pooled, saliency_maps
 from cxr.boxes import Frame
@@ -250,9 +250,5 @@ def prepare_films(
 ) -> tuple[torch.Tensor, list[Frame]]:
     """N films or crops (H, W) float32 in [0, 1] to a network's input (N, 3, side, side), and the
     Frames that lead from it back to each film's or crop's pixels."""
-    side = settings.side
-    images = [preprocess(p, settings) for p in pixels]
-    frames = [frame_of((p.shape[0], p.shape[1]), settings) for p in pixels]
-    stacked = np.stack(images) if images else np.zeros((0, side, side), np.float32)
-    tensor = torch.from_numpy(np.ascontiguousarray(stacked))[:, None].to(device)
-    return to_input(tensor, settings), frames
+    images, frames = preprocess_all(pixels, settings)
+    return to_input(torch.from_numpy(images).to(device), settings), frames

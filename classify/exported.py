@@ -18,7 +18,7 @@ import numpy as np
 
 from classify.inputs import check_together, member_files, targets_of
 from classify.labels import FAR_BELOW, OTHERS, TARGET, normal_of
-from classify.preprocess import PreprocessConfig, frame_of, preprocess
+from classify.preprocess import PreprocessConfig, preprocess_all
 from cxr.boxes import Frame
 from cxr.bundle import bundle_meta, rebuilding
 from cxr.engines import OnnxNet, pick_engine
@@ -93,11 +93,7 @@ class ExportedEnsemble:
     def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 1, side, side) of the
         networks, and the Frames that lead from it back to each film's or crop's pixels."""
-        side = self.settings.side
-        images = [preprocess(p, self.settings) for p in pixels]
-        frames = [frame_of((p.shape[0], p.shape[1]), self.settings) for p in pixels]
-        stacked = np.stack(images)[:, None] if images else np.zeros((0, 1, side, side), np.float32)
-        return stacked.astype(np.float32, copy=False), frames
+        return preprocess_all(pixels, self.settings)
 
     def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """N films or crops (H, W) float32 in [0, 1] to (N, members, 3) float32 logits in the order
@@ -111,7 +107,7 @@ class ExportedEnsemble:
     def predict_pooled(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`predict_prepared`, and from the same passes what a guard knows films by (N, F)."""
         found = self._run(batch)
-        return self._arranged(found), np.concatenate([f["seen"] for f in found], axis=1)
+        return self._arranged(found), _side_by_side(found)
 
     def look_pooled(
         self, batch: np.ndarray
@@ -126,7 +122,7 @@ class ExportedEnsemble:
                 every = own["planes"]
                 planes = np.maximum(every[:, seat.target], 0) / (every.shape[2] * every.shape[3])
             looks.append((seat.rearrange(own["logits"]), planes))
-        return looks, np.concatenate([f["seen"] for f in found], axis=1) if self.pools else None
+        return looks, _side_by_side(found) if self.pools else None
 
     def slow_maps(self, target: str, _batch: np.ndarray) -> np.ndarray:
         """What would need gradients: raises ValueError."""
@@ -144,6 +140,11 @@ class ExportedEnsemble:
     def _arranged(self, found: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         arranged = [s.rearrange(found[s.net]["logits"]) for s in self.seats.values()]
         return np.stack(arranged, axis=1).astype(np.float32, copy=False)
+
+
+def _side_by_side(found: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """(N, F) of what each network's guard knows films by."""
+    return np.concatenate([own["seen"] for own in found], axis=1)
 
 
 def open_ensemble(

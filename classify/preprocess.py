@@ -6,6 +6,7 @@ settings belong to the weights, so they are stored in each member's bundle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -111,6 +112,17 @@ def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> n
     else:
         square = equalize(square)
     return resize(square, (target, target))
+
+
+def preprocess_all(
+    pixels: Sequence[np.ndarray], config: PreprocessConfig
+) -> tuple[np.ndarray, list[Frame]]:
+    """N films or crops (H, W) to (N, 1, side, side) float32 in [0, 1], and the Frames that lead
+    from it back to each film's or crop's pixels."""
+    images = np.zeros((len(pixels), 1, config.side, config.side), np.float32)
+    for n, own in enumerate(pixels):
+        images[n, 0] = preprocess(own, config)
+    return images, [frame_of((p.shape[0], p.shape[1]), config) for p in pixels]
 
 
 def to_input(images: Any, config: PreprocessConfig) -> Any:

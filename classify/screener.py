@@ -185,7 +185,7 @@ class Screener:
                 f"logits of Screener.score must be (N, {len(self.targets)}, 3) for the members "
                 f"{', '.join(self.targets)}. Got {logits.shape} instead."
             )
-        return self.model.predict_proba(logits.reshape(len(logits), 3 * len(self.targets)))[:, 1]
+        return _scores(self.model, logits)
 
     def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
         """(N, M, 3) logits to abnormal scores (N,), decisions, and the threshold's id."""
@@ -287,8 +287,7 @@ def calibrate(
 
     data = skops.io.dumps(model)
     svm = CalibratedSvm.read(data, "the fitted screener")
-    own = _own_normals(svm, config)
-    scores = _scores(svm, calibration)
+    scores = _scores(svm, calibration.logits)
     if config.networks:
         by = Split.load(config.networks).part_of
         networks = [by[patient] for patient in calibration.patients]
@@ -297,6 +296,7 @@ def calibrate(
         scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
     )
     if config.networks:
+        own = _own_normals(svm, config)
         told = {"rank": point.threshold, "normal_films": len(own), "parts": list(config.own_parts)}
         point, meta = replace(point, threshold=lay_on(point.threshold, own)), {**meta, "own": told}
     members = {path.stem: sha256_file(path) for path in bundles_in(config.ensemble)}
@@ -304,18 +304,16 @@ def calibrate(
     return Screener(svm, calibration.targets, point, meta, data=data).save(config.ensemble)
 
 
-def _scores(svm: CalibratedSvm, films: ScreeningFilms) -> np.ndarray:
-    """(N,) P(abnormal)."""
-    return svm.predict_proba(films.logits.reshape(len(films.logits), -1))[:, 1]
+def _scores(svm: CalibratedSvm, logits: np.ndarray) -> np.ndarray:
+    """(N, M, 3) logits to (N,) P(abnormal)."""
+    return svm.predict_proba(logits.reshape(len(logits), 3 * logits.shape[1]))[:, 1]
 
 
 def _own_normals(svm: CalibratedSvm, config: FitConfig) -> np.ndarray:
     """Scores of the normal films that the ensemble itself answered, and was not trained on."""
-    if not config.own:
-        return np.zeros(0)
     films = replace(config, predictions=tuple(as_list(config.own))).films()
     films = films.of_parts(config.own_split, config.own_parts)
-    return _scores(svm, films)[~films.abnormal]
+    return _scores(svm, films.logits)[~films.abnormal]
 
 
 def run_fit(config: FitConfig) -> Screener:

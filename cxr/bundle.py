@@ -74,8 +74,13 @@ def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
     return {n: a.astype(np.float32) if floating[n] else a for n, a in arrays.items()}, meta
 
 
+def load_meta(path: str | Path, kind: str) -> dict[str, Any]:
+    """A bundle's metadata alone; raises as `load_bundle` does."""
+    return _read_bundle(path, kind, "numpy", weights=False)[1]
+
+
 def _read_bundle(
-    path: str | Path, kind: str, framework: str
+    path: str | Path, kind: str, framework: str, weights: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
@@ -86,7 +91,8 @@ def _read_bundle(
     try:
         with safe_open(path, framework=framework) as file:
             text = (file.metadata() or {}).get("lungfirst", "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if weights else ()
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} must be a safetensors file. {error}") from error
     meta = _parse(text)

@@ -22,7 +22,7 @@ from cxr.workdir import log, sha256_file
 ENGINES = ("auto", "onnx", "openvino", "torch")
 PRECISIONS = ("fp32", "bf16")
 SCHEMA, VERSION = "lungfirst.onnx", 1
-_GRAPH, _METADATA = 7, 14  # numbers of the fields of a ModelProto
+_METADATA = 14  # the number of that field of a ModelProto
 _MODULE = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 _INSTALL = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "-e '.[train]'"}
 
@@ -48,15 +48,10 @@ def pick_engine(engine: str, bundles: list[Path], device: str = "auto", bf16: bo
         rule = f"engine {wanted} runs on the processor: --device must be auto or cpu"
         require(device in ("auto", "cpu"), rule, device)
     if not is_there(wanted):
-        raise ImportError(
-            f"engine {wanted} is not installed: pip install {_INSTALL[wanted]}"
-            + (
-                ""
-                if wanted != "torch"
-                else "; or export the networks on a machine that has torch: "
-            )
-            + ("" if wanted != "torch" else "python tools/export.py")
-        )
+        way = f"pip install {_INSTALL[wanted]}"
+        if wanted == "torch":
+            way += "; or export the networks on a machine that has torch: python tools/export.py"
+        raise ImportError(f"engine {wanted} is not installed: {way}")
     return wanted
 
 

@@ -82,22 +82,27 @@ class BoxDecoder:
         `steps` (B, 4 × A, h, w) the RPN's, of each level that proposes.
         """
         require(len(scores) == len(steps), "scores and steps must be of the same levels", "")
+        anchors = [self.anchors.over(s.shape[2:], self.config.side) for s in scores]
         found = []
         for n in range(len(levels[0])):
-            own = self._propose([s[n] for s in scores], [s[n] for s in steps])
+            own = self._propose(anchors, [s[n] for s in scores], [s[n] for s in steps])
             found.append(self._classify([level[n] for level in levels], own))
         return found
 
-    def _propose(self, scores: Sequence[np.ndarray], steps: Sequence[np.ndarray]) -> np.ndarray:
-        """(P, 4) proposals of one film, best first."""
+    def _propose(
+        self,
+        anchors: Sequence[np.ndarray],
+        scores: Sequence[np.ndarray],
+        steps: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        """(P, 4) proposals of one film, best first; all by level."""
         config = self.config
         boxes, logits, levels = [], [], []
-        for k, (score, step) in enumerate(zip(scores, steps, strict=True)):
+        for k, (laid, score, step) in enumerate(zip(anchors, scores, steps, strict=True)):
             flat = score.transpose(1, 2, 0).ravel()
             moves = step.reshape(len(score), 4, *score.shape[1:]).transpose(2, 3, 0, 1)
             best = np.argsort(-flat, kind="stable")[: config.rpn_pre_nms]
-            anchors = self.anchors.over(score.shape[1:], config.side)[best]
-            boxes.append(moved(anchors, moves.reshape(-1, 4)[best], _RPN_WEIGHTS))
+            boxes.append(moved(laid[best], moves.reshape(-1, 4)[best], _RPN_WEIGHTS))
             logits.append(flat[best])
             levels.append(np.full(len(best), k))
         every = _inside(np.concatenate(boxes), config.side)
@@ -128,11 +133,8 @@ class BoxDecoder:
         logits, boxes = self._head(levels, proposals)
         scores = softmax(logits)[:, 1:]
         labels = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-        flat, score, label = (
-            _inside(boxes[:, 1:], side).reshape(-1, 4),
-            scores.ravel(),
-            labels.ravel(),
-        )
+        flat, score = _inside(boxes[:, 1:], side).reshape(-1, 4), scores.ravel()
+        label = labels.ravel()
         kept = (score > _LEAST_SCORE) & _wider_than(flat, 1e-2)
         flat, score, label = flat[kept], score[kept], label[kept]
         best = suppressed(flat, score, label, _BOX_IOU)[:_MOST_BOXES]

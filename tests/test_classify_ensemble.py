@@ -98,11 +98,11 @@ def test_member_on_prepared_films_is_what_predict_gives(folder: Path, films: lis
 def test_films_are_preprocessed_once_for_all_members(
     folder: Path, films: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import classify.ensemble
+    import classify.preprocess
 
     calls: list[int] = []
-    real = classify.ensemble.preprocess
-    monkeypatch.setattr(classify.ensemble, "preprocess", lambda *a: calls.append(1) or real(*a))
+    real = classify.preprocess.preprocess
+    monkeypatch.setattr(classify.preprocess, "preprocess", lambda *a: calls.append(1) or real(*a))
     Ensemble.load(folder, "cpu").predict(films)
     assert len(calls) == len(films)
 

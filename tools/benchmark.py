@@ -44,7 +44,7 @@ class BenchmarkConfig:
             none.
         films: how many films are timed.
         memory: numbers of films for the peak memory of the whole way; empty leaves it out.
-        threads: of torch.
+        threads: of each engine.
         ensemble: folder of the members.
         saliency_batch: films in a batch for the saliency rows; 0 leaves these rows out.
         engines: time each shipped network by every engine that is installed, alone and eight films

@@ -114,11 +114,8 @@ def export(bundle: Path, films: Sequence[np.ndarray]) -> tuple[float, float]:
         path = Path(folder) / "net.onnx"
         path.write_bytes(data)
         net = OnnxNet(bundle, path=path)
-        compare = _COMPARED.get(kind, _compare_members)
-        differs, most = (
-            compare(bundle, graph, net, films),
-            MOST_PIXELS if kind == "thorax" else MOST_LOGIT,
-        )
+        differs = _COMPARED.get(kind, _compare_members)(bundle, graph, net, films)
+    most = MOST_PIXELS if kind == "thorax" else MOST_LOGIT
     if not differs <= most:
         raise ValueError(
             f"{bundle}: the exported network must answer as torch does, to {most:g}. It differs by "
@@ -172,9 +169,9 @@ def _compare_views(bundle: Path, graph: Any, net: OnnxNet, films: Sequence[np.nd
 def _compare_members(_bundle: Path, graph: Any, net: OnnxNet, films: Sequence[np.ndarray]) -> float:
     import torch
 
-    from classify.preprocess import preprocess
+    from classify.preprocess import preprocess_all
 
-    batch = np.stack([preprocess(film, graph.settings) for film in films])[:, None]
+    batch, _ = preprocess_all(films, graph.settings)
     with torch.inference_mode():
         theirs = graph(torch.from_numpy(batch))
     found = [t.numpy() for t in theirs]

@@ -68,9 +68,9 @@ class LungField(TrainedNet):
         path = Path(path or DEFAULT_WEIGHTS)
         engine = pick_engine(engine, [path], device, precision == "bf16")
         if engine != "torch":
-            from cxr.bundle import load_arrays, rebuilding
+            from cxr.bundle import load_meta, rebuilding
 
-            meta = load_arrays(path, "lungfield")[1]
+            meta = load_meta(path, "lungfield")
             net = OnnxNet(path, engine, precision)
             with rebuilding(path):
                 side = from_plain(FieldNetConfig, {**meta["model"], "weights": "none"}).side

@@ -16,7 +16,6 @@ import numpy as np
 
 from cxr.engines import OnnxNet, is_there, onnx_path
 from cxr.stats import softmax
-from cxr.workdir import sha256_file
 
 if TYPE_CHECKING:  # torch is imported where a network is at work
     from torch import nn
@@ -74,19 +73,23 @@ class ViewNet:
         Raises FileNotFoundError or ValueError for what is no bundle of a view, and ValueError for
         one that was trained on another lung-field network than `field`.
         """
-        from cxr.bundle import load_arrays, load_bundle, rebuilding
+        from cxr.bundle import load_bundle, load_meta, rebuilding
 
         path = Path(path or DEFAULT_WEIGHTS)
-        meta, sha256 = load_arrays(path, "view")[1], sha256_file(path)
         head: Any
-        with rebuilding(path):
-            if field.exported is not None and (onnx_path(path).is_file() or not is_there("torch")):
-                head = OnnxNet(path, field.exported.engine)
-            else:
-                from detect.view.net import ViewHead
+        if field.exported is not None and (onnx_path(path).is_file() or not is_there("torch")):
+            meta = load_meta(path, "view")
+            head = OnnxNet(path, field.exported.engine)
+            sha256 = head.sha256
+        else:
+            from detect.view.net import ViewHead
 
+            bundle = load_bundle(path, "view")
+            meta, sha256 = bundle.meta, bundle.sha256
+            with rebuilding(path):
                 head = ViewHead(**meta["model"])
-                head.load_state_dict(load_bundle(path, "view").tensors)
+                head.load_state_dict(bundle.tensors)
+        with rebuilding(path):
             wanted, point = meta["field_sha256"], meta["operating_point"]
         if wanted not in field.weights.values():
             raise ValueError(

@@ -14,7 +14,13 @@ from classify.bundles import load_single, member_of
 from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.closed import logits_and_maps
-from classify.saliency.hooks import backbone_layers, pooled_layers, watching
+from classify.saliency.hooks import (
+    backbone_layers,
+    pooled_layers,
+    run_recorded,
+    saliency_layer,
+    watching,
+)
 from cxr.bundle import bundle_kind, load_bundle
 from cxr.rules import require
 from detect.lungfield.net import build_field_net
@@ -86,7 +92,8 @@ def view_graph(bundle: Path) -> Graph:
 
 
 class _Members(nn.Module):
-    """A classifier from pixels on; `head` (K, C) weighs the maps of `layer`, where there is one."""
+    """A classifier from pixels on; `head` (K, C) weighs the maps that it pools, where
+    its head is linear."""
 
     def __init__(self, net: Any, settings: PreprocessConfig, head: Tensor | None) -> None:
         super().__init__()
@@ -94,13 +101,9 @@ class _Members(nn.Module):
         self.register_buffer("head", head)
 
     def forward(self, films: Tensor) -> tuple[Tensor, ...]:
-        maps: list[Tensor] = []
-        layers = pooled_layers(self.net)[:1] if self.head is not None else []
-        hooks = [y.register_forward_hook(lambda _m, _i, out: maps.append(out)) for y in layers]
+        layers = [saliency_layer(self.net)] if self.head is not None else []
         with watching(self.net) as seen:
-            logits = self.net(to_input(films, self.settings))
-        for hook in hooks:
-            hook.remove()
+            logits, maps = run_recorded(self.net, layers, to_input(films, self.settings))
         planes = [torch.einsum("nchw,kc->nkhw", maps[0], self.head)] if maps else []
         return (logits, *planes, *([torch.cat(seen, 1)] if seen else []))
 
