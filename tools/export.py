@@ -10,7 +10,6 @@ themselves (--engine). A network that answers otherwise than torch does is refus
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from cxr.workdir import console, sha256_file, write_atomic
 
 KINDS = ("thorax", "lungfield", "view", "member", "single")
 MOST_LOGIT, MOST_PIXELS = 1e-4, 0.05  # by how much an answer may differ
-OPSET = 18
 _FEATURES = ("seen", "planes")  # outputs that are no answers yet
 _CLEAR = 0.05  # a score from which on a box is compared
 
@@ -105,6 +103,7 @@ def export(bundle: Path, films: Sequence[np.ndarray]) -> tuple[float, float]:
     """Write one network's file; returns by how much its answers differ at most, and how much is
     allowed. Raises ValueError where they differ by more: then nothing is written."""
     from exporting.graphs import GRAPHS  # torch is loaded here, when nothing light is wrong
+    from exporting.onnx_file import to_onnx
 
     kind = bundle_kind(bundle)
     graph, example, names = GRAPHS[kind](bundle)
@@ -188,66 +187,6 @@ def _apart(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
 
 
 _COMPARED = {"thorax": _compare_boxes, "lungfield": _compare_fields, "view": _compare_views}
-
-
-def to_onnx(graph: Any, example: Any, names: Sequence[str], meta: dict[str, Any]) -> bytes:
-    """The graph traced on `example` (2, …), for batches of any size, as an ONNX file."""
-    import torch
-
-    given = "films"
-    program = torch.onnx.export(
-        graph.eval(),
-        (example,),
-        input_names=[given],
-        output_names=list(names),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        opset_version=OPSET,
-        dynamo=True,
-        optimize=False,  # BatchNorms stay: their weights are fp16 as the bundle's, folded ones not
-        verbose=False,
-    )
-    assert program is not None, "only export to a file gives none"
-    proto = program.model_proto
-    _strip(proto)
-    _halve(proto.graph)
-    proto.producer_name, proto.producer_version, proto.doc_string = "lungfirst", "", ""
-    del proto.metadata_props[:]
-    proto.metadata_props.add(key="lungfirst", value=json.dumps(meta))
-    return bytes(proto.SerializeToString())
-
-
-def _strip(proto: Any) -> None:
-    """Nothing of the machine that exported it: traces name files of it."""
-    for part in (proto.graph, *proto.functions):
-        part.doc_string = ""
-        del part.metadata_props[:]
-        for entry in (*part.node, *part.value_info):
-            entry.doc_string = ""
-            del entry.metadata_props[:]
-    for entry in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
-        entry.doc_string = ""
-        del entry.metadata_props[:]
-
-
-def _halve(graph: Any) -> None:
-    """Weights that fp16 holds exactly, as a bundle's are, are stored so."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        full = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = full.astype(np.float16)
-        if full.size > 64 and np.array_equal(half.astype(np.float32), full):
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-            cast = helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT)
-            casts.append(cast)
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 if __name__ == "__main__":

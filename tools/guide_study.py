@@ -34,6 +34,7 @@ ARMS = {
     "surroundings": GuideConfig(swap=0.6),
     "maps": GuideConfig(maps=1.0),
     "blanks": GuideConfig(blank=0.3),
+    "gradient": GuideConfig(gradient=1.0),
     "surroundings + maps": GuideConfig(swap=0.6, maps=1.0),
     "surroundings + maps + blanks": GuideConfig(swap=0.6, maps=1.0, blank=0.3),
     "surroundings + maps + silence": GuideConfig(swap=0.6, maps=1.0, silence=1.0),
