@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from classify.predictions import PredictionRow
+from cxr.boxes import Frame
 from cxr.film import Film
 from cxr.manifest import CropRow
 from cxr.notes import sentence_of
@@ -40,7 +41,9 @@ class Item(PredictionRow):
     (`picture`), of its crop and of the `saliency` of the member `saliency_of`. `apart` is 1 − IoU
     of the thorax box's two opinions, None where there is one or none; `far` how far the film is
     from those of the calibration in units of what the guard allows, None without a guard; `child`
-    whether the file's age is a child's, None where it has none."""
+    whether the file's age is a child's, None where it has none. `row` is that of a crop cut just
+    now, for the manifest; `seen` the Grad-CAM (h, w) over the members' input, and the Frame of that
+    input on `pixels`."""
 
     sha256: str = ""
     pixels: np.ndarray | None = None
@@ -50,6 +53,8 @@ class Item(PredictionRow):
     apart: float | None = None
     far: float | None = None
     child: bool | None = None
+    row: CropRow | None = None
+    seen: tuple[np.ndarray, Frame] | None = None
 
 
 def whole_films(paths: Iterable[Path], jobs: int, for_processing: bool = False) -> Iterator[Item]:
@@ -77,7 +82,8 @@ def is_child(film: Film) -> bool | None:
 
 def fresh_crop(row: CropRow, film: Film | None, pixels: np.ndarray | None, folder: Path) -> Item:
     """A film that was boxed and cut just now into `folder`; `pixels` (h, w) are its crop's."""
-    return _item(row, pixels, *(_keep_thumbnail(row, film, folder) if film else _UNSEEN))
+    made = _item(row, pixels, *(_keep_thumbnail(row, film, folder) if film else _UNSEEN))
+    return replace(made, row=row)
 
 
 def crops_on_disk(rows: Sequence[CropRow], folder: Path, jobs: int = 0) -> Iterator[Item]:

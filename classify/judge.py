@@ -12,12 +12,14 @@ import numpy as np
 from classify.guard import Guard
 from classify.inputs import Item
 from classify.labels import TARGET
-from classify.saliency.methods import to_pixels
+from classify.saliency.methods import content_of
 from classify.screener import NOT_READ, READ, Screener
 from classify.screening.doubts import FINE_APART, doubts_of, of_other_age, unlike
 from classify.screening.tiers import film_tiers
 from cxr.boxes import Frame
 from cxr.page.pictures import make_picture, make_saliency_picture
+
+Prepared = tuple[Any, Sequence[Frame]]
 
 if TYPE_CHECKING:  # torch is imported where a network needs it
     from classify.ensemble import Ensemble
@@ -55,25 +57,25 @@ class Judge:
         self.cropped, self.saliency, self.tier_threshold = cropped, saliency, tier_threshold
         self.guard, self.fine_apart, self.name = guard, fine_apart, name
 
-    def judge(self, items: Sequence[Item]) -> list[Item]:
-        """The items, in order, with logits, decision, tier and pictures; refused ones get their
-        decision without the members."""
-        judged = iter(self._judge_shown([i for i in items if i.pixels is not None]))
+    def judge(self, items: Sequence[Item], prepared: Prepared | None = None) -> list[Item]:
+        """The items, in order, with logits, decision and tier, and what a map is drawn of; refused
+        ones get their decision without the members. `prepared` is what the members' `prepare` makes
+        of the pixels that are there."""
+        judged = iter(self._judge_shown([i for i in items if i.pixels is not None], prepared))
         return [
             replace(item, decision=NOT_READ) if item.pixels is None else next(judged)
             for item in items
         ]
 
-    def _judge_shown(self, items: Sequence[Item]) -> list[Item]:
+    def _judge_shown(self, items: Sequence[Item], prepared: Prepared | None) -> list[Item]:
         if not items:
             return []
         pixels = [item.pixels for item in items if item.pixels is not None]
-        batch, frames = self.members.prepare(pixels)
+        batch, frames = prepared or self.members.prepare(pixels)
         maps: Sequence[np.ndarray | None] = [None] * len(items)
         pooled: np.ndarray | None = None
         if self.saliency:
-            sizes_hw = [(p.shape[0], p.shape[1]) for p in pixels]
-            logits, maps, pooled = self._look(batch, frames, sizes_hw)
+            logits, maps, pooled = self._look(batch)
         elif self.guard is not None:
             logits, pooled = self.members.predict_pooled(batch)
         else:
@@ -94,11 +96,6 @@ class Judge:
             doubts = [unlike(far[n]), of_other_age(item.child, patients)]
             doubts += doubts_of(item, self.fine_apart)
             doubt = "; ".join(filter(None, doubts))
-            pictures = dict(item.pictures)
-            if self.cropped:
-                pictures["crop"] = make_picture(pixels[n])
-            if plane is not None:
-                pictures["saliency"] = make_saliency_picture(plane)
             out.append(
                 replace(
                     item,
@@ -107,7 +104,7 @@ class Judge:
                     decision=READ if doubt else decisions[n],
                     tier=tiers[n],
                     threshold_id=threshold_id,
-                    pictures=pictures,
+                    seen=None if plane is None else (plane, frames[n]),
                     saliency_of=self.members.targets[strongest_member(logits[n])],
                     doubt=doubt,
                     ensemble=self.name,
@@ -123,11 +120,9 @@ class Judge:
         assert pooled is not None, "a guard is fitted for networks that pool"
         return [float(value) for value in self.guard.far(pooled)]
 
-    def _look(
-        self, batch: Any, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
-    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
-        """Logits (N, M, 3), Grad-CAM of each film's strongest member in the pixels that the members
-        saw, and what the networks pool (N, F): from one forward pass of each network, where its
+    def _look(self, batch: Any) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
+        """Logits (N, M, 3), Grad-CAM (h, w) of each film's strongest member over the members'
+        input, and what the networks pool (N, F): from one forward pass of each network, where its
         head allows that."""
         looks, pooled = self.members.look_pooled(batch)
         logits = np.stack([logits for logits, _ in looks], axis=1).astype(np.float64)
@@ -141,9 +136,20 @@ class Judge:
                 found = self.members.slow_maps(self.members.targets[member], batch[films])
             else:
                 found = planes[films]
-            back = to_pixels(found, [frames[n] for n in films], [sizes_hw[n] for n in films])
-            maps |= dict(zip(films, back, strict=True))
+            maps |= dict(zip(films, found, strict=True))
         return logits, [maps[n] for n in range(len(batch))], pooled
+
+
+def illustrated(item: Item, cropped: bool) -> Item:
+    """A judged film with the pictures of its card, and without its pixels."""
+    if item.pixels is None:
+        return item
+    pictures = dict(item.pictures)
+    if cropped:
+        pictures["crop"] = make_picture(item.pixels)
+    if item.seen is not None:
+        pictures["saliency"] = make_saliency_picture(content_of(*item.seen))
+    return replace(item, pictures=pictures, pixels=None, seen=None)
 
 
 def strongest_member(logits: np.ndarray) -> int:

@@ -6,18 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from classify.inputs import GUARD, Item, member_files
+from classify.judge import Judge, illustrated
 from classify.screener import NOT_READ
 from classify.screening.doubts import unlike
 from cxr.bundle import bundle_meta
 from cxr.workdir import read_json
-
-if TYPE_CHECKING:
-    from classify.judge import Judge
 
 CHILDREN = "children"
 
@@ -45,14 +43,26 @@ class Panel:
             raise ValueError("ensembles that judge together must each have a guard. One has none.")
 
     def judge(self, items: Sequence[Item]) -> list[Item]:
-        """As `Judge.judge`; each item says which ensemble judged it."""
+        """As `Judge.judge`, with the pictures of each film's card in its pixels' place; each item
+        says which ensemble judged it."""
+        judged = self._judged(items)
+        return [illustrated(item, self.judges[0].cropped) for item in judged]
+
+    def _judged(self, items: Sequence[Item]) -> list[Item]:
         if len(self.judges) == 1:
             return self.judges[0].judge(items)
         asked = [self._asked(item) if item.pixels is not None else () for item in items]
         found: dict[int, list[Item]] = defaultdict(list)
+        ready: dict[Any, Any] = {}  # members that prepare films alike share what is prepared
         for judge in self.judges:
             own = [n for n in range(len(items)) if judge in asked[n]]
-            for n, judged in zip(own, judge.judge([items[n] for n in own]), strict=True):
+            if not own:
+                continue
+            key = type(judge.members), judge.members.settings, tuple(own)
+            if key not in ready:
+                ready[key] = judge.members.prepare([items[n].pixels for n in own])
+            shown = judge.judge([items[n] for n in own], ready[key])
+            for n, judged in zip(own, shown, strict=True):
                 found[n].append(self._widened(judge, judged))
         return [
             self._nearest(found[n], len(asked[n]) < len(self.judges))

@@ -6,7 +6,7 @@ Rows are flushed as they are added, so a killed run loses no finished film and g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,8 @@ class PredictionWriter(Ledger[PredictionRow]):
 
     def add(self, row: PredictionRow) -> None:
         """Write one film's row; raises ValueError when the film has one, or for other logits."""
-        self.put(row.film, row)
+        plain = PredictionRow(**{f.name: getattr(row, f.name) for f in fields(PredictionRow)})
+        self.put(row.film, plain)  # `done` must not hold a film's pictures
 
     def _earlier(self, path: Path) -> dict[str, PredictionRow]:
         self._columns, found, rows = _read(path)

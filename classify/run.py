@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,39 +24,32 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from classify.guard import Guard
-from classify.inputs import (
-    GUARD,
-    Item,
-    crops_on_disk,
-    fresh_crop,
-    member_files,
-    name_of,
-    whole_films,
-)
-from classify.panel import Panel, find_ensembles, is_for_children
+from classify.inputs import Item, name_of
+from classify.panel import Panel, find_ensembles
 from classify.predictions import PredictionWriter
 from classify.report import PICTURES, ReportBook, write_report
-from classify.screener import Screener
-from classify.screening.doubts import FINE_APART, NOTED
-from classify.screening.tiers import read_tiers
-from cxr.bundle import bundle_meta
+from classify.screener import NOT_READ
+from classify.work import (
+    DEFAULT_TIERS,
+    RunWork,
+    Source,
+    Unit,
+    load_panel,
+    note_panel,
+    open_source,
+)
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.devices import without_compiler
 from cxr.engines import ENGINES, PRECISIONS
-from cxr.film import FilmList, list_films
-from cxr.manifest import ManifestWriter, read_manifest
+from cxr.manifest import CropRow
 from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.rules import refusing, require, require_one_of, require_same_settings
-from cxr.stream import batched, default_jobs
-from cxr.workdir import Workdir, console, log, provenance, read_json, sha256_file
+from cxr.stream import written
+from cxr.workdir import Workdir, console, log, read_json
+from cxr.workers import LOCAL, check_workers, spread
 
 DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
-DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
-# what a run has in common with detect.crop
-_READING = ("jobs", "batch", "for_processing")
-_CROPPING = ("field", "box", "turned", "device", "engine", "precision", "margin", *_READING)
 
 
 @dataclass(frozen=True)
@@ -92,6 +86,8 @@ class RunConfig:
             answers differ by about a hundredth of a logit.
         batch: films that the members see at a time.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
+        workers: local; or ray:N, ray:HOST:PORT or ray://HOST:PORT: workers of a Ray cluster, one a
+            processor, that read and judge (pip install -e '.[ray]'; see docs/speed.md).
         restart: forget an earlier run in this folder.
         for_processing: take films that are FOR PROCESSING (raw detector data) too.
     """
@@ -113,6 +109,7 @@ class RunConfig:
     precision: str = "fp32"
     batch: int = 8
     jobs: int = -1
+    workers: str = LOCAL
     restart: bool = False
     for_processing: bool = False
 
@@ -126,6 +123,7 @@ class RunConfig:
             value = getattr(self, name)
             require(low <= value <= high, f"--{name} must lie between {low} and {high}", value)
         require_one_of(self, engine=ENGINES, precision=PRECISIONS)
+        check_workers(self.workers)
 
     @property
     def cropped(self) -> bool:
@@ -138,116 +136,16 @@ class RunConfig:
         return Path(self.out or ("runs/classify_crops" if self.cropped else "runs/classify_films"))
 
     @property
+    def crops_path(self) -> Path:
+        """The folder of the crops, where there are any."""
+        return Path(self.crops or (self.out_path / "crops" if self.films else DEFAULT_CROPS))
+
+    @property
     def ensemble_paths(self) -> list[Path]:
         """The members' folders: one, or several with a guard each that judge together."""
         kind = "crops" if self.cropped else "films"
         found = [] if self.ensemble else find_ensembles(Path("weights"), kind)
         return found if len(found) > 1 else [Path(self.ensemble or f"weights/ensemble_{kind}")]
-
-
-@dataclass
-class Source:
-    """The films of a run by name, how the pending ones are turned into items, the settings that a
-    resumed run must share, and the folders and weights that are worked with. `fine_apart`: see
-    `classify.screening.doubts`."""
-
-    names: list[str]
-    items: Callable[[list[str]], Iterator[Item]]
-    settings: dict[str, Any]
-    passed_over: dict[str, int] = field(default_factory=dict)
-    folders: dict[str, str] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
-    fine_apart: float = FINE_APART
-
-
-def open_source(config: RunConfig, stack: ExitStack) -> Source:
-    """Films to crop, crops made earlier, or whole films; raises OSError or ValueError."""
-    if not config.films:
-        return _earlier_crops(config, Path(config.crops or DEFAULT_CROPS))
-    found = list_films(config.films)
-    if found.films:
-        for folder in config.ensemble_paths:
-            member_files(folder)  # said before anything large is loaded
-    if config.cropped:
-        return _films_to_crop(config, found, stack)
-    path_of = {name_of(p): p for p in found.films}
-
-    def items(pending: list[str]) -> Iterator[Item]:
-        paths = [path_of[n] for n in pending]
-        return whole_films(paths, _jobs(config, pending), config.for_processing)
-
-    settings: dict[str, Any] = {"input": "whole films"}
-    if config.for_processing:
-        settings["for_processing"] = True
-    return Source(list(path_of), items, settings, found.passed_over)
-
-
-def _earlier_crops(config: RunConfig, folder: Path) -> Source:
-    if folder.is_file() or (folder.is_dir() and not (folder / "manifest.jsonl").exists()):
-        raise ValueError(
-            f"--crops must name a folder of detect.crop when no FILMS are given. "
-            f"{folder} holds no manifest.jsonl. If it holds films: "
-            f"python -m classify.run {folder} --crops"
-        )
-    header, rows = read_manifest(folder / "manifest.jsonl")
-    for members in config.ensemble_paths:
-        member_files(members)
-    row_of = {name_of(row.film): row for row in rows}
-
-    def items(pending: list[str]) -> Iterator[Item]:
-        return crops_on_disk([row_of[n] for n in pending], folder, _jobs(config, pending))
-
-    settings = {"input": "crops", "crops": header.get("settings")}
-    boxes_from = (header.get("settings") or {}).get("boxes_from") or {}
-    fine = _fine_apart(config.detector, boxes_from)
-    folders = {"crops": folder.as_posix()}
-    return Source(list(row_of), items, settings, folders=folders, fine_apart=fine)
-
-
-def _fine_apart(detector: str, boxes_from: Mapping[str, str]) -> float:
-    """The 1 − IoU from which on the two opinions on a box disagree, by the rule of the detector
-    that the boxes are from; the usual one where its bundle is not at hand."""
-    from detect.predict import DEFAULT_WEIGHTS
-
-    path = Path(detector or DEFAULT_WEIGHTS)
-    if not path.is_file() or sha256_file(path) not in boxes_from.values():
-        return FINE_APART
-    return float(bundle_meta(path).get("pair", {}).get("lone_apart", FINE_APART))
-
-
-def _films_to_crop(config: RunConfig, found: FilmList, stack: ExitStack) -> Source:
-    from detect.crop import CropConfig, iter_crops, load_finder, settings_of
-    from detect.predict import DEFAULT_WEIGHTS
-
-    folder = Path(config.crops) if config.crops else config.out_path / "crops"
-    told = {n: getattr(config, n) for n in _CROPPING}
-    cut = CropConfig(out=str(folder), weights=config.detector, **told)
-    finder = load_finder(cut)
-    settings = settings_of(cut, finder.weights)
-    header = {**provenance(finder.weights), "settings": settings}
-    restart = config.restart and not config.crops  # crops elsewhere are not this run's to remake
-    book = stack.enter_context(ManifestWriter(folder / "manifest.jsonl", header, restart))
-    path_of = {name_of(p): p for p in found.films}
-
-    def items(pending: list[str]) -> Iterator[Item]:
-        paths = [path_of[name] for name in pending]
-        fresh = book.pending(paths, "crop")
-        missing = set(fresh)
-        done = [book.done[path.as_posix()] for path in paths if path not in missing]
-        yield from crops_on_disk(done, folder, _jobs(config, done))
-        with closing(iter_crops(fresh, finder, cut)) as crops:  # type: ignore[type-var]
-            for row, film, crop in crops:
-                book.add(row)
-                yield fresh_crop(row, film, crop.pixels if crop else None, folder)
-
-    folders = {
-        "crops": folder.as_posix(),
-        "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
-    }
-    made = {"input": "crops", "crops": settings}
-    fine = _fine_apart(config.detector, finder.weights)
-    weights = dict(finder.weights)
-    return Source(list(path_of), items, made, found.passed_over, folders, weights, fine)
 
 
 @as_command
@@ -269,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not source.names:
                     _tell_passed_over(source, "no film was found")
                     return 1
-                panel = _load_models(config, source)
+                panel = load_panel(config, source.fine_apart)
+                note_panel(source, panel, config)
             workdir = Workdir(config.out_path)
             _check_resumable(config, source.settings)
             targets = panel.targets
@@ -310,26 +209,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work_through(
-    config: RunConfig, source: Source, panel: Any, table: PredictionWriter, book: ReportBook
+    config: RunConfig, source: Source, panel: Panel, table: PredictionWriter, book: ReportBook
 ) -> bool:
-    """Films that have no row yet are given to the Panel; False when Ctrl-C came before the end."""
+    """Films that have no row yet are judged; False when Ctrl-C came before the end."""
     pending = [name for name in source.names if name not in table.done]
     if done := len(source.names) - len(pending):
         log.info("%d of %d films are done already", done, len(source.names))
     first_of: dict[str, str] = {}
+
+    def write(item: Item) -> None:
+        if item.row and source.manifest is not None:
+            source.manifest.add(item.row)
+        book.add(_mark_twin(item, first_of))  # first: a film whose row stands has its card
+        table.add(item)
+
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     try:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("judging", total=len(pending))
-            with closing(source.items(pending)) as items:  # type: ignore[type-var]
-                for batch in batched(items, config.batch):
-                    for item in panel.judge([_mark_twin(i, first_of) for i in batch]):
-                        book.add(item)  # first: a film whose row stands has its card
-                        table.add(item)
-                        bar.advance(task)
+            with closing(judged(config, source, panel, pending)) as items:
+                for _ in written(items, write):
+                    bar.advance(task)
     except KeyboardInterrupt:
         return False
     return True
+
+
+def judged(
+    config: RunConfig, source: Source, panel: Panel, pending: list[str]
+) -> Generator[Item, None, None]:
+    """The pending films, judged here or by workers."""
+    units = source.units(pending)
+    if config.workers == LOCAL:
+        assert source.reader is not None
+        yield from RunWork(source.reader, panel)(units)
+        return
+    make = partial(RunWork.on_worker, config, source.fine_apart)
+    yield from spread(config.workers, make, units, config.batch, _lost)
+
+
+def _lost(unit: Unit, why: str) -> Item:
+    name = name_of(unit.film if isinstance(unit, CropRow) else unit)
+    return Item(name, "unreadable", f"worker_crashed: {why}.", decision=NOT_READ)
 
 
 def summarise(config: RunConfig, source: Source, panel: Any, complete: bool) -> dict[str, Any]:
@@ -375,58 +296,6 @@ def _scope_of(judge: Any, named: bool) -> str:
     return f"{judge.name}: {scope}" if scope and named else scope
 
 
-def _load_models(config: RunConfig, source: Source) -> Any:
-    """The Panel; notes settings, folders and weights in the source."""
-    folders = config.ensemble_paths
-    missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()  # not run from the root
-    tiers = {} if missing else read_tiers(config.tiers)
-    light = {folder: _light_models(folder) for folder in folders}
-
-    from classify.exported import open_ensemble  # what is heavy is loaded when nothing is wrong
-    from classify.judge import Judge
-
-    judges = []
-    for folder, (screener, guard) in light.items():
-        members = open_ensemble(
-            folder, config.engine, config.precision, config.device, maps=config.saliency
-        )
-        how = (config.cropped, config.saliency, config.tier_threshold, guard, source.fine_apart)
-        judges.append(Judge(members, screener, tiers, *how, folder.name))
-        source.weights |= {f"{t}.safetensors": digest for t, digest in members.weights.items()}
-        if guard:
-            name = GUARD if len(folders) == 1 else f"{folder.name}/{GUARD}"
-            source.weights |= {name: guard.sha256}
-    panel = Panel(judges, [folder.name for folder in folders if is_for_children(folder)])
-    source.settings |= {
-        "members": {t: digest for j in judges for t, digest in j.members.weights.items()},
-        "tiers": tiers,
-        "threshold": panel.told(lambda j: j.screener.threshold_id if j.screener else ""),
-        "tier_threshold": config.tier_threshold,
-        "guard": panel.told(lambda j: j.guard.sha256 if j.guard else ""),
-        "never_cleared": {"notes": sorted(NOTED), "apart": source.fine_apart},
-    }
-    if config.precision != "fp32":
-        source.settings["precision"] = config.precision
-    if len(judges) > 1:
-        source.settings |= {
-            "ensembles": [judge.name for judge in judges],
-            "children": [judge.name for judge in panel.children],
-        }
-        source.folders |= {f"ensemble {folder.name}": folder.as_posix() for folder in folders}
-    else:
-        source.folders |= {"ensemble": folders[0].as_posix()}
-    source.folders |= {"tiers": config.tiers.as_posix()}
-    return panel
-
-
-def _light_models(folder: Path) -> tuple[Screener | None, Guard | None]:
-    """The screener and the guard of an ensemble, where it has them."""
-    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
-    if screener is None:
-        log.warning("%s holds no screener: every film is to be read", folder)
-    return screener, Guard.load(folder) if (folder / GUARD).exists() else None
-
-
 def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
     """Drop an earlier run with --restart; raises ValueError when it had other settings."""
     folder = config.out_path
@@ -440,10 +309,6 @@ def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
         return
     old = read_json(record).get("settings", {}) if record.exists() else {}
     require_same_settings(folder, old, json.loads(json.dumps(settings)))
-
-
-def _jobs(config: RunConfig, films: Sequence[Any]) -> int:
-    return default_jobs(len(films)) if config.jobs < 0 else config.jobs
 
 
 def _mark_twin(item: Item, first_of: dict[str, str]) -> Item:

@@ -147,13 +147,16 @@ class FilmRecords(_Appender):
         self._note(record, place)
 
     def records(
-        self, films: Collection[str] | None = None, ranked: bool = False
+        self,
+        films: Collection[str] | None = None,
+        ranked: bool = False,
+        part: slice = slice(None),
     ) -> Iterator[dict[str, Any]]:
         """The films, or those of them that are named, each read when it is asked for: in the order
-        in which they came first, or ranked by what is kept of them."""
+        in which they came first, or ranked by what is kept of them; and of these a `part`."""
         places = [place for film, place in self._places.items() if films is None or film in films]
         with self.path.open("rb") as file:
-            for _, place in sorted(places) if ranked else places:
+            for _, place in (sorted(places) if ranked else places)[part]:
                 file.seek(place)
                 yield json.loads(file.readline())
 

@@ -12,14 +12,15 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Thread
+from queue import Queue
+from threading import Event, Thread
 from types import ModuleType
 from typing import TypeVar
 
@@ -50,6 +51,63 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)  # itertools.batched came with Python 3.12
     while batch := list(islice(iterator, max(1, size))):
         yield batch
+
+
+def ahead(items: Iterable[Item], size: int) -> Iterator[Item]:
+    """The items, made by a thread of their own while earlier ones are worked with; at most `size`
+    of them wait. Closing this ends the thread and closes `items`."""
+    waiting: Queue[tuple[bool, object]] = Queue(max(1, size))
+    stopped = Event()
+
+    def make() -> None:
+        with closing(iter_of(items)) as made:
+            try:
+                for item in made:
+                    waiting.put((True, item))
+                    if stopped.is_set():
+                        return
+                waiting.put((False, None))
+            except BaseException as error:  # raised where the items are used
+                waiting.put((False, error))
+
+    maker = Thread(target=make, daemon=True)
+    maker.start()
+    try:
+        while True:
+            more, found = waiting.get()
+            if not more and found is not None:
+                raise found  # type: ignore[misc]
+            if not more:
+                return
+            yield found  # type: ignore[misc]
+    finally:
+        stopped.set()
+        while maker.is_alive():  # it may be waiting for room
+            while not waiting.empty():
+                waiting.get()
+            maker.join(0.05)
+
+
+def written(items: Iterable[Item], write: Callable[[Item], None], most: int = 32) -> Iterator[Item]:
+    """The items once they are written, by one thread in their order while the next ones are made;
+    at most `most` wait for it. At the end, and when this is closed, all that were made are written.
+    What `write` raises is raised here."""
+    waiting: deque[tuple[Item, Future[None]]] = deque()
+    with ThreadPoolExecutor(1) as writer:
+        for item in items:
+            waiting.append((item, writer.submit(write, item)))
+            while waiting and (len(waiting) > most or waiting[0][1].done()):
+                first, done = waiting.popleft()
+                done.result()
+                yield first
+        for first, done in waiting:
+            done.result()
+            yield first
+
+
+def iter_of(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """A generator over the items, which can be closed, and closes theirs with it."""
+    yield from items
 
 
 def read_or_say_why(path: str | Path, for_processing: bool = False) -> Film | Unread:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from cxr.notes import count_notes
 from cxr.rules import refusing, require_between, require_one_of
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
+from cxr.workers import LOCAL, check_workers, spread
 from detect.finder import BOXES, TURNED, ThoraxFinder
 from detect.predict import ThoraxBox
 
@@ -113,6 +115,8 @@ class CropConfig:
         square: make the crops square; what lies beyond the film is black.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
         batch: films the detector sees at a time.
+        workers: local; or ray:N, ray:HOST:PORT or ray://HOST:PORT: workers of a Ray cluster, one a
+            processor (pip install -e '.[ray]'; see docs/speed.md).
         restart: forget an earlier run in this folder and make all crops anew.
         boxes: a COCO file with boxes to take in the detector's place.
         for_processing: take films that are FOR PROCESSING (raw detector data) too.
@@ -131,6 +135,7 @@ class CropConfig:
     square: bool = False
     jobs: int = -1
     batch: int = 8
+    workers: str = LOCAL
     restart: bool = False
     boxes: str = ""
     for_processing: bool = False
@@ -139,6 +144,7 @@ class CropConfig:
         require_between(self, batch=(1, 1024), jobs=(-1, 256), margin=(0, 1))
         require_one_of(self, box=BOXES, turned=TURNED)
         require_one_of(self, engine=ENGINES, precision=PRECISIONS)
+        check_workers(self.workers)
 
 
 def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = False) -> Crop:
@@ -275,9 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config.films:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
         found = list_films(config.films)
-        finder: ThoraxFinder | HumanBoxes = (
-            HumanBoxes(config.boxes) if config.boxes else load_finder(config)
-        )
+        finder = open_finder(config)
         book = open_manifest(config, finder.weights)
     with book:
         rows = crop_films(found.films, finder, config, book)
@@ -293,6 +297,11 @@ def open_manifest(config: CropConfig, weights: Mapping[str, str]) -> ManifestWri
     book = ManifestWriter(workdir / "manifest.jsonl", header, config.restart)
     workdir.start(to_plain(config), weights=dict(weights))
     return book
+
+
+def open_finder(config: CropConfig) -> ThoraxFinder | HumanBoxes:
+    """What gives the boxes: the networks, or people; raises as either does."""
+    return HumanBoxes(config.boxes) if config.boxes else load_finder(config)
 
 
 def load_finder(config: CropConfig) -> ThoraxFinder:
@@ -321,11 +330,33 @@ def crop_films(
     pending = book.pending(films, "crop")
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
-    for row, _, _ in counting(iter_crops(pending, finder, config), "cropping", len(pending)):
+    cut = (
+        rows_of(config, finder, pending)
+        if config.workers == LOCAL
+        else spread(config.workers, partial(_on_worker, config), pending, config.batch, _lost)
+    )
+    for row in counting(cut, "cropping", len(pending)):
         book.add(row)
         if row.reason:
             log.warning("%s: %s (%s)", row.film, row.status, row.reason)
     return [book.done[film.as_posix()] for film in films]
+
+
+def rows_of(
+    config: CropConfig, finder: ThoraxFinder | HumanBoxes, paths: Iterable[Path]
+) -> Iterator[CropRow]:
+    """`iter_crops` for whoever wants the rows alone."""
+    return (row for row, _, _ in iter_crops(list(paths), finder, config))
+
+
+def _on_worker(config: CropConfig) -> Callable[[Iterable[Path]], Iterator[CropRow]]:
+    """A worker of one core, which reads by itself."""
+    alone = replace(config, jobs=0)
+    return partial(rows_of, alone, open_finder(alone))
+
+
+def _lost(path: Path, why: str) -> CropRow:
+    return CropRow(path.as_posix(), "", "unreadable", f"worker_crashed: {why}.")
 
 
 def _status_table(rows: Sequence[CropRow], passed_over: Mapping[str, int]) -> Table:

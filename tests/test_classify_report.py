@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -138,6 +139,43 @@ def test_a_killed_run_keeps_its_films_and_drops_the_torn_line(tmp_path: Path) ->
         book.add(card("c"))
         assert [c["film"] for c in book.cards()] == ["a", "b", "c"]
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_cards_of_many_films_have_pages_of_their_own_and_pictures_stay_files(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a run" / "report.html"
+    path.parent.mkdir()
+    with ReportBook(path.with_name("report.jsonl"), TARGETS) as book:
+        for n in range(5):
+            book.add(card(f"film{n}", score=0.9 - n / 10))
+        write_report(path, SUMMARY, book, inline=4, on_a_page=2)
+    places = [path, *(path.parent / f"report/{n}.html" for n in (2, 3))]
+    assert sorted(path.parent.rglob("*.html")) == sorted(places)
+    shown = []
+    for place in places:
+        page = place.read_text()
+        shown.append(re.findall(r'<article class="card" id="(film-\d)"', page))
+        assert "data:image" not in page and "img-src data: 'self' file:;" in page
+        for link in re.findall(r'href="([^"]*)"', page):
+            file, _, anchor = link.partition("#")
+            other = (place.parent / unquote(file)).resolve() if file else place
+            assert other.is_file(), link
+            assert not anchor or anchor.startswith("crop-") or f'id="{anchor}"' in other.read_text()
+    assert shown == [["film-1", "film-2"], ["film-3", "film-4"], ["film-5"]]
+    first = path.read_text()
+    assert first.count("<tr data-card=") == 5 and 'href="report/3.html#film-5"' in first
+    assert "guarantee" not in places[1].read_text().split("<main>")[1]
+
+
+def test_a_page_of_fewer_films_leaves_no_pages_of_more(tmp_path: Path) -> None:
+    page_of(tmp_path, card("a"), card("b"), card("c"))
+    with ReportBook(tmp_path / "report.jsonl", TARGETS) as book:
+        write_report(tmp_path / "report.html", SUMMARY, book, inline=1, on_a_page=1)
+        assert (tmp_path / "report/3.html").exists()
+        write_report(tmp_path / "report.html", SUMMARY, book)
+    assert not (tmp_path / "report").exists()
+    assert "data:image" in (tmp_path / "report.html").read_text()
 
 
 def test_a_film_done_again_replaces_its_card(tmp_path: Path) -> None:

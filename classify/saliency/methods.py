@@ -42,6 +42,15 @@ def check_method(method: str, name: str = "method") -> None:
         raise ValueError(f"{name} must be one of {', '.join(ALL_METHODS)}. Got {method!r} instead.")
 
 
+def content_of(plane: np.ndarray, frame: Frame) -> np.ndarray:
+    """A map (h, w) of a model's square input to (H, W) ≥ 0 over all that `frame` fitted into it, in
+    the input's pixels: padding is cut off."""
+    height, width = frame.canvas_hw
+    canvas = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+    (h, w), x, y = frame.content_hw, frame.pad_x, frame.pad_y
+    return np.maximum(canvas[y : y + h, x : x + w], 0.0).astype(np.float32, copy=False)
+
+
 def to_pixels(
     maps: np.ndarray, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
 ) -> list[np.ndarray]:

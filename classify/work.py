@@ -1,0 +1,258 @@
+"""What classify.run does with each film, in its own process or on workers: reads it, judges it.
+
+The process that writes the tables lists the films (`open_source`). Whoever works turns each unit, a
+film's path or the row of a crop made earlier, into a judged Item (`RunWork`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from classify.guard import Guard
+from classify.inputs import (
+    GUARD,
+    Item,
+    crops_on_disk,
+    fresh_crop,
+    member_files,
+    name_of,
+    whole_films,
+)
+from classify.judge import Judge
+from classify.panel import Panel, is_for_children
+from classify.screener import Screener
+from classify.screening.doubts import FINE_APART, NOTED
+from classify.screening.tiers import read_tiers
+from cxr.bundle import bundle_meta
+from cxr.film import list_films
+from cxr.manifest import CropRow, ManifestWriter, read_manifest
+from cxr.stream import ahead, batched, default_jobs
+from cxr.workdir import log, provenance, sha256_file
+
+if TYPE_CHECKING:
+    from classify.run import RunConfig
+
+DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
+# what a run has in common with detect.crop
+_READING = ("jobs", "batch", "for_processing")
+_CROPPING = ("field", "box", "turned", "device", "engine", "precision", "margin", *_READING)
+Unit = Path | CropRow
+
+
+class Reader:
+    """Units to Items that are not judged yet: crops made earlier come from the disk, films are cut,
+    or taken whole. Raises OSError or ValueError for networks that do not fit."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.finder = config, None
+        if config.films and config.cropped:
+            from detect.crop import CropConfig, load_finder
+
+            told = {name: getattr(config, name) for name in _CROPPING}
+            self.cut = CropConfig(out=str(config.crops_path), weights=config.detector, **told)
+            self.finder = load_finder(self.cut)
+
+    def __call__(self, units: Iterable[Unit]) -> Iterator[Item]:
+        """An Item for each unit, crops made earlier first."""
+        listed, config = list(units), self.config
+        rows = [unit for unit in listed if isinstance(unit, CropRow)]
+        paths = [unit for unit in listed if isinstance(unit, Path)]
+        yield from crops_on_disk(rows, config.crops_path, default_jobs(len(rows), config.jobs))
+        if self.finder is None:
+            jobs = default_jobs(len(paths), config.jobs)
+            yield from whole_films(paths, jobs, config.for_processing)
+            return
+        from detect.crop import iter_crops
+
+        with closing(iter_crops(paths, self.finder, self.cut)) as crops:  # type: ignore[type-var]
+            for row, film, crop in crops:
+                yield fresh_crop(row, film, crop.pixels if crop else None, config.crops_path)
+
+
+class RunWork:
+    """Units to judged Items with the pictures of their cards; films are cut while others are
+    judged."""
+
+    def __init__(self, reader: Reader, panel: Panel) -> None:
+        self.reader, self.panel = reader, panel
+
+    @classmethod
+    def on_worker(cls, config: RunConfig, fine_apart: float) -> RunWork:
+        """As a worker of one core has it, which reads by itself."""
+        alone = replace(config, jobs=0)
+        return cls(Reader(alone), load_panel(alone, fine_apart))
+
+    def __call__(self, units: Iterable[Unit]) -> Iterator[Item]:
+        batch = self.reader.config.batch
+        with closing(ahead(self.reader(units), batch)) as items:  # type: ignore[type-var]
+            for group in batched(items, batch):
+                yield from self.panel.judge(group)
+
+
+@dataclass
+class Source:
+    """The films of a run by name, how the pending ones become units, the settings that a resumed
+    run must share, and the folders and weights that are worked with. `fine_apart`: see
+    `classify.screening.doubts`; `manifest` takes the rows of crops that are cut."""
+
+    names: list[str]
+    units: Callable[[list[str]], list[Unit]]
+    settings: dict[str, Any]
+    passed_over: dict[str, int] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    fine_apart: float = FINE_APART
+    manifest: ManifestWriter | None = None
+    reader: Reader | None = None
+
+
+def open_source(config: RunConfig, stack: ExitStack) -> Source:
+    """Films to crop, crops made earlier, or whole films; raises OSError or ValueError."""
+    if not config.films:
+        return _earlier_crops(config)
+    found = list_films(config.films)
+    path_of = {name_of(p): p for p in found.films}
+    source = Source(list(path_of), lambda pending: [path_of[n] for n in pending], {})
+    source.passed_over = found.passed_over
+    if found.films:
+        for folder in config.ensemble_paths:
+            member_files(folder)  # said before anything large is loaded
+    source.reader = Reader(config)
+    if config.cropped:
+        _films_to_crop(config, source, path_of, stack)
+        return source
+    source.settings = {"input": "whole films"}
+    if config.for_processing:
+        source.settings["for_processing"] = True
+    return source
+
+
+def _earlier_crops(config: RunConfig) -> Source:
+    folder = config.crops_path
+    if folder.is_file() or (folder.is_dir() and not (folder / "manifest.jsonl").exists()):
+        raise ValueError(
+            f"--crops must name a folder of detect.crop when no FILMS are given. "
+            f"{folder} holds no manifest.jsonl. If it holds films: "
+            f"python -m classify.run {folder} --crops"
+        )
+    header, rows = read_manifest(folder / "manifest.jsonl")
+    for members in config.ensemble_paths:
+        member_files(members)
+    row_of = {name_of(row.film): row for row in rows}
+    settings = {"input": "crops", "crops": header.get("settings")}
+    boxes_from = (header.get("settings") or {}).get("boxes_from") or {}
+    return Source(
+        list(row_of),
+        lambda pending: [row_of[name] for name in pending],
+        settings,
+        folders={"crops": folder.as_posix()},
+        fine_apart=_fine_apart(config.detector, boxes_from),
+        reader=Reader(config),
+    )
+
+
+def _films_to_crop(
+    config: RunConfig, source: Source, path_of: Mapping[str, Path], stack: ExitStack
+) -> None:
+    """What a Source needs where films are cut first: the manifest of their crops, above all."""
+    from detect.crop import settings_of
+    from detect.predict import DEFAULT_WEIGHTS
+
+    assert source.reader is not None and source.reader.finder is not None
+    weights = dict(source.reader.finder.weights)
+    settings = settings_of(source.reader.cut, weights)
+    header = {**provenance(weights), "settings": settings}
+    restart = config.restart and not config.crops  # crops elsewhere are not this run's to remake
+    place = config.crops_path / "manifest.jsonl"
+    book = stack.enter_context(ManifestWriter(place, header, restart))
+
+    def units(pending: list[str]) -> list[Unit]:
+        paths = [path_of[name] for name in pending]
+        fresh = book.pending(paths, "crop")
+        missing = set(fresh)
+        return [*(book.done[p.as_posix()] for p in paths if p not in missing), *fresh]
+
+    source.units, source.manifest, source.weights = units, book, weights
+    source.settings = {"input": "crops", "crops": settings}
+    source.folders = {
+        "crops": config.crops_path.as_posix(),
+        "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
+    }
+    source.fine_apart = _fine_apart(config.detector, weights)
+
+
+def _fine_apart(detector: str, boxes_from: Mapping[str, str]) -> float:
+    """The 1 − IoU from which on the two opinions on a box disagree, by the rule of the detector
+    that the boxes are from; the usual one where its bundle is not at hand."""
+    from detect.predict import DEFAULT_WEIGHTS
+
+    path = Path(detector or DEFAULT_WEIGHTS)
+    if not path.is_file() or sha256_file(path) not in boxes_from.values():
+        return FINE_APART
+    return float(bundle_meta(path).get("pair", {}).get("lone_apart", FINE_APART))
+
+
+def load_panel(config: RunConfig, fine_apart: float) -> Panel:
+    """Members, screeners and guards of a run; raises OSError or ValueError."""
+    folders = config.ensemble_paths
+    tiers = tiers_of(config)
+    light = {folder: _light_models(folder) for folder in folders}
+
+    from classify.exported import open_ensemble  # what is heavy is loaded when nothing is wrong
+
+    judges = []
+    for folder, (screener, guard) in light.items():
+        members = open_ensemble(
+            folder, config.engine, config.precision, config.device, maps=config.saliency
+        )
+        how = (config.cropped, config.saliency, config.tier_threshold, guard, fine_apart)
+        judges.append(Judge(members, screener, tiers, *how, folder.name))
+    return Panel(judges, [folder.name for folder in folders if is_for_children(folder)])
+
+
+def tiers_of(config: RunConfig) -> dict[str, str]:
+    """Which target is in which tier; nothing where no file was named and the usual one is not
+    there, as outside the project's root."""
+    missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()
+    return {} if missing else read_tiers(config.tiers)
+
+
+def _light_models(folder: Path) -> tuple[Screener | None, Guard | None]:
+    """The screener and the guard of an ensemble, where it has them."""
+    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
+    if screener is None:
+        log.warning("%s holds no screener: every film is to be read", folder)
+    return screener, Guard.load(folder) if (folder / GUARD).exists() else None
+
+
+def note_panel(source: Source, panel: Panel, config: RunConfig) -> None:
+    """What the judges are, among a run's settings, weights and folders."""
+    folders = config.ensemble_paths
+    for judge, folder in zip(panel.judges, folders, strict=True):
+        source.weights |= {f"{t}.safetensors": sha for t, sha in judge.members.weights.items()}
+        if judge.guard:
+            name = GUARD if len(folders) == 1 else f"{folder.name}/{GUARD}"
+            source.weights |= {name: judge.guard.sha256}
+    source.settings |= {
+        "members": {t: sha for j in panel.judges for t, sha in j.members.weights.items()},
+        "tiers": tiers_of(config),
+        "threshold": panel.told(lambda j: j.screener.threshold_id if j.screener else ""),
+        "tier_threshold": config.tier_threshold,
+        "guard": panel.told(lambda j: j.guard.sha256 if j.guard else ""),
+        "never_cleared": {"notes": sorted(NOTED), "apart": source.fine_apart},
+    }
+    if config.precision != "fp32":
+        source.settings["precision"] = config.precision
+    if len(panel.judges) > 1:
+        source.settings |= {
+            "ensembles": [judge.name for judge in panel.judges],
+            "children": [judge.name for judge in panel.children],
+        }
+        source.folders |= {f"ensemble {folder.name}": folder.as_posix() for folder in folders}
+    else:
+        source.folders |= {"ensemble": folders[0].as_posix()}
+    source.folders |= {"tiers": config.tiers.as_posix()}
