@@ -17,14 +17,16 @@ import torch
 from torch import nn
 
 from classify.bundles import load_single, member_of
+from classify.exported import ExportedEnsemble
 from classify.inputs import check_together, member_files, targets_of
 from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
-from classify.preprocess import PreprocessConfig, preprocess_all, to_input
+from classify.preprocess import PreprocessConfig, from_input, preprocess_all, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
-from classify.saliency.maps import look_pooled, saliency_maps
+from classify.saliency.maps import look, look_pooled, saliency_maps
 from cxr.boxes import Frame
 from cxr.bundle import bundle_kind, load_bundle, rebuilding
 from cxr.devices import inferring, pick_device
+from cxr.engines import pick_engine
 
 
 class Ensemble:
@@ -49,6 +51,7 @@ class Ensemble:
         self.targets = tuple(members)
         self.weights = dict(weights or {})
         self.trained_on = trained_on
+        self.exported: ExportedEnsemble | None = None
         self.device = torch.device(device)
         self.members: dict[str, nn.Module] = {
             target: net.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -92,6 +95,17 @@ class Ensemble:
                 precision,
             )
 
+    def answer_by(self, folder: Path, engine: str) -> None:
+        """From now on what can be had of exported networks, as `cxr.engines` picks it, is: logits,
+        and Grad-CAM where a network's file has it. Raises as they do."""
+        picked = pick_engine(engine, member_files(folder), self.device.type, self._bf16)
+        if picked != "torch":
+            self.exported = ExportedEnsemble.load(folder, picked, self.precision)
+
+    @property
+    def _bf16(self) -> bool:
+        return self.precision == "bf16"
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -125,6 +139,8 @@ class Ensemble:
 
     def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
         """(N, members, 3) logits of what `prepare` gave."""
+        if self.exported is not None:
+            return self.exported.predict_prepared(self._pictures(batch))
         with inferring(self.device, self.precision):
             return self._arranged({net: net(batch) for net in self.networks})
 
@@ -149,6 +165,20 @@ class Ensemble:
         with inferring(self.device, self.precision):
             return look_pooled(nets, batch, TARGET)
 
+    def look(
+        self, batch: torch.Tensor, method: str = "grad_cam"
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each member logits (N, 3) and the map of its target (N, h, w) by a method of
+        `classify.saliency.methods`: in one forward pass if the head allows, and for all members
+        that are one network."""
+        if self.exported is not None and self.exported.draws and method == "grad_cam":
+            return self.exported.look_pooled(self._pictures(batch))[0]  # type: ignore[return-value]
+        return member_maps([self.members[target] for target in self.targets], batch, method)
+
+    def _pictures(self, batch: torch.Tensor) -> np.ndarray:
+        """What exported networks take, (N, 1, side, side) in [0, 1]."""
+        return from_input(batch, self.settings).cpu().numpy()
+
     def slow_maps(self, target: str, batch: torch.Tensor) -> np.ndarray:
         """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass."""
         wanted = [TARGET] * len(batch)
@@ -162,6 +192,17 @@ class Ensemble:
             arranged = member.rearrange(found) if rearranges(member) else found
             logits.append(arranged.float().cpu())
         return torch.stack(logits, dim=1).numpy()
+
+
+def member_maps(
+    members: Sequence[nn.Module], batch: torch.Tensor, method: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`Ensemble.look` for some members."""
+    found = look(members, batch, TARGET, method)
+    return [
+        (z, saliency_maps(net, batch, [TARGET] * len(batch), method) if planes is None else planes)
+        for net, (z, planes) in zip(members, found, strict=True)
+    ]
 
 
 def _network_of(member: nn.Module) -> nn.Module:

@@ -90,6 +90,11 @@ class ExportedEnsemble:
         """Whether each network gives what a guard knows films by."""
         return all("seen" in net.outputs for net in self.nets)
 
+    @property
+    def draws(self) -> bool:
+        """Whether each network gives the plane of each logit, and so a Grad-CAM."""
+        return all("planes" in net.outputs for net in self.nets)
+
     def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 1, side, side) of the
         networks, and the Frames that lead from it back to each film's or crop's pixels."""
@@ -156,8 +161,7 @@ def open_ensemble(
     picked = pick_engine(engine, files, device, precision == "bf16")
     if picked != "torch":
         exported = ExportedEnsemble.load(folder, picked, precision)
-        lacks = maps and any("planes" not in net.outputs for net in exported.nets)
-        if engine != "auto" or not lacks:
+        if engine != "auto" or not maps or exported.draws:
             return exported
     from classify.ensemble import Ensemble
 

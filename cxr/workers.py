@@ -62,9 +62,9 @@ def spread(
     import ray
 
     address = workers.removeprefix("ray:")
-    cluster: dict[str, Any] = {"num_cpus": int(address), "include_dashboard": False}
-    if not address.isdigit():
-        cluster = {"address": f"ray:{address}" if address.startswith("//") else address}
+    cluster: dict[str, Any] = {"address": f"ray:{address}" if address[:2] == "//" else address}
+    if address.isdigit():
+        cluster = {"num_cpus": int(address), "include_dashboard": False}
     ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_here())
     try:
         team = _Team(ray, make, int(ray.cluster_resources().get("CPU", 1)))
@@ -83,11 +83,12 @@ class _Worker:
     """Becomes an actor: it has one processor, and stands where the command stands."""
 
     def __init__(self, make: Callable[[], Work[Any, Any]], folder: str) -> None:
-        os.chdir(folder)
-        self._work = make()
+        self._make, self._folder = make, folder
 
     def ready(self) -> bool:
-        """Loaded."""
+        """Loads; not when it is made, where an error would look like a worker that is lost."""
+        os.chdir(self._folder)
+        self._work = self._make()
         return True
 
     def run(self, items: list[Any]) -> list[Any]:
@@ -97,12 +98,10 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Seat:
-    """A worker, what was promised by it and is not there yet, oldest first, and what it was at when
-    it was lost."""
+    """A worker, and what was promised by it and is not there yet, oldest first."""
 
     actor: Any
     hand: list[Any] = field(default_factory=list)
-    fell_at: Any = None
 
 
 class _Team:
@@ -127,7 +126,7 @@ class _Team:
         """Results until nothing waits and nobody works."""
         while waiting or self._tasks:
             for seat in self._ready:
-                while waiting and len(seat.hand) < _AHEAD:
+                while waiting and len(seat.hand) < self._room(seat, waiting[0]):
                     items, tries = waiting.popleft()
                     promise = seat.actor.run.remote(items)
                     seat.hand.append(promise)
@@ -141,6 +140,11 @@ class _Team:
                     self._seat(promise)
                 else:
                     yield from self._take(promise, waiting, lost)
+
+    def _room(self, seat: _Seat, following: tuple[list[Any], int]) -> int:
+        """What may have taken a worker down is done alone, so that no other is blamed for it."""
+        tries = following[1] + sum(self._tasks[promise][2] for promise in seat.hand)
+        return 1 if tries else _AHEAD
 
     def _seat(self, promise: Any) -> None:
         seat = self._coming.pop(promise)
@@ -156,10 +160,9 @@ class _Team:
         if found is None and seat in self._ready:
             log.warning("a worker is lost: what it had in hand is done by another")
             self._ready.remove(seat)
-            seat.fell_at = seat.hand[0]
             self._hire()
         if found is None:
-            tries += seat.fell_at == promise  # what waited behind it is not to blame
+            tries += 1
             for item in reversed(items):  # which film did it, if one did, shows one by one
                 if len(items) == 1 and tries >= _TRIES:
                     yield lost(item, "its worker crashed, three times")
@@ -176,5 +179,5 @@ class _Team:
             return self._ray.get(promise)
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from None
-        except (errors.RayActorError, errors.WorkerCrashedError):
+        except (errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError):
             return None

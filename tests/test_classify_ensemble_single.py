@@ -18,11 +18,10 @@ from torch import nn
 from classify import run, show
 from classify.audit import __main__ as audit
 from classify.audit import auditor
-from classify.audit.attention import member_maps
 from classify.audit.randomise import randomise, stages_of
 from classify.audit.rows import read_audit
 from classify.bundles import build_net, save_single
-from classify.ensemble import Ensemble, members_of
+from classify.ensemble import Ensemble, member_maps, members_of
 from classify.models.settings import BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
 from classify.saliency.hooks import backbone_layers

@@ -18,8 +18,6 @@ from classify.audit.metrics import Regions, measure
 from classify.audit.rows import AuditRow
 from classify.audit.text import find_text
 from classify.ensemble import Ensemble
-from classify.labels import TARGET
-from classify.saliency.maps import look, saliency_maps
 from classify.saliency.methods import to_pixels
 from cxr.boxes import Frame
 from cxr.notes import sentence_of
@@ -102,8 +100,7 @@ def _maps(shown: Prepared, members: Ensemble, method: str) -> list[list[MemberMa
     """Each film's maps, one a member."""
     sizes = [(f.pixels.shape[0], f.pixels.shape[1]) for f in shown.films if f.pixels is not None]
     out: list[list[MemberMap]] = [[] for _ in sizes]
-    nets = [members.member(target) for target in members.targets]
-    found = member_maps(nets, shown.batch, method)
+    found = members.look(shown.batch, method)
     for target, (logits, planes) in zip(members.targets, found, strict=True):
         for n, plane in enumerate(to_pixels(planes, shown.frames, sizes)):
             frame = shown.frames[n]  # cells over what was seen, without the square input's padding
@@ -111,18 +108,6 @@ def _maps(shown: Prepared, members: Ensemble, method: str) -> list[list[MemberMa
             high, wide = (max(2, round(cam * (own / all_))) for cam, own, all_ in sides)
             out[n].append(MemberMap(target, logits[n], plane, (high, wide)))
     return out
-
-
-def member_maps(
-    members: Sequence[torch.nn.Module], batch: torch.Tensor, method: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each member the logits (N, 3) and maps (N, h, w) of TARGET: in one forward pass if the
-    head allows, and for all members that are one network."""
-    found = look(members, batch, TARGET, method)
-    return [
-        (z, saliency_maps(net, batch, [TARGET] * len(batch), method) if planes is None else planes)
-        for net, (z, planes) in zip(members, found, strict=True)
-    ]
 
 
 def refused(film: AuditFilm) -> tuple[list[AuditRow], Record]:

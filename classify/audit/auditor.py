@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from cxr.cli import to_plain
 from cxr.ledger import FilmRecords
 from cxr.page.build import write_pdf
 from cxr.split import Split
-from cxr.workdir import Workdir, console, log, write_json
+from cxr.workdir import Workdir, console, counting, log, write_json
+from cxr.workers import LOCAL, spread
 from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField
 
@@ -69,6 +71,7 @@ class Auditor:
             "field": self.field.weights,
             "detector": self.finder.weights if self.finder else {},
             "thresholds": to_plain(self.thresholds) if self.thresholds else None,
+            **({"precision": plain["precision"]} if plain["precision"] != "fp32" else {}),
         }
 
 
@@ -85,7 +88,8 @@ def load(config: AuditConfig) -> Auditor:
         where = f" in part {config.part}" if config.part else ""
         raise ValueError(f"no film of {config.run_path} is left to audit{where}.")
     folder = Path(config.ensemble or run.ensemble)
-    members = Ensemble.load(folder, config.device)
+    members = Ensemble.load(folder, config.device, config.precision)
+    members.answer_by(folder, config.engine)
     if members.targets != run.targets:
         raise ValueError(
             f"--ensemble must be the members of {config.run_path}: {', '.join(run.targets)}. "
@@ -103,7 +107,8 @@ def load(config: AuditConfig) -> Auditor:
     finder = None
     if unboxed:
         about = (config.detector or None, config.field or None, config.device)
-        finder = ThoraxFinder.load(*about)
+        how = {"engine": config.engine, "precision": config.precision}
+        finder = ThoraxFinder.load(*about, **how)
     path, asked_for = Path(config.thresholds or folder / THRESHOLDS), bool(config.thresholds)
     return Auditor(
         config,
@@ -112,7 +117,8 @@ def load(config: AuditConfig) -> Auditor:
         truths,
         members,
         Screener.load(folder) if (folder / "screener.json").exists() else None,
-        (finder and finder.field) or LungField.load(config.field or None, config.device, "auto"),
+        (finder and finder.field)
+        or LungField.load(config.field or None, config.device, config.engine, config.precision),
         finder,
         None if config.fit else read_thresholds(path, asked_for, config.method, members.weights),
         path,
@@ -176,8 +182,6 @@ def look_at_films(
     pending = {f.name for f in auditor.films if f.name not in writer.done or f.name not in book}
     if done := len(auditor.films) - len(pending):
         log.info("%d of %d films are done already", done, len(auditor.films))
-    lungs = pending.union(*(controls[c].films for c in ("masked", "road") if c in controls))
-    wanted = lungs.union(*(control.films for control in controls.values()))
 
     def keep(found: tuple[list[AuditRow], dict[str, Any]]) -> None:
         rows, record = found
@@ -189,6 +193,15 @@ def look_at_films(
     for listed in auditor.films:
         if listed.name in pending - judged:
             keep(refused(AuditFilm(listed, auditor.truths.of(listed.name))))
+    if config.workers != LOCAL:
+        names = [film.name for film in shown if film.name in pending]
+        make, lost = partial(AuditWork, config), partial(_lost, auditor)
+        found_by_workers = spread(config.workers, make, names, config.batch, lost)
+        for found in counting(found_by_workers, "looking", len(names)):
+            keep(found)
+        pending = set()
+    lungs = pending.union(*(controls[c].films for c in ("masked", "road") if c in controls))
+    wanted = lungs.union(*(control.films for control in controls.values()))
     groups = read_films(
         [film for film in shown if film.name in wanted],
         auditor.truths,
@@ -212,6 +225,30 @@ def look_at_films(
                 for control in controls.values():
                     control.take(seen)
             bar.advance(task, len(group))
+
+
+class AuditWork:
+    """Names of films to their rows and records, as a worker of one core has it, which reads by
+    itself."""
+
+    def __init__(self, config: AuditConfig) -> None:
+        self.auditor = load(replace(config, jobs=0, workers=LOCAL))
+        self._films = {film.name: film for film in self.auditor.films}
+
+    def __call__(self, names: Iterable[str]) -> Iterator[tuple[list[AuditRow], dict[str, Any]]]:
+        own, config = self.auditor, self.auditor.config
+        films = [self._films[name] for name in names]
+        about = (own.truths, own.field, own.finder)
+        for group in read_films(films, *about, jobs=0, batch=config.batch):
+            seen = Prepared.of(group, own.members)
+            how = (own.members, config.method, own.thresholds, config.seed)
+            yield from measure_films(group, seen, *how)
+
+
+def _lost(auditor: Auditor, name: str, why: str) -> tuple[list[AuditRow], dict[str, Any]]:
+    listed = next(film for film in auditor.films if film.name == name)
+    film = AuditFilm(listed, auditor.truths.of(name), reason=f"worker_crashed: {why}.")
+    return refused(film)
 
 
 def summarise(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from classify.saliency.methods import check_method
 from cxr.cli import Several
-from cxr.rules import require, require_between
+from cxr.engines import ENGINES, PRECISIONS
+from cxr.rules import require, require_between, require_one_of
+from cxr.workers import LOCAL, check_workers
 
 CONTROLS = ("masked", "randomised", "road")
 NAMES = {
@@ -66,8 +68,16 @@ class AuditConfig:
         draws: bootstrap draws of patients.
         seed: of all random numbers.
         device: auto, cpu or cuda.
+        engine: what runs the detector and the lung field, and what answers for the members and
+            draws their Grad-CAM: auto, onnx, openvino or torch. auto is torch on a GPU, else ONNX
+            Runtime where an exported network lies beside each bundle (tools/export.py). What needs
+            gradients or other weights is torch's in any case.
+        precision: fp32, or bf16 (openvino and torch): faster, and answers differ by about a
+            hundredth of a logit.
         batch: films at a time.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
+        workers: local; or ray:N, ray:HOST:PORT or ray://HOST:PORT: workers of a Ray cluster, one a
+            processor, that read and measure; controls are done here (see docs/speed.md).
         pdf: write report.pdf too, where Chromium is found.
         restart: forget an earlier audit in this folder.
     """
@@ -93,8 +103,11 @@ class AuditConfig:
     draws: int = 2000
     seed: int = 0
     device: str = "auto"
+    engine: str = "auto"
+    precision: str = "fp32"
     batch: int = 8
     jobs: int = -1
+    workers: str = LOCAL
     pdf: bool = True
     restart: bool = False
 
@@ -119,6 +132,8 @@ class AuditConfig:
             tail=(0.001, 0.5),
             control_films=(0, 10**9),
         )
+        require_one_of(self, engine=ENGINES, precision=PRECISIONS)
+        check_workers(self.workers)
 
     @property
     def wanted_controls(self) -> tuple[str, ...]:

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from classify.audit.attention import Prepared, member_maps
+from classify.audit.attention import Prepared
 from classify.audit.config import AuditConfig
 from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
 from classify.audit.randomise import likeness_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
-from classify.ensemble import Ensemble
+from classify.ensemble import Ensemble, member_maps
 from classify.evaluate import QUESTIONS, Question, ensemble_score, may_answer
 from classify.films import Case
 from classify.guide import swap_surroundings
