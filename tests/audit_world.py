@@ -133,7 +133,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch, path: Path) -> SimpleNamespace:
         ensemble=tiny_ensemble(), detector=FakeDetector(), field=FakeField(), path=path
     )
     monkeypatch.setattr(Ensemble, "load", lambda *_: world.ensemble)
-    monkeypatch.setattr(ThoraxFinder, "load", lambda *_: world.detector)
+    monkeypatch.setattr(ThoraxFinder, "load", lambda *_, **__: world.detector)
     monkeypatch.setattr(auditor.LungField, "load", lambda *_: world.field)
     monkeypatch.chdir(path)
     for kind in ("crops", "films"):

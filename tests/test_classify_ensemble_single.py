@@ -199,7 +199,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Three films with labels, a folder `trained` with a single network, an empty folder as home;
     stand-ins for detector and lung field."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ThoraxFinder, "load", lambda *_: FakeDetector())
+    monkeypatch.setattr(ThoraxFinder, "load", lambda *_, **__: FakeDetector())
     monkeypatch.setattr(auditor.LungField, "load", lambda *_: FakeField())
     rows = []
     for n, (label, sublabel) in enumerate(

@@ -97,7 +97,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNam
     made = SimpleNamespace(ensemble=ensemble, screener=screener, detector=detector, path=tmp_path)
     monkeypatch.setattr(Ensemble, "load", lambda *_: ensemble)
     monkeypatch.setattr(Screener, "load", lambda folder: made.screener)
-    monkeypatch.setattr(ThoraxFinder, "load", lambda *_: detector)
+    monkeypatch.setattr(ThoraxFinder, "load", lambda *_, **__: detector)
     (tmp_path / "weights/ensemble_crops").mkdir(parents=True)
     (tmp_path / "weights/ensemble_films").mkdir(parents=True)
     for kind in ("crops", "films"):
