@@ -20,6 +20,7 @@ from classify.bundles import load_single, member_of
 from classify.exported import ExportedEnsemble
 from classify.inputs import check_together, member_files, targets_of
 from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
+from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, from_input, preprocess_all, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
 from classify.saliency.maps import look, look_pooled, saliency_maps
@@ -80,9 +81,11 @@ class Ensemble:
         with rebuilding(folder):
             bundles.sort(key=lambda b: b.meta["order"])
             check_together(folder, {Path(b.path): b.meta for b in bundles})
+            own = [(member_of(bundle), targets_of(bundle.meta)) for bundle in bundles]
+            if whole := one_network([net for net, _ in own]):
+                own = [(whole, tuple(t for _, targets in own for t in targets))]
             nets: dict[str, nn.Module] = {}
-            for bundle in bundles:
-                net, targets = member_of(bundle), targets_of(bundle.meta)
+            for net, targets in own:
                 shared = len(targets) > 1
                 nets |= {t: SharedMember(net, k) if shared else net for k, t in enumerate(targets)}
             meta = bundles[0].meta
@@ -192,6 +195,24 @@ class Ensemble:
             arranged = member.rearrange(found) if rearranges(member) else found
             logits.append(arranged.float().cpu())
         return torch.stack(logits, dim=1).numpy()
+
+
+def one_network(nets: Sequence[nn.Module]) -> SCXNN | None:
+    """Members that differ in their last layer alone as one network of all their targets, which
+    answers for them in one pass; None where there is one, or they differ in more."""
+    states, first = [net.state_dict() for net in nets], nets[0]
+    alike = all(state.keys() == states[0].keys() for state in states)
+    if len(nets) < 2 or not alike or not isinstance(first, SCXNN) or first.decoder is not None:
+        return None
+    heads = [name for name in states[0] if name.startswith("fc.")]
+    for name in states[0].keys() - set(heads):
+        if not all(torch.equal(state[name], states[0][name]) for state in states[1:]):
+            return None
+    both = {name: torch.cat([state[name] for state in states]) for name in heads}
+    targets = len(both[heads[0]]) // first.classes
+    whole = SCXNN(first.config, False, first.classes, targets)
+    whole.load_state_dict({**states[0], **both})
+    return whole.eval()
 
 
 def member_maps(

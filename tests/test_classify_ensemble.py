@@ -182,3 +182,24 @@ def test_the_map_of_a_shared_networks_member_is_that_of_its_own_logit(
     net = member_of(load_bundle(tmp_path / "members.safetensors", "member"))
     own = saliency_maps(ensemble.member("effusion"), batch, [1] * 3)
     assert np.allclose(own, saliency_maps(net, batch, [4] * 3), atol=1e-6)
+
+
+def test_members_that_differ_in_their_last_layer_alone_are_run_as_one(
+    folder: Path, films: list[np.ndarray]
+) -> None:
+    alone = Ensemble.load(folder, "cpu")
+    assert len(alone.networks) == 2, "members with weights of their own run on their own"
+    first, second = (load_bundle(folder / f"{t}.safetensors", "member") for t in ("viral", "bacterial"))
+    heads = {n: t for n, t in second.tensors.items() if n.startswith("fc.")}
+    meta = {k: v for k, v in second.meta.items() if k not in ("schema", "version", "kind")}
+    save_bundle(folder / "bacterial.safetensors", "member", {**first.tensors, **heads}, **meta)
+    both = Ensemble.load(folder, "cpu")
+    assert both.targets == ("viral", "bacterial")
+    assert len(both.networks) == 1
+    logits = both.predict(films)
+    np.testing.assert_allclose(logits[:, 0], alone.predict(films)[:, 0], atol=1e-5)
+    net = member_of(load_bundle(folder / "bacterial.safetensors", "member")).eval()
+    with torch.inference_mode():
+        expected = net(both.prepare(films)[0]).numpy()
+    np.testing.assert_allclose(logits[:, 1], expected, atol=1e-5)
+    assert np.abs(logits[:, 0] - logits[:, 1]).max() > 1e-3
