@@ -189,7 +189,9 @@ def test_members_that_differ_in_their_last_layer_alone_are_run_as_one(
 ) -> None:
     alone = Ensemble.load(folder, "cpu")
     assert len(alone.networks) == 2, "members with weights of their own run on their own"
-    first, second = (load_bundle(folder / f"{t}.safetensors", "member") for t in ("viral", "bacterial"))
+    first, second = (
+        load_bundle(folder / f"{t}.safetensors", "member") for t in ("viral", "bacterial")
+    )
     heads = {n: t for n, t in second.tensors.items() if n.startswith("fc.")}
     meta = {k: v for k, v in second.meta.items() if k not in ("schema", "version", "kind")}
     save_bundle(folder / "bacterial.safetensors", "member", {**first.tensors, **heads}, **meta)

@@ -40,28 +40,46 @@ def test_the_benchmark_gives_ratios(
     import benchmark
 
     monkeypatch.chdir(root)
-    args = [
-        "--films",
-        "1",
-        "--memory",
-        "[]",
-        "--data",
-        str(tmp_path / "none"),
-        "--out",
-        str(tmp_path / "b"),
-        "--saliency_batch",
-        "2",
-        "--score_films",
-        "0",
-    ]
+    args = ["--parts", "[detection, engines, way, saliency]", "--films", "1"]
+    args += ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "b")]
+    args += ["--saliency_batch", "2", "--score_films", "0"]
     assert benchmark.main(args) == 0
-    record = json.loads((tmp_path / "b/benchmark.json").read_text())
-    rows = {row["what"]: row for row in record["rows"]}
+    found = json.loads((tmp_path / "b/benchmark.json").read_text())
+    groups = [g for part in ("detection", "engines", "way", "saliency") for g in found[part]]
+    rows = {row["what"]: row for group in groups for row in group}
     assert rows["torchvision fasterrcnn_mobilenet_v3_large_320_fpn"]["ratio"] == 1.0
     assert rows["lungfirst, detector and lung field"]["ms"] > 0
     assert rows["lungfirst, Grad-CAM of 2 films, closed form"]["ms"] > 0
     assert rows["detector, 8 at a time, ONNX Runtime"]["apart"] < 0.05
     assert rows["members of ensemble_crops, 1 at a time, ONNX Runtime"]["apart"] < 1e-4
+    assert "## Each network by each engine" in (tmp_path / "b/speed.md").read_text()
+
+
+def test_the_benchmark_runs_the_whole_way_and_compares_decisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    pytest.importorskip("data_store", reason="the sample films are missing")
+    import benchmark
+    from benching import networks
+    from demo import sample_films
+
+    monkeypatch.chdir(root)
+    ways = {name: networks.ENGINES[name] for name in ("torch", "ONNX Runtime")}
+    monkeypatch.setattr(networks, "installed_engines", lambda: ways)
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a.dcm").write_bytes(Path(sample_films()[0]).read_bytes())
+    args = ["--parts", "[whole, growth, decisions]", "--data", str(tmp_path / "none")]
+    args += ["--whole", "[0, 4]", "--growth", "[2, 4]", "--decide", f"[{films}]"]
+    assert benchmark.main([*args, "--out", str(tmp_path / "b")]) == 0
+    found = json.loads((tmp_path / "b/benchmark.json").read_text())
+    assert [row["films"] for row in found["whole"]] == ["4 dicom", "4 dicom"]
+    assert [row["films"] for row in found["growth"]] == [2, 4]
+    onnx = found["decisions"][1]
+    assert onnx["films"] == 1 and not onnx["decision"] and onnx["logit"] < 1e-3
+    text = (tmp_path / "b/speed.md").read_text()
+    assert "## Many films" in text and "differs: none." in text
+    assert (tmp_path / "b/growth.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,297 @@
+"""The whole way in processes of their own: its time beside that of the networks alone, time and
+memory over many films, workers, and whether engines decide alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import imagecodecs
+import numpy as np
+from pydicom import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    RLELossless,
+    generate_uid,
+)
+
+from cxr.boxes import Frame
+from cxr.film import read_film
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_PROGRAM = (
+    "import pathlib, sys; from classify.run import main; code = main(sys.argv[1:]);"
+    "status = pathlib.Path('/proc/self/status').read_text();"
+    "print('PEAK', status.split('VmHWM:')[1].split()[0]);"  # not ru_maxrss: it starts with ours
+    "sys.exit(code)"
+)
+
+
+class Done(NamedTuple):
+    """Seconds of a run, from the start of its process, and its own peak memory."""
+
+    seconds: float
+    mib: float
+
+
+def run_over(films: Path, out: Path, *options: str, threads: int = 0) -> Done:
+    """python -m classify.run in a process of its own; raises RuntimeError where it fails."""
+    environment = dict(os.environ)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, "-c", _PROGRAM, str(films), "--out", str(out), *options]
+    began = time.perf_counter()
+    done = subprocess.run(  # noqa: S603 - our own program
+        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
+    )
+    seconds = time.perf_counter() - began
+    peaks = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
+    if not peaks:
+        raise RuntimeError(f"the run over {films} failed:\n{done.stderr[-2000:]}")
+    return Done(seconds, int(peaks[-1]) / 1024)
+
+
+def vary_films(films: Sequence[Path], folder: Path, number: int, start: int = 0) -> None:
+    """So many JPEG files, long side 512 px, no two alike: real films by turns with other noise;
+    `start` goes on from an earlier call."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = [read_film(path).pixels for path in films]
+    base = [Frame.letterbox((p.shape[0], p.shape[1]), 512).apply(p) for p in base]
+    for index in range(start, number):
+        rng = np.random.default_rng(index)
+        own = base[index % len(base)]
+        film = own * 255 + rng.normal(0, 2, own.shape)
+        cv2.imwrite(str(folder / f"film{index:05d}.jpg"), np.clip(film, 0, 255).astype(np.uint8))
+
+
+def large_dicom(films: Sequence[Path], folder: Path, number: int, side: int = 2650) -> None:
+    """So many DICOM films of 7 megapixels and 12 bits, a quarter each uncompressed, RLE, lossless
+    JPEG and JPEG 2000: real films, enlarged, with noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = (ExplicitVRLittleEndian, RLELossless, JPEGLosslessSV1, JPEG2000Lossless)
+    for index in range(number):
+        small = read_film(films[index % len(films)]).pixels
+        large = cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
+        noise = np.random.default_rng(index).normal(0, 8, large.shape)
+        words = np.clip(np.rint(large * 4000 + noise), 0, 4095).astype(np.uint16)
+        _write_dicom(words, folder / f"film{index:03d}.dcm", kinds[index % len(kinds)])
+
+
+def _write_dicom(words: np.ndarray, path: Path, syntax: Any) -> None:
+    ds = Dataset()
+    ds.ensure_file_meta()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = DigitalXRayImageStorageForPresentation
+    ds.SOPInstanceUID = generate_uid()
+    ds.Modality, ds.PresentationIntentType, ds.BodyPartExamined = "DX", "FOR PRESENTATION", "CHEST"
+    ds.Rows, ds.Columns = words.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.PixelData = words.tobytes()
+    ds["PixelData"].VR = "OW"
+    encoders = {
+        JPEGLosslessSV1: lambda: imagecodecs.ljpeg_encode(words, bitspersample=12),
+        JPEG2000Lossless: lambda: imagecodecs.jpeg2k_encode(
+            words, codecformat="j2k", reversible=True, level=0
+        ),
+    }
+    if syntax == RLELossless:
+        ds.compress(RLELossless)
+    elif syntax in encoders:
+        ds.PixelData = encapsulate([bytes(encoders[syntax]())])
+        ds["PixelData"].is_undefined_length = True
+        ds.file_meta.TransferSyntaxUID = syntax
+    ds.save_as(path, enforce_file_format=True)
+
+
+def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) -> float:
+    """Milliseconds a film of all networks' forward passes alone, on what they are given: detector,
+    lung field with the view's head, and the members of each ensemble."""
+    from classify.exported import open_ensemble
+    from cxr.engines import OnnxNet
+    from detect.finder import ThoraxFinder, refit
+    from detect.predict import prepare_film
+
+    finder = ThoraxFinder.load(device="cpu", engine=engine)
+    assert finder.field is not None and finder.views is not None
+    pixels = [read_film(path).pixels for path in films]
+    prepared = [prepare_film(p, finder.detector.config.side) for p in pixels]
+    fields = np.stack([refit(*both, finder.field.side)[0] for both in prepared])
+    canvases = np.stack([canvas for canvas, _ in prepared])
+    seen = finder.field.look(list(fields))[1]
+    members = [open_ensemble(folder, engine, "fp32", "cpu") for folder in ensembles]
+    jobs: list[tuple[Any, np.ndarray]] = [
+        (finder.detector.exported, canvases),
+        (finder.field.exported, fields),
+        (finder.views.head, seen),
+        *((net, own.prepare(pixels)[0]) for own in members for net in own.nets),
+    ]
+    taken = []
+    for _ in range(7):
+        began = time.perf_counter()
+        for net, given in jobs:
+            assert isinstance(net, OnnxNet)
+            net.run(given)
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken[1:])) / len(pixels) * 1e3
+
+
+def whole_rows(
+    films: Sequence[Path], number: int, dicom: int, threads: int
+) -> list[dict[str, Any]]:
+    """The run with all that it does, cold start included, over so many JPEG and large DICOM films,
+    beside the networks' own time."""
+    from classify.panel import find_ensembles
+    from cxr.engines import is_there
+
+    ensembles = find_ensembles(ROOT / "weights", "crops")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        vary_films(films, place / "eight", 8)
+        vary_films(films, place / "jpeg", number)
+        large_dicom(films, place / "dicom", dicom)
+        eight = sorted((place / "eight").iterdir())
+        engines = {e: forward_ms(eight, ensembles, e) for e in _FAST if is_there(e)}
+        best = min(engines, key=engines.__getitem__)
+        for name, count in (("jpeg", number), ("dicom", dicom)):
+            if not count:
+                continue
+            for saliency in ("true", "false"):
+                options = ("--crops", "--saliency", saliency)
+                done = run_over(
+                    place / name, place / f"{name}_{saliency}", *options, threads=threads
+                )
+                wall = done.seconds / count * 1e3
+                rows.append(
+                    {
+                        "films": f"{count} {name}",
+                        "saliency": saliency,
+                        "ms": round(wall, 1),
+                        "forward_ms": round(engines[best], 1),
+                        "forward_by": best,
+                        "ratio": round(wall / engines[best], 2),
+                        "mib": round(done.mib),
+                    }
+                )
+    return rows
+
+
+_FAST = ("onnx", "openvino")
+
+
+def growth_rows(
+    films: Sequence[Path], numbers: Sequence[int], ensemble: str
+) -> list[dict[str, Any]]:
+    """Seconds and peak memory of the whole way over so many films, and the size of its page."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for k, number in enumerate(sorted(numbers)):
+            start = sorted(numbers)[k - 1] if k else 0
+            vary_films(films, place / "films", number, start)  # the earlier ones stay
+            options = ("--crops", "--ensemble", ensemble, "--jobs", "0")
+            done = run_over(place / "films", place / f"run{number}", *options)
+            page = (place / f"run{number}/report.html").stat().st_size
+            pages = len(list((place / f"run{number}").glob("report/*.html")))
+            rows.append(
+                {
+                    "films": number,
+                    "seconds": round(done.seconds, 1),
+                    "ms": round(done.seconds / number * 1e3, 1),
+                    "mib": round(done.mib),
+                    "page_mb": round(page / 1e6, 1),
+                    "pages": pages + 1,
+                }
+            )
+    return rows
+
+
+def draw_growth(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Seconds and peak memory over the number of films, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    films = [row["films"] for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    axes[0].loglog(films, [row["seconds"] for row in rows], "o-")
+    slope = rows[-1]["seconds"] / films[-1]
+    axes[0].loglog(films, [slope * n for n in films], "--", color="0.6", label="in proportion")
+    axes[0].set(xlabel="films", ylabel="seconds")
+    axes[0].legend(frameon=False)
+    axes[1].semilogx(films, [row["mib"] for row in rows], "o-")
+    axes[1].set(xlabel="films", ylabel="peak memory, MiB", ylim=(0, None))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def worker_rows(films: Sequence[Path], number: int) -> list[dict[str, Any]]:
+    """The whole way by one and by two workers of a core each; the time a film from what more
+    films take than a third of them, so that starting the cluster does not count."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        vary_films(films, place / "some", number // 3)
+        vary_films(films, place / "all", number)
+        for many in (1, 2):
+            taken = [
+                run_over(
+                    place / name, place / f"{name}{many}", "--crops", "--workers", f"ray:{many}"
+                ).seconds
+                for name in ("some", "all")
+            ]
+            each = (taken[1] - taken[0]) / (number - number // 3)
+            first = rows[0]["ms"] / 1e3 if rows else each
+            rows.append(
+                {
+                    "workers": many,
+                    "ms": round(each * 1e3, 1),
+                    "seconds": round(taken[1], 1),
+                    "efficiency": round(first / each / many, 3),
+                }
+            )
+    return rows
+
+
+def decision_rows(films: Sequence[str], ways: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+    """What each engine decides of films, against torch: films whose decision or tier differs, by
+    name, and the largest difference of a logit."""
+    from classify.predictions import read_predictions
+
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        first: dict[str, Any] = {}
+        for k, (name, (engine, precision)) in enumerate(ways.items()):
+            out = Path(folder) / str(k)
+            options = ["--crops", "--saliency", "false", "--engine", engine]
+            options += ["--precision", precision, "--device", "cpu"]
+            run_over(Path(films[0]), out, *films[1:], *options)
+            found = {r.film: r for r in read_predictions(out / "predictions.csv")[1]}
+            first = first or found
+            pairs = [(first[film], row) for film, row in found.items()]
+            apart = [
+                float(np.nanmax(np.abs(a.logits - b.logits)))
+                for a, b in pairs
+                if a.logits is not None and b.logits is not None and a.ensemble == b.ensemble
+            ]
+            rows.append(
+                {
+                    "engine": name,
+                    "films": len(found),
+                    "decision": [b.film for a, b in pairs if a.decision != b.decision],
+                    "tier": [b.film for a, b in pairs if a.tier != b.tier],
+                    "status": [b.film for a, b in pairs if a.status != b.status],
+                    "logit": round(max(apart, default=0.0), 5),
+                }
+            )
+    return rows
