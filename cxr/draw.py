@@ -177,8 +177,9 @@ def to_ascii(text: str) -> str:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """uint8 RGB or grey, or uint16 grey, as PNG."""
-    return _encode(image, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    """uint8 RGB or grey, or uint16 grey, as PNG, compressed as OpenCV does by itself: films are
+    mostly noise, and level 6 takes ten times as long (thirty times with 16 bits) for 6 % less."""
+    return _encode(image, ".png", [])
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 85) -> bytes:

@@ -175,4 +175,4 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
 def to_uint16(pixels: np.ndarray) -> np.ndarray:
     """(H, W) uint16, 0 to 65,535, rounded."""
     check_pixels(pixels, "to_uint16")
-    return np.rint(pixels.astype(np.float64) * 65535).astype(np.uint16)
+    return np.rint(pixels * np.float32(65535)).astype(np.uint16)
