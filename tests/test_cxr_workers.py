@@ -134,12 +134,13 @@ def test_a_machine_that_is_lost_in_the_middle_costs_no_item(tmp_path: Path) -> N
                 time.sleep(1)
 
 
-def test_a_run_and_its_crops_by_workers_are_those_of_one_process(
+def test_a_run_its_crops_and_its_audit_by_workers_are_those_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import cv2
 
     from classify import run
+    from classify.audit import __main__ as audit
     from classify.predictions import read_predictions
     from cxr.manifest import read_manifest
 
@@ -153,6 +154,7 @@ def test_a_run_and_its_crops_by_workers_are_those_of_one_process(
     monkeypatch.chdir(Path(HERE).parent)
     for name, workers in (("one", "local"), ("two", "ray:2")):
         out = ["--out", str(tmp_path / name), "--engine", "onnx", "--batch", "2"]
+        out += ["--ensemble", "weights/ensemble_crops"]
         assert run.main([str(films), "--crops", *out, "--workers", workers]) == 0
     one, two = (
         {row.film: row for row in read_predictions(tmp_path / name / "predictions.csv")[1]}
@@ -171,3 +173,8 @@ def test_a_run_and_its_crops_by_workers_are_those_of_one_process(
     ours, theirs = (read_manifest(tmp_path / name / "crops")[1] for name in ("one", "two"))
     assert {r.film: r.crop for r in ours} == {r.film: r.crop for r in theirs}
     assert (tmp_path / "two/report.html").exists()
+    for name, workers in (("a", "local"), ("b", "ray:1")):
+        out = ["--out", str(tmp_path / name), "--pdf", "false", "--draws", "20"]
+        assert audit.main([str(tmp_path / "one"), *out, "--workers", workers]) == 0
+    rows = [(tmp_path / name / "audit.csv").read_text() for name in ("a", "b")]
+    assert sorted(rows[0].splitlines()) == sorted(rows[1].splitlines())
