@@ -12,9 +12,11 @@ import torch
 
 from classify.augment import AugmentConfig
 from classify.dataset import PixelCache
+from classify.guide import GuideConfig
 from classify.labels import label_of
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
+from classify.tasks import member
 from classify.tasks.member import (
     MemberJob,
     MemberModule,
@@ -82,6 +84,18 @@ def test_two_phases_leave_bundles_figures_and_pictures(config: TrainConfig, tmp_
     assert (bundle.meta["order"], bundle.meta["trained_on"]) == (1, "films")
     assert bundle.meta["licence_note"] == "trained on films under: CC BY 4.0"
     assert not any(name.startswith("decoder") for name in bundle.tensors)
+
+
+def test_a_phase_may_be_held_to_the_lungs_in_its_own_way(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    real = member.MemberModule
+    monkeypatch.setattr(member, "MemberModule", lambda *a: seen.append(a[-1]) or real(*a))
+    once = replace(HARD, optim=replace(HARD.optim, epochs=1))
+    own = GuideConfig(blank=0.3)
+    train_ensemble(replace(config, out=str(tmp_path), phases=(once, replace(once, guide=own))))
+    assert seen == [config.guide, own]
 
 
 def test_a_killed_training_goes_on_and_a_finished_one_is_skipped(

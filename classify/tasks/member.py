@@ -249,7 +249,7 @@ def _run_phase(
     if not config.balance_classes:
         weights = torch.ones_like(weights)
     about = (config.preprocess, phase.optim, phase.name, weights, config.restore_weight)
-    module = MemberModule(model, *about, config.guide)
+    module = MemberModule(model, *about, phase.guide or config.guide)
     done = folder / "done.json"
     if not done.exists():
         loader = train_loader(job.films(train, training=True), config)

@@ -97,11 +97,14 @@ class PhaseConfig:
         films: all, or with_region: those whose restoration goal is known, because the target is
             absent or its region was drawn (the thesis' hard labels).
         optim: optimiser, schedule and stop rule.
+        guide: what holds the members to the lungs in this phase; left out, the training's own,
+            whose `swap` and `field` make the pictures in any case.
     """
 
     name: str = "hard"
     films: str = "all"
     optim: OptimConfig = field(default_factory=OptimConfig)
+    guide: GuideConfig | None = None
 
     def __post_init__(self) -> None:
         require_one_of(self, name=("hard", "weak"), films=("all", "with_region"))
