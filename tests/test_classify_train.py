@@ -93,9 +93,12 @@ def test_a_phase_may_be_held_to_the_lungs_in_its_own_way(
     real = member.MemberModule
     monkeypatch.setattr(member, "MemberModule", lambda *a: seen.append(a[-1]) or real(*a))
     once = replace(HARD, optim=replace(HARD.optim, epochs=1))
-    own = GuideConfig(blank=0.3)
-    train_ensemble(replace(config, out=str(tmp_path), phases=(once, replace(once, guide=own))))
-    assert seen == [config.guide, own]
+    usual, own = GuideConfig(blank=0.1), GuideConfig(blank=0.3)
+    both = replace(config, out=str(tmp_path), guide=usual, phases=(once, replace(once, guide=own)))
+    train_ensemble(both)
+    assert seen == [usual, own]
+    with pytest.raises(ValueError, match="guide must hold the training to the lungs"):
+        replace(both, guide=GuideConfig())
 
 
 def test_a_killed_training_goes_on_and_a_finished_one_is_skipped(

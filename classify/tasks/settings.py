@@ -171,6 +171,9 @@ class TrainConfig(TrainingConfig):
         require(not both, "unseen must not name a target, which is learnt", *both[:1] or [""])
         require(bool(self.phases), "phases must hold at least one phase", self.phases)
         require_not_negative(self, "max_epochs", "draws", "restore_weight")
+        alone = any(p.guide for p in self.phases) and not self.guide.on
+        rule = "guide must hold the training to the lungs where a phase has one of its own"
+        require(not alone, rule, "nothing")
         rule = "preprocess.side must be a multiple of 32 px (five halvings of the encoder)"
         require(self.preprocess.side % 32 == 0, rule, self.preprocess.side)
 
