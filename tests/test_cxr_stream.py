@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,15 @@ import pytest
 import cxr.film
 import cxr.stream
 from cxr.film import Film
-from cxr.stream import Unread, default_jobs, hash_film, read_ahead, read_or_say_why
+from cxr.stream import (
+    Unread,
+    ahead,
+    default_jobs,
+    hash_film,
+    read_ahead,
+    read_or_say_why,
+    written,
+)
 from cxr.workdir import sha256_file
 
 
@@ -206,3 +215,84 @@ def test_negative_jobs_are_refused() -> None:
 
 def test_a_name_with_a_zero_byte_is_a_film_that_cannot_be_read() -> None:
     assert read_or_say_why("a\0.png").sha256 == ""
+
+
+# --- items that are made, and written, while others are worked with
+
+
+def test_items_are_made_ahead_in_their_order_and_no_further() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for n in range(10):
+            made.append(n)
+            yield n
+
+    coming = ahead(numbers(), 2)
+    assert next(coming) == 0
+    time.sleep(0.2)
+    assert len(made) <= 4, "one is used, two wait, one is in the maker's hand"
+    assert list(coming) == list(range(1, 10))
+
+
+def test_what_making_raises_is_raised_where_the_items_are_used() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise ValueError("no more")
+
+    coming = ahead(numbers(), 3)
+    assert next(coming) == 1
+    with pytest.raises(ValueError, match="no more"):
+        next(coming)
+
+
+def test_closing_ends_the_maker_and_closes_its_items() -> None:
+    closed: list[bool] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.append(True)
+
+    threads = threading.active_count()
+    coming = ahead(numbers(), 1)
+    assert next(coming) == 0
+    coming.close()
+    assert closed == [True]
+    assert threading.active_count() == threads
+
+
+def test_items_come_back_once_they_are_written_in_their_order() -> None:
+    kept: list[int] = []
+
+    def write(n: int) -> None:
+        time.sleep(0.002)
+        kept.append(n)
+
+    for n in written(range(30), write, most=4):
+        assert n in kept
+    assert kept == list(range(30))
+
+
+def test_what_was_made_is_written_when_making_stops() -> None:
+    kept: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        yield from range(5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(written(numbers(), kept.append))
+    assert kept == list(range(5))
+
+
+def test_what_writing_raises_ends_the_work() -> None:
+    def write(n: int) -> None:
+        if n == 3:
+            raise OSError("the disk is full")
+
+    found = []
+    with pytest.raises(OSError, match="disk is full"):
+        found.extend(written(range(100), write, most=2))
+    assert len(found) <= 3
