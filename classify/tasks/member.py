@@ -50,7 +50,7 @@ from cxr.films_table import has_disease
 from cxr.plots import draw_curves, draw_panels
 from cxr.stats import Figure, classification_report, in_words
 from cxr.training.learner import Batch, Learner
-from cxr.training.loop import fit, load_best
+from cxr.training.loop import BEST, LAST, fit, load_best
 from cxr.training.optim import OptimConfig
 from cxr.training.recipe import keep_to_recipe
 from cxr.workdir import Workdir, log, provenance, seed_everything, write_json
@@ -256,7 +256,7 @@ def _run_phase(
         val = film_loader(job.films(job.parts["val"]), config)
         fit(module, job.name, folder, loader, val, config.device, config.precision)
         write_json(done, module.history)
-    load_best(module, folder)
+    load_best(module, folder, LAST if phase.keep == "last" else BEST)
     return json.loads(done.read_text())
 
 

@@ -99,15 +99,19 @@ class PhaseConfig:
         optim: optimiser, schedule and stop rule.
         guide: what holds the members to the lungs in this phase; left out, the training's own,
             whose `swap` and `field` make the pictures in any case.
+        keep: which epoch: the best, by the macro AUC of the validation films, or the last, for a
+            phase that is about what this AUC does not see.
     """
 
     name: str = "hard"
     films: str = "all"
     optim: OptimConfig = field(default_factory=OptimConfig)
     guide: GuideConfig | None = None
+    keep: str = "best"
 
     def __post_init__(self) -> None:
         require_one_of(self, name=("hard", "weak"), films=("all", "with_region"))
+        require_one_of(self, keep=("best", "last"))
 
 
 @dataclass(frozen=True)

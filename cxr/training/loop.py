@@ -130,9 +130,9 @@ class _WholeCheckpoints(TorchCheckpointIO):
         write_atomic(path, data.getvalue())
 
 
-def load_best(learner: Learner, folder: Path) -> None:
-    """The weights of the best epoch into `learner`, ready to answer on the CPU."""
-    state = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+def load_best(learner: Learner, folder: Path, which: str = BEST) -> None:
+    """The weights of the best epoch, or of LAST, into `learner`, ready to answer on the CPU."""
+    state = torch.load(folder / which, map_location="cpu", weights_only=True)
     learner.load_state_dict(state["state_dict"])
     learner.eval().to("cpu")
 
