@@ -3,10 +3,10 @@
     python tools/guide_study.py configs/classify/kermany_crops.yaml --crops runs/crops_data
 
 Every arm is trained on part train, by the recipe's first phase, and measured on part val; nothing
-here sees part test. The rule that chooses, fixed before the first training: of the arms that lose at most 0.015 of the plain
-arm's AUC, as it is, in every question, that with the highest mean over the questions of
-(AUC with another film's surroundings) − |AUC with the lungs blacked out − 0.5|. Writes study.json
-and table.md; an arm that is finished is not trained again.
+here sees part test. The rule that chooses, fixed before the first training: of the arms that lose
+at most 0.015 of the plain arm's AUC, as it is, in every question, that with the highest mean over
+the questions of (AUC with another film's surroundings) − |AUC with the lungs blacked out − 0.5|.
+Writes study.json and table.md; an arm that is finished is not trained again.
 """
 
 from __future__ import annotations
