@@ -5,7 +5,6 @@ workers, and whether engines decide alike; all in one run, as benchmark.json and
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 from cxr.cli import Several, as_list, parse_config, to_plain
 from cxr.film import list_films
 from cxr.rules import require
-from cxr.workdir import Workdir, console, write_atomic, write_json
+from cxr.workdir import Workdir, console, read_json, write_atomic, write_json
 
 PARTS = (
     "detection",
@@ -40,7 +39,7 @@ class BenchmarkConfig:
         parts: what is measured: detection (file to box), engines (each network by each), members
             (13 DenseNet-121), way (film to answers, against the usual libraries), saliency, whole
             (a run beside its networks), growth (many films), workers (Ray), decisions (do engines
-            decide alike). Empty: all.
+            decide alike). Empty: all. What was measured earlier into the same folder stays.
         data: folder of films, or several of them; the sample chest of pydicom-data where there is
             none.
         films: how many films are timed.
@@ -85,35 +84,32 @@ def source_films(config: BenchmarkConfig) -> list[Path]:
     return sample_films()[:1]
 
 
-def timed(config: BenchmarkConfig, films: list[Path], parts: Sequence[str]) -> dict[str, Any]:
-    """What is measured in this process, by part: groups of rows."""
+def timed(part: str, config: BenchmarkConfig, films: list[Path]) -> dict[str, Any]:
+    """What is measured in this process: groups of rows."""
+    import torch
     from benching import networks, saliency
     from benching.timing import time_in_turns
 
     from classify.ensemble import Ensemble
 
+    torch.set_num_threads(config.threads)
+    if part == "members":
+        return {part: [networks.many_members(config.members)]}
     ensemble = Ensemble.load(config.ensemble, "cpu")
+    if part == "way":
+        return {
+            part: [time_in_turns(networks.way_timers(films, config.ensemble, ensemble), len(films))]
+        }
     stages, crops = networks.stage_timers(films, ensemble)
-    found: dict[str, Any] = {}
-    if "detection" in parts:
-        found["detection"] = [
-            time_in_turns(networks.detection_timers(films), len(films)),
-            time_in_turns(stages, len(films), ratios=False),
-        ]
-    if "engines" in parts:
+    if part == "detection":
+        detectors = time_in_turns(networks.detection_timers(films), len(films))
+        return {part: [detectors, time_in_turns(stages, len(films), ratios=False)]}
+    if part == "engines":
         rounds = max(1, config.films // 2)
-        found["engines"] = networks.engine_groups(crops[:8], config.ensemble, rounds)
-    if "members" in parts:
-        found["members"] = [networks.many_members(config.members)]
-    if "way" in parts:
-        timers = networks.way_timers(films, config.ensemble, ensemble)
-        found["way"] = [time_in_turns(timers, len(films))]
-    if "saliency" in parts:
-        sizes = (config.saliency_batch, config.films, config.score_films)
-        groups, likeness = saliency.saliency_rows(crops, ensemble, *sizes)
-        found["saliency"] = groups
-        found["score_cam_rank_correlation"] = likeness
-    return found
+        return {part: networks.engine_groups(crops[:8], config.ensemble, rounds)}
+    sizes = (config.saliency_batch, config.films, config.score_films)
+    groups, likeness = saliency.saliency_rows(crops, ensemble, *sizes)
+    return {part: groups, "score_cam_rank_correlation": likeness}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,31 +121,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
     films = source_films(config)
-    from benching import report, whole
+    from benching import report
 
-    found: dict[str, Any] = {"films": len(films), "processor": platform.processor()}
-    if set(parts) & {"detection", "engines", "members", "way", "saliency"}:
-        import torch
-
-        torch.set_num_threads(config.threads)
-        found |= timed(config, films, parts)
-    if "whole" in parts:
-        found["whole"] = whole.whole_rows(films, *config.whole, config.threads)
-    if "growth" in parts:
-        found["growth"] = whole.growth_rows(films, config.growth, config.ensemble)
-        whole.draw_growth(found["growth"], workdir / "growth.png")
-    if "workers" in parts:
-        found["workers"] = whole.worker_rows(films, config.workers)
-    if "decisions" in parts:
-        from benching.networks import installed_engines
-
-        folders = config.decide or tuple(as_list(config.data))
-        found["decisions"] = whole.decision_rows(folders, installed_engines())
-    write_json(workdir / "benchmark.json", found)
-    text = report.page(found)
-    write_atomic(workdir / "speed.md", text)
-    console.print(text, markup=False, highlight=False)
+    kept = workdir / "benchmark.json"
+    found: dict[str, Any] = read_json(kept) if kept.exists() else {}
+    found["films"] = len(films)
+    for part in PARTS:
+        if part in parts:
+            found |= measure(part, config, films, workdir)
+            write_json(kept, found)  # a part that fails costs no other
+            write_atomic(workdir / "speed.md", report.page(found))
+    console.print(report.page(found), markup=False, highlight=False)
     return 0
+
+
+def measure(
+    part: str, config: BenchmarkConfig, films: list[Path], workdir: Workdir
+) -> dict[str, Any]:
+    """What one part finds, by its name."""
+    from benching import networks, whole
+
+    if part == "whole":
+        return {part: whole.whole_rows(films, *config.whole, config.threads)}
+    if part == "growth":
+        rows = whole.growth_rows(films, config.growth, config.ensemble)
+        whole.draw_growth(rows, workdir / "growth.png")
+        return {part: rows}
+    if part == "workers":
+        return {part: whole.worker_rows(films, config.workers)}
+    if part == "decisions":
+        folders = config.decide or tuple(as_list(config.data))
+        return {part: whole.decision_rows(folders, networks.installed_engines())}
+    return timed(part, config, films)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,13 @@ class Done(NamedTuple):
     mib: float
 
 
-def run_over(films: Path, out: Path, *options: str, threads: int = 0) -> Done:
+def run_over(films: Path | Sequence[str], out: Path, *options: str, threads: int = 0) -> Done:
     """python -m classify.run in a process of its own; raises RuntimeError where it fails."""
     environment = dict(os.environ)
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-c", _PROGRAM, str(films), "--out", str(out), *options]
+    named = [str(films)] if isinstance(films, Path) else list(films)
+    command = [sys.executable, "-c", _PROGRAM, *named, "--out", str(out), *options]
     began = time.perf_counter()
     done = subprocess.run(  # noqa: S603 - our own program
         command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
@@ -275,7 +276,7 @@ def decision_rows(films: Sequence[str], ways: dict[str, tuple[str, str]]) -> lis
             out = Path(folder) / str(k)
             options = ["--crops", "--saliency", "false", "--engine", engine]
             options += ["--precision", precision, "--device", "cpu"]
-            run_over(Path(films[0]), out, *films[1:], *options)
+            run_over(films, out, *options)
             found = {r.film: r for r in read_predictions(out / "predictions.csv")[1]}
             first = first or found
             pairs = [(first[film], row) for film, row in found.items()]
