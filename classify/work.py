@@ -74,21 +74,22 @@ class Reader:
 
 
 class RunWork:
-    """Units to judged Items with the pictures of their cards; films are cut while others are
-    judged."""
+    """Units to judged Items with the pictures of their cards; with `overlap` films are cut while
+    others are judged."""
 
-    def __init__(self, reader: Reader, panel: Panel) -> None:
-        self.reader, self.panel = reader, panel
+    def __init__(self, reader: Reader, panel: Panel, overlap: bool = True) -> None:
+        self.reader, self.panel, self.overlap = reader, panel, overlap
 
     @classmethod
     def on_worker(cls, config: RunConfig, fine_apart: float) -> RunWork:
         """As a worker of one core has it, which reads by itself."""
         alone = replace(config, jobs=0)
-        return cls(Reader(alone), load_panel(alone, fine_apart))
+        return cls(Reader(alone), load_panel(alone, fine_apart), overlap=False)
 
     def __call__(self, units: Iterable[Unit]) -> Iterator[Item]:
         batch = self.reader.config.batch
-        with closing(ahead(self.reader(units), batch)) as items:  # type: ignore[type-var]
+        read = self.reader(units)
+        with closing(ahead(read, batch) if self.overlap else read) as items:  # type: ignore[type-var]
             for group in batched(items, batch):
                 yield from self.panel.judge(group)
 

@@ -136,6 +136,8 @@ def _open_onnx(path: Path, outputs: list[str], _precision: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _threads()
     options.log_severity_level = 3
+    # threads that wait must not spin: films are read, cut and written meanwhile
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     return lambda films: session.run(outputs, {given.name: films})

@@ -74,9 +74,10 @@ def spread(
 
 
 def _here() -> dict[str, Any]:
-    """Workers find the packages where this process has them."""
+    """Workers find the packages where this process has them, and have one core each."""
     root = str(Path(__file__).resolve().parent.parent)
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}}
+    path = os.pathsep.join([root, *filter(None, sys.path)])
+    return {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
 
 
 class _Worker:
@@ -87,7 +88,10 @@ class _Worker:
 
     def ready(self) -> bool:
         """Loads; not when it is made, where an error would look like a worker that is lost."""
+        import cv2
+
         os.chdir(self._folder)
+        cv2.setNumThreads(1)
         self._work = self._make()
         return True
 
