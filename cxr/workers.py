@@ -117,6 +117,7 @@ class _Team:
         self._coming: dict[Any, _Seat] = {}  # those that load, by the promise to be ready
         self._ready: list[_Seat] = []
         self._tasks: dict[Any, tuple[_Seat, list[Any], int]] = {}  # items and tries, by promise
+        self._many, self._stillborn = many, 0
         for _ in range(many):
             self._hire()
 
@@ -152,10 +153,17 @@ class _Team:
 
     def _seat(self, promise: Any) -> None:
         seat = self._coming.pop(promise)
-        if self._kept(promise) is None:
-            self._hire()
-        else:
+        if self._kept(promise) is not None:
             self._ready.append(seat)
+            self._stillborn = 0
+            return
+        self._stillborn += 1
+        if self._stillborn > _TRIES * self._many:
+            raise RuntimeError(
+                f"{self._stillborn} workers ended one after the other while they loaded. See the "
+                "cluster's logs: memory, or a folder that is not there on its machines?"
+            )
+        self._hire()
 
     def _take(self, promise: Any, waiting: deque[Any], lost: Callable[[Any, str], Any]) -> Any:
         """What a kept promise brings; a lost worker's work is laid out again, its place filled."""

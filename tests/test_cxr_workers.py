@@ -65,6 +65,10 @@ def slow(folder: str) -> Callable[[Iterable[int]], Iterator[int]]:
     return work
 
 
+def stillborn() -> Callable[[Iterable[int]], Iterator[int]]:
+    os._exit(1)
+
+
 def lost(item: int, why: str) -> int:
     assert "three times" in why
     return -item
@@ -88,6 +92,11 @@ def test_each_item_is_done_once_and_errors_come_home() -> None:
         list(spread("ray:1", failing, range(5), 2, lost))
 
 
+def test_workers_that_never_come_end_the_command() -> None:
+    with pytest.raises(RuntimeError, match="workers ended one after the other"):
+        list(spread("ray:1", stillborn, range(3), 2, lost))
+
+
 @pytest.mark.parametrize(("times", "left"), [(1, 5), (99, -5)])
 def test_a_worker_that_dies_loses_no_item(tmp_path: Path, times: int, left: int) -> None:
     make = partial(dying, str(tmp_path), 5, times)
@@ -107,7 +116,11 @@ def raylets() -> set[int]:
     return {int(pid) for pid in listed.stdout.split()}
 
 
-def test_a_machine_that_is_lost_in_the_middle_costs_no_item(tmp_path: Path) -> None:
+def test_a_machine_that_is_lost_in_the_middle_costs_no_item(
+    tmp_path: Path,
+) -> None:
+    import ray
+
     others, port = raylets(), 20_000 + os.getpid() % 20_000
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:  # sockets' paths are short
         try:
@@ -117,17 +130,20 @@ def test_a_machine_that_is_lost_in_the_middle_costs_no_item(tmp_path: Path) -> N
             (first,) = raylets() - others
             ray_start("--node-ip-address=127.0.0.2", f"--address=127.0.0.1:{port}")
             (second,) = raylets() - others - {first}
+            away = spread(f"ray://127.0.0.1:{port + 1}", squares, range(5), 2, lost)
+            assert sorted(away) == [(n, n * n) for n in range(5)]
             found = []
             make = partial(slow, str(tmp_path))
             for n in spread(f"ray:127.0.0.1:{port}", make, range(60), 4, lost):
                 found.append(n)
-                if len(found) == 16:
-                    os.kill(second, signal.SIGKILL)
+                if len(found) == 16:  # not the machine that the command itself runs on
+                    own = ray.get_runtime_context().get_node_id()
+                    here = next(n for n in ray.nodes() if n["NodeID"] == own)
+                    on_second = here["NodeManagerAddress"] == "127.0.0.2"
+                    os.kill(first if on_second else second, signal.SIGKILL)
             assert sorted(found) == list(range(60))
             done = {path.name.split("_")[1] for path in tmp_path.iterdir()}
             assert done >= {str(first), str(second)}, "both machines worked"
-            away = spread(f"ray://127.0.0.1:{port + 1}", squares, range(5), 2, lost)
-            assert sorted(away) == [(n, n * n) for n in range(5)]
         finally:
             for how in ("-TERM", "-KILL"):
                 subprocess.run(["pkill", how, "-f", f"{folder}|:{port}"], check=False)
