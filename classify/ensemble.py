@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from classify.bundles import load_single, member_of
-from classify.exported import ExportedEnsemble
 from classify.inputs import check_together, member_files, targets_of
 from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
 from classify.models.multitask import SCXNN
@@ -27,7 +27,6 @@ from classify.saliency.maps import look, look_pooled, saliency_maps
 from cxr.boxes import Frame
 from cxr.bundle import bundle_kind, load_bundle, rebuilding
 from cxr.devices import inferring, pick_device
-from cxr.engines import pick_engine
 
 
 class Ensemble:
@@ -52,7 +51,7 @@ class Ensemble:
         self.targets = tuple(members)
         self.weights = dict(weights or {})
         self.trained_on = trained_on
-        self.exported: ExportedEnsemble | None = None
+        self.exported: Any = None  # see `classify.exported.answer_by`
         self.device = torch.device(device)
         self.members: dict[str, nn.Module] = {
             target: net.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,17 +96,6 @@ class Ensemble:
                 meta["trained_on"],
                 precision,
             )
-
-    def answer_by(self, folder: Path, engine: str) -> None:
-        """From now on what can be had of exported networks, as `cxr.engines` picks it, is: logits,
-        and Grad-CAM where a network's file has it. Raises as they do."""
-        picked = pick_engine(engine, member_files(folder), self.device.type, self._bf16)
-        if picked != "torch":
-            self.exported = ExportedEnsemble.load(folder, picked, self.precision)
-
-    @property
-    def _bf16(self) -> bool:
-        return self.precision == "bf16"
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -175,7 +163,7 @@ class Ensemble:
         `classify.saliency.methods`: in one forward pass if the head allows, and for all members
         that are one network."""
         if self.exported is not None and self.exported.draws and method == "grad_cam":
-            return self.exported.look_pooled(self._pictures(batch))[0]  # type: ignore[return-value]
+            return self.exported.look_pooled(self._pictures(batch))[0]
         return member_maps([self.members[target] for target in self.targets], batch, method)
 
     def _pictures(self, batch: torch.Tensor) -> np.ndarray:

@@ -166,3 +166,12 @@ def open_ensemble(
     from classify.ensemble import Ensemble
 
     return Ensemble.load(folder, device, precision)
+
+
+def answer_by(members: Any, folder: Path, engine: str) -> None:
+    """From now on an Ensemble takes of exported networks what can be had of them, as `cxr.engines`
+    picks: logits, and Grad-CAM where a network's file has it. Raises as they do."""
+    bf16 = members.precision == "bf16"
+    picked = pick_engine(engine, member_files(folder), members.device.type, bf16)
+    if picked != "torch":
+        members.exported = ExportedEnsemble.load(folder, picked, members.precision)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from classify.guard import Guard
 from classify.inputs import (
@@ -23,24 +23,121 @@ from classify.inputs import (
     whole_films,
 )
 from classify.judge import Judge
-from classify.panel import Panel, is_for_children
+from classify.panel import Panel, find_ensembles, is_for_children
 from classify.screener import Screener
 from classify.screening.doubts import FINE_APART, NOTED
 from classify.screening.tiers import read_tiers
 from cxr.bundle import bundle_meta
+from cxr.engines import ENGINES, PRECISIONS
 from cxr.film import list_films
 from cxr.manifest import CropRow, ManifestWriter, read_manifest
+from cxr.rules import require, require_one_of
 from cxr.stream import ahead, batched, default_jobs
 from cxr.workdir import log, provenance, sha256_file
-
-if TYPE_CHECKING:
-    from classify.run import RunConfig
+from cxr.workers import LOCAL, check_workers
 
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
 # what a run has in common with detect.crop
 _READING = ("jobs", "batch", "for_processing")
 _CROPPING = ("field", "box", "turned", "device", "engine", "precision", "margin", *_READING)
 Unit = Path | CropRow
+DEFAULT_CROPS = Path("runs/crops")  # where detect.crop puts them
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Box, crop, classify and screen chest films; writes predictions.csv and report.html.
+
+    Args:
+        films: files and folders of films (DICOM, PNG, JPEG, TIFF).
+        crops: with FILMS, crop them first, into this folder (without a value, into OUT/crops).
+            Without FILMS, start from the crops in this folder (without a value, runs/crops).
+            Left out: the members see whole films.
+        out: folder of the run; a stopped run goes on there. Empty takes runs/classify_crops, or
+            runs/classify_films for whole films.
+        ensemble: folder of the members, their screener and guard, or of a single network (python -m
+            classify.single), whose classes but normal are the members then. Empty takes
+            weights/ensemble_crops, or weights/ensemble_films for whole films; where several folders
+            in weights/ hold a guard for the same kind of input, all of them: each film is judged by
+            the one for its age, or that its guard calls nearest.
+        detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
+        field: bundle of the lung field, likewise.
+        box: whose box is taken: both (the detector's and the lung field's together, refused or
+            flagged where they differ), detector or field.
+        turned: a film that lies on its side or upside down is turned upright first (mend), or
+            refused (refuse).
+        tiers: YAML file that says which target is in which risk tier.
+        tier_threshold: a member finds its target from this probability on; left out, when target
+            is the largest of its three logits.
+        saliency: draw a Grad-CAM of each film's strongest member.
+        margin: added to the thorax box on each side, as a fraction of the box's side.
+        device: auto, cpu or cuda.
+        engine: what runs the networks: auto, onnx, openvino or torch. auto is torch on a GPU, else
+            ONNX Runtime where an exported network lies beside each bundle (tools/export.py).
+        precision: fp32, or bf16 (openvino and torch): faster where the processor has it, and
+            answers differ by about a hundredth of a logit.
+        batch: films that the members see at a time.
+        jobs: processes that read films; -1 takes up to four, and none for a few films.
+        workers: local; or ray:N, ray:HOST:PORT or ray://HOST:PORT: workers of a Ray cluster, one a
+            processor, that read and judge (pip install -e '.[ray]'; see docs/speed.md).
+        restart: forget an earlier run in this folder.
+        for_processing: take films that are FOR PROCESSING (raw detector data) too.
+    """
+
+    films: tuple[str, ...] = ()
+    crops: str | None = None
+    out: str = ""
+    ensemble: str = ""
+    detector: str = ""
+    field: str = ""
+    box: str = "both"
+    turned: str = "mend"
+    tiers: Path = DEFAULT_TIERS
+    tier_threshold: float | None = None
+    saliency: bool = True
+    margin: float = 0.05
+    device: str = "auto"
+    engine: str = "auto"
+    precision: str = "fp32"
+    batch: int = 8
+    jobs: int = -1
+    workers: str = LOCAL
+    restart: bool = False
+    for_processing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.films and self.crops is None:
+            raise ValueError(
+                "there is nothing to work on. Give films (python -m classify.run FILMS --crops), "
+                "or start from crops made earlier (python -m classify.run --crops DIR)."
+            )
+        for name, low, high in (("margin", 0, 1), ("batch", 1, 1024), ("jobs", -1, 256)):
+            value = getattr(self, name)
+            require(low <= value <= high, f"--{name} must lie between {low} and {high}", value)
+        require_one_of(self, engine=ENGINES, precision=PRECISIONS)
+        check_workers(self.workers)
+
+    @property
+    def cropped(self) -> bool:
+        """Do the members see crops?"""
+        return self.crops is not None
+
+    @property
+    def out_path(self) -> Path:
+        """The run's folder."""
+        return Path(self.out or ("runs/classify_crops" if self.cropped else "runs/classify_films"))
+
+    @property
+    def crops_path(self) -> Path:
+        """The folder of the crops, where there are any."""
+        return Path(self.crops or (self.out_path / "crops" if self.films else DEFAULT_CROPS))
+
+    @property
+    def ensemble_paths(self) -> list[Path]:
+        """The members' folders: one, or several with a guard each that judge together."""
+        kind = "crops" if self.cropped else "films"
+        found = [] if self.ensemble else find_ensembles(Path("weights"), kind)
+        return found if len(found) > 1 else [Path(self.ensemble or f"weights/ensemble_{kind}")]
 
 
 class Reader:

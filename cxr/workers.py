@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from cxr.workdir import log
 LOCAL = "local"
 _TRIES = 3  # times that a film may take its worker down with it
 _AHEAD = 2  # batches that a worker holds: it never waits for the next one
+_PATIENCE = 90.0  # seconds that workers may end while they load, before the command does
 _QUIET = 60.0  # seconds without a worker after which that is said
 
 Item = TypeVar("Item")
@@ -117,7 +119,7 @@ class _Team:
         self._coming: dict[Any, _Seat] = {}  # those that load, by the promise to be ready
         self._ready: list[_Seat] = []
         self._tasks: dict[Any, tuple[_Seat, list[Any], int]] = {}  # items and tries, by promise
-        self._many, self._stillborn = many, 0
+        self._failing: float | None = None  # since when no worker has come
         for _ in range(many):
             self._hire()
 
@@ -155,14 +157,16 @@ class _Team:
         seat = self._coming.pop(promise)
         if self._kept(promise) is not None:
             self._ready.append(seat)
-            self._stillborn = 0
+            self._failing = None
             return
-        self._stillborn += 1
-        if self._stillborn > _TRIES * self._many:
+        now = time.monotonic()
+        self._failing = self._failing or now
+        if now - self._failing > _PATIENCE:
             raise RuntimeError(
-                f"{self._stillborn} workers ended one after the other while they loaded. See the "
-                "cluster's logs: memory, or a folder that is not there on its machines?"
+                "workers ended one after the other while they loaded. See the cluster's logs: "
+                "memory, or a folder that is not there on its machines?"
             )
+        time.sleep(1.0)  # a cluster does not know at once what it lost
         self._hire()
 
     def _take(self, promise: Any, waiting: deque[Any], lost: Callable[[Any, str], Any]) -> Any:

@@ -13,7 +13,7 @@ import pytest
 ALLOWED = {"cxr": {"cxr"}, "detect": {"cxr", "detect"}, "classify": {"cxr", "classify"}}
 # the only doors between the two stages
 DOORS = {
-    "classify/run.py": {"detect.crop", "detect.predict"},
+    "classify/work.py": {"detect.crop", "detect.predict"},
     "classify/dataset.py": {"detect.lungfield.field"},  # lungs that a guided training is held to
     "classify/audit/auditor.py": {"detect.finder", "detect.lungfield.field"},
     "classify/audit/films.py": {"detect.finder", "detect.lungfield.field"},

@@ -32,6 +32,7 @@ from classify.audit.summary import (
     unknown_labels,
 )
 from classify.ensemble import Ensemble
+from classify.exported import answer_by
 from classify.saliency.maps import check_draws
 from classify.screener import Screener
 from cxr.cli import to_plain
@@ -89,7 +90,7 @@ def load(config: AuditConfig) -> Auditor:
         raise ValueError(f"no film of {config.run_path} is left to audit{where}.")
     folder = Path(config.ensemble or run.ensemble)
     members = Ensemble.load(folder, config.device, config.precision)
-    members.answer_by(folder, config.engine)
+    answer_by(members, folder, config.engine)
     if members.targets != run.targets:
         raise ValueError(
             f"--ensemble must be the members of {config.run_path}: {', '.join(run.targets)}. "

@@ -46,9 +46,9 @@ def detection_timers(films: list[Path]) -> list[Timer]:
     return [
         Timer("torchvision fasterrcnn_mobilenet_v3_large_320_fpn", run_stock),
         Timer("lungfirst, detector and lung field", ours(ThoraxFinder.load(device="cpu"))),
-        Timer("lungfirst, detector", ours(plain)),
-        Timer("lungfirst with flips", ours(flipped)),
-        Timer("lungfirst's network, COCO's sizes", ours(many)),
+        Timer("lungfirst, detector alone, by torch", ours(plain)),
+        Timer("lungfirst, detector with flips, by torch", ours(flipped)),
+        Timer("lungfirst, detector with sizes of COCO, by torch", ours(many)),
     ]
 
 

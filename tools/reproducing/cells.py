@@ -222,6 +222,11 @@ def cell_key(runner: str, settings: dict[str, Any], seen: str, marks: Sequence[s
     kind = find_runner(runner)
     free = {kind.keys[name] for name in FREE if name in kind.keys} | set(kind.free)
     flat = {k: content_of(k, v) for k, v in flatten(settings).items() if k not in free}
+    for name, usual_of in kind.later_in.items():
+        flat[name] = [
+            {k: v for k, v in one.items() if k not in usual_of or v != usual_of[k]}
+            for one in flat[name]
+        ]
     if kind.later:
         usual = flatten(_defaults(kind.config_class))
         later = [k for k in flat if any(f"{k}.".startswith(f"{name}.") for name in kind.later)]

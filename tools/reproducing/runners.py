@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,7 @@ class Runner:
             is not known.
         later: keys, or groups of keys, that came when there were finished cells: at their default
             they do not make a cell another one.
+        later_in: the same inside a list of settings: its key, and what came with its defaults.
         version: raised when the same configuration gives another result than before.
     """
 
@@ -130,6 +131,7 @@ class Runner:
     split_files: tuple[str, ...] = ()
     split: str | Callable[[dict[str, Any]], SplitOf] | None = None
     later: tuple[str, ...] = ()
+    later_in: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     version: int = 1
 
     @property
@@ -243,6 +245,7 @@ RUNNERS: dict[str, Runner] = {
         split="reproducing.scxnn:split_of",
         split_files=("split",),
         later=("guide", "shared"),
+        later_in={"phases": {"guide": None, "keep": "best"}},
     ),
     "film_class": Runner(
         "detect.film_class:FilmClassConfig",
