@@ -119,6 +119,10 @@ def raylets(folder: str) -> set[int]:
     return {int(pid) for pid in listed.stdout.split()}
 
 
+@pytest.mark.skipif(
+    not os.environ.get("LUNGFIRST_CLUSTER"),
+    reason="starts a cluster of two machines, which needs a quiet one: LUNGFIRST_CLUSTER=1",
+)
 def test_a_machine_that_is_lost_in_the_middle_costs_no_item(
     tmp_path: Path,
 ) -> None:
