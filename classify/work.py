@@ -337,7 +337,7 @@ def note_panel(source: Source, panel: Panel, config: RunConfig) -> None:
             source.weights |= {name: judge.guard.sha256}
     source.settings |= {
         "members": {t: sha for j in panel.judges for t, sha in j.members.weights.items()},
-        "tiers": tiers_of(config),
+        "tiers": dict(panel.judges[0].tiers),
         "threshold": panel.told(lambda j: j.screener.threshold_id if j.screener else ""),
         "tier_threshold": config.tier_threshold,
         "guard": panel.told(lambda j: j.guard.sha256 if j.guard else ""),

@@ -142,7 +142,7 @@ def measure(
     from benching import networks, whole
 
     if part == "whole":
-        return {part: whole.whole_rows(films, *config.whole, config.threads)}
+        return {part: whole.whole_rows(films, *config.whole)}
     if part == "growth":
         rows = whole.growth_rows(films, config.growth, config.ensemble)
         whole.draw_growth(rows, workdir / "growth.png")

@@ -18,6 +18,32 @@ _HEADS = {
     "workers": "Workers",
     "decisions": "Do engines decide alike?",
 }
+# of the parts whose rows are a table as they are: what a row holds, and its head
+_COLUMNS = {
+    "whole": {
+        "films": "films",
+        "saliency": "Grad-CAM",
+        "ms": "the run, ms a film",
+        "forward_ms": "its networks alone, ms a film",
+        "forward_by": "by",
+        "ratio": "ratio",
+        "mib": "peak memory, MiB",
+    },
+    "growth": {
+        "films": "films",
+        "seconds": "seconds",
+        "ms": "ms a film",
+        "mib": "peak memory, MiB",
+        "page_mb": "report.html, MB",
+        "pages": "pages of cards",
+    },
+    "workers": {
+        "workers": "workers of one core",
+        "seconds": "seconds, all",
+        "ms": "ms a film",
+        "efficiency": "efficiency",
+    },
+}
 
 
 def page(found: dict[str, Any]) -> str:
@@ -26,8 +52,15 @@ def page(found: dict[str, Any]) -> str:
     for part, head in _HEADS.items():
         if part in found:
             lines += ["", f"## {head}", ""]
-            lines += _TABLES.get(part, _timers)(found[part])
+            lines += _table(part, found[part])
     return "\n".join(lines).lstrip() + "\n"
+
+
+def _table(part: str, rows: Sequence[Any]) -> list[str]:
+    if names := _COLUMNS.get(part):
+        cells = [[str(row[name]) for name in names] for row in rows]
+        return to_markdown(list(names.values()), cells)
+    return _decisions(rows) if part == "decisions" else _timers(rows)
 
 
 def _timers(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
@@ -43,45 +76,6 @@ def _timers(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     return to_markdown(head, lines)
 
 
-def _plain(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> list[str]:
-    return to_markdown(list(names.values()), [[str(row[name]) for name in names] for row in rows])
-
-
-def _whole(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = {
-        "films": "films",
-        "saliency": "Grad-CAM",
-        "ms": "the run, ms a film",
-        "forward_ms": "its networks alone, ms a film",
-        "forward_by": "by",
-        "ratio": "ratio",
-        "mib": "peak memory, MiB",
-    }
-    return _plain(rows, names)
-
-
-def _growth(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = {
-        "films": "films",
-        "seconds": "seconds",
-        "ms": "ms a film",
-        "mib": "peak memory, MiB",
-        "page_mb": "report.html, MB",
-        "pages": "pages of cards",
-    }
-    return _plain(rows, names)
-
-
-def _workers(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = {
-        "workers": "workers of one core",
-        "seconds": "seconds, all",
-        "ms": "ms a film",
-        "efficiency": "efficiency",
-    }
-    return _plain(rows, names)
-
-
 def _decisions(rows: Sequence[dict[str, Any]]) -> list[str]:
     head = ["engine", "films", "other decision", "other tier", "other status", "a logit differs by"]
     lines = []
@@ -92,6 +86,3 @@ def _decisions(rows: Sequence[dict[str, Any]]) -> list[str]:
     names = sorted({n for row in rows for kind in ("decision", "status") for n in row[kind]})
     listed = [f"Films whose decision or status differs: {', '.join(names) or 'none'}."]
     return [*to_markdown(head, lines), "", *listed]
-
-
-_TABLES = {"whole": _whole, "growth": _growth, "workers": _workers, "decisions": _decisions}

@@ -3,7 +3,6 @@ memory over many films, workers, and whether engines decide alike."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -45,16 +44,13 @@ class Done(NamedTuple):
     mib: float
 
 
-def run_over(films: Path | Sequence[str], out: Path, *options: str, threads: int = 0) -> Done:
+def run_over(films: Path | Sequence[str], out: Path, *options: str) -> Done:
     """python -m classify.run in a process of its own; raises RuntimeError where it fails."""
-    environment = dict(os.environ)
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
     named = [str(films)] if isinstance(films, Path) else list(films)
     command = [sys.executable, "-c", _PROGRAM, *named, "--out", str(out), *options]
     began = time.perf_counter()
     done = subprocess.run(  # noqa: S603 - our own program
-        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
+        command, capture_output=True, text=True, cwd=ROOT, check=False
     )
     seconds = time.perf_counter() - began
     peaks = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
@@ -148,9 +144,7 @@ def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) ->
     return float(np.median(taken[1:])) / len(pixels) * 1e3
 
 
-def whole_rows(
-    films: Sequence[Path], number: int, dicom: int, threads: int
-) -> list[dict[str, Any]]:
+def whole_rows(films: Sequence[Path], number: int, dicom: int) -> list[dict[str, Any]]:
     """The run with all that it does, cold start included, over so many JPEG and large DICOM films,
     beside the networks' own time."""
     from classify.panel import find_ensembles
@@ -171,9 +165,7 @@ def whole_rows(
                 continue
             for saliency in ("true", "false"):
                 options = ("--crops", "--saliency", saliency)
-                done = run_over(
-                    place / name, place / f"{name}_{saliency}", *options, threads=threads
-                )
+                done = run_over(place / name, place / f"{name}_{saliency}", *options)
                 wall = done.seconds / count * 1e3
                 rows.append(
                     {
