@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ class OnnxNet:
                 f"python tools/export.py {bundle}"
             )
         self.outputs: list[str] = list(self.meta["outputs"])
+        _calm_numpy()
         try:
             open_ = _open_openvino if engine == "openvino" else _open_onnx
             self._run = open_(path, self.outputs, precision)
@@ -122,6 +124,15 @@ class OnnxNet:
         """The outputs (N, …) for a batch (N, …), by name."""
         found = self._run(np.ascontiguousarray(films))
         return dict(zip(self.outputs, found, strict=True))
+
+
+@cache
+def _calm_numpy() -> None:
+    """One thread for NumPy's products of matrices from here on: they are small beside a network,
+    and threads of theirs that spin while they wait take a quarter of a run's processor time."""
+    from threadpoolctl import ThreadpoolController
+
+    ThreadpoolController().limit(limits=1, user_api="blas")
 
 
 def _threads() -> int:
