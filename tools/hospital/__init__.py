@@ -1,0 +1,1 @@
+"""Beside a PACS: films received, judged, and the results returned as DICOM objects."""
