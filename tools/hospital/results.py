@@ -87,8 +87,9 @@ def results_of(
         settings: how they are made.
         when: the time of the judgement; the same time gives the same bytes.
 
-    Yields a film's name and its objects (pydicom data sets, ready to be written or sent): none for a file that no object can point at (no DICOM,
-    gone, changed, without UIDs), which the log says without a word of its header.
+    Yields a film's name and its objects (pydicom data sets, ready to be written or sent): none for
+    a file that no object can point at (no DICOM, gone, changed, without UIDs), which the log says
+    without a word of its header.
     """
     from hospital.judgement import read_ran
 
