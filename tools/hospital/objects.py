@@ -287,12 +287,19 @@ class _Maker:
                 found.Laterality = header.get("Laterality")
         if self.kind == "seg":
             found.PatientOrientation = header.PatientOrientation
+        self._freeze(found)
+        if self.kind == "sr":
+            found.PreliminaryFlag = "PRELIMINARY"
+        return found
+
+    def _freeze(self, found: Dataset) -> None:
+        """The judgement's time and own UIDs, where the library has the clock and chance."""
         for part, value in (("Date", f"{self.when:%Y%m%d}"), ("Time", f"{self.when:%H%M%S}")):
             for name in _CLOCKS:
                 if (keyword := name.format(part)) in found:
                     setattr(found, keyword, value)
         for equipment in found.ContributingEquipmentSequence:  # the library's own is among them
             equipment.ContributionDateTime = f"{self.when:%Y%m%d%H%M%S}"
-        if self.kind == "sr":
-            found.PreliminaryFlag = "PRELIMINARY"
-        return found
+        for keyword in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
+            for item in found.get(keyword, ()):
+                item.DimensionOrganizationUID = self._uid_for("dimensions")
