@@ -28,7 +28,7 @@ from hospital_world import WHEN, World, world  # noqa: F401 - a fixture
 
 pytest.importorskip("highdicom", reason="the extra pacs is not installed")
 
-from hospital.results import ObjectSettings, results_of  # noqa: E402
+from hospital.results import ObjectSettings, results_of
 
 VIEWERS = Path(os.environ.get("LUNGFIRST_VIEWERS") or "none")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -54,13 +54,13 @@ def test_ohifs_parser_takes_the_box_for_a_rectangle(
 ) -> None:
     monkeypatch.chdir(root)
     path = tmp_path / "sr.dcm"
-    report_of(world, "korean", form).save_as(path, enforce_file_format=True)
+    report_of(world, "turned", form).save_as(path, enforce_file_format=True)
     script = root / "tests" / "viewers" / "cornerstone.mjs"
     command = ["node", str(script), str(VIEWERS.resolve()), str(path)]
     told = subprocess.run(command, capture_output=True, text=True, timeout=120)
     (line,) = [s for s in told.stdout.splitlines() if s.startswith("FOUND ")] or [told.stderr]
     ((box,),) = json.loads(line.removeprefix("FOUND ")).values()
-    x0, y0, x1, y1 = np.array(world.boxed["korean"].thorax_xyxy) - 0.5  # to pixels' centres
+    x0, y0, x1, y1 = np.array(world.boxed["turned"].thorax_xyxy) - 0.5  # to pixels' centres
     expected = [[x0, y0, 0], [x1, y0, 0], [x0, y1, 0], [x1, y1, 0]]
     assert np.allclose(box, expected, atol=1e-3)
 
