@@ -116,6 +116,7 @@ def _odd(ds: Any) -> None:
         (0x00100040, "CS", "male"),
         (0x00080020, "DA", "yesterday"),
         (0x00080030, "TM", "late"),
+        (0x00281051, "DS", "wide"),
     ):
         ds.add(DataElement(tag, vr, value, validation_mode=0))
     ds.PixelSpacing = [0, 0]

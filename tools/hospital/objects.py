@@ -20,6 +20,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr.draw import draw_box, draw_text, overlay_saliency, to_rgb
+from cxr.notes import FilmError
+from cxr.rules import RefusedError
 from hospital import KINDS, codes
 from hospital.header import MANUFACTURER, MODEL, local_time
 from hospital.judgement import Algorithm, Judged, uid_of
@@ -48,31 +50,33 @@ def make_objects(
     form: str,
     when: datetime,
     planes: Planes,
-) -> list[Dataset]:
-    """The objects of the `kinds` that there can be for the film; the report last, as it refers to
-    the others.
-
-    Raises ValueError, without a word of the header, for one that no object can be made of.
-    """
+) -> tuple[list[Dataset], list[str]]:
+    """The objects of the `kinds` that there can be for the film, the report last, as it refers to
+    the others; and the kinds that its header does not allow. Raises FilmError or RefusedError."""
     made: dict[str, Dataset] = {}
+    lost = []
     with _unheard():
         for kind in KINDS[::-1]:
             if kind not in kinds or (kind != "sr" and not judged.seen):
                 continue
-            maker = _Maker(header, judged, _kind_in_full(kind, kinds, form, judged), kind, when)
+            maker = _Maker(header, judged, _in_full(kind, form, made, judged), kind, when)
             beside = [other for name, other in made.items() if name in _REFERRED]
-            found = maker.report(form, beside) if kind == "sr" else maker.make(planes)
-            if found is not None:
-                made[kind] = maker.finished(found)
-    return list(made.values())
+            try:
+                found = maker.report(form, beside) if kind == "sr" else maker.make(planes)
+                if found is not None:
+                    made[kind] = maker.finished(found)
+            except (FilmError, RefusedError):
+                raise
+            except Exception:  # the library raises all kinds on an odd header, with its values
+                lost.append(kind)
+    return list(made.values()), lost
 
 
-def _kind_in_full(kind: str, kinds: Collection[str], form: str, judged: Judged) -> str:
+def _in_full(kind: str, form: str, made: Collection[str], judged: Judged) -> str:
     """What an object is, for its UID: a report that says more is another one."""
     if kind != "sr":
         return kind
-    beside = [k for k in KINDS if k in kinds and k != "sr"] if judged.seen else []
-    more = [k for k in beside if k in _REFERRED]
+    more = [k for k in KINDS if k in made and k in _REFERRED]
     parts = ["sr3d" if form == "comprehensive3d" else "sr", *more, *["audit"] * bool(judged.audits)]
     return "+".join(parts)
 
