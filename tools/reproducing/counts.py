@@ -24,7 +24,7 @@ from reproducing.experiment import Experiment, Films
 from reproducing.runners import SplitOf, find_runner
 from reproducing.table import CountRow
 
-ALL = "all"
+ALL, TOTAL = "all", "total"
 
 
 def split_of(cell: Cell) -> SplitOf | None:
@@ -48,7 +48,8 @@ def count_films(
     rows = []
     for asked in experiment.films:
         ours = _ours(asked, cell, split, config)
-        columns = list(dict.fromkeys(c for known in asked.figures.values() for c in known))
+        named = dict.fromkeys(c for known in asked.figures.values() for c in known)
+        columns = sorted(named, key=lambda name: name == TOTAL)
         for name, known in asked.figures.items():
             counts = {c: (known.get(c), ours.get((name, c))) for c in columns}
             rows.append(CountRow(asked.title, name, counts))
@@ -71,7 +72,7 @@ def _ours(
         if column:
             for name in (truth, ALL):
                 found[name, column] += 1
-                found[name, "total"] += 1
+                found[name, TOTAL] += 1
     return found
 
 
@@ -89,11 +90,11 @@ def _by_label(asked: Films, cell: Cell, config: ReproduceConfig) -> dict[tuple[s
     found = {}
     for name in asked.figures:
         if plain_word(name) == "normal":
-            found[name, "total"] = sum(row.label == "normal" for row in rows)
+            found[name, TOTAL] = sum(row.label == "normal" for row in rows)
             continue
         own = [row for row in rows if has_disease(row, [name])]
         stems = {film_stem(row.image) for row in own}
         hard = {stem for stem, finding in boxed if finding in names_of(name) and stem in stems}
         found |= {(name, "hard"): len(hard), (name, "weak"): len(own) - len(hard)}
-        found[name, "total"] = len(own)
+        found[name, TOTAL] = len(own)
     return found

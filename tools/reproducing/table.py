@@ -360,6 +360,7 @@ _SILENT = re.compile(
 )
 _SHARED = ("parts", "per_label")  # their shares make one phrase, in this order:
 _ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
+_COPY = re.compile(r"(?<=^1 )copies")
 _BEFORE = "pretraining."  # settings of what came before the training itself
 # A network's name and its first weights make one phrase.
 _PAIRS = {
@@ -476,7 +477,7 @@ def _say(group: Sequence[str], settings: Mapping[str, Any], alone: bool = False)
     both = f"{head.rpartition('.')[2]}.{last}"  # a kind is a kind of what
     phrase = phrases.get(both) or phrases.get(last) or f"{last.replace('_', ' ')} {{}}"
     said = said if alone else phrase.format(said)
-    return said.removesuffix("s") if said in ("1 epochs", "1 folds") else said
+    return said.removesuffix("s") if said in ("1 epochs", "1 folds") else _COPY.sub("copy", said)
 
 
 def _value(value: Any) -> str:
