@@ -93,8 +93,8 @@ def select_films(
         )
     parts, made = share_films(films, config.split, config.parts, config.max_films, seed)
     if config.rest:
-        known = {film.patient_id for film in films}
-        over = [f for f in every if f.label in config.per_label and f.patient_id not in known]
+        known, kinds = {film.patient_id for film in films}, set(map(label_word, config.per_label))
+        over = [f for f in every if label_word(f.label) in kinds and f.patient_id not in known]
         parts[config.rest] = at_most(over, config.max_films, seed)
     if trained:
         require_both(parts)
