@@ -10,8 +10,9 @@ from reproducing.cells import ReproduceConfig, cell_key, resolve
 from reproducing.experiment import read_experiment
 from reproducing.runners import find_runner, fingerprint
 
-# The first cell of a table of each runner, at the budget that was trained. Where a setting was added to a training, name it in the
-# runner's `later`: a key written anew here loses every cell that was ever trained.
+# The first cell of a table of each runner, at the budget that was trained. Where a setting was
+# added to a training, name it in the runner's `later`: a key written anew here loses every cell
+# that was ever trained.
 KEYS = {
     "keras_depth": ("small", "43954b1d6667a3dd"),
     "covid_labels": ("small", "de1c004df855568c"),
