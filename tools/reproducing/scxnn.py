@@ -41,6 +41,7 @@ from cxr.plots import new_figure, write_figure
 from cxr.rules import require
 from cxr.stats import Figure, figure_of, ratio, share_figure, softmax, weighted_auc, with_draws
 from cxr.workdir import log, replacing, write_json
+from reproducing.members import draw_members
 from reproducing.runners import SplitOf, digest, shared_folder
 
 LEAST = 1e-12  # a sum of scores must not be 0
@@ -121,6 +122,9 @@ def train_scxnn(config: ScxnnConfig) -> Path:
         figures = _follow(config, films["test"], logits["test"]) if config.followed else {}
         if config.tiers:
             figures |= screen_films(config, films, logits, folder)
+            picture = folder / "members.png"
+            if not config.tested and not picture.is_file():  # once for all cells of the training
+                draw_members(training, films["test"], logits["test"], picture)
     write_json(out / "figures.json", {name: asdict(figure) for name, figure in figures.items()})
     write_answers(out / "answers.csv", config.answers, _answers(config, films["test"], scores))
     return out
