@@ -331,3 +331,23 @@ STATED: dict[str, dict[tuple[str, str], dict[str, object]]] = {
     "scxnn_classes": {("3 classes", ""): _THESIS},
     "scxnn_unseen": {("Nodule", "pneumonia"): {**_THESIS, "asked": "nodule"}},
 }
+
+# Figures of the sources that are no cell of a table: they must stand in the tables' files or docs
+TOLD = {
+    "configs/experiments/twostage_fusion.yaml": ["5,856", "4,273", "1,583", "0.8 / 0.1 / 0.1"],
+    "configs/experiments/twostage_detect.yaml": ["clavicles", "ribs", "5,456", "0.8 / 0.2"],
+    "configs/experiments/keras_cases.yaml": ["5,684", "8:1:1", "144th"],
+    "configs/experiments/keras_depth.yaml": ["18,894,595", "3,338,240", "144th", "114th"],
+    "configs/experiments/keras_fc.yaml": ["69 %", "18,894,595"],
+    "configs/experiments/keras_grid.yaml": ["batches of 8 to 16", "batch of 32", "0.0001"],
+    "configs/experiments/deck_backbones.yaml": ["5,232", "624", "1,346", "5,865"],
+    "configs/experiments/covid_unet_cbam.yaml": ["111,120", "1,000", "1,160 / 290 / 363"],
+    "configs/experiments/scxnn_tiers.yaml": ["34,851", "6,628", "18,086", "5,400", "19,314"],
+    "configs/experiments/scxnn_datasets.yaml": [
+        "1325 of 1326",
+        "355 films",
+        "MIMIC-CXR",
+        "CheXpert",
+    ],
+    "docs/data_sets.md": ["0.86", "0.99", "0.124"],
+}

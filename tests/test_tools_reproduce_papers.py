@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from papers_figures import FIGURES, FILMS, STATED
+from papers_figures import FIGURES, FILMS, STATED, TOLD
 
 from cxr.training.optim import OptimConfig
 from cxr.training.recipe import flatten
@@ -75,6 +75,12 @@ def test_the_sources_films_are_counted(table: str, experiments: dict[str, Experi
         for row, known in counted.figures.items()
         for column, films in known.items()
     }
+
+
+@pytest.mark.parametrize("file", TOLD)
+def test_what_is_no_cell_of_a_table_is_told_in_words(file: str, root: Path) -> None:
+    text = " ".join((root / file).read_text(encoding="utf-8").split())
+    assert [figure for figure in TOLD[file] if figure not in text] == []
 
 
 @pytest.fixture(scope="module")
