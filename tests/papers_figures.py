@@ -237,6 +237,8 @@ _REPORT = {
     "fusion.nets": ["resnet18", "densenet121", "inception_v3"],
     "fusion.weights": "imagenet",
     "preprocess.side": 299,
+    "preprocess.clip": False,
+    "preprocess.contrast": "none",
     "optim.epochs": 30,
     "choose": "val_loss",
     "protocol.parts.train": 0.8,
