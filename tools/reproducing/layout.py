@@ -117,7 +117,7 @@ def _by_class(table: Table, classes: dict[str, list[Measure]], title: str) -> Gr
     heads = zip(words, next(iter(shown.values())), strict=True)
     groups = tuple((word[:1].upper() + word[1:], _heads(m)[1]) for word, m in heads)
     rows = [
-        (f"{row.row}: {name}", _texts(table, row, measures))
+        (f"{row.row}: {name.replace('_', ' ')}", _texts(table, row, measures))
         for row in table.rows
         for name, measures in shown.items()
     ]
@@ -133,7 +133,10 @@ def film_grids(table: Table) -> list[Grid]:
         columns = list(dict.fromkeys(name for row in own for name in row.counts))
         heads = tuple((name.replace("_", " "), ("paper", "ours")) for name in columns)
         texts = [
-            (row.row, tuple(_count(n) for c in columns for n in row.counts.get(c, (None, None))))
+            (
+                row.row.replace("_", " "),
+                tuple(_count(n) for c in columns for n in row.counts.get(c, (None, None))),
+            )
             for row in own
         ]
         found.append(Grid(title, "Films", heads, tuple(texts)))

@@ -185,7 +185,8 @@ def fill_rows(
             continue
         sentences = [data] if data else []
         sentences += differences(experiment, cell.settings, cell.paper)
-        found = [letters.setdefault(sentence, LETTERS[len(letters)]) for sentence in sentences]
+        once = dict.fromkeys(sentences)  # two phases may differ alike
+        found = [letters.setdefault(sentence, LETTERS[len(letters)]) for sentence in once]
         known = kept.get((cell.row, cell.column)) if not cell.finished else None
         entries = entries_of(cell, experiment, config, known.figures if known else None)
         seconds = float(cell.result["seconds"]) if cell.finished else known and known.seconds
