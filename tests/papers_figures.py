@@ -311,7 +311,11 @@ STATED: dict[str, dict[tuple[str, str], dict[str, object]]] = {
         }
     },
     "covid_unet_cbam": {("UNet + CBAM, pretrained", ""): _DECK},
-    "scxnn_datasets": {("Internal", ""): _THESIS},
+    "scxnn_datasets": {
+        ("Internal", ""): {**_THESIS, "tested": []},
+        ("External 1", ""): {**_THESIS, "tested": ["mimic"]},
+        ("External 2", ""): {**_THESIS, "tested": ["chexpert"]},
+    },
     "scxnn_tiers": {("Internal", ""): _THESIS},
     "scxnn_backbone": {
         ("DenseNet121", ""): _THESIS,

@@ -17,7 +17,7 @@ KEYS = {
     "keras_depth": ("small", "43954b1d6667a3dd"),
     "covid_labels": ("small", "de1c004df855568c"),
     "deck_iscore": ("small", "b8c1ba6a542c6e76"),
-    "scxnn_tiers": ("paper", "86336389f50a48b0"),
+    "scxnn_tiers": ("small", "031b7458c5c3be03"),
     "twostage_detect": ("small", "a1332c5f567cf8ce"),
 }
 

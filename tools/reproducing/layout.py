@@ -31,6 +31,7 @@ ABOUT_PROBE = (
     "Shortcut probe: logistic regressions on almost nothing, fitted on this table’s training "
     "films and tested on its test films. A network is worth what it adds to these."
 )
+NOTHING_TO_PROBE = "no figure of this table is one that a linear model could have, too"
 MIXED = "No figure here was made by another kind of split than the others of this table."
 SPLITS = {
     "pooled": "all films shared anew by patient",
@@ -87,6 +88,8 @@ def probe_grid(table: Table) -> Grid | None:
     apart = [m for found in _class_measures(table).values() for m in found]
     known = table.probe[0].figures
     measures = [m for m in table.measures if m.name in known and m not in apart]
+    if not measures:
+        return None
     rows = [(p.name, tuple(number(p.figures[m.name]) for m in measures)) for p in table.probe]
     heads = tuple((m.title, ("ours",)) for m in measures)
     return Grid(PROBE, "A linear model on", heads, tuple(rows))
@@ -236,7 +239,7 @@ def markdown(table: Table, pictures: Sequence[Picture] = ()) -> str:
     lines += ["## What differs from the paper", "", *(legend or ["- nothing in the settings"]), ""]
     lines += [f"## {PROBE}", ""]
     if probe is None:
-        why = "it only runs" if table.smoke else table.probe_reason
+        why = "it only runs" if table.smoke else table.probe_reason or NOTHING_TO_PROBE
         lines += [f"No shortcut probe: {_text(why)}.", ""]
     else:
         missed = f" ({_text(table.probe_reason)}.)" if table.probe_reason else ""
@@ -353,5 +356,7 @@ def page_html(table: Table, pictures: Sequence[Picture] = ()) -> str:
         about_probe=ABOUT_PROBE,
         facts=facts(table),
         pictures=pictures,
-        probe_reason="this budget only shows that it runs" if table.smoke else table.probe_reason,
+        probe_reason="this budget only shows that it runs"
+        if table.smoke
+        else table.probe_reason or NOTHING_TO_PROBE * (probe_grid(table) is None),
     )
