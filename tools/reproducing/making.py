@@ -94,9 +94,11 @@ def collect(
     if kept and not any(cell.finished for cell in cells):  # they were measured then, not now
         then = json.loads(past.read_text(encoding="utf-8"))
         made |= {k: then["made"][k] for k in ("made", "commit", "versions")}
-        figures = ({n: Figure(**f) for n, f in row["figures"].items()} for row in then["probe"])
-        names = (row["name"] for row in then["probe"])
-        probe, reason = tuple(map(ProbeRow, names, figures)), then["probe_reason"]
+        probe = tuple(
+            ProbeRow(row["name"], {n: Figure(**f) for n, f in row["figures"].items()})
+            for row in then["probe"]
+        )
+        reason = then["probe_reason"]
     notes, budget = notes_of(experiment, config.budget, cells), config.budget
     about = (experiment, budget, config.seen, rows, legend, probe, reason, notes, made)
     return Table(*about, count_films(experiment, cells[0], split, config))

@@ -68,7 +68,7 @@ def draw_members(
 
 def _nets(training: TrainConfig) -> dict[str, tuple[SCXNN, int]]:
     """Target → its network, and the number of its target logit there."""
-    found = {}
+    found: dict[str, tuple[SCXNN, int]] = {}
     for name, targets in training.networks.items():
         bundle = load_bundle(Path(training.out) / f"{name}.safetensors", "member")
         net = member_of(bundle).eval()

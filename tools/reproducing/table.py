@@ -317,8 +317,7 @@ def mean_class_accuracy(accuracy: Figure, classes: int) -> Figure:
     def mean(value: float | None) -> float | None:
         return None if value is None else 1 - 2 * (1 - value) / classes
 
-    ends = (mean(v) for v in (accuracy.value, accuracy.low, accuracy.high))
-    return Figure(*ends, accuracy.n)
+    return Figure(mean(accuracy.value), mean(accuracy.low), mean(accuracy.high), accuracy.n)
 
 
 def _lifts(cell: Cell, config: ReproduceConfig) -> tuple[dict[str, Figure], str]:
