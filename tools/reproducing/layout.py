@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -102,9 +103,9 @@ def _class_measures(table: Table) -> dict[str, list[Measure]]:
     for measure in table.measures:
         if measure.of and measure.group in (*OF_A_CLASS, *OF_A_TIER):
             classes.setdefault(measure.of, []).append(measure)
-    kinds = [[m.group for m in found] for found in classes.values()]
-    alike = len(kinds) > 1 and all(kind == kinds[0] for kind in kinds) and len(kinds[0]) > 1
-    return classes if alike else {}
+    kinds = {name: tuple(m.group for m in found) for name, found in classes.items()}
+    several = [kind for kind, n in Counter(kinds.values()).most_common() if n > 1 and len(kind) > 1]
+    return {name: classes[name] for name, kind in kinds.items() if [kind] == several[:1]}
 
 
 def _by_class(table: Table, classes: dict[str, list[Measure]], title: str) -> Grid:

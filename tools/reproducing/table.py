@@ -356,7 +356,7 @@ def spans(letters: Sequence[str]) -> str:
 # Settings that two cells of one result may differ in without a reader caring.
 _SILENT = re.compile(
     "data|crops|out|cache|device|workers|draws|seed|precision|accelerator|devices|bundle|"
-    "picture_every|half|restart|split|follow"
+    "picture_every|half|restart|split|follow|path"
 )
 _SHARED = ("parts", "per_label")  # their shares make one phrase, in this order:
 _ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
