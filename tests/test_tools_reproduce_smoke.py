@@ -25,10 +25,11 @@ TRAINED = {
     "deck_backbones": [(8, 0)],  # a light one
     "deck_cxrnet": [(0, 0), (1, 0)],  # draws its own map, or not
     "deck_iscore": [(0, 0), (0, 2)],  # the network's own head, kept features
-    "scxnn_backbone": [(1, 0)],
+    "scxnn_backbone": [(5, 0)],
+    "scxnn_datasets": [(3, 0)],  # of one key with the others, here
     "scxnn_classes": [(0, 0), (1, 0)],  # each another head
     "scxnn_preprocess": [(0, 0), (1, 0), (2, 0)],  # no decoder, a mask's, a film's
-    "scxnn_unseen": [(0, 0), (1, 1)],  # two members asked about two diseases
+    "scxnn_unseen": [(6, 0), (1, 1)],  # two members asked about two diseases
     "twostage_detect": [(0, 0), (1, 0)],  # without and with augmentation
 }
 
