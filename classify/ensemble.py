@@ -23,7 +23,7 @@ from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
 from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, from_input, preprocess_all, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
-from classify.saliency.maps import look, look_pooled, saliency_maps
+from classify.saliency.maps import look, look_pooled, maps_of_all, saliency_maps
 from cxr.boxes import Frame
 from cxr.bundle import bundle_kind, load_bundle, rebuilding
 from cxr.devices import inferring, pick_device
@@ -52,6 +52,7 @@ class Ensemble:
         self.weights = dict(weights or {})
         self.trained_on = trained_on
         self.exported: Any = None  # see `classify.exported.answer_by`
+        self.foreign: dict[str, Any] = {}  # of a classifier trained elsewhere, see classify.foreign
         self.device = torch.device(device)
         self.members: dict[str, nn.Module] = {
             target: net.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -171,9 +172,11 @@ class Ensemble:
         return from_input(batch, self.settings).cpu().numpy()
 
     def slow_maps(self, target: str, batch: torch.Tensor) -> np.ndarray:
-        """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass."""
-        wanted = [TARGET] * len(batch)
-        return saliency_maps(self.members[target], batch, wanted, closed_form=False)
+        """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass; by occlusion, where its network
+        names no layer."""
+        member, wanted = self.members[target], [TARGET] * len(batch)
+        method = "grad_cam" if pooled_layers(member) else "occlusion"
+        return saliency_maps(member, batch, wanted, method, closed_form=False)
 
     def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> np.ndarray:
         """(N, members, 3) from the logits (N, K) of each network."""
@@ -208,10 +211,9 @@ def member_maps(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """`Ensemble.look` for some members."""
     found = look(members, batch, TARGET, method)
-    return [
-        (z, saliency_maps(net, batch, [TARGET] * len(batch), method) if planes is None else planes)
-        for net, (z, planes) in zip(members, found, strict=True)
-    ]
+    left = [net for net, (_, planes) in zip(members, found, strict=True) if planes is None]
+    made = iter(maps_of_all(left, batch, TARGET, method))
+    return [(z, next(made) if planes is None else planes) for z, planes in found]
 
 
 def _network_of(member: nn.Module) -> nn.Module:

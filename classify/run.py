@@ -3,6 +3,7 @@
     python -m classify.run FILMS --crops             box and crop each film, then classify the crops
     python -m classify.run --crops runs/crops        classify crops made earlier by detect.crop
     python -m classify.run FILMS                     classify whole films, for comparison
+    python -m classify.run FILMS --crops --model timm:resnet18@net.safetensors    your classifier
 
 A run that was stopped goes on where it was: films that are done keep their rows and their cards.
 """
@@ -24,6 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
+from classify.foreign import sentence_of
 from classify.inputs import Item, name_of
 from classify.panel import Panel
 from classify.predictions import PredictionWriter
@@ -159,6 +161,8 @@ def _lost(unit: Unit, why: str) -> Item:
 def summarise(config: RunConfig, source: Source, panel: Any, complete: bool) -> dict[str, Any]:
     """What the page's head says."""
     cautions = [c for judge in panel.judges if (c := _scope_of(judge, len(panel.judges) > 1))]
+    answered_by = [getattr(judge.members, "foreign", {}) for judge in panel.judges]
+    cautions += [sentence_of(known) for known in answered_by if known]
     wanted = "crops" if config.cropped else "films"
     for trained_on in dict.fromkeys(judge.members.trained_on for judge in panel.judges):
         if trained_on and trained_on != wanted:
@@ -174,6 +178,7 @@ def summarise(config: RunConfig, source: Source, panel: Any, complete: bool) -> 
             lambda judge: judge.screener.threshold_id if judge.screener else "none"
         ),
         "cropped": config.cropped,
+        "maps": "Occlusion" if any(k and not k["layer"] for k in answered_by) else "Grad-CAM",
         "targets": panel.targets,
         "cautions": cautions,
         "passed_over": list(source.passed_over.items()),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,14 @@ from cxr.cli import Command, Several, as_command, as_list, parse_command, to_pla
 from cxr.rules import require
 from cxr.split import Split
 from cxr.training.recipe import require_writable
-from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
+from cxr.workdir import (
+    console,
+    provenance,
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 
 SCHEMA, VERSION = "lungfirst.screener", 1
 CLEARED, READ, NOT_READ = "definitely_normal", "read", "not_read_by_model"
@@ -177,6 +184,16 @@ class Screener:
         where = f" It holds for films like those of the calibration: {scope}." if scope else ""
         return self.point.sentence() + where + (f" {_CROSSED}" if self.meta.get("own") else "")
 
+    def require_members(self, members: Mapping[str, str]) -> None:
+        """Raises ValueError unless it was fitted on answers of these members (target → SHA-256)."""
+        fitted = self.meta.get("members") or {}
+        if fitted != dict(members):
+            told = ", ".join(f"{k} {v[:8]}" for k, v in fitted.items()) or "none that it knows of"
+            raise ValueError(
+                "the screener of --ensemble must be fitted on this model's own answers. It was on "
+                f"those of {told}: python -m classify.screener fit RUN/predictions.csv --ensemble …"
+            )
+
     def score(self, logits: np.ndarray) -> np.ndarray:
         """(N, M, 3) logits, members in the order of `targets`, to (N,) calibrated P(abnormal)."""
         logits = np.asarray(logits, dtype=np.float64)
@@ -300,8 +317,23 @@ def calibrate(
         told = {"rank": point.threshold, "normal_films": len(own), "parts": list(config.own_parts)}
         point, meta = replace(point, threshold=lay_on(point.threshold, own)), {**meta, "own": told}
     members = {path.stem: sha256_file(path) for path in bundles_in(config.ensemble)}
+    members = members or _members_of_runs(config.predictions)
     meta = {"members": members, **meta, "provenance": provenance(members)}
     return Screener(svm, calibration.targets, point, meta, data=data).save(config.ensemble)
+
+
+def _members_of_runs(predictions: Sequence[str]) -> dict[str, str]:
+    """Target → SHA-256 of what answered in these runs, by their run.json; raises ValueError where
+    one was by other members."""
+    found: dict[str, str] = {}
+    for path in predictions:
+        record = Path(path).parent / "run.json"
+        known = read_json(record) if record.is_file() else {}
+        own = dict(known.get("settings", {}).get("members", {}))
+        rule = "predictions must all come from the same members"
+        require(not found or not own or own == found, rule, str(path))
+        found = found or own
+    return found
 
 
 def _scores(svm: CalibratedSvm, logits: np.ndarray) -> np.ndarray:

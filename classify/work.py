@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from classify.foreign import ModelSpec, check_model, settings_for
 from classify.guard import Guard
 from classify.inputs import (
     GUARD,
@@ -60,6 +61,12 @@ class RunConfig:
             weights/ensemble_crops, or weights/ensemble_films for whole films; where several folders
             in weights/ hold a guard for the same kind of input, all of them: each film is judged by
             the one for its age, or that its guard calls nearest.
+        model: a classifier of your own in the members' place: torchxrayvision:NAME,
+            timm:NAME@WEIGHTS, torchvision:NAME@WEIGHTS, onnx:FILE, or python:MODULE:FUNCTION, which
+            runs that code (see docs/audit-your-model.md). --ensemble may name a folder with a
+            screener that was fitted on its answers.
+        model_settings: YAML file that names the model's outputs, and says how it sees a film; empty
+            takes the one beside its weights (net.yaml beside net.pth).
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
         field: bundle of the lung field, likewise.
         box: whose box is taken: both (the detector's and the lung field's together, refused or
@@ -88,6 +95,8 @@ class RunConfig:
     crops: str | None = None
     out: str = ""
     ensemble: str = ""
+    model: str = ""
+    model_settings: str = ""
     detector: str = ""
     field: str = ""
     box: str = "both"
@@ -115,6 +124,7 @@ class RunConfig:
             value = getattr(self, name)
             require(low <= value <= high, f"--{name} must lie between {low} and {high}", value)
         require_one_of(self, engine=ENGINES, precision=PRECISIONS)
+        check_model(self.model, self.model_settings)
         check_workers(self.workers)
 
     @property
@@ -134,7 +144,10 @@ class RunConfig:
 
     @property
     def ensemble_paths(self) -> list[Path]:
-        """The members' folders: one, or several with a guard each that judge together."""
+        """The members' folders: one, or several with a guard each that judge together; none where
+        a model stands in their place."""
+        if self.model:
+            return []
         kind = "crops" if self.cropped else "films"
         found = [] if self.ensemble else find_ensembles(Path("weights"), kind)
         return found if len(found) > 1 else [Path(self.ensemble or f"weights/ensemble_{kind}")]
@@ -298,6 +311,8 @@ def load_panel(config: RunConfig, fine_apart: float) -> Panel:
     """Members, screeners and guards of a run; raises OSError or ValueError."""
     folders = config.ensemble_paths
     tiers = tiers_of(config)
+    if config.model:
+        return _foreign_panel(config, tiers, fine_apart)
     light = {folder: _light_models(folder) for folder in folders}
 
     from classify.exported import open_ensemble  # what is heavy is loaded when nothing is wrong
@@ -310,6 +325,22 @@ def load_panel(config: RunConfig, fine_apart: float) -> Panel:
         how = (config.cropped, config.saliency, config.tier_threshold, guard, fine_apart)
         judges.append(Judge(members, screener, tiers, *how, folder.name))
     return Panel(judges, [folder.name for folder in folders if is_for_children(folder)])
+
+
+def _foreign_panel(config: RunConfig, tiers: Mapping[str, str], fine_apart: float) -> Panel:
+    """The one judge of a classifier that was trained elsewhere."""
+    from classify.models.foreign import open_foreign
+
+    spec = ModelSpec.parse(config.model)
+    known = settings_for(spec, config.model_settings)
+    members = open_foreign(spec, known, config.device, config.precision)
+    screener = Screener.load(config.ensemble) if config.ensemble else None
+    if screener is None:
+        log.warning("no screener is fitted on the answers of %s: every film is to be read", spec)
+    else:
+        screener.require_members(members.weights)
+    how = (config.cropped, config.saliency, config.tier_threshold, None, fine_apart)
+    return Panel([Judge(members, screener, tiers, *how, spec.title)])
 
 
 def tiers_of(config: RunConfig) -> dict[str, str]:
@@ -330,10 +361,11 @@ def _light_models(folder: Path) -> tuple[Screener | None, Guard | None]:
 def note_panel(source: Source, panel: Panel, config: RunConfig) -> None:
     """What the judges are, among a run's settings, weights and folders."""
     folders = config.ensemble_paths
-    for judge, folder in zip(panel.judges, folders, strict=True):
-        source.weights |= {f"{t}.safetensors": sha for t, sha in judge.members.weights.items()}
+    for judge in panel.judges:
+        end = "" if config.model else ".safetensors"
+        source.weights |= {f"{t}{end}": sha for t, sha in judge.members.weights.items()}
         if judge.guard:
-            name = GUARD if len(folders) == 1 else f"{folder.name}/{GUARD}"
+            name = GUARD if len(folders) == 1 else f"{judge.name}/{GUARD}"
             source.weights |= {name: judge.guard.sha256}
     source.settings |= {
         "members": {t: sha for j in panel.judges for t, sha in j.members.weights.items()},
@@ -345,7 +377,10 @@ def note_panel(source: Source, panel: Panel, config: RunConfig) -> None:
     }
     if config.precision != "fp32":
         source.settings["precision"] = config.precision
-    if len(panel.judges) > 1:
+    if config.model:
+        source.settings["model"] = panel.judges[0].members.foreign
+        source.folders |= {"ensemble": config.ensemble} if config.ensemble else {}
+    elif len(panel.judges) > 1:
         source.settings |= {
             "ensembles": [judge.name for judge in panel.judges],
             "children": [judge.name for judge in panel.children],

@@ -159,7 +159,8 @@ def _threads() -> int:
     return 0 if _ways == 1 else max(1, len(os.sched_getaffinity(0)) // _ways)
 
 
-def _open_onnx(path: Path, outputs: list[str], _precision: str) -> Any:
+def onnx_session(path: Path) -> Any:
+    """ONNX Runtime on a file, on the processor, with as many threads as torch would take."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -167,7 +168,11 @@ def _open_onnx(path: Path, outputs: list[str], _precision: str) -> Any:
     options.log_severity_level = 3
     # threads that wait must not spin: films are read, cut and written meanwhile
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _open_onnx(path: Path, outputs: list[str], _precision: str) -> Any:
+    session = onnx_session(path)
     (given,) = session.get_inputs()
     return lambda films: session.run(outputs, {given.name: films})
 

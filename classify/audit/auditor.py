@@ -33,6 +33,7 @@ from classify.audit.summary import (
 )
 from classify.ensemble import Ensemble
 from classify.exported import answer_by
+from classify.foreign import ForeignConfig, ModelSpec, sentence_of, settings_for
 from classify.saliency.maps import check_draws
 from classify.screener import Screener
 from cxr.cli import to_plain
@@ -43,6 +44,11 @@ from cxr.workdir import Workdir, console, counting, log, write_json
 from cxr.workers import LOCAL, spread
 from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField
+
+_NOT_RANDOM = (
+    "The control of weights made random is left out: this model shows its answers and not its "
+    "weights."
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,13 @@ class Auditor:
     thresholds: Thresholds | None
     threshold_path: Path
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Those of the controls asked for that these members allow: weights that are not there
+        cannot be made random."""
+        bare = not any(True for net in self.members.networks for _ in net.parameters())
+        return tuple(c for c in self.config.wanted_controls if c != "randomised" or not bare)
+
     def settings(self) -> dict[str, Any]:
         """What an audit that goes on must share with its beginning."""
         plain = to_plain(self.config)
@@ -69,6 +82,7 @@ class Auditor:
             "run": self.config.run_path.as_posix(),
             "seed": self.config.seed,
             "members": self.members.weights,
+            **({"model": self.members.foreign} if self.members.foreign else {}),
             "field": self.field.weights,
             "detector": self.finder.weights if self.finder else {},
             "thresholds": to_plain(self.thresholds) if self.thresholds else None,
@@ -89,19 +103,23 @@ def load(config: AuditConfig) -> Auditor:
         where = f" in part {config.part}" if config.part else ""
         raise ValueError(f"no film of {config.run_path} is left to audit{where}.")
     folder = Path(config.ensemble or run.ensemble)
-    members = Ensemble.load(folder, config.device, config.precision)
-    answer_by(members, folder, config.engine)
+    members = _open_members(config, run, folder)
+    if config.method == "grad_cam" and not members.pools:
+        log.info("maps by occlusion: the model names no layer that Grad-CAM could be drawn of")
+        config = replace(config, method="occlusion")
     if members.targets != run.targets:
         raise ValueError(
-            f"--ensemble must be the members of {config.run_path}: {', '.join(run.targets)}. "
-            f"{folder} has {', '.join(members.targets)}."
+            f"--{'model' if members.foreign else 'ensemble'} must be the members of "
+            f"{config.run_path}: {', '.join(run.targets)}. "
+            f"{members.foreign.get('spec') or folder} has {', '.join(members.targets)}."
         )
     check_draws(config.method, members.members)
     changed = [t for t, sha in members.weights.items() if run.members.get(t, sha) != sha]
     if changed:
         raise ValueError(
-            f"{config.run_path} was made by other members than {folder} holds "
-            f"({', '.join(changed)}): make the run again, or give --ensemble."
+            f"{config.run_path} was made by other members than "
+            f"{members.foreign.get('spec') or folder} holds ({', '.join(changed)}): make the run "
+            f"again, or give --{'model' if members.foreign else 'ensemble'}."
         )
     check_against(config, run.cropped)
     unboxed = any(f.boxed is None and f.prediction.logits is not None for f in films)
@@ -117,13 +135,37 @@ def load(config: AuditConfig) -> Auditor:
         films,
         truths,
         members,
-        Screener.load(folder) if (folder / "screener.json").exists() else None,
+        _screener_of(members, folder),
         (finder and finder.field)
         or LungField.load(config.field or None, config.device, config.engine, config.precision),
         finder,
         None if config.fit else read_thresholds(path, asked_for, config.method, members.weights),
         path,
     )
+
+
+def _screener_of(members: Ensemble, folder: Path) -> Screener | None:
+    if not (folder / "screener.json").exists():
+        return None
+    screener = Screener.load(folder)
+    if members.foreign:
+        screener.require_members(members.weights)
+    return screener
+
+
+def _open_members(config: AuditConfig, run: Run, folder: Path) -> Ensemble:
+    """The run's own members, or those that the audit is told to take."""
+    if not config.model and (config.ensemble or not run.foreign):
+        members = Ensemble.load(folder, config.device, config.precision)
+        answer_by(members, folder, config.engine)
+        return members
+    from classify.models.foreign import open_foreign
+
+    spec = ModelSpec.parse(config.model or run.foreign["spec"])
+    same = not config.model_settings and run.foreign.get("spec") == str(spec)
+    known = ForeignConfig.of_run(dict(run.foreign)) if same else None
+    known = known or settings_for(spec, config.model_settings)
+    return open_foreign(spec, known, config.device, config.precision)
 
 
 def audit(auditor: Auditor) -> int:
@@ -142,7 +184,7 @@ def audit(auditor: Auditor) -> int:
         store = ControlResults(workdir / "controls.json", [f.name for f in auditor.films], options)
         shown = [f for f in auditor.films if f.prediction.logits is not None]
         about = (config, auditor.members, shown, auditor.truths, auditor.screener)
-        controls = open_controls(store.missing(config.wanted_controls), *about)
+        controls = open_controls(store.missing(auditor.controls), *about)
         look_at_films(auditor, shown, writer, book, controls)
         rows = [row for film in auditor.films for row in writer.done[film.name]]
         judged = any(row.member for row in rows)
@@ -261,6 +303,11 @@ def summarise(
     """What audit.json holds and the page shows; compare.md is written too."""
     config, run = auditor.config, auditor.run
     compared, arms = compare_against(config, rows)
+    said = cautions(rows, run.cropped, thresholds, controls, config.fit)
+    if foreign := auditor.members.foreign:
+        said.insert(0, sentence_of(foreign))
+    if len(auditor.controls) < len(config.wanted_controls):
+        said.append(_NOT_RANDOM)
     return {
         "title": config.out_path.as_posix(),
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -274,7 +321,7 @@ def summarise(
         "compare": [pooled(row) for row in compared],
         "compare_arms": list(arms),
         "thresholds": threshold_table(thresholds),
-        "cautions": cautions(rows, run.cropped, thresholds, controls, config.fit),
+        "cautions": said,
         "settings": {
             "run": config.run_path.as_posix(),
             "films": len({row.film for row in rows}),
@@ -287,6 +334,7 @@ def summarise(
             "seed": config.seed,
             "bootstrap draws": config.draws,
             "members": auditor.members.weights,
+            **({"model": foreign} if foreign else {}),
             "lung field": auditor.field.weights,
         },
     }

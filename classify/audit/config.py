@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from classify.foreign import check_model
 from classify.saliency.methods import check_method
 from cxr.cli import Several
 from cxr.engines import ENGINES, PRECISIONS
@@ -20,6 +21,8 @@ NAMES = {
     "eigen_cam": "Eigen-CAM",
     "score_cam": "Score-CAM",
     "cam": "CAM",
+    "occlusion": "occlusion",
+    "rise": "RISE",
     "explanation": "the network's own map",
     "explanation_class": "the network's own map, weighed by the class",
 }
@@ -39,8 +42,10 @@ class AuditConfig:
         run: folder of classify.run, with crops or on whole films.
         out: folder of the audit; a stopped audit goes on there. Empty takes RUN/audit, or
             RUN/audit_PART.
-        method: grad_cam, grad_cam_pp, hirescam, layercam, eigen_cam, score_cam or cam; of a
-            network that draws its own map (CXRNet) also explanation, the map as it is drawn, or
+        method: grad_cam, grad_cam_pp, hirescam, layercam, eigen_cam, score_cam or cam; occlusion
+            or rise, which hide parts of the film and need only answers, and so occlusion takes the
+            place of grad_cam for a model without layers, such as an ONNX file; of a network that
+            draws its own map (CXRNet) also explanation, the map as it is drawn, or
             explanation_class, that map weighed by the gradient of the member's target.
         controls: masked (lungs, or all else, blacked out; or all else another film's), randomised
             (weights made random layer by layer), road (pixels taken away by relevance), with
@@ -63,6 +68,9 @@ class AuditConfig:
             member's target; 0 takes all.
         ensemble: folder of the members, or of a single network; empty takes the one that RUN was
             made with.
+        model: a classifier of your own, as python -m classify.run --model takes it, where RUN's
+            own is not to be taken as run.json names it.
+        model_settings: its YAML file, likewise.
         detector: bundle of the thorax detector; empty takes the one that comes with lungfirst.
         field: bundle of the lung-field network; empty takes the one that comes with lungfirst.
         draws: bootstrap draws of patients.
@@ -98,6 +106,8 @@ class AuditConfig:
     crops: str = ""
     control_films: int = 96
     ensemble: str = ""
+    model: str = ""
+    model_settings: str = ""
     detector: str = ""
     field: str = ""
     draws: int = 2000
@@ -133,6 +143,7 @@ class AuditConfig:
             control_films=(0, 10**9),
         )
         require_one_of(self, engine=ENGINES, precision=PRECISIONS)
+        check_model(self.model, self.model_settings)
         check_workers(self.workers)
 
     @property

@@ -224,13 +224,15 @@ class AuditFilm:
 @dataclass(frozen=True)
 class Run:
     """A folder of classify.run: its films, whether the members saw crops, the folder of the members
-    that judged it, and their SHA-256."""
+    that judged it, and their SHA-256; and what it recorded of a classifier that was trained
+    elsewhere, for which the folder may hold a screener and the thresholds of the flags."""
 
     films: list[RunFilm]
     targets: tuple[str, ...]
     cropped: bool
     ensemble: Path
     members: Mapping[str, str] = field(default_factory=dict)
+    foreign: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
@@ -276,9 +278,10 @@ def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
         frame = crop_row.to_frame() if crop_row and cropped and readable else None
         films.append(RunFilm(row, paths.get(row.film, Path(row.film)), frame, crop_row))
     members = made.get("settings", {}).get("members", {})
+    foreign = made.get("settings", {}).get("model", {})
     named = folders.get("ensemble") or config.get("ensemble")
-    ensemble = Path(named or f"weights/ensemble_{'crops' if cropped else 'films'}")
-    return Run(films, targets, cropped, ensemble, members)
+    usual = folder if foreign else Path(f"weights/ensemble_{'crops' if cropped else 'films'}")
+    return Run(films, targets, cropped, Path(named or usual), members, foreign)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cxr.bundle import imagenet_lite_state_dict, is_lite
 from cxr.rules import require
 
-_PREFIXES = ("", "features.", "body.", "model.", "encoder.", "net.body.")
+_PREFIXES = ("", "features.", "body.", "model.", "encoder.", "net.body.", "module.", "net.")
 
 
 def load_start_weights(body: nn.Module, name: str, library: str, weights: str) -> dict[str, Tensor]:
@@ -47,9 +47,10 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_body(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """All tensors of the body by their names, whatever prefix the file has; what the file has
-    beyond them is left. Raises ValueError when a tensor is missing or has another shape."""
+def load_body(body: nn.Module, state: dict[str, Tensor], source: str, whole: bool = False) -> None:
+    """All tensors of the body, or of a `whole` network, by their names, whatever prefix the file
+    has; what the file has beyond them is left. Raises ValueError when a tensor is missing or has
+    another shape."""
     ours = body.state_dict()
     # torchvision's DenseNet file has norm.1 where its network has norm1
     state = {
@@ -61,8 +62,9 @@ def load_body(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
     missing = [k for k in ours if k not in best and not k.endswith("num_batches_tracked")]
     wrong = [k for k in ours if k in best and best[k].shape != ours[k].shape]
     if missing or wrong:
+        of = "the network" if whole else "the network but its head"
         raise ValueError(
-            f"weights must hold every tensor of the network but its head. {source}: {len(missing)} "
+            f"weights must hold every tensor of {of}. {source}: {len(missing)} "
             f"missing, {len(wrong)} of another shape, such as {(missing + wrong)[0]}."
         )
     body.load_state_dict({k: best.get(k, v) for k, v in ours.items()})

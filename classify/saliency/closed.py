@@ -87,23 +87,40 @@ def gradient_maps(
 ) -> list[np.ndarray]:
     """(N, h, w) float32 ≥ 0 of each layer, all from one forward and one backward pass, which ends
     at the layers. Arguments as for `saliency_maps`, which checks them."""
+    return maps_of_each(model, layers, batch, [classes], method)[1][0]
+
+
+def maps_of_each(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    batch: Tensor,
+    wanted: Sequence[Sequence[int]],
+    method: str,
+) -> tuple[Tensor, list[list[np.ndarray]]]:
+    """The model's logits (N, K), and `gradient_maps` for each of the `wanted` classes: one forward
+    pass, and a backward pass from the logits to the layers for each."""
     with left_as_found(model), torch.inference_mode(False), torch.enable_grad():
         # cloned, for a batch made in inference mode cannot take part in a backward pass
         logits, maps = run_recorded(model, layers, batch.clone().detach(), gradients=True)
-        check_logits(classes, logits)
-        wanted = logits[torch.arange(len(batch)), [int(c) for c in classes]].sum()
-        found: Sequence[Tensor | None] = [None] * len(maps)
-        if wanted.requires_grad:
-            found = torch.autograd.grad(wanted, maps, allow_unused=True)
-    planes = []
-    for layer, activations, gradients in zip(layers, maps, found, strict=True):
-        if gradients is None:
-            raise ValueError(
-                f"layer must lie on the way to the logits. No gradient reached "
-                f"{type(layer).__name__}: give the layer whose output the head pools."
-            )
-        planes.append(_weighed(activations.detach().float(), gradients.float(), method))
-    return planes
+        found = []
+        for n, classes in enumerate(wanted, start=1):
+            check_logits(classes, logits)
+            total = logits[torch.arange(len(batch)), [int(c) for c in classes]].sum()
+            own: Sequence[Tensor | None] = [None] * len(maps)
+            if total.requires_grad:
+                again = n < len(wanted)
+                own = torch.autograd.grad(total, maps, allow_unused=True, retain_graph=again)
+            found.append([_plane(*of, method) for of in zip(layers, maps, own, strict=True)])
+    return logits.detach(), found
+
+
+def _plane(layer: nn.Module, maps: Tensor, gradients: Tensor | None, method: str) -> np.ndarray:
+    if gradients is None:
+        raise ValueError(
+            f"layer must lie on the way to the logits. No gradient reached "
+            f"{type(layer).__name__}: give the layer whose output the head pools."
+        )
+    return _weighed(maps.detach().float(), gradients.float(), method)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from classify.saliency.closed import (
     eigen_maps,
     gradient_maps,
     logits_and_maps,
+    maps_of_each,
     may_be_closed,
     score_maps,
 )
@@ -34,10 +35,12 @@ from classify.saliency.hooks import (
     check_logits,
     left_as_found,
     on_device_of,
+    pooled_layers,
     rearranges,
     saliency_layer,
     watching,
 )
+from classify.saliency.masked import masked_maps, needs_masks
 from classify.saliency.methods import (
     ADD_UP,
     CLOSED_FORMS,
@@ -71,7 +74,8 @@ def saliency_maps(
         closed_form: auto takes the closed form (no backward pass) where the head is global mean
             pooling and linear layers, and a backward pass elsewhere; True insists on the one,
             False on the other. A net with several backbones, eigen_cam and score_cam have one form.
-        top_k, score_batch: of score_cam, see `score_maps`.
+        top_k, score_batch: of score_cam, see `score_maps`. A model without a layer of its own has
+            occlusion, rise and score_cam alone, see `classify.saliency.masked`.
 
     Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
     """
@@ -79,6 +83,8 @@ def saliency_maps(
     check_classes(classes, len(batch))
     if method in OWN_MAPS:
         return explanations(model, batch, None if method == "explanation" else classes)
+    if layer is None and needs_masks(method, [model]):
+        return masked_maps([model], batch, classes, method, score_batch)[0]
     model, classes = bare_net(model, classes)
     if layer is None and backbone_layers(model):
         return fuse(backbone_maps(model, batch, classes, method, top_k, score_batch), method)
@@ -89,6 +95,31 @@ def saliency_maps(
         if found.head is not None or closed_form is True:
             return found.saliency(classes, method)
     return _layer_maps(model, {"": layer}, batch, classes, method, top_k, score_batch)[""]
+
+
+def maps_of_all(
+    models: Sequence[nn.Module], batch: torch.Tensor, wanted: int, method: str = "grad_cam"
+) -> list[np.ndarray]:
+    """`saliency_maps` of the logit `wanted` of each of several models; those that stand for one
+    network share its forward passes."""
+    if needs_masks(method, models):
+        return masked_maps(models, batch, [wanted] * len(batch), method)
+    of_net: dict[nn.Module, list[tuple[int, int]]] = {}
+    for n, model in enumerate(models):
+        net, (logit,) = bare_net(model, [wanted])
+        of_net.setdefault(net, []).append((n, logit))
+    found: dict[int, np.ndarray] = {}
+    for net, own in of_net.items():
+        single = len(own) == 1 or method not in CLOSED_FORMS or bool(backbone_layers(net))
+        if single or not len(batch) or may_be_closed(saliency_layer(net)):
+            classes = [wanted] * len(batch)
+            found |= {n: saliency_maps(models[n], batch, classes, method) for n, _ in own}
+        else:
+            asked = [[logit] * len(batch) for _, logit in own]
+            at = ([saliency_layer(net)], on_device_of(net, batch), asked, method)
+            planes = maps_of_each(net, *at)[1]
+            found |= {n: plane for (n, _), (plane,) in zip(own, planes, strict=True)}
+    return [found[n] for n in range(len(models))]
 
 
 def backbone_maps(
@@ -187,7 +218,7 @@ def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
     """Logits, with a layer's maps where the method may have a closed form; of several backbones
     with what they pool."""
     backbones = list(backbone_layers(net).values())
-    if method in CLOSED_FORMS and not backbones:
+    if method in CLOSED_FORMS and not backbones and pooled_layers(net):
         return logits_and_maps(net, batch)
     with left_as_found(net), torch.inference_mode(), watching(net) as pooled:
         logits = net(on_device_of(net, batch))

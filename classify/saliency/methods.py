@@ -11,6 +11,7 @@ A are a layer's maps (N, C, h, w), g the gradient of one logit by them, W the he
 | grad_cam_pp | Σ_c A_c Σ_ij max(g, 0) g² / (2 g² + g³ ΣA + 1e-6) | Chattopadhyay 2018, 1710.11063 |
 | eigen_cam | A projected on its first principal component | Muhammad & Yeasin 2020, 2008.00299 |
 | score_cam | Σ_c softmax(logit of the film times A_c) A_c | Wang et al. 2020, arXiv 1910.01279 |
+| occlusion, rise | parts of the input hidden, see `classify.saliency.masked` | 2014, 2018 |
 | explanation | drawn by the network itself (CXRNet) | |
 | explanation_class | the same times its gradient, as hirescam | |
 """
@@ -26,8 +27,9 @@ from cxr.boxes import Frame
 
 CLOSED_FORMS = ("grad_cam", "grad_cam_pp", "hirescam", "layercam", "cam")
 METHODS = (*CLOSED_FORMS[:4], "eigen_cam", "score_cam", "cam")
+MASKED = ("occlusion", "rise")  # need neither gradients nor layers
 OWN_MAPS = ("explanation", "explanation_class")  # of networks that draw their own maps
-ALL_METHODS = (*METHODS, *OWN_MAPS)
+ALL_METHODS = (*METHODS, *MASKED, *OWN_MAPS)
 # Their map, added up over its places, is the layer's share in the logit (for heads of mean pooling
 # and linear layers): a gradient by one place shrinks with the number of places.
 ADD_UP = ("grad_cam", "hirescam", "layercam")
