@@ -154,6 +154,10 @@ class ForeignNet(nn.Module):
         self.layer_name = next(n for n, m in inside.items() if m is layer)
 
 
+# of attention: what they give may be as square as maps are
+_NO_MAPS = (nn.Dropout, nn.Softmax, nn.Identity)
+
+
 def _run_watched(net: ForeignNet, settings: PreprocessConfig) -> dict[nn.Module, tuple[int, bool]]:
     """Of each part that ran, in the order in which they ended: how often it ran, and whether that
     was once and gave maps (N, C, h, w) as square as the film."""
@@ -161,6 +165,7 @@ def _run_watched(net: ForeignNet, settings: PreprocessConfig) -> dict[nn.Module,
 
     def note(module: nn.Module, _inputs: Any, out: Any) -> None:
         square = isinstance(out, Tensor) and out.ndim == 4 and len(out) == 2
+        square = square and not isinstance(module, _NO_MAPS)
         square = square and out.shape[2] == out.shape[3] > 1
         times = ran.pop(module, (0, False))[0] + 1
         ran[module] = (times, bool(square) and times == 1)

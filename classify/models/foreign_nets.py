@@ -1,5 +1,5 @@
-"""The networks that `classify.foreign` names: from torchxrayvision, timm and torchvision with a file
-of weights, from an ONNX file, or from code of the user's own.
+"""The networks that `classify.foreign` names: of torchxrayvision, timm and torchvision with a file of
+weights, an ONNX file, or code of the user's own.
 
 Files hold tensors: what would run code when it is read is refused.
 """

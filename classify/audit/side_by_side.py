@@ -1,0 +1,339 @@
+"""Audits of several models beside each other: one picture, one table.
+
+    python -m classify.audit compare runs/ours runs/theirs runs/onnx --out runs/compared
+
+Answers, maps and flags are compared on the films that all of them judged; a control's figures are
+those of its own audit, which the page says where the films differ. Writes compare.html, compare.md
+and compare.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from classify.audit.rows import UNKNOWN, AuditRow, Row, figure_cells, read_audit
+from classify.labels import TARGET
+from cxr.cli import to_plain
+from cxr.page.build import Chart, Table, write_page
+from cxr.page.charts import Row as Line
+from cxr.page.charts import both, forest, say
+from cxr.page.words import in_unit, interval, whole
+from cxr.rules import require
+from cxr.stats import Figure, figure_of, mean_figure, weighted_auc, with_draws
+from cxr.workdir import console, provenance, read_json, write_atomic, write_json
+
+HERE = Path(__file__).resolve().parent
+ALL = "all members"
+# of audit.csv, and what a mean of each is called; "auc" is no mean
+_MEANS = {
+    "accuracy": "accuracy",
+    "lift": "lift",
+    "blob": "gaussian_lift",
+    "on_lung": "inside_share",
+}
+_MEANS |= {"empty": "empty", "flagged": "flagged"}
+_CONTROLS = {
+    "as is": "as it is",
+    "outside only": "lungs blacked out",
+    "lungs only": "only lungs shown",
+    "shape only": "silhouette alone",
+    "swapped": "another film around",
+}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Audits of several models beside each other, in one picture and one table.
+
+    Args:
+        runs: folders of classify.audit, or of runs that were audited; two or more.
+        part: the audits' part, where a run has several: RUN/audit_PART.
+        out: folder for compare.html, compare.md and compare.json.
+        names: what each is called, in their order; empty: their folders' names.
+        draws: bootstrap draws of patients.
+        seed: of these.
+    """
+
+    runs: tuple[str, ...] = ()
+    part: str = ""
+    out: str = "runs/compared"
+    names: tuple[str, ...] = ()
+    draws: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(len(self.runs) > 1, "RUNS must name two audits or more", self.runs)
+        rule = "--names must name each of the RUNS"
+        require(not self.names or len(self.names) == len(self.runs), rule, self.names)
+        require(self.draws >= 1, "--draws must be at least 1", self.draws)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit that is done: its rows by film and member, and what audit.json says."""
+
+    name: str
+    rows: dict[tuple[str, str], AuditRow]
+    summary: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, part: str, name: str = "") -> Audited:
+        """Raises ValueError for a folder that holds none."""
+        own = folder / (f"audit_{part}" if part else "audit")
+        place = own if (own / "audit.json").is_file() else folder
+        if not (place / "audit.csv").is_file() or not (place / "audit.json").is_file():
+            raise ValueError(
+                f"RUNS must be audited. {folder} holds no finished audit: "
+                f"python -m classify.audit {folder} --controls all"
+            )
+        rows = {(r.film, r.member): r for r in read_audit(place / "audit.csv") if r.member}
+        return cls(name or folder.name, rows, read_json(place / "audit.json"))
+
+    @property
+    def films(self) -> set[str]:
+        """Those that its members saw."""
+        return {film for film, _ in self.rows}
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the audit says of itself."""
+        found: Mapping[str, Any] = self.summary.get("settings") or {}
+        return found
+
+    @property
+    def model(self) -> str:
+        """Which classifier it is of."""
+        foreign = self.settings.get("model")
+        return str(foreign["spec"]) if foreign else "members of lungfirst"
+
+
+def compare_audits(audits: Sequence[Audited], draws: int = 2000, seed: int = 0) -> list[Row]:
+    """A row for each audit and member, after one for all its members together.
+
+    `model`, `member`, `shown`, `films`, and figures with `_low`, `_high` and `_n`: accuracy, auc
+    (TARGET against the rest), lift, blob (a blind one's), on_lung, empty, flagged, over the films
+    that all audits judged, by patient; the AUC of each masking control, `road_lungs`, and `random`,
+    the rank correlation of the maps with those of a network of random weights. None where an
+    audit has it not. Means over members are means over films of a film's mean; AUCs and controls
+    of all members are means over members, without an interval.
+    """
+    shared = set.intersection(*(audit.films for audit in audits))
+    require(bool(shared), "audits must share films. Films that all of them judged", 0)
+    rows = []
+    for audit in audits:
+        members = list(dict.fromkeys(member for _, member in audit.rows))
+        own = []
+        for member in members:
+            kept = [r for (film, m), r in audit.rows.items() if m == member and film in shared]
+            figures = {**_measured(kept, draws, seed), **_controls_of(audit, member)}
+            own.append({"model": audit.name, "member": member, **figures})
+        rows += [_together(audit, own, shared, draws, seed), *own] if len(own) > 1 else own
+        for row in rows[-len(own) - (len(own) > 1) :]:
+            row |= {"shown": audit.settings.get("shown", ""), "films": len(shared)}
+    return rows
+
+
+def _measured(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
+    """Figures of one member's rows."""
+    patients = [row.patient for row in rows]
+    found: Row = {}
+    for name, metric in _MEANS.items():
+        values = np.array([row.value(metric) for row in rows], float)
+        found |= _cells(name, mean_figure(values, patients, draws, seed))
+    known = [row for row in rows if row.truth != UNKNOWN]
+    weights = with_draws([row.patient for row in known], draws, seed) if known else None
+    auc = Figure(None, None, None, 0)
+    if weights is not None:
+        scores = np.array([row.value("p_target") for row in known], float)
+        ill = np.array([row.truth == TARGET for row in known])
+        auc = figure_of(weighted_auc(scores, ill, weights), len(known))
+    return found | _cells("auc", auc)
+
+
+def _controls_of(audit: Audited, member: str) -> Row:
+    """The member's figures in the audit's controls: over all its films, whichever source."""
+    controls = audit.summary.get("controls") or {}
+    masked = [r for r in controls.get("masked") or [] if r["member"] == member]
+    sources = {r["source"] for r in masked}
+    whole_ = "" if "" in sources else next(iter(sources), "") if len(sources) == 1 else None
+    found: Row = {}
+    for control in _CONTROLS:
+        row = next((r for r in masked if (r["control"], r["source"]) == (control, whole_)), {})
+        found |= {f"masked {control}{end}": row.get(key) for end, key in _ends("auc")}
+    hangs = [
+        m
+        for m in audit.summary.get("metrics") or []
+        if (m["member"], m["name"], m["source"]) == (member, "road_lungs", "")
+    ]
+    found |= {f"road_lungs{end}": (hangs or [{}])[0].get(key) for end, key in _ends("value")}
+    stages = [r for r in controls.get("randomisation") or [] if r["member"] == member]
+    random = [r for r in stages if r["stage"] != "another film"]
+    return {**found, "random": random[-1]["rank_correlation"] if random else None}
+
+
+def _ends(value: str) -> tuple[tuple[str, str], ...]:
+    return ("", value), ("_low", "low"), ("_high", "high"), ("_n", "n")
+
+
+def _together(audit: Audited, own: Sequence[Row], shared: set[str], draws: int, seed: int) -> Row:
+    films: dict[str, list[AuditRow]] = {}
+    for (film, _), row in audit.rows.items():
+        if film in shared:
+            films.setdefault(film, []).append(row)
+    patients = [rows[0].patient for rows in films.values()]
+    found: Row = {"model": audit.name, "member": ALL}
+    for name, metric in _MEANS.items():
+        values = [_mean(row.value(metric) for row in rows) for rows in films.values()]
+        found |= _cells(name, mean_figure(np.array(values, float), patients, draws, seed))
+    for name in ("auc", "road_lungs", "random", *(f"masked {c}" for c in _CONTROLS)):
+        found[name] = _mean(row.get(name) for row in own)
+    return found
+
+
+def _mean(values: Any) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _cells(name: str, found: Figure) -> Row:
+    return figure_cells(found, name, f"{name}_")
+
+
+# --- the table and the picture
+
+
+def _cell(name: str, unit: str) -> Callable[[Row], str]:
+    def shown(row: Row) -> str:
+        ends = (row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"))
+        return "–" if ends[0] is None else interval(*ends, unit)
+
+    return shown
+
+
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "Model": lambda r: str(r["model"]),
+    "Member": lambda r: str(r["member"]).replace("_", " "),
+    "Shown": lambda r: str(r["shown"]),
+    "Films": lambda r: whole(r["films"]),
+    "Accuracy": _cell("accuracy", "share"),
+    "AUC": _cell("auc", "score"),
+    "Lift": _cell("lift", "ratio"),
+    "Blind blob": lambda r: in_unit(r.get("blob"), "ratio"),
+    "On lung": _cell("on_lung", "share"),
+    **{
+        f"AUC, {words}": _cell(f"masked {name}", "score")
+        for name, words in _CONTROLS.items()
+        if name != "as is"
+    },
+    "Hangs on lungs (ROAD)": _cell("road_lungs", "score"),
+    "Likeness to random weights": lambda r: in_unit(r.get("random"), "score"),
+    "Empty maps": lambda r: in_unit(r.get("empty"), "share"),
+    "Flagged": lambda r: in_unit(r.get("flagged"), "share"),
+}
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """The one table; columns in which no audit has anything are left out."""
+    cells = {head: [cell(row) for row in rows] for head, cell in _COLUMNS.items()}
+    used = {head: column for head, column in cells.items() if {*column} != {"–"}}
+    return Table(tuple(used), list(zip(*used.values(), strict=True)), 3, grouped=True)
+
+
+def _picture(rows: Sequence[Row]) -> list[Chart]:
+    """Where each looks, beside what is left of its answers when the lungs are gone."""
+    lifts = [
+        Line(
+            str(r["member"]).replace("_", " "),
+            r["lift"],
+            r.get("lift_low"),
+            r.get("lift_high"),
+            _cell("lift", "ratio")(r),
+            r.get("blob"),
+            str(r["model"]),
+        )
+        for r in rows
+        if r.get("lift") is not None
+    ]
+    lines = []
+    for r in rows:
+        for control, words in _CONTROLS.items():
+            name = f"masked {control}"
+            if r.get(name) is not None and (r["member"] == ALL or not _has_all(rows, r)):
+                ends = (r[name], r.get(f"{name}_low"), r.get(f"{name}_high"))
+                lines.append(Line(words, *ends, interval(*ends, "score"), None, str(r["model"])))
+    charts = []
+    if lifts:
+        svg = both(partial(forest, lifts, say("Lift", lifts), "ratio", (1.0, "chance: 1")))
+        means = "How many times more attention falls on lung than its area would get by chance. "
+        charts.append(Chart("Lift", means + "Diamond: a blob in the middle, blind to films.", svg))
+    if lines:
+        about, line = say("AUC", lines), (0.5, "guessing: 0.5")
+        svg = both(partial(forest, lines, about, "score", line, labels=185))
+        means = "AUC with parts of the film hidden. What is left with the lungs blacked out does "
+        charts.append(Chart("Without the lungs", means + "not need lungs.", svg))
+    return charts
+
+
+def _has_all(rows: Sequence[Row], row: Row) -> bool:
+    return any(r["model"] == row["model"] and r["member"] == ALL for r in rows)
+
+
+def _remarks(audits: Sequence[Audited], shared: int) -> list[str]:
+    """What a reader must know before one model is called better than another."""
+    said = [f"{a.name}: {a.model}, maps by {a.summary.get('method')}." for a in audits]
+    if left := [f"{a.name} {len(a.films) - shared}" for a in audits if len(a.films) > shared]:
+        said.append(
+            f"Films that not all judged are left out ({', '.join(left)}); controls are of each "
+            "audit's own films."
+        )
+    if len({a.summary.get("method") for a in audits}) > 1:
+        said.append(
+            "Maps are by different methods: their lifts differ by method too. Answers and the "
+            "masking controls do not."
+        )
+    if len({a.settings.get("shown") for a in audits}) > 1:
+        said.append("Some saw crops and some whole films: compare lifts, not shares on lung.")
+    return said
+
+
+def run_compare(config: CompareConfig) -> int:
+    """The command; raises OSError or ValueError."""
+    names = config.names or tuple(Path(r).name for r in config.runs)
+    if len(set(names)) < len(names):
+        names = tuple(Path(r).as_posix() for r in config.runs)
+    pairs = zip(config.runs, names, strict=True)
+    audits = [Audited.read(Path(run), config.part, name) for run, name in pairs]
+    rows = compare_audits(audits, config.draws, config.seed)
+    table, remarks, out = table_of(rows), _remarks(audits, rows[0]["films"]), Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"config": to_plain(config), "remarks": remarks, "provenance": provenance()}
+    write_json(out / "compare.json", {"rows": rows, **about})
+    write_atomic(out / "compare.md", _markdown(table, remarks))
+    template = HERE / "side_by_side.html"
+    shown = {"title": out.as_posix(), "remarks": remarks, "charts": _picture(rows)}
+    page = write_page(out / "compare.html", template, table=table, **shown)
+    console.print(_to_rich(rows))
+    for text in (*remarks, f"page: {page}"):
+        console.print(text, highlight=False, markup=False)
+    return 0
+
+
+def _markdown(table: Table, remarks: Sequence[str]) -> str:
+    lines = [table.head, ("---",) * len(table.head), *table.rows]
+    text = "".join(f"| {' | '.join(c.replace('|', '/') for c in cells)} |\n" for cells in lines)
+    return text + "".join(f"\n{remark}\n" for remark in remarks)
+
+
+def _to_rich(rows: Sequence[Row]) -> RichTable:
+    heads = ("Model", "Member", "Accuracy", "AUC", "Lift", "AUC, lungs blacked out", "Flagged")
+    table = RichTable(*heads, highlight=False)
+    for row in rows:
+        table.add_row(*(_COLUMNS[head](row) for head in heads))
+    return table
