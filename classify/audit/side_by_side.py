@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table as RichTable
 
+from classify.audit.figures import SHOWN
 from classify.audit.rows import UNKNOWN, AuditRow, Row, figure_cells, read_audit
 from classify.labels import TARGET
 from cxr.cli import to_plain
@@ -37,14 +38,8 @@ _MEANS = {
     "lift": "lift",
     "blob": "gaussian_lift",
     "on_lung": "inside_share",
-}
-_MEANS |= {"empty": "empty", "flagged": "flagged"}
-_CONTROLS = {
-    "as is": "as it is",
-    "outside only": "lungs blacked out",
-    "lungs only": "only lungs shown",
-    "shape only": "silhouette alone",
-    "swapped": "another film around",
+    "empty": "empty",
+    "flagged": "flagged",
 }
 
 
@@ -164,8 +159,8 @@ def _controls_of(audit: Audited, member: str) -> Row:
     sources = {r["source"] for r in masked}
     whole_ = "" if "" in sources else next(iter(sources), "") if len(sources) == 1 else None
     found: Row = {}
-    for control in _CONTROLS:
-        row = next((r for r in masked if (r["control"], r["source"]) == (control, whole_)), {})
+    for control in SHOWN:
+        row: Row = next((r for r in masked if (r["control"], r["source"]) == (control, whole_)), {})
         found |= {f"masked {control}{end}": row.get(key) for end, key in _ends("auc")}
     hangs = [
         m
@@ -192,7 +187,7 @@ def _together(audit: Audited, own: Sequence[Row], shared: set[str], draws: int, 
     for name, metric in _MEANS.items():
         values = [_mean(row.value(metric) for row in rows) for rows in films.values()]
         found |= _cells(name, mean_figure(np.array(values, float), patients, draws, seed))
-    for name in ("auc", "road_lungs", "random", *(f"masked {c}" for c in _CONTROLS)):
+    for name in ("auc", "road_lungs", "random", *(f"masked {c}" for c in SHOWN)):
         found[name] = _mean(row.get(name) for row in own)
     return found
 
@@ -229,7 +224,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "On lung": _cell("on_lung", "share"),
     **{
         f"AUC, {words}": _cell(f"masked {name}", "score")
-        for name, words in _CONTROLS.items()
+        for name, words in SHOWN.items()
         if name != "as is"
     },
     "Hangs on lungs (ROAD)": _cell("road_lungs", "score"),
@@ -263,7 +258,7 @@ def _picture(rows: Sequence[Row]) -> list[Chart]:
     ]
     lines = []
     for r in rows:
-        for control, words in _CONTROLS.items():
+        for control, words in SHOWN.items():
             name = f"masked {control}"
             if r.get(name) is not None and (r["member"] == ALL or not _has_all(rows, r)):
                 ends = (r[name], r.get(f"{name}_low"), r.get(f"{name}_high"))

@@ -1,5 +1,5 @@
-"""The networks that `classify.foreign` names: of torchxrayvision, timm and torchvision with a file of
-weights, an ONNX file, or code of the user's own.
+"""The networks that `classify.foreign` names: of torchxrayvision, timm and torchvision with a file
+of weights, an ONNX file, or code of the user's own.
 
 Files hold tensors: what would run code when it is read is refused.
 """
@@ -147,7 +147,9 @@ def _of_torchxrayvision(spec: ModelSpec) -> Built:
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name}: pip install -e '.[torchxrayvision]'") from error
     names = sorted(n for n in theirs.model_urls if n.startswith(("densenet", "resnet")))
-    require(spec.name in names, f"--model torchxrayvision:NAME must be of {', '.join(names)}", spec)
+    require(
+        spec.name in names, f"--model torchxrayvision:NAME must be of {', '.join(names)}", spec.name
+    )
     about = theirs.model_urls[spec.name]
     file = PurePosixPath(about["weights_url"]).name
     path = Path(spec.file) if spec.file else Path(get_cache_dir()) / file
@@ -168,7 +170,16 @@ def _of_torchxrayvision(spec: ModelSpec) -> Built:
 
         net = getattr(torchvision.models, spec.name.partition("-")[0])(num_classes=len(labels))
         net.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    load_body(net, _tensors_of(_read(path, _xrv_classes(theirs))), path.as_posix(), whole=True)
+    try:
+        found = _read(path, _xrv_classes(theirs))
+    except ValueError as error:
+        make = f"x.models.{'DenseNet' if spec.name.startswith('d') else 'ResNet'}"
+        raise ValueError(
+            f"{error} For torchxrayvision's own file: python -c \"import torchxrayvision as x, "
+            f"safetensors.torch as s; s.save_file({make}(weights={spec.name!r}).state_dict(), "
+            f'{path.with_suffix(".safetensors").as_posix()!r})", which is found there from then on.'
+        ) from error
+    load_body(net, _tensors_of(found), path.as_posix(), whole=True)
     bars = zip(labels, about.get("op_threshs", ()), strict=False)
     known = {
         "findings": labels,
@@ -260,6 +271,7 @@ def _read(path: Path, classes: list[Any] | None = None) -> Any:
             return read_state(path)
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
         why = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)
+        why = why.partition("\n")[0].partition(" Please use")[0]
         raise ValueError(
             f"{path} must hold tensors by name and nothing that runs code. {why[:200]} If you "
             "trust it, save its state_dict() once as safetensors: safetensors.torch.save_file("
