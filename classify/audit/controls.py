@@ -29,7 +29,7 @@ from rich.progress import track
 from classify.audit.attention import Prepared
 from classify.audit.config import AuditConfig
 from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
-from classify.audit.randomise import likeness_rows
+from classify.audit.randomise import cascade_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
 from classify.ensemble import Ensemble, member_maps
@@ -38,7 +38,7 @@ from classify.films import Case
 from classify.guide import swap_surroundings
 from classify.labels import NORMAL, TARGET
 from classify.preprocess import from_input, to_input
-from classify.saliency.maps import saliency_maps
+from classify.saliency.hooks import bare_net
 from classify.screener import Screener
 from cxr.boxes import Frame
 from cxr.stats import Figure, figure_of, softmax, weighted_auc, weighted_mean, with_draws
@@ -363,16 +363,30 @@ class Sample:
 
 
 class Randomised(Sample):
-    """Rows of `likeness_rows`, a member after the other."""
+    """Rows of `cascade_rows`, a member after the other; those of one network share the cascade."""
 
     def results(self) -> dict[str, Any]:
         """`randomised`: a row a member and stage, the head first."""
-        batch, rows = self.batch, []
-        for target in _follow(self.members.targets, "weights made random"):
-            member, classes = self.members.member(target), [TARGET] * len(batch)
-            found = likeness_rows(member, batch, classes, self.method, saliency_maps, SEEDS)
-            rows += [{"member": target, **row} for row in found]
-        return {"randomised": rows}
+        batch, members = self.batch, self.members.members
+        of_net: dict[torch.nn.Module, list[str]] = {}
+        for target, member in members.items():
+            of_net.setdefault(bare_net(member, [TARGET])[0], []).append(target)
+        found: dict[str, list[Row]] = {}
+        for targets in _follow([*of_net.values()], "weights made random"):
+            own = [members[target] for target in targets]
+            maps = partial(_maps_of_each, own, batch, self.method)
+            found |= zip(targets, cascade_rows(own[0], batch, maps, SEEDS), strict=True)
+        return {
+            "randomised": [{"member": target, **row} for target in members for row in found[target]]
+        }
+
+
+def _maps_of_each(
+    members: Sequence[torch.nn.Module], batch: torch.Tensor, method: str
+) -> list[np.ndarray]:
+    """(N, h, w) of each member, some films at a time."""
+    parts = [member_maps(members, part, method) for part in batch.split(_AT_A_TIME)]
+    return [np.concatenate([p for _, p in own]) for own in zip(*parts, strict=True)]
 
 
 class Road(Sample):

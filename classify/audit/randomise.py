@@ -50,7 +50,7 @@ def stages_of(model: nn.Module) -> list[Stage]:
     through.
     """
     inner = dict(model.named_children())
-    if len(inner) == 1 and rearranges(model):
+    if len(inner) == 1 and (rearranges(model) or hasattr(model, "looked_through")):
         ((outer, net),) = inner.items()
         return [
             Stage(s.name, tuple(f"{outer}.{n}".rstrip(".") for n in s.modules))
@@ -64,6 +64,8 @@ def stages_of(model: nn.Module) -> list[Stage]:
         if child is encoder:
             family = str(getattr(getattr(model, "config", None), "encoder", ""))
             deep = _encoder_stages(name, child, family)
+        elif _holds_most(child, model) and encoder is None:
+            beside += _by_children(name, child)
         elif isinstance(child, nn.ModuleList) and name not in aside:
             beside += [_stage(c, f"{name}.{n}") for n, c in child.named_children()]
         elif name not in aside:
@@ -136,20 +138,35 @@ def likeness_rows(
     weigh the channels like the trained one.
     """
 
-    def maps() -> np.ndarray:
+    def maps() -> list[np.ndarray]:
         starts = range(0, len(batch), _AT_A_TIME)
         parts = [slice(start, start + _AT_A_TIME) for start in starts]
-        return np.concatenate([maps_of(model, batch[p], classes[p], method) for p in parts])
+        return [np.concatenate([maps_of(model, batch[p], classes[p], method) for p in parts])]
 
-    trained, stages = maps(), stages_of(model)
-    rows = []
+    return cascade_rows(model, batch, maps, seeds)[0]
+
+
+def cascade_rows(
+    model: nn.Module,
+    batch: torch.Tensor,
+    maps_of_each: Callable[[], Sequence[np.ndarray]],
+    seeds: Sequence[int],
+) -> list[list[Row]]:
+    """`likeness_rows` of each of several maps (N, h, w) of a film that `maps_of_each` draws, say
+    one of each finding, from one cascade of the model that they all are of."""
+    trained, stages = maps_of_each(), stages_of(model)
+    rows: list[list[Row]] = [[] for _ in trained]
     for k, stage in enumerate(stages, start=1):
-        found: list[Likeness] = []
+        found: list[list[Likeness]] = [[] for _ in trained]
         for seed in seeds:
             with randomise(model, stages[:k], seed, batch[:_AT_A_TIME]):
-                found += likeness(trained, maps())
-        rows.append(_row(stage.name, found))
-    return [*rows, _row(ANOTHER_FILM, likeness(trained, np.roll(trained, 1, axis=0)))]
+                for own, before, now in zip(found, trained, maps_of_each(), strict=True):
+                    own += likeness(before, now)
+        for out, own in zip(rows, found, strict=True):
+            out.append(_row(stage.name, own))
+    for out, own_maps in zip(rows, trained, strict=True):
+        out.append(_row(ANOTHER_FILM, likeness(own_maps, np.roll(own_maps, 1, axis=0))))
+    return rows
 
 
 def _row(stage: str, found: Sequence[Likeness]) -> Row:
@@ -220,6 +237,13 @@ def _stage(part: nn.Module, name: str) -> Stage:
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     """A module's own parameters and buffers."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _holds_most(child: nn.Module, model: nn.Module) -> bool:
+    """Whether one part is a chain of most of the network, as `features` often is: made random at
+    once, it would be no cascade."""
+    chain = isinstance(child, nn.Sequential)
+    return chain and 2 * sum(map(_owns, child.modules())) > sum(map(_owns, model.modules()))
 
 
 def _owns(module: nn.Module) -> bool:

@@ -62,6 +62,8 @@ def open_foreign(
 class ForeignNet(nn.Module):
     """Somebody's network behind the project's input: (N, 3, side, side) to logits (N, K)."""
 
+    looked_through = True  # the cascade of random weights goes by the parts of what it holds
+
     def __init__(
         self,
         net: nn.Module,
