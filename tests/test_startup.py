@@ -29,6 +29,7 @@ COMMANDS = [
     *("classify.singles.show", "detect.train", "detect.evaluate", "detect.crop", "cxr.split"),
     *("detect.film_class", *(f"detect.lungfield {word}" for word in LUNGFIELD)),
     *("detect.view train", "detect.view evaluate"),
+    "classify.audit compare",
     *(f"classify.screener {word}" for word in SCREENER),
     *(f"classify.guard {word}" for word in GUARD),
     *(f"tools/annotate.py {word}" for word in ANNOTATE),

@@ -155,7 +155,7 @@ def _screener_of(members: Ensemble, folder: Path) -> Screener | None:
 
 def _open_members(config: AuditConfig, run: Run, folder: Path) -> Ensemble:
     """The run's own members, or those that the audit is told to take."""
-    if not config.model and (config.ensemble or not run.foreign):
+    if not config.model and not run.foreign:
         members = Ensemble.load(folder, config.device, config.precision)
         answer_by(members, folder, config.engine)
         return members
