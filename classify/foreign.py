@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from classify.labels import NAME_OF_NORMAL
-from classify.preprocess import PreprocessConfig
+from classify.preprocess import ForeignPreprocess
 from cxr.cli import from_plain, to_plain
 from cxr.films_table import label_word
 from cxr.rules import require, require_one_of
@@ -140,13 +140,13 @@ class ForeignConfig:
         laid = {**known.get("preprocessing", {}), **self.preprocessing}
         return from_plain(type(self), {**known, **ours, "preprocessing": laid})
 
-    def settings_from(self, defaults: dict[str, Any]) -> PreprocessConfig:
+    def settings_from(self, defaults: dict[str, Any]) -> ForeignPreprocess:
         """The preprocessing; raises ValueError for what it does not know."""
         given = {**_PLAIN, **defaults, **self.preprocessing}
-        names = {f.name for f in fields(PreprocessConfig)}
+        names = {f.name for f in fields(ForeignPreprocess)}
         odd = sorted(set(given) - names)
         require(not odd, f"preprocessing must be of {', '.join(sorted(names))}", odd)
-        return PreprocessConfig.from_dict(given)
+        return ForeignPreprocess.from_dict(given)
 
     @property
     def targets(self) -> dict[int, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -42,8 +42,6 @@ class PreprocessConfig:
         clahe_tiles: CLAHE works in this many tiles along each side.
         work_side: films longer than this many px are shrunk before all else, so that contrast
             steps see films of one scale whatever their resolution; 0 keeps full resolution.
-        fit: pad keeps the aspect ratio and pads to the square; stretch does not, as plain resizing
-            to a square does.
         mean: subtracted from the pixels, which lie in [0, 1], before the network.
         std: divides them afterwards. The encoder's own values: 0.498 and 0.502 for Lite0.
     """
@@ -56,12 +54,11 @@ class PreprocessConfig:
     clahe_clip: float = 2.0
     clahe_tiles: int = 8
     work_side: int = 512
-    fit: str = "pad"
     mean: tuple[float, float, float] = (0.498, 0.498, 0.498)
     std: tuple[float, float, float] = (0.502, 0.502, 0.502)
 
     def __post_init__(self) -> None:
-        require_one_of(self, contrast=CONTRASTS, fit=FITS)
+        require_one_of(self, contrast=CONTRASTS)
         require(self.side >= 32, "side must be at least 32 px", self.side)
         require(
             0 <= self.low_percentile < self.high_percentile <= 100,
@@ -71,7 +68,7 @@ class PreprocessConfig:
         require(min(self.std) > 0, "std must be positive", self.std)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PreprocessConfig:
+    def from_dict(cls, data: dict[str, Any]) -> Self:
         """From a bundle's metadata; keys that a newer version added are an error."""
         names = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - names)
@@ -88,10 +85,30 @@ class PreprocessConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ForeignPreprocess(PreprocessConfig):
+    """That of a classifier which was trained elsewhere.
+
+    Args:
+        fit: pad keeps the aspect ratio and pads to the square, as trainings here do; stretch does
+            not, as plain resizing to a square.
+    """
+
+    fit: str = "pad"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of(self, fit=FITS)
+
+
+def _stretches(config: PreprocessConfig) -> bool:
+    return getattr(config, "fit", "pad") == "stretch"
+
+
 def frame_of(size_hw: tuple[int, int], config: PreprocessConfig, side: int = 0) -> Frame:
     """The Frame of `preprocess` for pixels of (height, width): maps a saliency map back."""
     side = side or config.side
-    if config.fit == "stretch":
+    if _stretches(config):
         height, width = size_hw
         return Frame((0, 0, width, height), (side, side), (side, side))
     return Frame.letterbox(size_hw, side, centre=True)
@@ -114,7 +131,7 @@ def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> n
         letterbox = frame_of((ready.shape[0], ready.shape[1]), config, target)
         return np.clip(letterbox.apply(ready), 0.0, 1.0)
     # contrast is taken on the padded square, as in the thesis, so the air beside counts as black
-    square = ready if config.fit == "stretch" else pad_square(ready)
+    square = ready if _stretches(config) else pad_square(ready)
     if config.contrast == "clahe":
         square = clahe(square, config.clahe_clip, config.clahe_tiles)
     else:

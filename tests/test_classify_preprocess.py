@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
+from classify.preprocess import (
+    ForeignPreprocess,
+    PreprocessConfig,
+    frame_of,
+    preprocess,
+    preprocess_all,
+    to_input,
+)
 
 
 @pytest.mark.parametrize("contrast", ["none", "clahe", "hist-equalization"])
@@ -90,3 +97,15 @@ def test_settings_come_back_from_a_bundle() -> None:
     assert PreprocessConfig.from_dict(data) == config
     with pytest.raises(ValueError, match="unknown keys"):
         PreprocessConfig.from_dict({**data, "novel": 1})
+
+
+def test_a_stretched_film_fills_the_square_and_leads_back() -> None:
+    config = ForeignPreprocess(side=32, clip=False, work_side=0, fit="stretch")
+    film = np.zeros((40, 80), np.float32)
+    film[:20] = 1
+    (image,), (frame,) = preprocess_all([film], config)
+    assert image[0, :16].min() == 1 and image[0, 16:].max() == 0
+    np.testing.assert_array_equal(frame.restore(image[0], (40, 80)), film)
+    assert PreprocessConfig(side=32) == PreprocessConfig.from_dict({"side": 32})
+    with pytest.raises(ValueError, match="fit must be one of pad, stretch"):
+        ForeignPreprocess(fit="squeeze")
