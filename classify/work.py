@@ -80,7 +80,8 @@ class RunConfig:
         margin: added to the thorax box on each side, as a fraction of the box's side.
         device: auto, cpu or cuda.
         engine: what runs the networks: auto, onnx, openvino or torch. auto is torch on a GPU, else
-            ONNX Runtime where an exported network lies beside each bundle (tools/export.py).
+            ONNX Runtime where an exported network lies beside each bundle (tools/export.py). A
+            --model is run by what it is made for.
         precision: fp32, or bf16 (openvino and torch): faster where the processor has it, and
             answers differ, also some decisions (docs/speed.md).
         batch: films that the members see at a time.

@@ -94,6 +94,21 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_without_bundles_the_screener_is_of_what_the_run_says_answered(
+    fitted: Path, tmp_path: Path
+) -> None:
+    for name in ("predictions.csv", "films.csv", "split.json"):
+        shutil.copy(fitted / name, tmp_path)
+    members = {target: "a" * 64 for target in TARGETS}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"members": members}}))
+    (tmp_path / "e").mkdir()
+    assert main(["fit", *arguments(tmp_path)]) == 0
+    screener = Screener.load(tmp_path / "e")
+    screener.require_members(members)
+    with pytest.raises(ValueError, match="fitted on this model's own answers"):
+        screener.require_members({**members, TARGETS[0]: "b" * 64})
+
+
 def test_films_without_a_box_or_a_truth_are_left_out_and_counted(fitted: Path) -> None:
     films = read_screening_films([fitted / "predictions.csv"], fitted / "films.csv")
     assert films.left_out == {"status fallback": 1, "status no_thorax": 1, "truth unknown": 1}

@@ -33,7 +33,6 @@ from classify.saliency.methods import MASKED, SCORE_BATCH
 
 CELLS = 8  # along each side, about as coarse as the last maps of a network
 RISE_MASKS = 256
-_FINE = 4 * CELLS  # RISE's masks are shifted against each other, so its map is finer than a cell
 
 
 def needs_masks(method: str, models: Sequence[nn.Module]) -> bool:
@@ -58,14 +57,14 @@ def masked_maps(
     grids = _grids(method)
     scores = torch.zeros(len(models), len(batch), len(grids))
     whole = torch.zeros(len(models), len(batch))
-    pooled = torch.zeros(len(grids), _FINE, _FINE)
+    pooled = torch.zeros(len(grids), CELLS, CELLS)
     with torch.inference_mode():
         for n, film in enumerate(batch):
             whole[:, n] = _answers(models, film[None], int(classes[n]))[:, 0]
         for start in range(0, len(grids), score_batch):
             part = slice(start, start + score_batch)
             masks = _enlarged(method, grids[part], start, batch.shape[2:])
-            pooled[part] = F.adaptive_avg_pool2d(masks, _FINE)[:, 0]
+            pooled[part] = F.adaptive_avg_pool2d(masks, CELLS)[:, 0]
             own = masks.to(batch.device, batch.dtype)
             for n, film in enumerate(batch):
                 ground = film.mean((1, 2), keepdim=True)
