@@ -84,11 +84,20 @@ def test_outputs_without_names_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_threshold_moves_a_findings_half() -> None:
     member = SigmoidMember(nn.Identity(), 0, {0: 0.2, 1: 0.5, 2: 0.5})
-    logits = torch.tensor([[np.log(0.2 / 0.8), 1.0, -2.0]])
-    normal, target, others = member.rearrange(logits).softmax(1)[0].tolist()
-    assert target == pytest.approx(0.5)  # the classifier says it from here on
-    strongest = 1 / (1 + np.exp(-1))  # of the other findings, shares out what is left
-    assert (normal, others) == pytest.approx((0.5 * (1 - strongest), 0.5 * strongest))
+    at, below = np.log(0.2 / 0.8), np.log(0.2 / 0.8) - 2
+    logits = torch.tensor([[at, 1.0, -2.0], [below, 1.0, -2.0]])
+    shares = member.rearrange(logits.double()).softmax(1).numpy()
+    assert shares[0, TARGET] == pytest.approx(0.5)  # the classifier says it from here on
+    target, strongest = 1 / (1 + np.exp(2)), 1 / (1 + np.exp(-1))  # of the other findings
+    expected = [(1 - target) * (1 - strongest), target, (1 - target) * strongest]
+    np.testing.assert_allclose(shares[1], expected, atol=1e-6)
+
+
+def test_a_finding_is_answered_where_the_classifier_says_it_and_nowhere_else() -> None:
+    member = SigmoidMember(nn.Identity(), 0, {0: 0.3, 1: 0.5})
+    logits = 3 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    answered = member.rearrange(logits).argmax(1) == TARGET
+    assert torch.equal(answered, logits[:, 0].sigmoid() >= 0.3) and answered.float().mean() > 0.3
 
 
 def test_a_single_finding_knows_no_others() -> None:

@@ -190,8 +190,9 @@ class SigmoidMember(StandIn):
     """A member for one finding of a network that asks each finding by itself.
 
     Its P(target) is the network's own, moved so that 0.5 is the finding's threshold; what is left
-    is shared between normal and others by the strongest of the other findings. Maps explain the
-    finding's logit.
+    is shared between normal and others by the strongest of the other findings, so that the target
+    has the largest share where the network says it and nowhere else. Maps explain the finding's
+    logit.
     """
 
     def __init__(self, net: nn.Module, place: int, bars: Mapping[int, float]) -> None:
@@ -206,6 +207,12 @@ class SigmoidMember(StandIn):
         target = moved.pop(self.place)
         rest = [*moved.values()] or [torch.full_like(target, -FAR_BELOW)]
         strongest = torch.stack(rest).amax(0)
+        # below its threshold the target must not win by what is left being halved: the larger half
+        # of it is larger than P(target), by a little more than rounding
+        below = target.clamp(max=-_SURE)
+        apart = torch.maximum(strongest.abs(), 0.1 + below - torch.log(-torch.expm1(below)))
+        parted = torch.where(strongest < 0, -apart, apart)
+        strongest = torch.where(target < 0, parted, strongest)
         # e^normal + e^others = 1, so that the softmax of the three has the sigmoid as P(target)
         return torch.stack([-F.softplus(strongest), target, -F.softplus(-strongest)], dim=1)
 
