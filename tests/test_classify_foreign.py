@@ -204,6 +204,15 @@ def test_an_onnx_file_answers_as_its_network_does(tmp_path: Path, films: int) ->
     assert members.slow_maps("viral", members.prepare(FILMS)[0]).shape == (3, 8, 8)
 
 
+def test_weights_beside_an_onnx_file_are_part_of_its_hash(tmp_path: Path) -> None:
+    _, path = small_onnx(tmp_path)
+    alone = opened(f"onnx:{path}").foreign["sha256"]
+    Path(f"{path}.data").write_bytes(b"weights")
+    first = opened(f"onnx:{path}").foreign["sha256"]
+    Path(f"{path}.data").write_bytes(b"others")
+    assert len({alone, first, opened(f"onnx:{path}").foreign["sha256"]}) == 3
+
+
 def test_probabilities_in_logits_place_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,16 @@ def _of_onnx(spec: ModelSpec) -> Built:
     known["preprocessing"] = dict(IMAGENET if net.channels != 1 else _UNIT)
     if isinstance(net.side, int):
         known["preprocessing"]["side"] = net.side
-    return Built(net, sha256_file(path), known)
+    return Built(net, _sha256_with_data(path), known)
+
+
+def _sha256_with_data(path: Path) -> str:
+    """Of an ONNX file, and of the files beside it that hold its weights (net.onnx.data)."""
+    parts = [path, *sorted(p for p in path.parent.glob(f"{path.name}[._]*") if p.is_file())]
+    digests = [sha256_file(part) for part in parts]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def _of_torchvision(spec: ModelSpec) -> Built:
