@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,7 +89,7 @@ def _of_onnx(spec: ModelSpec) -> Built:
 
 def _sha256_with_data(path: Path) -> str:
     """Of an ONNX file, and of the files beside it that hold its weights (net.onnx.data)."""
-    parts = [path, *sorted(p for p in path.parent.glob(f"{path.name}[._]*") if p.is_file())]
+    parts = [path, *sorted(p for p in path.parent.glob(f"{escape(path.name)}[._]*") if p.is_file())]
     digests = [sha256_file(part) for part in parts]
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -151,8 +153,9 @@ def _tail(state: Mapping[str, Tensor], name: str) -> Tensor | None:
 
 def _of_torchxrayvision(spec: ModelSpec) -> Built:
     try:
-        from torchxrayvision import models as theirs
-        from torchxrayvision.utils import get_cache_dir
+        with warnings.catch_warnings():  # on import it silences those of all others
+            from torchxrayvision import models as theirs
+            from torchxrayvision.utils import get_cache_dir
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name}: pip install -e '.[torchxrayvision]'") from error
     names = sorted(n for n in theirs.model_urls if n.startswith(("densenet", "resnet")))
