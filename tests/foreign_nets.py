@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torchvision
@@ -40,16 +42,27 @@ def resnet(folder: Path, outputs: int = 3) -> tuple[nn.Module, Path]:
     return net, path
 
 
-def small_onnx(
-    folder: Path, outputs: int = 3, films: int = 0, seed: int = 1
-) -> tuple[nn.Module, Path]:
+def small_onnx(folder: Path, films: int = 0) -> tuple[nn.Module, Path]:
     """A small network of one channel, and its ONNX file; made for so many films at a time, or for
     any number."""
-    torch.manual_seed(seed)
-    net = SmallNet(outputs).eval()
     path = folder / "net.onnx"
+    path.write_bytes(_exported(films))
+    path.with_suffix(".yaml").write_text("findings: [normal, bacterial, viral]\n")
+    return _small(), path
+
+
+def _small() -> nn.Module:
+    torch.manual_seed(1)
+    return SmallNet().eval()
+
+
+@cache
+def _exported(films: int) -> bytes:
+    """Once a process: torch's exporter takes seconds."""
     batch = torch.zeros(films or 2, 1, SIDE, SIDE)
     free = None if films else ({0: torch.export.Dim("films")},)
-    torch.onnx.export(net, (batch,), path, dynamic_shapes=free, external_data=False, verbose=False)
-    path.with_suffix(".yaml").write_text("findings: [normal, bacterial, viral]\n")
-    return net, path
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        how = {"dynamic_shapes": free, "external_data": False, "verbose": False}
+        torch.onnx.export(_small(), (batch,), path, **how)
+        return path.read_bytes()

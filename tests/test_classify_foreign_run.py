@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from classify.audit.rows import read_audit
 from classify.audit.side_by_side import Audited, compare_audits
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
+from classify.work import RunConfig, RunWork
 from cxr.stats import auc
 
 LABELS = [("normal", ""), ("pneumonia", "bacterial"), ("normal", ""), ("pneumonia", "viral")]
@@ -89,6 +92,18 @@ def test_a_run_goes_on_with_the_same_model_alone(
 
     save_file({k: v + 1 if k == "fc.bias" else v for k, v in load_file(path).items()}, path)
     assert make_audit("mine", "--out", "other") == 2 and "other members" in said(capsys)
+
+
+def test_a_worker_builds_the_model_by_its_name(world: SimpleNamespace) -> None:
+    _, path = small_onnx(Path())
+    films = sorted(Path("data/images/kermany").glob("*.png"))
+    config = RunConfig(films=("data/images",), model=f"onnx:{path}", device="cpu", saliency=False)
+    make = pickle.loads(pickle.dumps(partial(RunWork.on_worker, config, 0.5)))
+    words = ["data/images", "--out", "here", "--model", config.model, "--device", "cpu"]
+    assert run.main([*words, "--saliency", "false", "--jobs", "0"]) == 0
+    here = {r["film"]: float(r["viral.target"]) for r in predictions("here")}
+    there = {item.film: float(item.logits[1, 1]) for item in make()(films)}
+    assert there == pytest.approx(here) and len(there) == 4
 
 
 def test_an_onnx_file_is_audited_by_occlusion(world: SimpleNamespace) -> None:
