@@ -176,7 +176,9 @@ def test_models_stand_beside_each_other(
     assert audit.main(["compare", "mine", "file", "--out", "both", "--draws", "50"]) == 0
     found = json.loads(Path("both/compare.json").read_text())
     rows = {(r["model"], r["member"]): r for r in found["rows"]}
-    assert len(rows) == 6 and {r["films"] for r in rows.values()} == {4}
+    questions = {m for _, m in rows} - {"bacterial", "viral", "all members"}
+    assert "normal / pneumonia, kermany" in questions
+    assert len(rows) == 6 + 2 * len(questions) and {r["films"] for r in rows.values()} == {4}
     own = [r for r in read_audit("mine/audit/audit.csv") if r.member == "viral"]
     expected = auc([r.value("p_target") for r in own], [r.truth == 1 for r in own])
     assert rows["mine", "viral"]["auc"] == pytest.approx(expected)

@@ -117,7 +117,8 @@ def compare_audits(audits: Sequence[Audited], draws: int = 2000, seed: int = 0) 
     that all audits judged, by patient; the AUC of each masking control, `road_lungs`, and `random`,
     the rank correlation of the maps with those of a network of random weights. None where an
     audit has it not. Means over members are means over films of a film's mean; AUCs and controls
-    of all members are means over members, without an interval.
+    of all members are means over members, without an interval. A question to all members, such as
+    normal / pneumonia, has a row of the controls alone.
     """
     shared = set.intersection(*(audit.films for audit in audits))
     require(bool(shared), "audits must share films. Films that all of them judged", 0)
@@ -129,10 +130,23 @@ def compare_audits(audits: Sequence[Audited], draws: int = 2000, seed: int = 0) 
             kept = [r for (film, m), r in audit.rows.items() if m == member and film in shared]
             figures = {**_measured(kept, draws, seed), **_controls_of(audit, member)}
             own.append({"model": audit.name, "member": member, **figures})
-        rows += [_together(audit, own, shared, draws, seed), *own] if len(own) > 1 else own
-        for row in rows[-len(own) - (len(own) > 1) :]:
-            row |= {"shown": audit.settings.get("shown", ""), "films": len(shared)}
+        if len(own) > 1:
+            own = [_together(audit, own, shared, draws, seed), *own]
+        # what is asked of all members together, as the masking control has it
+        asked = [q for q in _asked_of(audit) if q not in members]
+        own += [
+            {"model": audit.name, "member": q, **_controls_of(audit, q), "question": True}
+            for q in asked
+        ]
+        about = {"shown": audit.settings.get("shown", ""), "films": len(shared)}
+        rows += [row | about for row in own]
     return rows
+
+
+def _asked_of(audit: Audited) -> list[str]:
+    """Members and questions of the masking control, but the screener."""
+    masked = (audit.summary.get("controls") or {}).get("masked") or []
+    return [name for name in dict.fromkeys(r["member"] for r in masked) if name != "screener"]
 
 
 def _measured(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
@@ -218,7 +232,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Shown": lambda r: str(r["shown"]),
     "Films": lambda r: whole(r["films"]),
     "Accuracy": _cell("accuracy", "share"),
-    "AUC": _cell("auc", "score"),
+    "AUC": lambda r: _cell("masked as is" if r.get("question") else "auc", "score")(r),
     "Lift": _cell("lift", "ratio"),
     "Blind blob": lambda r: in_unit(r.get("blob"), "ratio"),
     "On lung": _cell("on_lung", "share"),
@@ -260,7 +274,7 @@ def _picture(rows: Sequence[Row]) -> list[Chart]:
     for r in rows:
         for control, words in SHOWN.items():
             name = f"masked {control}"
-            if r.get(name) is not None and (r["member"] == ALL or not _has_all(rows, r)):
+            if r.get(name) is not None and r["member"] == _drawn(rows, r["model"]):
                 ends = (r[name], r.get(f"{name}_low"), r.get(f"{name}_high"))
                 lines.append(Line(words, *ends, interval(*ends, "score"), None, str(r["model"])))
     charts = []
@@ -271,13 +285,22 @@ def _picture(rows: Sequence[Row]) -> list[Chart]:
     if lines:
         about, line = say("AUC", lines), (0.5, "guessing: 0.5")
         svg = both(partial(forest, lines, about, "score", line, labels=185))
-        means = "AUC with parts of the film hidden. What is left with the lungs blacked out does "
+        drawn = {_drawn(rows, str(r["model"])).replace("_", " ") for r in rows}
+        means = f"AUC of {' and '.join(sorted(drawn))} with parts of the film hidden. What is left "
+        means += "with the lungs blacked out does "
         charts.append(Chart("Without the lungs", means + "not need lungs.", svg))
     return charts
 
 
-def _has_all(rows: Sequence[Row], row: Row) -> bool:
-    return any(r["model"] == row["model"] and r["member"] == ALL for r in rows)
+def _drawn(rows: Sequence[Row], model: str) -> str:
+    """What of a model stands in the picture: the question that all models were asked, else all its
+    members together, else its only one."""
+    own = [r["member"] for r in rows if r["model"] == model]
+    models = {r["model"] for r in rows}
+    for question in dict.fromkeys(r["member"] for r in rows if r.get("question")):
+        if all(any((r["model"], r["member"]) == (m, question) for r in rows) for m in models):
+            return str(question)
+    return str(ALL if ALL in own else own[0])
 
 
 def _remarks(audits: Sequence[Audited], shared: int) -> list[str]:
@@ -292,6 +315,10 @@ def _remarks(audits: Sequence[Audited], shared: int) -> list[str]:
         said.append(
             "Maps are by different methods: their lifts differ by method too. Answers and the "
             "masking controls do not."
+        )
+    if len({tuple(sorted({m for _, m in a.rows})) for a in audits}) > 1:
+        said.append(
+            "Members of one model seek what those of another do not: compare rows of one name."
         )
     if len({a.settings.get("shown") for a in audits}) > 1:
         said.append("Some saw crops and some whole films: compare lifts, not shares on lung.")
