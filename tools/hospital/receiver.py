@@ -52,14 +52,14 @@ class Receiver:
 
     def __init__(self, site: Site) -> None:
         needs_pacs()
-        from pynetdicom import AE, _config, evt
+        from pynetdicom import _config, evt
 
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
         self.site, self._local = site, threading.local()
         site.folders.make()
         tempfile.tempdir = str(site.folders.arriving)  # pynetdicom writes there as data come
-        ae = AE(ae_title=site.ae_title)
+        ae = _entity_class()(ae_title=site.ae_title)
         ae.require_called_aet = True
         ae.require_calling_aet = list(site.callers)
         ae.maximum_associations, ae.maximum_pdu_size = site.associations, PDU
@@ -159,6 +159,23 @@ def take_report(site: Site, journal: Journal, told: Any) -> None:
         for i in told.get("FailedSOPSequence") or ()
     }
     journal.committed(str(told.get("TransactionUID", "")), good, bad, time.time())
+
+
+def _entity_class() -> Any:
+    from pynetdicom import ae
+
+    entity: Any = ae.ApplicationEntity
+
+    class Entity(entity):  # type: ignore[misc]
+        """Connections that have not said who they are do not count as associations: a few silent
+        ones would keep all others out."""
+
+        @property
+        def active_associations(self) -> list[Any]:
+            own = threading.current_thread()
+            return [a for a in super().active_associations if a.is_established or a is own]
+
+    return Entity
 
 
 def _server_class() -> Any:
