@@ -1,0 +1,287 @@
+"""A film's result objects: structured report, presentation state, lung field, saliency, picture.
+
+They belong to the film's study, are marked as unverified research, and are the same bytes whenever
+they are made again of the same judgement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from datetime import datetime
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+
+from cxr.draw import draw_box, draw_text, overlay_saliency, to_rgb
+from hospital import codes
+from hospital.codes import KINDS
+from hospital.header import MANUFACTURER, MODEL, local_time
+from hospital.judgement import Algorithm, Judged, uid_of
+from hospital.planes import Planes
+from hospital.sr import FORMS, content_of, corners_of
+
+DESCRIPTION = "lungfirst: research only"
+_SERIES = 9100  # numbers from here on, one a kind: a study's own are low
+_LABEL = "LUNGFIRST"
+_ORANGE = hd.color.CIELabColor(70.0, 35.0, 70.0)
+_BLUE = hd.color.CIELabColor(60.0, -10.0, -40.0)
+
+
+def make_objects(
+    header: Dataset,
+    judged: Judged,
+    kinds: Collection[str],
+    form: str,
+    when: datetime,
+    planes: Planes,
+) -> list[Dataset]:
+    """The objects of the `kinds` that there can be for the film; the report last, as it refers to
+    the others.
+
+    Raises ValueError, without a word of the header, for one that no object can be made of.
+    """
+    made: list[Dataset] = []
+    with _unheard():
+        for kind in KINDS[::-1]:
+            if kind not in kinds or (kind != "sr" and not judged.seen):
+                continue
+            maker = _Maker(header, judged, _kind_in_full(kind, kinds, form, judged), kind, when)
+            found = maker.report(form, made) if kind == "sr" else maker.make(planes)
+            if found is not None:
+                made.append(maker.finished(found))
+    return made
+
+
+def _kind_in_full(kind: str, kinds: Collection[str], form: str, judged: Judged) -> str:
+    """What an object is, for its UID: a report that says more is another one."""
+    if kind != "sr":
+        return kind
+    beside = [k for k in KINDS if k in kinds and k != "sr"] if judged.seen else []
+    more = [k for k in beside if k in ("seg", "saliency")]
+    parts = ["sr3d" if form == "comprehensive3d" else "sr", *more, *["audit"] * bool(judged.audits)]
+    return "+".join(parts)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """The library's log and warnings tell values of the header."""
+    log = logging.getLogger("highdicom")
+    level, log.level = log.level, logging.CRITICAL + 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.level = level
+
+
+class _Maker:
+    """Makes one object of a film."""
+
+    def __init__(
+        self, header: Dataset, judged: Judged, full: str, kind: str, when: datetime
+    ) -> None:
+        self.header, self.judged, self.kind = deepcopy(header), judged, kind
+        self.characters = header.SpecificCharacterSet
+        self.header.SpecificCharacterSet = "ISO_IR 192"  # the library knows not all of them
+        self.when = local_time(header, when)
+
+        def uid(what: str) -> str:
+            return uid_of(header.SOPInstanceUID, judged.weights, judged.threshold, what)
+
+        self.uid, self._uid_for = uid(full), lambda what: uid(f"{full}.{what}")
+        algorithms = [a for a in (judged.boxer, judged.judge) if a is not None]
+        self.usual = {
+            "series_instance_uid": self._uid_for("series"),
+            "series_number": _SERIES + KINDS.index(kind),
+            "sop_instance_uid": self.uid,
+            "instance_number": 1,
+            "manufacturer": MANUFACTURER,
+            "contributing_equipment": [self._equipment(a) for a in algorithms],
+        }
+        self.machine = {
+            "manufacturer_model_name": MODEL,
+            "software_versions": judged.software,
+            "device_serial_number": judged.weights[:16],
+        }
+
+    def _equipment(self, algorithm: Algorithm) -> hd.ContributingEquipment:
+        """IHE's AI Results profile wants one for each algorithm."""
+        item = hd.ContributingEquipment(
+            manufacturer=MANUFACTURER,
+            purpose_of_reference=codes.PROCESSING,
+            manufacturer_model_name=algorithm.name,
+            software_versions=hashlib.sha256(algorithm.version.encode()).hexdigest(),
+            contribution_datetime=self.when.replace(tzinfo=None),
+        )
+        item.DeviceUID = algorithm.uid
+        return item
+
+    def report(self, form: str, made: Collection[Dataset]) -> Dataset:
+        """The root of the results: it refers to the lung field and the map where they are made."""
+        found = FORMS[form](
+            evidence=[self.header, *(m for m in made if m.Modality in ("SEG", "OT"))],
+            content=content_of(self.header, self.judged)[0],
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            **self.usual,
+        )
+        found.ObservationDateTime = f"{self.when:%Y%m%d%H%M%S}"
+        item = codes.scheme_item()
+        found.CodingSchemeIdentificationSequence = [item]
+        return found
+
+    def make(self, planes: Planes) -> Dataset | None:
+        """Any other kind; None where the film has nothing for it."""
+        make: dict[str, Callable[[Planes], Dataset | None]] = {
+            "gsps": self._presentation,
+            "seg": self._field,
+            "saliency": self._saliency,
+            "sc": self._picture,
+        }
+        return make[self.kind](planes)
+
+    def _presentation(self, _: Planes) -> Dataset:
+        """The film as it is windowed, with the box and a line of text."""
+        layer = hd.pr.GraphicLayer(_LABEL, 1, DESCRIPTION, _ORANGE)
+        box, (height, width) = self.judged.thorax_xyxy, self._size_hw
+        lines = []
+        if box is not None:
+            lines = [hd.pr.GraphicObject("POLYLINE", corners_of(box), "PIXEL")]
+        text = hd.pr.TextObject(
+            self.judged.line,
+            "PIXEL",
+            bounding_box=(1.0, 1.0, float(width), max(2.0, round(height / 20))),
+            text_justification="LEFT",
+        )
+        note = hd.pr.GraphicAnnotation(
+            [self.header], layer, graphic_objects=lines or None, text_objects=[text]
+        )
+        dark = self.header.PhotometricInterpretation == "MONOCHROME1"
+        shape = "INVERSE" if dark else "IDENTITY"
+        return hd.pr.GrayscaleSoftcopyPresentationState(
+            [self.header],
+            content_label=_LABEL,
+            content_description=DESCRIPTION,
+            graphic_annotations=[note],
+            graphic_layers=[layer],
+            presentation_lut_transformation=hd.PresentationLUTTransformation(
+                presentation_lut_shape=shape
+            ),
+            **self.usual,
+            **self.machine,
+        )
+
+    @property
+    def _size_hw(self) -> tuple[int, int]:
+        return int(self.header.Rows), int(self.header.Columns)
+
+    def _identified(self, algorithm: Algorithm) -> hd.AlgorithmIdentificationSequence:
+        return hd.AlgorithmIdentificationSequence(
+            name=algorithm.name, family=codes.AI, version=algorithm.version
+        )
+
+    def _field(self, planes: Planes) -> Dataset:
+        """Both lungs as one segment."""
+        segment = hd.seg.SegmentDescription(
+            1,
+            "Lung field",
+            codes.STRUCTURE,
+            codes.LUNG,
+            "AUTOMATIC",
+            self._identified(self.judged.boxer),
+            tracking_uid=self._uid_for("tracking"),
+            tracking_id="lung-field-1",
+            display_color=_BLUE,
+        )
+        return hd.seg.Segmentation(
+            [self.header],
+            planes.field(),
+            "BINARY",
+            [segment],
+            content_label=_LABEL,
+            content_description=DESCRIPTION,
+            omit_empty_frames=False,
+            **self.usual,
+            **self.machine,
+        )
+
+    def _saliency(self, planes: Planes) -> Dataset | None:
+        """Where the strongest member looked, laid over the film. A Parametric Map would need a
+        frame of reference, which a projection has not."""
+        plane = planes.saliency()
+        if plane is None:
+            return None
+        told = f"{MODEL}: saliency of {self.judged.saliency_of}. Research only."
+        return self._capture(overlay_saliency(to_rgb(planes.film()), plane), told)
+
+    def _picture(self, planes: Planes) -> Dataset:
+        """For viewers that show nothing else: the film with the box burnt in."""
+        rgb = to_rgb(planes.film())
+        if self.judged.thorax_xyxy is not None:
+            rgb = draw_box(rgb, self.judged.thorax_xyxy)
+        return self._capture(rgb, self.judged.line)
+
+    def _capture(self, rgb: np.ndarray, told: str) -> Dataset:
+        """A secondary capture of a picture (H, W, 3) of the film, with a line of text."""
+        header, size = self.header, max(12, max(rgb.shape) // 50)
+        found = hd.sc.SCImage(
+            draw_text(rgb, told, (size // 2, size // 2), size=size),
+            "RGB",
+            8,
+            "PATIENT",
+            study_instance_uid=header.StudyInstanceUID,
+            patient_id=header.PatientID,
+            patient_name=header.PatientName,
+            patient_birth_date=header.PatientBirthDate,
+            patient_sex=header.PatientSex,
+            accession_number=header.AccessionNumber,
+            study_id=header.StudyID,
+            study_date=header.StudyDate or None,
+            study_time=header.StudyTime or None,
+            referring_physician_name=header.ReferringPhysicianName,
+            patient_orientation=("L", "F"),  # the library wants one; the film's comes below
+            transfer_syntax_uid=RLELossless,
+            **self.usual,
+        )
+        found.PatientOrientation = header.PatientOrientation
+        found.ImageType = ["DERIVED", "SECONDARY"]
+        found.BurnedInAnnotation = "NO"  # it is of identity that this speaks
+        return found
+
+    def finished(self, found: Dataset) -> Dataset:
+        """With what the library leaves to chance or to the clock, and the film's names."""
+        header = self.header
+        if self.characters:
+            found.SpecificCharacterSet = self.characters
+        elif "SpecificCharacterSet" in found:
+            del found.SpecificCharacterSet
+        found.SeriesDescription = DESCRIPTION
+        found.ManufacturerModelName = MODEL
+        found.SoftwareVersions = self.judged.software
+        found.DeviceSerialNumber = self.judged.weights[:16]
+        for keyword in ("StudyDescription", "IssuerOfPatientID", "TimezoneOffsetFromUTC"):
+            if keyword in header:
+                setattr(found, keyword, header.get(keyword))
+        if self.kind != "sr":
+            found.BodyPartExamined = header.get("BodyPartExamined", "")
+            if found.BodyPartExamined != "CHEST":  # then a side must be told, if only as unknown
+                found.Laterality = header.get("Laterality")
+        if self.kind == "seg":
+            found.PatientOrientation = header.PatientOrientation
+        for name in ("InstanceCreation", "Content", "Series", "PresentationCreation"):
+            for part, value in (("Date", f"{self.when:%Y%m%d}"), ("Time", f"{self.when:%H%M%S}")):
+                if f"{name}{part}" in found:
+                    setattr(found, f"{name}{part}", value)
+        if self.kind == "sr":
+            found.PreliminaryFlag = "PRELIMINARY"
+        return found
