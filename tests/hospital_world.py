@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -116,7 +116,6 @@ def _object(header: Dataset, modality: str, sop_class: str) -> Dataset:
         setattr(made, keyword, header[keyword].value)
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = EXPLICIT
-    made.is_little_endian, made.is_implicit_VR = True, False
     return made
 
 
@@ -166,47 +165,72 @@ def send(port: int, *paths: Path, called: str = "LUNGFIRST", **told: Any) -> lis
         association.release()
 
 
-def _dying(site: Site, point: str) -> Any:
-    """The quick worker's parts, of which one ends the process at a point, once."""
-    mark = site.folders.root / f"died_{point.replace(' ', '_')}"
+class Forked:
+    """A role as a child of this process, which need not import anything anew."""
 
-    def die() -> None:
-        if not mark.exists():
-            mark.touch()
+    def __init__(self, role: Callable[[], int]) -> None:
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                from hospital import roles as roles_module
+
+                roles_module._PARENT = os.getppid()
+                role()
+            finally:
+                os._exit(1)
+
+    def wait(self) -> int:
+        """The signal that ended it, 0 for none."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def kill(self) -> None:
+        """End it for good."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+class Dying:
+    """The quick worker's parts, of which one ends the process at a point, once."""
+
+    def __init__(self, site: Site, point: str) -> None:
+        self.point, self.mark = point, site.folders.root / f"died_{point.replace(' ', '_')}"
+
+    def _die(self, point: str) -> None:
+        if point == self.point and not self.mark.exists():
+            self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def judge(films: Mapping[str, Path], run: Path) -> Iterable[QuickRow]:
-        if point == "before run":
-            die()
+    def judge(self, films: Mapping[str, Path], run: Path) -> Iterable[QuickRow]:
+        """As `quick_judge`."""
+        self._die("before run")
         found = quick_judge(films, run)
-        if point == "after run":
-            die()
+        self._die("after run")
         return found
 
     def make(
-        run: Path, films: Mapping[str, Path], when: datetime
+        self, run: Path, films: Mapping[str, Path], when: datetime
     ) -> Iterator[tuple[str, Sequence[Any]]]:
+        """As `quick_objects`."""
         yield from quick_objects(run, films, when)
-        if point == "after objects":
-            die()
+        self._die("after objects")
 
-    if point in ("inside commit", "after commit"):
+    def patch_journal(self) -> None:
+        """Die inside or after the transaction too."""
         from hospital.journal import Journal
 
         usual = Journal.judged
 
-        def judged(self: Any, name: str, films: Any, now: float) -> None:
-            if point == "inside commit":
-                films = [*films]
-                with self.writing() as db:
+        def judged(journal: Any, name: str, films: Any, now: float) -> None:
+            films = [*films]
+            if self.point == "inside commit" and not self.mark.exists():
+                with journal.writing() as db:
                     db.execute("UPDATE films SET state = 'judged'")
-                    die()
-            usual(self, name, films, now)
+                    self._die("inside commit")
+            usual(journal, name, films, now)
             if films:
-                die()
+                self._die("after commit")
 
         Journal.judged = judged  # type: ignore[method-assign]
-    return judge, make
 
 
 def main(role: str, site_file: str) -> int:
@@ -218,8 +242,11 @@ def main(role: str, site_file: str) -> int:
 
     site = from_plain(Site, read_json(site_file))
     begin_role(site, "worker")
-    judge, make = (quick_judge, quick_objects) if role == "quick" else _dying(site, role)
-    return work(site, judge, make)
+    if role == "quick":
+        return work(site, quick_judge, quick_objects)
+    dying = Dying(site, role)
+    dying.patch_journal()
+    return work(site, dying.judge, dying.make)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from hospital_world import (
     EXPLICIT,
     NAME,
     PATIENT,
+    Forked,
     receiving,
     roles,
     send,
@@ -319,37 +320,32 @@ def test_half_a_film_leaves_nothing(
 
 @pytest.mark.parametrize("point", ["file", "journal"])
 def test_a_receiver_killed_between_file_journal_and_answer_loses_nothing(
-    site: Site, tmp_path: Path, point: str
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     path = write_film(tmp_path / "a.dcm")
-    script = f"""
-import os, signal, sys
-from hospital import receiver, spool
-from hospital.journal import Journal
-usual = Journal.receive
-def receive(self, key, sha256, now=None):
-    if {point!r} == "journal":
-        usual(self, key, sha256, now)
-    os.kill(os.getpid(), signal.SIGKILL)
-if not os.path.exists({str(tmp_path / "died")!r}):
-    open({str(tmp_path / "died")!r}, "w").close()
-    Journal.receive = receive
-sys.exit(receiver.main())
-"""
     site.folders.make()
     config = write_json(site.folders.root / "site.json", to_plain(site))
-    ready = site.folders.root / "receiver.json"
+    ready, usual = site.folders.root / "receiver.json", Journal.receive
 
-    def start() -> tuple[subprocess.Popen[bytes], int]:
+    def dies(self: Journal, key: str, sha256: str, now: float | None = None) -> str:
+        if point == "journal":
+            usual(self, key, sha256, now)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+    def start(receive: Any) -> tuple[Forked, int]:
         ready.unlink(missing_ok=True)
-        found = subprocess.Popen([sys.executable, "-c", script, str(config)], env=environment())
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "receive", receive)
+            patched.setattr(sys, "argv", ["receiver", str(config)])
+            found = Forked(receiver_module.main)
         assert wait_for(ready.exists, 20) < 20
         return found, int(read_json(ready)["port"])
 
-    first, port = start()
+    first, port = start(dies)
     assert send(port, path) in ([], [None])
-    assert first.wait(10) == -signal.SIGKILL
-    second, port = start()
+    assert first.wait() == -signal.SIGKILL
+    second, port = start(usual)
     try:
         assert counts(site)["received"] == 1  # adopted, or known
         assert send(port, path) == [0x0000]
@@ -358,7 +354,6 @@ sys.exit(receiver.main())
         assert (told["received"], told["repeats"]) == (1, 1)
     finally:
         second.kill()
-        second.wait()
 
 
 @needs_dcmtk

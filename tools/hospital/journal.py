@@ -177,13 +177,16 @@ class Journal:
         """The batch is judged: films and their results in the outbox, in one transaction."""
         with self.writing() as db:
             for film in films:
+                state, reason = "judged", film.reason
+                if not film.objects:
+                    state, reason = "failed", reason or "no result can be made of its header"
                 made = db.execute(
-                    "UPDATE films SET state = 'judged', judged = ?, status = ?, decision = ?, "
+                    "UPDATE films SET state = ?, judged = ?, status = ?, decision = ?, "
                     "tier = ?, score = ?, priority = ?, reason = ? "
                     "WHERE key = ? AND state = 'received'",
                     (
-                        *(now, film.status, film.decision, film.tier, film.score, film.priority),
-                        *(film.reason, film.film),
+                        *(state, now, film.status, film.decision, film.tier, film.score),
+                        *(film.priority, reason, film.film),
                     ),
                 )
                 if not made.rowcount:

@@ -22,7 +22,6 @@ from cxr.workdir import write_json
 PACKAGES = {
     "Orthanc": "orthanc",
     "storescu": "dcmtk",
-    "findscu": "dcmtk",
     "echoscu": "dcmtk",
     "dsrdump": "dcmtk",
     "dcmpschk": "dcmtk",

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from cxr.engines import ENGINES
 from cxr.rules import RefusedError, require, require_at_least, require_one_of
+from hospital.codes import FORMS, KINDS
 
-KINDS = ("sr", "gsps", "seg", "sc")
 DRAIN_S = 30.0  # from SIGTERM to the end
 
 
@@ -52,7 +52,7 @@ class Site:
             environment.
         pull_days: films of so many days, today included, are asked for.
         pull_minutes: from one pull to the next.
-        kinds: objects that are made of each film: sr, gsps, seg, sc.
+        kinds: objects that are made of each film: sr, gsps, seg, saliency, sc (see results --help).
         sr: Comprehensive or Comprehensive 3D reports: comprehensive, comprehensive3d.
         ensemble: folder of the members; empty as in classify.run.
         engine: what runs the networks, as in classify.run.
@@ -92,7 +92,7 @@ class Site:
     worklist_hours: float = 24.0
 
     def __post_init__(self) -> None:
-        require_one_of(self, engine=ENGINES, sr=("comprehensive", "comprehensive3d"))
+        require_one_of(self, engine=ENGINES, sr=FORMS)
         require_at_least(self, associations=1, largest_mb=1, batch=1, pull_days=1, wait_s=0)
         require_at_least(self, keep_days=0, worklist_hours=0, pull_minutes=0)
         for title in (self.ae_title, *self.callers):

@@ -99,7 +99,7 @@ def header_of(path: Path) -> Any:
 
 def is_own(header: Any) -> bool:
     """Is this an object of our own make?"""
-    from hospital.results import is_ours
+    from hospital.header import is_ours
 
     try:
         return bool(is_ours(header))

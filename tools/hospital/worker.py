@@ -54,7 +54,8 @@ Making = Callable[[Path, Mapping[str, Path], datetime], Iterable[tuple[str, Sequ
 
 
 class Networks:
-    """`classify.run FILMS --crops` with networks that stay loaded; no maps and no page."""
+    """`classify.run FILMS --crops` with networks that stay loaded; no page, and maps only where
+    they are sent."""
 
     def __init__(self, site: Site) -> None:
         from classify.work import Reader
@@ -67,7 +68,9 @@ class Networks:
         from classify.work import RunConfig
 
         told = {"ensemble": self.site.ensemble, "engine": self.site.engine}
-        return RunConfig(films, "", str(out), saliency=False, jobs=0, **told)  # type: ignore[arg-type]
+        return RunConfig(
+            films, "", str(out), saliency="saliency" in self.site.kinds, jobs=0, **told
+        )  # type: ignore[arg-type]
 
     def __call__(self, films: Mapping[str, Path], run: Path) -> Iterable[Row]:
         """The rows of the films; raises OSError or ValueError as classify.run does."""
@@ -88,12 +91,14 @@ class Networks:
 
 def objects_of(site: Site) -> Making:
     """What makes the results that the site wants."""
-    from hospital.results import results_of
+    from hospital.results import ObjectSettings, results_of
+
+    settings = ObjectSettings(site.sr)
 
     def make(
         run: Path, films: Mapping[str, Path], when: datetime
     ) -> Iterable[tuple[str, Sequence[Any]]]:
-        return results_of(run, films, site.kinds, {"sr": site.sr}, when)
+        return results_of(run, films, site.kinds, settings, when)
 
     return make
 
@@ -160,11 +165,9 @@ class Worker:
         found = []
         for name, path in films.items():
             row = rows[name]
-            if not made.get(name):
-                raise ValueError("each film must have a result. Got none of one.")
             priority = worklist.priority_of(row.decision, row.tier)
             told = (path.stem, row.status, row.decision, row.tier, row.abnormal_score, priority)
-            found.append(Judgement(*told, made[name]))
+            found.append(Judgement(*told, made.get(name, {})))
             if self.site.worklist_hours:
                 header = header_of(path)
                 worklist.write_item(self.site, path.stem, header, priority, path.stat().st_mtime)

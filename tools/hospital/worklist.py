@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from classify.screener import NOT_READ, READ
 from cxr.workdir import console, write_atomic
 from hospital.journal import Journal
 from hospital.settings import Site
@@ -37,6 +36,8 @@ class WorklistConfig(Site):
 def priority_of(decision: str, tier: str) -> str:
     """HIGH, MEDIUM or LOW, the words of DICOM: HIGH where a member found what is critical or
     urgent, LOW for the definitely normal, MEDIUM for the rest and for what was not judged."""
+    from classify.screener import NOT_READ, READ  # late: the receiver does without
+
     if decision == READ and tier in PRESSING:
         return "HIGH"
     return "MEDIUM" if decision in (READ, NOT_READ) else "LOW"
