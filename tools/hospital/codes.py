@@ -11,10 +11,8 @@ import re
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from cxr.notes import REASONS
+from cxr.notes import REASONS, code_of
 
-KINDS = ("sr", "gsps", "seg", "saliency", "sc")  # of objects
-FORMS = ("comprehensive", "comprehensive3d")  # of reports
 SCHEME = "99LUNGFIRST"
 SCHEME_UID = "2.25.304989524667463565548432651420469579821"  # drawn once, by chance
 
@@ -93,11 +91,11 @@ def lower_bound(confidence: float) -> Code:
 
 
 def why_not(reason: str) -> Code:
-    """The code of a refusal as it stands in a run's tables, "… [code]", or of no chest."""
-    found = re.search(r"\[(\w+)\]$", reason)
-    if found and found[1] in REASONS:
-        return own(_value(found[1]), REASONS[found[1]].removesuffix(".")[:64])
-    return CRASHED if reason.startswith("worker_crashed") else NO_CHEST
+    """The code of a refusal as it stands in a run's tables, "code: Sentence.", or of no chest."""
+    found = code_of(reason)
+    if found in REASONS:
+        return own(_value(found), REASONS[found].removesuffix(".")[:64])
+    return CRASHED if found == "worker_crashed" else NO_CHEST
 
 
 def _value(text: str) -> str:

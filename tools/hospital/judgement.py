@@ -48,6 +48,11 @@ class Algorithm:
     parameters: tuple[str, ...] = ()
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the version, where that is too long."""
+        return hashlib.sha256(self.version.encode()).hexdigest()
+
+    @property
     def uid(self) -> str:
         """A device's UID, another one for other weights."""
         return _uid(self.name, self.version, *self.parameters)
@@ -252,4 +257,8 @@ class _Cards:
 
 
 def _files(weights: Mapping[str, str]) -> str:
-    return "; ".join(f"{name} sha256 {sha}" for name, sha in weights.items())
+    """Files of weights with their hashes; a file that serves several targets is told once."""
+    names: dict[str, list[str]] = {}
+    for name, sha in weights.items():
+        names.setdefault(sha, []).append(name)
+    return "; ".join(f"{', '.join(own)} sha256 {sha}" for sha, own in names.items())

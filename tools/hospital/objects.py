@@ -6,22 +6,21 @@ they are made again of the same judgement.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime
+from typing import Any
 
 import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr.draw import draw_box, draw_text, overlay_saliency, to_rgb
-from hospital import codes
-from hospital.codes import KINDS
+from hospital import KINDS, codes
 from hospital.header import MANUFACTURER, MODEL, local_time
 from hospital.judgement import Algorithm, Judged, uid_of
 from hospital.planes import Planes
@@ -98,7 +97,7 @@ class _Maker:
 
         self.uid, self._uid_for = uid(full), lambda what: uid(f"{full}.{what}")
         algorithms = [a for a in (judged.boxer, judged.judge) if a is not None]
-        self.usual = {
+        self.usual: dict[str, Any] = {
             "series_instance_uid": self._uid_for("series"),
             "series_number": _SERIES + KINDS.index(kind),
             "sop_instance_uid": self.uid,
@@ -106,7 +105,7 @@ class _Maker:
             "manufacturer": MANUFACTURER,
             "contributing_equipment": [self._equipment(a) for a in algorithms],
         }
-        self.machine = {
+        self.machine: dict[str, Any] = {
             "manufacturer_model_name": MODEL,
             "software_versions": judged.software,
             "device_serial_number": judged.weights[:16],
@@ -118,7 +117,7 @@ class _Maker:
             manufacturer=MANUFACTURER,
             purpose_of_reference=codes.PROCESSING,
             manufacturer_model_name=algorithm.name,
-            software_versions=hashlib.sha256(algorithm.version.encode()).hexdigest(),
+            software_versions=algorithm.digest,
             contribution_datetime=self.when.replace(tzinfo=None),
         )
         item.DeviceUID = algorithm.uid
@@ -187,7 +186,7 @@ class _Maker:
 
     def _identified(self, algorithm: Algorithm) -> hd.AlgorithmIdentificationSequence:
         return hd.AlgorithmIdentificationSequence(
-            name=algorithm.name, family=codes.AI, version=algorithm.version
+            name=algorithm.name, family=codes.AI, version=algorithm.digest
         )
 
     def _field(self, planes: Planes) -> Dataset:
@@ -250,7 +249,7 @@ class _Maker:
             study_time=header.StudyTime or None,
             referring_physician_name=header.ReferringPhysicianName,
             patient_orientation=("L", "F"),  # the library wants one; the film's comes below
-            transfer_syntax_uid=RLELossless,
+            transfer_syntax_uid=ExplicitVRLittleEndian,
             **self.usual,
         )
         found.PatientOrientation = header.PatientOrientation
@@ -274,7 +273,9 @@ class _Maker:
                 setattr(found, keyword, header.get(keyword))
         if self.kind != "sr":
             found.BodyPartExamined = header.get("BodyPartExamined", "")
-            if found.BodyPartExamined != "CHEST":  # then a side must be told, if only as unknown
+            if (
+                found.BodyPartExamined != "CHEST" and self.kind != "seg"
+            ):  # then a side must be told, if only as unknown
                 found.Laterality = header.get("Laterality")
         if self.kind == "seg":
             found.PatientOrientation = header.PatientOrientation

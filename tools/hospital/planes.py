@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 import cv2
 import numpy as np
 
+from cxr.boxes import Frame
 from cxr.film import Film, read_film
 from cxr.rules import RefusedError
 from detect.lungfield.field import LungField
@@ -55,7 +56,7 @@ class Planes:
         )
 
     @cached_property
-    def _frame(self):  # type: ignore[no-untyped-def]
+    def _frame(self) -> Frame:
         return self.judged.boxed.to_frame()
 
     def _stored(self, plane: np.ndarray, how: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""pacs.py results: a finished run's films as DICOM objects in a folder; nothing is sent."""
+"""pacs.py results: a finished run's films as DICOM objects in a folder; nothing is sent.
+
+DICOM is imported where it is needed: --help must not pay for it. Data sets are pydicom's.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from cxr.rules import RefusedError, refusing, require_one_of
 from cxr.workdir import claim, console, log, replacing
-from hospital.codes import FORMS, KINDS
-
-if TYPE_CHECKING:  # --help must not pay for DICOM
-    from pydicom.dataset import Dataset
-
-    from hospital.judgement import Judged
+from hospital import FORMS, KINDS
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def results_of(
     kinds: Collection[str],
     settings: ObjectSettings,
     when: datetime,
-) -> Iterator[tuple[str, list[Dataset]]]:
+) -> Iterator[tuple[str, list[Any]]]:
     """The objects of each film of a run, in the order of its predictions.csv.
 
     Args:
@@ -89,8 +87,9 @@ def results_of(
         settings: how they are made.
         when: the time of the judgement; the same time gives the same bytes.
 
-    Yields a film's name and its objects: none for a file that no object can point at (no DICOM,
-    gone, changed, without UIDs), which the log says without a word of its header.
+    Yields a film's name and its objects (pydicom data sets, ready to be written or sent): none for
+    a file that no object can point at (no DICOM, gone, changed, without UIDs), which the log says
+    without a word of its header.
     """
     from hospital.judgement import read_ran
 
@@ -102,8 +101,8 @@ def results_of(
 
 
 def _objects_of(
-    judged: Judged, kinds: Collection[str], settings: ObjectSettings, when: datetime
-) -> tuple[list[Dataset], str]:
+    judged: Any, kinds: Collection[str], settings: ObjectSettings, when: datetime
+) -> tuple[list[Any], str]:
     """A film's objects, or why there are none."""
     from cxr.notes import FilmError
     from cxr.stream import hash_film
@@ -157,7 +156,7 @@ def run(config: ResultsConfig) -> int:
     return 0
 
 
-def _write(folder: Path, found: Dataset) -> bool:
+def _write(folder: Path, found: Any) -> bool:
     """Write an object under a name that tells nobody; False where it is there already."""
     import hashlib
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from highdicom import sr
@@ -23,7 +23,7 @@ FORMS = {"comprehensive": sr.ComprehensiveSR, "comprehensive3d": sr.Comprehensiv
 def content_of(header: Dataset, judged: Judged) -> sr.MeasurementReport:
     """The report's content tree for one film."""
     box = judged.thorax_xyxy
-    groups = (
+    groups: list[Any] = (
         [_film_group(header, judged)]
         if box is None
         else [
@@ -47,7 +47,7 @@ def content_of(header: Dataset, judged: Judged) -> sr.MeasurementReport:
         imaging_measurements=groups,
         title=codes.REPORT,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
-            codes.ENGLISH
+            sr.CodedConcept.from_code(codes.ENGLISH)
         ),
     )
 
@@ -91,8 +91,8 @@ def _thorax_group(
 def _film_group(header: Dataset, judged: Judged) -> sr.MeasurementsAndQualitativeEvaluations:
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(header, judged, "film-1"),
-        finding_type=codes.CHEST,
-        finding_category=codes.STRUCTURE,
+        finding_type=codes.CHEST if judged.seen else None,
+        finding_category=codes.STRUCTURE if judged.seen else None,
         algorithm_id=_identified(judged.judge or judged.boxer),
         measurements=list(_measurements(judged)) or None,
         qualitative_evaluations=list(_evaluations(judged)),
@@ -177,12 +177,8 @@ def _evaluations(judged: Judged) -> Iterator[sr.QualitativeEvaluation]:
 
 
 def _comments(judged: Judged) -> list[str]:
-    """Sentences, without the name of the film's file."""
+    """Sentences of the run's tables; none holds a word of a header or a file's name."""
     if judged.seen:
         return [*filter(None, [judged.row.doubt]), *map(sentence_of, judged.boxed.notes)]
-    why, code = judged.row.reason, codes.why_not(judged.row.reason)
-    if code == codes.NO_CHEST:
-        return [why]
-    told = re.fullmatch(r"(.*)\[\w+\]", why)
-    before = f"{judged.boxed.film}: "
-    return [told[1].removeprefix(before)] if told and told[1].startswith(before) else []
+    why = judged.row.reason
+    return [why if codes.why_not(why) == codes.NO_CHEST else sentence_of(why)]
