@@ -35,10 +35,10 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
-from hospital.check import SAMPLES, peak_mb, running, wait_for
+from hospital.check import SAMPLES, running, wait_for
 from hospital.health import health
 from hospital.journal import Journal
-from hospital.peers import Orthanc, free_port, storescu
+from hospital.peers import Orthanc, free_port, peak_mb, storescu
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 3000.0

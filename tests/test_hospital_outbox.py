@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from hospital_world import (
     write_film,
 )
 from pydicom import dcmread
+from test_hospital_tls import make_authority, make_certificate
 
 from hospital import dicomweb, outbox, spool
 from hospital.check import wait_for
@@ -81,7 +86,10 @@ def destination(
     for sop_class in told.get("classes", (SR, PR)):
         ae.add_supported_context(sop_class)
     server = ae.start_server(
-        ("127.0.0.1", told.get("port", 0)), block=False, evt_handlers=[(evt.EVT_C_STORE, store)]
+        ("127.0.0.1", told.get("port", 0)),
+        block=False,
+        evt_handlers=[(evt.EVT_C_STORE, store)],
+        ssl_context=told.get("tls"),
     )
     try:
         yield server.server_address[1], got
@@ -407,6 +415,46 @@ def test_web_refusals_are_told_apart() -> None:
     assert told(409, failed) == ({"1.2": 0xA700}, "")
     assert told(503) == ({}, "HTTP 503")
     assert told(415) == ({"1.2": 0xC000, "1.3": 0xC000}, "")
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes certificates")
+def test_results_go_by_tls_where_that_is_asked_for(
+    make: Callable[..., tuple[Site, Journal]], tmp_path: Path
+) -> None:
+    authority = make_authority(tmp_path / "papers", "own")
+    certificate, key = make_certificate(authority, "both")
+    tls = dict(certificate=certificate, key=key, authorities=str(authority))
+    context = site_of(tmp_path, **tls).tls_context(server=True)
+    with destination(lambda n: 0x0000, tls=context) as (port, got):
+        told = dict(destination=f"PACS@127.0.0.1:{port}", **tls)
+        site, journal = make(**told)
+        filled(site, journal)
+        assert Sender(site, journal).step() > 0.0 and not got  # in clear: the peer hangs up
+        assert Sender(replace(site, destination_tls=True), journal).step() == 0.0
+        assert len(got) == 2
+
+
+def test_send_leaves_the_work_to_a_service_that_runs(
+    make: Callable[..., tuple[Site, Journal]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    site, journal = make(destination=f"PACS@127.0.0.1:{port}")
+    filled(site, journal)
+    script = (
+        "import sys, time; from cxr.workdir import claim; held = claim(sys.argv[1]); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", script, str(site.folders.sender)]
+    other = subprocess.Popen(words, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        config = outbox.SendConfig(state=site.state, destination=site.destination)
+        assert outbox.run(config) == 0
+        assert "the service that runs" in capsys.readouterr().err
+        assert states(journal) == ["waiting"] * 2
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_send_says_what_is_left(

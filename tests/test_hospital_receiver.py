@@ -38,9 +38,9 @@ from cxr.cli import to_plain
 from cxr.workdir import read_json, write_json
 from hospital import receiver as receiver_module
 from hospital import spool
-from hospital.check import peak_mb, wait_for
+from hospital.check import wait_for
 from hospital.journal import Journal
-from hospital.peers import find_peer, missing_peers, storescu
+from hospital.peers import find_peer, missing_peers, peak_mb, storescu
 from hospital.receiver import SYNTAXES
 from hospital.settings import Site
 

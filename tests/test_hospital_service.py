@@ -24,9 +24,9 @@ from pydicom import dcmread
 
 from cxr.cli import write_config
 from cxr.workdir import read_json
-from hospital.check import leaks, running, texts_of, wait_for
+from hospital.check import running, wait_for
 from hospital.health import health
-from hospital.peers import Orthanc, free_port, missing_peers
+from hospital.peers import Orthanc, free_port, leaks, missing_peers, texts_of
 from hospital.service import Service
 from hospital.settings import Site
 

@@ -14,8 +14,8 @@ from hospital_world import NAME, PATIENT, receiving, site_of, write_film
 from pydicom import dcmread
 
 from hospital import worklist
-from hospital.check import ask_worklist
 from hospital.journal import Journal, Judgement
+from hospital.peers import ask_worklist
 from hospital.settings import Site
 from hospital.worklist import priority_of, table_rows
 

@@ -35,8 +35,8 @@ CREATE INDEX IF NOT EXISTS outbox_film ON outbox (film);
 CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, n INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-OPEN = ("received", "judged", "sent")  # sent is open where commitment is awaited
-ORDER = {"HIGH": 0, "MEDIUM": 1, "LOW": 2}
+# of films, the most pressing first
+ORDER = "CASE priority WHEN 'HIGH' THEN 0 WHEN 'MEDIUM' THEN 1 ELSE 2 END, received"
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,11 @@ class Journal:
 
     def due(self, now: float, most: int) -> list[sqlite3.Row]:
         """Results that are to be sent now, the most pressing films first."""
-        return self.rows(
+        query = (
             "SELECT o.key, o.film, o.kind, o.tries FROM outbox o JOIN films f ON f.key = o.film "
-            "WHERE o.state = 'waiting' AND o.due <= ? ORDER BY CASE f.priority WHEN 'HIGH' THEN 0 "
-            "WHEN 'MEDIUM' THEN 1 ELSE 2 END, f.received, o.kind LIMIT ?",
-            now,
-            most,
+            "WHERE o.state = 'waiting' AND o.due <= ? ORDER BY "
         )
+        return self.rows(f"{query} {ORDER}, o.kind LIMIT ?", now, most)
 
     def next_due(self) -> float | None:
         """When the next waiting result is to be sent."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from cxr.cli import from_plain
 from cxr.rules import RefusedError
-from cxr.workdir import console, read_json
+from cxr.workdir import claim, console, read_json
 from hospital import spool
 from hospital.journal import Journal
 from hospital.receiver import COMMITMENT, take_report
@@ -243,10 +243,16 @@ def run(config: SendConfig) -> int:
     with opened(config) as journal:
         if config.again:
             console.print(f"{journal.again()} results that were refused wait again")
+        try:
+            held = claim(config.folders.sender)
+        except RefusedError:
+            console.print("the service that runs on this folder sends them")
+            return 0
         sender = Sender(config, journal)
         while journal.due(time.time(), 1) and sender.step() == 0.0:
             pass
         spool.tidy(config, journal, time.time())
+        del held
         query = "SELECT state, count(*) AS n FROM outbox GROUP BY state"
         states = {row["state"]: row["n"] for row in journal.rows(query)}
         told = ", ".join(f"{n} {state}" for state, n in states.items()) or "nothing to send"
@@ -267,8 +273,9 @@ def main() -> int:
     if site.pull:
         threading.Thread(target=_keep_pulling, args=(site, ended), daemon=True).start()
     with Journal(site.folders.journal) as journal:
+        held = claim(site.folders.sender)  # refused while a `send` is at work: it is tried again
         sender, tidied = Sender(site, journal), 0.0
-        while not ended.is_set() and with_parent():
+        while held and not ended.is_set() and with_parent():
             try:
                 wait = sender.step()
                 if time.time() - tidied > 5:

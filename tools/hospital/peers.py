@@ -1,4 +1,5 @@
-"""Real peers on this machine, to try the service against: Orthanc, DCMTK, dicom3tools."""
+"""What the service is tried with on one machine: real peers (Orthanc, DCMTK, dicom3tools), a look
+at its memory and for names in its files."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from urllib.request import Request, urlopen
 
 from cxr.rules import RefusedError
 from cxr.workdir import write_json
+from hospital.settings import Site
 
 PACKAGES = {
     "Orthanc": "orthanc",
@@ -185,3 +187,57 @@ class Orthanc:
     def file(self, instance: str) -> bytes:
         """An instance as a DICOM file."""
         return self.rest(f"/instances/{instance}/file").body
+
+
+def ask_worklist(port: int, priority: str = "", **keys: str) -> list[Any]:
+    """C-FIND by pynetdicom, as DCMTK's findscu knows no UPS: the entries with a priority."""
+    from pydicom.dataset import Dataset
+    from pynetdicom import AE
+
+    from hospital.receiver import UPS_PULL
+
+    asked: Any = Dataset()
+    asked.ScheduledProcedureStepPriority = priority
+    for keyword, value in ({"StudyInstanceUID": "", "PatientName": ""} | keys).items():
+        setattr(asked, keyword, value)
+    ae = AE(ae_title="READER")
+    ae.add_requested_context(UPS_PULL)
+    association = ae.associate("127.0.0.1", port, ae_title="LUNGFIRST")
+    if not association.is_established:
+        return []
+    try:
+        answers = list(association.send_c_find(asked, UPS_PULL))
+    finally:
+        association.release()
+    return [found for status, found in answers if found is not None]
+
+
+def peak_mb(pid: int) -> float:
+    """Largest resident size of a process so far, in MB; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM")), 0.0)
+
+
+def texts_of(film: Any) -> list[str]:
+    """What must not stand outside DICOM: a film's name, id and UIDs."""
+    names = str(film.get("PatientName", "")).split("^")
+    uids = [str(film.get(f"{level}InstanceUID", "")) for level in ("SOP", "Study", "Series")]
+    return [t for t in (*names, str(film.get("PatientID", "")), *uids) if len(t) > 3]
+
+
+def leaks(site: Site, texts: list[str]) -> list[str]:
+    """Files below the state that hold one of these texts, but for the DICOM files of spool, outbox
+    and worklist, which need them."""
+    folders = site.folders
+    inside = (folders.films.parent, folders.outbox, folders.worklist)
+    wanted = [text.encode() for text in texts]
+    found = []
+    for path in folders.root.rglob("*"):
+        if not path.is_file() or any(path.is_relative_to(place) for place in inside):
+            continue
+        if any(text in path.read_bytes() or text.decode() in str(path) for text in wanted):
+            found.append(os.fspath(path.relative_to(folders.root)))
+    return found

@@ -166,7 +166,7 @@ def _entity_class() -> Any:
 
     entity: Any = ae.ApplicationEntity
 
-    class Entity(entity):  # type: ignore[misc]
+    class Entity(entity):
         """Connections that have not said who they are do not count as associations: a few silent
         ones would keep all others out."""
 
@@ -184,8 +184,10 @@ def _server_class() -> Any:
     handler: Any = transport.RequestHandler
     server: Any = transport.ThreadedAssociationServer
 
-    class Handler(handler):  # type: ignore[misc]
+    class Handler(handler):
         """Runs in a thread of its own: the handshake of one client holds up no other."""
+
+        request: Any
 
         def handle(self) -> None:
             self.request.settimeout(_HANDSHAKE_S)
@@ -206,7 +208,7 @@ def _server_class() -> Any:
             association.dul.socket.recv = limited
             return association
 
-    class Server(server):  # type: ignore[misc]
+    class Server(server):
         """With limits, and TLS in the thread of the association."""
 
         daemon_threads = True

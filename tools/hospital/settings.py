@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from cxr.engines import ENGINES
 from cxr.rules import RefusedError, require, require_at_least, require_one_of
-from hospital.codes import FORMS, KINDS
+from hospital import FORMS, KINDS
 
 DRAIN_S = 30.0  # from SIGTERM to the end
 
@@ -162,13 +162,14 @@ class Folders:
         self.runs = root / "runs"
         self.worklist = root / "worklist"
         self.logs = root / "logs"
+        self.sender = root / "sender"  # held by the one that sends
         self.journal = root / "journal.sqlite"
 
     def make(self) -> Folders:
         """Make what is missing, all 0700, and the key of the hashes."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         places = (self.films.parent, self.films, self.arriving, self.outbox, self.runs)
-        for place in (self.root, *places, self.worklist, self.logs):
+        for place in (self.root, *places, self.worklist, self.logs, self.sender):
             place.mkdir(mode=0o700, exist_ok=True)
             place.chmod(0o700)
         self._secret_file()

@@ -67,10 +67,15 @@ class Networks:
     def _config(self, films: tuple[str, ...], out: Path) -> Any:
         from classify.work import RunConfig
 
-        told = {"ensemble": self.site.ensemble, "engine": self.site.engine}
         return RunConfig(
-            films, "", str(out), saliency="saliency" in self.site.kinds, jobs=0, **told
-        )  # type: ignore[arg-type]
+            films,
+            crops="",
+            out=str(out),
+            ensemble=self.site.ensemble,
+            engine=self.site.engine,
+            saliency="saliency" in self.site.kinds,
+            jobs=0,
+        )
 
     def __call__(self, films: Mapping[str, Path], run: Path) -> Iterable[Row]:
         """The rows of the films; raises OSError or ValueError as classify.run does."""

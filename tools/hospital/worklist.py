@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr.workdir import console, write_atomic
-from hospital.journal import Journal
+from hospital.journal import ORDER, Journal
 from hospital.settings import Site
 
 PRESSING = ("critical", "urgent")  # tiers of configs/classify/tiers.yaml that make a film HIGH
@@ -138,8 +138,7 @@ COLUMNS = ("priority", "film", "received", "decision", "tier", "score", "state")
 def table_rows(journal: Journal, since: float) -> list[tuple[str, ...]]:
     """The judged films since then, the most pressing and then the oldest first."""
     rows = journal.rows(
-        "SELECT * FROM films WHERE judged IS NOT NULL AND received >= ? ORDER BY CASE priority "
-        "WHEN 'HIGH' THEN 0 WHEN 'MEDIUM' THEN 1 ELSE 2 END, received",
+        f"SELECT * FROM films WHERE judged IS NOT NULL AND received >= ? ORDER BY {ORDER}",  # noqa: S608
         since,
     )
     return [
