@@ -12,8 +12,9 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,18 @@ def send(port: int, *paths: Path, called: str = "LUNGFIRST", **told: Any) -> lis
         association.release()
 
 
+def serve(wanted: Mapping[str, Sequence[str]], site: Site, **told: Any) -> int:
+    """`pacs.py serve` with these processes."""
+    from hospital import service
+
+    usual, plain = service.Service, {f.name: getattr(site, f.name) for f in fields(Site)}
+    service.Service = partial(usual, roles=wanted)  # type: ignore[misc,assignment]
+    try:
+        return service.run(service.ServeConfig(**plain, **told))
+    finally:
+        service.Service = usual  # type: ignore[misc]
+
+
 class Forked:
     """A role as a child of this process, which need not import anything anew."""
 
@@ -241,6 +254,8 @@ def main(role: str, site_file: str) -> int:
     from hospital.worker import work
 
     site = from_plain(Site, read_json(site_file))
+    if role == "serve":  # the supervisor, with a receiver alone
+        return serve({"receiver": roles()["receiver"]}, site)
     begin_role(site, "worker")
     if role == "quick":
         return work(site, quick_judge, quick_objects)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -18,14 +17,16 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
+import hospital_world
 import pacs as command
-from hospital_world import roles, send, site_of, write_film, write_films
+from hospital_world import roles, send, serve, site_of, spooled, write_film, write_films
 from pydicom import dcmread
 
-from cxr.cli import write_config
-from cxr.workdir import read_json
+from cxr.cli import to_plain, write_config
+from cxr.workdir import read_json, write_json
 from hospital.check import running, wait_for
 from hospital.health import health
+from hospital.journal import Journal
 from hospital.peers import Orthanc, free_port, leaks, missing_peers, texts_of
 from hospital.service import Service
 from hospital.settings import Site
@@ -100,9 +101,8 @@ def _look_at_pages(service: Service) -> None:
 
 def test_a_killed_service_takes_its_processes_along_and_goes_on(tmp_path: Path) -> None:
     site = site_of(tmp_path, port=free_port())
-    config = tmp_path / "site.yaml"
-    write_config(config, site)
-    words = [sys.executable, command.__file__, "serve", "--config", str(config)]
+    config = write_json(tmp_path / "site.json", to_plain(site))
+    words = [sys.executable, hospital_world.__file__, "serve", str(config)]
 
     def start() -> subprocess.Popen[bytes]:
         (site.folders.root / "receiver.json").unlink(missing_ok=True)
@@ -159,25 +159,18 @@ def test_check_without_peers_says_what_to_install(
     assert "orthanc" in text and "dicom3tools" in text
 
 
-def test_serve_once_ends_when_the_queue_is_empty(tmp_path: Path, monkeypatch: Any) -> None:
-    from hospital import service as service_module
-    from hospital.journal import Journal
-
+def test_serve_once_ends_when_the_queue_is_empty(tmp_path: Path) -> None:
     site = site_of(tmp_path)
     config = tmp_path / "site.yaml"
     write_config(config, site)
     site.folders.make()
     with Journal(site.folders.journal) as journal:
-        from hospital_world import spooled
-
         spooled(site, journal, 2)
-        monkeypatch.setattr(Service.__init__, "__defaults__", (roles(),))
-        assert command.main(["serve", "--config", str(config), "--once"]) == 0
+        assert serve(roles(), site, once=True) == 0
         assert health(journal)["judged"] == 2
     assert command.main(["status", "--config", str(config)]) == 0
     assert command.main(["worklist", "--config", str(config), "--page", str(tmp_path / "w")]) == 0
     assert (tmp_path / "w").read_text().count("<tr>") == 3
-    del service_module
 
 
 @pytest.mark.parametrize("word", ["status", "worklist", "send"])
