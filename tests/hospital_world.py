@@ -1,268 +1,189 @@
-"""What the tests of tools/hospital share: a site, small films, a quick judge and its objects, and
-the service's processes with those. As a program (`python tests/hospital_world.py ROLE
-SITE`) it is a role of the service: the worker with the quick judge, or one that kills itself.
-"""
+"""Real films with every oddity of a header that results must live with, and one run over them."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import tempfile
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from datetime import datetime
-from functools import partial
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
-from dicom_films import film as data_set
-from dicom_films import ramp
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import generate_uid
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataelem import DataElement
+from pydicom.uid import ExplicitVRLittleEndian
 
-from hospital.settings import Site
-from hospital.spool import take_in
+from classify.predictions import PredictionRow
+from cxr.manifest import CropRow
 
-EXPLICIT = "1.2.840.10008.1.2.1"
-SR, PR = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.11.1"
-NAME, PATIENT = "Winterbottom^Agatha", "MRN-470815"
-
-
-def site_of(folder: Path, **told: Any) -> Site:
-    """A site below a folder, on free ports, which takes films on nearly full disks too."""
-    usual = dict(state=folder / "state", port=0, health_port=0, largest_mb=16, reserve_mb=32)
-    return Site(**(usual | {"wait_s": 0.0} | told))  # type: ignore[arg-type]
-
-
-def write_film(path: Path, megabytes: float = 0.0, **header: Any) -> Path:
-    """A small chest film's file, or one of a size, of one patient."""
-    stored = ramp()
-    if megabytes:
-        stored = np.zeros((int(megabytes * 512), 1024), np.uint16)
-    ds = data_set(stored)
-    ds.PatientName, ds.PatientID, ds.StudyInstanceUID = NAME, PATIENT, generate_uid()
-    ds.SeriesInstanceUID, ds.BodyPartExamined, ds.ViewPosition = generate_uid(), "CHEST", "PA"
-    ds.StudyDate = datetime.now().strftime("%Y%m%d")
-    for keyword, value in header.items():
-        setattr(ds, keyword, value)
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = EXPLICIT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ds.save_as(path, enforce_file_format=True)
-    return path
+WHEN = datetime(2026, 11, 30, 12, 34, 56, tzinfo=UTC)
+KINDS = ("sr", "gsps", "seg", "saliency", "sc")
+KOREAN = "Hong^Gildong=洪^吉洞=홍^길동"
+JAPANESE = "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"
+LATIN = "Buc^Jérôme"
+REFUSED = ("cut", "frames", "leg")
+# identity that no file but a DICOM object may hold
+SECRETS = ("CompressedSamples", "Gildong", "吉洞", "太郎", "Jérôme", "4711", "9RG1", "exam Number")
 
 
-def write_films(folder: Path, count: int, **header: Any) -> list[Path]:
-    """Several films."""
-    return [write_film(folder / f"{n:04d}.dcm", **header) for n in range(count)]
+@dataclass
+class World:
+    """A finished run, its films by stem, and what its tables say."""
 
+    root: Path
+    run: Path
+    rows: dict[str, PredictionRow]
+    boxed: dict[str, CropRow]
 
-def spooled(site: Site, journal: Any, count: int = 1) -> list[str]:
-    """Films in the spool and the journal; their keys."""
-    site.folders.make()
-    keys = []
-    for n in range(count):
-        path = write_film(site.folders.arriving / f"{n}.dcm")
-        keys.append(site.folders.key_of(dcmread(path).SOPInstanceUID))
-        assert take_in(site, journal, path) == 0
-        path.unlink()
-    return sorted(keys)
+    def film(self, stem: str) -> Path:
+        return self.root / "films" / f"{stem}.dcm"
 
-
-@dataclass(frozen=True)
-class QuickRow:
-    """As a row of predictions.csv."""
-
-    film: str
-    status: str = "ok"
-    decision: str = "read"
-    tier: str = "urgent"
-    abnormal_score: float | None = 0.5
-
-
-def quick_judge(films: Mapping[str, Path], run: Path) -> Iterable[QuickRow]:
-    """Every film is to be read; the run's folder counts how often each was judged."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "judged.txt").open("a") as file:
-        file.writelines(f"{Path(name).stem}\n" for name in films)
-    return [QuickRow(name) for name in films]
-
-
-def quick_objects(
-    run: Path, films: Mapping[str, Path], when: datetime
-) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Two small objects a film with UIDs that the film alone decides."""
-    for name, path in films.items():
-        header = dcmread(path, stop_before_pixels=True)
-        yield (
-            name,
-            [_object(header, kind, sop_class) for kind, sop_class in (("SR", SR), ("PR", PR))],
-        )
-
-
-def _object(header: Dataset, modality: str, sop_class: str) -> Dataset:
-    made = Dataset()
-    made.SOPClassUID, made.Modality, made.Manufacturer = sop_class, modality, "lungfirst project"
-    made.SOPInstanceUID = _uid(header.SOPInstanceUID, modality)
-    made.SeriesInstanceUID = _uid(header.SOPInstanceUID, f"{modality} series")
-    for keyword in ("StudyInstanceUID", "PatientName", "PatientID", "StudyDate"):
-        setattr(made, keyword, header[keyword].value)
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = EXPLICIT
-    return made
-
-
-def _uid(*parts: str) -> str:
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '|'.join(parts)).int}"
-
-
-def roles(worker: str = "quick") -> dict[str, tuple[str, ...]]:
-    """The service's processes, with this worker."""
-    from hospital.service import ROLES
-
-    return {**ROLES, "worker": (sys.executable, __file__, worker)}
-
-
-@contextmanager
-def receiving(site: Site) -> Iterator[Any]:
-    """A receiver in this process, with `.port`."""
-    from hospital.receiver import Receiver
-
-    usual = tempfile.tempdir
-    receiver = Receiver(site)
-    try:
-        receiver.port = receiver.start()
-        yield receiver
-        receiver.stop(2)
-    finally:
-        tempfile.tempdir = usual
-
-
-def send(port: int, *paths: Path, called: str = "LUNGFIRST", **told: Any) -> list[int | None]:
-    """C-STORE of films, one association; the status of each, None without an answer, nothing where
-    there is no association."""
-    from pynetdicom import AE
-
-    ae = AE(ae_title=told.pop("calling", "SENDER"))
-    ae.acse_timeout = ae.dimse_timeout = 60
-    found = [dcmread(path) for path in paths]
-    for ds in found:
-        if str(ds.SOPClassUID) not in {str(c.abstract_syntax) for c in ae.requested_contexts}:
-            ae.add_requested_context(ds.SOPClassUID, EXPLICIT)
-    association = ae.associate("127.0.0.1", port, ae_title=called, **told)
-    if not association.is_established:
-        return []
-    try:
-        return [association.send_c_store(ds).get("Status") for ds in found]
-    finally:
-        association.release()
-
-
-def serve(wanted: Mapping[str, Sequence[str]], site: Site, **told: Any) -> int:
-    """`pacs.py serve` with these processes."""
-    from hospital import service
-
-    usual, plain = service.Service, {f.name: getattr(site, f.name) for f in fields(Site)}
-    service.Service = partial(usual, roles=wanted)  # type: ignore[misc,assignment]
-    try:
-        return service.run(service.ServeConfig(**plain, **told))
-    finally:
-        service.Service = usual  # type: ignore[misc]
-
-
-class Forked:
-    """A role as a child of this process, which need not import anything anew."""
-
-    def __init__(self, role: Callable[[], int]) -> None:
-        self.pid = os.fork()
-        if not self.pid:
-            try:
-                from hospital import roles as roles_module
-
-                roles_module._PARENT = os.getppid()
-                role()
-            finally:
-                os._exit(1)
-
-    def wait(self) -> int:
-        """The signal that ended it, 0 for none."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def kill(self) -> None:
-        """End it for good."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.wait()
-
-
-class Dying:
-    """The quick worker's parts, of which one ends the process at a point, once."""
-
-    def __init__(self, site: Site, point: str) -> None:
-        self.point, self.mark = point, site.folders.root / f"died_{point.replace(' ', '_')}"
-
-    def _die(self, point: str) -> None:
-        if point == self.point and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def judge(self, films: Mapping[str, Path], run: Path) -> Iterable[QuickRow]:
-        """As `quick_judge`."""
-        self._die("before run")
-        found = quick_judge(films, run)
-        self._die("after run")
+    def uids(self) -> set[str]:
+        """Every UID of the films."""
+        found = set()
+        for path in self.root.glob("films/*.dcm"):
+            header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+            keys = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+            found |= {str(header[k].value) for k in keys if k in header}
         return found
 
-    def make(
-        self, run: Path, films: Mapping[str, Path], when: datetime
-    ) -> Iterator[tuple[str, Sequence[Any]]]:
-        """As `quick_objects`."""
-        yield from quick_objects(run, films, when)
-        self._die("after objects")
 
-    def patch_journal(self) -> None:
-        """Die inside or after the transaction too."""
-        from hospital.journal import Journal
-
-        usual = Journal.judged
-
-        def judged(journal: Any, name: str, films: Any, now: float) -> None:
-            films = [*films]
-            if self.point == "inside commit" and not self.mark.exists():
-                with journal.writing() as db:
-                    db.execute("UPDATE films SET state = 'judged'")
-                    self._die("inside commit")
-            usual(journal, name, films, now)
-            if films:
-                self._die("after commit")
-
-        Journal.judged = judged  # type: ignore[method-assign]
-
-
-def main(role: str, site_file: str) -> int:
-    """One role of the service."""
-    from cxr.cli import from_plain
-    from cxr.workdir import read_json
-    from hospital.roles import begin_role
-    from hospital.worker import work
-
-    site = from_plain(Site, read_json(site_file))
-    if role == "serve":  # the supervisor, with a receiver alone
-        return serve({"receiver": roles()["receiver"]}, site)
-    begin_role(site, "worker")
-    if role == "quick":
-        return work(site, quick_judge, quick_objects)
-    dying = Dying(site, role)
-    dying.patch_journal()
-    return work(site, dying.judge, dying.make)
+def make_films(folder: Path) -> None:
+    """A chest of pydicom's samples in many headers, a leg, and what is no film."""
+    folder.mkdir(parents=True)
+    shutil.copy(get_testdata_file("RG1_J2KR.dcm"), folder / "chest.dcm")
+    shutil.copy(get_testdata_file("RG3_J2KR.dcm"), folder / "leg.dcm")
+    chest = pydicom.dcmread(get_testdata_file("RG1_UNCR.dcm"))
+    words = np.ascontiguousarray(chest.pixel_array[::4, ::4])
+    changes: dict[str, Callable[[Any], None]] = {
+        "korean": _named(["", "ISO 2022 IR 149"], KOREAN),
+        "japanese": _named(["ISO 2022 IR 13", "ISO 2022 IR 87"], JAPANESE),
+        "latin": _named("ISO_IR 100", LATIN),
+        "bare": _bare,
+        "odd": _odd,
+        "capture": _capture,
+        "turned": lambda ds: _pixels(ds, np.rot90(words)),
+        "tall": _tall(words),
+        "frames": lambda ds: _pixels(ds, np.stack([words] * 3)),
+        "cut": lambda ds: setattr(ds, "PixelData", ds.PixelData[:1000]),
+    }
+    for n, (stem, change) in enumerate(changes.items(), start=1):
+        ds = pydicom.dcmread(get_testdata_file("RG1_UNCR.dcm"))
+        _pixels(ds, words)
+        del ds.PixelSpacing
+        change(ds)
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.826.0.1.4711.{n}"
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.save_as(folder / f"{stem}.dcm")
+    (folder / "text.dcm").write_text("this is no film")
 
 
-if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))
+def _pixels(ds: Any, words: np.ndarray) -> None:
+    ds.PixelData = np.ascontiguousarray(words).tobytes()
+    ds.Rows, ds.Columns = words.shape[-2:]
+    if words.ndim == 3:
+        ds.NumberOfFrames = len(words)
+
+
+def _named(characters: Any, name: str) -> Callable[[Any], None]:
+    def change(ds: Any) -> None:
+        ds.SpecificCharacterSet, ds.PatientName, ds.PatientID = characters, name, "A-4711"
+
+    return change
+
+
+def _bare(ds: Any) -> None:
+    """Without anything of type 2, and without a body part."""
+    for keyword in [
+        "AccessionNumber",
+        "StudyID",
+        "StudyDate",
+        "StudyTime",
+        "ReferringPhysicianName",
+        "PatientBirthDate",
+        "PatientSex",
+        "PatientName",
+        "PatientID",
+        "PatientOrientation",
+        "BodyPartExamined",
+        "SpecificCharacterSet",
+    ]:
+        del ds[keyword]
+
+
+def _odd(ds: Any) -> None:
+    """With values that the standard forbids."""
+    for tag, vr, value in (
+        (0x00101010, "AS", "62"),
+        (0x00100030, "DA", "31.12.1950"),
+        (0x00100040, "CS", "male"),
+        (0x00080020, "DA", "yesterday"),
+        (0x00080030, "TM", "late"),
+    ):
+        ds.add(DataElement(tag, vr, value, validation_mode=0))
+    ds.PixelSpacing = [0, 0]
+
+
+def _capture(ds: Any) -> None:
+    ds.SOPClassUID, ds.Modality, ds.ConversionType = "1.2.840.10008.5.1.4.1.1.7", "OT", "WSD"
+
+
+def _tall(words: np.ndarray) -> Callable[[Any], None]:
+    def change(ds: Any) -> None:
+        _pixels(ds, words[::2])
+        ds.PixelSpacing = [0.4, 0.2]
+
+    return change
+
+
+def make_world(folder: Path) -> World:
+    """The films, and what `classify.run --crops` with the shipped weights says of them."""
+    from classify.predictions import read_predictions
+    from classify.run import main
+    from cxr.manifest import read_manifest
+
+    make_films(folder / "films")
+    run = folder / "run"
+    arguments = [str(folder / "films"), "--crops", "--out", str(run), "--jobs", "0"]
+    assert main(arguments) == 0
+    rows = {Path(row.film).stem: row for row in read_predictions(run / "predictions.csv")[1]}
+    boxed = {Path(row.film).stem: row for row in read_manifest(run / "crops")[1]}
+    _audit(run, rows["latin"].film)
+    return World(folder, run, rows, boxed)
+
+
+def _audit(run: Path, film: str) -> None:
+    """An audit of one film with two lifts, written as the audit writes it."""
+    from classify.audit.rows import AuditRow, AuditWriter
+
+    (run / "audit").mkdir()
+    with AuditWriter(run / "audit" / "audit.csv", 2) as book:
+        members = {"nodule_or_mass": 1.375, "pneumonia": 0.8125}
+        told = {"film": film, "patient": "p", "method": "grad_cam", "lung_by": "lungfield"}
+        book.add([AuditRow(**told, member=m, metrics={"lift": v}) for m, v in members.items()])
+
+
+@pytest.fixture(scope="session")
+def world(root: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One run for all tests of results."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)  # where the weights lie
+        return make_world(tmp_path_factory.mktemp("hospital"))
+
+
+def walk(item: Any) -> list[Any]:
+    """All content items of a report below this one."""
+    found = []
+    for child in item.get("ContentSequence", []):
+        found += [child, *walk(child)]
+    return found
+
+
+def named(report: Any, meaning: str) -> list[Any]:
+    """The content items of a report by their concept's meaning."""
+    items = [i for i in walk(report) if "ConceptNameCodeSequence" in i]
+    return [i for i in items if i.ConceptNameCodeSequence[0].CodeMeaning == meaning]

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from hospital_world import site_of, spooled, write_film
+from pacs_world import site_of, spooled, write_film
 from pydicom import dcmread
 
 from hospital import spool

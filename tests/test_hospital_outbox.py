@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from hospital_world import (
+from pacs_world import (
     PR,
     SR,
     Forked,

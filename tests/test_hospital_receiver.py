@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from hospital_world import (
+from pacs_world import (
     EXPLICIT,
     NAME,
     PATIENT,

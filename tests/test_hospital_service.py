@@ -17,9 +17,9 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-import hospital_world
 import pacs as command
-from hospital_world import roles, send, serve, site_of, spooled, write_film, write_films
+import pacs_world
+from pacs_world import roles, send, serve, site_of, spooled, write_film, write_films
 from pydicom import dcmread
 
 from cxr.cli import to_plain, write_config
@@ -102,7 +102,7 @@ def _look_at_pages(service: Service) -> None:
 def test_a_killed_service_takes_its_processes_along_and_goes_on(tmp_path: Path) -> None:
     site = site_of(tmp_path, port=free_port())
     config = write_json(tmp_path / "site.json", to_plain(site))
-    words = [sys.executable, hospital_world.__file__, "serve", str(config)]
+    words = [sys.executable, pacs_world.__file__, "serve", str(config)]
 
     def start() -> subprocess.Popen[bytes]:
         (site.folders.root / "receiver.json").unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from hospital_world import receiving, send, site_of, write_film
+from pacs_world import receiving, send, site_of, write_film
 
 from hospital.settings import Site
 

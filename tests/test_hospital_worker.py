@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from hospital_world import Forked, quick_judge, quick_objects, site_of, spooled
-from hospital_world import main as role
+from pacs_world import Forked, quick_judge, quick_objects, site_of, spooled
+from pacs_world import main as role
 from pydicom import dcmread
 
 from cxr.cli import to_plain

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from hospital_world import NAME, PATIENT, receiving, site_of, write_film
+from pacs_world import NAME, PATIENT, receiving, site_of, write_film
 from pydicom import dcmread
 
 from hospital import worklist
