@@ -199,13 +199,20 @@ def _server_class() -> Any:
 
         def _create_association(self) -> Any:
             association = super()._create_association()
-            receive, limits = association.dul.socket.recv, self.server.limits
+            limits = self.server.limits
 
-            def limited(size: int) -> Any:
+            def receive(size: int) -> bytearray:
+                """In larger pieces than pynetdicom's 4 KiB."""
                 _check(size, association.dimse.message, *limits)
-                return receive(size)
+                data, got = bytearray(size), 0
+                while got < size:
+                    more = self.request.recv_into(memoryview(data)[got:])
+                    if not more:
+                        return data[:got]
+                    got += more
+                return data
 
-            association.dul.socket.recv = limited
+            association.dul.socket.recv = receive
             return association
 
     class Server(server):
