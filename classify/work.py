@@ -250,7 +250,7 @@ def _earlier_crops(config: RunConfig) -> Source:
         lambda pending: [row_of[name] for name in pending],
         settings,
         folders={"crops": folder.as_posix()},
-        fine_apart=_fine_apart(config.detector, boxes_from),
+        fine_apart=fine_apart_of(config.detector, boxes_from),
         reader=Reader(config),
     )
 
@@ -282,10 +282,10 @@ def _films_to_crop(
         "crops": config.crops_path.as_posix(),
         "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
     }
-    source.fine_apart = _fine_apart(config.detector, weights)
+    source.fine_apart = fine_apart_of(config.detector, weights)
 
 
-def _fine_apart(detector: str, boxes_from: Mapping[str, str]) -> float:
+def fine_apart_of(detector: str, boxes_from: Mapping[str, str]) -> float:
     """The 1 − IoU from which on the two opinions on a box disagree, by the rule of the detector
     that the boxes are from; the usual one where its bundle is not at hand."""
     from detect.predict import DEFAULT_WEIGHTS

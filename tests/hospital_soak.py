@@ -128,6 +128,11 @@ def _children_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _left(site: Any) -> int:
+    places = (site.folders.films, site.folders.outbox)
+    return sum(path.name != ".in_use" for place in places for path in place.iterdir())
+
+
 def _log(site: Any, name: str) -> str:
     path = site.folders.logs / f"{name}.log"
     return path.read_text() if path.exists() else ""
@@ -161,7 +166,7 @@ def kills(count: int, every_s: float, minutes: float, seed: int, root: Path) -> 
             ended.set()
             wait_for(lambda: health(service.journal)["sent"] >= sent, 600)
             found = health(service.journal)
-            left = sum(len(list(p.iterdir())) for p in (site.folders.films, site.folders.outbox))
+            wait_for(lambda: not _left(site), 60)
         films = Counter(
             pacs.rest(f"/instances/{i}/tags?simplify").json["StudyInstanceUID"]
             for i in pacs.find("SR")
@@ -172,7 +177,8 @@ def kills(count: int, every_s: float, minutes: float, seed: int, root: Path) -> 
     twice = sum(n > 1 for n in films.values())
     print(f"{sent} films in {took:.0f} s, {tries} tries; killed: {dict(killed)}")
     print(f"{len(films)} films have a report in Orthanc, {twice} have more than one")
-    print(f"journal: {rows} films; {found['counts']}; failed {found['failed']}; files left {left}")
+    print(f"journal: {rows} films; {found['counts']}; failed {found['failed']}")
+    print(f"files left in spool and outbox: {_left(site)}")
     return len(films) == sent == rows and not twice and not found["failed"]
 
 

@@ -120,6 +120,21 @@ def test_a_film_without_a_possible_result_needs_a_person(site: Site, journal: Jo
     assert worker.step() and states(journal) == ["failed"]
 
 
+def test_what_a_killed_worker_left_half_written_is_deleted(site: Site, journal: Journal) -> None:
+    torn = [
+        place / ".0123456789abcdef.dcm.abcd1234"
+        for place in (site.folders.outbox, site.folders.worklist)
+    ]
+    for path in torn:
+        path.write_bytes(b"half a report of Winterbottom")
+    config = write_json(site.folders.root / "site.json", to_plain(site))
+    worker = Forked(lambda: role("quick", str(config)))
+    try:
+        assert wait_for(lambda: not any(path.exists() for path in torn), 20) < 20
+    finally:
+        worker.kill()
+
+
 POINTS = ("before run", "after run", "after objects", "inside commit", "after commit")
 
 
@@ -139,4 +154,6 @@ def test_a_killed_worker_goes_on_and_does_nothing_twice(
     rows = journal.rows("SELECT key, film, kind FROM outbox")
     assert len(rows) == 6 and sorted({row["film"] for row in rows}) == films
     assert journal.counts()["judged"] == 3
-    assert sorted(p.stem for p in site.folders.outbox.iterdir()) == sorted(r["key"] for r in rows)
+    assert sorted(p.stem for p in site.folders.outbox.glob("*.dcm")) == sorted(
+        r["key"] for r in rows
+    )

@@ -178,7 +178,7 @@ def _fetch(site: Site, journal: Journal, web: Any, study: str, series: str, film
         return spool.NO_SPACE
     kept = (("application/dicom", "*"),)  # the stored transfer syntax
     found = web.retrieve_instance(study, series, film, media_types=kept)
-    handle, name = tempfile.mkstemp(dir=site.folders.arriving, suffix=".dcm")
+    handle, name = tempfile.mkstemp(dir=site.folders.arriving, prefix=spool.PULLED)
     path = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

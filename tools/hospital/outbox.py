@@ -20,7 +20,7 @@ from cxr.workdir import claim, console, read_json
 from hospital import spool
 from hospital.journal import Journal
 from hospital.receiver import COMMITMENT, take_report
-from hospital.roles import begin_role, log, where, with_parent
+from hospital.roles import begin_role, hold, log, where, with_parent
 from hospital.settings import Site, needs_pacs, peer_of
 
 CAP_S = 300.0  # longest wait, before its jitter
@@ -273,7 +273,7 @@ def main() -> int:
     if site.pull:
         threading.Thread(target=_keep_pulling, args=(site, ended), daemon=True).start()
     with Journal(site.folders.journal) as journal:
-        held = claim(site.folders.sender)  # refused while a `send` is at work: it is tried again
+        held = hold(site.folders.sender, ended)  # a `send` may be at work
         sender, tidied = Sender(site, journal), 0.0
         while held and not ended.is_set() and with_parent():
             try:

@@ -7,13 +7,14 @@ import os
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cxr.rules import RefusedError
-from cxr.workdir import console
+from cxr.workdir import claim, console
 from hospital.settings import Site
 
 log = logging.getLogger("lungfirst.hospital")  # a run's own log leaves this one's file open
@@ -49,6 +50,16 @@ def where(error: BaseException) -> str:
         place = f" at {Path(code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return f"{type(error).__name__}{place}"
+
+
+def hold(folder: Path, ended: threading.Event) -> Any:
+    """The claim of a folder, waited for while an earlier process, whose parent is gone, ends what
+    it has in hand; None where this one is to end itself."""
+    while not ended.is_set() and with_parent():
+        with suppress(RefusedError):
+            return claim(folder)
+        ended.wait(0.5)
+    return None
 
 
 def with_parent() -> bool:

@@ -61,7 +61,8 @@ class Role:
             self._pause = 0.5 if steady else min(_LONGEST_PAUSE_S, 2 * self._pause)
             self._at, self.process = now + self._pause, None
             self.restarts += 1
-            log.warning("%s ended (%d), it is started again", self.name, code)
+            told = "the %s ended (%d) and is started again; logs/%s.log may say why"
+            log.warning(told, self.name, code, self.name)
         if now >= self._at:
             self._begun = now
             self.process = subprocess.Popen(  # noqa: S603 - our own modules

@@ -27,9 +27,8 @@ FILMS = (  # Computed Radiography, Digital X-Ray For Presentation, Secondary Cap
     "1.2.840.10008.5.1.4.1.1.1.1",
     "1.2.840.10008.5.1.4.1.1.7",
 )
-_STALE_S = (
-    90.0  # a file that was not written to for so long is nobody's: the network gives up at 30
-)
+PULLED = "pull-"  # how names of films begin that are being pulled
+_STALE_S = 90.0  # a file not written to for so long is nobody's: the network gives up at 30
 _DAY = 86400.0
 
 
@@ -137,11 +136,13 @@ def adopt(site: Site, journal: Journal) -> tuple[int, int]:
 
 
 def sweep(site: Site, everything: bool = False) -> int:
-    """Delete what transfers left half written; `everything`: no transfer is going on."""
+    """Delete what transfers left half written; `everything`: no transfer is going on, but a pull
+    may be."""
     gone, now = 0, time.time()
     for path in site.folders.arriving.iterdir():
         with suppress(OSError):
-            if everything or now - path.stat().st_mtime > _STALE_S:
+            idle = now - path.stat().st_mtime > _STALE_S
+            if idle or (everything and not path.name.startswith(PULLED)):
                 path.unlink()
                 gone += 1
     return gone

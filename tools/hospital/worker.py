@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cxr.cli import from_plain
+from cxr.rules import RefusedError, refusing
 from cxr.workdir import read_json, replacing
 from hospital import worklist
 from hospital.journal import Journal, Judgement
-from hospital.roles import begin_role, log, where, with_parent
+from hospital.roles import begin_role, hold, log, where, with_parent
 from hospital.settings import Site, needs_pacs
 from hospital.spool import header_of
 
@@ -58,11 +60,13 @@ class Networks:
     they are sent."""
 
     def __init__(self, site: Site) -> None:
-        from classify.work import Reader
+        from classify.work import Reader, fine_apart_of, load_panel
 
         self.site = site
-        self._finder: Any = Reader(self._config(("-",), site.folders.runs)).finder
-        self._panel: Any = None
+        config = self._config(("-",), site.folders.runs)
+        self._finder: Any = Reader(config).finder
+        weights = dict(self._finder.weights)
+        self._panel = load_panel(config, fine_apart_of(config.detector, weights))
 
     def _config(self, films: tuple[str, ...], out: Path) -> Any:
         from classify.work import RunConfig
@@ -80,13 +84,11 @@ class Networks:
     def __call__(self, films: Mapping[str, Path], run: Path) -> Iterable[Row]:
         """The rows of the films; raises OSError or ValueError as classify.run does."""
         from classify.run import begin_run, work_through
-        from classify.work import load_panel, note_panel, open_source
+        from classify.work import note_panel, open_source
 
         config = self._config(tuple(map(str, films.values())), run)
         with ExitStack() as stack:
             source = open_source(config, stack, self._finder)
-            if self._panel is None:
-                self._panel = load_panel(config, source.fine_apart)
             note_panel(source, self._panel, config)
             _, table, book = begin_run(config, source, self._panel, stack)
             if not work_through(config, source, self._panel, table, book):
@@ -148,7 +150,7 @@ class Worker:
         try:
             judgements = self._judged(keys, self.site.folders.runs / name, begun)
             self.journal.judged(name, judgements, time.time())
-        except OSError as error:  # of the disk; no film is to blame
+        except (OSError, RefusedError, sqlite3.OperationalError) as error:  # of the disk
             log.error("batch %s has to wait: %s", name, where(error))
             self.journal.untried(name)
             time.sleep(_BREATH_S)
@@ -196,9 +198,11 @@ def work(site: Site, judge: Judging, make: Making) -> int:
     ended = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: ended.set())
+    # no other worker; and what a killed one left half written there, with names in it, is deleted
+    held = [hold(place, ended) for place in (site.folders.outbox, site.folders.worklist)]
     with Journal(site.folders.journal) as journal:
         worker = Worker(site, journal, judge, make)
-        while not ended.is_set() and with_parent():
+        while all(held) and not ended.is_set() and with_parent():
             if not worker.step():
                 ended.wait(0.1)
     log.info("the worker has ended")
@@ -213,7 +217,8 @@ def main() -> int:
     begin_role(site, "worker")
     needs_pacs()
     os.nice(5)  # the receiver goes first
-    networks = Networks(site)
+    with refusing():
+        networks = Networks(site)
     log.info("the networks are loaded")
     return work(site, networks, objects_of(site))
 

@@ -173,7 +173,7 @@ def run(config: WorklistConfig) -> int:
         rows = table_rows(journal, datetime.now().timestamp() - config.worklist_hours * 3600)
     table = Table(title=f"{len(rows)} films, the most pressing first")
     for column in COLUMNS:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column in ("film", "received"))
     for row in rows:
         table.add_row(*row)
     console.print(table)
