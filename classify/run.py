@@ -40,6 +40,7 @@ from classify.work import (
 )
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.devices import without_compiler
+from cxr.engines import shared_by
 from cxr.manifest import CropRow
 from cxr.notes import count_notes
 from cxr.page.words import printable
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with ExitStack() as stack:
         with refusing():
-            with without_compiler():
+            at_once = 2 if config.films and config.cropped else 1  # films are boxed while judged
+            with without_compiler(), shared_by(at_once):
                 source = open_source(config, stack)
                 if not source.names:
                     _tell_passed_over(source, "no film was found")

@@ -75,7 +75,7 @@ class RunConfig:
         engine: what runs the networks: auto, onnx, openvino or torch. auto is torch on a GPU, else
             ONNX Runtime where an exported network lies beside each bundle (tools/export.py).
         precision: fp32, or bf16 (openvino and torch): faster where the processor has it, and
-            answers differ by about a hundredth of a logit.
+            answers differ, also some decisions (docs/speed.md).
         batch: films that the members see at a time.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
         workers: local; or ray:N, ray:HOST:PORT or ray://HOST:PORT: workers of a Ray cluster, one a

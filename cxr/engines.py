@@ -11,6 +11,8 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,7 @@ class OnnxNet:
                 f"python tools/export.py {bundle}"
             )
         self.outputs: list[str] = list(self.meta["outputs"])
+        _calm_numpy()
         try:
             open_ = _open_openvino if engine == "openvino" else _open_onnx
             self._run = open_(path, self.outputs, precision)
@@ -124,10 +127,36 @@ class OnnxNet:
         return dict(zip(self.outputs, found, strict=True))
 
 
+@cache
+def _calm_numpy() -> None:
+    """One thread for NumPy's products of matrices from here on: they are small beside a network,
+    and threads of theirs that spin while they wait take a quarter of a run's processor time."""
+    from threadpoolctl import ThreadpoolController
+
+    ThreadpoolController().limit(limits=1, user_api="blas")
+
+
+_ways = 1
+
+
+@contextmanager
+def shared_by(ways: int) -> Iterator[None]:
+    """Networks that are opened within answer `ways` at a time, and each takes its share of the
+    processors: two on a thread each do more than two that take turns on both."""
+    global _ways
+    before, _ways = _ways, ways
+    try:
+        yield
+    finally:
+        _ways = before
+
+
 def _threads() -> int:
-    """As many as torch would take; 0 leaves it to the engine."""
+    """As many as torch would take, or a share of the processors; 0 leaves it to the engine."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdigit() else 0
+    if told.isdigit():
+        return int(told)
+    return 0 if _ways == 1 else max(1, len(os.sched_getaffinity(0)) // _ways)
 
 
 def _open_onnx(path: Path, outputs: list[str], _precision: str) -> Any:

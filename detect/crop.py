@@ -110,7 +110,7 @@ class CropConfig:
         engine: what runs the networks: auto, onnx, openvino or torch. auto is torch on a GPU, else
             ONNX Runtime where an exported network lies beside each bundle (tools/export.py).
         precision: fp32, or bf16 (openvino and torch): faster where the processor has it, and
-            answers differ by about a hundredth of a logit.
+            answers differ, also some decisions (docs/speed.md).
         margin: added on each side of the thorax box, as a fraction of the box's side.
         square: make the crops square; what lies beyond the film is black.
         jobs: processes that read films; -1 takes up to four, and none for a few films.

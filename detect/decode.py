@@ -82,12 +82,19 @@ class BoxDecoder:
         `steps` (B, 4 × A, h, w) the RPN's, of each level that proposes.
         """
         require(len(scores) == len(steps), "scores and steps must be of the same levels", "")
-        anchors = [self.anchors.over(s.shape[2:], self.config.side) for s in scores]
-        found = []
-        for n in range(len(levels[0])):
-            own = self._propose(anchors, [s[n] for s in scores], [s[n] for s in steps])
-            found.append(self._classify([level[n] for level in levels], own))
-        return found
+        side = self.config.side
+        anchors = [self.anchors.over(s.shape[2:], side) for s in scores]
+        films = [[level[n] for level in levels] for n in range(len(levels[0]))]
+        seen = [
+            self._propose(anchors, [s[n] for s in scores], [s[n] for s in steps])
+            for n in range(len(films))
+        ]
+        for _ in range(self.config.refine):
+            answers = self._head(films, seen)
+            best = [logits[:, 1:].argmax(1) + 1 for logits, _ in answers]
+            found = zip(answers, best, strict=True)
+            seen = [_inside(boxes[np.arange(len(b)), b], side) for (_, boxes), b in found]
+        return [self._conclude(*answer) for answer in self._head(films, seen)]
 
     def _propose(
         self,
@@ -111,29 +118,29 @@ class BoxDecoder:
         return every[suppressed(every, score, level[large], _RPN_IOU)[: config.proposals_test]]
 
     def _head(
-        self, levels: Sequence[np.ndarray], boxes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(P, K) logits of the classes, 0 is background, and (P, K, 4) boxes of each."""
+        self, films: Sequence[Sequence[np.ndarray]], proposals: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each film's (P, K) logits of the classes, 0 is background, and (P, K, 4) boxes of each;
+        all films at once, for the head's weights are larger than a processor's cache."""
         side, size = self.config.side, self.config.roi_size
-        x = pooled_boxes(levels, boxes, side, size).reshape(len(boxes), -1)
+        pooled = [pooled_boxes(f, p, side, size) for f, p in zip(films, proposals, strict=True)]
+        boxes = np.concatenate(proposals)
+        x = np.concatenate(pooled).reshape(len(boxes), -1)
         for weight, bias in self.layers[:2]:
             x = np.maximum(x @ weight + bias, 0)
         (to_class, of_class), (to_step, of_step) = self.layers[2:]
         steps = (x @ to_step + of_step).reshape(len(boxes), -1, 4)
-        return x @ to_class + of_class, moved(boxes[:, None], steps, _BOX_WEIGHTS)
+        ends = np.cumsum([len(own) for own in proposals])[:-1]
+        logits, placed = x @ to_class + of_class, moved(boxes[:, None], steps, _BOX_WEIGHTS)
+        return list(zip(np.split(logits, ends), np.split(placed, ends), strict=True))
 
-    def _classify(
-        self, levels: Sequence[np.ndarray], proposals: np.ndarray
+    def _conclude(
+        self, logits: np.ndarray, boxes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        side = self.config.side
-        for _ in range(self.config.refine):
-            logits, boxes = self._head(levels, proposals)
-            best = logits[:, 1:].argmax(1) + 1
-            proposals = _inside(boxes[np.arange(len(best)), best], side)
-        logits, boxes = self._head(levels, proposals)
+        """A film's boxes, scores and labels of what its proposals were answered."""
         scores = softmax(logits)[:, 1:]
         labels = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-        flat, score = _inside(boxes[:, 1:], side).reshape(-1, 4), scores.ravel()
+        flat, score = _inside(boxes[:, 1:], self.config.side).reshape(-1, 4), scores.ravel()
         label = labels.ravel()
         kept = (score > _LEAST_SCORE) & _wider_than(flat, 1e-2)
         flat, score, label = flat[kept], score[kept], label[kept]
@@ -157,14 +164,14 @@ def suppressed(
 ) -> np.ndarray:
     """Indices of the boxes (N, 4) that stay, best first: one that overlaps a better one of its
     group by an IoU above `most` goes."""
-    order, kept = np.argsort(-scores, kind="stable"), list[int]()
+    order = np.argsort(-scores, kind="stable")
+    boxes, groups = boxes[order], groups[order]
+    rivals = (iou_xyxy(boxes, boxes) > most) & (groups[:, None] == groups)
     gone = np.zeros(len(boxes), bool)
-    for i in order:
-        if not gone[i]:
-            kept.append(int(i))
-            same = groups == groups[i]
-            gone[same] |= iou_xyxy(boxes[i], boxes[same])[0] > most
-    return np.array(kept, dtype=np.intp)
+    for n, others in enumerate(rivals):
+        if not gone[n]:
+            gone[n + 1 :] |= others[n + 1 :]
+    return order[~gone]
 
 
 def pooled_boxes(
@@ -191,29 +198,23 @@ def _roi_align(level: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
     start, extent = boxes[:, :2], np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
     places = (np.arange(size * _SAMPLES, dtype=np.float32) + 0.5) / (size * _SAMPLES)
     at = start[:, :, None] + extent[:, :, None] * places  # (P, xy, samples)
-    height, width = level.shape[1:]
-    low_x, high_x, part_x, in_x = _between(at[:, 0], width)
-    low_y, high_y, part_y, in_y = _between(at[:, 1], height)
-    found = np.empty((len(boxes), level.shape[0], size, size), np.float32)
-    for n in range(len(boxes)):
-        # along one axis, then along the other: bilinear interpolation is separable
-        rows = (
-            level[:, low_y[n]] * (1 - part_y[n])[:, None] + level[:, high_y[n]] * part_y[n][:, None]
-        )
-        seen = rows[:, :, low_x[n]] * (1 - part_x[n]) + rows[:, :, high_x[n]] * part_x[n]
-        seen = seen * (in_y[n][:, None] & in_x[n])
-        cells = seen.reshape(-1, size, _SAMPLES, size, _SAMPLES)
-        found[n] = cells.mean((2, 4))
-    return found
+    channels, height, width = level.shape
+    across, down = _shares(at[:, 0], width), _shares(at[:, 1], height)
+    # bilinear interpolation and the mean are linear, and separable: two products of matrices
+    rows = level.reshape(-1, width) @ across.reshape(-1, width).T
+    rows = rows.reshape(channels, height, -1, size).transpose(2, 1, 0, 3)
+    found = down @ rows.reshape(len(boxes), height, -1)
+    return found.reshape(-1, size, channels, size).transpose(0, 2, 1, 3)
 
 
-def _between(at: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The cells below and above each place, how far it lies between them, and whether it is on the
-    map at all."""
+def _shares(at: np.ndarray, length: int) -> np.ndarray:
+    """(P, size, length): the share that each of `length` cells has in the mean of a pooled cell's
+    samples, which lie at (P, size × samples); none where a sample is off the map."""
     inside = (at >= -1) & (at <= length)
     at = np.clip(at, 0, length - 1)
-    low = at.astype(np.intp)
-    return low, np.minimum(low + 1, length - 1), at - low, inside
+    cells = np.arange(length, dtype=np.float32)
+    shares = np.maximum(1 - np.abs(at[..., None] - cells), 0) * inside[..., None]
+    return shares.reshape(len(at), -1, _SAMPLES, length).mean(2, dtype=np.float32)
 
 
 def _inside(boxes: np.ndarray, side: int) -> np.ndarray:

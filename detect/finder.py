@@ -8,6 +8,7 @@ apart says how far to trust it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,18 +158,24 @@ class ThoraxFinder:
         if not films:
             return []
         prepared = [prepare_film(pixels, self.detector.config.side) for pixels in films]
-        found = self.detector.detect_prepared(prepared)
         if self.field is None:
-            return [Look(f) for f in found]
-        side = self.field.side
-        smaller = [refit(canvas, frame, side) for canvas, frame in prepared]
-        maps, features = self.field.look([canvas for canvas, _ in smaller])
+            return [Look(f) for f in self.detector.detect_prepared(prepared)]
+        with ThreadPoolExecutor(1) as beside:  # both networks wait for nobody, and hold no lock
+            found = beside.submit(self.detector.detect_prepared, prepared)
+            boxes, views = self._look_at_field(prepared, self.field)
+        return list(map(Look, found.result(), boxes, views))
+
+    def _look_at_field(
+        self, prepared: Sequence[tuple[np.ndarray, Frame]], field: LungField
+    ) -> tuple[list[FieldBox | None], Sequence[View | None]]:
+        """The field's box on each letterboxed film, and its view."""
+        smaller = [refit(canvas, frame, field.side) for canvas, frame in prepared]
+        maps, features = field.look([canvas for canvas, _ in smaller])
         boxes = [
-            read_box(plane, frame, self.field.threshold)
+            read_box(plane, frame, field.threshold)
             for plane, (_, frame) in zip(maps, smaller, strict=True)
         ]
-        views = self.views.judge(features) if self.views else [None] * len(films)
-        return list(map(Look, found, boxes, views))
+        return boxes, self.views.judge(features) if self.views else [None] * len(prepared)
 
     def _mend(self, film: np.ndarray, degrees: int) -> ThoraxBox:
         """The decision on a film that is turned upright first, in the film's own pixels."""

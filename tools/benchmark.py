@@ -47,6 +47,7 @@ class BenchmarkConfig:
         growth: numbers of films.
         workers: films of `workers`.
         decide: folders of the films of `decisions`; empty takes `data`.
+        bf16: in `decisions` too; slow on a processor that has none.
         threads: of each engine.
         ensemble: folder of the members.
         members: members of `members`.
@@ -63,6 +64,7 @@ class BenchmarkConfig:
     growth: list[int] = field(default_factory=lambda: [100, 1000, 10000])
     workers: int = 240
     decide: tuple[str, ...] = ()
+    bf16: bool = True
     threads: int = 2
     ensemble: str = "weights/ensemble_crops"
     members: int = 13
@@ -151,7 +153,7 @@ def measure(
         return {part: whole.worker_rows(films, config.workers)}
     if part == "decisions":
         folders = config.decide or tuple(as_list(config.data))
-        return {part: whole.decision_rows(folders, networks.installed_engines())}
+        return {part: whole.decision_rows(folders, networks.installed_engines(config.bf16))}
     return timed(part, config, films)
 
 

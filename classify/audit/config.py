@@ -72,8 +72,8 @@ class AuditConfig:
             draws their Grad-CAM: auto, onnx, openvino or torch. auto is torch on a GPU, else ONNX
             Runtime where an exported network lies beside each bundle (tools/export.py). What needs
             gradients or other weights is torch's in any case.
-        precision: fp32, or bf16 (openvino and torch): faster, and answers differ by about a
-            hundredth of a logit.
+        precision: fp32, or bf16 (openvino and torch): faster, and answers differ, also some
+            decisions (docs/speed.md).
         batch: films at a time.
         jobs: processes that read films; -1 takes up to four, and none for a few films.
         workers: local; or ray:N, ray:HOST:PORT or ray://HOST:PORT: workers of a Ray cluster, one a

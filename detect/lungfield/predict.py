@@ -43,7 +43,7 @@ class FieldPredictConfig:
         engine: what runs the networks: auto, onnx, openvino or torch. auto is torch on a GPU, else
             ONNX Runtime where an exported network lies beside each bundle (tools/export.py).
         precision: fp32, or bf16 (openvino and torch): faster where the processor has it, and
-            answers differ by about a hundredth of a logit.
+            the field differs a little (docs/speed.md).
         jobs: processes that read films; -1 takes up to four, and none for a few films.
         batch: films the network sees at a time.
         tiles: films on sheet.png, spread evenly over this run's; 0 for no sheet.

@@ -61,11 +61,12 @@ ENGINES = {
 }
 
 
-def installed_engines() -> dict[str, tuple[str, str]]:
-    """ENGINES that are there, torch first."""
+def installed_engines(bf16: bool = True) -> dict[str, tuple[str, str]]:
+    """ENGINES that are there, torch first; with bf16, or without."""
     from cxr.engines import is_there
 
-    return {name: way for name, way in ENGINES.items() if is_there(way[0])}
+    ways = {name: way for name, way in ENGINES.items() if bf16 or way[1] == "fp32"}
+    return {name: way for name, way in ways.items() if is_there(way[0])}
 
 
 def engine_groups(films: Sequence[np.ndarray], folder: str, rounds: int) -> list[Group]:

@@ -3,6 +3,7 @@ memory over many films, workers, and whether engines decide alike."""
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -38,17 +39,19 @@ _PROGRAM = (
 
 
 class Done(NamedTuple):
-    """Seconds of a run, from the start of its process, and its own peak memory."""
+    """Seconds of a run, from the start of its process, its own peak memory, and the seconds that
+    processors worked for it, which neighbours hardly change."""
 
     seconds: float
     mib: float
+    worked: float
 
 
 def run_over(films: Path | Sequence[str], out: Path, *options: str) -> Done:
     """python -m classify.run in a process of its own; raises RuntimeError where it fails."""
     named = [str(films)] if isinstance(films, Path) else list(films)
     command = [sys.executable, "-c", _PROGRAM, *named, "--out", str(out), *options]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), _worked()
     done = subprocess.run(  # noqa: S603 - our own program
         command, capture_output=True, text=True, cwd=ROOT, check=False
     )
@@ -56,7 +59,13 @@ def run_over(films: Path | Sequence[str], out: Path, *options: str) -> Done:
     peaks = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
     if not peaks:
         raise RuntimeError(f"the run over {films} failed:\n{done.stderr[-2000:]}")
-    return Done(seconds, int(peaks[-1]) / 1024)
+    return Done(seconds, int(peaks[-1]) / 1024, _worked() - before)
+
+
+def _worked() -> float:
+    """Seconds of processors in all processes that this one has started and that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def vary_films(films: Sequence[Path], folder: Path, number: int, start: int = 0) -> None:
@@ -172,6 +181,7 @@ def whole_rows(films: Sequence[Path], number: int, dicom: int) -> list[dict[str,
                         "films": f"{count} {name}",
                         "saliency": saliency,
                         "ms": round(wall, 1),
+                        "worked_ms": round(done.worked / count * 1e3, 1),
                         "forward_ms": round(engines[best], 1),
                         "forward_by": best,
                         "ratio": round(wall / engines[best], 2),
@@ -203,6 +213,7 @@ def growth_rows(
                     "films": number,
                     "seconds": round(done.seconds, 1),
                     "ms": round(done.seconds / number * 1e3, 1),
+                    "worked_ms": round(done.worked / number * 1e3, 1),
                     "mib": round(done.mib),
                     "page_mb": round(page / 1e6, 1),
                     "pages": pages + 1,
@@ -212,15 +223,16 @@ def growth_rows(
 
 
 def draw_growth(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds and peak memory over the number of films, both axes logarithmic."""
+    """Seconds of processors and peak memory over the number of films."""
     import matplotlib.pyplot as plt
 
     films = [row["films"] for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    axes[0].loglog(films, [row["seconds"] for row in rows], "o-")
-    slope = rows[-1]["seconds"] / films[-1]
+    seconds = [row["worked_ms"] * row["films"] / 1e3 for row in rows]
+    axes[0].loglog(films, seconds, "o-")
+    slope = seconds[-1] / films[-1]
     axes[0].loglog(films, [slope * n for n in films], "--", color="0.6", label="in proportion")
-    axes[0].set(xlabel="films", ylabel="seconds")
+    axes[0].set(xlabel="films", ylabel="seconds of processors")
     axes[0].legend(frameon=False)
     axes[1].semilogx(films, [row["mib"] for row in rows], "o-")
     axes[1].set(xlabel="films", ylabel="peak memory, MiB", ylim=(0, None))
