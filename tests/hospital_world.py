@@ -28,6 +28,8 @@ REFUSED = ("cut", "frames", "leg")
 # identity that no file but a DICOM object may hold
 SECRETS = ("CompressedSamples", "Gildong", "吉洞", "太郎", "Jérôme", "4711", "9RG1", "exam Number")
 
+_MADE: list[World] = []
+
 
 @dataclass
 class World:
@@ -98,20 +100,11 @@ def _named(characters: Any, name: str) -> Callable[[Any], None]:
 
 def _bare(ds: Any) -> None:
     """Without anything of type 2, and without a body part."""
-    for keyword in [
-        "AccessionNumber",
-        "StudyID",
-        "StudyDate",
-        "StudyTime",
-        "ReferringPhysicianName",
-        "PatientBirthDate",
-        "PatientSex",
-        "PatientName",
-        "PatientID",
-        "PatientOrientation",
-        "BodyPartExamined",
-        "SpecificCharacterSet",
-    ]:
+    for keyword in (
+        *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+        *("PatientBirthDate", "PatientSex", "PatientName", "PatientID", "PatientOrientation"),
+        *("BodyPartExamined", "SpecificCharacterSet"),
+    ):
         del ds[keyword]
 
 
@@ -123,6 +116,7 @@ def _odd(ds: Any) -> None:
         (0x00100040, "CS", "male"),
         (0x00080020, "DA", "yesterday"),
         (0x00080030, "TM", "late"),
+        (0x00281051, "DS", "wide"),
     ):
         ds.add(DataElement(tag, vr, value, validation_mode=0))
     ds.PixelSpacing = [0, 0]
@@ -169,10 +163,12 @@ def _audit(run: Path, film: str) -> None:
 
 @pytest.fixture(scope="session")
 def world(root: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One run for all tests of results."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)  # where the weights lie
-        return make_world(tmp_path_factory.mktemp("hospital"))
+    """One run for all tests of results, in whichever file they are."""
+    if not _MADE:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)  # where the weights lie
+            _MADE.append(make_world(tmp_path_factory.mktemp("hospital")))
+    return _MADE[0]
 
 
 def walk(item: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import re
 import warnings
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from pydicom.charset import convert_encodings
@@ -34,7 +35,8 @@ _PIXELS = (
     "HighBit",
     "PixelRepresentation",
 )
-_WINDOW = ("RescaleIntercept", "RescaleSlope", "RescaleType", "WindowCenter", "WindowWidth")
+_TABLES = ("VOILUTSequence", "ModalityLUTSequence")
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
 _ZONE = re.compile(r"([+-])(\d{2})(\d{2})")
 
@@ -103,9 +105,16 @@ def local_time(header: Dataset, when: datetime) -> datetime:
 
 def _copy_picture(film: Dataset, out: Dataset) -> None:
     """How the picture is laid out and shown."""
-    for keyword in (*_PIXELS, *_WINDOW, "VOILUTSequence", "ModalityLUTSequence"):
-        if film.get(keyword) not in (None, ""):
-            setattr(out, keyword, film.get(keyword))
+    for keyword in (*_PIXELS, *_TABLES):
+        if _value(film, keyword) is not None:
+            setattr(out, keyword, _value(film, keyword))
+    centres, widths = (_numbers(film, f"Window{part}") for part in ("Center", "Width"))
+    if centres and len(centres) == len(widths) and min(widths) >= 1:
+        out.WindowCenter, out.WindowWidth = centres, widths
+    lines = [_numbers(film, f"Rescale{part}") for part in ("Intercept", "Slope")]
+    if [len(line) for line in lines] == [1, 1]:
+        (out.RescaleIntercept,), (out.RescaleSlope,) = lines
+        out.RescaleType = _text(film, "RescaleType") or "US"
     out.PhotometricInterpretation = _text(film, "PhotometricInterpretation") or "MONOCHROME2"
     frames = _text(film, "NumberOfFrames")
     if frames.isdigit() and int(frames) > 1:
@@ -120,21 +129,31 @@ def _copy_picture(film: Dataset, out: Dataset) -> None:
     for keyword in ("Laterality", "ImageLaterality"):
         if _text(film, keyword) in ("L", "R"):
             setattr(out, keyword, _text(film, keyword))
-    for keyword in (
-        "LossyImageCompression",
-        "LossyImageCompressionRatio",
-        "LossyImageCompressionMethod",
-    ):
-        if film.get(keyword) not in (None, ""):
-            setattr(out, keyword, film.get(keyword))
+    for keyword in _LOSSY:
+        if _value(film, keyword) is not None:
+            setattr(out, keyword, _value(film, keyword))
+
+
+def _value(film: Dataset, keyword: str) -> Any:
+    """An element's value; None where it is absent, empty or damaged."""
+    try:
+        value = film.get(keyword)
+    except Exception:  # pydicom raises all kinds on a damaged element
+        return None
+    return None if value in ("", b"") else value
+
+
+def _numbers(film: Dataset, keyword: str) -> list[float]:
+    """All values of an element as numbers; [] where one of them is none."""
+    try:
+        return [float(text) for text in _text(film, keyword).split("\\")]
+    except ValueError:
+        return []
 
 
 def _text(film: Dataset, keyword: str) -> str:
     """An element as it would be typed; "" where it is absent or damaged."""
-    try:
-        value = film.get(keyword)
-    except Exception:  # pydicom raises all kinds on a damaged element
-        return ""
+    value = _value(film, keyword)
     if value is None or isinstance(value, bytes):
         return ""
     if isinstance(value, MultiValue | list):

@@ -6,16 +6,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from cxr.rules import RefusedError
 from cxr.workdir import console
 from hospital.journal import Journal
 from hospital.settings import Site
+from hospital.spool import opened
 
 STALE_S = 900.0  # a film that waits for so long is a sign of trouble
 
@@ -29,19 +27,6 @@ class StatusConfig(Site):
     """
 
     json: bool = False
-
-
-@contextmanager
-def opened(site: Site) -> Iterator[Journal]:
-    """The journal of a site that has one; raises RefusedError."""
-    path = site.folders.journal
-    if not path.is_file():
-        raise RefusedError(
-            f"state must be the folder of a service that has run. {site.state} holds no journal: "
-            "start one with python tools/pacs.py serve"
-        )
-    with Journal(path) as journal:
-        yield journal
 
 
 def health(journal: Journal, now: float | None = None) -> dict[str, Any]:

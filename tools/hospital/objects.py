@@ -20,6 +20,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr.draw import draw_box, draw_text, overlay_saliency, to_rgb
+from cxr.notes import FilmError
+from cxr.rules import RefusedError
 from hospital import KINDS, codes
 from hospital.header import MANUFACTURER, MODEL, local_time
 from hospital.judgement import Algorithm, Judged, uid_of
@@ -28,6 +30,14 @@ from hospital.sr import FORMS, content_of, corners_of
 
 DESCRIPTION = "lungfirst: research only"
 _SERIES = 9100  # numbers from here on, one a kind: a study's own are low
+_REFERRED = ("seg", "saliency")  # by the report
+_CLOCKS = (  # what the library fills with the time of day
+    "InstanceCreation{}",
+    "Content{}",
+    "Series{}",
+    "PresentationCreation{}",
+    "{}OfSecondaryCapture",
+)
 _LABEL = "LUNGFIRST"
 _ORANGE = hd.color.CIELabColor(70.0, 35.0, 70.0)
 _BLUE = hd.color.CIELabColor(60.0, -10.0, -40.0)
@@ -40,30 +50,33 @@ def make_objects(
     form: str,
     when: datetime,
     planes: Planes,
-) -> list[Dataset]:
-    """The objects of the `kinds` that there can be for the film; the report last, as it refers to
-    the others.
-
-    Raises ValueError, without a word of the header, for one that no object can be made of.
-    """
-    made: list[Dataset] = []
+) -> tuple[list[Dataset], list[str]]:
+    """The objects of the `kinds` that there can be for the film, the report last, as it refers to
+    the others; and the kinds that its header does not allow. Raises FilmError or RefusedError."""
+    made: dict[str, Dataset] = {}
+    lost = []
     with _unheard():
         for kind in KINDS[::-1]:
             if kind not in kinds or (kind != "sr" and not judged.seen):
                 continue
-            maker = _Maker(header, judged, _kind_in_full(kind, kinds, form, judged), kind, when)
-            found = maker.report(form, made) if kind == "sr" else maker.make(planes)
-            if found is not None:
-                made.append(maker.finished(found))
-    return made
+            maker = _Maker(header, judged, _in_full(kind, form, made, judged), kind, when)
+            beside = [other for name, other in made.items() if name in _REFERRED]
+            try:
+                found = maker.report(form, beside) if kind == "sr" else maker.make(planes)
+                if found is not None:
+                    made[kind] = maker.finished(found)
+            except (FilmError, RefusedError):
+                raise
+            except Exception:  # the library raises all kinds on an odd header, with its values
+                lost.append(kind)
+    return list(made.values()), lost
 
 
-def _kind_in_full(kind: str, kinds: Collection[str], form: str, judged: Judged) -> str:
+def _in_full(kind: str, form: str, made: Collection[str], judged: Judged) -> str:
     """What an object is, for its UID: a report that says more is another one."""
     if kind != "sr":
         return kind
-    beside = [k for k in KINDS if k in kinds and k != "sr"] if judged.seen else []
-    more = [k for k in beside if k in ("seg", "saliency")]
+    more = [k for k in KINDS if k in made and k in _REFERRED]
     parts = ["sr3d" if form == "comprehensive3d" else "sr", *more, *["audit"] * bool(judged.audits)]
     return "+".join(parts)
 
@@ -118,15 +131,14 @@ class _Maker:
             purpose_of_reference=codes.PROCESSING,
             manufacturer_model_name=algorithm.name,
             software_versions=algorithm.digest,
-            contribution_datetime=self.when.replace(tzinfo=None),
         )
         item.DeviceUID = algorithm.uid
         return item
 
-    def report(self, form: str, made: Collection[Dataset]) -> Dataset:
+    def report(self, form: str, beside: Collection[Dataset]) -> Dataset:
         """The root of the results: it refers to the lung field and the map where they are made."""
         found = FORMS[form](
-            evidence=[self.header, *(m for m in made if m.Modality in ("SEG", "OT"))],
+            evidence=[self.header, *beside],
             content=content_of(self.header, self.judged)[0],
             is_complete=True,
             is_final=False,
@@ -279,10 +291,19 @@ class _Maker:
                 found.Laterality = header.get("Laterality")
         if self.kind == "seg":
             found.PatientOrientation = header.PatientOrientation
-        for name in ("InstanceCreation", "Content", "Series", "PresentationCreation"):
-            for part, value in (("Date", f"{self.when:%Y%m%d}"), ("Time", f"{self.when:%H%M%S}")):
-                if f"{name}{part}" in found:
-                    setattr(found, f"{name}{part}", value)
+        self._freeze(found)
         if self.kind == "sr":
             found.PreliminaryFlag = "PRELIMINARY"
         return found
+
+    def _freeze(self, found: Dataset) -> None:
+        """The judgement's time and own UIDs, where the library has the clock and chance."""
+        for part, value in (("Date", f"{self.when:%Y%m%d}"), ("Time", f"{self.when:%H%M%S}")):
+            for name in _CLOCKS:
+                if (keyword := name.format(part)) in found:
+                    setattr(found, keyword, value)
+        for equipment in found.ContributingEquipmentSequence:  # the library's own is among them
+            equipment.ContributionDateTime = f"{self.when:%Y%m%d%H%M%S}"
+        for keyword in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
+            for item in found.get(keyword, ()):
+                item.DimensionOrganizationUID = self._uid_for("dimensions")

@@ -236,11 +236,9 @@ def _named(row: Any) -> tuple[str, str]:
 def run(config: SendConfig) -> int:
     """`send`: until the outbox is empty or the destination does not answer; 1 where something is
     left."""
-    from hospital.health import opened
-
     if not config.destination:
         raise RefusedError("destination must be AET@HOST:PORT or a URL. Got nothing.")
-    with opened(config) as journal:
+    with spool.opened(config) as journal:
         if config.again:
             console.print(f"{journal.again()} results that were refused wait again")
         try:

@@ -96,7 +96,8 @@ def results_of(
     for judged in read_ran(run).judged(source):
         found, why = _objects_of(judged, kinds, settings, when)
         if why:
-            log.warning("%s: no results, as %s", judged.film, why)
+            what = "not all results" if found else "no results"
+            log.warning("%s: %s, as %s", judged.film, what, why)
         yield judged.film, found
 
 
@@ -119,19 +120,19 @@ def _objects_of(
         return [], NO_DICOM
     planes = Planes(judged, lambda: field_net(judged.field))
     try:
-        return make_objects(header, judged, kinds, settings.sr, when, planes), ""
+        made, lost = make_objects(header, judged, kinds, settings.sr, when, planes)
     except FilmError as error:
         return [], error.sentence
-    except RefusedError:
-        raise
-    except Exception:  # the library raises all kinds on an odd header, with its values
-        return [], ODD
+    if lost:
+        return made, f"{ODD} ({', '.join(lost)})"
+    return made, "" if made else UNJUDGED
 
 
 GONE = "its file is no longer where it was"
 CHANGED = "its file has changed since the run was made"
 NO_DICOM = "its file is no DICOM file with the UIDs that a result must point at"
 ODD = "its header contradicts what a result must say"
+UNJUDGED = "it was not judged, and only a report (sr) says why"
 
 
 def run(config: ResultsConfig) -> int:

@@ -6,10 +6,12 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cxr.rules import RefusedError
 from cxr.workdir import sha256_file
 from hospital.journal import Journal
 from hospital.roles import log
@@ -112,6 +114,19 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def opened(site: Site) -> Iterator[Journal]:
+    """The journal of a site that has one; raises RefusedError."""
+    path = site.folders.journal
+    if not path.is_file():
+        raise RefusedError(
+            f"state must be the folder of a service that has run. {site.state} holds no journal: "
+            "start one with python tools/pacs.py serve"
+        )
+    with Journal(path) as journal:
+        yield journal
 
 
 # --- what is left over ---

@@ -117,7 +117,7 @@ def _three(code: codes.Code) -> tuple[str, str, str]:
 
 def _measurements(judged: Judged) -> Iterator[sr.Measurement]:
     """Every number that was said of the film."""
-    if judged.boxed.score is not None:
+    if judged.seen and judged.boxed.score is not None:
         certainty = 100 * judged.boxed.score
         yield sr.Measurement(codes.CERTAINTY, certainty, codes.PERCENT)
     if judged.row.abnormal_score is not None and judged.point is not None:

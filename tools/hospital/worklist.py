@@ -167,7 +167,7 @@ def run(config: WorklistConfig) -> int:
     """`worklist`: the table in the terminal, and the page where one was asked for."""
     from rich.table import Table
 
-    from hospital.health import opened
+    from hospital.spool import opened
 
     with opened(config) as journal:
         rows = table_rows(journal, datetime.now().timestamp() - config.worklist_hours * 3600)
