@@ -413,7 +413,7 @@ def test_web_refusals_are_told_apart() -> None:
         '"00081197": {"vr": "US", "Value": [42752]}}]}}'
     )
     assert told(409, failed) == ({"1.2": 0xA700}, "")
-    assert told(503) == ({}, "HTTP 503")
+    assert told(503) == ({}, "it answers HTTP 503")
     assert told(415) == ({"1.2": 0xC000, "1.3": 0xC000}, "")
 
 

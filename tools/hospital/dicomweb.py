@@ -73,7 +73,7 @@ def store(url: str, objects: Sequence[Any]) -> tuple[dict[str, int], str]:
         code = error.response.status_code if error.response is not None else 0
         return _refusals(error, uids, code)
     except (requests.RequestException, OSError) as error:
-        return {}, f"no answer ({type(error).__name__})"
+        return {}, why_of(error)
     failed = _failed(answer)
     kept = {
         str(item.ReferencedSOPInstanceUID): 0x0000
@@ -82,6 +82,21 @@ def store(url: str, objects: Sequence[Any]) -> tuple[dict[str, int], str]:
     if not kept and not failed:  # some answer 200 with nothing
         kept = dict.fromkeys(uids, 0x0000)
     return kept | failed, ""
+
+
+def why_of(error: Exception) -> str:
+    """Why a request came to nothing, in words that hold no part of its URL."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"it answers HTTP {error.response.status_code}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted, or TLS is refused"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "no answer: it is down, or the address is wrong"
+    return "an answer that cannot be understood"
 
 
 def _refusals(error: Any, uids: list[str], code: int) -> tuple[dict[str, int], str]:
@@ -100,7 +115,7 @@ def _refusals(error: Any, uids: list[str], code: int) -> tuple[dict[str, int], s
         return dict.fromkeys(uids, 0xC000), ""
     if code in (400, 415):
         return dict.fromkeys(uids, 0xC000), ""
-    return {}, f"HTTP {code}"
+    return {}, f"it answers HTTP {code}"
 
 
 def _failed(answer: Any) -> dict[str, int]:
@@ -203,7 +218,7 @@ def run(config: PullConfig) -> int:
         try:
             found = pull(config, journal)
         except (requests.RequestException, OSError) as error:
-            raise RefusedError(f"the PACS does not answer: {type(error).__name__}") from error
+            raise RefusedError(f"the PACS at {config.pull}: {why_of(error)}.") from error
     told = "films: {0.seen} seen, {0.new} new, {0.reported} reported on already, "
     told += "{0.refused} refused, {0.failed} could not be had"
     console.print(told.format(found), highlight=False)

@@ -288,7 +288,7 @@ def main() -> int:
 
 
 def _keep_pulling(site: Site, ended: threading.Event) -> None:
-    from hospital.dicomweb import pull
+    from hospital.dicomweb import pull, why_of
 
     with Journal(site.folders.journal) as journal:
         while not ended.is_set():
@@ -298,7 +298,7 @@ def _keep_pulling(site: Site, ended: threading.Event) -> None:
                 log.info("pull: %d films asked for, %d new", found.seen, found.new)
             except Exception as error:
                 log.warning("pull failed: %s", where(error))
-                journal.note("pull", f"failed: {type(error).__name__}")
+                journal.note("pull", f"failed: {why_of(error)}")
             journal.note("pulled", time.strftime("%Y-%m-%d %H:%M:%S"))
             ended.wait(site.pull_minutes * 60)
 

@@ -49,7 +49,7 @@ def where(error: BaseException) -> str:
         code = trace.tb_frame.f_code
         place = f" at {Path(code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return f"{type(error).__name__}{place}"
+    return f"{error.__class__.__name__}{place}"
 
 
 def hold(folder: Path, ended: threading.Event) -> Any:
