@@ -116,10 +116,9 @@ def _odd(ds: Any) -> None:
         (0x00100040, "CS", "male"),
         (0x00080020, "DA", "yesterday"),
         (0x00080030, "TM", "late"),
-        (0x00281051, "DS", "wide"),
     ):
         ds.add(DataElement(tag, vr, value, validation_mode=0))
-    ds.PixelSpacing = [0, 0]
+    ds.PixelSpacing, ds.WindowWidth = [0, 0], 0
 
 
 def _capture(ds: Any) -> None:
