@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cxr.cli import from_plain
+from cxr.engines import shared_by
 from cxr.rules import RefusedError, refusing
 from cxr.workdir import read_json, replacing
 from hospital import worklist
@@ -217,7 +218,7 @@ def main() -> int:
     begin_role(site, "worker")
     needs_pacs()
     os.nice(5)  # the receiver goes first
-    with refusing():
+    with refusing(), shared_by(2):  # films are boxed while others are judged
         networks = Networks(site)
     log.info("the networks are loaded")
     return work(site, networks, objects_of(site))
