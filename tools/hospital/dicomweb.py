@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -205,6 +207,21 @@ def _fetch(site: Site, journal: Journal, web: Any, study: str, series: str, film
 
 def _value(told: Any, tag: str) -> Any:
     return (told.get(tag, {}).get("Value") or [None])[0]
+
+
+def keep_pulling(site: Site, ended: threading.Event) -> None:
+    """Pull every few minutes until the event is set; what goes wrong is told and tried again."""
+    with Journal(site.folders.journal) as journal:
+        while not ended.is_set():
+            try:
+                found = pull(site, journal)
+                journal.note("pull", "")
+                log.info("pull: %d films asked for, %d new", found.seen, found.new)
+            except Exception as error:
+                log.warning("pull failed: %s", where(error))
+                journal.note("pull", f"failed: {why_of(error)}")
+            journal.note("pulled", time.strftime("%Y-%m-%d %H:%M:%S"))
+            ended.wait(site.pull_minutes * 60)
 
 
 def run(config: PullConfig) -> int:

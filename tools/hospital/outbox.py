@@ -269,7 +269,9 @@ def main() -> int:
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: ended.set())
     if site.pull:
-        threading.Thread(target=_keep_pulling, args=(site, ended), daemon=True).start()
+        from hospital.dicomweb import keep_pulling
+
+        threading.Thread(target=keep_pulling, args=(site, ended), daemon=True).start()
     with Journal(site.folders.journal) as journal:
         held = hold(site.folders.sender, ended)  # a `send` may be at work
         sender, tidied = Sender(site, journal), 0.0
@@ -285,22 +287,6 @@ def main() -> int:
             ended.wait(min(wait, 0.5) or 0.01)
     log.info("the sender has ended")
     os._exit(0)  # a pull may be under way: its film is asked for again
-
-
-def _keep_pulling(site: Site, ended: threading.Event) -> None:
-    from hospital.dicomweb import pull, why_of
-
-    with Journal(site.folders.journal) as journal:
-        while not ended.is_set():
-            try:
-                found = pull(site, journal)
-                journal.note("pull", "")
-                log.info("pull: %d films asked for, %d new", found.seen, found.new)
-            except Exception as error:
-                log.warning("pull failed: %s", where(error))
-                journal.note("pull", f"failed: {why_of(error)}")
-            journal.note("pulled", time.strftime("%Y-%m-%d %H:%M:%S"))
-            ended.wait(site.pull_minutes * 60)
 
 
 if __name__ == "__main__":
