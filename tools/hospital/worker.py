@@ -217,7 +217,7 @@ def main() -> int:
     site = from_plain(Site, read_json(parser.parse_args().site))
     begin_role(site, "worker")
     needs_pacs()
-    os.nice(5)  # the receiver goes first
+    os.nice(10)  # the receiver goes first
     with refusing(), shared_by(2):  # films are boxed while others are judged
         networks = Networks(site)
     log.info("the networks are loaded")
