@@ -69,8 +69,8 @@ class Geometry(NamedTuple):
     mirror: float = 0.0
 
 
-# affine and rotate are the two-stage report's. The deck names its four changes but no strengths:
-# those of `geometric` are a moderate choice.
+# affine and rotate are the two-stage report's. The dataset deck says «geometric transforms» alone:
+# those of `geometric` and their strengths are a moderate choice.
 AUGMENTS: dict[str, Geometry | None] = {
     "none": None,
     "affine": Geometry(rotate=20, shift_x=0.15, shift_y=0.20),

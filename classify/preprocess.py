@@ -1,7 +1,7 @@
 """From a film's or crop's pixels to what a member sees: one function for training and prediction.
 
-The steps of SCXNN (Kim et al.): percentile clip, min-max, zero-pad to a square, CLAHE, resize. The
-settings belong to the weights, so they are stored in each member's bundle.
+The steps of SCXNN (Kim's thesis): percentile clip, min-max, zero-pad to a square, CLAHE, resize.
+The settings belong to the weights, so they are stored in each member's bundle.
 """
 
 from __future__ import annotations

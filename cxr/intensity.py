@@ -1,6 +1,6 @@
 """Grey values: clip, stretch, equalise, pad, resize. Pure: (H, W) float32 in [0, 1] in and out.
 
-The order of the SCXNN paper is percentile_clip → min_max → pad_square → clahe → resize.
+The order of Kim's thesis (SCXNN) is percentile_clip → min_max → pad_square → clahe → resize.
 """
 
 from __future__ import annotations

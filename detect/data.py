@@ -17,6 +17,7 @@ from cxr.coco import CocoFilm, read_counted
 from cxr.data_folders import Data, DataFolders, same_bytes
 from cxr.film import FILM_SUFFIXES, Film
 from cxr.films_table import FilesOf, FilmNames, FilmRow, film_stem, label_word, take_films
+from cxr.rules import require
 from cxr.split import Split, make_split
 from cxr.training.recipe import free
 from cxr.workdir import log
@@ -40,6 +41,8 @@ class DataConfig:
             `detect.film_class` answers the films of test.
         sources: keep these sources only; empty keeps all.
         per_label: keep so many films of each label, such as {normal: 200, pneumonia: 200}.
+        rest: a part for the films that `per_label` leaves over, but those of the patients it keeps
+            and those of other labels; empty leaves them out.
         class_from: key of each image whose value is its boxes' class, such as label, for
             detect-and-classify; empty: the annotation's own categories.
         publishable_only: leave out films whose licence (films.csv) forbids publishing a model.
@@ -53,10 +56,16 @@ class DataConfig:
     parts: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.2})
     sources: list[str] = field(default_factory=list)
     per_label: dict[str, int] = field(default_factory=dict)
+    rest: str = ""
     class_from: str = ""
     publishable_only: bool = False
     masks: bool = False
     max_films: int = 0
+
+    def __post_init__(self) -> None:
+        named = self.rest not in self.parts and bool(self.per_label) and not self.split
+        rule = "data.rest must name a part that data.parts does not, beside data.per_label"
+        require(not self.rest or named, rule, self.rest)
 
 
 class Parts(NamedTuple):
@@ -75,15 +84,18 @@ def select_films(
 
     Raises ValueError or OSError when files are missing or do not fit together.
     """
-    films, masks = _eligible_films(config, classes)
-    if config.per_label:
-        films = take_per_label(films, config.per_label, seed)
+    every, masks = _eligible_films(config, classes)
+    films = take_per_label(every, config.per_label, seed) if config.per_label else every
     if not films:
         raise ValueError(
             "data must leave at least one film. Got none: see data.sources, "
             "data.per_label and data.publishable_only."
         )
     parts, made = share_films(films, config.split, config.parts, config.max_films, seed)
+    if config.rest:
+        known, kinds = {film.patient_id for film in films}, set(map(label_word, config.per_label))
+        over = [f for f in every if label_word(f.label) in kinds and f.patient_id not in known]
+        parts[config.rest] = at_most(over, config.max_films, seed)
     if trained:
         require_both(parts)
         require_boxes(parts)

@@ -7,11 +7,12 @@ A quick look on any machine:  python -m detect.film_class --config configs/detec
 --epochs 1 --model.side 128 --data.per_label '{normal: 30, pneumonia: 30}' --out runs/quick
 
 The two-stage report's second method: Faster R-CNN with the classes normal and pneumonia on 200 +
-200 boxed films, split 0.8 / 0.2; the best box's class is the film's class. As far as the report
-tells, its kept epoch was chosen on the very films that its figures come from. Here a third part is
-split off (by patient, 0.7 / 0.1 / 0.2): the epoch is chosen on `val`, and the answers are given for
-`test`, on which nothing was chosen. `data.parts` is the knob: with parts train and val alone, as in
-the report, the films of `val` are answered, and metrics.json says so (`chosen_on_answered`).
+200 boxed films, split 0.8 / 0.2; the best box's class is the film's class. The report tests on all
+films that nobody boxed (`--data.parts '{train: 0.8, val: 0.2}' --data.rest test`, here those that
+`per_label` leaves over). By default a third part of the boxed films is split off (by patient, 0.7 /
+0.1 / 0.2): the epoch is chosen on `val`, and the answers are given for `test`, on which nothing was
+chosen. With parts train and val alone the films of `val` are answered, and metrics.json says so
+(`chosen_on_answered`).
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class FilmClassConfig(TrainConfig):
     @property
     def answered_part(self) -> str:
         """The part whose films are answered: test, or val where `data.parts` has no test."""
-        return "test" if self.data.split or self.data.parts.get("test") else "val"
+        named = {**self.data.parts, self.data.rest: 1.0}
+        return "test" if self.data.split or named.get("test") else "val"
 
 
 @as_command

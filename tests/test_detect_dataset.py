@@ -195,6 +195,20 @@ def test_per_label_takes_that_many(phantom_folder: Path) -> None:
         select_films(replace(config, per_label={"normal": 9}), seed=0)
 
 
+def test_what_per_label_leaves_over_may_be_a_part_of_its_own(phantom_folder: Path) -> None:
+    config = DataConfig(data=str(phantom_folder), per_label={"Normal": 4, "pneumonia": 4})
+    parts = select_films(replace(config, rest="test"), seed=0).films
+    kept = select_films(config, seed=0).films
+    for part in ("train", "val"):
+        assert [f.file_name for f in parts[part]] == [f.file_name for f in kept[part]]
+    patients = [{f.patient_id for f in parts[part]} for part in ("train", "val", "test")]
+    assert parts["test"] and not patients[2] & (patients[0] | patients[1])
+    assert {f.label for f in parts["test"]} <= {"normal", "pneumonia"}
+    for wrong in ({"rest": "val"}, {"rest": "test", "per_label": {}}):
+        with pytest.raises(ValueError, match=r"data\.rest must name"):
+            replace(config, **wrong)
+
+
 def test_detect_and_classify_takes_the_class_from_the_label(phantom_folder: Path) -> None:
     config = DataConfig(data=str(phantom_folder), class_from="label")
     train, _ = chosen(config, 0, classes=["normal", "pneumonia"])

@@ -32,6 +32,7 @@ from exploring.gather import (
 )
 from exploring.page import (
     MOST_DOTS,
+    _most,
     class_pictures,
     differences,
     fit_slope,
@@ -169,6 +170,7 @@ def test_differences_put_the_parts_of_a_label_together() -> None:
     ]  # never between sources
     assert [d.most for d in found] == pytest.approx([0.35, 0.2]) and top == pytest.approx(0.35)
     pictures, most = class_pictures(moments)
+    assert all("% across" in p["most"] for p in pictures)
     assert [p["n"] for p in pictures] == [2, 3, 1, 1] and most == pytest.approx(0, abs=1e-12)
 
 
@@ -252,3 +254,9 @@ def test_boxes_of_crops_are_found_by_folder_and_name(tmp_path: Path) -> None:
         writer.add(CropRow("x/a/3.png", "0", "no_thorax", "a leg"))
     images = ["images/a/1.png", "images/c/2.png", "images/a/3.png", "images/d/1.png"]
     assert list(crop_boxes(tmp_path, images)) == ["images/a/1.png"]
+
+
+def test_the_largest_variance_is_told_with_its_place() -> None:
+    plane = np.zeros((4, 10))
+    plane[3, 2] = 0.124  # the middle of the third of ten columns and of the last of four rows
+    assert _most(plane) == "0.124 at 25 % across, 88 % down"

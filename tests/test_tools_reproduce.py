@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,43 @@ def test_seeds_are_cells_of_their_own(world: Path, run: Callable[..., int]) -> N
     run(RECIPE)
     run(RECIPE, "--seed", "1")
     assert len(trained(world)) == 4
+
+
+def test_a_quoted_row_has_the_papers_figures_alone(world: Path, run: Callable[..., int]) -> None:
+    rows = [*RECIPE["rows"], {"name": "a reader", "quoted": True}]
+    known = [{"row": "a reader", "figures": {"accuracy": "69/100", "f1.pneumonia": "above 0.6"}}]
+    assert run({**RECIPE, "rows": rows, "published": known}) == 0
+    assert len(trained(world)) == 2
+    text = text_of(world)
+    assert "| a reader | 69/100 = 0.690 | – | above 0.6 | – | – |" in text
+    assert "2 of 2 cells are trained." in text
+
+
+def test_a_page_is_made_again_from_kept_figures_without_training(
+    world: Path, run: Callable[..., int]
+) -> None:
+    run(RECIPE, "--docs", "docs")
+    before = (world / "docs" / "rates_small_films.md").read_text()
+    shutil.rmtree(world / "out")
+    published = [*RECIPE["published"], {"row": "high", "figures": {"accuracy": 0.9}}]
+    changed = {**RECIPE, "published": published}
+    assert run(changed, "--docs", "docs", "--render", "true") == 0
+    assert not trained(world)
+    after = (world / "docs" / "rates_small_films.md").read_text()
+    assert after == before.replace("| high | – | 0.750", "| high | 0.900 | 0.750")
+    assert run(changed, "--docs", "docs", "--render", "true") == 0  # again, from what it left
+
+
+def test_kept_figures_of_other_settings_do_not_count(world: Path, run: Callable[..., int]) -> None:
+    run(RECIPE, "--docs", "docs")
+    shutil.rmtree(world / "out")
+    other = {**RECIPE, "base": {"side": 299, "backbone.name": "vgg16"}}
+    run(other, "--docs", "docs", "--render", "true")
+    text = (world / "docs" / "rates_small_films.md").read_text()
+    assert "| low | 0.973 | not trained yet |" in text and "0 of 2 cells are trained." in text
+
+
+def test_rendering_needs_a_folder_of_kept_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(["rates", "--render", "true"])
+    assert "docs must name a folder" in capsys.readouterr().err

@@ -160,3 +160,21 @@ def test_a_members_encoder_goes_with_its_weights_and_its_region_by_kind(
         "region lung field (paper lesion masks)",
         "targets none (paper support device)",
     ]
+
+
+def test_a_counted_share_is_told_as_films() -> None:
+    assert number(Figure(47 / 71, 0.5, 0.75, 71), True) == "47/71 = 0.662 [0.500, 0.750]"
+
+
+def test_the_mean_of_the_classes_accuracies_follows_from_the_share_of_right_answers() -> None:
+    # 3 classes, 4 films, 1 wrong: two classes have 3 of 4 right, the third all: 2.5 / 3
+    truths, said = ("a", "a", "b", "c"), ("a", "b", "b", "c")
+    scores = {"a": (0.8, 0.1, 0.1), "b": (0.1, 0.8, 0.1), "c": (0.1, 0.1, 0.8)}
+    answers = [
+        Answer(f"{n}.png", f"p{n}", "toy", truth, scores[answer])
+        for n, (truth, answer) in enumerate(zip(truths, said, strict=True))
+    ]
+    names = ("mean_class_accuracy", "accuracy.a", "accuracy.b", "accuracy.c")
+    found = measure_answers(("a", "b", "c"), answers, [Measure(n) for n in names], 50, 0)
+    values = [found[n].value for n in names]  # type: ignore[union-attr]
+    assert values == pytest.approx([2.5 / 3, 0.75, 0.75, 1.0])

@@ -27,7 +27,7 @@ from cxr.page.words import printable
 from cxr.workdir import console, log
 from reproducing.cells import PROG, ReproduceConfig, list_tables
 from reproducing.engine import import_ray
-from reproducing.experiment import BUDGETS, Experiment, find_experiments, read_experiment
+from reproducing.experiment import Experiment, find_experiments, read_experiment
 from reproducing.runners import DRAWN
 
 DATA = "../shared/data"
@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             import_ray()
         files = find_experiments(config.experiments)
         if names == ["list"]:
-            places = [placed(replace(config, budget=budget)) for budget in BUDGETS]
             every = [read_experiment(path) for path in files.values()]
-            console.print(list_tables(every, places), markup=False)
+            shown = list_tables(every, lambda b, e: placed(replace(config, budget=b), e))
+            console.print(shown, markup=False)
             return 0
         wanted = list(files) if names == ["all"] else list(dict.fromkeys(config.table))
         if unknown := [name for name in wanted if name not in files]:
@@ -75,10 +75,11 @@ def quiet() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def placed(config: ReproduceConfig) -> ReproduceConfig:
+def placed(config: ReproduceConfig, experiment: Experiment) -> ReproduceConfig:
     """With the films of the budget; smoke has drawn ones unless data were given."""
     drawn = config.budget == "smoke" and not config.data
-    data: Several = str(Path(config.out) / DRAWN) if drawn else config.data or DATA
+    usual: Several = experiment.data or DATA
+    data: Several = str(Path(config.out) / DRAWN) if drawn else config.data or usual
     where: dict[str, Any] = {"data": data, "out": config.out, "crops": config.crops}
     if config.engine == "ray":  # its workers have another working folder
         where = {name: _absolute(path) for name, path in where.items()}
@@ -95,7 +96,7 @@ def find_films(config: ReproduceConfig, experiment: Experiment) -> ReproduceConf
     """With films, crops and folders of a run; drawn films and missing crops are made."""
     from reproducing.making import drawn_films, find_crops
 
-    config = placed(config)
+    config = placed(config, experiment)
     if config.drawn:
         drawn_films(Path(as_list(config.data)[0]))
     if config.input == "films" or config.crops:

@@ -143,8 +143,8 @@ def parts_to(body: nn.Module, stages: dict[str, str], last: str) -> list[str]:
     """Dotted names of the body's parts up to the end of the stage `last`."""
     parts = []
     for name, part in body.named_children():
-        inner = [f"{name}.{k}" for k, _ in part.named_children()] if name == "blocks" else [name]
-        parts += inner
+        inner = any(begin.startswith(f"{name}.") for begin in stages.values())
+        parts += [f"{name}.{k}" for k, _ in part.named_children()] if inner else [name]
     names = list(stages)
     after = names.index(last) + 1
     return parts if after == len(names) else parts[: parts.index(stages[names[after]])]

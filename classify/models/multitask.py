@@ -1,7 +1,8 @@
 """SCXNN member: one encoder that tells normal / target / others and restores the diseased region.
 
-After the self-explainable chest X-ray network: a 3-way head on the encoder, and a U-Net decoder
-that restores only the target's region, so that the features must know where it is.
+After the Strictly Chest X-ray Normal Network of Kim's thesis (University of Ulsan, 2024): a 3-way
+head on the encoder, and a U-Net decoder that restores only the target's region, so that the
+features must know where it is.
 """
 
 from __future__ import annotations

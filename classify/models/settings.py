@@ -40,6 +40,8 @@ def _at(stages: str) -> dict[str, str]:
 
 
 _LAYERS = _at("stem:conv1 layer1 layer2 layer3 layer4")
+# the Keras report also freezes half of a stage: the first three of its six blocks
+_RESNET50 = _at("stem:conv1 layer1 layer2 layer3_half:layer3.0 layer3:layer3.3 layer4")
 _DENSE = _at("stem:conv0 denseblock1 denseblock2 denseblock3 denseblock4")
 _UNET = _at("stage1 stage2 stage3 stage4 stage5")
 _GOOGLE = _at("stem:conv1 inception3:inception3a inception4:inception4a inception5:inception5a")
@@ -61,7 +63,7 @@ KNOWN: dict[str, Known] = {
     "vgg19": Known(512, _at("block1:0 block2:5 block3:10 block4:19 block5:28")),
     "googlenet": Known(1024, _GOOGLE, mean=0.5),
     "resnet18": Known(512, _LAYERS),
-    "resnet50": Known(2048, _LAYERS),
+    "resnet50": Known(2048, _RESNET50),
     "densenet121": Known(1024, _DENSE),
     "densenet169": Known(1664, _DENSE),
     "densenet201": Known(1920, _DENSE),

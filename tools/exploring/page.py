@@ -248,15 +248,28 @@ class Difference(NamedTuple):
 
 
 def class_pictures(moments: Mapping[FilmClass, Moments]) -> tuple[list[dict[str, Any]], float]:
-    """Mean and variance pictures of all classes that have films, and the variance that is drawn
-    brightest: one scale for all, so that classes can be compared."""
+    """Mean and variance pictures of all classes that have films, each with its largest variance and
+    where it lies, and the variance that is drawn brightest: one scale for all, so that classes can
+    be compared."""
     some = {c: m for c, m in moments.items() if m.n}
     top = max((float(m.variance.max()) for m in some.values()), default=0.0)
     shown = [
-        {"film_class": c, "n": m.n, "mean": grey_uri(m.mean), "variance": heat_uri(m.variance, top)}
+        {
+            **{"film_class": c, "n": m.n, "mean": grey_uri(m.mean)},
+            **{"variance": heat_uri(m.variance, top), "most": _most(m.variance)},
+        }
         for c, m in some.items()
     ]
     return shown, top
+
+
+def _most(plane: np.ndarray) -> str:
+    """The largest value of a plane (H, W) and its place, in words."""
+    down, across = np.unravel_index(int(plane.argmax()), plane.shape)
+    places = (
+        100 * (n + 0.5) / side for n, side in zip((across, down), plane.shape[::-1], strict=True)
+    )
+    return "{:.3f} at {:.0f} % across, {:.0f} % down".format(plane.max(), *places)
 
 
 def differences(moments: Mapping[FilmClass, Moments]) -> tuple[list[Difference], float]:

@@ -4,7 +4,7 @@ by the hash of all that its result hangs on."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,9 @@ class ReproduceConfig:
         input: films, or crops of the thorax.
         crops: folder of detect.crop; empty makes the crops with the detector of lungfirst.
         out: folder of the tables and of what was trained.
-        docs: copy the Markdown to this folder, too.
+        docs: copy the Markdown and its figures to this folder, too.
+        render: train nothing. The figures of cells that are not finished here are those that an
+            earlier run left in `docs`, where settings and films are still the same.
         engine: local, or ray (pip install 'lungfirst[ray]').
         cpus: ray: CPUs for one cell.
         gpus: ray: GPUs for one cell; fractions count.
@@ -73,6 +75,7 @@ class ReproduceConfig:
     crops: str = ""
     out: str = "runs/tables"
     docs: str = ""
+    render: bool = False
     engine: str = "local"
     cpus: float = 1.0
     gpus: float = 0.0
@@ -92,6 +95,7 @@ class ReproduceConfig:
             raise ValueError(
                 f"crops must be empty for --input films. Got {self.crops!r}: add --input crops."
             )
+        require(bool(self.docs) or not self.render, "docs must name a folder to render", self.docs)
         require_not_negative(self, "seed", "workers", "gpus")
         require_at_least(self, draws=1)
         require(self.cpus > 0, "cpus must be above 0", self.cpus)
@@ -251,13 +255,14 @@ def short_reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def list_tables(experiments: Sequence[Experiment], places: Sequence[ReproduceConfig]) -> Shown:
-    """A row a table: study, cells, and the finished ones in each of the places to look, one a
-    budget."""
+def list_tables(
+    experiments: Sequence[Experiment], place_of: Callable[[str, Experiment], ReproduceConfig]
+) -> Shown:
+    """A row a table: study, cells, and the finished ones of each budget in its place."""
     shown = Shown("table", "study", "cells", *BUDGETS, highlight=False)
     for experiment in experiments:
         cells = len(list(experiment.cells()))
-        done = (finished(experiment, place) for place in places)
+        done = (finished(experiment, place_of(budget, experiment)) for budget in BUDGETS)
         shown.add_row(experiment.name, experiment.study, str(cells), *done)
     return shown
 

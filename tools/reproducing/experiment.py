@@ -21,10 +21,19 @@ from cxr.rules import require
 from cxr.training.recipe import flatten
 
 BUDGETS = ("smoke", "small", "paper")
-MEASURES = ("accuracy", "balanced_accuracy", "macro_auc", "macro_f1", "lift")
+MEASURES = (
+    *("accuracy", "balanced_accuracy", "mean_class_accuracy"),
+    *("macro_auc", "macro_f1", "lift"),
+)
 OF_A_CLASS = ("accuracy", "auc", "f1", "sensitivity", "specificity")
 OF_A_PART = ("lift",)  # lift.NAME: of one network of a fusion
-OF_THE_TRAINING = ("goes", "kept", "found", "gain", "features")  # it leaves them in figures.json
+OF_A_TIER = ("normal", "target", "others")  # what a screened ensemble says of the tier's films
+# a training leaves these in figures.json
+OF_THE_TRAINING = (
+    *("goes", "kept", "found", "gain", "features", "screen", "cleared"),
+    *OF_A_TIER,
+)
+COUNTED_BY = ("part", "source", "label")
 
 
 @dataclass(frozen=True)
@@ -37,22 +46,26 @@ class Change:
 
 @dataclass(frozen=True)
 class Line:
-    """A row or a column: its name, its settings, and what a budget changes in them."""
+    """A row or a column: its name, its settings, and what a budget changes in them. One that is
+    `quoted` has the paper's figures alone: nothing is trained for it here."""
 
     name: str
     set: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Change] = field(default_factory=dict)
+    quoted: bool = False
 
 
 @dataclass(frozen=True)
 class Measure:
     """A figure of each cell. `name`: one of MEASURES, or one of OF_A_CLASS with .CLASS, or
     lift.NETWORK, or one that the training itself leaves in figures.json (OF_THE_TRAINING).
-    With `ours_only` the paper did not measure it, so it has no column for it."""
+    With `ours_only` the paper did not measure it, so it has no column for it; a `counted` share is
+    shown as a count of films, too."""
 
     name: str
     title: str = ""
     ours_only: bool = False
+    counted: bool = False
 
     @property
     def group(self) -> str:
@@ -67,11 +80,25 @@ class Measure:
 
 @dataclass(frozen=True)
 class Published:
-    """Figures (measure → value) that the paper gives for one cell."""
+    """Figures (measure → value) that the paper gives for one cell; words where it gives a count,
+    such as 109/162, or a bound."""
 
     row: str
-    figures: dict[str, float]
+    figures: dict[str, float | str]
     column: str = ""
+
+
+@dataclass(frozen=True)
+class Films:
+    """How many films the paper had: row → column → number. Rows are classes (or `all`).
+
+    `by`: part (of the split), source, or label (columns hard, whose region somebody drew, and
+    weak).
+    """
+
+    title: str
+    by: str
+    figures: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +116,8 @@ class Experiment:
     """One table; see the package's configs/experiments for files that use every field.
 
     `protocol` is the one kind of split of all its cells: figures of two kinds do not compare.
-    `plot` names a measure to be drawn, too, against the numbers that the rows are named by.
+    `plot` names a measure to be drawn, too, against the numbers that the rows are named by. `data`
+    are the folders that it takes where the command names none, `films` the paper's own counts.
     """
 
     study: str
@@ -106,6 +134,8 @@ class Experiment:
     column_title: str = ""
     published: list[Published] = field(default_factory=list)
     paper_data: str = "not given"
+    data: list[str] = field(default_factory=list)
+    films: list[Films] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     plot: str = ""
@@ -113,7 +143,13 @@ class Experiment:
     name: str = ""
 
     def cells(self) -> Iterator[tuple[Line, Line]]:
-        """Row and column of each cell, in reading order; one nameless column where none is."""
+        """Row and column of each cell, in reading order; one nameless column where none is, and
+        none for quoted lines."""
+        lines = self.lines()
+        return ((row, column) for row, column in lines if not row.quoted and not column.quoted)
+
+    def lines(self) -> Iterator[tuple[Line, Line]]:
+        """As `cells`, the quoted ones too."""
         columns = self.columns or [Line("")]
         return ((row, column) for row in self.rows for column in columns)
 
@@ -127,8 +163,8 @@ class Experiment:
             merge(merged, layer)
         return merged
 
-    def paper_figure(self, row: str, column: str, measure: str) -> float | None:
-        """The paper's figure of a cell, None where it is not known to us."""
+    def paper_figure(self, row: str, column: str, measure: str) -> float | str | None:
+        """The paper's figure of a cell, None where it gives none."""
         for known in self.published:
             if (known.row, known.column) == (row, column) and measure in known.figures:
                 return known.figures[measure]
@@ -189,7 +225,7 @@ def _check(experiment: Experiment) -> None:
             require(not unknown, f"budgets of {line.name} must be of {every}", unknown)
     found = list(experiment.budgets)
     require(set(found) == set(BUDGETS), f"budgets must be {every}", found)
-    cells = {(row.name, column.name) for row, column in experiment.cells()}
+    cells = {(row.name, column.name) for row, column in experiment.lines()}
     named = [(known.row, known.column) for known in experiment.published]
     for place in [*named, *((shown.row, shown.column) for shown in experiment.pictures)]:
         rule = "published and pictures must name a row and a column of the table"
@@ -204,6 +240,9 @@ def _check(experiment: Experiment) -> None:
         )
         require(name in MEASURES or bool(grouped), rule, name)
         require(name in names, "published must give figures of the measures only", name)
+    for counted in experiment.films:
+        rule = f"films must be counted by {', '.join(COUNTED_BY)}"
+        require(counted.by in COUNTED_BY, rule, counted.by)
     rule = "plot must be one of the measures"
     require(not experiment.plot or experiment.plot in names, rule, experiment.plot)
     # No cell of any budget may be split another way: an official test's figure beside a pooled one

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +16,12 @@ from cxr.page.words import printable
 from cxr.plots import LINES, new_figure, to_png
 from cxr.stats import Figure, in_words
 from reproducing.cells import Cell
-from reproducing.experiment import OF_A_CLASS, Measure
+from reproducing.experiment import OF_A_CLASS, OF_A_TIER, Measure
 from reproducing.table import Row, Table, spans
 
 NOT_GIVEN, NOT_TRAINED = "–", "not trained yet"
 KEY = (
-    "«Paper» is the paper's own figure on its own films, – one that is not known to us. «Ours» has "
+    "«Paper» is the paper's own figure on its own films, – one that it does not give. «Ours» has "
     "a 95 % interval in brackets. The letters say what differs between the two."
 )
 SMOKE = (
@@ -30,6 +32,7 @@ ABOUT_PROBE = (
     "Shortcut probe: logistic regressions on almost nothing, fitted on this table’s training "
     "films and tested on its test films. A network is worth what it adds to these."
 )
+NOTHING_TO_PROBE = "no figure of this table is one that a linear model could have, too"
 MIXED = "No figure here was made by another kind of split than the others of this table."
 SPLITS = {
     "pooled": "all films shared anew by patient",
@@ -86,6 +89,8 @@ def probe_grid(table: Table) -> Grid | None:
     apart = [m for found in _class_measures(table).values() for m in found]
     known = table.probe[0].figures
     measures = [m for m in table.measures if m.name in known and m not in apart]
+    if not measures:
+        return None
     rows = [(p.name, tuple(number(p.figures[m.name]) for m in measures)) for p in table.probe]
     heads = tuple((m.title, ("ours",)) for m in measures)
     return Grid(PROBE, "A linear model on", heads, tuple(rows))
@@ -96,11 +101,11 @@ def _class_measures(table: Table) -> dict[str, list[Measure]]:
     with all others they would make a row that nobody can read."""
     classes: dict[str, list[Measure]] = {}
     for measure in table.measures:
-        if measure.of and measure.group in OF_A_CLASS:
+        if measure.of and measure.group in (*OF_A_CLASS, *OF_A_TIER):
             classes.setdefault(measure.of, []).append(measure)
-    kinds = [[m.group for m in found] for found in classes.values()]
-    alike = len(kinds) > 1 and all(kind == kinds[0] for kind in kinds) and len(kinds[0]) > 1
-    return classes if alike else {}
+    kinds = {name: tuple(m.group for m in found) for name, found in classes.items()}
+    several = [kind for kind, n in Counter(kinds.values()).most_common() if n > 1 and len(kind) > 1]
+    return {name: classes[name] for name, kind in kinds.items() if [kind] == several[:1]}
 
 
 def _by_class(table: Table, classes: dict[str, list[Measure]], title: str) -> Grid:
@@ -111,15 +116,39 @@ def _by_class(table: Table, classes: dict[str, list[Measure]], title: str) -> Gr
         name: [replace(m, ours_only=m.ours_only or bare) for m in found]
         for name, found in classes.items()
     }
-    words = [m.group.replace("auc", "AUC") for m in next(iter(classes.values()))]
+    first = next(iter(classes.values()))
+    words = [m.group.replace("auc", "AUC") for m in first]
     heads = zip(words, next(iter(shown.values())), strict=True)
     groups = tuple((word[:1].upper() + word[1:], _heads(m)[1]) for word, m in heads)
     rows = [
-        (f"{row.row}: {name}", _texts(table, row, measures))
+        (f"{row.row}: {name.replace('_', ' ')}", _texts(table, row, measures))
         for row in table.rows
         for name, measures in shown.items()
     ]
-    return Grid("Each class against the rest", title, groups, tuple(rows))
+    whole = "Each tier's films" if first[0].group in OF_A_TIER else "Each class against the rest"
+    return Grid(whole, title, groups, tuple(rows))
+
+
+def film_grids(table: Table) -> list[Grid]:
+    """How many films the paper had and how many are here."""
+    found = []
+    for title, rows in groupby(table.films, lambda row: row.title):
+        own = list(rows)
+        columns = list(dict.fromkeys(name for row in own for name in row.counts))
+        heads = tuple((name.replace("_", " "), ("paper", "ours")) for name in columns)
+        texts = [
+            (
+                row.row.replace("_", " "),
+                tuple(_count(n) for c in columns for n in row.counts.get(c, (None, None))),
+            )
+            for row in own
+        ]
+        found.append(Grid(title, "Films", heads, tuple(texts)))
+    return found
+
+
+def _count(films: int | None) -> str:
+    return NOT_GIVEN if films is None else f"{films:,}"
 
 
 def _heads(measure: Measure) -> Heads:
@@ -135,19 +164,33 @@ def _texts(
     for measure in measures:
         entry = row.entries[measure.name]
         if not measure.ours_only:
-            texts.append(NOT_GIVEN if entry.paper is None else f"{entry.paper:.3f}")
+            texts.append(NOT_GIVEN if entry.paper is None else _paper(entry.paper))
         if entry.state == "ok":
-            texts.append("runs" if table.smoke else number(entry.ours))
+            texts.append("runs" if table.smoke else number(entry.ours, measure.counted))
+        elif entry.state == "quoted":
+            texts.append(NOT_GIVEN)
         else:
             failed = "failed: " * (entry.state == "failed")
             texts.append(failed + entry.reason or NOT_TRAINED)
-    return (*texts, *([spans(row.letters) or "nothing"] if letters else []))
+    told = spans(row.letters) or ("nothing" if row.key else NOT_GIVEN)
+    return (*texts, *([told] if letters else []))
 
 
-def number(figure: Figure | None) -> str:
-    """A figure with its 95 % interval; a count, such as 512 features, as it is."""
+def _paper(figure: float | str) -> str:
+    """The paper's figure; of a count also the share."""
+    if not isinstance(figure, str):
+        return f"{figure:.3f}"
+    part, _, whole = figure.partition("/")
+    return f"{figure} = {int(part) / int(whole):.3f}" if whole.isdigit() else figure
+
+
+def number(figure: Figure | None, counted: bool = False) -> str:
+    """A figure with its 95 % interval; a count, such as 512 features, as it is; with `counted` a
+    share as the count of films that it is."""
     if figure is None or figure.value is None:
         return "–"
+    if counted:
+        return f"{round(figure.value * figure.n)}/{figure.n} = {in_words(figure)}"
     counted = figure.low is None and figure.value > 1 and figure.value.is_integer()
     return f"{figure.value:.0f}" if counted else in_words(figure)
 
@@ -177,7 +220,7 @@ def facts(table: Table) -> list[tuple[str, str]]:
 def headline(table: Table) -> str:
     """One sentence on how far the table is."""
     failed = f", {table.failed} failed" if table.failed else ""
-    return f"{table.finished} of {len(table.rows)} cells are trained{failed}."
+    return f"{table.finished} of {table.cells} cells are trained{failed}."
 
 
 def markdown(table: Table, pictures: Sequence[Picture] = ()) -> str:
@@ -191,11 +234,13 @@ def markdown(table: Table, pictures: Sequence[Picture] = ()) -> str:
         lines += [*([f"## {_text(grid.title)}", ""] if grid.title else []), *_grid(grid), ""]
     for picture in pictures:
         lines += [f"![{_text(picture.caption)}]({picture.name})", "", _text(picture.caption), ""]
+    for grid in film_grids(table):
+        lines += [f"## {_text(grid.title)}", "", *_grid(grid), ""]
     legend = [f"- **{letter}** {_text(text)}" for letter, text in table.legend]
     lines += ["## What differs from the paper", "", *(legend or ["- nothing in the settings"]), ""]
     lines += [f"## {PROBE}", ""]
     if probe is None:
-        why = "it only runs" if table.smoke else table.probe_reason
+        why = "it only runs" if table.smoke else table.probe_reason or NOTHING_TO_PROBE
         lines += [f"No shortcut probe: {_text(why)}.", ""]
     else:
         missed = f" ({_text(table.probe_reason)}.)" if table.probe_reason else ""
@@ -243,9 +288,10 @@ class Picture(NamedTuple):
         return f"data:image/png;base64,{b64encode(self.png).decode()}"
 
 
-def pictures_of(table: Table, cells: Sequence[Cell]) -> list[Picture]:
+def pictures_of(table: Table, cells: Sequence[Cell], kept: Path | None = None) -> list[Picture]:
     """The plot of a table that wants one (not at smoke, where figures mean nothing), and the files
-    of finished cells that it shows; what a cell did not draw is left out."""
+    of finished cells that it shows, else those that an earlier run left in the folder `kept`; what
+    a cell did not draw is left out."""
     experiment = table.experiment
     found = []
     if experiment.plot and not table.smoke and table.finished:
@@ -254,9 +300,11 @@ def pictures_of(table: Table, cells: Sequence[Cell]) -> list[Picture]:
         found.append(Picture(f"{table.stem}.png", caption, plot(table, measure)))
     for shown in experiment.pictures:
         cell = next(c for c in cells if (c.row, c.column) == (shown.row, shown.column))
-        if cell.finished and (path := cell.answers / shown.file).is_file():
-            words = re.sub(r"\W+", "_", f"{cell.name}_{path.stem}").strip("_").lower()
-            found.append(Picture(f"{table.stem}_{words}.png", shown.caption, path.read_bytes()))
+        words = re.sub(r"\W+", "_", f"{cell.name}_{Path(shown.file).stem}").strip("_").lower()
+        name = f"{table.stem}_{words}.png"
+        path = cell.answers / shown.file if cell.finished else (kept or Path()) / name
+        if path.is_file() and (cell.finished or kept):
+            found.append(Picture(name, shown.caption, path.read_bytes()))
     return found
 
 
@@ -303,11 +351,13 @@ def page_html(table: Table, pictures: Sequence[Picture] = ()) -> str:
         smoke=SMOKE if table.smoke else "",
         headline=headline(table),
         key=KEY,
-        grids=grids(table),
+        grids=[*grids(table), *film_grids(table)],
         probe=probe_grid(table),
         probe_title=PROBE,
         about_probe=ABOUT_PROBE,
         facts=facts(table),
         pictures=pictures,
-        probe_reason="this budget only shows that it runs" if table.smoke else table.probe_reason,
+        probe_reason="this budget only shows that it runs"
+        if table.smoke
+        else table.probe_reason or NOTHING_TO_PROBE * (probe_grid(table) is None),
     )

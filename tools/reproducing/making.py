@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -16,16 +17,26 @@ from cxr.data_folders import DataFolders
 from cxr.draw import encode_png
 from cxr.intensity import to_uint8
 from cxr.split import make_split
+from cxr.stats import Figure
 from cxr.training.recipe import flatten
 from cxr.workdir import git_commit, library_versions, log, write_atomic, write_json
 from labelling.demo import draw_chest
 from reproducing.cells import Cell, ReproduceConfig, check_input, make_cells
+from reproducing.counts import count_films, split_of
 from reproducing.engine import run_cells
 from reproducing.experiment import BUDGETS, Experiment
 from reproducing.layout import Picture, markdown, page_html, pictures_of
 from reproducing.probe import ask_probe
 from reproducing.runners import DRAWN, SPLIT, find_runner
-from reproducing.table import Table, fill_rows, notes_of
+from reproducing.table import (
+    ProbeRow,
+    Table,
+    fill_rows,
+    notes_of,
+    read_kept,
+    stem_of,
+    to_keep,
+)
 
 _SHOWN = ("python", "torch", "torchvision", "timm", "lightning")
 Tell = Callable[[str], None]
@@ -35,9 +46,11 @@ def make_table(experiment: Experiment, config: ReproduceConfig, command: str, te
     """Train, measure, write; returns the table. `command` is what a reader gives to make it again.
     Raises ValueError for wrong settings or data."""
     cells = make_cells(experiment, config)
-    train_cells(cells, config, tell)
+    if not config.render:
+        train_cells(cells, config, tell)
     table = collect(experiment, config, command, cells)
-    write_table(config, table, pictures_of(table, cells))
+    pictures = pictures_of(table, cells, Path(config.docs) if config.render else None)
+    write_table(config, table, pictures)
     return table
 
 
@@ -63,8 +76,11 @@ def collect(
     films = films_words(experiment, cells[0], config)
     # what differs in the films, for every cell; never silent, since the films are never those
     data = f"films: {films} (paper: {experiment.paper_data})"
-    rows, legend = fill_rows(experiment, cells, config, data)
-    split, probe, reason = ask_probe(experiment, cells, config)
+    past = Path(config.docs) / f"{stem_of(experiment, config)}.json"
+    kept = read_kept(past, cells) if config.render else {}
+    rows, legend = fill_rows(experiment, cells, config, data, kept)
+    split = split_of(cells[0])
+    probe, reason = ask_probe(experiment, cells, split, config)
     made = {
         "command": command,
         "made": datetime.now(UTC).date().isoformat(),
@@ -75,8 +91,17 @@ def collect(
         "parts": split.parts if split else {},
         "films": films,
     }
+    if kept and not any(cell.finished for cell in cells):  # they were measured then, not now
+        then = json.loads(past.read_text(encoding="utf-8"))
+        made |= {k: then["made"][k] for k in ("made", "commit", "versions")}
+        probe = tuple(
+            ProbeRow(row["name"], {n: Figure(**f) for n, f in row["figures"].items()})
+            for row in then["probe"]
+        )
+        reason = then["probe_reason"]
     notes, budget = notes_of(experiment, config.budget, cells), config.budget
-    return Table(experiment, budget, config.seen, rows, legend, probe, reason, notes, made)
+    about = (experiment, budget, config.seen, rows, legend, probe, reason, notes, made)
+    return Table(*about, count_films(experiment, cells[0], split, config))
 
 
 def films_words(experiment: Experiment, cell: Cell, config: ReproduceConfig) -> str:
@@ -100,6 +125,11 @@ def write_table(config: ReproduceConfig, table: Table, pictures: Sequence[Pictur
         for picture in pictures:
             write_atomic(folder / picture.name, picture.png)
         write_atomic(folder / f"{table.stem}.md", text)
+    if config.docs:
+        probe = [{"name": p.name, "figures": to_plain(p.figures)} for p in table.probe]
+        about = {"made": table.made, "probe": probe, "probe_reason": table.probe_reason}
+        kept = {"schema": "lungfirst.kept_figures", "version": 1, **about, "rows": to_keep(table)}
+        write_json(Path(config.docs) / f"{table.stem}.json", kept)
     write_atomic(out / f"{table.stem}.html", page_html(table, pictures))
     head = {"schema": "lungfirst.table", "version": 1, "means_nothing": table.smoke}
     write_json(out / f"{table.stem}.json", {**head, **to_plain(table)})

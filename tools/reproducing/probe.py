@@ -19,7 +19,6 @@ import numpy as np
 from classify.films import Case, select_cases
 from classify.shortcuts import fit_shortcut
 from cxr.answers import Answer
-from cxr.cli import load_named
 from cxr.data_folders import Data, DataFolders
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file, write_json
@@ -28,7 +27,7 @@ from exploring.entries import Box, coco_boxes
 from exploring.gather import FEATURES, OTHER_SHAPE, film_features
 from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import Experiment
-from reproducing.runners import SplitOf, find_runner
+from reproducing.runners import SplitOf
 from reproducing.table import ProbeRow, measure_answers
 
 _ENDS = np.cumsum(list(FEATURES.values()))[:-1]
@@ -44,18 +43,15 @@ class Probe(NamedTuple):
 
 
 def ask_probe(
-    experiment: Experiment, cells: Sequence[Cell], config: ReproduceConfig
-) -> tuple[SplitOf | None, tuple[ProbeRow, ...], str]:
-    """The split that all cells of a table share, the probe's rows on it, and why there are none or
+    experiment: Experiment, cells: Sequence[Cell], split: SplitOf | None, config: ReproduceConfig
+) -> tuple[tuple[ProbeRow, ...], str]:
+    """The probe's rows on the split that all cells of a table share, and why there are none or
     which films they miss. A fault here must not cost the table."""
-    cell, split = next((c for c in cells if c.finished), None), None
-    if cell is None:
-        return None, (), "it needs the split of a finished cell"
-    known = find_runner(cell.runner).split
-    if known is None:
-        return None, (), f"runner {cell.runner} does not tell its split"
+    if not any(cell.finished for cell in cells):
+        return (), "it needs a finished cell"
+    if split is None:
+        return (), f"runner {experiment.runner} does not tell its split"
     try:
-        split = load_named(known)(cell.settings)
         data = DataFolders(config.data)
         rows = [r for r in data.rows() if r.image in split.truths]
         cases, _ = select_cases(rows, data, (), False, config.crops)
@@ -66,9 +62,9 @@ def ask_probe(
             for name, answers in probe.answers.items()
         )
     except Exception as error:
-        return split, (), short_reason(error)
+        return (), short_reason(error)
     missed = ", ".join(f"{n} {why}" for why, n in probe.left_out.items())
-    return split, found, f"films that the probe leaves out: {missed}" if missed else ""
+    return found, f"films that the probe leaves out: {missed}" if missed else ""
 
 
 def probe_of(

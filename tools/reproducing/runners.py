@@ -71,12 +71,14 @@ class SplitOf:
         truths: image of films.csv → class.
         folds: the images learnt from and those tested, of each fold; one pair without folds.
         parts: part → films and patients, of the first fold.
+        images: part → its films, of the first fold.
     """
 
     classes: tuple[str, ...]
     truths: dict[str, str]
     folds: list[tuple[list[str], list[str]]]
     parts: dict[str, dict[str, int]]
+    images: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -94,7 +96,8 @@ class SplitOf:
             part: {"films": len(own), "patients": len({films[image][0] for image in own})}
             for part, own in known[0].items()
         }
-        return cls(tuple(classes), truths, [(p["train"], p[tested]) for p in known], parts)
+        folds = [(p["train"], p[tested]) for p in known]
+        return cls(tuple(classes), truths, folds, parts, known[0])
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ RUNNERS: dict[str, Runner] = {
         only="file",
         split="reproducing.scxnn:split_of",
         split_files=("split",),
-        later=("guide", "shared"),
+        later=("guide", "shared", "tested", "asked"),
         later_in={"phases": {"guide": None, "keep": "best"}},
     ),
     "film_class": Runner(
@@ -258,7 +261,7 @@ RUNNERS: dict[str, Runner] = {
         files=("films.csv", "thorax.json"),
         sources="data.sources",
         split=split_of_film_class,
-        later=("for_processing",),
+        later=("for_processing", "data.rest"),
     ),
 }
 

@@ -1,34 +1,48 @@
 """SCXNN as a system of a table: its members are trained, then answer the tested films together.
 
-With one target the answers are the member's own. With several, a film's score for `normal` is the
-mean of the members' P(normal), that for each target its own member's P(target), scaled to sum 1;
-tested films with none of the targets but another disease are then left out of answers.csv.
+SCXNN is the Strictly Chest X-ray Normal Network of Kim's thesis (University of Ulsan, 2024). With
+one target the answers are the member's own. With several, a film's score for `normal` is the mean
+of the members' P(normal), that for each target its own member's P(target), scaled to sum 1; tested
+films with none of the targets but another disease are then left out of answers.csv. Cells that
+differ only in what is asked of the members share one training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from classify.bundles import member_of
+from classify.dataset import (
+    NO_REGION,
+    FilmDataset,
+    build_cache,
+    cache_of,
+    cases_of,
+    film_loader,
+    predict,
+)
 from classify.films import Case
-from classify.labels import label_of
+from classify.labels import FAR_BELOW, label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.films import ScreeningFilms
 from classify.screening.tiers import TIERS, RiskRow, risk_table
 from classify.tasks.member import load_cases, member_logits, train_ensemble
 from classify.tasks.settings import TrainConfig
 from cxr.answers import Answer, write_answers
+from cxr.bundle import load_bundle
 from cxr.cli import from_plain
-from cxr.films_table import has_disease, is_abnormal
+from cxr.films_table import has_disease, is_abnormal, is_among
 from cxr.plots import new_figure, write_figure
 from cxr.rules import require
-from cxr.stats import Figure, share_figure, softmax
-from cxr.workdir import log, write_json
-from reproducing.runners import SplitOf
+from cxr.stats import Figure, figure_of, ratio, share_figure, softmax, weighted_auc, with_draws
+from cxr.workdir import log, replacing, write_json
+from reproducing.members import draw_members
+from reproducing.runners import SplitOf, digest, shared_folder
 
 LEAST = 1e-12  # a sum of scores must not be 0
 
@@ -38,8 +52,12 @@ class ScxnnConfig(TrainConfig):
     """Train an ensemble and answer the tested films.
 
     Args:
+        tested: sources whose films, all of them, are answered in place of the split's test part;
+            none of them may be trained on (`sources`).
         follow: diseases whose tested films are looked at apart (goes.ANSWER, unseen.png); empty
             takes the `unseen` ones.
+        asked: of several targets the one whose member is asked about the followed films; empty
+            asks all together.
         tiers: tier → its targets; a screener is then fitted on the validation films, its operating
             point fixed on the calibration films, and kept.TIER and found.TIER are told.
         sensitivity: what the calibration films are to prove.
@@ -47,7 +65,9 @@ class ScxnnConfig(TrainConfig):
         screen_folds: folds by patient of the screener's fit.
     """
 
+    tested: tuple[str, ...] = ()
     follow: tuple[str, ...] = ()
+    asked: str = ""
     tiers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sensitivity: float = 0.99
     confidence: float = 0.95
@@ -59,11 +79,15 @@ class ScxnnConfig(TrainConfig):
         require(not unknown, f"tiers must be among {', '.join(TIERS)}", *unknown[:1] or [""])
         named = [target for targets in self.tiers.values() for target in targets]
         require(len(set(named)) == len(named), "tiers must name each target once", named)
-        three = self.classes == "three"
-        rule = "classes must be three where films are screened (tiers)"
-        require(three or not self.tiers, rule, self.classes)
-        rule = "classes must be three for several targets"
-        require(three or len(self.targets) == 1, rule, self.classes)
+        rule = "classes must be three or target for several targets, and where films are screened"
+        several = bool(self.tiers) or len(self.targets) > 1
+        require(not several or self.classes != "normal", rule, self.classes)
+        rule = f"asked must be one of the targets {', '.join(self.targets)}, or empty"
+        require(not self.asked or self.asked in self.targets, rule, self.asked)
+        both = [source for source in self.tested if is_among(source, self.sources)]
+        rule = "tested must name sources that train nothing, and sources those that do"
+        alone = not self.tested or (bool(self.sources) and not both)
+        require(alone, rule, *both[:1] or ["all sources"])
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -85,30 +109,75 @@ class ScxnnConfig(TrainConfig):
 def train_scxnn(config: ScxnnConfig) -> Path:
     """Train (or go on), answer; returns `config.out` with answers.csv and figures.json.
 
-    Raises ValueError or OSError for what a user can mend.
+    The members lie in the folder `shared` beside all cells (`shared_folder`). Raises ValueError or
+    OSError for what a user can mend.
     """
-    training, out = config.ensemble(), Path(config.out)
-    train_ensemble(training)
-    cases, parts = load_cases(training)
-    if not parts.get("test"):
-        raise ValueError("the split must have films in its part 'test'. Got none.")
-    used = ("test", "val", "calibration") if config.tiers else ("test",)
-    films = {part: [cases[i] for i in parts[part]] for part in used}
-    found = member_logits(training, cases, parts, [i for part in used for i in parts[part]])
-    ends = np.cumsum([len(films[part]) for part in used])[:-1]
-    logits = dict(zip(used, np.split(found, ends), strict=True))
-    scores = joint_scores(logits["test"])
-    figures = _follow(config, films["test"], scores) if config.followed else {}
-    if config.tiers:
-        figures |= screen_films(config, films, logits)
+    out = Path(config.out)
+    with shared_folder(config.out, "scxnn", config.ensemble()) as folder:
+        training = replace(config.ensemble(), out=str(folder))
+        train_ensemble(training)
+        cases, parts = load_cases(training)
+        films, logits = _answered(config, training, cases, parts)
+        scores = joint_scores(logits["test"])
+        figures = _follow(config, films["test"], logits["test"]) if config.followed else {}
+        if config.tiers:
+            figures |= screen_films(config, films, logits, folder)
+            picture = folder / "members.png"
+            if not config.tested and not picture.is_file():  # once for all cells of the training
+                draw_members(training, films["test"], logits["test"], picture)
     write_json(out / "figures.json", {name: asdict(figure) for name, figure in figures.items()})
     write_answers(out / "answers.csv", config.answers, _answers(config, films["test"], scores))
     return out
 
 
+def _answered(
+    config: ScxnnConfig, training: TrainConfig, cases: list[Case], parts: dict[str, list[int]]
+) -> tuple[dict[str, list[Case]], dict[str, np.ndarray]]:
+    """Part → its films, and their logits (N, M, K); `test` holds the films of `config.tested`
+    where sources are named there."""
+    used = ("test", "val", "calibration") if config.tiers else ("test",)
+    own = [part for part in used if part != "test" or not config.tested]
+    if lost := [part for part in own if not parts.get(part)]:
+        raise ValueError(f"the split must have films in its part {lost[0]!r}. Got none.")
+    films = {part: [cases[i] for i in parts[part]] for part in own}
+    wanted = [i for part in own for i in parts[part]]
+    asked = digest([cases[i].row.image for i in wanted])
+    found = _once(
+        Path(training.out) / f"logits-{asked}.npy",
+        lambda: member_logits(training, cases, parts, wanted) if wanted else np.empty(0),
+    )
+    ends = np.cumsum([len(films[part]) for part in own])[:-1]
+    logits = dict(zip(own, np.split(found, ends), strict=True)) if own else {}
+    if config.tested:
+        films["test"] = cases_of(replace(training, sources=config.tested))[0]
+        logits["test"] = _logits_of(training, films["test"])
+    return films, logits
+
+
+def _once(path: Path, ask: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `ask` returns, which is kept: cells of one training ask the same of it."""
+    if not path.is_file():
+        with replacing(path) as file:
+            np.save(file, ask())
+    return np.asarray(np.load(path))
+
+
+def _logits_of(training: TrainConfig, cases: list[Case]) -> np.ndarray:
+    """(N, M, K) of the trained members on films of other sources."""
+    side = training.preprocess.side
+    cache = build_cache(cases, training.preprocess, NO_REGION, cache_of(training), side)
+    films = FilmDataset(cache, [0] * len(cases), range(len(cases)), side)
+    found = []
+    for name, targets in training.networks.items():
+        net = member_of(load_bundle(Path(training.out) / f"{name}.safetensors", "member"))
+        logits = predict(net, film_loader(films, training), training)
+        found.append(logits.reshape(len(cases), len(targets), -1))
+    return np.concatenate(found, axis=1)
+
+
 def joint_scores(logits: np.ndarray) -> np.ndarray:
     """(N, M, K) logits to one row of scores a film, with the sum 1: (N, K) of a member alone, or
-    (N, 1 + M): the mean P(normal), then each member's P(target)."""
+    (N, 1 + M): the mean of the members' first class (normal, or the rest), then each P(target)."""
     chances = softmax(logits)
     if chances.shape[1] == 1:
         return np.asarray(chances[:, 0])
@@ -141,26 +210,29 @@ def _answers(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> 
     return out
 
 
-def _follow(config: ScxnnConfig, cases: Sequence[Case], scores: np.ndarray) -> dict[str, Figure]:
+def _follow(config: ScxnnConfig, cases: Sequence[Case], logits: np.ndarray) -> dict[str, Figure]:
     """goes.ANSWER of the followed films, and unseen.png with the other films beside them."""
-    said, followed = scores.argmax(1), [has_disease(case.row, config.followed) for case in cases]
+    one = config.asked or (config.targets[0] if len(config.targets) == 1 else "")
+    member = replace(config, targets=(one,), asked="", tiers={}) if one else config
+    mine = slice(config.targets.index(one), config.targets.index(one) + 1) if one else slice(None)
+    said = joint_scores(logits[:, mine]).argmax(1)
+    followed = [has_disease(case.row, config.followed) for case in cases]
     if not any(followed):
         raise ValueError(
             f"follow must name diseases of tested films. Got {', '.join(config.followed)}."
         )
     first = f"{' + '.join(config.followed)} ({'held out' if config.unseen else 'learnt'})"
     names = [
-        first if apart else truth_of(case, config) or "none of the targets"
+        first if apart else truth_of(case, member) or "none of the targets"
         for case, apart in zip(cases, followed, strict=True)
     ]
     groups = []
-    for name in (first, *(n for n in (*config.answers, "none of the targets") if n in names)):
+    for name in (first, *(n for n in (*member.answers, "none of the targets") if n in names)):
         chosen = [i for i, other in enumerate(names) if other == name]
         patients = [cases[i].patient for i in chosen]
-        shares = goes_of(said[chosen], patients, config.answers, config.draws, config.seed)
+        shares = goes_of(said[chosen], patients, member.answers, config.draws, config.seed)
         groups.append(Group(name, len(chosen), len(set(patients)), shares))
     draw_goes(groups, Path(config.out) / "unseen.png")
-    one = config.targets[0] if len(config.targets) == 1 else None
     return {
         f"goes.{'target' if answer == one else answer}": figure
         for answer, figure in groups[0].shares.items()
@@ -177,26 +249,37 @@ def split_of(settings: Mapping[str, Any]) -> SplitOf:
 
 
 def screen_films(
-    config: ScxnnConfig, cases: Mapping[str, Sequence[Case]], logits: Mapping[str, np.ndarray]
+    config: ScxnnConfig,
+    cases: Mapping[str, Sequence[Case]],
+    logits: Mapping[str, np.ndarray],
+    folder: Path,
 ) -> dict[str, Figure]:
-    """Fit on val, fix the operating point on calibration, measure on test; leaves screener.skops,
-    screener.json and risk.json among the members in `config.out`.
+    """Fit on val, fix the operating point on calibration, measure on test; leaves screener.skops
+    and screener.json among the members in `folder`, risk.json in `config.out`.
 
     Args:
         config: targets, tiers, and what the calibration films are to prove.
         cases: part → its N films.
-        logits: part → (N, M, 3) of the members.
+        logits: part → (N, M, K) of the members. One with two classes knows no others: that logit
+            is put far below.
+        folder: the members.
 
-    Returns kept.TIER, found.TIER, the same for each target, and kept.normal: the share of films
-    kept for reading, and of those on which the member (of a tier, any of it) said target. A film
-    counts in the most pressing tier it has. Raises ValueError for too few patients.
+    Returns the thesis' figures. Of all films: screen.accuracy (the mean of the next two, as in the
+    thesis), screen.sensitivity (abnormal films kept for reading), screen.specificity (normal films
+    cleared), screen.auc, cleared.normal and cleared.abnormal. Of each tier: normal.TIER (cleared),
+    target.TIER (kept, and a member of the tier said target) and others.TIER (kept, and none did);
+    kept.TIER and found.TIER, which overlap, also of each target. A film counts in the most pressing
+    tier that it has. Raises ValueError for too few patients.
     """
 
     def films_of(part: str) -> ScreeningFilms:
         rows = [case.row for case in cases[part]]
+        known = np.asarray(logits[part], dtype=np.float64)
+        if known.shape[-1] == 2:
+            known = np.pad(known, ((0, 0), (0, 0), (0, 1)), constant_values=-FAR_BELOW)
         return ScreeningFilms(
             config.targets,
-            np.asarray(logits[part], dtype=np.float64),
+            known,
             np.array([is_abnormal(row, config.targets) for row in rows], dtype=bool),
             [row.patient_id for row in rows],
             [row.source for row in rows],
@@ -205,7 +288,7 @@ def screen_films(
 
     settings = FitConfig(
         ("the members' own logits",),
-        ensemble=Path(config.out),
+        ensemble=folder,
         sensitivity=config.sensitivity,
         confidence=config.confidence,
         folds=config.screen_folds,
@@ -217,7 +300,9 @@ def screen_films(
         "calibration_films_by_source": calibration.count_by_source(),
     }
     screener = calibrate(fit_screener(fitted, settings), calibration, settings, meta)
-    kept = np.array([d != CLEARED for d in screener.decide(tested.logits)[1]], dtype=bool)
+    scores, decisions, _ = screener.decide(tested.logits)
+    kept = np.array([d != CLEARED for d in decisions], dtype=bool)
+    figures = _screened(config, tested, kept, scores)
     tier_of = {target: tier for tier, targets in config.tiers.items() for target in targets}
     diseases = [
         frozenset(t for t in config.targets if has_disease(case.row, [t])) for case in cases["test"]
@@ -235,15 +320,40 @@ def screen_films(
     write_json(Path(config.out) / "risk.json", [asdict(row) for row in table])
     # film by film the table says who counts where: an interval by patient needs to know
     films = [table_of(slice(i, i + 1)) for i in range(len(diseases))]
-    figures = {}
     for n, row in enumerate(table):
         among = [i for i, rows in enumerate(films) if rows[n].films]
-        for what in ("kept", "found"):
-            hits = [bool(getattr(films[i][n], what)) for i in among]
-            figures[f"{what}.{row.disease or row.tier}"] = share(among, hits)
-    normal = [int(i) for i in np.flatnonzero(~tested.abnormal)]
-    figures["kept.normal"] = share(normal, [bool(kept[i]) for i in normal])
+        own = [(bool(films[i][n].kept), bool(films[i][n].found)) for i in among]
+        name = row.disease or row.tier
+        figures[f"kept.{name}"] = share(among, [k for k, _ in own])
+        figures[f"found.{name}"] = share(among, [f for _, f in own])
+        if not row.disease:
+            figures[f"normal.{name}"] = share(among, [not k for k, _ in own])
+            figures[f"target.{name}"] = share(among, [k and f for k, f in own])
+            figures[f"others.{name}"] = share(among, [k and not f for k, f in own])
     return figures
+
+
+def _screened(
+    config: ScxnnConfig, films: ScreeningFilms, kept: np.ndarray, scores: np.ndarray
+) -> dict[str, Figure]:
+    """What the screener did to N films, over all diseases."""
+    sick, n = films.abnormal, len(kept)
+
+    def share(chosen: np.ndarray, hits: np.ndarray) -> Figure:
+        own = [films.patients[i] for i in np.flatnonzero(chosen)]
+        return share_figure(hits[chosen], own, config.draws, config.seed)
+
+    weights = with_draws(films.patients, config.draws, config.seed)
+    rates = ratio(kept, sick, weights), ratio(~kept, ~sick, weights)
+    return {
+        "screen.accuracy": figure_of(np.mean(rates, axis=0), n),
+        "screen.auc": figure_of(weighted_auc(scores, sick, weights), n),
+        "screen.sensitivity": share(sick, kept),
+        "screen.specificity": share(~sick, ~kept),
+        "cleared.normal": share(~sick, ~kept),
+        "cleared.abnormal": share(sick, ~kept),
+        "kept.normal": share(~sick, kept),
+    }
 
 
 # normal, the target, others: told apart in grey print and by eyes that see few colours, too

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import groupby, product
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -25,6 +26,7 @@ from reproducing.runners import find_runner
 TITLES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
+    "mean_class_accuracy": "Mean of the classes' accuracies",
     "macro_auc": "AUC (macro)",
     "macro_f1": "F1 (macro)",
     "lift": "Attention: lift in the lungs",
@@ -39,9 +41,10 @@ Figures = dict[str, Figure | None]  # measure → figure, None where there is no
 
 @dataclass(frozen=True)
 class Entry:
-    """One measure of one cell. `state`: ok, missing (no cell or no figure) or failed."""
+    """One measure of one cell. `paper` is a number, or words such as 109/162. `state`: ok, missing
+    (no cell or no figure), failed, or quoted (the paper's alone)."""
 
-    paper: float | None
+    paper: float | str | None
     ours: Figure | None
     state: str
     reason: str = ""
@@ -68,6 +71,16 @@ class ProbeRow:
 
 
 @dataclass(frozen=True)
+class CountRow:
+    """Films of one row of one of the paper's tables of films: column → the paper's number and ours,
+    None where there is none."""
+
+    title: str
+    row: str
+    counts: dict[str, tuple[int | None, int | None]]
+
+
+@dataclass(frozen=True)
 class Table:
     """Everything that the Markdown and the page show.
 
@@ -84,11 +97,12 @@ class Table:
     probe_reason: str
     notes: tuple[str, ...]
     made: dict[str, Any]
+    films: tuple[CountRow, ...] = ()
 
     @property
     def stem(self) -> str:
         """Name of the table's files."""
-        return f"{self.experiment.name}_{self.budget}_{self.input}"
+        return f"{self.experiment.name}_{self.budget}_{self.input}"  # as stem_of has it
 
     @property
     def smoke(self) -> bool:
@@ -106,11 +120,21 @@ class Table:
         return sum(row.seconds is not None for row in self.rows)
 
     @property
+    def cells(self) -> int:
+        """Rows that are trained here, or could be."""
+        return sum(bool(row.key) for row in self.rows)
+
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """The measures with their titles."""
         return tuple(
             replace(m, title=m.title or measure_title(m)) for m in self.experiment.measures
         )
+
+
+def stem_of(experiment: Experiment, config: ReproduceConfig) -> str:
+    """Name of the files of a table that is still to be made."""
+    return f"{experiment.name}_{config.budget}_{config.seen}"
 
 
 def measure_title(measure: Measure) -> str:
@@ -122,6 +146,11 @@ def measure_title(measure: Measure) -> str:
         "lift": f"Lift, {_named(rest)} alone",
         "goes": f"Held-out films called {rest}",
         "kept": f"{rest}: kept for reading".capitalize(),
+        "cleared": f"{rest} films cleared".capitalize(),
+        "normal": f"{rest}: cleared".capitalize(),
+        "target": f"{rest}: its member says target".capitalize(),
+        "others": f"{rest}: kept, not found".capitalize(),
+        "screen": f"{rest} of the screener".capitalize().replace("Auc", "AUC"),
         "found": f"{rest}: found by its member".capitalize(),
         "features": f"Features {rest}",
         "gain": f"Gain in {rest.upper()} over all features",
@@ -131,30 +160,88 @@ def measure_title(measure: Measure) -> str:
 
 
 def fill_rows(
-    experiment: Experiment, cells: Sequence[Cell], config: ReproduceConfig, data: str = ""
+    experiment: Experiment,
+    cells: Sequence[Cell],
+    config: ReproduceConfig,
+    data: str = "",
+    kept: Mapping[tuple[str, str], Kept] = MappingProxyType({}),
 ) -> tuple[tuple[Row, ...], tuple[tuple[str, str], ...]]:
-    """The cells' figures, and the legend of what differs: (letter, sentence).
+    """Figures of all cells and quoted lines, and the legend of what differs: (letter, sentence).
 
-    `data` is the sentence about films that differ from the paper's; it goes with every cell.
+    `data` is the sentence about films that differ from the paper's; it goes with every cell. `kept`
+    are figures of cells that are not finished here (`read_kept`).
     """
     letters: dict[str, str] = {}
-    rows = []
-    for cell in cells:
+    rows, of = [], {(cell.row, cell.column): cell for cell in cells}
+    for row, column in experiment.lines():
+        cell = of.get((row.name, column.name))
+        if cell is None:
+            place = row.name, column.name
+            quoted = {
+                m.name: Entry(experiment.paper_figure(*place, m.name), None, "quoted")
+                for m in experiment.measures
+            }
+            rows.append(Row(row.name, column.name, quoted, (), "", None))
+            continue
         sentences = [data] if data else []
         sentences += differences(experiment, cell.settings, cell.paper)
-        found = [letters.setdefault(sentence, LETTERS[len(letters)]) for sentence in sentences]
-        entries = entries_of(cell, experiment, config)
-        seconds = float(cell.result["seconds"]) if cell.finished else None
+        once = dict.fromkeys(sentences)  # two phases may differ alike
+        found = [letters.setdefault(sentence, LETTERS[len(letters)]) for sentence in once]
+        known = kept.get((cell.row, cell.column)) if not cell.finished else None
+        entries = entries_of(cell, experiment, config, known.figures if known else None)
+        seconds = float(cell.result["seconds"]) if cell.finished else known and known.seconds
         ours = tuple(sorted(found, key=LETTERS.index))
         rows.append(Row(cell.row, cell.column, entries, ours, cell.key, seconds))
     return tuple(rows), tuple((letter, sentence) for sentence, letter in letters.items())
 
 
-def entries_of(cell: Cell, experiment: Experiment, config: ReproduceConfig) -> dict[str, Entry]:
-    """Measure → what is known of it, whatever became of the cell."""
-    figures: Figures = {}
-    reasons: dict[str, str] = {}
-    failed = cell.failure
+class Kept(NamedTuple):
+    """What an earlier run left of one cell: measure → figure or why there is none, and its time."""
+
+    figures: dict[str, Figure | str]
+    seconds: float
+
+
+def read_kept(path: Path, cells: Sequence[Cell]) -> dict[tuple[str, str], Kept]:
+    """(row, column) → what the JSON of an earlier run of the same table holds of the cells whose
+    settings and films are still the same, which their keys tell; empty without such a file."""
+    if not path.is_file():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    keys = {(cell.row, cell.column): cell.key for cell in cells}
+    return {
+        place: Kept(
+            {n: f if isinstance(f, str) else Figure(**f) for n, f in row["figures"].items()},
+            row["seconds"],
+        )
+        for row in rows
+        if keys.get(place := (row["row"], row["column"])) == row["key"]
+    }
+
+
+def to_keep(table: Table) -> list[dict[str, Any]]:
+    """The rows that `read_kept` reads."""
+    return [
+        {
+            **{"row": row.row, "column": row.column, "key": row.key, "seconds": row.seconds},
+            "figures": {n: asdict(e.ours) if e.ours else e.reason for n, e in row.entries.items()},
+        }
+        for row in table.rows
+        if row.seconds is not None
+    ]
+
+
+def entries_of(
+    cell: Cell,
+    experiment: Experiment,
+    config: ReproduceConfig,
+    kept: Mapping[str, Figure | str] | None = None,
+) -> dict[str, Entry]:
+    """Measure → what is known of it, whatever became of the cell; `kept` counts where it is not
+    finished here."""
+    figures: Figures = {n: f for n, f in (kept or {}).items() if isinstance(f, Figure)}
+    reasons = {n: why for n, why in (kept or {}).items() if isinstance(why, str)}
+    failed = "" if kept else cell.failure
     if cell.finished:
         try:
             figures, reasons = measure_cell(cell, experiment.measures, config)
@@ -165,7 +252,7 @@ def entries_of(cell: Cell, experiment: Experiment, config: ReproduceConfig) -> d
         paper, ours = experiment.paper_figure(cell.row, cell.column, name), figures.get(name)
         if ours is not None and ours.value is not None:
             entries[name] = Entry(paper, ours, "ok")
-        elif failed or not cell.finished:
+        elif failed or not (cell.finished or kept):
             entries[name] = Entry(paper, None, "failed" if failed else "missing", failed)
         else:
             reason = reasons.get(name, "undefined on these films")
@@ -215,10 +302,22 @@ def _pick(report: Report, name: str) -> Figure | None:
     With two classes `f1` of one is the usual F1; `macro_f1` is the mean over classes.
     """
     group, _, class_name = name.partition(".")
+    if name == "mean_class_accuracy":
+        return mean_class_accuracy(report.accuracy, len(report.classes))
     found = getattr(report, "class_accuracy" if class_name and group == "accuracy" else group, None)
     if class_name:
         return found.get(class_name) if isinstance(found, dict) else None
     return found if isinstance(found, Figure) else None
+
+
+def mean_class_accuracy(accuracy: Figure, classes: int) -> Figure:
+    """Mean of the K classes' own accuracies, one class against the rest: a wrong answer is wrong
+    for two of them, so it is 1 − 2 (1 − accuracy) / K, and so are the ends of its interval."""
+
+    def mean(value: float | None) -> float | None:
+        return None if value is None else 1 - 2 * (1 - value) / classes
+
+    return Figure(mean(accuracy.value), mean(accuracy.low), mean(accuracy.high), accuracy.n)
 
 
 def _lifts(cell: Cell, config: ReproduceConfig) -> tuple[dict[str, Figure], str]:
@@ -257,10 +356,11 @@ def spans(letters: Sequence[str]) -> str:
 # Settings that two cells of one result may differ in without a reader caring.
 _SILENT = re.compile(
     "data|crops|out|cache|device|workers|draws|seed|precision|accelerator|devices|bundle|"
-    "picture_every|half|restart|split|follow"
+    "picture_every|half|restart|split|follow|path"
 )
 _SHARED = ("parts", "per_label")  # their shares make one phrase, in this order:
 _ORDER = ("train", "val", "test", "normal", "pneumonia", "bacterial", "viral", "covid")
+_COPY = re.compile(r"(?<=^1 )copies")
 _BEFORE = "pretraining."  # settings of what came before the training itself
 # A network's name and its first weights make one phrase.
 _PAIRS = {
@@ -377,7 +477,7 @@ def _say(group: Sequence[str], settings: Mapping[str, Any], alone: bool = False)
     both = f"{head.rpartition('.')[2]}.{last}"  # a kind is a kind of what
     phrase = phrases.get(both) or phrases.get(last) or f"{last.replace('_', ' ')} {{}}"
     said = said if alone else phrase.format(said)
-    return said.removesuffix("s") if said in ("1 epochs", "1 folds") else said
+    return said.removesuffix("s") if said in ("1 epochs", "1 folds") else _COPY.sub("copy", said)
 
 
 def _value(value: Any) -> str:
