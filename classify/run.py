@@ -74,17 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return 1
                 panel = load_panel(config, source.fine_apart)
                 note_panel(source, panel, config)
-            workdir = Workdir(config.out_path)
-            _check_resumable(config, source.settings)
-            targets = panel.targets
-            table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", targets))
-            book = stack.enter_context(ReportBook(workdir / "report.jsonl", targets))
-            workdir.start(
-                to_plain(config),
-                weights=source.weights,
-                settings=source.settings,
-                folders=source.folders,
-            )
+            workdir, table, book = begin_run(config, source, panel, stack)
         complete = work_through(config, source, panel, table, book)
         summary = summarise(config, source, panel, complete)
         page = write_report(workdir / "report.html", summary, book)
@@ -111,6 +101,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not read:
             log.error("none of the %d files could be read as a film", len(source.names))
         return 0 if read else 1
+
+
+def begin_run(
+    config: RunConfig, source: Source, panel: Panel, stack: ExitStack
+) -> tuple[Workdir, PredictionWriter, ReportBook]:
+    """The run's folder with its table and its cards, those of an earlier run included; raises
+    OSError, or ValueError where that had other settings."""
+    workdir = Workdir(config.out_path)
+    _check_resumable(config, source.settings)
+    table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", panel.targets))
+    book = stack.enter_context(ReportBook(workdir / "report.jsonl", panel.targets))
+    workdir.start(
+        to_plain(config),
+        weights=source.weights,
+        settings=source.settings,
+        folders=source.folders,
+    )
+    return workdir, table, book
 
 
 def work_through(

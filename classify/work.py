@@ -156,16 +156,17 @@ class RunConfig:
 
 class Reader:
     """Units to Items that are not judged yet: crops made earlier come from the disk, films are cut,
-    or taken whole. Raises OSError or ValueError for networks that do not fit."""
+    or taken whole. Raises OSError or ValueError for networks that do not fit. `finder`: networks
+    that an earlier Reader of the same settings has loaded."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config, self.finder = config, None
+    def __init__(self, config: RunConfig, finder: Any = None) -> None:
+        self.config, self.finder = config, finder
         if config.films and config.cropped:
             from detect.crop import CropConfig, load_finder
 
             told = {name: getattr(config, name) for name in _CROPPING}
             self.cut = CropConfig(out=str(config.crops_path), weights=config.detector, **told)
-            self.finder = load_finder(self.cut)
+            self.finder = finder or load_finder(self.cut)
 
     def __call__(self, units: Iterable[Unit]) -> Iterator[Item]:
         """An Item for each unit, crops made earlier first."""
@@ -222,8 +223,9 @@ class Source:
     reader: Reader | None = None
 
 
-def open_source(config: RunConfig, stack: ExitStack) -> Source:
-    """Films to crop, crops made earlier, or whole films; raises OSError or ValueError."""
+def open_source(config: RunConfig, stack: ExitStack, finder: Any = None) -> Source:
+    """Films to crop (with `finder`, where its networks are loaded already), crops made earlier, or
+    whole films; raises OSError or ValueError."""
     if not config.films:
         return _earlier_crops(config)
     found = list_films(config.films)
@@ -233,7 +235,7 @@ def open_source(config: RunConfig, stack: ExitStack) -> Source:
     if found.films:
         for folder in config.ensemble_paths:
             member_files(folder)  # said before anything large is loaded
-    source.reader = Reader(config)
+    source.reader = Reader(config, finder)
     if config.cropped:
         _films_to_crop(config, source, path_of, stack)
         return source
@@ -262,7 +264,7 @@ def _earlier_crops(config: RunConfig) -> Source:
         lambda pending: [row_of[name] for name in pending],
         settings,
         folders={"crops": folder.as_posix()},
-        fine_apart=_fine_apart(config.detector, boxes_from),
+        fine_apart=fine_apart_of(config.detector, boxes_from),
         reader=Reader(config),
     )
 
@@ -294,10 +296,10 @@ def _films_to_crop(
         "crops": config.crops_path.as_posix(),
         "detector": Path(config.detector or DEFAULT_WEIGHTS).as_posix(),
     }
-    source.fine_apart = _fine_apart(config.detector, weights)
+    source.fine_apart = fine_apart_of(config.detector, weights)
 
 
-def _fine_apart(detector: str, boxes_from: Mapping[str, str]) -> float:
+def fine_apart_of(detector: str, boxes_from: Mapping[str, str]) -> float:
     """The 1 − IoU from which on the two opinions on a box disagree, by the rule of the detector
     that the boxes are from; the usual one where its bundle is not at hand."""
     from detect.predict import DEFAULT_WEIGHTS

@@ -16,6 +16,7 @@ SCREENER = ["fit", "evaluate"]
 GUARD = ["fit", "measure"]
 LUNGFIELD = ["train", "evaluate", "predict"]
 ANNOTATE = ["start", "review", "status", "check", "agree", "merge", "export", "import", "demo"]
+PACS = ["check", "serve", "status", "worklist", "pull", "send", "results"]
 EXPLAIN = ["maps", "ssim", "page", "read"]
 COMMANDS = [
     *("classify.run", "classify.audit", "classify.evaluate", "classify.train", "classify.single"),
@@ -33,6 +34,7 @@ COMMANDS = [
     *(f"classify.screener {word}" for word in SCREENER),
     *(f"classify.guard {word}" for word in GUARD),
     *(f"tools/annotate.py {word}" for word in ANNOTATE),
+    *(f"tools/pacs.py {word}" for word in PACS),
     *(f"tools/compare_explanations.py {word}" for word in EXPLAIN),
     *(
         "tools/explore.py",

@@ -13,19 +13,32 @@ from cxr.cli import Command, as_command, run_command
 
 PROG = "python tools/pacs.py"
 ABOUT = (
-    "Work beside a PACS: results writes a finished run's films as DICOM objects into a folder. "
-    "For research only; nothing here is for clinical use."
+    "Work beside a PACS: check tries everything on this machine, serve receives films, judges them "
+    "and sends the results back, status and worklist tell how far it is, pull asks for films that "
+    "were missed, send empties the outbox, results writes a finished run's films as DICOM objects "
+    "into a folder. For research only; nothing here is for clinical use."
 )
 
 
-def _command(module: str, example: str = "", *positionals: str) -> Command:
-    """`hospital.MODULE` holds the word's configuration, MODULE + Config, and `run`."""
-    config_class = f"hospital.{module}:{module.capitalize()}Config"
-    words = f"{PROG} {module} {example}".strip()
+def _command(word: str, example: str = "", *positionals: str, module: str = "") -> Command:
+    """`hospital.MODULE` (the word, unless given) holds its configuration, WORD + Config, and
+    `run`."""
+    module = module or word
+    config_class = f"hospital.{module}:{word.capitalize()}Config"
+    words = f"{PROG} {word} {example}".strip()
     return Command(config_class, words, positionals, f"hospital.{module}:run")
 
 
+_SITE = "--config configs/pacs.yaml"
+
+
 COMMANDS = {
+    "check": _command("check"),
+    "serve": _command("serve", _SITE, module="service"),
+    "status": _command("status", _SITE, module="health"),
+    "worklist": _command("worklist", f"{_SITE} --page worklist.html"),
+    "pull": _command("pull", _SITE, module="dicomweb"),
+    "send": _command("send", f"{_SITE} --again", module="outbox"),
     "results": _command("results", "runs/first --out results", "runs"),
 }
 

@@ -1,0 +1,185 @@
+"""The service: receiver, worker and sender as processes of their own, watched and started again.
+
+A kill of one takes no other with it, and what one had in hand is in the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cxr.cli import to_plain
+from cxr.rules import RefusedError
+from cxr.workdir import claim, console, read_json, write_json
+from hospital.health import health, serve_health
+from hospital.journal import Journal
+from hospital.roles import log
+from hospital.settings import DRAIN_S, Site, needs_pacs
+
+TOOLS = Path(__file__).resolve().parent.parent
+ROLES = {name: (sys.executable, "-m", f"hospital.{name}") for name in ("receiver", "worker")} | {
+    "sender": (sys.executable, "-m", "hospital.outbox")
+}
+_LONGEST_PAUSE_S, _STEADY_S = 30.0, 20.0
+
+
+@dataclass(frozen=True)
+class ServeConfig(Site):
+    """Receive films, judge them and send the results back, until SIGTERM.
+
+    Args:
+        once: end when all that was received or pulled is judged and sent.
+    """
+
+    once: bool = False
+
+
+class Role:
+    """One process that is kept alive; it is started again after a pause that grows while it dies
+    at once."""
+
+    def __init__(self, name: str, command: Sequence[str], site_file: Path) -> None:
+        self.name, self._command = name, [*command, str(site_file)]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.restarts, self._pause, self._at, self._begun = 0, 0.5, 0.0, 0.0
+
+    def watch(self, now: float) -> None:
+        """Start what does not run, once its pause is over."""
+        if self.process is not None:
+            code = self.process.poll()
+            if code is None:
+                return
+            steady = now - self._begun > _STEADY_S
+            self._pause = 0.5 if steady else min(_LONGEST_PAUSE_S, 2 * self._pause)
+            self._at, self.process = now + self._pause, None
+            self.restarts += 1
+            told = "the %s ended (%d) and is started again; logs/%s.log may say why"
+            log.warning(told, self.name, code, self.name)
+        if now >= self._at:
+            self._begun = now
+            self.process = subprocess.Popen(  # noqa: S603 - our own modules
+                self._command, env=_environment(), stdin=subprocess.DEVNULL
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 while there is none."""
+        return self.process.pid if self.process is not None else 0
+
+    def signal(self, sign: int) -> None:
+        """Tell the process, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(sign)
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(TOOLS), str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+class Service:
+    """All processes of a site; `roles` name their commands."""
+
+    def __init__(self, site: Site, roles: Mapping[str, Sequence[str]] = ROLES) -> None:
+        self.site = site
+        site.folders.make()
+        self._claim = claim(site.folders.root)
+        site.tls_context(server=True)  # what is wrong with the files is said now
+        plain = to_plain(site)
+        site_file = site.folders.root / "site.json"
+        write_json(site_file, {f.name: plain[f.name] for f in fields(Site)})
+        (site.folders.root / "receiver.json").unlink(missing_ok=True)
+        self.journal = Journal(site.folders.journal)
+        self.roles = [Role(name, command, site_file) for name, command in roles.items()]
+        self.health = serve_health(site, self._told)
+        self.ended = threading.Event()
+
+    def _told(self) -> dict[str, Any]:
+        return {
+            "processes": {role.name: role.pid for role in self.roles},
+            "restarts": {role.name: role.restarts for role in self.roles},
+        }
+
+    def watch(self) -> None:
+        """Start what does not run."""
+        for role in self.roles:
+            role.watch(time.monotonic())
+
+    def address(self, patience_s: float = 30.0) -> str:
+        """host:port of the receiver; raises RefusedError where it does not listen in time."""
+        path, end = self.site.folders.root / "receiver.json", time.monotonic() + patience_s
+        while time.monotonic() < end and not self.ended.is_set():
+            self.watch()
+            if path.exists():
+                return f"{self.site.host}:{read_json(path)['port']}"
+            time.sleep(0.05)
+        raise RefusedError(
+            f"{self.site.host}:{self.site.port} must be free to listen on. Nothing listens there "
+            f"yet: see {self.site.folders.logs / 'receiver.log'}."
+        )
+
+    def is_idle(self) -> bool:
+        """Is all that was received judged, sent and, where asked for, committed?"""
+        told = health(self.journal)
+        if self.site.pull and "pulled" not in told["notes"]:
+            return False
+        if told["waiting"]:
+            return False
+        if not self.site.destination:
+            return True
+        open_ = told["results"]["sent"] if self.site.commitment else 0
+        return not told["results"]["waiting"] and not open_
+
+    def stop(self) -> None:
+        """SIGTERM to all; after DRAIN_S whoever is left is killed, which loses nothing."""
+        for role in self.roles:
+            role.signal(signal.SIGTERM)
+        end = time.monotonic() + DRAIN_S + 2
+        for role in self.roles:
+            if role.process is not None:
+                try:
+                    role.process.wait(max(0.1, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    role.process.kill()
+                    role.process.wait()
+        self.health.shutdown()
+        self.health.server_close()
+        self.journal.close()
+
+
+def run(config: ServeConfig) -> int:
+    """`serve`: until SIGTERM or Ctrl-C; with `once`, until all is done (1 where a film failed)."""
+    needs_pacs()
+    service = Service(config)
+    if config.once:
+        service.journal.note("pulled", "")
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: service.ended.set())
+    try:
+        address, port = service.address(), service.health.server_address[1]
+        how = "with TLS" if config.tls else "without TLS"
+        where = config.destination or "nowhere: they wait in the outbox"
+        for line in (
+            f"films: {config.ae_title}@{address}, {how}",
+            f"pull: {config.pull or 'none; films that a router loses are not missed'}",
+            f"results: {where}",
+            f"health: http://127.0.0.1:{port}/health, /metrics and /worklist",
+        ):
+            console.print(line, highlight=False, markup=False)
+        while not service.ended.wait(0.2):
+            service.watch()
+            if config.once and service.is_idle():
+                break
+        failed = health(service.journal)["failed"]
+    finally:
+        service.stop()
+    console.print("ended; what is not done goes on with the next serve", highlight=False)
+    return 1 if config.once and failed else 0
