@@ -137,15 +137,20 @@ class _Maker:
 
     def report(self, form: str, beside: Collection[Dataset]) -> Dataset:
         """The root of the results: it refers to the lung field and the map where they are made."""
+        content = content_of(self.header, self.judged)[0]
+        tree = content.ContentSequence
+        # highdicom copies and searches the whole tree five times over: it gets the root alone
+        content.ContentSequence = tree[:1]
         found = FORMS[form](
             evidence=[self.header, *beside],
-            content=content_of(self.header, self.judged)[0],
+            content=content,
             is_complete=True,
             is_final=False,
             is_verified=False,
             transfer_syntax_uid=ExplicitVRLittleEndian,
             **self.usual,
         )
+        found.ContentSequence = tree
         found.ObservationDateTime = f"{self.when:%Y%m%d%H%M%S}"
         item = codes.scheme_item()
         found.CodingSchemeIdentificationSequence = [item]
