@@ -256,7 +256,7 @@ def test_an_extra_layer_leaves_the_map_of_a_backward_pass(tmp_path: Path) -> Non
     ("wrong", "says"),
     [
         ({"name": "resnet9000"}, "vgg16, vgg19, googlenet, resnet18.*'resnet9000'"),
-        ({"freeze_to": "layer9"}, "stem, layer1, layer2, layer3, layer4"),
+        ({"freeze_to": "layer9"}, "stem, layer1, layer2, layer3_half, layer3, layer4"),
         ({"freeze_to": "layer1", "weights": "none"}, "frozen noise"),
         ({"name": "baseline_cnn"}, "nobody trained"),
         ({"classes": 0}, "classes"),

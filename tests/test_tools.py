@@ -65,7 +65,7 @@ def test_the_benchmark_runs_the_whole_way_and_compares_decisions(
 
     monkeypatch.chdir(root)
     ways = {name: networks.ENGINES[name] for name in ("torch", "ONNX Runtime")}
-    monkeypatch.setattr(networks, "installed_engines", lambda: ways)
+    monkeypatch.setattr(networks, "installed_engines", lambda *_: ways)
     films = tmp_path / "films"
     films.mkdir()
     (films / "a.dcm").write_bytes(Path(sample_films()[0]).read_bytes())
