@@ -38,8 +38,12 @@ def test_the_benchmark_gives_ratios(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     import benchmark
+    from benching import networks
 
     monkeypatch.chdir(root)
+    ways = {name: networks.ENGINES[name] for name in ("torch", "ONNX Runtime")}
+    monkeypatch.setattr(networks, "installed_engines", lambda *_: ways)
+    monkeypatch.setattr(networks, "xrv_timers", lambda _films: [])  # PSPNet: seconds a film
     args = ["--parts", "[detection, engines, way, saliency]", "--films", "1"]
     args += ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "b")]
     args += ["--saliency_batch", "2", "--score_films", "0"]
