@@ -113,7 +113,7 @@ class Site:
             raise ValueError(
                 f"host must be of this machine alone (127.0.0.1) without TLS. Got {self.host!r}: "
                 "others on the network could read patients' names and send films. Give "
-                "certificate, key and authorities, or say --insecure_network."
+                "certificate, key and authorities, or say --insecure_network true."
             )
 
     @property
