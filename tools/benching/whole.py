@@ -234,8 +234,9 @@ def draw_growth(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[0].loglog(films, [slope * n for n in films], "--", color="0.6", label="in proportion")
     axes[0].set(xlabel="films", ylabel="seconds of processors")
     axes[0].legend(frameon=False)
-    axes[1].semilogx(films, [row["mib"] for row in rows], "o-")
-    axes[1].set(xlabel="films", ylabel="peak memory, MiB", ylim=(0, None))
+    peaks = [row["mib"] for row in rows]
+    axes[1].semilogx(films, peaks, "o-")
+    axes[1].set(xlabel="films", ylabel="peak memory, MiB", ylim=(0, 1.15 * max(peaks)))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
