@@ -106,18 +106,12 @@ def _objects_of(
 ) -> tuple[list[Any], str]:
     """A film's objects, or why there are none."""
     from cxr.notes import FilmError
-    from cxr.stream import hash_film
-    from hospital.header import read_header
     from hospital.objects import make_objects
     from hospital.planes import Planes, field_net
 
-    if not judged.path.is_file():
-        return [], GONE
-    if hash_film(judged.path) != judged.boxed.sha256:
-        return [], CHANGED
-    header = read_header(judged.path)
+    header, why = _header_of(judged)
     if header is None:
-        return [], NO_DICOM
+        return [], why
     planes = Planes(judged, lambda: field_net(judged.field))
     try:
         made, lost = make_objects(header, judged, kinds, settings.sr, when, planes)
@@ -126,6 +120,19 @@ def _objects_of(
     if lost:
         return made, f"{ODD} ({', '.join(lost)})"
     return made, "" if made else UNJUDGED
+
+
+def _header_of(judged: Any) -> tuple[Any, str]:
+    """The header of a film's file that is still the one that was judged, or why there is none."""
+    from cxr.stream import hash_film
+    from hospital.header import read_header
+
+    if not judged.path.is_file():
+        return None, GONE
+    if hash_film(judged.path) != judged.boxed.sha256:
+        return None, CHANGED
+    header = read_header(judged.path)
+    return header, NO_DICOM if header is None else ""
 
 
 GONE = "its file is no longer where it was"
@@ -183,20 +190,14 @@ def _time_of(folder: Path) -> datetime:
 
 def _check_films(folder: Path) -> None:
     """RefusedError where no film of the run can have a result."""
-    from cxr.stream import hash_film
-    from hospital.header import read_header
     from hospital.judgement import read_ran
 
     ran = read_ran(folder)
     whys: Counter[str] = Counter()
     for judged in ran.judged():
-        if not judged.path.is_file():
-            whys[GONE] += 1
-        elif hash_film(judged.path) != judged.boxed.sha256:
-            whys[CHANGED] += 1
-        elif read_header(judged.path) is None:
-            whys[NO_DICOM] += 1
-        else:
+        header, why = _header_of(judged)
+        if header is not None:
             return
+        whys[why] += 1
     told = "; ".join(f"{n} x {why}" for why, n in whys.items()) or "it has no films"
     raise RefusedError(f"RUN must be of DICOM films that lie where they lay. {folder}: {told}.")
