@@ -23,8 +23,8 @@ from cxr.workdir import Workdir, console, counting, log, provenance, write_atomi
 from detect.lungfield.field import LungField
 from detect.predict import prepare_film
 from detect.train import LICENCE
-from detect.view.data import ViewMaker, choose_rows, class_of_negative, read_grey
-from detect.view.view import CLASSES, shares_of
+from detect.view import CLASSES, shares_of
+from detect.view.pictures import ViewMaker, choose_rows, class_of_negative, read_grey
 
 _CHUNK, _BATCH = 256, 8  # views a file; pictures in one forward pass
 SURE = 0.75  # no more is asked of a frontal film: above, validation films hardly differ
