@@ -27,23 +27,28 @@ ABOUT = (
 _TWO = "runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors"
 
 
-def _command(settings: str, example: str, positional: str) -> Command:
-    return Command(settings, f"{PROG} {example}", (positional,), f"{settings.split(':')[0]}:run")
-
-
 COMMANDS = {
-    "maps": _command(
+    "maps": Command(
         "comparing.maps:MapsConfig",
-        "maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
+        f"{PROG} maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
         "--out runs/maps/grad_cam.safetensors",
-        "films",
+        ("films",),
+        "comparing.maps:run_maps",
     ),
-    "ssim": _command("comparing.likeness:SsimConfig", f"ssim {_TWO}", "maps"),
-    "page": _command("comparing.page:PageConfig", f"page {_TWO} --out runs/ask.html", "maps"),
-    "read": _command(
+    "ssim": Command(
+        "comparing.maps:SsimConfig", f"{PROG} ssim {_TWO}", ("maps",), "comparing.maps:run_ssim"
+    ),
+    "page": Command(
+        "comparing.page:PageConfig",
+        f"{PROG} page {_TWO} --out runs/ask.html",
+        ("maps",),
+        "comparing.page:run",
+    ),
+    "read": Command(
         "comparing.readers:ReadConfig",
-        "read choices_mk.json choices_ab.csv --key runs/ask.key.json",
-        "choices",
+        f"{PROG} read choices_mk.json choices_ab.csv --key runs/ask.key.json",
+        ("choices",),
+        "comparing.readers:run",
     ),
 }
 

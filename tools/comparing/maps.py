@@ -1,17 +1,25 @@
-"""Maps of one method over films, with the pictures that the network saw: one file a method.
+"""Maps of one method over films, with the pictures that the network saw: one file a method; and
+how alike two methods' maps of the same films are.
 
 A file is a safetensors bundle of kind "maps": `picture.N` (H, W) uint8 at most 384 px long and
 `map.N` (h, w) float32 from 0 to 1, its highest value 1 (0 everywhere where the map is empty). Maps
 lie on the whole picture.
+
+To be compared they are laid on the film's own shape, at most 128 px long, each with its highest
+value as 1; `classify.ssim` (Wang et al. 2004) compares. Two methods that both draw a blob in the
+middle of every film are alike without having looked: so each film's map is also compared with the
+other method's map of another patient's film, and `own_less_other` is what the films add.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from rich.progress import track
 from rich.table import Table
@@ -20,15 +28,16 @@ from classify.audit.films import Truths
 from classify.inputs import Item, crops_on_disk, name_of, whole_films
 from classify.labels import TARGET
 from classify.saliency.methods import check_method
-from cxr.cli import Several
+from cxr.cli import Several, to_plain
 from cxr.draw import fit
 from cxr.film import list_films
 from cxr.intensity import to_uint8
 from cxr.manifest import read_manifest
 from cxr.page.words import printable
 from cxr.rules import require, require_at_least
+from cxr.stats import Figure, in_words, mean_figure
 from cxr.stream import batched
-from cxr.workdir import console, log
+from cxr.workdir import console, log, provenance, write_json
 
 KIND = "maps"
 PICTURE_SIDE, MAP_SIDE = 384, 128
@@ -112,7 +121,7 @@ class MapsConfig:
         require(self.out.endswith(".safetensors"), rule, self.out)
 
 
-def run(config: MapsConfig) -> int:
+def run_maps(config: MapsConfig) -> int:
     """Make and write the maps; raises ValueError or OSError for what does not fit."""
     from classify.ensemble import Ensemble
     from classify.saliency.maps import check_draws, saliency_maps
@@ -247,3 +256,89 @@ def _items(config: MapsConfig, truths: Truths, target: str) -> tuple[list[str], 
         names = [names[i] for i in sorted(order[: config.most])]
     wanted = [every[name] for name in names]
     return names, crops_on_disk(wanted, folder) if config.crops else whole_films(wanted, 0)
+
+
+@dataclass(frozen=True)
+class SsimConfig:
+    """Compare methods pairwise: the SSIM of their maps of the same films.
+
+    Args:
+        maps: two files of maps or more.
+        out: file for the figures (.json); empty only prints them.
+        draws: bootstrap draws of patients.
+        seed: of the draws and of the other films.
+    """
+
+    maps: tuple[str, ...] = ()
+    out: str = ""
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(self, draws=1)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """SSIM of two methods: means over films, with intervals by patient. `left_out` films have an
+    empty map, or none, under one of the two."""
+
+    first: str
+    second: str
+    films: int
+    left_out: int
+    own: Figure
+    other: Figure
+    own_less_other: Figure
+
+
+def run_ssim(config: SsimConfig) -> int:
+    """Print the table, and write it where asked to; raises ValueError or OSError."""
+    sets = load_all(config.maps)
+    found = [compare(a, b, config.draws, config.seed) for a, b in combinations(sets, 2)]
+    rows = [
+        (f"{f.first} – {f.second}", f.films, *map(in_words, (f.own, f.other, f.own_less_other)))
+        for f in found
+    ]
+    show(("methods", "films", "SSIM [95 %]", "with another film", "difference"), rows)
+    if config.out:
+        about = {"schema": "lungfirst.ssim", "version": 1, **provenance()}
+        known = {"maps": {s.name: s.sha256 for s in sets}, "pairs": to_plain(found)}
+        write_json(config.out, about | known)
+    return 0
+
+
+def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> Likeness:
+    """Two methods over the films that both explain; raises ValueError where there are none."""
+    films = common_films([first, second])
+    if not films:
+        raise ValueError(f"{first.name} and {second.name} must have films in common. Got none.")
+    one, two = [first.films[f] for f in films], [second.films[f] for f in films]
+    patients = [e.patient for e in one]
+    own = np.array([map_ssim(a, b) for a, b in zip(one, two, strict=True)])
+    partner = zip(one, other_films(patients, seed), strict=True)
+    other = np.array([np.nan if j < 0 else map_ssim(a, two[j]) for a, j in partner])
+    means = (mean_figure(values, patients, draws, seed) for values in (own, other, own - other))
+    left_out = len({*first.films, *second.films}) - len(films)
+    return Likeness(first.name, second.name, len(films), left_out, *means)
+
+
+def map_ssim(a: Explained, b: Explained) -> float:
+    """SSIM of two maps on the picture of `a`."""
+    from classify.ssim import WINDOW, ssim_of  # late: it loads torch
+
+    height, width = a.picture.shape
+    scale = min(1.0, MAP_SIDE / max(height, width))
+    size = max(WINDOW, round(width * scale)), max(WINDOW, round(height * scale))
+    planes = [cv2.resize(e.plane, size, interpolation=cv2.INTER_LINEAR) for e in (a, b)]
+    return ssim_of(*(p / max(float(p.max()), 1e-12) for p in planes))
+
+
+def other_films(patients: Sequence[str], seed: int) -> list[int]:
+    """For each film another patient's, drawn by seed; -1 where there is none."""
+    rng, out = np.random.default_rng(seed), []
+    names = np.asarray(patients)
+    for name in names:
+        others = np.flatnonzero(names != name)
+        out.append(int(rng.choice(others)) if len(others) else -1)
+    return out
