@@ -31,16 +31,18 @@ from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
 from cxr.public_sets.registry import SETS, load_set
 from cxr.rules import require, require_at_least, require_one_of
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
-from exploring.entries import (
+from exploring.films import (
+    FEATURES,
     Box,
     Entry,
+    Gathered,
     coco_boxes,
     count_groups,
     crop_boxes,
+    gather,
     read_entries,
     unknown_labels,
 )
-from exploring.gather import FEATURES, Gathered, gather
 from exploring.page import class_sizes, fit_slope, page_html
 from exploring.probe import Answer, Verdict, answer, auc_text, questions, verdicts
 

@@ -24,21 +24,19 @@ from cxr.notes import code_of, count_notes, sentence_of
 from cxr.page.build import Chart, Table, page_text
 from cxr.page.charts import NARROW, WIDTH, Axis, Row, both, forest, legend, nice_ticks, svg, text_at
 from cxr.page.pictures import inferno
-from exploring.entries import (
-    FilmClass,
-    age_table,
-    ordered_classes,
-    terms_table,
-    unknown_labels,
-)
-from exploring.gather import (
+from exploring.films import (
     FEATURES,
     GRID,
     OTHER_SHAPE,
     OUTSIDE,
     SMALLEST_SHOWN,
+    FilmClass,
     Gathered,
     Moments,
+    age_table,
+    ordered_classes,
+    terms_table,
+    unknown_labels,
 )
 from exploring.probe import FOLDS, LEVELS, LIMIT, WHAT, Answer, Verdict, auc_text, headline
 

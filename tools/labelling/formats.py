@@ -58,7 +58,7 @@ from labelling.label_files import (
     to_rectangle,
     to_shapes,
 )
-from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
+from labelling.labelme import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 LABELS, CLASSES, DATA = "labels", "classes.txt", "data.yaml"
 HULL_SHAPES = ("polygon", "oriented_rectangle", "circle")

@@ -21,9 +21,9 @@ from cxr.coco import write_coco_json
 from cxr.rules import in_words, require, require_one_of
 from cxr.workdir import write_atomic
 from labelling.label_files import stem_of
+from labelling.labelme import Shape
 from labelling.merged_file import POLICIES, Contributor, Target, Xywh
 from labelling.session import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
-from labelling.shapes import Shape
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
 SIZES, NAMES = ("film", "original"), ("path", "base")

@@ -28,7 +28,7 @@ from cxr.boxes import Frame, Xyxy, clip_xyxy
 from cxr.ledger import append_line, drop_torn_line
 from cxr.rules import require
 from cxr.workdir import read_json, read_text, write_atomic
-from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
+from labelling.labelme import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 SCHEMA, VERSION = "lungfirst.labelling", 1
 FLAGS = ("accepted", "doubtful", "unreadable", "not frontal", "apices cut off")
