@@ -26,7 +26,6 @@ from labelling.merged_file import POLICIES, Contributor, Target, Xywh
 from labelling.session import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
-SIZES, NAMES = ("film", "original"), ("path", "base")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class MergeConfig:
     def __post_init__(self) -> None:
         if not self.session:
             raise ValueError("session must name at least one session's folder. Got none.")
-        require_one_of(self, policy=POLICIES, size=SIZES, names=NAMES)
+        require_one_of(self, policy=POLICIES, size=("film", "original"), names=("path", "base"))
         is_file = bool(self.into) and not Path(self.into).is_dir()
         require(is_file, "--into must be a file", self.into)
         dotted = re.fullmatch(r"(\.\w+)?", self.suffix) is not None

@@ -110,23 +110,6 @@ def _mean_box(contributors: Sequence[Contributor]) -> Xywh:
     return x, y, w, h
 
 
-def find_conflicts(
-    stored: Sequence[Contributor], new: Sequence[Contributor]
-) -> list[tuple[Contributor, Contributor]]:
-    """(standing, new) for each new box that is not the first of its film.
-
-    None is found for a contributor's own box as it stands already, nor for one that agrees with
-    the only box there, where nobody knows whose that is.
-    """
-    standing, conflicts = list(stored or new[:1]), []
-    for one in new:
-        unknown = len(standing) == 1 and standing[0].session == BEFORE
-        own = next((s for s in standing if s.key == one.key), None)
-        if not ((own or standing[0]).is_same(one) and (own or unknown)):
-            conflicts.append((own or standing[0], one))
-    return conflicts
-
-
 def combine(
     stored: Sequence[Contributor], new: Sequence[Contributor], policy: str
 ) -> list[Contributor]:
@@ -185,10 +168,6 @@ class Place:
     marked: list[Marked] = field(default_factory=list)
 
     @property
-    def is_listed(self) -> bool:
-        return "id" in self.image
-
-    @property
     def file_name(self) -> str:
         return str(self.image["file_name"])
 
@@ -236,7 +215,8 @@ class Target:
         """The films that boxes came for, those listed already in the file's order, new ones by
         name: the order of asking says nothing to a reader of the file."""
         places = [p for p in self._by_name.values() if p.new]
-        return sorted(places, key=lambda p: (not p.is_listed, "" if p.is_listed else p.file_name))
+        new = sorted((p for p in places if "id" not in p.image), key=lambda p: p.file_name)
+        return [*(p for p in places if "id" in p.image), *new]
 
     def add(
         self,
@@ -255,7 +235,7 @@ class Target:
             place = self._register(Place(image, film.sha256))
         elif film.sha256:
             self._by_sha.setdefault(film.sha256, place)
-        if place.film is None and place.is_listed:
+        if place.film is None and "id" in place.image:
             self._read_boxes(place)
         if place.size_hw != size_hw:
             listed, comes = (f"{w} × {h} px" for h, w in (place.size_hw, size_hw))
@@ -311,12 +291,20 @@ class Target:
         return [n for n in self._notes[place.image.get("id")] if not marks_in(n)]
 
     def find_conflicts(self) -> list[str]:
-        """A line for each box that --policy refuse does not take."""
-        return [
-            f"{' = '.join(place.names)}: {old} stands, {new} is new: --policy newest|mean|first"
-            for place in self.touched
-            for old, new in find_conflicts(place.stored, place.new)
-        ]
+        """A line for each new box that is not the first of its film, and that --policy refuse does
+        not take. A contributor's own box as it stands already is none, nor is one that agrees with
+        the only box there, where nobody knows whose that is."""
+        lines = []
+        for place in self.touched:
+            standing = place.stored or place.new[:1]
+            unknown = len(standing) == 1 and standing[0].session == BEFORE
+            for new in place.new:
+                own = next((s for s in standing if s.key == new.key), None)
+                old = own or standing[0]
+                if not (old.is_same(new) and (own or unknown)):
+                    both = f"{' = '.join(place.names)}: {old} stands, {new} is new"
+                    lines.append(f"{both}: --policy newest|mean|first")
+        return lines
 
     def put(self, place: Place, policy: str) -> bool:
         """Write the film's box and its provenance; whether that changes anything.

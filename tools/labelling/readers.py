@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from cxr.boxes import Xyxy, iou_xyxy
+from cxr.boxes import Xyxy, as_xyxy, iou_xyxy
 from cxr.coco import marks_in, read_counted
 from cxr.films_table import film_stem
 from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
 from cxr.workdir import read_text
+from detect.metrics import NAN4
 from labelling.session import Session
 
 FILM_COLUMNS = ("image", "film", "file_name")
 CORNERS = ("x0", "y0", "x1", "y1")
 XYWH = ("x", "y", "w", "h")
-NAN4: Xyxy = (math.nan,) * 4
 Z95 = 1.96  # as Bland and Altman have it
 BOTH, A_ONLY, B_ONLY = "box / box", "box / no box", "no box / box"
 NEITHER, UNLIKE = "no box / no box", "other shape"
@@ -116,12 +116,12 @@ class Pair:
 
     @property
     def edges_px(self) -> Xyxy:
-        return _four(np.subtract(self.b_xyxy or NAN4, self.a_xyxy or NAN4))
+        return as_xyxy(np.subtract(self.b_xyxy or NAN4, self.a_xyxy or NAN4))
 
     @property
     def edges_pct(self) -> Xyxy:
         x0, y0, x1, y1 = self.a_xyxy or NAN4
-        return _four(100 * np.array(self.edges_px) / ([x1 - x0, y1 - y0] * 2))
+        return as_xyxy(100 * np.array(self.edges_px) / ([x1 - x0, y1 - y0] * 2))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _only_box(path: Path, film: str, boxes: Sequence[Iterable[float]], fix: str)
     if len(boxes) > 1:
         what = f"'{path}' has {len(boxes)} boxes on film {film}"
         raise ValueError(f"{what}; agree compares one box a film. {fix}")
-    return _four(boxes[0]) if len(boxes) else None
+    return as_xyxy(boxes[0]) if len(boxes) else None
 
 
 def _read_coco(path: Path) -> Side:
@@ -211,11 +211,6 @@ def _read_coco(path: Path) -> Side:
         patient, source = (str(film.extra.get(k) or "") for k in ("patient_id", "source"))
         marks.append(Mark(name, box, film.size_hw, patient, source))
     return Side(path, {path.stem: marks})
-
-
-def _four(values: Iterable[float]) -> Xyxy:
-    x0, y0, x1, y1 = map(float, values)
-    return x0, y0, x1, y1
 
 
 def _read_csv(path: Path) -> Side:
@@ -362,7 +357,7 @@ def _pair(a: Mark, b: Mark, reader: str, hands: tuple[str, str]) -> Pair:
     other = b.xyxy
     if other is not None and size_a and size_b:
         scale = [size_a[1] / size_b[1], size_a[0] / size_b[0]] * 2
-        other = _four(np.multiply(other, scale))
+        other = as_xyxy(np.multiply(other, scale))
     verdicts = ((NEITHER, B_ONLY), (A_ONLY, BOTH))
     verdict = verdicts[a.xyxy is not None][other is not None]
     return Pair(a, b, reader, hands, verdict, a.xyxy, other, size_a)
