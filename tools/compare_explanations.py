@@ -42,13 +42,13 @@ COMMANDS = {
         "comparing.page:PageConfig",
         f"{PROG} page {_TWO} --out runs/ask.html",
         ("maps",),
-        "comparing.page:run",
+        "comparing.page:run_page",
     ),
     "read": Command(
-        "comparing.readers:ReadConfig",
+        "comparing.page:ReadConfig",
         f"{PROG} read choices_mk.json choices_ab.csv --key runs/ask.key.json",
         ("choices",),
-        "comparing.readers:run",
+        "comparing.page:run_read",
     ),
 }
 

@@ -210,15 +210,13 @@ def load_maps(path: str | Path) -> MapSet:
 def load_all(paths: Sequence[str]) -> list[MapSet]:
     """Two files or more, with different names and films in common; raises ValueError."""
     if len(paths) < 2:
-        raise ValueError(
-            f"MAPS must be two files or more. Got {len(paths)}: make them with the command maps."
-        )
+        got = f"Got {len(paths)}: make them with the command maps"
+        raise ValueError(f"MAPS must be two files or more. {got}.")
     sets = [load_maps(path) for path in paths]
     names = [s.name for s in sets]
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"MAPS must have different names. Got {', '.join(names)}: make one again with --name."
-        )
+        got = f"Got {', '.join(names)}: make one again with --name"
+        raise ValueError(f"MAPS must have different names. {got}.")
     if not common_films(sets):
         raise ValueError(f"MAPS must have films in common. Got none in all of {', '.join(paths)}.")
     return sets

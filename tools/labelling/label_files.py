@@ -10,7 +10,7 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -54,19 +54,13 @@ class Unusable(NamedTuple):
 Read = tuple[CocoSet, list[Unusable]]  # the films that can be used, and what cannot
 
 
-@dataclass(frozen=True)
-class ReadRules:
-    """How label files are judged.
+class ReadRules(NamedTuple):
+    """How label files are judged."""
 
-    Attributes:
-        classes: the labels allowed; empty allows all that the files use.
-        hull: take the smallest box round a shape that is no rectangle.
-        known: film name → (height, width) where the films are known beforehand, as a session's
-            are; a label of another film is then no fault.
-    """
-
-    classes: Names = ()
-    hull: bool = False
+    classes: Names = ()  # the labels allowed; empty allows all that the files use
+    hull: bool = False  # take the smallest box round a shape that is no rectangle
+    # Film name → (height, width) where the films are known beforehand, as a session's are; a label
+    # of another film is then no fault.
     known: Mapping[str, SizeHw] | None = None
 
 
@@ -135,22 +129,17 @@ class LabelFormat:
     def write(
         self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
     ) -> list[Path]:
-        """Write the label files, at the films' relative paths below `out`.
-        Raises ValueError for a film that leads out of `out`, for two that share a label file, for
-        names that the format cannot hold; FileExistsError: when a file is there and may not be
-        replaced.
-        """
-        stems = Counter(stem_of(film.file_name) for film in coco.films)
-        owners: dict[str, str] = {}
-        for film in coco.films:
-            check_name(film.file_name)
-            place = self.place(film.file_name, stems[stem_of(film.file_name)] > 1)
-            other = owners.setdefault(place, film.file_name)
-            if other != film.file_name:
-                both = f"'{other}' and '{film.file_name}'"
-                raise ValueError(
-                    f"{both} would share the label file {place}; rename one of the films."
-                )
+        """Write the label files, at the films' relative paths below `out`. Raises ValueError for a
+        film that leads out of `out`, for two that share a label file, for names that the format
+        cannot hold; FileExistsError for a file that is there and may not be replaced."""
+        names = [film.file_name for film in coco.films]
+        stems, owners = Counter(map(stem_of, names)), dict[str, str]()
+        for name in names:
+            check_name(name)
+            place = self.place(name, stems[stem_of(name)] > 1)
+            if (other := owners.setdefault(place, name)) != name:
+                both = f"'{other}' and '{name}' would share the label file {place}"
+                raise ValueError(f"{both}; rename one of the films.")
         paths = [out / place for place in owners]
         check_free(paths, overwrite)
         for path, film in zip(paths, coco.films, strict=True):
@@ -169,18 +158,16 @@ class LabelFormat:
     def read(self, path: Path, films: Path | None = None, rules: ReadRules = ANY_LABELS) -> Read:
         """Read one label file or a folder of them; `films` is where the films lie, if they are to
         be found. Returns the films that can be used, and what cannot."""
-        finder, collector = FilmFinder(films, rules.known), Collector(rules)
+        collector = Collector(FilmFinder(films, rules.known), rules)
         base, files = list_label_files(path, self.suffix, self.marker)
-        for where, load in self.entries(base, files, finder, collector):
+        for where, load in self.entries(base, files, collector):
             collector.take(where, load)
         return collector.finish()
 
-    def entries(
-        self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
-    ) -> Iterator[Entry]:
+    def entries(self, base: Path, files: Sequence[Path], collector: Collector) -> Iterator[Entry]:
         """The films of the label files below `base`."""
         for where, file in collector.follow(base, files):
-            yield where, partial(self.load, file, base, finder, collector.rules)
+            yield where, partial(self.load, file, base, collector.finder, collector.rules)
 
     def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
         """Read one label file below `base`; raises LabelError for one that cannot be used."""
@@ -191,8 +178,8 @@ class Collector:
     """Gathers films into one set and refuses those with a fault, each whole: a film that lost one
     of its boxes would teach that there is nothing. `classes` are those that the source declares."""
 
-    def __init__(self, rules: ReadRules) -> None:
-        self.rules = rules
+    def __init__(self, finder: FilmFinder, rules: ReadRules) -> None:
+        self.finder, self.rules = finder, rules
         self.classes: dict[str, None] = {}
         self.infos: list[dict[str, Any]] = []
         self.unusable: list[Unusable] = []

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cxr.rules import in_words, require
+from detect.metrics import SIDES
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states, so_many
 from labelling.sheet import Film, draw_sheets, join_numbers, read_drawn
 
 _PROG = "python tools/annotate.py"
-EDGES = ("left", "top", "right", "bottom")
 _ACCEPTED, _DOUBTFUL = "accepted", "doubtful"
 _SAME_PX = 0.01  # film px: boxes are written with more digits than this
 _LISTED_SHEETS, _LISTED_REFUSALS = 20, 30  # at most
@@ -71,10 +71,8 @@ class ReviewConfig:
 
     def __post_init__(self) -> None:
         if len(self.session) != 1:
-            raise ValueError(
-                "session must name one session folder. Got "
-                f"{', '.join(self.session) or 'none'} instead."
-            )
+            got = ", ".join(self.session) or "none"
+            raise ValueError(f"session must name one session folder. Got {got} instead.")
         for name, low, high in (("per_sheet", 1, 200), ("columns", 1, 20), ("tile", 120, 2000)):
             got = getattr(self, name)
             require(low <= got <= high, f"{name} must lie in {low} to {high}", got)
@@ -84,9 +82,8 @@ class ReviewConfig:
     def orders(self) -> Orders:
         """The actions of this call; raises ValueError with the word that is wrong."""
         if self.but.strip() and not self.accept.strip():
-            raise ValueError(
-                f"but takes films out of accept. Got but {self.but!r} without an accept."
-            )
+            got = f"Got but {self.but!r} without an accept"
+            raise ValueError(f"but takes films out of accept. {got}.")
         return {name: _parse_action(name, getattr(self, name)) for name in _ACTIONS}
 
 
@@ -94,7 +91,7 @@ def _parse_edges(words: str) -> dict[str, float | str]:
     edges: dict[str, float | str] = {}
     for word in words.split(","):
         name, _, value = (w.strip() for w in word.partition("="))
-        known = name in (*EDGES, "label")
+        known = name in (*SIDES, "label")
         require(known, "set must name left, top, right, bottom or label", word.strip())
         if name in edges:
             raise ValueError(f"set must name each edge once. Got {name} twice in {words!r}.")
@@ -144,8 +141,8 @@ def parse_numbers(name: str, text: str) -> Spans:
         require(span is not None, f"{name} must be films' numbers such as 1-24,30", text)
         first, last = int(span[1]), int(span[2] or span[1])  # type: ignore[index]
         if first > last:
-            lower = "must give the lower number first"
-            raise ValueError(f"{name} {lower}. Got {part.strip()} instead.")
+            rule = f"{name} must give the lower number first"
+            raise ValueError(f"{rule}. Got {part.strip()} instead.")
         spans.append((first, last))
     return tuple(spans)
 
@@ -252,7 +249,7 @@ def _set_edges(
     film, label = change.film, edges.get("label")
     if label is not None and label not in classes:
         raise ValueError(f"must get a label of {', '.join(classes)}. Got {label!r} instead.")
-    kept = [edge for edge in EDGES if edge not in edges]
+    kept = [edge for edge in SIDES if edge not in edges]
     old: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     if kept:
         old = _only_box(answer, f": give all four edges ({', '.join(kept)} missing)")
@@ -266,13 +263,13 @@ def _set_edges(
     sides = (width, height, width, height)
     xyxy = tuple(
         edges[edge] * side if edge in edges else min(max(was, 0.0), side)
-        for edge, side, was in zip(EDGES, sides, old, strict=True)
+        for edge, side, was in zip(SIDES, sides, old, strict=True)
     )
     for low, high in ((0, 2), (1, 3)):
         if xyxy[low] >= xyxy[high]:
             raise ValueError(
-                f"would have its {EDGES[low]} edge at {xyxy[low] / sides[low]:.2f}, not before "
-                f"its {EDGES[high]} one at {xyxy[high] / sides[high]:.2f}"
+                f"would have its {SIDES[low]} edge at {xyxy[low] / sides[low]:.2f}, not before "
+                f"its {SIDES[high]} one at {xyxy[high] / sides[high]:.2f}"
             )
     flags = change.flags - {_ACCEPTED, _DOUBTFUL, *SKIP_FLAGS}
     return change._replace(did=("set",), xyxy=xyxy, label=label, flags=flags)

@@ -251,9 +251,8 @@ class Session:
         if not film.view:
             raise ValueError(f"{where} cannot be read and takes no box: {film.reason}")
         if set(flags) - set(FLAGS):
-            raise ValueError(
-                f"flags must be of {', '.join(FLAGS)}. Got {', '.join(flags)} instead."
-            )
+            rule = f"flags must be of {', '.join(FLAGS)}"
+            raise ValueError(f"{rule}. Got {', '.join(flags)} instead.")
         known = label is None or label in self.classes
         require(known, f"label must be of {', '.join(self.classes)}", label)
         if xyxy is not None:
@@ -277,11 +276,9 @@ class Session:
 
     def write_shapes(
         self, film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str] = ()
-    ) -> LabelFile:
+    ) -> None:
         """Write the film's label file, shapes in view pixels; `flags` are the ticked ones."""
-        file = self._to_file(film, shapes, flags)
-        write_label_file(self.label_path(film), file, FLAGS)
-        return file
+        write_label_file(self.label_path(film), self._to_file(film, shapes, flags), FLAGS)
 
     @staticmethod
     def _to_file(film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str]) -> LabelFile:
@@ -310,7 +307,7 @@ class Session:
         if answer.fault or all(last.get(key) == said.get(key) for key in (*_UNTOUCHED, "ignored")):
             return False
         moved = self._changed(film) if via == "labelme" else ""  # not when it was seen
-        now = moved or _say_time(datetime.now(UTC))
+        now = moved or datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"time": now, "number": film.number, "film": film.film, **said, "via": via}
         path = self.path / "history.jsonl"
         drop_torn_line(path)
@@ -374,12 +371,9 @@ class Session:
 
     def _changed(self, film: SessionFilm) -> str:
         """The same as UTC time, or ""."""
-        seconds = self._written(film)
-        return _say_time(datetime.fromtimestamp(seconds, UTC)) if seconds else ""
-
-
-def _say_time(time: datetime) -> str:
-    return time.isoformat(timespec="seconds")
+        if seconds := self._written(film):
+            return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+        return ""
 
 
 def _check_on_film(where: str, xyxy: Sequence[float], size_hw: tuple[int, int]) -> None:

@@ -21,9 +21,9 @@ from rich.text import Text
 
 from cxr.boxes import as_boxes, iou_xyxy
 from cxr.workdir import write_json
+from detect.metrics import SIDES
 from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states, so_many
 
-SIDES = ("left", "top", "right", "bottom")
 PAUSE_S = 300.0  # a longer gap between two answers is a break, not work
 BURST_S = 1.0  # answers this close were given at one stroke, as on a sheet of `review`
 _ENOUGH = 3  # films; below, a rate would be a guess
