@@ -380,10 +380,9 @@ def read_choices(path: str | Path, key: Key) -> Reading:
     chosen: dict[int, int] = {}
     for number, word in rows:
         if number not in key.trials or word not in WORDS or number in chosen:
-            rule = (
-                f"each choice must be of one trial of the page, once, and one of {', '.join(WORDS)}"
-            )
-            raise ValueError(f"{path}: {rule}. Got {word!r} for trial {number}.")
+            rule = f"{path}: each choice must be of one trial of the page, once, and one of"
+            got = f"Got {word!r} for trial {number}"
+            raise ValueError(f"{rule} {', '.join(WORDS)}. {got}.")
         side = key.trials[number].left
         chosen[number] = NEITHER if word == "neither" else side if word == "left" else 1 - side
     return Reading(reader, chosen)
@@ -395,9 +394,9 @@ def read_all(paths: Sequence[str], key: Key) -> list[Reading]:
         got = "Got none: readers save them on the page"
         raise ValueError(f"CHOICES must be one file or more. {got}.")
     found = [read_choices(path, key) for path in paths]
-    reader, files = max(Counter(r.reader for r in found).items(), key=lambda item: item[1])
-    if files > 1:
-        has = f"{reader!r} has {files}: give the last one alone"
+    files = Counter(r.reader for r in found)
+    if twice := sorted(reader for reader, times in files.items() if times > 1):
+        has = f"{twice[0]!r} has {files[twice[0]]}: give the last one alone"
         raise ValueError(f"CHOICES must hold one file a reader. {has}.")
     return found
 
