@@ -15,7 +15,7 @@ import pytest
 from compare_world import HOSTILE, map_set, write_two
 from sklearn.metrics import cohen_kappa_score
 
-from comparing.maps import MapsConfig, compare, load_maps, map_ssim, other_films, save_maps
+from comparing import MapsConfig, compare, load_maps, map_ssim, other_films, save_maps
 from comparing.page import (
     FIRST,
     NEITHER,

@@ -12,7 +12,7 @@ from explore_world import entries_of
 
 from classify.shortcuts import NAMES
 from cxr.manifest import CropRow, ManifestWriter
-from exploring.films import (
+from exploring import (
     ASPECT,
     SIDE,
     Box,

@@ -29,15 +29,13 @@ _TWO = "runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors"
 
 COMMANDS = {
     "maps": Command(
-        "comparing.maps:MapsConfig",
+        "comparing:MapsConfig",
         f"{PROG} maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
         "--out runs/maps/grad_cam.safetensors",
         ("films",),
-        "comparing.maps:run_maps",
+        "comparing:run_maps",
     ),
-    "ssim": Command(
-        "comparing.maps:SsimConfig", f"{PROG} ssim {_TWO}", ("maps",), "comparing.maps:run_ssim"
-    ),
+    "ssim": Command("comparing:SsimConfig", f"{PROG} ssim {_TWO}", ("maps",), "comparing:run_ssim"),
     "page": Command(
         "comparing.page:PageConfig",
         f"{PROG} page {_TWO} --out runs/ask.html",

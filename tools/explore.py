@@ -31,7 +31,7 @@ from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
 from cxr.public_sets.registry import SETS, load_set
 from cxr.rules import require, require_at_least, require_one_of
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
-from exploring.films import (
+from exploring import (
     FEATURES,
     Box,
     Entry,

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from comparing.maps import MapSet, common_films, load_all, show
+from comparing import MapSet, common_films, load_all, show
 from cxr.cli import to_plain
 from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
 from cxr.page.build import page_text, to_json

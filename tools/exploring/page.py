@@ -24,7 +24,7 @@ from cxr.notes import code_of, count_notes, sentence_of
 from cxr.page.build import Chart, Table, page_text
 from cxr.page.charts import NARROW, WIDTH, Axis, Row, both, forest, legend, nice_ticks, svg, text_at
 from cxr.page.pictures import inferno
-from exploring.films import (
+from exploring import (
     FEATURES,
     GRID,
     OTHER_SHAPE,

@@ -14,7 +14,7 @@ import numpy as np
 
 from classify.shortcuts import fit_shortcut
 from cxr.stats import Figure, bootstrap_weights, figure, in_words, weighted_auc
-from exploring.films import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Entry, Gathered
+from exploring import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Entry, Gathered
 
 FOLDS = 5
 WITHOUT_LUNGS = (OUTSIDE, NUMBERS, ASPECT)

@@ -23,7 +23,7 @@ from cxr.data_folders import Data, DataFolders
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
-from exploring.films import FEATURES, OTHER_SHAPE, Box, coco_boxes, film_features
+from exploring import FEATURES, OTHER_SHAPE, Box, coco_boxes, film_features
 from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import Experiment
 from reproducing.runners import SplitOf
