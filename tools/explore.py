@@ -213,13 +213,8 @@ def convert(
 
     `out` gets films.csv, finding_boxes.csv, problems.csv and set.json, and is a folder for the
     `--data` of every command. No film is copied: `image` is the absolute path of a film that lies
-    outside of `out`, and relative to `out` inside it.
-
-    Returns:
-        the folder `out`.
-
-    Raises:
-        ValueError: when the folder is not the set's, or no film of it can be read.
+    outside of `out`, and relative to `out` inside it. Returns `out`; raises ValueError when the
+    folder is not the set's, or no film of it can be read.
     """
     path, out = Path(path), Path(out)
     check_out(out)

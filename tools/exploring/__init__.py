@@ -316,26 +316,17 @@ class Moments:
 
 @dataclass
 class Gathered:
-    """What one pass over N films left.
-
-    Attributes:
-        sizes_wh: (N, 2) width and height in px, the original's where stated; 0 for unread films.
-        features: name of a shortcut → (N, F) float32, NaN where a film has none.
-        moments: class → sums over its letterboxed films.
-        grids: class → number of a film and its small picture as a data URI.
-        unread: (image, reason code, sentence) of films that could not be read.
-        box_faults: why a film has no box features → how many.
-        noted: the notes of each film that was read, "code: Sentence.".
-    """
+    """What one pass over N films left."""
 
     entries: Sequence[Entry]
-    sizes_wh: np.ndarray
-    features: dict[str, np.ndarray]
-    moments: dict[FilmClass, Moments]
-    grids: dict[FilmClass, list[tuple[int, str]]]
+    sizes_wh: np.ndarray  # (N, 2) px, the original's where stated; 0 for unread films
+    features: dict[str, np.ndarray]  # of each shortcut (N, F) float32, NaN where a film has none
+    moments: dict[FilmClass, Moments]  # over the letterboxed films of a class
+    grids: dict[FilmClass, list[tuple[int, str]]]  # number of a film, its small picture's data URI
+    # image, reason code and sentence of films that could not be read
     unread: list[tuple[str, str, str]] = field(default_factory=list)
-    box_faults: Counter[str] = field(default_factory=Counter)
-    noted: list[tuple[str, ...]] = field(default_factory=list)
+    box_faults: Counter[str] = field(default_factory=Counter)  # why films have no box features
+    noted: list[tuple[str, ...]] = field(default_factory=list)  # the notes of each film read
 
     @property
     def seen(self) -> np.ndarray:

@@ -208,14 +208,14 @@ def check_session(
         fix = "Put it back, or check the boxes alone: --hashes=false"
         faults.append(Fault(str(session.root), "the folder of the films is missing", fix))
         hashes = False
-    last = {str(entry["number"]): entry.get("state") for entry in session.history()}
+    last = {entry["number"]: entry["state"] for entry in session.history()}
     answers = session.answers()
     for film, answer in _follow(answers, len(answers)):
         if answer.state == "unreadable":
             continue  # it never had a view to draw on
         if hashes:
             faults += _find_changed(session, film)
-        own = list(_answer_faults(session, film, answer, last.get(str(film.number)) in DONE_STATES))
+        own = list(_answer_faults(session, film, answer, last.get(film.number) in DONE_STATES))
         if complete and answer.state == "todo" and not own:
             what = "still ticked as doubtful" if "doubtful" in answer.flags else "no answer yet"
             own = [_in_labelme(session, film, what, "Draw or accept its box")]

@@ -309,12 +309,9 @@ def check_free(paths: Iterable[Path], overwrite: bool) -> None:
 class FilmFinder:
     """The films that labels may mean, without ever leaving the films' folder.
 
-    Args:
-        folder: names are relative to it. Without `known`, labels must mean a film in it.
-        known: film name → (height, width) of films known beforehand; labels may mean others too,
-            whose names are kept as they stand.
-
-    With neither, any name below no particular folder is taken as it stands.
+    Names are relative to `folder`; without `known`, labels must mean a film in it. `known` are film
+    name → (height, width) of films known beforehand; labels may mean others too, whose names are
+    kept as they stand. With neither, any name below no particular folder is taken as it stands.
     """
 
     def __init__(self, folder: Path | None, known: Mapping[str, SizeHw] | None = None) -> None:

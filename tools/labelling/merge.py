@@ -155,10 +155,8 @@ def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Ta
 
 
 def find_box(answer: Answer, classes: Sequence[str]) -> Shape | None:
-    """The one box of a film that is done; None for a film that is not, or is skipped.
-
-    Raises ValueError for an answer that must be put right first.
-    """
+    """The one box of a film that is done; None for a film that is not, or is skipped. Raises
+    ValueError for an answer that must be put right first."""
     fix = "; see `annotate.py check`"
     if answer.state == "unreadable":
         return None
@@ -220,10 +218,8 @@ def alone_with(path: Path) -> Iterator[None]:
 
 
 def write(target: Target) -> Path | None:
-    """Write the file, its old content first as a backup; returns where that lies.
-
-    A kill at any moment leaves the old file or the new one whole. Call it under `alone_with`.
-    """
+    """Write the file, its old content first as a backup; returns where that lies. A kill at any
+    moment leaves the old file or the new one whole. Call it under `alone_with`."""
     path = target.path
     leftover = re.compile(rf"\.{re.escape(path.name)}(\.bak)?\.[a-z0-9_]{{8}}")
     for other in path.parent.glob(f".{path.name}.*"):  # a killed merge's files of cxr.workdir

@@ -27,28 +27,20 @@ _INFO = {
 }
 
 Xywh = tuple[float, float, float, float]
-Marked = tuple[str, Xywh, Collection[str]]
+Marked = tuple[str, Xywh, Collection[str]]  # class, box, marks
 
 
 @dataclass(frozen=True)
 class Contributor:
-    """One box of a film and where it came from; an entry of an annotation's `provenance`.
-
-    Attributes:
-        date: ISO time of the last human change, "" where unknown.
-        prelabelled: whether the detector's box was shown to the annotator.
-        action: accepted, corrected or drawn; "before" for a box of unknown origin.
-        session: the session's id; "before" for a box of unknown origin.
-        category: name of the box's class.
-    """
+    """One box of a film and where it came from; an entry of an annotation's `provenance`."""
 
     annotator: str
-    date: str
-    prelabelled: bool
-    action: str
-    session: str
+    date: str  # ISO time of the last human change, "" where unknown
+    prelabelled: bool  # whether the detector's box was shown to the annotator
+    action: str  # accepted, corrected or drawn; BEFORE for a box of unknown origin
+    session: str  # the session's id; BEFORE for a box of unknown origin
     bbox: Xywh
-    category: str
+    category: str  # name of the box's class
 
     @property
     def key(self) -> tuple[str, str]:
@@ -130,9 +122,7 @@ def combine(
 
 def choose(contributors: Sequence[Contributor], policy: str) -> Contributor:
     """The box that counts, or their mean; its annotator is "" where nobody knows whose it is.
-
-    Raises ValueError where classes differ and cannot be averaged.
-    """
+    Raises ValueError where classes differ and cannot be averaged."""
     if policy == "mean" and len(contributors) > 1:
         classes = sorted({c.category for c in contributors})
         if len(classes) > 1:
@@ -148,24 +138,16 @@ def choose(contributors: Sequence[Contributor], policy: str) -> Contributor:
 
 @dataclass
 class Place:
-    """One film of the merged file: its entry (without an id where it is not listed yet) and
-    annotation, and the boxes that belong to it.
+    """One film of the merged file, and the boxes that belong to it."""
 
-    Attributes:
-        sha256: of the film's file; "" where nobody says.
-        film: as the first session that brought a box for it knows it.
-        names: that the film came under, in order.
-        marked: boxes not to be counted that came for it: class, box, marks.
-    """
-
-    image: dict[str, Any]
-    sha256: str
-    note: dict[str, Any] | None = None
-    film: SessionFilm | None = None
+    image: dict[str, Any]  # its entry, without an id where it is not listed yet
+    sha256: str  # of the film's file; "" where nobody says
+    note: dict[str, Any] | None = None  # its annotation
+    film: SessionFilm | None = None  # as the first session that brought a box for it knows it
     stored: list[Contributor] = field(default_factory=list)
     new: list[Contributor] = field(default_factory=list)
-    names: dict[str, None] = field(default_factory=dict)
-    marked: list[Marked] = field(default_factory=list)
+    names: dict[str, None] = field(default_factory=dict)  # that the film came under, in order
+    marked: list[Marked] = field(default_factory=list)  # boxes not to be counted that came for it
 
     @property
     def file_name(self) -> str:
@@ -177,10 +159,8 @@ class Place:
 
 
 class Target:
-    """The file's object, its films by name and by content, and what is to be put into it.
-
-    Raises ValueError for a file with faults, or whose categories lack one of `classes`.
-    """
+    """The file's object, its films by name and by content, and what is to be put into it. Raises
+    ValueError for a file with faults, or whose categories lack one of `classes`."""
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self.path = path
@@ -307,10 +287,8 @@ class Target:
         return lines
 
     def put(self, place: Place, policy: str) -> bool:
-        """Write the film's box and its provenance; whether that changes anything.
-
-        Raises ValueError where the policy has no answer.
-        """
+        """Write the film's box and its provenance; whether that changes anything. Raises ValueError
+        where the policy has no answer."""
         assert place.film is not None
         if policy == "refuse" and place.stored:
             return self._put_marked(place)

@@ -43,38 +43,24 @@ _UNTOUCHED: dict[str, Any] = {"state": "todo", "label": "", "xyxy": None, "flags
 
 @dataclass(frozen=True)
 class SessionFilm:
-    """One film of the session; boxes in its own pixels.
+    """One film of the session; boxes in its own pixels."""
 
-    Attributes:
-        number: from 1, the order of asking; 0 for a film that is not in the session yet.
-        film: posix path relative to the session's root, or absolute where it lies elsewhere.
-        sha256: of the film's file; "" when it cannot be read.
-        size_hw: of the film; (0, 0) when it cannot be read.
-        view: the 8-bit view, relative to the session's folder; "" when the film cannot be read.
-        frame: film → view.
-        original_hw: the film's size in the public set, where films.csv knows it.
-        prelabel_xyxy: the box of the detector and the lung field, None where there is none.
-        disagreement: 1 − IoU of the two networks' boxes.
-        uncertainty: how doubtful the pre-label is; the order of asking.
-        reason: why the film cannot be read.
-    """
-
-    number: int
-    film: str
-    sha256: str = ""
-    size_hw: tuple[int, int] = (0, 0)
-    view: str = ""
-    frame: Frame | None = None
+    number: int  # from 1, the order of asking; 0 for a film that is not in the session yet
+    film: str  # posix path relative to the session's root, or absolute where it lies elsewhere
+    sha256: str = ""  # of the film's file; "" when it cannot be read
+    size_hw: tuple[int, int] = (0, 0)  # of the film; (0, 0) when it cannot be read
+    view: str = ""  # 8 bits, relative to the session's folder; "" when the film cannot be read
+    frame: Frame | None = None  # film → view
     patient_id: str = ""
     label: str = ""
     sublabel: str = ""
     source: str = ""
-    original_hw: tuple[int, int] | None = None
-    prelabel_xyxy: Xyxy | None = None
+    original_hw: tuple[int, int] | None = None  # in the public set, where films.csv knows it
+    prelabel_xyxy: Xyxy | None = None  # of the detector and the lung field
     prelabel_score: float = 0.0
-    disagreement: float = 0.0
-    uncertainty: float = 0.0
-    reason: str = ""
+    disagreement: float = 0.0  # 1 − IoU of the two networks' boxes
+    uncertainty: float = 0.0  # how doubtful the pre-label is; the order of asking
+    reason: str = ""  # why the film cannot be read
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SessionFilm:
@@ -88,19 +74,15 @@ class SessionFilm:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one film now: the shapes of its label file, in film pixels.
-
-    `ignored` are those marked not to count, and `boxes` all others. `via` and `changed` say who
-    changed it last, and when (UTC, or "").
-    """
+    """What is known of one film now: the shapes of its label file, in film pixels."""
 
     state: str  # todo, accepted, corrected, drawn, skipped or unreadable
-    boxes: tuple[Shape, ...] = ()
+    boxes: tuple[Shape, ...] = ()  # all but those marked not to count
     flags: frozenset[str] = frozenset()
     fault: str = ""
-    via: str = ""
-    changed: str = ""
-    ignored: tuple[Shape, ...] = ()
+    via: str = ""  # who changed it last
+    changed: str = ""  # when (UTC, or "")
+    ignored: tuple[Shape, ...] = ()  # those marked not to count
 
     @property
     def done(self) -> bool:

@@ -104,11 +104,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def draw_tile(
     session: Session, film: SessionFilm, answer: Answer, tile: int = 320, grid: bool = False
 ) -> tuple[np.ndarray, bool]:
-    """One film's view with its boxes, number and rulers; uint8 RGB of at most `tile` px.
-
-    Returns:
-        The picture, and whether the film is to be seen on it.
-    """
+    """One film's view with its boxes, number and rulers, uint8 RGB of at most `tile` px; and
+    whether the film is to be seen on it."""
     margin = max(12, tile // 15)
     view = _read_view(session, film)
     if view is None or film.frame is None:

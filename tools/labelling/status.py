@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
@@ -29,18 +31,9 @@ BURST_S = 1.0  # answers this close were given at one stroke, as on a sheet of `
 _ENOUGH = 3  # films; below, a rate would be a guess
 _ENOUGH_S = 60.0  # working time; in less, two sheets accepted in a row are "50,000 films an hour"
 _BARS = 30  # characters of the longest bar
-# Upper ends of the bins of IoU; boxes that nobody moved have a bin of their own.
-_BINS = {
-    0.5: "below 0.5",
-    0.6: "0.5 to 0.6",
-    0.7: "0.6 to 0.7",
-    0.8: "0.7 to 0.8",
-    0.9: "0.8 to 0.9",
-    0.95: "0.9 to 0.95",
-    0.99: "0.95 to 0.99",
-    math.inf: "0.99 to 1",
-}
-UNCHANGED = "unchanged"
+_ENDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # of the bins of IoU, the upper ones
+_BINS = ("below 0.5", *(f"{low:g} to {high:g}" for low, high in pairwise((*_ENDS, 1))))
+UNCHANGED = "unchanged"  # boxes that nobody moved have a bin of their own
 _STATES = {  # state: how a row of it begins, and what it means
     "done": ("done", ""),
     "accepted": ("  accepted", "the pre-drawn box stands as it was"),
@@ -179,7 +172,7 @@ def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> dict[str, An
         "boxes": len(pairs),
         "mean_iou": fmean(ious),
         "median_iou": median(ious),
-        "histogram": {name: bins[name] for name in (*_BINS.values(), UNCHANGED)},
+        "histogram": {name: bins[name] for name in (*_BINS, UNCHANGED)},
         "shift_percent": dict(zip(SIDES, shifts.mean(0).tolist(), strict=True)),
         "distance_percent": dict(zip(SIDES, np.abs(shifts).mean(0).tolist(), strict=True)),
     }
@@ -187,7 +180,7 @@ def compare_boxes(answers: Iterable[tuple[SessionFilm, Answer]]) -> dict[str, An
 
 def name_bin(iou: float) -> str:
     """The bin of the histogram that an IoU in [0, 1] of a moved box falls into."""
-    return next(name for end, name in _BINS.items() if iou < end)
+    return _BINS[bisect_right(_ENDS, iou)]
 
 
 def shift_percent(before_xyxy: Any, after_xyxy: Any) -> np.ndarray:
@@ -202,10 +195,19 @@ def show(status: dict[str, Any], console: Console) -> None:
     films = status["counts"]["films"]
     title = f"\n{status['session']}: {so_many(films, 'film')}, annotator {status['annotator']}"
     console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(_draw_counts(status["counts"]))
-    if status["by_label"]:
-        console.print()
-        console.print(_draw_labels(status["by_label"]))
+    table = _table("films", "", "")
+    table.add_column()
+    for name, (words, meaning) in _STATES.items():
+        count, top = status["counts"][name], not words.startswith(" ")
+        share = f"{100 * count / films:.0f} %" if top and count else ""
+        table.add_row(words, str(count), share, meaning, style="bold" if top else "")
+    console.print(table)
+    if by_label := status["by_label"]:  # without states that no film is in: it must fit a terminal
+        states = [s for s in _STATES if any(counts[s] for counts in by_label.values())]
+        table = _table("by label", *(_STATES[s][0].strip() for s in states))
+        for label, counts in by_label.items():
+            table.add_row(Text(label or "no label"), *(str(counts[s]) for s in states))
+        console.print("", table, sep="\n")
     for line in _say_pace(status):
         console.print(Text(line), soft_wrap=True)
     if status["change"]:
@@ -217,25 +219,6 @@ def _table(first: str, *others: str) -> Table:
     table = Table(first, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for head in others:
         table.add_column(head, justify="right")
-    return table
-
-
-def _draw_counts(counts: dict[str, int]) -> Table:
-    table = _table("films", "", "")
-    table.add_column()
-    for name, (words, meaning) in _STATES.items():
-        count, top = counts[name], not words.startswith(" ")
-        share = f"{100 * count / counts['films']:.0f} %" if top and count else ""
-        table.add_row(words, str(count), share, meaning, style="bold" if top else "")
-    return table
-
-
-def _draw_labels(by_label: dict[str, dict[str, int]]) -> Table:
-    """A row a label; states that no film is in are left out, so that it fits a terminal."""
-    states = [s for s in _STATES if any(counts[s] for counts in by_label.values())]
-    table = _table("by label", *(_STATES[s][0].strip() for s in states))
-    for label, counts in by_label.items():
-        table.add_row(Text(label or "no label"), *(str(counts[s]) for s in states))
     return table
 
 
