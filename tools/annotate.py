@@ -39,7 +39,7 @@ COMMANDS = {
     "review": _command(
         "review:run", "sessions/first --accept 1-24 --but 3,7 --doubtful 3", "session"
     ),
-    "status": _command("status:run", "sessions/first", "session"),
+    "status": _command("overview:run", "sessions/first", "session", word="status"),
     "check": _command("check:run", "sessions/first", "session"),
     "agree": _command("agree:run", "sessions/first sessions/second", "readers"),
     "merge": _command("merge:run", "sessions/first --into annotations/thorax.json", "session"),
