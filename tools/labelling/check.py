@@ -400,10 +400,8 @@ def _film_faults(
 
 def _find_places(names: Sequence[str], folder: Path) -> list[Path]:
     """Where each film lies: by its path, by its base name as for training, else by its stem, as
-    `merge --names base --suffix .jpeg` lists what lies as x/film.dcm.
-
-    Raises ValueError for a base name of several films.
-    """
+    `merge --names base --suffix .jpeg` lists what lies as x/film.dcm. Raises ValueError for a base
+    name of several films."""
     listed = find_films([CocoFilm(n, (1, 1), np.zeros((0, 4)), ()) for n in names], folder)
     places = [folder / film.file_name for film in listed]
     lost = {place for place in places if not place.exists()}

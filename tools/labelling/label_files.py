@@ -247,12 +247,9 @@ class Collector:
 
 
 def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, list[Path]]:
-    """The folder that label files are relative to, and the files.
-
-    `path` is one file or a folder searched through; `marker` is the name of the folder that labels
-    conventionally lie in, found above or below `path`.
-    Raises FileNotFoundError, ValueError for a path without such files.
-    """
+    """The folder that label files are relative to, and the files. `path` is one file or a folder
+    searched through; `marker` is the name of the folder that labels conventionally lie in, found
+    above or below `path`. Raises FileNotFoundError, ValueError for a path without such files."""
     if path.is_file():
         above = [p for p in path.resolve().parents if p.name == marker]
         return (above[0] if above else path.resolve().parent), [path.resolve()]
@@ -351,8 +348,7 @@ class FilmFinder:
     def find(self, *candidates: str) -> str:
         """The film that the first fitting candidate names, exactly; else the one film with that
         bare name in any folder; else, for a name without a suffix, the one film of that stem.
-        Raises LabelError when none does, when several do, or when a name leads out of the folder.
-        """
+        Raises LabelError when none does, several do, or a name leads out of the folder."""
         tried = [self._to_relative(c) for c in candidates]
         if found := next(filter(None, map(self.look_up, tried)), None):
             return found
@@ -381,8 +377,7 @@ class FilmFinder:
 
     def check_size(self, film: str, said_hw: SizeHw | None) -> SizeHw:
         """(height, width) of the film, which must be what its labels say where both are known.
-        Raises LabelError for another size, an unknown one or a film that cannot be read.
-        """
+        Raises LabelError for another size, an unknown one or a film that cannot be read."""
         size_hw = None
         if self.known is not None:
             size_hw = self.known.get(film)
@@ -415,9 +410,8 @@ class FilmFinder:
 
 def read_size_hw(path: Path, said_hw: SizeHw | None = None) -> SizeHw:
     """(height, width) of a film as read_film gives it, or as it is stored where labels say that
-    and its pixels are no squares; of a picture only the header is read.
-    Raises LabelError for what is no film.
-    """
+    and its pixels are no squares; of a picture only the header is read. Raises LabelError for what
+    is no film."""
     from PIL import Image
 
     try:

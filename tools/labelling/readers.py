@@ -128,8 +128,7 @@ class Comparison:
 
 def read_sides(paths: Sequence[str], reader: str = "") -> tuple[Side, Side]:
     """A and B; `reader` keeps that hand only wherever a CSV has it.
-    Raises FileNotFoundError, ValueError with a sentence that names file, film and fix.
-    """
+    Raises FileNotFoundError, ValueError with a sentence that names file, film and fix."""
     sides = [read_side(path) for path in paths]
     if not reader:
         return sides[0], sides[1]
@@ -279,11 +278,9 @@ def film_key(name: str, names: str) -> str:
 
 
 def compare(a: Side, b: Side, names: str = "path") -> Comparison:
-    """Pair every reader of A with every one of B; one CSV given twice: its readers in twos.
-
-    Without a match by path, films are matched by stem, and a note says so.
-    Raises ValueError where there is nothing to compare, or a name that could be two films.
-    """
+    """Pair every reader of A with every one of B; one CSV given twice: its readers in twos. Without
+    a match by path, films are matched by stem, and a note says so.
+    Raises ValueError where there is nothing to compare, or a name that could be two films."""
     same = a.path.resolve() == b.path.resolve()
     twos = list(combinations(a.readers, 2) if same else product(a.readers, b.readers))
     if not twos:

@@ -245,10 +245,8 @@ class Candidates(NamedTuple):
 
 def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> Candidates:
     """Films of folders, files and tables (`.csv`); `table` tells the labels of films in folders,
-    and only films of `source` are kept, if it is named.
-    Raises ValueError for a table without its columns, or when no film is left; FileNotFoundError
-    for a path that does not exist.
-    """
+    and only films of `source` are kept, if it is named. Raises ValueError for a table without its
+    columns, or when no film is left; FileNotFoundError for a path that does not exist."""
     tables = [Path(f) for f in films if f.lower().endswith(".csv")]
     listed = [film for path in tables for film in read_table(path)]
     found = list_films([f for f in films if not f.lower().endswith(".csv")])
@@ -301,9 +299,8 @@ def sample_films(
     films: Sequence[SessionFilm], sample: dict[str, int], seed: int
 ) -> list[SessionFilm]:
     """So many films of each label (or sublabel), from as many patients as there are: a patient
-    gives a second film only after every patient of the label has given one.
-    Raises ValueError when a label has too few films.
-    """
+    gives a second film only after every patient of the label has given one. Raises ValueError when
+    a label has too few films."""
     if not sample:
         return list(films)
     chosen: list[SessionFilm] = []
