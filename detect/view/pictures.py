@@ -29,6 +29,7 @@ from detect.data import require_both
 from detect.view import CLASSES
 
 Rng = np.random.Generator
+Array = np.ndarray
 _SIDE = 384  # px a film is kept at: half as much again as the network sees
 _SHARES = {"frontal": 0.46, "turned": 0.15, "lateral": 0.15, "other": 0.12, "many": 0.12}
 _WORDS = "L R LT RT PA AP PORTABLE SUPINE ERECT 1 (a) Fig.1"
@@ -83,7 +84,7 @@ def choose_rows(
     return parts, [r for r in others if part_of.get(r.patient_id, "train") == "train"]
 
 
-def read_grey(row: FilmRow) -> np.ndarray:
+def read_grey(row: FilmRow) -> Array:
     """uint8 (H, W), at most 384 px; raises FilmError."""
     pixels = to_uint8(read_film(row.image).pixels)
     return fit(pixels, _SIDE) if max(pixels.shape) > _SIDE else pixels
@@ -99,7 +100,7 @@ class ViewMaker:
         self, films: Sequence[FilmRow], others: Sequence[FilmRow], folds: int, seed: int
     ) -> None:
         self.films, self.masked, self.seed = films, [r for r in films if r.mask], seed
-        self._kept: dict[str, np.ndarray] = {}
+        self._kept: dict[str, Array] = {}
         self.others = [row for row in others if self._readable(row)]
         kinds = [class_of_negative(row) for row in self.others]
         shares = {str(i): 1 / max(1, folds) for i in range(max(1, folds))}
@@ -118,13 +119,13 @@ class ViewMaker:
             log.warning("%s left out: %s", row.image, error.sentence)
             return False
 
-    def read(self, row: FilmRow) -> np.ndarray:
+    def read(self, row: FilmRow) -> Array:
         """`read_grey`, once."""
         if row.image not in self._kept:
             self._kept[row.image] = read_grey(row)
         return self._kept[row.image]
 
-    def make(self, i: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def make(self, i: int) -> tuple[Array, tuple[int, int, int]]:
         """A view uint8 (H, W), and what is to be learnt of it: number of its class; mirrored 0 or
         1, -1 where it is not asked; fold of the real picture in it, -1 without."""
         rng = np.random.default_rng([self.seed, i])
@@ -142,10 +143,10 @@ class ViewMaker:
             view = mark(np.rot90(film, -turns), rng)
         return view, (turns, -1 if turns else int(flipped), -1)
 
-    def _film(self, rng: Rng) -> np.ndarray:
+    def _film(self, rng: Rng) -> Array:
         return self.read(self.films[int(rng.integers(len(self.films)))])
 
-    def _real(self, kind: str, rng: Rng, fold: int | None = None) -> tuple[np.ndarray, int]:
+    def _real(self, kind: str, rng: Rng, fold: int | None = None) -> tuple[Array, int]:
         """A real picture, mirrored or not, of one fold where that is asked; else a drawn one."""
         rows = [r for r in self._of[kind] if fold in (None, self.fold_of[r.image])]
         if not rows:
@@ -153,7 +154,7 @@ class ViewMaker:
         row = rows[int(rng.integers(len(rows)))]
         return self.read(row)[:, :: 1 - 2 * int(rng.integers(2))], self.fold_of[row.image]
 
-    def _other(self, kind: str, rng: Rng) -> tuple[np.ndarray, int]:
+    def _other(self, kind: str, rng: Rng) -> tuple[Array, int]:
         if rng.random() < {"lateral": 1.0, "other": 0.7, "many": 0.15}[kind]:
             return self._real(kind, rng)
         if kind == "other":
@@ -175,7 +176,7 @@ class ViewMaker:
         ]
         return collage([vary(t, rng) for t in tiles], rng), -1 if chests else fold
 
-    def _drawn(self, rng: Rng) -> np.ndarray:
+    def _drawn(self, rng: Rng) -> Array:
         from detect.dataset import make_negative
 
         draw = rng.random()
@@ -214,7 +215,7 @@ def _changes() -> tuple[Any, Any]:
     return move, light
 
 
-def vary(picture: np.ndarray, rng: Rng, invert: float = 0.03) -> np.ndarray:
+def vary(picture: Array, rng: Rng, invert: float = 0.03) -> Array:
     """The same subject on another film: moved, cut off at the edges, lit otherwise."""
     move, light = _changes()
     move.set_random_seed(int(rng.integers(2**31)))
@@ -228,9 +229,9 @@ def vary(picture: np.ndarray, rng: Rng, invert: float = 0.03) -> np.ndarray:
     return 255 - out if rng.random() < invert else out
 
 
-def mark(picture: np.ndarray, rng: Rng) -> np.ndarray:
+def mark(picture: Array, rng: Rng) -> Array:
     """Borders, letters and an archive's mark, as they lie on films of all kinds."""
-    out: np.ndarray = np.array(picture, order="C")
+    out: Array = np.array(picture, order="C")
     if rng.random() < 0.35:
         wide = rng.random() < 0.4
         edges = rng.uniform(-0.5, 1, (2, 2)).clip(0) * (0.3 if wide else 0.05) * max(out.shape)
@@ -253,7 +254,7 @@ def mark(picture: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def write(
-    page: np.ndarray, text: str, xy: tuple[int, int], size: float, rng: Rng, ink: int = 255
+    page: Array, text: str, xy: tuple[int, int], size: float, rng: Rng, ink: int = 255
 ) -> None:
     """A word into the page, its lower left corner at `xy`."""
     font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX]))
@@ -262,7 +263,7 @@ def write(
 
 
 def write_lines(
-    page: np.ndarray, at: tuple[float, float], lines: int, rng: Rng, ink: int, wide: float = 0.9
+    page: Array, at: tuple[float, float], lines: int, rng: Rng, ink: int, wide: float = 0.9
 ) -> None:
     """Lines of letters from `at` (x, y as shares of the page) downwards."""
     (h, w), size = page.shape, max(0.3, rng.uniform(0.6, 1.2) * page.shape[0] / 700)
@@ -273,7 +274,7 @@ def write_lines(
         write(page, text[:letters], spot, size, rng, ink)
 
 
-def place(page: np.ndarray, picture: np.ndarray, x: int, y: int, w: int, h: int) -> None:
+def place(page: Array, picture: Array, x: int, y: int, w: int, h: int) -> None:
     """The picture into the middle of a rectangle of the page, its aspect kept."""
     scale = min(w / picture.shape[1], h / picture.shape[0])
     size = max(1, int(picture.shape[1] * scale)), max(1, int(picture.shape[0] * scale))
@@ -281,7 +282,7 @@ def place(page: np.ndarray, picture: np.ndarray, x: int, y: int, w: int, h: int)
     page[y : y + size[1], x : x + size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def collage(pictures: Sequence[np.ndarray], rng: Rng) -> np.ndarray:
+def collage(pictures: Sequence[Array], rng: Rng) -> Array:
     """The pictures side by side or in rows, with gaps and letters; the last row may lack some."""
     n = len(pictures)
     columns = n if n < 4 and rng.random() < 0.7 else int(rng.integers(1, n + 1))
@@ -304,7 +305,7 @@ def collage(pictures: Sequence[np.ndarray], rng: Rng) -> np.ndarray:
     return page
 
 
-def screenshot(picture: np.ndarray, rng: Rng) -> np.ndarray:
+def screenshot(picture: Array, rng: Rng) -> Array:
     """The picture in a window with bars, text and buttons, or in a figure under its title."""
     if rng.random() < 0.15:
         top, side = (int(v * rng.uniform(0.08, 0.18)) for v in picture.shape)
@@ -333,14 +334,14 @@ def screenshot(picture: np.ndarray, rng: Rng) -> np.ndarray:
     return page
 
 
-def text_page(rng: Rng) -> np.ndarray:
+def text_page(rng: Rng) -> Array:
     """A page of text, dark or light."""
     page = np.full(rng.integers(250, 520, 2), rng.choice([20, 250]), np.uint8)
     write_lines(page, (0.05, 0.1), int(rng.integers(3, 22)), rng, 250 - int(page[0, 0]))
     return page
 
 
-def trunk(chest: np.ndarray, below: np.ndarray, rng: Rng) -> np.ndarray:
+def trunk(chest: Array, below: Array, rng: Rng) -> Array:
     """A whole spine or a babygram: a chest above what lies below it, the join blurred."""
     top = cv2.resize(chest, (320, int(rng.integers(190, 320)))).astype(np.float32)
     low = cv2.resize(below, (320, int(rng.integers(190, 400)))).astype(np.float32)
@@ -350,7 +351,7 @@ def trunk(chest: np.ndarray, below: np.ndarray, rng: Rng) -> np.ndarray:
     return np.concatenate([top[:-48], join, low[48:]]).astype(np.uint8)
 
 
-def ct_axial(rng: Rng) -> np.ndarray:
+def ct_axial(rng: Rng) -> Array:
     """A drawn axial slice in a lung or soft-tissue window: body, lungs, heart, spine, table."""
     side, lung, tissue = 320, rng.uniform(5, 90), rng.uniform(100, 245)
     plate = np.full((side, side), rng.uniform(0, 20), np.float32)
@@ -379,7 +380,7 @@ def ct_axial(rng: Rng) -> np.ndarray:
     return _grain(plate, rng)
 
 
-def ct_coronal(mask: np.ndarray, rng: Rng) -> np.ndarray:
+def ct_coronal(mask: Array, rng: Rng) -> Array:
     """A coronal slice in the lung window, drawn round a film's lung mask: lungs with vessels and
     without ribs, everything else nearly white, cut close."""
     lung, tissue = rng.uniform(20, 90), rng.uniform(170, 250)
@@ -393,10 +394,10 @@ def ct_coronal(mask: np.ndarray, rng: Rng) -> np.ndarray:
     return _grain(near, rng)
 
 
-def _specks(shape: tuple[int, ...], rng: Rng) -> np.ndarray:
+def _specks(shape: tuple[int, ...], rng: Rng) -> Array:
     return cv2.dilate((rng.random(shape) < 0.01).astype(np.uint8), np.ones((2, 2), np.uint8))
 
 
-def _grain(plate: np.ndarray, rng: Rng) -> np.ndarray:
+def _grain(plate: Array, rng: Rng) -> Array:
     soft = cv2.GaussianBlur(plate, (0, 0), rng.uniform(0.6, 2)) + rng.normal(0, 6, plate.shape)
     return soft.clip(0, 255).astype(np.uint8)

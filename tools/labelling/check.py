@@ -55,8 +55,10 @@ _FIXES = {
     "missing": "Add what is missing",
 }
 
-Say = tuple[str, str]  # what is wrong, and what to do, without the film
+Says = Iterator[tuple[str, str]]  # what is wrong, and what to do, without the film
 Entry = dict[str, Any]  # of a COCO file
+Names = Sequence[str]
+SizeHw = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,7 @@ def _name_film(number: int, name: str) -> str:
     return f"{number:04d} {name}"
 
 
-def _box_faults(
-    boxes: Sequence[Shape], size_hw: tuple[int, int], classes: Sequence[str], word: str
-) -> Iterator[Say]:
+def _box_faults(boxes: Sequence[Shape], size_hw: SizeHw, classes: Names, word: str) -> Says:
     """The faults of a film's boxes, in film pixels; `word` is what gives a box its class."""
     for number, box in enumerate(boxes, start=1):
         name = "the box" if len(boxes) == 1 else f"box {number} of {len(boxes)}"
@@ -161,9 +161,7 @@ def _box_faults(
                 yield f"{name} {what}", fix
 
 
-def _rules(
-    box: Shape, size_hw: tuple[int, int], classes: Sequence[str], word: str
-) -> Iterator[Say]:
+def _rules(box: Shape, size_hw: SizeHw, classes: Names, word: str) -> Says:
     """What a thorax box must be like, whichever file it stands in."""
     (height, width), (x0, y0, x1, y1) = size_hw, box.xyxy
     if classes and box.label not in classes:
@@ -292,7 +290,7 @@ def _answer_faults(
 def check_file(
     path: str | Path,
     films: str | Path | None = None,
-    classes: Sequence[str] = (),
+    classes: Names = (),
     complete: bool = False,
     hashes: bool = True,
 ) -> tuple[list[Fault], str]:
@@ -356,9 +354,7 @@ def _to_fault(fault: CocoFault, names: dict[str, str], path: str | Path) -> Faul
     return Fault(where, what, f"{fix} in {path}")
 
 
-def _image_faults(
-    image: Entry, notes: Sequence[Entry], labels: dict[Any, str], classes: Sequence[str]
-) -> Iterator[Say]:
+def _image_faults(image: Entry, notes: list[Entry], labels: dict[Any, str], classes: Names) -> Says:
     if len(notes) > 1:
         yield _count_boxes(notes), _DELETE_OTHERS
     boxes = []
@@ -398,7 +394,7 @@ def _film_faults(
             yield Fault(name, what, f"{fix} {path}{copies * ('changed' in what)}")
 
 
-def _find_places(names: Sequence[str], folder: Path) -> list[Path]:
+def _find_places(names: Names, folder: Path) -> list[Path]:
     """Where each film lies: by its path, by its base name as for training, else by its stem, as
     `merge --names base --suffix .jpeg` lists what lies as x/film.dcm. Raises ValueError for a base
     name of several films."""
@@ -430,5 +426,5 @@ def _difference(image: dict[str, Any], film: Film, hashes: bool) -> str:
     return f"the film is {width} × {height} px, the file says {listed_w} × {listed_h}"
 
 
-def _size_hw(image: Entry) -> tuple[int, int]:
+def _size_hw(image: Entry) -> SizeHw:
     return int(image["height"]), int(image["width"])

@@ -27,6 +27,7 @@ _SAME_PX = 0.01  # film px: boxes are written with more digits than this
 _LISTED_SHEETS, _LISTED_REFUSALS = 20, 30  # at most
 
 Spans = tuple[tuple[int, int], ...]  # first and last number of each run, both included
+Seen = Mapping[str, Any] | None  # what a sheet shows of a film
 Orders = dict[str, list[tuple[Spans, Any]]]  # action: its numbers, and what it says of them
 
 
@@ -215,9 +216,7 @@ def _by_number(
     return found
 
 
-def _plan_film(
-    session: Session, film: SessionFilm, own: dict[str, Any], seen: Mapping[str, Any] | None
-) -> Change:
+def _plan_film(session: Session, film: SessionFilm, own: dict[str, Any], seen: Seen) -> Change:
     """The film's change; raises ValueError with the reason why it cannot be done."""
     if not film.view:
         raise ValueError(f"cannot be read and takes no answer: {film.reason}")
@@ -244,7 +243,7 @@ def _set_edges(
     answer: Answer,
     edges: dict[str, Any],
     classes: Collection[str],
-    seen: Mapping[str, Any] | None,
+    seen: Seen,
 ) -> Change:
     film, label = change.film, edges.get("label")
     if label is not None and label not in classes:
@@ -275,7 +274,7 @@ def _set_edges(
     return change._replace(did=("set",), xyxy=xyxy, label=label, flags=flags)
 
 
-def _accept(change: Change, answer: Answer, seen: Mapping[str, Any] | None) -> Change:
+def _accept(change: Change, answer: Answer, seen: Seen) -> Change:
     if answer.box is not None:
         return change._replace(left="with a human's box already")
     if answer.state == "skipped":
@@ -290,7 +289,7 @@ def _accept(change: Change, answer: Answer, seen: Mapping[str, Any] | None) -> C
     return change.ticked("accepted", _ACCEPTED, (_DOUBTFUL,))
 
 
-def _check_seen(answer: Answer, seen: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _check_seen(answer: Answer, seen: Seen) -> Mapping[str, Any]:
     """Nothing counts unseen: the box must be the one on the drawn sheet."""
     if seen is None:
         raise ValueError("stands on no drawn sheet; run review again")

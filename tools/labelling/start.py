@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from detect.finder import ThoraxFinder
 
 VIEW_SIDE = 1600  # px: a full chest on a large screen
+Films = Sequence[SessionFilm]
+Looked = tuple[Path, Film | Unread, dict[str, Any]]  # a film, and its pre-label
 BATCH = 4  # films in memory at once; one of 4,000 × 4,000 px takes 64 MB
 
 
@@ -295,9 +297,7 @@ def parse_sample(text: str) -> dict[str, int]:
     return sample
 
 
-def sample_films(
-    films: Sequence[SessionFilm], sample: dict[str, int], seed: int
-) -> list[SessionFilm]:
+def sample_films(films: Films, sample: dict[str, int], seed: int) -> list[SessionFilm]:
     """So many films of each label (or sublabel), from as many patients as there are: a patient
     gives a second film only after every patient of the label has given one. Raises ValueError when
     a label has too few films."""
@@ -360,9 +360,7 @@ def find_prelabels(finder: ThoraxFinder, films: Sequence[np.ndarray]) -> list[di
     return found
 
 
-def _look_at(
-    paths: Sequence[Path], finder: ThoraxFinder | None, said: str
-) -> Iterator[tuple[Path, Film | Unread, dict[str, Any]]]:
+def _look_at(paths: Sequence[Path], finder: ThoraxFinder | None, said: str) -> Iterator[Looked]:
     """Each film in its turn, with its pre-label; looked at a few together."""
     read = read_ahead(paths, jobs=default_jobs(len(paths)))
     for batch in batched(track(read, said, len(paths), console=console), BATCH):
@@ -373,7 +371,7 @@ def _look_at(
 
 
 def prepare_films(
-    path: Path, candidates: Sequence[SessionFilm], root: Path, finder: ThoraxFinder | None
+    path: Path, candidates: Films, root: Path, finder: ThoraxFinder | None
 ) -> list[SessionFilm]:
     """Views and pre-labels of films that the session does not know yet; not numbered (0).
 
@@ -420,9 +418,7 @@ def _prepare(
     )
 
 
-def add_films(
-    path: Path, old: Sequence[SessionFilm], new: Sequence[SessionFilm], order: str, seed: int
-) -> list[SessionFilm]:
+def add_films(path: Path, old: Films, new: Films, order: str, seed: int) -> list[SessionFilm]:
     """Number the new films after the old ones, move their views into place, write films.jsonl.
 
     `order`: uncertain (most doubtful first), random or path; films that cannot be read come last.
