@@ -1,4 +1,5 @@
-"""Which films train and which validate the detector: annotations, licences, split."""
+"""Which films train, validate and measure the detector and the lung field: boxes, masks, licences,
+split."""
 
 from __future__ import annotations
 
@@ -68,6 +69,25 @@ class DataConfig:
         require(not self.rest or named, rule, self.rest)
 
 
+@dataclass(frozen=True)
+class FieldDataConfig:
+    """Films and masks.
+
+    Args:
+        data: folder with films.csv, which names each film's mask; several: the flag again for each.
+        split: a split saved by `python -m cxr.split`; empty: made anew by patient (0.8 / 0.2).
+        sources: keep these sources only; empty keeps all.
+        publishable_only: leave out films whose licence forbids publishing a model.
+        max_films: keep at most so many films of each part, for a quick look; 0 keeps all.
+    """
+
+    data: Several = free("../shared/data")
+    split: str = ""
+    sources: list[str] = field(default_factory=list)
+    publishable_only: bool = True
+    max_films: int = 0
+
+
 class Parts(NamedTuple):
     """The films of each part of the split (train and val are always there, and may be empty), film
     name → mask file where masks are asked for, and a split that was made anew."""
@@ -100,6 +120,33 @@ def select_films(
         require_both(parts)
         require_boxes(parts)
     return Parts(parts, masks, made)
+
+
+def masked_rows(
+    data: Data, sources: Sequence[str] = (), publishable_only: bool = False
+) -> list[FilmRow]:
+    """Rows of films.csv that have a mask; raises ValueError when there is none."""
+    data = DataFolders(data)
+    rows = [r for r in data.rows() if r.mask]
+    rows = [r for r in rows if not sources or r.source in sources]
+    if not rows:
+        raise ValueError(
+            f"{data.named('films.csv')} must name at least one mask (of the sources asked for). "
+            "Got none."
+        )
+    return [r for r in rows if r.publishable or not publishable_only]
+
+
+def select_rows(
+    config: FieldDataConfig, seed: int
+) -> tuple[list[FilmRow], list[FilmRow], Split | None]:
+    """Rows to train and to validate on, and the split where it was made anew; raises ValueError or
+    OSError for what does not fit."""
+    rows = masked_rows(config.data, config.sources, config.publishable_only)
+    shares = {"train": 0.8, "val": 0.2}
+    parts, made = share_films(rows, config.split, shares, config.max_films, seed)
+    require_both(parts)
+    return parts["train"], parts["val"], made
 
 
 def share_films(

@@ -25,8 +25,7 @@ from detect.settings import LoopConfig, TrainConfig
 if TYPE_CHECKING:  # what trains is imported where training begins
     from torch import Tensor
 
-    from detect.dataset import ReadFilms, ThoraxDataset
-    from detect.module import DetectorModule
+    from detect.dataset import DetectorModule, ReadFilms, ThoraxDataset
 
 SURE = 0.9
 LICENCE = "weights: Apache-2.0; see the model card for the films' licences"
@@ -61,9 +60,15 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
     workdir, root, side = Workdir(config.out), config.data.data, config.model.side
     with refusing():
         parts = select_films(config.data, config.seed, config.model.classes)
-        from detect.dataset import ThoraxDataset, build_augmentation, collate
+        from detect.dataset import (
+            DetectorModule,
+            FilmClassModule,
+            ThoraxDataset,
+            box_tile,
+            build_augmentation,
+            collate,
+        )
         from detect.model import build_detector
-        from detect.module import DetectorModule, FilmClassModule, box_tile
 
         seed_everything(config.seed)  # the first weights hang on it, too
         model, augment = build_detector(config.model), build_augmentation(config.augment)

@@ -15,14 +15,7 @@ from rich.table import Table
 from classify.predictions import read_predictions
 from cxr.cli import Several
 from cxr.data_folders import DataFolders
-from cxr.films_table import (
-    FilmNames,
-    FilmRow,
-    is_abnormal,
-    is_among,
-    tell_unknown,
-    why_unknown,
-)
+from cxr.films_table import FilmNames, FilmRow, is_abnormal, is_among, tell_unknown, why_unknown
 from cxr.split import Split
 from cxr.stats import auc, exact_interval
 

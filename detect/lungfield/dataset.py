@@ -19,10 +19,8 @@ from cxr.film import Film
 from cxr.films_table import FilmRow
 from cxr.intensity import to_uint8
 from detect.data import read_mask
-from detect.dataset import ReadFilms, make_negative
-from detect.lungfield.data import CROP_MARGIN, VIEWS
-from detect.lungfield.field import overlap
-from detect.module import DetectorModule
+from detect.dataset import DetectorModule, ReadFilms, make_negative
+from detect.lungfield.field import CROP_MARGIN, VIEWS, overlap
 from detect.predict import prepare_film, to_input
 
 

@@ -28,9 +28,10 @@ from cxr.films_table import FilmRow
 from cxr.rules import refusing
 from cxr.stats import Interval, bootstrap_mean, in_words
 from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
-from detect.data import MeasureConfig, choose_part, read_annotations, read_mask
-from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows
+from detect.data import MeasureConfig, choose_part, masked_rows, read_annotations, read_mask
 from detect.lungfield.field import (
+    CROP_MARGIN,
+    VIEWS,
     LungField,
     Overlap,
     cut_edges,

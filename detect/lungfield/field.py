@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # torch is imported where a network is at work
 
 DEFAULT_WEIGHTS = Path("weights/lungfield.safetensors")  # commands run from the project's folder
 
+VIEWS = ("film", "crop")
+CROP_MARGIN = 0.05  # detect.crop's own
 MIN_COMPONENT = 0.02  # of the film: smaller specks are no lung
 EDGE_BAND, EDGE_LENGTH = 0.01, 0.03  # of the film's side across, and along, the edge
 _BATCH = 8  # films in one forward pass: bounds memory whatever the number asked for

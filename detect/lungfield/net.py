@@ -10,13 +10,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.bundle import (
-    LITE_MEAN,
-    LITE_STD,
-    imagenet_lite_state_dict,
-    load_bundle,
-    rebuilding,
-)
+from cxr.bundle import LITE_MEAN, LITE_STD, imagenet_lite_state_dict, load_bundle, rebuilding
 from detect.settings import FieldNetConfig
 
 
