@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from classify.inputs import classes_of, targets_of
-from classify.models.backbones import build_backbone
+from classify.models.backbones import build_backbone, build_fusion
 from classify.models.cxrnet import build_cxrnet
-from classify.models.fusion import build_fusion
 from classify.models.multitask import SCXNN, build_member
 from classify.models.settings import (
     BackboneConfig,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from classify.augment import AUGMENTS, AugmentConfig
-from classify.features.iscore import SelectConfig
 from classify.films import ProtocolConfig, RegionConfig
 from classify.genesis import GenesisConfig
 from classify.guide import GuideConfig
@@ -23,6 +22,7 @@ from classify.models.settings import (
     known,
 )
 from classify.preprocess import PreprocessConfig
+from classify.tasks.iscore import SelectConfig
 from cxr.cli import Several, to_plain
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from cxr.training.optim import CHOICES, OptimConfig
