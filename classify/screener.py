@@ -36,8 +36,7 @@ from classify.screening.guarantee import (
     choose_operating_point,
     percent,
 )
-from classify.screening.ranks import lay_on, rank_by_network
-from classify.screening.svm import CalibratedSvm
+from classify.screening.scores import CalibratedSvm, lay_on, rank_by_network
 from cxr.cli import Command, Several, as_command, as_list, parse_command, to_plain
 from cxr.rules import require
 from cxr.split import Split

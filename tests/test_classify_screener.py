@@ -19,7 +19,7 @@ from classify.screening.films import (
     shares_of,
 )
 from classify.screening.guarantee import OperatingPoint
-from classify.screening.svm import CalibratedSvm
+from classify.screening.scores import CalibratedSvm
 from cxr.split import Split
 
 TARGETS = ("bacterial", "viral")
