@@ -24,17 +24,15 @@ from typing import Any
 import numpy as np
 
 from classify.inputs import bundles_in
-from classify.screening.films import (
-    ScreeningFilms,
-    figures_by_source,
-    read_screening_films,
-    to_rich_table,
-)
 from classify.screening.guarantee import (
     OperatingPoint,
+    ScreeningFilms,
     check_shares,
     choose_operating_point,
+    figures_by_source,
     percent,
+    read_screening_films,
+    to_rich_table,
 )
 from classify.screening.scores import CalibratedSvm, lay_on, rank_by_network
 from cxr.cli import Command, Several, as_command, as_list, parse_command, to_plain

@@ -20,8 +20,8 @@ from cxr.film import Film, FilmList, read_film
 from cxr.rules import RefusedError
 from cxr.stream import batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
+from detect.metrics import to_csv
 from detect.predict import Detections, ThoraxDetector
-from detect.tables import to_csv
 
 NO_BOX = "no box"  # the answer for a film without a box; never a truth
 _SHOWN = 24  # films on a sheet

@@ -62,6 +62,11 @@ class ThoraxBox:
     turned: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def used_xyxy(self) -> Xyxy | None:
+        """The box, where it is one of status ok."""
+        return self.xyxy if self.status == "ok" else None
+
     def refused(self, why: str) -> ThoraxBox:
         """No thorax in the place of a box that is none."""
         return replace(self, xyxy=None, status="no_thorax", reason=why)

@@ -11,7 +11,7 @@ import pytest
 from test_classify_screener import TARGETS, arguments, make_data, write_csv
 
 from classify.screener import CLEARED, Screener, main
-from classify.screening.films import read_screening_films
+from classify.screening.guarantee import read_screening_films
 from classify.screening.scores import lay_on, rank, rank_by_network
 from cxr.split import Split
 

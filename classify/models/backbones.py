@@ -23,9 +23,9 @@ without a ReLU; biases everywhere; no dropout; ImageNet weights to start from, w
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import timm
 import torch
@@ -42,10 +42,9 @@ from classify.models.settings import (
     known,
 )
 from classify.models.start_weights import load_start_weights
-from classify.models.unet_cbam import build_encoder
+from classify.models.unets import build_encoder, convolution
 from classify.saliency.hooks import saliency_layer
 
-_BASELINE_WIDTHS = (3, 32, 64, 128, 256)
 _HIDDEN = 64  # between the two layers of 2fc
 
 
@@ -123,7 +122,8 @@ def build_body(name: str) -> nn.Sequential:
     """Everything from the pixels to the last maps, under the library's own names."""
     kind = known(name)
     if name == "baseline_cnn":
-        return nn.Sequential(*(_block(a, b) for a, b in itertools.pairwise(_BASELINE_WIDTHS)))
+        steps = pairwise((3, 32, 64, 128, 256))
+        return nn.Sequential(*(nn.Sequential(*convolution(*s), nn.MaxPool2d(2)) for s in steps))
     if name in UNET_WIDTHS:
         return build_encoder(UNET_WIDTHS[name])
     if name.startswith("vgg"):  # without the 120 million weights behind the maps
@@ -149,15 +149,6 @@ def build_body(name: str) -> nn.Sequential:
 def _chain(parts: Iterable[tuple[str, nn.Module]], leave: tuple[str, ...] = ()) -> nn.Sequential:
     """Parts one after the other, which is how these networks run."""
     return nn.Sequential(OrderedDict((name, part) for name, part in parts if name not in leave))
-
-
-def _block(inner: int, outer: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inner, outer, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outer),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-    )
 
 
 def parts_to(body: nn.Module, stages: dict[str, str], last: str) -> list[str]:

@@ -21,7 +21,7 @@ from classify.bundles import load_pretrained, save_pretrained
 from classify.dataset import NO_REGION, build_cache, cache_of, cases_of, drop_cache
 from classify.films import Case, licence_note, read_split, require_part, share_cases, tell_films
 from classify.genesis import NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
-from classify.models.unet_cbam import UnetCbam
+from classify.models.unets import UnetCbam
 from classify.ssim import ssim, ssim_loss
 from classify.tasks.settings import PretrainConfig
 from cxr import draw

@@ -41,7 +41,7 @@ from classify.films import (
     tell_films,
 )
 from classify.guide import GuideConfig
-from classify.models.cxrnet import CXRNet
+from classify.models.unets import CXRNet
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.guided import Guide
 from classify.tasks.settings import FinetuneConfig, SingleConfig

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,10 @@ from detect.lungfield.field import (
     field_box_xyxy,
     overlap,
 )
+from detect.metrics import SIDES, by_source, number, print_table, to_csv, to_markdown
 from detect.predict import ThoraxDetector
-from detect.tables import by_source, number, print_table, to_csv, to_markdown
 
 METHODS = ("network", "constant field")
-EDGES = ("left", "top", "right", "bottom")
 PERCENTILES = (50, 90, 95, 99)
 _GRID = 64  # the constant field's cells a side
 _SHARES = ("iou", "coverage", "precision")
@@ -110,28 +109,24 @@ class FieldResult:
         return not self.found.dice > 0
 
 
+@dataclass
 class FieldMeter:
-    """Measures films with one network, human boxes, the detector, and a constant field; keeps
-    pictures of the `worst` in each view."""
+    """Measures films with one network, human boxes, the detector, and a constant field; of each
+    view it has the `worst` films, so many as it shall `keep`: Dice, picture and caption."""
 
-    def __init__(
-        self,
-        net: LungField,
-        data: DataFolders,
-        boxes: dict[str, np.ndarray],
-        constant: dict[str, np.ndarray],
-        detector: ThoraxDetector | None = None,
-        worst: int = 0,
-    ) -> None:
-        self.net, self.data, self.boxes = net, data, boxes
-        self.constant, self.detector, self.keep = constant, detector, worst
-        self.worst: dict[str, list[tuple[float, np.ndarray, str]]] = {v: [] for v in VIEWS}
+    net: LungField
+    data: DataFolders
+    boxes: dict[str, np.ndarray]
+    constant: dict[str, np.ndarray]
+    detector: ThoraxDetector | None = None
+    keep: int = 0
+    worst: dict[str, list[tuple[float, np.ndarray, str]]] = field(
+        default_factory=lambda: {view: [] for view in VIEWS}
+    )
 
     def measure(self, row: FilmRow) -> list[FieldResult]:
-        """The film's result whole and as a crop.
-
-        Raises FilmError or ValueError for a film or mask that cannot be read.
-        """
+        """The film's result whole and as a crop; raises FilmError or ValueError for a film or mask
+        that cannot be read."""
         film = read_film(self.data / row.image)
         pixels, truth = film.pixels, read_mask(self.data / row.mask, film)
         frame = crop_frame(truth, self.boxes.get(row.image))
@@ -155,9 +150,9 @@ class FieldMeter:
         if human is not None:
             box_iou = 0.0 if own is None else float(iou_xyxy(own, human)[0, 0])
             human_apart = disagreement(mask, human)
-        found = self.detector.predict([pixels])[0] if self.detector else None
-        if found is not None and found.status == "ok" and found.xyxy is not None:
-            apart = disagreement(mask, found.xyxy)
+        found = self.detector.predict([pixels])[0].used_xyxy if self.detector else None
+        if found is not None:
+            apart = disagreement(mask, found)
         edges, true_edges = cut_edges(mask), cut_edges(truth)
         return FieldResult(row, view, *scores, box_iou, human_apart, apart, edges, true_edges)
 
@@ -176,13 +171,6 @@ class FieldMeter:
         worst.sort(key=lambda kept: kept[0])  # stable: the first of equals stays before
         del worst[self.keep :]
 
-    def write_worst(self, view: str, films: int, path: Path) -> None:
-        """The sheet of the lowest Dice of so many films."""
-        worst = self.worst[view]
-        title = f"the {len(worst)} worst of {films}: human white, found orange"
-        pictures, captions = [w[1] for w in worst], [w[2] for w in worst]
-        write_sheet(path, pictures, captions, _TILE, title)
-
 
 def crop_frame(mask: np.ndarray, box_xyxy: np.ndarray | None) -> Frame:
     """The cut that `detect.crop` makes of a film with this thorax box; the mask's own without."""
@@ -196,10 +184,8 @@ def crop_frame(mask: np.ndarray, box_xyxy: np.ndarray | None) -> Frame:
 def constant_fields(
     rows: Sequence[FilmRow], data: DataFolders, boxes: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """View → (64, 64) bool: where more than half of these films have their lungs, in fractions.
-
-    What a network that never looks at the film would answer.
-    """
+    """View → (64, 64) bool: where more than half of these films have their lungs, in fractions;
+    what a network that never looks at the film would answer."""
     sums = {view: np.zeros((_GRID, _GRID)) for view in VIEWS}
     for row in rows:
         raw = cv2.imread(str(data / row.mask), cv2.IMREAD_GRAYSCALE)
@@ -243,9 +229,11 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     write_json(workdir / "metrics.json", to_json(tables))
     write_atomic(workdir / "films.csv", films_csv(results))
     write_atomic(workdir / "table.md", table_markdown(tables))
-    for view in VIEWS:
+    for view, worst in meter.worst.items():
         films = sum(r.view == view for r in results)
-        meter.write_worst(view, films, workdir / f"worst_{view}.png")
+        title = f"the {len(worst)} worst of {films}: human white, found orange"
+        path, pictures = workdir / f"worst_{view}.png", [picture for _, picture, _ in worst]
+        write_sheet(path, pictures, [caption for *_, caption in worst], _TILE, title)
     print_tables(tables)
     console.print(f"metrics.json, films.csv, table.md and sheets: {workdir.path}", highlight=False)
     return 0
@@ -321,7 +309,7 @@ def count_edges(results: Sequence[FieldResult]) -> dict[str, dict[str, int]]:
             "human": sum(edge in r.true_edges for r in results),
             "both": sum(edge in r.edges and edge in r.true_edges for r in results),
         }
-        for edge in EDGES
+        for edge in SIDES
     }
 
 
