@@ -188,8 +188,7 @@ def iter_crops(
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
     """Read, box and cut films in batches, in the order of `paths`; each crop is on disk before its
     row is given. Film is None for an unreadable one, Crop is None where nothing was cut. At most a
-    batch and `2 * jobs` films are held at a time.
-    """
+    batch and `2 * jobs` films are held at a time."""
     jobs = default_jobs(len(paths), config.jobs)
     reads = read_ahead(paths, jobs, for_processing=config.for_processing)
     with ThreadPoolExecutor(2) as writers:

@@ -100,10 +100,8 @@ class Parts(NamedTuple):
 def select_films(
     config: DataConfig, seed: int, classes: Sequence[str] = ("thorax",), trained: bool = True
 ) -> Parts:
-    """The films of a training; with `trained` there must be some to train and to validate.
-
-    Raises ValueError or OSError when files are missing or do not fit together.
-    """
+    """The films of a training; with `trained` there must be some to train and to validate. Raises
+    ValueError or OSError when files are missing or do not fit together."""
     every, masks = _eligible_films(config, classes)
     films = take_per_label(every, config.per_label, seed) if config.per_label else every
     if not films:
@@ -223,10 +221,8 @@ def choose_part(
     films: Sequence[Listed], config: MeasureConfig
 ) -> tuple[list[Listed], list[Listed]]:
     """The films to measure on, and those of part train, from which a constant answer is made: all
-    films for part all, where it is fitted on its own test and so a stronger baseline.
-
-    Raises ValueError when no film is left, or a patient is not in the split.
-    """
+    films for part all, where it is fitted on its own test and so a stronger baseline. Raises
+    ValueError when no film is left, or a patient is not in the split."""
     chosen = train = list(films)
     if config.part != "all":
         split, patients = Split.load(config.split), [f.patient_id for f in films]
@@ -280,10 +276,8 @@ def _eligible_films(
 
 def read_annotations(data: Data, annotations: Several) -> list[CocoFilm]:
     """The films of the COCO files that lie in the folders of `data`, or have a path of their own,
-    found in `data`. A film that two files annotate has the boxes of the first.
-
-    Raises ValueError for a file that is missing or faulty, and for films `find_films` cannot tell.
-    """
+    found in `data`. A film that two files annotate has the boxes of the first. Raises ValueError
+    for a file that is missing or faulty, and for films `find_films` cannot tell."""
     data = DataFolders(data)
     found: list[tuple[DataFolders, list[CocoFilm]]] = []
     for path in map(Path, as_list(annotations)):
@@ -304,10 +298,8 @@ def find_films(films: list[CocoFilm], data: Data) -> list[CocoFilm]:
     A public set lies in other folders on each disk, so a film is looked for in films.csv of `data`
     by the end of its path, then there and in the folder by its base name, last by that without its
     suffix, where one film alone has it. The same bytes in two places are one film; a film that is
-    nowhere keeps its name.
-
-    Raises:
-        ValueError: for a base name that two different files or two missing films have.
+    nowhere keeps its name. Raises ValueError for a base name that two different files or two
+    missing films have.
     """
     data = DataFolders(data)
     for as_files in map(FilesOf, data):  # another program's `\\`, or no suffix

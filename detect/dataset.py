@@ -16,7 +16,6 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -28,7 +27,7 @@ from cxr.film import Film, FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.training.learner import Learner
 from cxr.training.optim import OptimConfig, cosine_factor
-from cxr.workdir import console, log
+from cxr.workdir import counting, log
 from detect.film_class_answers import class_scores
 from detect.predict import prepare_film, to_input
 
@@ -38,17 +37,13 @@ Item = tuple[np.ndarray, np.ndarray, tuple[int, ...], np.ndarray | None]
 
 class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
     """Films that are decoded once; `films` and `items` are those that could be read, the others are
-    left out with a warning.
-
-    Raises ValueError when no film can be read, or one does not fit what is known of it.
-    """
+    left out with a warning. Raises ValueError when no film can be read, or one does not fit what is
+    known of it."""
 
     def __init__(self, films: Sequence[Row], root: Data, side: int) -> None:
         self.root, self.side = DataFolders(root), side
         with ThreadPoolExecutor(2) as pool:
-            steps = pool.map(self._read, films)
-            bar = track(steps, "reading films", len(films), console=console, transient=True)
-            read = list(bar)
+            read = list(counting(pool.map(self._read, films), "reading films", len(films)))
         self.films: list[Row] = [f for f, item in zip(films, read, strict=True) if item is not None]
         self.items: list[Any] = [item for item in read if item is not None]
         if not self.items:
@@ -215,12 +210,10 @@ def _affine(
 
 
 def make_negative(film: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A uint8 picture without a thorax, from a film (H, W) and its box, or drawn.
-
-    Shoulders and abdomens cut out beside the box, films shuffled in tiles, limbs drawn as bright
-    shafts, and empty plates: what else lands in a folder of chest films. Without such pictures a
-    detector that has only ever seen chests finds one on a hip.
-    """
+    """A uint8 picture without a thorax, from a film (H, W) and its box, or drawn. Shoulders and
+    abdomens cut out beside the box, films shuffled in tiles, limbs drawn as bright shafts, and
+    empty plates: what else lands in a folder of chest films. Without such pictures a detector that
+    has only ever seen chests finds one on a hip."""
     kind = rng.random()
     if kind < 0.45:
         patch = _outside_patch(film, box_xyxy, rng)
@@ -301,10 +294,8 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 class DetectorModule(Learner):
     """Trains what `build_detector` gives. Validation logs `val_iou`: the mean IoU of the best box
     with misses as 0, in letterbox pixels (a similarity of the film: the IoU is the film's).
-
     `monitor` names the validation figure whose highest value picks the epoch that is kept. What is
-    seen of each validation film is collected in `seen` until the epoch's end.
-    """
+    seen of each validation film is collected in `seen` until the epoch's end."""
 
     monitor = "val_iou"
     nesterov = False
@@ -386,10 +377,8 @@ class DetectorModule(Learner):
 
 class FilmClassModule(DetectorModule):
     """Keeps the epoch that tells the films' classes best, which need not be that of the best boxes.
-
     Validation also logs `val_share`: the mean score of the true class (0 without a box), which
-    still moves where so few films make every accuracy alike, and the accuracy itself.
-    """
+    still moves where so few films make every accuracy alike, and the accuracy itself."""
 
     monitor = "val_share"
 

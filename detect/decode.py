@@ -48,10 +48,8 @@ class Anchors:
 
 
 class BoxDecoder:
-    """From the dense parts' maps to boxes, for one detector of torchvision's kind.
-
-    `tensors` are its bundle's: the box head's weights are taken from them.
-    """
+    """From the dense parts' maps to boxes, for one detector of torchvision's kind. `tensors` are
+    its bundle's: the box head's weights are taken from them."""
 
     def __init__(self, config: Any, tensors: Mapping[str, np.ndarray]) -> None:
         self.config = config
@@ -77,10 +75,8 @@ class BoxDecoder:
         steps: Sequence[np.ndarray],
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Each film's (N, 4) boxes xyxy in letterbox pixels, (N,) scores and (N,) labels from 0.
-
         `levels` are the pyramid's maps (B, C, h, w), fine to coarse; `scores` (B, A, h, w) and
-        `steps` (B, 4 × A, h, w) the RPN's, of each level that proposes.
-        """
+        `steps` (B, 4 × A, h, w) the RPN's, of each level that proposes."""
         require(len(scores) == len(steps), "scores and steps must be of the same levels", "")
         side = self.config.side
         anchors = [self.anchors.over(s.shape[2:], side) for s in scores]

@@ -134,10 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def select_films(
     config: EvaluateConfig, classes: Sequence[str] = ("thorax",)
 ) -> tuple[list[CocoFilm], np.ndarray]:
-    """The films to measure on, and the constant box (4,) in fractions.
-
-    Raises ValueError when nothing is left, or when a patient is not in the split.
-    """
+    """The films to measure on, and the constant box (4,) in fractions. Raises ValueError when
+    nothing is left, or when a patient is not in the split."""
     films = read_annotations(config.data, config.annotations)
     if config.class_from:
         films = [with_class(film, config.class_from, classes) for film in films]
@@ -193,9 +191,7 @@ def _measure_film(
     double_score: float,
 ) -> FilmResult:
     """One film's box as it was decided, each network's own, and both baselines', against the truth.
-
-    `fallback` counts as a miss: the whole film is a way on, not a box.
-    """
+    `fallback` counts as a miss: the whole film is a way on, not a box."""
     found, field, size_hw = look.found, look.field, truth.size_hw
     own = finder.detector.decide(found, size_hw)
     sure = np.count_nonzero(found.scores >= double_score)

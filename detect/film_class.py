@@ -146,11 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_film_class(config: FilmClassConfig) -> Path:
     """Train, answer, measure, draw; returns `config.out`. A finished folder is taken as it is.
-
-    Raises:
-        RefusedError (a ValueError): for wrong settings, data or `config.weights`, and for a folder
-            that another run holds, or was begun with other settings.
-    """
+    Raises RefusedError for wrong settings, data or `config.weights`, and for a folder that another
+    run holds, or was begun with other settings."""
     out = Path(config.out)
     workdir = Workdir(out)  # held to the end, the training's own included
     if config.restart:
@@ -214,10 +211,8 @@ def select_answered(config: FilmClassConfig) -> list[tuple[CocoFilm, str]]:
 def write_results(
     config: FilmClassConfig, detector: ThoraxDetector, films: Sequence[tuple[CocoFilm, str]]
 ) -> None:
-    """Answer the films; answers.csv, boxes.json, metrics.json and both pictures.
-
-    Raises RefusedError when no film can be read.
-    """
+    """Answer the films; answers.csv, boxes.json, metrics.json and both pictures. Raises
+    RefusedError when no film can be read."""
     out, root, classes = Path(config.out), DataFolders(config.data.data), config.model.classes
     paths = [root / entry.file_name for entry, _ in films]
     said = classify_films(detector, paths, config.batch, config.workers, config.min_score)
@@ -229,26 +224,22 @@ def write_results(
     if not answered:
         raise RefusedError(f"data must hold a film to answer. Got {len(films)}, none readable.")
     counts = confusion([f.truth for f in answered], [f.said.answer for f in answered], classes)
-    names = [*classes, NO_BOX]
+    names, about = [*classes, NO_BOX], {"schema": "lungfirst.film_class", "version": 1}
     write_answers(out / "answers.csv", names, [f.to_answer() for f in answered])
     rows = [film.to_row() for film in answered]
-    write_json(
-        out / "boxes.json",
-        {"schema": "lungfirst.film_class", "version": 1, "classes": list(classes), "films": rows},
-    )
-    write_json(out / "metrics.json", to_metrics(config, detector, answered, counts, len(films)))
+    write_json(out / "boxes.json", {**about, "classes": list(classes), "films": rows})
+    write_json(out / "metrics.json", _to_metrics(config, detector, answered, counts, len(films)))
     draw_confusion(counts, classes, names, out / "confusion.png", f"{len(answered)} films")
     draw_answers(answered, root, out / "predictions.png")
 
 
-def to_metrics(
+def _to_metrics(
     config: FilmClassConfig,
     detector: ThoraxDetector,
     answered: Sequence[AnsweredFilm],
     counts: np.ndarray,
     listed: int,
 ) -> dict[str, Any]:
-    """What metrics.json holds: the figures, and where they come from."""
     return {
         "part": config.answered_part,
         "chosen_on_answered": config.answered_part == "val",

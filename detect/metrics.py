@@ -116,11 +116,9 @@ def score_film(
     spacing_mm: tuple[float, float] | None = None,
     doubled: bool = False,
 ) -> FilmScore:
-    """Compare one predicted box (None: a miss) with the union of a film's true boxes (N, 4).
-
-    All in the film's pixels; `spacing_mm` is (row, column). N = 0 is a film without a thorax: it
-    has no IoU, and any box on it is a false one.
-    """
+    """Compare one predicted box (None: a miss) with the union of a film's true boxes (N, 4). All in
+    the film's pixels; `spacing_mm` is (row, column). N = 0 is a film without a thorax: it has no
+    IoU, and any box on it is a false one."""
     truth = as_boxes(truth_xyxy)
     found = predicted_xyxy is not None
     if not len(truth):
@@ -193,11 +191,9 @@ def summarise(
 def average_precision(
     truths: Sequence[tuple[Any, Any]], predictions: Sequence[tuple[Any, Any, Any]], classes: int = 1
 ) -> AveragePrecision:
-    """COCO AP by pycocotools; one (boxes, labels) and one (boxes, scores, labels) a film.
-
-    Boxes xyxy (N, 4), labels from 0 below `classes`; a film without boxes counts by its false
-    ones. NaN when no film has a true box.
-    """
+    """COCO AP by pycocotools; one (boxes, labels) and one (boxes, scores, labels) a film. Boxes
+    xyxy (N, 4), labels from 0 below `classes`; a film without boxes counts by its false ones. NaN
+    when no film has a true box."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

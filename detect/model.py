@@ -96,11 +96,9 @@ class CoarseRPN(RegionProposalNetwork):
 
 
 class RefiningRoIHeads(RoIHeads):
-    """In prediction the box head looks again at the boxes it gave, `refine` times.
-
-    Iterative box regression (Gidaris & Komodakis 2015, arXiv 1505.01749): the second look pools
-    from a box that already fits, so its correction is finer.
-    """
+    """In prediction the box head looks again at the boxes it gave, `refine` times. Iterative box
+    regression (Gidaris & Komodakis 2015, arXiv 1505.01749): the second look pools from a box that
+    already fits, so its correction is finer."""
 
     refine = 0
 
@@ -143,13 +141,10 @@ class ThoraxRCNN(FasterRCNN):
 
 
 def build_detector(config: DetectorConfig) -> nn.Module:
-    """The network of a configuration.
-
-    Called like torchvision's detectors: in train mode `(images, targets) → losses`, in eval mode
-    `(images) → [{boxes (N, 4) xyxy, scores (N,), labels (N,) from 1}]`, both in letterbox pixels.
-    Raises ValueError for unknown names, ConnectionError where weights cannot be fetched,
-    ImportError where the backend or a weights package is missing.
-    """
+    """The network of a configuration. Called like torchvision's detectors: in train mode `(images,
+    targets) → losses`, in eval mode `(images) → [{boxes (N, 4) xyxy, scores (N,), labels (N,) from
+    1}]`, both in letterbox pixels. Raises ValueError for unknown names, ConnectionError where
+    weights cannot be fetched, ImportError where the backend or a weights package is missing."""
     if config.backend == "detectron2":
         return build_detectron2(config)
     backbone = _build_backbone(config)
@@ -278,11 +273,9 @@ def check_library() -> None:
 
 def build_config(config: DetectorConfig) -> Any:
     """detectron2's CfgNode for our settings: its R-CNN with a feature pyramid, one large object.
-
-    Anchors, proposals and regions are counted as for torchvision (pyramid of stride 8, 16 and
-    32, proposals from the coarsest level). `freeze_stages` is detectron2's FREEZE_AT: 1 the stem,
-    2 the first residual stage too. Raises ValueError for a backbone that this backend lacks.
-    """
+    Anchors, proposals and regions are counted as for torchvision (pyramid of stride 8, 16 and 32,
+    proposals from the coarsest level). `freeze_stages` is detectron2's FREEZE_AT: 1 the stem, 2 the
+    first residual stage too. Raises ValueError for a backbone that this backend lacks."""
     from detectron2.config import get_cfg
 
     if config.backbone not in DEPTHS:
@@ -341,11 +334,9 @@ def _set_box_head(cfg: Any, config: DetectorConfig) -> None:
 
 
 def build_detectron2(config: DetectorConfig) -> Detectron2Adapter:
-    """The network of a configuration with `backend: detectron2`, start weights loaded.
-
-    Raises BackendMissingError without the library, ValueError for a backbone or weights it cannot
-    take, ConnectionError where weights cannot be fetched.
-    """
+    """The network of a configuration with `backend: detectron2`, start weights loaded. Raises
+    BackendMissingError without the library, ValueError for a backbone or weights it cannot take,
+    ConnectionError where weights cannot be fetched."""
     check_library()
     cfg = build_config(config)
     from detectron2.modeling import build_model

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,8 @@ class PairConfig(MeasureConfig):
 
 @dataclass(frozen=True)
 class PairFilm:
-    """One film: both boxes and a person's (xyxy, fractions of the film), the box's doubt (see
-    PairRule.quality), and 1 − IoU of both boxes."""
+    """One film: both boxes and a person's (xyxy, fractions of the film), 1 − IoU of both boxes, and
+    the box's doubt (see PairRule.quality)."""
 
     detector: np.ndarray
     field: np.ndarray
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = Path(config.weights or DEFAULT_WEIGHTS)
     on = {"films": len(films), "part": config.part, "weights": finder.weights}
     out = write_rule(weights, replace(rule, chosen_on=on), config.out or weights)
-    console.print(f"{told(rule, films)}\nwrote {out}", highlight=False)
+    console.print(f"{_told(rule, films)}\nwrote {out}", highlight=False)
     return 0
 
 
@@ -157,13 +157,11 @@ def write_rule(weights: str | Path, rule: PairRule, out: str | Path) -> Path:
     from cxr.bundle import load_bundle, save_bundle
 
     bundle = load_bundle(weights, "thorax")
-    own = ("schema", "version", "kind")
-    meta = {k: v for k, v in bundle.meta.items() if k not in own}
-    return save_bundle(out, "thorax", bundle.tensors, **{**meta, "pair": rule.to_meta()})
+    meta = {k: v for k, v in bundle.meta.items() if k not in ("schema", "version", "kind")}
+    return save_bundle(out, "thorax", bundle.tensors, **{**meta, "pair": asdict(rule)})
 
 
-def told(rule: PairRule, films: Sequence[PairFilm]) -> str:
-    """What was chosen, in words."""
+def _told(rule: PairRule, films: Sequence[PairFilm]) -> str:
     shares = ", ".join(f"{e} {s:.2f}" for e, s in zip(SIDES, rule.detector_share, strict=True))
     over = sum(f.apart > rule.lone_apart for f in films)
     return (

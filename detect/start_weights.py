@@ -31,9 +31,7 @@ TORCHVISION_BACKBONES = ("mobilenet_v3_320", "mobilenet_v3", "resnet50", "resnet
 
 def load_start_weights(model: Any, backbone: str, weights: str) -> None:
     """Fill `model` (torchvision's detector layout) from coco, imagenet, none or a bundle FILE.
-
-    Raises ValueError for anything else, ConnectionError where weights cannot be fetched.
-    """
+    Raises ValueError for anything else, ConnectionError where weights cannot be fetched."""
     if weights == "none":
         return
     if weights == "imagenet":

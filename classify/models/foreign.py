@@ -44,9 +44,7 @@ def open_foreign(
     spec: ModelSpec, config: ForeignConfig, device: str = "auto", precision: str = "fp32"
 ) -> Ensemble:
     """The classifier as an ensemble of a member for each finding; its `foreign` says which it is.
-
-    Raises OSError, ImportError or ValueError for what is not there or does not fit.
-    """
+    Raises OSError, ImportError or ValueError for what is not there or does not fit."""
     built = _BUILDERS[spec.kind](spec)
     config = config.filled_from(built.known)
     settings = config.settings_from({})

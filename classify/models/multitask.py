@@ -36,11 +36,9 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 class SCXNN(nn.Module):
     """Encoder, global average pooling, linear head (closed-form CAM holds), U-Net decoder.
-
-    `decode=False` leaves the decoder out, as in shipped bundles. Inputs are normalised films
-    (N, 3, side, side), side a multiple of 32. One network may answer for several `targets`: its
-    logits are then those of the first target, of the second, …, and so are the regions.
-    """
+    `decode=False` leaves the decoder out, as in shipped bundles. Inputs are normalised films (N, 3,
+    side, side), side a multiple of 32. One network may answer for several `targets`: its logits are
+    then those of the first target, of the second, …, and so are the regions."""
 
     def __init__(
         self, config: MemberConfig, decode: bool = True, classes: int = 3, targets: int = 1
@@ -70,10 +68,7 @@ class SCXNN(nn.Module):
 
     def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, targets × classes) logits and the restored diseased regions (N, targets, h', w') in
-        [0, 1].
-
-        h' is h with five decoder blocks, h / 2 with four.
-        """
+        [0, 1]. h' is h with five decoder blocks, h / 2 with four."""
         if self.decoder is None:
             raise ValueError("this member has no decoder: it was built (or shipped) without one.")
         features = self.encoder(x)
@@ -127,11 +122,9 @@ class SCXNN(nn.Module):
         return self
 
     def shipped_tensors(self, decoder: bool) -> dict[str, Tensor]:
-        """Weights for a bundle: encoder, neck and head, the decoder only when asked for.
-
-        Of each target the logits then add up to nothing, which changes no probability: what all
-        classes share decides nothing, and would only be seen in the maps of each.
-        """
+        """Weights for a bundle: encoder, neck and head, the decoder only when asked for. Of each
+        target the logits then add up to nothing, which changes no probability: what all classes
+        share decides nothing, and would only be seen in the maps of each."""
         leave = () if decoder else ("decoder.", "restorer.")
         kept = {k: v for k, v in self.state_dict().items() if not k.startswith(leave or ("\0",))}
         for name in ("fc.weight", "fc.bias"):

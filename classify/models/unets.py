@@ -186,13 +186,9 @@ def _head(config: CXRNetConfig) -> nn.Sequential:
 
 
 class ChannelAttention(nn.Module):
-    """One weight a channel: a small network, shared by the mean and the maximum over all places.
-
-    Args:
-        channels: C of the maps.
-        reduction: its hidden layer has C / reduction units, 16 in the paper, but at least 4: of
-            one or two ReLUs in a narrow net all can fall silent for good.
-    """
+    """One weight for each of the C `channels`: a small network, shared by the mean and the maximum
+    over all places. Its hidden layer has C / `reduction` units, 16 in the paper, but at least 4: of
+    one or two ReLUs in a narrow net all can fall silent for good."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()

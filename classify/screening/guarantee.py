@@ -46,11 +46,9 @@ def misses_allowed(total: int, sensitivity: float, confidence: float) -> int:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A film is cleared when its abnormal score lies *below* `threshold`.
-
-    `proven_sensitivity` holds at `confidence` for patients like those of the calibration films;
-    it equals `wanted_sensitivity` where that is proven, and is what no miss proves where not.
-    """
+    """A film is cleared when its abnormal score lies *below* `threshold`. `proven_sensitivity`
+    holds at `confidence` for patients like those of the calibration films; it equals
+    `wanted_sensitivity` where that is proven, and is what no miss proves where not."""
 
     threshold: float
     wanted_sensitivity: float
@@ -90,18 +88,13 @@ def choose_operating_point(
     sensitivity: float = 0.99,
     confidence: float = 0.95,
 ) -> OperatingPoint:
-    """The largest share cleared whose sensitivity the calibration films prove.
+    """The largest share cleared whose sensitivity the calibration films prove at this confidence: N
+    films, whose patients were fitted on nowhere, with their abnormal scores and truths.
 
-    Args:
-        scores: (N,) abnormal scores of calibration films, whose patients were fitted on nowhere.
-        is_abnormal: (N,) truth of each film.
-        patients: N patient ids. A patient is missed when *any* of their abnormal films is cleared,
-            and counts once: films of one patient are no independent proof.
-        sensitivity: what is to be proven.
-        confidence: of the proof.
-
-    Where the patients are too few, the threshold is the largest without a miss, and the point says
-    so and what that proves. Raises ValueError without abnormal films or with non-finite scores.
+    A patient is missed when *any* of their abnormal films is cleared, and counts once: films of one
+    patient are no independent proof. Where the patients are too few, the threshold is the largest
+    without a miss, and the point says so and what that proves. Raises ValueError without abnormal
+    films or with non-finite scores.
     """
     scores = np.asarray(scores, dtype=np.float64)
     abnormal = np.asarray(is_abnormal, dtype=bool)
@@ -161,9 +154,7 @@ class ScreeningFilms:
 
     def of_parts(self, split: str | Path, parts: Sequence[str]) -> ScreeningFilms:
         """The films whose patients are in these parts of the split, counting what is left out.
-
-        Raises ValueError when no film is left.
-        """
+        Raises ValueError when no film is left."""
         part_of = Split.load(split).part_of
         chosen = [i for i, p in enumerate(self.patients) if part_of.get(p) in parts]
         if not chosen:

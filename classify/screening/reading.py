@@ -44,10 +44,8 @@ class Boxed(Protocol):
 
 def doubts_of(film: Boxed, fine_apart: float = FINE_APART) -> list[str]:
     """What speaks against clearing the film, in words; none for a film that may be cleared.
-
     `fine_apart` is the 1 − IoU of the thorax box's two opinions from which on they disagree: the
-    detector's `lone_apart` (detect.finder.PairRule).
-    """
+    detector's `lone_apart` (detect.finder.PairRule)."""
     found = [] if film.status == "ok" else ["no thorax box is sure enough"]
     codes = {code_of(text) for text in film.notes}
     found += [why for code, why in NOTED.items() if code in codes]
@@ -76,11 +74,8 @@ def unlike(far: float) -> str:
 
 @dataclass(frozen=True)
 class RiskRow:
-    """One tier or disease of `risk_table`.
-
-    `kept` of its `films` were kept for reading by the screener; on `found` its own member (for a
-    tier: any member of that tier) said target.
-    """
+    """One tier or disease of `risk_table`. `kept` of its `films` were kept for reading by the
+    screener; on `found` its own member (for a tier: any member of that tier) said target."""
 
     tier: str
     disease: str
@@ -113,10 +108,8 @@ def read_tiers(path: str | Path) -> dict[str, str]:
 
 
 def found_targets(logits: np.ndarray, threshold: float | None = None) -> np.ndarray:
-    """(N, M, 3) logits to (N, M) bool: which member says target.
-
-    By the largest of the three logits, or, with a `threshold`, by the target's probability.
-    """
+    """(N, M, 3) logits to (N, M) bool: which member says target. By the largest of the three
+    logits, or, with a `threshold`, by the target's probability."""
     logits = np.asarray(logits)
     if threshold is None:
         return np.asarray(logits.argmax(axis=-1) == TARGET)
@@ -129,10 +122,8 @@ def film_tiers(
     tiers: Mapping[str, str],
     threshold: float | None = None,
 ) -> list[str]:
-    """The most pressing tier among the targets found on each of N films; "" where none was.
-
-    A target that no tier names counts as `untiered`.
-    """
+    """The most pressing tier among the targets found on each of N films; "" where none was. A
+    target that no tier names counts as `untiered`."""
     ranks = np.array([TIERS.index(tiers.get(t, "untiered")) for t in targets], dtype=int)
     found = found_targets(logits, threshold)
     return [TIERS[ranks[row].min()] if row.any() else "" for row in found]
@@ -146,16 +137,10 @@ def risk_table(
     tiers: Mapping[str, str],
     threshold: float | None = None,
 ) -> list[RiskRow]:
-    """The thesis' table: a row for each tier, then for each of its diseases.
-
-    Args:
-        logits: (N, M, 3), members in the order of `targets`.
-        is_kept: (N,) films that the screener kept for reading.
-        diseases: the true diseases of each film; a film counts in the most pressing tier it has.
-        targets: the M members' targets.
-        tiers: target → tier.
-        threshold: as in `found_targets`.
-    """
+    """The thesis' table: a row for each tier, then for each of its diseases. `logits` (N, M, 3) are
+    those of the M members, in the order of `targets`; `is_kept` (N,) says which films the screener
+    kept for reading; `diseases` are the true ones of each film, which counts in the most pressing
+    tier it has. `threshold`: as in `found_targets`."""
     kept = np.asarray(is_kept, dtype=bool)
     found = found_targets(logits, threshold)
     rank = {t: TIERS.index(tiers.get(t, "untiered")) for t in targets}

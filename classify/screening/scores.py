@@ -120,15 +120,9 @@ def rank(scores: np.ndarray, normal_scores: np.ndarray) -> np.ndarray:
 
 
 def rank_by_network(scores: np.ndarray, networks: Sequence[str], normal: np.ndarray) -> np.ndarray:
-    """(N,) each film's rank among the normal films that the same network answered.
-
-    Args:
-        scores: (N,) abnormal scores.
-        networks: N names: which network answered.
-        normal: (N,) bool: the films that make the scales.
-
-    Raises ValueError for a network with fewer than 30 normal films.
-    """
+    """(N,) each film's rank among the normal films (of `normal`, (N,) bool) that the same network
+    answered; `networks` says which that was. Raises ValueError for a network with fewer than 30
+    normal films."""
     by, out = np.array(networks, dtype=object), np.zeros(len(scores))
     for name in dict.fromkeys(networks):
         own = by == name

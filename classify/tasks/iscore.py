@@ -160,15 +160,12 @@ def is_useful(bits: Any) -> Array:
 
 
 def drop_backwards(bits: Any, outcomes: Any, subsets: Any) -> Dropped:
-    """From each starting set, drop the feature without which I is highest until one is left.
+    """From each starting set, drop the feature without which I is highest until one is left; of
+    equal scores the one that stands first in its set.
 
-    Args:
-        bits: (N, F) bool of the films on which the features are chosen.
-        outcomes: Y, (N,) or (N, K); class numbers of two classes may stand as they are, those of
-            more need `one_hot`.
-        subsets: (D, m) features of each starting set, m at most MOST_FEATURES.
-
-    Of equal scores the feature that stands first in its set is dropped. Raises ValueError where
+    `bits` are (N, F) bool of the films on which the features are chosen; Y is (N,) or (N, K), where
+    class numbers of two classes may stand as they are, and those of more need `one_hot`; `subsets`
+    are (D, m) features of each starting set, m at most MOST_FEATURES. Raises ValueError where
     `outcomes` are alike on all films.
     """
     by_feature = np.ascontiguousarray(np.asarray(bits, dtype=np.uint8).T)

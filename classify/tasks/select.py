@@ -82,10 +82,8 @@ _LOOKS = {"i_score": LINES[0], "single": LINES[1], "random": ("#666666", "^:")}
 
 
 def train_iscore(config: IscoreConfig) -> Path:
-    """Train or take the network, choose, answer; returns `config.out` with answers.csv.
-
-    Raises ValueError, OSError or ImportError for what a user can mend, and NonFiniteLossError.
-    """
+    """Train or take the network, choose, answer; returns `config.out` with answers.csv. Raises
+    ValueError, OSError or ImportError for what a user can mend, and NonFiniteLossError."""
     out = Path(config.out)
     kept_in = replace(config, cache=str(cache_of(config)))  # both take films from one cache
     films, (shares,) = shared_films(config, config.keep == "iscore")
@@ -260,11 +258,9 @@ def select_features(
     classes: Sequence[str],
     config: SelectConfig | None = None,
 ) -> Selection:
-    """Order by I-score on `train`, number by `validation`, figures on `test`; see the module.
-
-    The parts share no patient, and training has films of every class. Raises ValueError where no
-    feature differs between the training films.
-    """
+    """Order by I-score on `train`, number by `validation`, figures on `test`; see the module. The
+    parts share no patient, and training has films of every class. Raises ValueError where no
+    feature differs between the training films."""
     config = config or SelectConfig()
     bits = to_bits(train.features, fit_cuts(train.features, config.split))
     outcomes = one_hot(train.labels, len(classes))
@@ -283,8 +279,11 @@ def select_features(
             aucs[name, k] = _aucs(tested[name, k], test.labels, weights)
     kept = max(own, key=lambda k: (np.nan_to_num(on_validation["i_score", k], nan=-1.0), -k))
     scores = tested["i_score", kept]
-    difference = aucs["i_score", kept] - aucs["i_score", max(own)]
-    logits = np.log(np.maximum(scores, 1e-300))
+    points = (
+        Point(name, k, None if np.isnan(auc) else float(auc), figure_of(aucs[name, k], n))
+        for (name, k), auc in on_validation.items()
+    )
+    drawn, logits = (config.draws, config.seed), np.log(np.maximum(scores, 1e-300))
     return Selection(
         config,
         tuple(classes),
@@ -292,14 +291,9 @@ def select_features(
         tuple(modules),
         _chance(bits, outcomes, train.patients, subsets, config),
         kept,
-        tuple(
-            Point(name, k, None if np.isnan(auc) else float(auc), figure_of(aucs[name, k], n))
-            for (name, k), auc in on_validation.items()
-        ),
-        classification_report(
-            logits, test.labels, test.patients, classes, config.draws, config.seed
-        ),
-        figure_of(difference, n),
+        tuple(points),
+        classification_report(logits, test.labels, test.patients, classes, *drawn),
+        figure_of(aucs["i_score", kept] - aucs["i_score", max(own)], n),
         scores,
     )
 
@@ -343,10 +337,8 @@ def _chance(
     if not config.permutations:
         return None
     rng = np.random.default_rng(config.seed)
-    best = []
-    for _ in range(config.permutations):
-        dealt = drop_backwards(bits, outcomes[patients_permuted(patients, rng)], subsets)
-        best.append(dealt.best_scores.max())
+    dealt = [outcomes[patients_permuted(patients, rng)] for _ in range(config.permutations)]
+    best = [drop_backwards(bits, own, subsets).best_scores.max() for own in dealt]
     return float(np.quantile(best, 0.95))
 
 

@@ -205,11 +205,8 @@ class TrainConfig(TrainingConfig):
         }[self.classes]
 
     def recipe(self) -> dict[str, Any]:
-        """All that a member hangs on but its films, as plain values.
-
-        Settings that came later are left out at their defaults, so that a training begun before
-        them goes on.
-        """
+        """All that a member hangs on but its films, as plain values. Settings that came later are
+        left out at their defaults, so that a training begun before them goes on."""
         plain = recipe_of(self)
         if plain["decoder"] != "segmentation":
             plain["decode"] = plain.pop("decoder") == "reconstruction"

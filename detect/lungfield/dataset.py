@@ -25,11 +25,9 @@ from detect.predict import prepare_film, to_input
 
 
 class FieldAugment:
-    """Where a training picture looks, and how it is lit. Albumentations, seeded by the caller.
-
-    A crop ends up to 12 % inside the lungs' box or 25 % beyond it, each side by itself: the
-    audit segments crops, and films cut off the lungs. No inversion: films are dense-is-white here.
-    """
+    """Where a training picture looks, and how it is lit. Albumentations, seeded by the caller. A
+    crop ends up to 12 % inside the lungs' box or 25 % beyond it, each side by itself: the audit
+    segments crops, and films cut off the lungs. No inversion: films are dense-is-white here."""
 
     def __init__(self, crops: float = 0.4) -> None:
         self.crops = crops
@@ -158,14 +156,9 @@ def cut(
 
 
 def field_loss(logits: Tensor, share: Tensor) -> dict[str, Tensor]:
-    """BCE over all pixels and 1 − soft Dice over the pictures that show lungs.
-
-    Args:
-        logits: (N, S, S).
-        share: (N, S, S), the field's share of each pixel, in [0, 1].
-
-    A picture without lungs has no Dice: there BCE alone teaches that nothing is to be marked.
-    """
+    """BCE over all pixels and 1 − soft Dice over the pictures that show lungs, of logits (N, S, S)
+    and the field's share of each pixel, in [0, 1]. A picture without lungs has no Dice: there BCE
+    alone teaches that nothing is to be marked."""
     losses = {"loss_bce": F.binary_cross_entropy_with_logits(logits, share)}
     shown = share.amax((1, 2)) > 0
     if shown.any():
@@ -177,10 +170,8 @@ def field_loss(logits: Tensor, share: Tensor) -> dict[str, Tensor]:
 
 class FieldModule(DetectorModule):
     """The detector's module with another loss and measure; optimiser and schedule are its.
-
     Validation logs `val_iou` (mean over whole films and crops, which selects the epoch) and Dice of
-    both, at 0.5, in letterbox pixels; a batch is (N, 3, S, S) with {"mask": (N, S, S)}.
-    """
+    both, at 0.5, in letterbox pixels; a batch is (N, 3, S, S) with {"mask": (N, S, S)}."""
 
     advice = "lower --optimiser.rate"
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
 from cxr.cli import Several, as_list, to_plain
@@ -27,7 +26,7 @@ from cxr.film import FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.rules import refusing
 from cxr.stats import Interval, bootstrap_mean, in_words
-from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
+from cxr.workdir import Workdir, console, counting, log, to_json, write_atomic, write_json
 from detect.data import MeasureConfig, choose_part, masked_rows, read_annotations, read_mask
 from detect.lungfield.field import (
     CROP_MARGIN,
@@ -81,12 +80,10 @@ class FieldEvaluateConfig(MeasureConfig):
 
 @dataclass(frozen=True)
 class FieldResult:
-    """One film in one view (film or crop); NaN where there is nothing to compare with.
-
-    `found` and `constant` are the network's field and the constant field against the human mask;
-    `box_iou` is the field's box against the human box; `human` and `detector` are the disagreement
-    of the found field with that thorax box. Edges and boxes of whole films only.
-    """
+    """One film in one view (film or crop); NaN where there is nothing to compare with. `found` and
+    `constant` are the network's field and the constant field against the human mask; `box_iou` is
+    the field's box against the human box; `human` and `detector` are the disagreement of the found
+    field with that thorax box. Edges and boxes of whole films only."""
 
     row: FilmRow
     view: str
@@ -217,7 +214,7 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     workdir = Workdir(config.out)
     workdir.start(to_plain(config), config.seed, net.weights)
     results: list[FieldResult] = []
-    for row in track(rows, "measuring", console=console, transient=True):
+    for row in counting(rows, "measuring", len(rows)):
         try:
             results += meter.measure(row)
         except (FilmError, ValueError) as error:

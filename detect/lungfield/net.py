@@ -16,9 +16,7 @@ from detect.settings import FieldNetConfig
 
 class FieldNet(nn.Module):
     """(N, 3, S, S) films in [0, 1] to (N, 1, S, S) logits of «lung field»; it normalises itself.
-
-    After Ronneberger et al. 2015 (U-Net).
-    """
+    After Ronneberger et al. 2015 (U-Net)."""
 
     def __init__(self, config: FieldNetConfig) -> None:
         super().__init__()
@@ -64,11 +62,8 @@ class FieldNet(nn.Module):
 
 
 def build_field_net(config: FieldNetConfig) -> FieldNet:
-    """A network with its initial weights.
-
-    Raises ValueError for an unknown encoder or weights of another network, FileNotFoundError or
-    ImportError where the weights are missing.
-    """
+    """A network with its initial weights. Raises ValueError for an unknown encoder or weights of
+    another network, FileNotFoundError or ImportError where the weights are missing."""
     net = FieldNet(config)
     if config.weights == "imagenet":
         theirs = imagenet_lite_state_dict(config.encoder)
