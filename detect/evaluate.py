@@ -162,10 +162,8 @@ def measure_films(
 ) -> Iterator[FilmResult]:
     """A FilmResult a film, in order, with a progress bar; pixels are held a batch at a time."""
     data = DataFolders(config.data)
-    masks, paths = find_masks(data), [data / f.file_name for f in films]
-    stream = zip(films, read_ahead(paths, default_jobs(len(films), config.jobs)), strict=True)
-    for group in batched(counting(stream, "boxing", len(films)), config.batch):
-        batch = [fit_to_film(truth, film) for truth, (_, film) in group]
+    masks, jobs = find_masks(data), default_jobs(len(films), config.jobs)
+    for batch in batched(read_fitted(films, data, jobs), config.batch):
         pixels = [f.pixels for _, f in batch if isinstance(f, Film)]
         looks = finder.look(pixels)
         decided = zip(looks, finder.conclude(looks, pixels), strict=True)
@@ -221,18 +219,23 @@ def _one(xyxy: Any = None, score: float = 1.0, label: int = 0) -> Detections:
     return Detections(boxes, np.full(n, score), np.full(n, label))
 
 
-def fit_to_film(truth: CocoFilm, film: Film | Unread) -> tuple[CocoFilm, Film | Unread]:
-    """The truth in the film's own pixels, also where the film is a scaled copy; the film is Unread
+def read_fitted(
+    films: Sequence[CocoFilm], data: DataFolders, jobs: int
+) -> Iterator[tuple[CocoFilm, Film | Unread]]:
+    """Each film, with its truth in the film's own pixels, also where that is a scaled copy; Unread
     where it is none."""
-    if isinstance(film, Unread):
-        return truth, film
-    h, w = film.pixels.shape
-    try:
-        return truth.resized((h, w), film.stored_hw), film
-    except ValueError:
-        height, width = truth.size_hw
-        sentence = f"the film has {w} x {h} px, its annotation {width} x {height}."
-        return truth, Unread("size_differs", sentence)
+    reads = zip(films, read_ahead([data / f.file_name for f in films], jobs), strict=True)
+    for truth, (_, film) in counting(reads, "boxing", len(films)):
+        if isinstance(film, Unread):
+            yield truth, film
+            continue
+        h, w = film.pixels.shape
+        try:
+            yield truth.resized((h, w), film.stored_hw), film
+        except ValueError:
+            height, width = truth.size_hw
+            sentence = f"the film has {w} x {h} px, its annotation {width} x {height}."
+            yield truth, Unread("size_differs", sentence)
 
 
 def find_masks(data: Data) -> dict[str, Path]:

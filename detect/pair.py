@@ -23,10 +23,10 @@ from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.film import Film
 from cxr.rules import refusing, require
-from cxr.stream import Unread, batched, default_jobs, read_ahead
-from cxr.workdir import console, counting, log
+from cxr.stream import Unread, batched, default_jobs
+from cxr.workdir import console, log
 from detect.data import MeasureConfig, choose_part, read_annotations
-from detect.evaluate import fit_to_film
+from detect.evaluate import read_fitted
 from detect.finder import PairRule, ThoraxFinder
 from detect.metrics import SIDES
 from detect.predict import DEFAULT_WEIGHTS
@@ -88,10 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def look(finder: ThoraxFinder, films: Sequence[CocoFilm], config: PairConfig) -> Iterator[PairFilm]:
     """Each film on which both networks and a person see a thorax."""
     data = DataFolders(config.data)
-    paths = [data / f.file_name for f in films]
-    stream = zip(films, read_ahead(paths, default_jobs(len(films))), strict=True)
-    for group in batched(counting(stream, "boxing", len(films)), 8):
-        fitted = [fit_to_film(truth, film) for truth, (_, film) in group]
+    for fitted in batched(read_fitted(films, data, default_jobs(len(films))), 8):
         read = [(truth, film) for truth, film in fitted if isinstance(film, Film)]
         for truth, film in fitted:
             if isinstance(film, Unread):

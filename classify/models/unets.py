@@ -1,38 +1,27 @@
 """Networks with an encoder and a decoder: CXRNet, which draws what it reads the class from, and a
 U-Net with attention (CBAM) in its skip paths, which restores distorted films.
 
-    restored = UnetCbam(UnetCbamConfig())(films)  # (N, 1, H, W) in [0, 1] → the same shape, (0, 1)
-
 The U-Net's encoder is a body of `classify.models.backbones` (`unet_cbam`, `unet_cbam_small`): what
 it has learnt by restoring becomes the start of a classifier. CBAM tells which channels, then which
 places of a network's maps matter (Woo et al. 2018, "CBAM: Convolutional Block Attention Module",
 arXiv 1807.06521).
 
-CXRNet: encoder, decoder, encoder: the class, and a map in pixels of what it was read from.
-
-    net = build_cxrnet(CXRNetConfig(classes=3))
-    logits, extra = net.terms(films, labels)  # one pass
-    loss = F.cross_entropy(logits, labels) + extra
-    maps = net.explain(films)  # (N, 1, H, W) in [0, 1]
-
-Zhang, Han, Sobeih et al., "CXR-Net: an encoder-decoder-encoder multitask deep neural network for
+CXRNet is of Zhang, Han, Sobeih et al., "CXR-Net: an encoder-decoder-encoder multitask deep neural
+network for
 explainable and accurate diagnosis of COVID-19 pneumonia" (arXiv 2110.10813; IEEE J Biomed Health
 Inform 27, 2023). Only its abstracts were at hand.
 
-From them: encoder, decoder and encoder in this order; the second encoder is there so that encoder
-and decoder learn from the films' classes alone, without drawn masks; one network classifies and
-explains; the explanation has the film's own resolution and is finer than a CAM.
-
-Guessed: everything else. The decoder draws one map m in (0, 1), and the second encoder is given the
+From them: encoder, decoder and encoder in this order, so that encoder and decoder learn from the
+films' classes alone, without drawn masks; the explanation has the film's own resolution. Guessed:
+everything else. The decoder draws one map m in (0, 1), and the second encoder is given the
 film times m, so it cannot answer from what the map hides (0 is ImageNet's mean grey); the map's
 shape could still tell something. The loss, beside cross-entropy of the answer: `first` ×
 cross-entropy of the first encoder's own answer, `area` × mean of m, so that no more is shown than
 is needed, and `smooth` × total variation of m, so that what is shown hangs together.
 
-What it cannot do: m says what is shown, whatever the class. In short trials on synthetic films (120
-steps) m was no brighter on the sought patch than elsewhere, while the answers were all right: judge
-m by the audit's lift before reading it. `explanations` of `classify.saliency.maps` also weighs it
-by one class's gradient, and there the patch had about ten times its share.
+What it cannot do: m says what is shown, whatever the class, and may be no brighter on what is
+sought: judge m by the audit's lift before reading it (docs/papers.md). `explanations` of
+`classify.saliency.maps` also weighs it by one class's gradient.
 """
 
 from __future__ import annotations

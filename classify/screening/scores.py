@@ -1,14 +1,8 @@
 """Abnormal scores: a calibrated SVM out of its skops file, by NumPy alone, and scores of several
-networks on one scale: the share of normal films that look more normal.
+networks on one scale: the share of normal films that look more normal (docs/training.md says why).
 
 Loading the SVM through skops imports all of scikit-learn, which takes longer than a run over ten
 films. Only numbers are read from the file: nothing in it can run.
-
-Each network that is trained has a scale of its own, so that a threshold on the scores of one says
-little about another's, even where both were trained alike. The rank among normal films which the
-network was not trained on means the same for all of them: a rule «clear what looks more normal than
-all but a third of normal films» can be tried on the folds of `classify.crossfit`, network by
-network, and then be laid on the scale of the ensemble that is shipped.
 """
 
 from __future__ import annotations

@@ -2,11 +2,7 @@
 pictures and bundle; or cross-fitted, which gives logits of every patient from members that never
 saw the patient: enough patients to calibrate a screener on, without any that training would miss.
 
-A part kept for calibration alone is lost to training, and a proof of 99 % needs 299 abnormal
-patients. So the patients of several parts are shared among folds, and each fold is answered by
-members that were trained on the others (cross-fitting; Chernozhukov et al. 2018). What that proves
-holds exactly for «train as here on a fold's rest, then screen», whose members learnt from fewer
-patients than those that are shipped; for the shipped ones it holds as far as these answer no worse.
+Cross-fitting: Chernozhukov et al. 2018; why, and what it proves: docs/training.md.
 """
 
 from __future__ import annotations

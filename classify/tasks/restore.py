@@ -196,29 +196,25 @@ class EpochOrder(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.indices))
-        return iter([(self.epoch, self.indices[i]) for i in order])
+        return ((self.epoch, self.indices[i]) for i in order)
 
 
+@dataclass(eq=False)
 class DistortedFilms(Dataset[Batch]):
     """Cached films (N, S, S) uint8 by Key → {"film", "seen"}, each (1, S, S) float32 in [0, 1].
     `kinds` distorts each film in these ways; None draws them as in training."""
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        config: GenesisConfig,
-        seed: int,
-        kinds: Sequence[str] | None = None,
-    ) -> None:
-        self.images, self.config, self.seed, self.kinds = images, config, seed, kinds
+    images: np.ndarray
+    config: GenesisConfig
+    seed: int
+    kinds: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> Batch:
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        film = np.asarray(self.images[index]).astype(np.float32) / 255
+        rng = np.random.default_rng([self.seed, *key])
+        film = np.asarray(self.images[key[1]]).astype(np.float32) / 255
         drawn = draw_kinds(self.config, rng)
         seen = distort(film, drawn if self.kinds is None else self.kinds, self.config, rng)
         return {"film": torch.from_numpy(film)[None], "seen": torch.from_numpy(seen)[None]}
