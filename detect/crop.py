@@ -39,7 +39,7 @@ from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
-from cxr.rules import refusing, require_between, require_one_of
+from cxr.rules import refusing, require, require_between, require_one_of
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
 from cxr.workers import LOCAL, check_workers, spread
@@ -160,11 +160,8 @@ def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = F
         raise ValueError(f"box of crop_film must have a place. Got {box.status}: {box.reason}.")
     else:
         wanted = clip_xyxy(expand_xyxy(box.xyxy, margin), film_hw)[0]
-    if area_xyxy(wanted)[0] <= 0:
-        raise ValueError(
-            f"box of crop_film must touch the film of {width} x {height} px. "
-            f"Got {box.xyxy} instead."
-        )
+    rule = f"box of crop_film must touch the film of {width} x {height} px"
+    require(area_xyxy(wanted)[0] > 0, rule, box.xyxy)
     frame = Frame.cut(turn_xyxy(wanted, film_hw, box.turned))
     if square:  # from whole pixels, or rounding makes it one pixel too long
         side = max(frame.content_hw)

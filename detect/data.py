@@ -395,11 +395,8 @@ def with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
     where that is none of `classes`."""
     value, words = film.extra.get(key), [label_word(name) for name in classes]
     word = label_word(str(value or ""))
-    if film.labels and word not in words:
-        raise ValueError(
-            f"{film.file_name}: its {key} must be one of model.classes "
-            f"({', '.join(classes)}). Got {value!r} instead."
-        )
+    rule = f"{film.file_name}: its {key} must be one of model.classes ({', '.join(classes)})"
+    require(not film.labels or word in words, rule, value)
     return replace(film, labels=tuple(words.index(word) for _ in film.labels))
 
 

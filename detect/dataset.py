@@ -25,6 +25,7 @@ from cxr.coco import CocoFilm
 from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, FilmError, read_film
 from cxr.films_table import FilmRow
+from cxr.rules import require
 from cxr.training.learner import Learner
 from cxr.training.optim import OptimConfig, cosine_factor
 from cxr.workdir import counting, log
@@ -40,8 +41,16 @@ class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
     left out with a warning. Raises ValueError when no film can be read, or one does not fit what is
     known of it."""
 
-    def __init__(self, films: Sequence[Row], root: Data, side: int) -> None:
+    def __init__(
+        self,
+        films: Sequence[Row],
+        root: Data,
+        side: int,
+        augment: Any | None = None,
+        negatives: float = 0.0,
+    ) -> None:
         self.root, self.side = DataFolders(root), side
+        self.augment, self.negatives = augment, negatives
         with ThreadPoolExecutor(2) as pool:
             read = list(counting(pool.map(self._read, films), "reading films", len(films)))
         self.films: list[Row] = [f for f, item in zip(films, read, strict=True) if item is not None]
@@ -64,6 +73,11 @@ class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
     def prepare(self, film: Row, read: Film) -> Any:
         """What is kept of a film."""
         raise NotImplementedError
+
+    def rng(self) -> np.random.Generator:
+        """Of one picture: torch's generator differs in each worker and epoch, and the run seeds
+        it."""
+        return np.random.default_rng(int(torch.randint(2**31, (1,))))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -91,10 +105,9 @@ class ThoraxDataset(ReadFilms[CocoFilm]):
         masks: dict[str, str] | None = None,
         cache: float = 1.25,
     ) -> None:
-        self.augment, self.negatives = augment, negatives
         self._cache = max(1.0, cache if augment else 1.0)
         self._masks = (masks or {}) if augment else {}
-        super().__init__(films, root, side)
+        super().__init__(films, root, side, augment, negatives)
 
     def prepare(self, film: CocoFilm, read: Film) -> Item:
         """The letterbox without its padding, boxes and mask in its pixels."""
@@ -115,8 +128,7 @@ class ThoraxDataset(ReadFilms[CocoFilm]):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, boxes, labels, mask = self.items[index]
         if self.augment is not None:
-            # torch's generator differs in each worker and epoch, and is seeded by the run
-            rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+            rng = self.rng()
             if len(boxes) == 1 and rng.random() < self.negatives:
                 image = make_negative(image, boxes[0], rng)
                 boxes, labels, mask = np.zeros((0, 4)), (), None
@@ -170,8 +182,7 @@ def build_augmentation(preset: str) -> A.Compose | None:
     empty (`rotate_method`). Boxes are cut where a film cuts them, as the rule of the box has it.
     Raises ValueError for an unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"augment must be one of {', '.join(PRESETS)}. Got {preset!r} instead.")
+    require(preset in PRESETS, f"augment must be one of {', '.join(PRESETS)}", preset)
     if preset == "none":
         return None
     if preset == "affine":

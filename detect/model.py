@@ -30,6 +30,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 
+from cxr.rules import require
 from detect.settings import DetectorConfig
 from detect.start_weights import (
     TORCHVISION_BACKBONES,
@@ -278,11 +279,8 @@ def build_config(config: DetectorConfig) -> Any:
     first residual stage too. Raises ValueError for a backbone that this backend lacks."""
     from detectron2.config import get_cfg
 
-    if config.backbone not in DEPTHS:
-        raise ValueError(
-            "model.backbone must be one of " + ", ".join(DEPTHS) + " with backend "
-            f"detectron2. Got {config.backbone!r} instead."
-        )
+    rule = f"model.backbone must be one of {', '.join(DEPTHS)} with backend detectron2"
+    require(config.backbone in DEPTHS, rule, config.backbone)
     cfg = get_cfg()
     cfg.VERSION = 2
     cfg.INPUT.MIN_SIZE_TEST = 0  # films are letterboxed before they come here
@@ -426,10 +424,7 @@ def to_instances(
     from detectron2.structures import Boxes, Instances
 
     labels = target["labels"].to(device=device, dtype=torch.int64).reshape(-1)
-    if len(labels) and not (int(labels.min()) >= 1 and int(labels.max()) <= classes):
-        raise ValueError(
-            f"labels of a target must be 1 to {classes} (0 is background). "
-            f"Got {labels.tolist()} instead."
-        )
+    rule = f"labels of a target must be 1 to {classes} (0 is background)"
+    require(bool(((labels >= 1) & (labels <= classes)).all()), rule, labels.tolist())
     boxes = target["boxes"].to(device=device, dtype=torch.float32).reshape(-1, 4)
     return Instances(size_hw, gt_boxes=Boxes(boxes), gt_classes=labels - 1)

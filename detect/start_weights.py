@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torchvision.models import detection as tv_detection
 
 from cxr.bundle import load_bundle
+from cxr.rules import require
 from cxr.workdir import log
 
+_A_FILE = "model.weights must be coco, imagenet, none or a file that exists"
 TORCHVISION_BACKBONES = ("mobilenet_v3_320", "mobilenet_v3", "resnet50", "resnet50_v2")
 
 
@@ -38,13 +40,9 @@ def load_start_weights(model: Any, backbone: str, weights: str) -> None:
         model.backbone.body.load_state_dict(_imagenet_state(model, backbone), strict=False)
     elif weights == "coco":
         load_matching(model, _coco_state(backbone))
-    elif Path(weights).is_file():
-        load_matching(model, load_bundle(weights, "thorax").tensors)
     else:
-        raise ValueError(
-            "model.weights must be coco, imagenet, none or a file that exists. "
-            f"Got {weights!r} instead."
-        )
+        require(Path(weights).is_file(), _A_FILE, weights)
+        load_matching(model, load_bundle(weights, "thorax").tensors)
 
 
 def _imagenet_state(model: Any, name: str) -> dict[str, Tensor]:
@@ -186,11 +184,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"model.weights must be .safetensors or .pth. Got {path.name}: {_WHY_NO_PICKLE}."
         )
-    if not path.is_file():
-        raise ValueError(
-            "model.weights must be coco, imagenet, none or a file that exists. "
-            f"Got {str(path)!r} instead."
-        )
+    require(path.is_file(), _A_FILE, str(path))
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

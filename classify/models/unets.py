@@ -7,17 +7,15 @@ places of a network's maps matter (Woo et al. 2018, "CBAM: Convolutional Block A
 arXiv 1807.06521).
 
 CXRNet is of Zhang, Han, Sobeih et al., "CXR-Net: an encoder-decoder-encoder multitask deep neural
-network for
-explainable and accurate diagnosis of COVID-19 pneumonia" (arXiv 2110.10813; IEEE J Biomed Health
-Inform 27, 2023). Only its abstracts were at hand.
-
-From them: encoder, decoder and encoder in this order, so that encoder and decoder learn from the
-films' classes alone, without drawn masks; the explanation has the film's own resolution. Guessed:
-everything else. The decoder draws one map m in (0, 1), and the second encoder is given the
-film times m, so it cannot answer from what the map hides (0 is ImageNet's mean grey); the map's
-shape could still tell something. The loss, beside cross-entropy of the answer: `first` ×
-cross-entropy of the first encoder's own answer, `area` × mean of m, so that no more is shown than
-is needed, and `smooth` × total variation of m, so that what is shown hangs together.
+network for explainable and accurate diagnosis of COVID-19 pneumonia" (arXiv 2110.10813; IEEE J
+Biomed Health Inform 27, 2023). Only its abstracts were at hand. From them: encoder, decoder and
+encoder in this order, so that encoder and decoder learn from the films' classes alone, without
+drawn masks; the explanation has the film's own resolution. Guessed: everything else. The decoder
+draws one map m in (0, 1), and the second encoder is given the film times m, so it cannot answer
+from what the map hides (0 is ImageNet's mean grey); the map's shape could still tell something. The
+loss, beside cross-entropy of the answer: `first` × cross-entropy of the first encoder's own answer,
+`area` × mean of m, so that no more is shown than is needed, and `smooth` × total variation of m, so
+that what is shown hangs together.
 
 What it cannot do: m says what is shown, whatever the class, and may be no brighter on what is
 sought: judge m by the audit's lift before reading it (docs/papers.md). `explanations` of

@@ -17,6 +17,7 @@ import yaml
 
 from classify.labels import TARGET
 from cxr.notes import code_of
+from cxr.rules import require
 from cxr.stats import softmax
 
 TIERS = ("critical", "urgent", "non_urgent", "untiered")  # the most pressing first
@@ -94,10 +95,7 @@ def read_tiers(path: str | Path) -> dict[str, str]:
         )
     tiers: dict[str, str] = {}
     for tier, targets in groups.items():
-        if tier not in TIERS:
-            raise ValueError(
-                f"tiers of {path} must be among {', '.join(TIERS)}. Got {tier!r} instead."
-            )
+        require(tier in TIERS, f"tiers of {path} must be among {', '.join(TIERS)}", tier)
         for target in targets or []:
             if target in tiers:
                 raise ValueError(

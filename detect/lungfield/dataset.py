@@ -3,7 +3,6 @@ in training: loss and validation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import albumentations as A
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 
 from cxr import draw
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, mask_box_xyxy
-from cxr.data_folders import Data
 from cxr.film import Film
 from cxr.films_table import FilmRow
 from cxr.intensity import to_uint8
@@ -87,17 +85,6 @@ class FieldDataset(ReadFilms[FilmRow]):
 
     items: list[FieldItem]
 
-    def __init__(
-        self,
-        rows: Sequence[FilmRow],
-        root: Data,
-        side: int,
-        augment: FieldAugment | None = None,
-        negatives: float = 0.0,
-    ) -> None:
-        self.augment, self.negatives = augment, negatives
-        super().__init__(rows, root, side)
-
     def prepare(self, film: FilmRow, read: Film) -> FieldItem:
         """Film and mask, finer than a crop is ever shown."""
         pixels, size_hw = read.pixels, (read.pixels.shape[0], read.pixels.shape[1])
@@ -118,15 +105,14 @@ class FieldDataset(ReadFilms[FilmRow]):
             if VIEWS[index // len(self.items)] == "crop" and box is not None:
                 film, mask = cut(film, mask, expand_xyxy(box, CROP_MARGIN))
             return self._picture(film, mask)
-        # torch's generator differs in each worker and epoch, and is seeded by the run
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+        rng = self.rng()
         self.augment.seed(int(rng.integers(2**31)))
-        film, mask = self._random_view(self.augment, film, mask, rng)
+        film, mask = self._random_view(film, mask, rng)
         turned = self.augment.geometry(image=film, mask=mask)
         return self._picture(turned["image"], turned["mask"])
 
     def _random_view(
-        self, augment: FieldAugment, film: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+        self, film: np.ndarray, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         if rng.random() < self.negatives:
             box = mask_box_xyxy(mask)
@@ -135,7 +121,7 @@ class FieldDataset(ReadFilms[FilmRow]):
             away = whole if box is None else expand_xyxy(box, 0.08)
             picture = make_negative(film, away, rng)
             return picture, np.zeros(picture.shape, np.uint8)
-        region = augment.region(mask, rng)
+        region = self.augment.region(mask, rng)
         return (film, mask) if region is None else cut(film, mask, region)
 
     def _picture(self, film: np.ndarray, mask: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.bundle import LITE_MEAN, LITE_STD, imagenet_lite_state_dict, load_bundle, rebuilding
+from cxr.rules import require
 from detect.settings import FieldNetConfig
 
 
@@ -93,9 +94,7 @@ def _cut_encoder(config: FieldNetConfig) -> Any:
         # timm keeps, and runs, the stages after the last one that is asked for
         last = int(body.feature_info.module_name()[-1].split(".")[1])
         body.blocks = body.blocks[: last + 1]
-    elif config.freeze_stages:
-        raise ValueError(
-            "model.freeze_stages must be 0 for an encoder that is not timm's "
-            f"EfficientNet. Got {config.freeze_stages} instead."
-        )
+    else:
+        rule = "model.freeze_stages must be 0 for an encoder that is not timm's EfficientNet"
+        require(not config.freeze_stages, rule, config.freeze_stages)
     return encoder
