@@ -46,7 +46,7 @@ class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
         films: Sequence[Row],
         root: Data,
         side: int,
-        augment: Any | None = None,
+        augment: Any = None,
         negatives: float = 0.0,
     ) -> None:
         self.root, self.side = DataFolders(root), side

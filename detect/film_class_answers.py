@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from cxr.answers import Answer
 from cxr.boxes import Xyxy, as_xyxy, iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
-from cxr.film import Film, FilmList, read_film
-from cxr.rules import RefusedError
-from cxr.stream import batched, default_jobs, read_ahead
-from cxr.workdir import Workdir, console, counting, log, provenance, write_atomic, write_json
+from cxr.film import Film, read_film
+from cxr.stream import batched, read_ahead
+from cxr.workdir import counting, log
 from detect.metrics import to_csv
 from detect.predict import Detections, ThoraxDetector
 
@@ -206,44 +204,7 @@ def measure_boxes(films: Sequence[AnsweredFilm]) -> dict[str, Any]:
     return {"films": len(ious), "mean_iou": mean, "share_iou_09": share}
 
 
-def answer_folder(
-    detector: ThoraxDetector,
-    found: FilmList,
-    folder: str,
-    out: str,
-    batch: int,
-    for_processing: bool = False,
-) -> int:
-    """Answer for a film or a folder of films: film_classes.csv (a row a film, also for one without
-    a box or unreadable, with the reason), film_classes.json (where it comes from) and
-    film_classes.png in `out`; returns how many films could be read. Raises RefusedError where no
-    film was found."""
-    if not found.films:
-        raise RefusedError(
-            f"--films must name a film, or a folder with films. Got {folder}, which holds none."
-        )
-    how = (batch, default_jobs(len(found.films)), None, for_processing)
-    films = list(classify_films(detector, found.films, *how))
-    workdir, classes = Workdir(out), detector.config.classes
-    write_atomic(workdir / "film_classes.csv", _to_table(films, classes))
-    write_json(
-        workdir / "film_classes.json",
-        {
-            "films": folder,
-            "classes": list(classes),
-            "passed_over": found.passed_over,
-            "operating_point": detector.operating_point,
-            "provenance": provenance(detector.weights),
-        },
-    )
-    draw_classed(films, workdir / "film_classes.png")
-    counts = Counter(f.answer or f.status for f in films)
-    told = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
-    console.print(f"{len(films)} films: {told}; {workdir / 'film_classes.csv'}", highlight=False)
-    return sum(f.status != "unreadable" for f in films)
-
-
-def _to_table(films: Sequence[ClassedFilm], classes: Sequence[str]) -> str:
+def to_table(films: Sequence[ClassedFilm], classes: Sequence[str]) -> str:
     """CSV: film, status, reason, class, score of the box, its corners in the film's pixels, and a
     score for each class and for `no box`; an unreadable film's cells are empty."""
     names = [*classes, NO_BOX]

@@ -297,13 +297,7 @@ def build_config(config: DetectorConfig) -> Any:
     resnet.NORM = "FrozenBN" if config.frozen_batchnorm else "BN"
     model.FPN.IN_FEATURES = ["res3", "res4", "res5"]
     model.FPN.OUT_CHANNELS = config.fpn_channels
-    _set_proposals(cfg, config)
-    _set_box_head(cfg, config)
-    return cfg
-
-
-def _set_proposals(cfg: Any, config: DetectorConfig) -> None:
-    rpn, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
+    rpn, anchors = model.RPN, model.ANCHOR_GENERATOR
     anchors.SIZES = [[float(int(f * config.side)) for f in config.anchor_sizes]]
     anchors.ASPECT_RATIOS = [list(config.anchor_aspects)]
     rpn.IN_FEATURES = ["p5"] if config.coarse_rpn else ["p3", "p4", "p5"]
@@ -312,10 +306,7 @@ def _set_proposals(cfg: Any, config: DetectorConfig) -> None:
     rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST = 2 * config.rpn_pre_nms, config.rpn_pre_nms
     rpn.POST_NMS_TOPK_TRAIN = config.proposals_train
     rpn.POST_NMS_TOPK_TEST = config.proposals_test
-
-
-def _set_box_head(cfg: Any, config: DetectorConfig) -> None:
-    heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+    heads, box = model.ROI_HEADS, model.ROI_BOX_HEAD
     heads.NAME = "StandardROIHeads"
     heads.NUM_CLASSES = len(config.classes)
     heads.IN_FEATURES = ["p3", "p4", "p5"]
@@ -329,6 +320,7 @@ def _set_box_head(cfg: Any, config: DetectorConfig) -> None:
     box.POOLER_RESOLUTION = config.roi_size
     box.POOLER_SAMPLING_RATIO = 2  # its default samples every cell: dear for a film-sized region
     cfg.TEST.DETECTIONS_PER_IMAGE = 4
+    return cfg
 
 
 def build_detectron2(config: DetectorConfig) -> Detectron2Adapter:

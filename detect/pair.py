@@ -80,7 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rule = choose_rule(films)
     weights = Path(config.weights or DEFAULT_WEIGHTS)
     on = {"films": len(films), "part": config.part, "weights": finder.weights}
-    out = write_rule(weights, replace(rule, chosen_on=on), config.out or weights)
+    from cxr.bundle import load_bundle, save_bundle
+
+    bundle = load_bundle(weights, "thorax")
+    meta = {k: v for k, v in bundle.meta.items() if k not in ("schema", "version", "kind")}
+    meta["pair"] = asdict(replace(rule, chosen_on=on))
+    out = save_bundle(config.out or weights, "thorax", bundle.tensors, **meta)
     console.print(f"{_told(rule, films)}\nwrote {out}", highlight=False)
     return 0
 
@@ -147,15 +152,6 @@ def fit_quality(doubts: Sequence[float], ious: Sequence[float]) -> tuple[tuple[f
     fitted = IsotonicRegression(increasing=False).fit_transform(x, y)
     groups = np.array_split(np.arange(len(x)), min(8, max(2, len(x) // 20)))
     return tuple((round(float(x[g].mean()), 4), round(float(fitted[g].mean()), 4)) for g in groups)
-
-
-def write_rule(weights: str | Path, rule: PairRule, out: str | Path) -> Path:
-    """The detector's bundle with the rule in its metadata."""
-    from cxr.bundle import load_bundle, save_bundle
-
-    bundle = load_bundle(weights, "thorax")
-    meta = {k: v for k, v in bundle.meta.items() if k not in ("schema", "version", "kind")}
-    return save_bundle(out, "thorax", bundle.tensors, **{**meta, "pair": asdict(rule)})
 
 
 def _told(rule: PairRule, films: Sequence[PairFilm]) -> str:

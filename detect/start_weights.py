@@ -1,11 +1,8 @@
 """Where a detector's first weights come from: COCO, ImageNet, a file of ours, or nowhere.
 
-detectron2's own weights (`detectron2://ImageNetPretrained/MSRA/R-50.pkl`,
-`detectron2://COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758.pkl`) are
-pickles: whoever wrote or swapped one can run anything on the reader's machine. They are never
-opened here. `imagenet` and `coco` are torchvision's weights of the same networks instead, plain
-tensors that are read with `weights_only` and renamed as detectron2's
-tools/convert-torchvision-to-d2.py does.
+detectron2's own weights are pickles, which are never opened here. `imagenet` and `coco` are
+torchvision's weights of the same networks instead, plain tensors that are read with `weights_only`
+and renamed as detectron2's tools/convert-torchvision-to-d2.py does.
 """
 
 from __future__ import annotations

@@ -212,7 +212,10 @@ def read_screening_films(
             )
         targets = found
         for row in rows:
-            truth = _match(row.film, table, names)
+            parts = PurePosixPath(row.film.replace("\\", "/")).parts
+            ends = ("/".join(parts[start:]) for start in range(len(parts)))
+            name = next((end for end in ends if end in table), None) or names.find(row.film)
+            truth = None if name is None else table[name]
             if row.logits is None or row.status != "ok":
                 out[f"status {row.status}"] += 1
             elif row.doubt:
@@ -247,13 +250,6 @@ def read_screening_films(
         dict(out),
         [t.view for t in truths],
     )
-
-
-def _match(film: str, table: dict[str, FilmRow], names: FilmNames) -> FilmRow | None:
-    parts = PurePosixPath(film.replace("\\", "/")).parts
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    found = next((end for end in ends if end in table), None) or names.find(film)
-    return None if found is None else table[found]
 
 
 def screening_table(is_abnormal: np.ndarray, is_cleared: np.ndarray) -> dict[str, int]:

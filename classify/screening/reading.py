@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -30,21 +30,9 @@ NOTED = {
 FINE_APART = 0.25  # detect.finder.PairRule's, for a detector that no rule was chosen for
 
 
-class Boxed(Protocol):
-    """A film with what is known of its thorax box: an Item, or a row of the crops' manifest."""
-
-    @property
-    def status(self) -> str: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    @property
-    def apart(self) -> float | None: ...
-
-
-def doubts_of(film: Boxed, fine_apart: float = FINE_APART) -> list[str]:
-    """What speaks against clearing the film, in words; none for a film that may be cleared.
+def doubts_of(film: Any, fine_apart: float = FINE_APART) -> list[str]:
+    """What speaks against clearing the film (an Item, or a row of the crops' manifest: `status`,
+    `notes` and `apart` of its box), in words; none for a film that may be cleared.
     `fine_apart` is the 1 − IoU of the thorax box's two opinions from which on they disagree: the
     detector's `lone_apart` (detect.finder.PairRule)."""
     found = [] if film.status == "ok" else ["no thorax box is sure enough"]

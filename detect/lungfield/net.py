@@ -49,7 +49,7 @@ class FieldNet(nn.Module):
         """Stem and first stages stay as they are, BatchNorm included: they see edges, not lungs,
         and at the finest resolution they cost most of the training time."""
         body = self.encoder.model
-        self._frozen = [body.conv_stem, body.bn1, *body.blocks[:stages]] if stages else []
+        self._frozen = [body.conv_stem, body.bn1, *body.blocks[:stages]]
         for module in self._frozen:
             module.requires_grad_(False)
         self.train(self.training)
