@@ -66,8 +66,8 @@ def restore(config: RestoreConfig) -> int:
     from classify.genesis import GenesisConfig
     from classify.preprocess import preprocess
     from classify.tasks.restore import restored_sheet
-    from cxr.devices import pick_device
     from cxr.draw import encode_png
+    from cxr.engines import pick_device
     from cxr.film import list_films
     from cxr.stream import Unread, read_ahead
 

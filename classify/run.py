@@ -41,15 +41,13 @@ from classify.work import (
     open_source,
 )
 from cxr.cli import as_command, parse_config, to_plain
-from cxr.devices import without_compiler
-from cxr.engines import shared_by
+from cxr.engines import shared_by, without_compiler
 from cxr.manifest import CropRow
 from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.rules import refusing, require_same_settings
-from cxr.stream import written
+from cxr.stream import LOCAL, spread, written
 from cxr.workdir import Workdir, console, log, read_json
-from cxr.workers import LOCAL, spread
 
 
 @as_command

@@ -98,7 +98,7 @@ def show(config: ShowConfig) -> list[Path]:
         )
     paths = list_films(config.films).films[: config.most or None]
     from classify.bundles import load_single
-    from cxr.devices import pick_device
+    from cxr.engines import pick_device
 
     single = load_single(bundle)
     if config.explain and config.explain not in single.classes:

@@ -21,12 +21,11 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import UID
 
-from cxr.codestream import MAX_PIXELS
-from cxr.dicom_decode import Words, decode_words
-from cxr.dicom_header import Header, Layout
-from cxr.greyscale import grey_from_words, to_grey
+from cxr.greyscale import grey_from_words
 from cxr.intensity import resize
 from cxr.notes import FilmError, note, shown
+from cxr.picture import MAX_PIXELS, to_grey
+from cxr.pixel_data import Header, Layout, Words, decode_words
 
 # RG and HC are digitised film, DR is written by some devices for DX, SC by some for OT.
 _FILM_MODALITIES = {"CR", "DX", "DR", "RG", "HC", "OT", "SC"}

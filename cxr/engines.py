@@ -1,4 +1,5 @@
-"""Networks without torch: an ONNX file beside each bundle, run by ONNX Runtime or OpenVINO.
+"""By what a network runs, and where: an ONNX file beside each bundle by ONNX Runtime or OpenVINO,
+without torch; or torch on a device, in one vocabulary (auto, cpu or cuda; other words are aliases).
 
 `python tools/export.py` writes BUNDLE.onnx beside BUNDLE.safetensors. The graph is all that it
 holds, and the SHA-256 of the bundle it was made from: settings, operating point and provenance stay
@@ -7,19 +8,25 @@ in the bundle, which must lie beside it, so that a run says the same of itself b
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxr.rules import require
 from cxr.workdir import log, sha256_file
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = ("auto", "onnx", "openvino", "torch")
 PRECISIONS = ("fp32", "bf16")
@@ -260,3 +267,75 @@ def _strings(entry: bytes) -> tuple[str, str]:
         found[key >> 3] = entry[at : at + length].decode("utf-8", "replace")
         at += length
     return found[1], found[2]
+
+
+# --- torch ---
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto` is the first GPU, or the CPU where there is none; `gpu` is cuda, and torch's own
+    words (cuda:1, mps) are taken. Raises ValueError for any other."""
+    import torch  # late: settings and --help must not pay for it
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device("cuda" if device == "gpu" else device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be auto, cpu, gpu or a name of torch. Got {device!r}."
+        ) from error
+
+
+@contextmanager
+def inferring(device: torch.device, precision: str) -> Iterator[None]:
+    """Without gradients, and in bf16 where that was asked for."""
+    import torch
+
+    half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), half:
+        yield
+
+
+_NAME = "torch._dynamo"
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import torchvision and timm in here: a stand-in takes the place of torch's compiler meanwhile
+    (it takes as long as torch itself, and nothing is compiled here), whose `disable` leaves
+    functions as they are. Afterwards it can be imported as ever; where it is
+    loaded already, nothing is done."""
+    if _NAME in sys.modules:
+        yield
+        return
+    compiler: Any = ModuleType(_NAME)
+    utils: Any = ModuleType(f"{_NAME}.utils")
+    compiler.utils, compiler.disable = utils, _leave
+    utils.is_compile_supported = lambda _device: False
+    for module in (compiler, utils):
+        module.__getattr__ = partial(_of_the_compiler, module.__name__)
+    sys.modules |= {_NAME: compiler, utils.__name__: utils}
+    try:
+        yield
+    finally:
+        _drop_stand_in()
+
+
+def _drop_stand_in() -> None:
+    if not hasattr(sys.modules.get(_NAME), "__file__"):
+        for name in (_NAME, f"{_NAME}.utils"):
+            sys.modules.pop(name, None)
+
+
+def _of_the_compiler(module: str, name: str) -> Any:
+    """What the stand-in has not is the compiler's own: it is loaded then, after all."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    _drop_stand_in()
+    return getattr(importlib.import_module(module), name)
+
+
+def _leave(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
+    """As a decorator, with or without arguments."""
+    return (lambda given: given) if function is None else function

@@ -8,30 +8,17 @@ wrong part of the film.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from cxr.notes import FilmError, note
+from cxr.picture import by_rows, check_shows
+from cxr.pixel_data import Header, Layout, Words
 
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-    from cxr.dicom_header import Header, Layout, Words
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_BLOCK_VALUES = 1 << 22  # numpy's index and float copies of a whole film would take gigabytes
 _OWN_RANGE = "the film's own range is shown"
-
-
-def by_rows(pixels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(H, W) float32 from (H, W) or (H, W, C), converted a block of rows at a time."""
-    result = np.empty(pixels.shape[:2], dtype=np.float32)
-    step = max(1, _BLOCK_VALUES // max(1, pixels[0].size))
-    for start in range(0, len(pixels), step):
-        result[start : start + step] = convert(pixels[start : start + step])
-    return result
 
 
 def distinct(words: np.ndarray) -> np.ndarray:
@@ -40,21 +27,6 @@ def distinct(words: np.ndarray) -> np.ndarray:
     for row in words:
         seen[row] = True
     return np.flatnonzero(seen)
-
-
-def check_shows(levels: np.ndarray) -> None:
-    """Raise FilmError where a film has only one value."""
-    if levels.size == 0 or levels.min() == levels.max():
-        raise FilmError("blank", "All pixels have the same value: there is no film.")
-
-
-def to_grey(samples: np.ndarray, top: int) -> np.ndarray:
-    """(H, W) grey or (H, W, 3) RGB samples of 0 to `top`, never stretched, to (H, W) float32 in
-    [0, 1]: colour by its luma."""
-    weights = np.asarray(_LUMA) if samples.ndim == 3 else 1.0
-    grey = by_rows(samples, lambda rows: np.dot(rows.astype(np.float64), weights) / top)
-    check_shows(grey)
-    return grey
 
 
 def grey_from_words(header: Header, layout: Layout, image: Words) -> np.ndarray:

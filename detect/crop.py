@@ -40,9 +40,8 @@ from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
 from cxr.rules import refusing, require_between, require_one_of
-from cxr.stream import Unread, batched, default_jobs, read_ahead
+from cxr.stream import LOCAL, Unread, batched, check_workers, default_jobs, read_ahead, spread
 from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
-from cxr.workers import LOCAL, check_workers, spread
 from detect.finder import BOXES, TURNED, ThoraxFinder
 from detect.predict import ThoraxBox
 

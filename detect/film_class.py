@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from cxr.answers import write_answers
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
+from cxr.draw import draw_confusion
 from cxr.film import list_films
-from cxr.plots import draw_confusion
+from cxr.ledger import write_answers
 from cxr.rules import RefusedError, refusing
 from cxr.training.recipe import check_recipe, free, keep_to_recipe
 from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_json

@@ -12,11 +12,11 @@ import numpy as np
 from rich.progress import track
 
 from cxr import draw
-from cxr.answers import Answer
 from cxr.boxes import Xyxy, as_xyxy, iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.film import Film, FilmList, read_film
+from cxr.ledger import Answer
 from cxr.rules import RefusedError
 from cxr.stream import batched, default_jobs, read_ahead
 from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json

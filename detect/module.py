@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cxr import draw
 from cxr.boxes import iou_xyxy
-from cxr.training.learner import Learner
-from cxr.training.optim import OptimConfig, cosine_factor
+from cxr.training.learner import Learner, cosine_factor
+from cxr.training.recipe import OptimConfig
 from detect.film_class_answers import class_scores
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]

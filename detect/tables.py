@@ -20,8 +20,19 @@ from rich.table import Table
 from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
-from cxr.draw import BLUE, GREEN, ORANGE, RED, WHITE, draw_box, to_rgb, write_sheet
-from cxr.plots import COLOURS, new_figure, write_figure
+from cxr.draw import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    ORANGE,
+    RED,
+    WHITE,
+    draw_box,
+    new_figure,
+    to_rgb,
+    write_figure,
+    write_sheet,
+)
 from cxr.stats import bootstrap_mean, in_words
 from cxr.stream import Unread, read_ahead
 from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json

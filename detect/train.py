@@ -117,8 +117,7 @@ def fit(
     """
     from torch.utils.data import DataLoader
 
-    from cxr.training import loop
-    from cxr.training.learner import best_epoch
+    from cxr.training import learner as loop
 
     path, every, tile = picture
     shown = tuple(dict.fromkeys(("loss", "val_iou", module.monitor)))
@@ -147,7 +146,7 @@ def fit(
         callbacks=watching,
     )
     loop.load_best(module, workdir / "checkpoints")
-    return loop.rounded(module.history)[best_epoch(module.history, module.monitor)]
+    return loop.rounded(module.history)[loop.best_epoch(module.history, module.monitor)]
 
 
 def write_bundle(

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cxr.devices import pick_device
-from cxr.training.learner import Learner
-from cxr.training.loop import BEST, LAST, HistoryFile, fit, load_best
-from cxr.training.optim import OptimConfig, PlateauHalving
+from cxr.engines import pick_device
+from cxr.training.learner import BEST, LAST, HistoryFile, Learner, PlateauHalving, fit, load_best
 from cxr.training.recipe import (
+    OptimConfig,
     disk_need,
     free,
     free_names,

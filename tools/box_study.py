@@ -18,7 +18,7 @@ from typing import Any
 
 from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
-from cxr.plots import LINES, new_figure, write_figure
+from cxr.draw import LINES, new_figure, write_figure
 from cxr.rules import refusing, require
 from cxr.split import Split
 from cxr.stats import Interval, in_words

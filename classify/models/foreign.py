@@ -21,7 +21,7 @@ from classify.models.foreign_nets import build
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.hooks import left_as_found
 from cxr.cli import to_plain
-from cxr.devices import pick_device
+from cxr.engines import pick_device
 from cxr.rules import require
 from cxr.workdir import log as say
 

@@ -11,13 +11,67 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr.cli import to_plain
 from cxr.rules import require_same_settings
 from cxr.workdir import read_json, write_json
+
+CHOICES = ("val_loss", "val_auc")  # what the kept epoch is chosen by
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule of one phase. The defaults are the thesis'.
+
+    Args:
+        optimizer: adam, adamw or sgd.
+        rate: learning rate at its highest.
+        encoder_rate: factor on the rate for the pretrained encoder.
+        weight_decay: of all weights that are trained.
+        schedule: plateau (the thesis), cosine, onecycle or constant.
+        epochs: at most this many.
+        warmup_epochs: cosine only: the rate rises from 0 over these epochs (fractions count).
+        patience: plateau: epochs without gain of the validation loss before the rate is cut;
+            the others: epochs without gain in what the best epoch is chosen by (members: macro
+            AUC) before the end, 0 for never.
+        factor: plateau: the cut.
+        floor_rate: plateau: below this rate, `patience` epochs without gain end the training.
+        clip_norm: largest norm of the gradient; 0 for none.
+        ema_decay: moving average of the weights over steps, which is what is validated and kept;
+            0 for none.
+    """
+
+    optimizer: str = "adam"
+    rate: float = 1e-3
+    encoder_rate: float = 1.0
+    weight_decay: float = 5e-4
+    schedule: str = "plateau"
+    epochs: int = 300
+    warmup_epochs: float = 0.0
+    patience: int = 50
+    factor: float = 0.5
+    floor_rate: float = 1e-4
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "adamw", "sgd"):
+            raise ValueError(f"optimizer must be adam, adamw or sgd. Got {self.optimizer!r}.")
+        if self.schedule not in ("plateau", "cosine", "onecycle", "constant"):
+            raise ValueError(
+                "schedule must be plateau, cosine, onecycle or constant. "
+                f"Got {self.schedule!r} instead."
+            )
+        if self.rate <= 0 or self.epochs < 1 or not 0 < self.factor < 1:
+            raise ValueError(
+                "rate must be positive, epochs at least 1, factor in (0, 1). Got "
+                f"{self.rate}, {self.epochs}, {self.factor} instead."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1). Got {self.ema_decay} instead.")
 
 
 def free(default: Any) -> Any:
