@@ -30,13 +30,8 @@ def distinct(words: np.ndarray) -> np.ndarray:
 
 
 def grey_from_words(header: Header, layout: Layout, image: Words) -> np.ndarray:
-    """(H, W) words of a grey film to float32 in [0, 1], dense bone white.
-
-    Args:
-        header: of the film; what is assumed is noted there.
-        layout: how the values lie in the words.
-        image: (H, W) words as any decoder gives them.
-    """
+    """(H, W) words of a grey film, as any decoder gives them, to float32 in [0, 1], dense bone
+    white; what is assumed is noted in its header."""
     levels = distinct(image.words)
     stored = stored_values(header, layout, levels, image)
     seen = ~_is_padding(header, layout, levels, stored)
@@ -152,13 +147,9 @@ def apply_window(
     values: np.ndarray, centre: float, width: float, function: str = "LINEAR"
 ) -> np.ndarray | None:
     """Window values to [0, 1] (DICOM PS3.3 C.11.2.1.2); None for a window that is not allowed."""
-    if function == "SIGMOID":
-        if width <= 0:
-            return None
+    if function == "SIGMOID" and width > 0:
         return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -60.0, 60.0)))
-    if function == "LINEAR_EXACT":
-        if width <= 0:
-            return None
+    if function == "LINEAR_EXACT" and width > 0:
         return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
     if function != "LINEAR" or width < 1:
         return None
@@ -195,13 +186,8 @@ class _Lut(NamedTuple):
 
 
 def _luts(header: Header, keyword: str, signed: bool) -> Iterator[_Lut]:
-    """The usable tables of a sequence (DICOM PS3.3 C.11.1, C.11.2); broken ones are noted.
-
-    Args:
-        header: of the film.
-        keyword: of the sequence.
-        signed: whether the values looked up may be negative: then the first one mapped is signed.
-    """
+    """The usable tables of a sequence (DICOM PS3.3 C.11.1, C.11.2); broken ones are noted. Where
+    the values looked up may be negative, the first one mapped is `signed`."""
     for item in header.items(keyword) or ():
         described = header.numbers("LUTDescriptor", "its table is ignored", item)
         if described is None:

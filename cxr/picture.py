@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF of 8 and 16 bits, decoded from memory to (H, W) float32 in [0, 1].
+"""A film as read; and PNG, JPEG and TIFF of 8 and 16 bits, decoded from memory to (H, W) float32.
 
 Values are divided by the full range of their type, so that a crop saved as a picture comes back as
 it was. White is taken for dense: these formats cannot say (only TIFF's WhiteIsZero is honoured,
@@ -12,13 +12,15 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cxr.boxes import stretch_xyxy
 from cxr.notes import FilmError, note
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -32,6 +34,30 @@ _ORIENTATION, _SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH = 274, 254, 255, 256, 257
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
 _X_RESOLUTION, _Y_RESOLUTION, _TILE_WIDTH, _TILE_LENGTH = 282, 283, 322, 323
 _EXTENT_TAGS = ((273, 279), (324, 325))  # strips and tiles: offsets, byte counts
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """One film as read from a file; ids are hashed (see `cxr.dicom.hash_id`)."""
+
+    pixels: np.ndarray = field(repr=False)  # (H, W) float32 in [0, 1], dense bone white
+    path: str = ""  # as given
+    sha256: str = ""  # of the file's bytes
+    spacing_mm: tuple[float, float] | None = None  # (row, column) distance of pixel centres
+    view: str = "unknown"  # or PA, AP, LATERAL
+    laterality: str = ""  # or L, R, B, U
+    patient: str = ""
+    study: str = ""
+    bits: int = 8  # grey depth of the stored values
+    notes: tuple[str, ...] = ()  # what was assumed or left out (see `cxr.notes`)
+    stored_hw: tuple[int, int] | None = None  # where it was resampled to square pixels: before that
+    age_years: float | None = None  # of the patient
+
+    def to_stored(self, boxes_xyxy: np.ndarray | Sequence[float]) -> np.ndarray:
+        """(N, 4) or (4,) xyxy boxes in the film's pixels, in the pixels as stored."""
+        size_hw = (self.pixels.shape[0], self.pixels.shape[1])
+        stored = stretch_xyxy(boxes_xyxy, size_hw, self.stored_hw or size_hw)
+        return stored.reshape(np.shape(boxes_xyxy))
 
 
 class _Samples(NamedTuple):
@@ -51,14 +77,8 @@ def is_picture(data: bytes) -> bool:
 
 
 def read_picture(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """Decode a PNG, JPEG or TIFF.
-
-    Returns:
-        (H, W) float32 in [0, 1], the bits of a stored sample, notes.
-
-    Raises:
-        FilmError: with its reason; Pillow pads a cut file without a word, which is found out here.
-    """
+    """(H, W) float32 in [0, 1] of a PNG, JPEG or TIFF, the bits of a stored sample, notes; raises
+    FilmError. Pillow pads a cut file without a word, which is found out here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

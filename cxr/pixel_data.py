@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable
 from typing import NamedTuple
 
 import imagecodecs
@@ -23,7 +22,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
-from cxr.notes import FilmError, note, shown
+from cxr.notes import FilmError, decoding, note, shown
 from cxr.picture import StreamHeader, check_jpeg, check_jpeg2000, check_size
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
@@ -82,15 +81,9 @@ class Header:
     def numbers(
         self, keyword: str, instead: str = "", item: Dataset | None = None
     ) -> tuple[float, ...] | None:
-        """The values of a numeric element of the data set, or of an item of it.
-
-        Args:
-            keyword: of the element.
-            instead: what happens where it is unreadable, for the note; "" refuses the film.
-            item: of a sequence.
-
-        Returns () where the element is absent or empty, None where it is unreadable.
-        """
+        """The values of a numeric element of the data set, or of an item of a sequence; () where
+        the element is absent or empty, None where it is unreadable: `instead` says what happens
+        then, for the note, and "" refuses the film."""
         texts = _texts(self.ds if item is None else item, keyword)
         if texts is not None and not "".join(texts):
             return ()
@@ -211,16 +204,8 @@ _MOST_FRAGMENTS = 1 << 16
 
 
 def decode_words(ds: Dataset, layout: Layout, notes: list[str]) -> Words:
-    """The words of a film's pixel data.
-
-    Args:
-        ds: data set with pixel data and a transfer syntax.
-        layout: its checked image pixel module.
-        notes: to which a contradicted transfer syntax is added.
-
-    Raises:
-        FilmError: unsupported_syntax, truncated, no_pixels or bad_pixels.
-    """
+    """The words of the pixel data of a data set with a transfer syntax, and a note where that is
+    contradicted. Raises FilmError: unsupported_syntax, truncated, no_pixels or bad_pixels."""
     syntax, data = str(ds.file_meta.TransferSyntaxUID), ds.PixelData
     said = _SYNTAXES.get(syntax)
     if said is None:
@@ -241,9 +226,10 @@ def decode_words(ds: Dataset, layout: Layout, notes: list[str]) -> Words:
     if found == _PLAIN:
         words = _native(ds, layout, needed, big=syntax == _BIG_ENDIAN)
         return Words(words, layout.allocated, is_ybr)
-    if about is None:
-        return Words(_guarded(found, lambda: _rle(stream, layout)), layout.allocated, is_ybr)
-    return _decode_stream(stream, found, about, layout)
+    with decoding(f"The {found} data are damaged: no decoder reads them."):
+        if about is None:
+            return Words(_rle(stream, layout), layout.allocated, is_ybr)
+        return _decode_stream(stream, found, about, layout)
 
 
 def _decode_stream(stream: bytes, found: str, about: StreamHeader, layout: Layout) -> Words:
@@ -256,7 +242,7 @@ def _decode_stream(stream: bytes, found: str, about: StreamHeader, layout: Layou
         )
     if about.kind == "other":
         raise FilmError("unsupported_syntax", "The pixel data are a kind of JPEG that is not read.")
-    words = _guarded(found, lambda: _decode(found, stream, layout))
+    words = _decode(found, stream, layout)
     if words.ndim == 3 and words.shape[0] == layout.samples != words.shape[2]:
         words = np.moveaxis(words, 0, 2)
     if words.shape != layout.size_hw + (layout.samples,) * (layout.samples > 1):
@@ -314,17 +300,6 @@ def _look_at(stream: bytes, said: str, layout: Layout) -> tuple[str, StreamHeade
     if said == _RLE or stream[:8] == struct.pack("<2I", planes, 64):
         return _RLE, None
     return "", None
-
-
-def _guarded(kind: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
-    try:
-        return decode()
-    except (FilmError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise all kinds
-        raise FilmError(
-            "bad_pixels", f"The {kind} data are damaged: no decoder reads them."
-        ) from error
 
 
 def _native(ds: Dataset, layout: Layout, needed: int, big: bool) -> np.ndarray:
