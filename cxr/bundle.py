@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cxr.rules import require
 from cxr.workdir import sha256_file, write_atomic
 
 if TYPE_CHECKING:
@@ -215,15 +216,11 @@ def match_in_order(
 
     Raises ValueError when their number or any shape differs: then the order means nothing.
     """
-    if len(loaded) != len(wanted):
-        raise ValueError(f"loaded must hold {len(wanted)} tensors. Got {len(loaded)} instead.")
+    require(len(loaded) == len(wanted), f"loaded must hold {len(wanted)} tensors", len(loaded))
     pairs = list(zip(loaded.items(), wanted.items(), strict=True))
     for (theirs, tensor), (ours, target) in pairs:
-        if tensor.shape != target.shape:
-            raise ValueError(
-                f"{theirs} must have the shape {tuple(target.shape)} of {ours}. "
-                f"Got {tuple(tensor.shape)} instead."
-            )
+        rule = f"{theirs} must have the shape {tuple(target.shape)} of {ours}"
+        require(tensor.shape == target.shape, rule, tuple(tensor.shape))
     return {ours: tensor for (_, tensor), (ours, _) in pairs}
 
 

@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
 from cxr.rules import DISK, FULL, GONE, RefusedError, in_words, lacks_training
-from cxr.workdir import log, run_logs, set_up_logging, write_atomic
+from cxr.workdir import as_plain, log, run_logs, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
 Several = list[str] | str  # of a flag that may be given more than once
@@ -49,24 +49,16 @@ def build_parser(
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file with any of the options below"
     )
-    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    said: dict[str, Any] = {
+        n: {"type": str, "help": docs.get(n, "")} for n in (*positionals, *bare)
+    }
     for name in positionals:
-        parser.add_argument(
-            name,
-            nargs="*",
-            type=str,
-            default=SUPPRESS,
-            metavar=name.upper(),
-            help=docs.get(name, ""),
-        )
+        parser.add_argument(name, nargs="*", default=SUPPRESS, metavar=name.upper(), **said[name])
     for name, value in bare.items():
-        parser.add_argument(
-            f"--{name}", nargs="?", type=str, const=value, default=None, help=docs.get(name, "")
-        )
-    parser.add_class_arguments(
-        config_class, skip={*positionals, *bare}, as_group=False, fail_untyped=True
-    )
-    unknown = {*positionals, *bare} - set(fields)
+        parser.add_argument(f"--{name}", nargs="?", const=value, default=None, **said[name])
+    skip = {*positionals, *bare}
+    parser.add_class_arguments(config_class, skip=skip, as_group=False, fail_untyped=True)
+    unknown = skip - {f.name for f in dataclasses.fields(config_class)}
     assert not unknown, f"arguments that are no fields: {unknown}"
     return parser
 
@@ -96,26 +88,22 @@ def parse_config(
 
 def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     """`--square films/` as `--square=true films/`: a switch is known to take no file's name."""
-    switches = {
-        option
-        for action in parser._actions
-        if getattr(action, "_typehint", None) is bool
-        for option in action.option_strings
-    }
+    switches = _options_of(parser, bool)
     return [
         f"{word}=true" if word in switches and after not in (["true"], ["false"]) else word
         for word, after in ((word, words[i + 1 : i + 2]) for i, word in enumerate(words))
     ]
 
 
+def _options_of(parser: ArgumentParser, kind: Any) -> set[str]:
+    """The flags whose values are of this type."""
+    ours = (a for a in parser._actions if getattr(a, "_typehint", None) == kind)
+    return {option for action in ours for option in action.option_strings}
+
+
 def _gather_lists(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     """`--data A --data B` as `--data=["A", "B"]`, where a flag takes one folder or several."""
-    several = {
-        option
-        for action in parser._actions
-        if getattr(action, "_typehint", None) == Several
-        for option in action.option_strings
-    }
+    several = _options_of(parser, Several)
     out, given, waiting = list[str](), dict[str, list[str]](), list(words)
     while waiting:
         word = waiting.pop(0)
@@ -260,14 +248,7 @@ def as_list(value: Several) -> list[str]:
 
 def to_plain(config: Any) -> Any:
     """A dataclass (nested too) as plain dicts, lists and strings for JSON or YAML."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = dataclasses.fields(config)
-        return {f.name: to_plain(getattr(config, f.name)) for f in fields}
-    if isinstance(config, dict):
-        return {str(k): to_plain(v) for k, v in config.items()}
-    if isinstance(config, list | tuple):
-        return [to_plain(v) for v in config]
-    return str(config) if isinstance(config, Path) else config
+    return as_plain(config, lambda value: str(value) if isinstance(value, Path) else value)
 
 
 def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:

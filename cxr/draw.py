@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cxr.boxes import as_boxes
+from cxr.rules import require
 from cxr.workdir import write_atomic
 
 if TYPE_CHECKING:
@@ -221,14 +222,7 @@ def _draw_texts(
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     for text, xy in texts:
-        pen.text(
-            xy,
-            to_ascii(text),
-            fill=colour,
-            font=_font(size),
-            stroke_width=rim,
-            stroke_fill=(0, 0, 0),
-        )
+        pen.text(xy, to_ascii(text), colour, _font(size), stroke_width=rim, stroke_fill=(0, 0, 0))
     return np.array(canvas)
 
 
@@ -283,11 +277,8 @@ def draw_confusion(
     The shade is the share of its row, so that a rare class is seen as well as a common one.
     """
     counts = np.asarray(counts)
-    if counts.shape != (len(truths), len(answers)):
-        raise ValueError(
-            f"counts must be ({len(truths)}, {len(answers)}), one row a true class. "
-            f"Got {counts.shape} instead."
-        )
+    wanted = (len(truths), len(answers))
+    require(counts.shape == wanted, f"counts must be {wanted}, one row a true class", counts.shape)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows, columns = counts.shape
     figure = new_figure(1.8 + 1.3 * columns, 1.6 + 1.0 * rows)
@@ -336,9 +327,8 @@ def draw_restoring(history: History, path: Path) -> Path:
     themselves."""
     figure = new_figure(5.5, 3.6)
     axis = figure.subplots()
+    _lines(axis, history, {"train_loss": "training", "val_loss": "validation"}, [])
     epochs = [row["epoch"] + 1 for row in history]
-    for key, label in (("train_loss", "training"), ("val_loss", "validation")):
-        axis.plot(epochs, [row.get(key, np.nan) for row in history], marker=".", label=label)
     untouched = [row["val_untouched"] for row in history]
     axis.plot(epochs, untouched, color="grey", linestyle="--", label="distorted films as they are")
     axis.set(xlabel="epoch", ylabel="1 − SSIM", ylim=(0, None))

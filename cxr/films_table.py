@@ -332,10 +332,8 @@ class FilmNames:
     and `/films/nih/1.png`. Where several names end so (CheXpert calls every film
     `study1/view1_frontal.jpg`), as many more parts must be equal as tell one name from the others.
 
-    Args:
-        names: the names to be found.
-        asked: the names that will be asked for, where they are known: one that ends like another
-            of them must share more parts too, though `names` may hold only one such.
+    Where the names that will be `asked` for are known, one that ends like another of them must
+    share more parts too, though `names` may hold only one such.
     """
 
     def __init__(self, names: Iterable[str], asked: Iterable[str] = ()) -> None:

@@ -91,12 +91,8 @@ def clahe(pixels: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.nda
 
     The tables have 256 bins and are read between bins, so that a 16-bit film keeps its steps.
     OpenCV's own 16-bit CLAHE has 65,536 bins: a tile of a film holds fewer pixels than that, every
-    bin is clipped to one count, and the film comes out nearly as it went in.
-
-    Args:
-        pixels: (H, W) film.
-        clip_limit: highest count of a bin, in multiples of the mean count, as in OpenCV.
-        tiles: tiles along each side.
+    bin is clipped to one count, and the film comes out nearly as it went in. `clip_limit` is the
+    highest count of a bin, in multiples of the mean count, as in OpenCV; `tiles` are along a side.
     """
     check_pixels(pixels, "clahe")
     if tiles < 1 or clip_limit <= 0:

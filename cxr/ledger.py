@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
-from cxr.rules import require_same_settings
+from cxr.rules import require, require_same_settings
 from cxr.workdir import TEXT, claim, write_atomic
 
 Row = TypeVar("Row")
@@ -365,7 +365,10 @@ def read_answers(path: str | Path) -> tuple[tuple[str, ...], list[Answer]]:
         return read
 
     def read(cells: list[str]) -> Answer:
-        answer = _answer(cells, len(_BEFORE) + len(classes))
+        width = len(_BEFORE) + len(classes)
+        require(len(cells) == width, f"a row must have {width} cells", len(cells))
+        film, patient, source, truth, *scores = cells
+        answer = Answer(film, patient, source, truth, tuple(map(float, scores)))
         _check(answer, classes, films)
         return answer
 
@@ -376,13 +379,6 @@ def read_answers(path: str | Path) -> tuple[tuple[str, ...], list[Answer]]:
 def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
     """The columns of an answers.csv for these classes."""
     return (*_BEFORE, *(f"{_SCORE}{name}" for name in classes))
-
-
-def _answer(cells: Sequence[str], width: int) -> Answer:
-    if len(cells) != width:
-        raise ValueError(f"a row must have {width} cells. Got {len(cells)} instead.")
-    film, patient, source, truth, *scores = cells
-    return Answer(film, patient, source, truth, tuple(float(score) for score in scores))
 
 
 def _check_classes(classes: tuple[str, ...]) -> None:
@@ -397,16 +393,10 @@ def _check(answer: Answer, classes: tuple[str, ...], films: set[str]) -> None:
     if not answer.film or answer.film in films:
         raise ValueError(f"film must be named, and stand there once. Got {answer.film!r}.")
     films.add(answer.film)
-    if answer.truth not in classes:
-        raise ValueError(
-            f"truth of {answer.film} must be one of {', '.join(classes)}. "
-            f"Got {answer.truth!r} instead."
-        )
+    rule = f"truth of {answer.film} must be one of {', '.join(classes)}"
+    require(answer.truth in classes, rule, answer.truth)
     good = all(math.isfinite(score) and score >= 0 for score in answer.scores)
-    # half-precision networks are a little off
-    near_one = abs(sum(answer.scores) - 1) < 1e-3
-    if len(answer.scores) != len(classes) or not good or not near_one:
-        raise ValueError(
-            f"scores of {answer.film} must be {len(classes)} numbers, none negative, "
-            f"with the sum 1. Got {list(answer.scores)} instead."
-        )
+    near_one = abs(sum(answer.scores) - 1) < 1e-3  # half-precision networks are a little off
+    rule = f"scores of {answer.film} must be {len(classes)} numbers, none negative, with the sum 1"
+    holds = len(answer.scores) == len(classes) and good and near_one
+    require(holds, rule, list(answer.scores))

@@ -82,8 +82,8 @@ def make_split(
             f"patients and strata must be of one length. Got {len(patients)} and "
             f"{len(strata)} instead."
         )
-    if not np.isclose(sum(parts.values()), 1.0) or min(parts.values()) < 0:
-        raise ValueError(f"parts must be shares that sum to 1. Got {dict(parts)} instead.")
+    whole = np.isclose(sum(parts.values()), 1.0) and min(parts.values()) >= 0
+    require(bool(whole), "parts must be shares that sum to 1", dict(parts))
     if any(not p for p in patients):
         raise ValueError(
             "patients must all be named: a film without a patient can leak. "
@@ -126,8 +126,7 @@ def make_folds(
     patients: Sequence[str], strata: Sequence[Hashable], folds: int = 5, seed: int = 0
 ) -> list[Split]:
     """k splits with parts train, val and test: fold i is tested once, fold i + 1 validates."""
-    if folds < 3:
-        raise ValueError(f"folds must be at least 3 (train, val, test). Got {folds} instead.")
+    require(folds >= 3, "folds must be at least 3 (train, val, test)", folds)
     base = make_split(patients, strata, {str(i): 1 / folds for i in range(folds)}, seed)
     role = {0: "test", 1: "val"}
     return [

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from cxr.rules import require
+
 Array = np.ndarray
 SWAP_TEST = "permutation: the arms swapped patient by patient"
 BOOTSTRAP_TEST = "paired bootstrap of patients"
@@ -105,7 +107,7 @@ def _means(values: Array, patients: Sequence[str] | Array, draws: int, seed: int
     return np.concatenate([np.zeros(0), *((t @ sums) / (t @ counts) for t in blocks)])
 
 
-def _known(values: Any, patients: Sequence[str]) -> tuple[Array, Array]:
+def _known(values: Any, patients: Sequence[str] | Array) -> tuple[Array, Array]:
     """The values that are not NaN (None is), and their patients."""
     x = np.asarray(values, dtype=np.float64)
     if x.shape != (len(patients),):
@@ -116,7 +118,9 @@ def _known(values: Any, patients: Sequence[str]) -> tuple[Array, Array]:
     return x[known], np.asarray(patients)[known]
 
 
-def mean_figure(values: Any, patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Figure:
+def mean_figure(
+    values: Any, patients: Sequence[str] | Array, draws: int = 1000, seed: int = 0
+) -> Figure:
     """Mean of values (N,) with its 95 % interval by patient; NaN and None are left out and not
     counted."""
     known, owners = _known(values, patients)
@@ -148,12 +152,12 @@ def bootstrap_mean(
     interval.
     """
     known, owners = _known(values, patients)
-    if not len(known):
+    found = mean_figure(known, owners, draws, seed)
+    if found.value is None:
         return Interval(math.nan)
     if len(np.unique(owners)) < 2:
-        return Interval(float(known.mean()))
-    found = figure(float(known.mean()), _means(known, owners, draws, seed), len(known))
-    return Interval(float(known.mean()), float(found.low or 0.0), float(found.high or 0.0))
+        return Interval(found.value)
+    return Interval(found.value, found.low or 0.0, found.high or 0.0)
 
 
 def bootstrap_quantiles(
@@ -390,16 +394,10 @@ def _mean_of_known(values: list[Array]) -> Array:
 def _check(
     probabilities: Array, labels: Array, patients: Sequence[str], classes: Sequence[str]
 ) -> None:
-    if probabilities.ndim != 2 or probabilities.shape != (len(labels), len(classes)):
-        raise ValueError(
-            f"logits must be (N, K) = ({len(labels)}, {len(classes)}). "
-            f"Got {probabilities.shape} instead."
-        )
-    if len(patients) != len(labels):
-        raise ValueError(
-            f"patients must name one for each of the {len(labels)} films. "
-            f"Got {len(patients)} instead."
-        )
+    wanted = (len(labels), len(classes))
+    require(probabilities.shape == wanted, f"logits must be (N, K) = {wanted}", probabilities.shape)
+    rule = f"patients must name one for each of the {len(labels)} films"
+    require(len(patients) == len(labels), rule, len(patients))
     if not len(labels):
         raise ValueError("labels must hold at least one film. Got none: check the split.")
 

@@ -160,8 +160,7 @@ def read_ahead(
     `jobs` processes read at most `ahead` films (default: two a process) before they are asked for;
     with 0 jobs one thread does. A decoder that crashes loses only the film it crashed on.
     """
-    if jobs < 0:
-        raise ValueError(f"jobs of read_ahead must be 0 or more. Got {jobs} instead.")
+    require(jobs >= 0, "jobs of read_ahead must be 0 or more", jobs)
     ahead = max(1, 2 * max(1, jobs) if ahead is None else ahead)
     source = iter(paths)
     waiting: deque[tuple[Path, Future[Film | Unread]]] = deque()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -141,13 +141,20 @@ def read_json(path: str | Path) -> Any:
 
 def to_json(value: Any) -> Any:
     """Dataclasses as dicts and NaN as null, at any depth: JSON has neither."""
+    return as_plain(value, lambda v: None if isinstance(v, float) and math.isnan(v) else v)
+
+
+def as_plain(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Dataclasses as dicts and tuples as lists, at any depth, and what they hold as `leaf` has
+    it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        return {f.name: as_plain(getattr(value, f.name), leaf) for f in fields}
     if isinstance(value, dict):
-        return {str(key): to_json(v) for key, v in value.items()}
+        return {str(key): as_plain(v, leaf) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [as_plain(v, leaf) for v in value]
+    return leaf(value)
 
 
 def sha256_file(path: str | Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from cxr.films_table import UNKNOWN_WORDS, FilmRow, label_word
-from cxr.workdir import write_atomic
+from cxr.workdir import TEXT, write_atomic
 
 # What an uncertain mention (-1 of CheXpert's labeller) is taken for.
 Uncertain = Literal["ignore", "positive", "negative"]
@@ -44,17 +44,11 @@ COLUMNS = (*_COLUMNS.split(), "orig_width", "orig_height")  # as `read_films_tab
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing in a set that is not as published.
+    """One thing in a set that is not as published."""
 
-    Attributes:
-        kind: a word to count by, such as `missing_file` or `odd_name`.
-        where: the file, or the table and its line.
-        text: what is wrong and what was done, in a sentence.
-    """
-
-    kind: str
-    where: str
-    text: str
+    kind: str  # a word to count by, such as `missing_file` or `odd_name`
+    where: str  # the file, or the table and its line
+    text: str  # what is wrong and what was done, in a sentence
 
 
 @dataclass(frozen=True)
@@ -91,39 +85,26 @@ Item = PublicFilm | Problem | LeftOut | FindingBox
 
 @dataclass(frozen=True)
 class LoadedSet:
-    """A public set as read; `image` of rows and boxes is relative to the folder that was given.
-
-    `left_out` counts the films that were passed over on purpose (lateral, CT), by reason.
-    """
+    """A public set as read; `image` of rows and boxes is relative to the folder that was given."""
 
     rows: list[PublicFilm]
     problems: list[Problem]
     finding_boxes: list[FindingBox] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)  # on purpose (lateral, CT), by reason
     source: str = ""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """One public set.
+    """One public set."""
 
-    Attributes:
-        name: as in the column `source` and in `--source`.
-        title: as its authors call it.
-        layout: the published folder layout in a sentence.
-        licence: of the set; where it differs by film, says so.
-        citation: what its authors ask to cite.
-        is_root: whether a folder is the top of this set.
-        read: the set's films, problems and boxes; names of images relative to the top.
-    """
-
-    name: str
-    title: str
-    layout: str
-    licence: str
-    citation: str
-    is_root: Callable[[Path], bool]
-    read: Callable[[Path, Uncertain], Iterator[Item]]
+    name: str  # as in the column `source` and in `--source`
+    title: str  # as its authors call it
+    layout: str  # the published folder layout in a sentence
+    licence: str  # where it differs by film, says so
+    citation: str  # what its authors ask to cite
+    is_root: Callable[[Path], bool]  # whether a folder is the top of this set
+    read: Callable[[Path, Uncertain], Iterator[Item]]  # names of images are relative to the top
 
 
 class LayoutError(ValueError):
@@ -156,11 +137,11 @@ def read_lines(path: Path, key: str, read: Callable[[str, Row], Iterator[Item]])
                     return  # the file itself ends early
                 continue
             where = f"{path.name}:{lines.line_num}"
-            row = dict.fromkeys(columns, "")
-            row.update(zip(columns, (cell.strip() for cell in cells), strict=False))
+            cells = list(map(str.strip, cells))
+            row = dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False))
             if row.get(key):
                 yield from read(where, row)
-            elif any(cell.strip() for cell in cells):
+            elif any(cells):
                 yield Problem("bad_line", where, f"The column '{key}' is empty; line left out.")
 
 
@@ -182,9 +163,8 @@ def _columns(reader: Any) -> list[str]:
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        raw = gzip.open(path, "rb")  # noqa: SIM115 - closed with the text file round it
-        return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="")
+        return gzip.open(path, "rt", encoding=TEXT, errors="replace", newline="")
+    return path.open(encoding=TEXT, errors="replace", newline="")
 
 
 def write_rows(path: str | Path, columns: Sequence[str], records: Iterable[Any]) -> Path:

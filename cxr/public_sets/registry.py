@@ -192,18 +192,11 @@ SETS = {
 def load_set(
     name: str, path: str | Path, uncertain: Uncertain = "ignore", progress: bool = True
 ) -> LoadedSet:
-    """Read the public set `name` in the folder `path` (or up to two folders below it).
+    """Read the public set `name` in the folder `path` (or up to two folders below it), to which
+    `image` of the rows is relative; `uncertain` as in `cxr.public_sets.records.label_of_values`.
 
-    Args:
-        name: a key of SETS.
-        path: the folder; `image` of the rows is relative to it.
-        uncertain: what an uncertain label of CheXpert and MIMIC-CXR-JPG is taken for; see
-            `cxr.public_sets.records.label_of_values`.
-        progress: show a bar while sizes are read.
-
-    Raises:
-        ValueError: for an unknown name or policy.
-        LayoutError: when the folder is not laid out as the set is; a ValueError too.
+    Raises ValueError for an unknown name or policy, and LayoutError, which is one too, when the
+    folder is not laid out as the set is.
     """
     if name not in SETS:
         raise ValueError(f"source must be one of {', '.join(SETS)}. Got '{name}'.")

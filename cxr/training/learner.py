@@ -311,21 +311,12 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
 ) -> None:
     """Train until the schedule or the stop rule ends it; `folder` then holds the best epoch
-    (BEST, by `learner.choose`) and the last (LAST), from which a killed training goes on.
+    (BEST, by `learner.choose`) and the last (LAST), from which a killed training goes on, unless
+    it is to `restart`. `name` stands in the log.
 
-    Args:
-        learner: has the epochs, the gradient's clip and the moving average in its `optim`.
-        name: of the training, in the log.
-        folder: of the checkpoints.
-        train: batches to learn from.
-        val: batches to validate on.
-        device: auto, cpu or cuda; gpu and Lightning's other accelerators are taken too.
-        precision: auto (16-mixed on a GPU, 32 elsewhere) or any of Lightning's.
-        devices: how many; above 1 trains with DDP.
-        strategy: Lightning's.
-        restart: begin anew although there is a checkpoint.
-        events: folder of TensorBoard's events; None: `folder`.
-        callbacks: what else looks on.
+    `device` is auto, cpu or cuda, or any of Lightning's accelerators; `precision` auto (16-mixed on
+    a GPU, 32 elsewhere) or any of Lightning's. More than one of the `devices` train with DDP.
+    TensorBoard's `events` have a folder of their own, or `folder`.
 
     Raises NonFiniteLossError, ValueError where the checkpoints find no place, and
     KeyboardInterrupt when it was stopped.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr.cli import to_plain
-from cxr.rules import require_same_settings
+from cxr.rules import require, require_same_settings, require_share
 from cxr.workdir import read_json, write_json
 
 CHOICES = ("val_loss", "val_auc")  # what the kept epoch is chosen by
@@ -60,18 +60,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adam", "adamw", "sgd"):
             raise ValueError(f"optimizer must be adam, adamw or sgd. Got {self.optimizer!r}.")
-        if self.schedule not in ("plateau", "cosine", "onecycle", "constant"):
-            raise ValueError(
-                "schedule must be plateau, cosine, onecycle or constant. "
-                f"Got {self.schedule!r} instead."
-            )
+        known = self.schedule in ("plateau", "cosine", "onecycle", "constant")
+        require(known, "schedule must be plateau, cosine, onecycle or constant", self.schedule)
         if self.rate <= 0 or self.epochs < 1 or not 0 < self.factor < 1:
             raise ValueError(
                 "rate must be positive, epochs at least 1, factor in (0, 1). Got "
                 f"{self.rate}, {self.epochs}, {self.factor} instead."
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1). Got {self.ema_decay} instead.")
+        require_share(self, "ema_decay", below=1)
 
 
 def free(default: Any) -> Any:
@@ -104,14 +100,10 @@ def free_names(config_class: type[Any] | Any, prefix: str = "") -> set[str]:
 
 def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
     """Raise ValueError, naming what differs, where the work in `folder` was begun with other
-    settings than it would go on with.
+    settings than it would go on with, and is not to `restart` (None: the command has no such flag).
 
-    Args:
-        folder: need not exist.
-        settings: a dataclass, whose free fields do not count, or plain values that all do.
-        restart: begin anew with any settings; None where the command has no such flag.
-
-    A folder from before there were recipes is known by the settings in its run.json.
+    Of `settings` that are a dataclass the free fields do not count; of plain values all do. A
+    folder from before there were recipes is known by the settings in its run.json.
     """
     path, run = Path(folder) / "recipe.json", Path(folder) / "run.json"
     after, before = flatten(_plain(settings)), None
