@@ -202,19 +202,21 @@ def _open_openvino(path: Path, outputs: list[str], precision: str) -> Any:
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What tools/export.py wrote into an ONNX file, read without its graph and without a library;
-    raises FileNotFoundError or ValueError."""
+    """What tools/export.py wrote into an ONNX file, read without a library; raises
+    FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such network. python tools/export.py makes it.")
     meta: Any = {}
-    with path.open("rb") as file:
-        for number, start, length in _fields(file, path):
-            if number == _METADATA:
-                file.seek(start)
-                key, value = _strings(file.read(length))
-                if key == "lungfirst":
-                    meta = json.loads(value)
+    try:
+        for number, content in _fields(memoryview(path.read_bytes())):
+            entry = dict(_fields(content)) if number == _METADATA else {}
+            if entry.get(1) == b"lungfirst":
+                meta = json.loads(bytes(entry.get(2, b"")))
+    except IndexError:
+        raise ValueError(
+            f"{path} must be an ONNX file. It is torn or something else: export anew."
+        ) from None
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         raise ValueError(
             f"{path} must be a network of tools/export.py. It says nothing of the bundle that it "
@@ -225,48 +227,30 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _fields(file: Any, path: Path) -> Iterator[tuple[int, int, int]]:
-    """Number, start and length of each length-delimited field of a protocol buffer's message;
-    raises ValueError where it ends too early or is none."""
-    size = path.stat().st_size
-    broken = ValueError(f"{path} must be an ONNX file. It is torn or something else: export anew.")
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each length-delimited field of a protocol buffer's message; raises
+    IndexError where it ends too early or is none."""
     at = 0
-    while at < size:
-        file.seek(at)
-        head = file.read(20)
-        try:
-            key, used = _varint(head, 0)
-            kind = key & 7
-            value, used = _varint(head, used) if kind in (0, 2) else (0, used + 8)
-        except IndexError:
-            raise broken from None
-        length = value if kind == 2 else 0
-        if kind not in (0, 1, 2) or at + used + length > size or not key >> 3:
-            raise broken
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        value, at = _varint(message, at) if kind in (0, 2) else (0, at + 8)
+        end = at + value if kind == 2 else at
+        if kind not in (0, 1, 2) or end > len(message) or not key >> 3:
+            raise IndexError(at)
         if kind == 2:
-            yield key >> 3, at + used, length
-        at += used + length
+            yield key >> 3, message[at:end]
+        at = end
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
-    value, shift = 0, 0
-    while True:
-        value |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 128:
-            return value, at
-
-
-def _strings(entry: bytes) -> tuple[str, str]:
-    """Key and value of a StringStringEntryProto."""
-    found, at = {1: "", 2: ""}, 0
-    while at < len(entry):
-        key, at = _varint(entry, at)
-        length, at = _varint(entry, at)
-        found[key >> 3] = entry[at : at + length].decode("utf-8", "replace")
-        at += length
-    return found[1], found[2]
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, of ten bytes at most, and where it ends."""
+    value = 0
+    for shift, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 127) << 7 * shift
+        if byte < 128:
+            return value, at + shift + 1
+    raise IndexError(at)
 
 
 # --- torch ---

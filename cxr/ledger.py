@@ -150,10 +150,7 @@ class FilmRecords(_Appender):
         self._note(record, place)
 
     def records(
-        self,
-        films: Collection[str] | None = None,
-        ranked: bool = False,
-        part: slice = slice(None),
+        self, films: Collection[str] | None = None, ranked: bool = False, part: slice = slice(None)
     ) -> Iterator[dict[str, Any]]:
         """The films, or those of them that are named, each read when it is asked for: in the order
         in which they came first, or ranked by what is kept of them; and of these a `part`."""

@@ -67,15 +67,8 @@ console = _Console(stderr=True)
 TEXT = "utf-8-sig"  # the encoding of what others may have written; for csv.reader, newline=""
 
 _LIBRARIES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "segmentation-models-pytorch",
-    "albumentations",
-    "numpy",
-    "pydicom",
-    "scikit-learn",
+    "torch torchvision lightning timm segmentation-models-pytorch albumentations numpy pydicom "
+    "scikit-learn"
 )
 
 
@@ -176,11 +169,9 @@ def git_commit() -> str:
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that shape a result."""
     versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
+    for name in _LIBRARIES.split():
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
