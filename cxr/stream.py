@@ -22,12 +22,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from queue import Queue
-from threading import Event, Thread
+from threading import Thread
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -65,36 +64,17 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def ahead(items: Iterable[Item], size: int) -> Iterator[Item]:
     """The items, made by a thread of their own while earlier ones are worked with; at most `size`
     of them wait. Closing this ends the thread and closes `items`."""
-    waiting: Queue[tuple[bool, object]] = Queue(max(1, size))
-    stopped = Event()
-
-    def make() -> None:
-        with closing(iter_of(items)) as made:
-            try:
-                for item in made:
-                    waiting.put((True, item))
-                    if stopped.is_set():
-                        return
-                waiting.put((False, None))
-            except BaseException as error:  # raised where the items are used
-                waiting.put((False, error))
-
-    maker = Thread(target=make, daemon=True)
-    maker.start()
+    made, maker, end = iter_of(items), ThreadPoolExecutor(1), object()
+    waiting = deque(maker.submit(next, made, end) for _ in range(max(1, size)))
     try:
-        while True:
-            more, found = waiting.get()
-            if not more and found is not None:
-                raise found  # type: ignore[misc]
-            if not more:
-                return
+        while (found := waiting.popleft().result()) is not end:
+            waiting.append(maker.submit(next, made, end))
             yield found  # type: ignore[misc]
     finally:
-        stopped.set()
-        while maker.is_alive():  # it may be waiting for room
-            while not waiting.empty():
-                waiting.get()
-            maker.join(0.05)
+        for promise in waiting:
+            promise.cancel()
+        maker.submit(made.close)  # by the thread that began it
+        maker.shutdown()
 
 
 def written(items: Iterable[Item], write: Callable[[Item], None], most: int = 32) -> Iterator[Item]:
