@@ -212,10 +212,8 @@ def is_lite(name: str) -> bool:
 def match_in_order(
     loaded: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The loaded tensors under the wanted names, the i-th for the i-th.
-
-    Raises ValueError when their number or any shape differs: then the order means nothing.
-    """
+    """The loaded tensors under the wanted names, the i-th for the i-th. Raises ValueError when
+    their number or any shape differs: then the order means nothing."""
     require(len(loaded) == len(wanted), f"loaded must hold {len(wanted)} tensors", len(loaded))
     pairs = list(zip(loaded.items(), wanted.items(), strict=True))
     for (theirs, tensor), (ours, target) in pairs:

@@ -34,10 +34,8 @@ def build_parser(
     bare: Mapping[str, str] | None = None,
 ) -> ArgumentParser:
     """A parser for `config_class`: its docstring is the description, its fields are the flags.
-
-    Fields named in `positionals` become positional arguments that take any number of values.
-    Fields (str | None) in `bare` are flags that may stand without a value, and then have that one.
-    """
+    Fields named in `positionals` become positional arguments that take any number of values. Fields
+    (str | None) in `bare` are flags that may stand without a value, and then have that one."""
     bare, (about, docs) = bare or {}, _docs(config_class)
     parser = ArgumentParser(
         prog=prog,
@@ -71,10 +69,8 @@ def parse_config(
     positionals: Sequence[str] = (),
     bare: Mapping[str, str] | None = None,
 ) -> Config:
-    """Parse `argv` (None: the process's own) into a `config_class`; exits with 2 when it cannot.
-
-    A ValueError from the dataclass' own `__post_init__` is a wrong argument too.
-    """
+    """Parse `argv` (None: the process's own) into a `config_class`; exits with 2 when it cannot. A
+    ValueError from the dataclass' own `__post_init__` is a wrong argument too."""
     set_up_logging()
     parser = build_parser(config_class, prog, example, positionals, bare)
     words = list(sys.argv[1:] if argv is None else argv)
@@ -154,10 +150,8 @@ def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int
 @dataclasses.dataclass(frozen=True)
 class Command:
     """One word of a command that has several, such as `fit` of `python -m classify.screener`.
-
     `config_class` and `run` (what takes the configuration and returns the exit code) may be named
-    as "module:name": only the module of the word that was given is then imported.
-    """
+    as "module:name": only the module of the word that was given is then imported."""
 
     config_class: type[Any] | str
     example: str
@@ -176,10 +170,8 @@ def load_named(what: Any) -> Any:
 def parse_command(
     commands: Mapping[str, Command], argv: Sequence[str] | None, prog: str, about: str
 ) -> Any:
-    """Parse `WORD …`: the word picks the Command, the rest is parsed into its dataclass.
-
-    Exits with 0 after --help, with 2 for a missing or unknown word.
-    """
+    """Parse `WORD …`: the word picks the Command, the rest is parsed into its dataclass. Exits with
+    0 after --help, with 2 for a missing or unknown word."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in commands:
         chosen = commands[words[0]]
@@ -252,10 +244,8 @@ def to_plain(config: Any) -> Any:
 
 
 def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
-    """A dataclass from plain values, checked as on the command line; raises ValueError.
-
-    The way back from a bundle's metadata: an unknown key or a wrong type is an error.
-    """
+    """A dataclass from plain values, checked as on the command line; raises ValueError. The way
+    back from a bundle's metadata: an unknown key or a wrong type is an error."""
     parser = _parser_of(config_class)
     try:
         return instantiate(parser, parser.parse_object(data), config_class)

@@ -68,10 +68,8 @@ class CocoFilm:
         self, size_hw: tuple[int, int], stored_hw: tuple[int, int] | None = None
     ) -> CocoFilm:
         """The film's copy at another size: its boxes scaled, of their notes MARKS alone. A copy
-        that was stored as `stored_hw` and resampled to square pixels may have either shape.
-
-        Raises ValueError when the aspect ratios differ by more than 1 %.
-        """
+        that was stored as `stored_hw` and resampled to square pixels may have either shape. Raises
+        ValueError when the aspect ratios differ by more than 1 %."""
         if size_hw == self.size_hw:
             return self
         try:
@@ -237,9 +235,7 @@ def _annotation_faults(
 
 def read_coco_json(path: str | Path) -> dict[str, Any]:
     """The file's own object, with every key it has; raises ValueError that lists the first faults.
-
-    For commands that change a part of a file and must leave the rest as it is.
-    """
+    For commands that change a part of a file and must leave the rest as it is."""
     path = Path(path)
     try:
         data = read_json(path)

@@ -66,11 +66,9 @@ def read_dicom(data: bytes, for_processing: bool = False) -> Film:
 
 def hash_id(text: str, kind: str) -> str:
     """Keyed BLAKE2b of an id as 16 hexadecimal digits; "" for an empty id. `kind` is "patient" or
-    "study": the same text hashes differently in each.
-
-    The key is the environment variable LUNGFIRST_HASH_KEY. Without it a fixed, public key is used:
-    ids then agree between sites, but somebody who can guess an id can recognise it.
-    """
+    "study": the same text hashes differently in each. The key is the environment variable
+    LUNGFIRST_HASH_KEY. Without it a fixed, public key is used: ids then agree between sites, but
+    somebody who can guess an id can recognise it."""
     text = text.strip().strip("\0")
     if not text:
         return ""

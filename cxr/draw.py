@@ -81,12 +81,10 @@ def draw_contour(image: np.ndarray, mask: np.ndarray, colour: Colour = BLUE) -> 
 
 
 def overlay_saliency(image: np.ndarray, saliency: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """A saliency map (H, W) ≥ 0 over the film in inferno colours, scaled by its maximum.
-
-    The map's value is its opacity as well, so that the film stays visible where nothing is
-    salient. Inferno rises evenly in lightness: no edge is seen that the map does not have.
-    An all-zero map leaves the film as it is.
-    """
+    """A saliency map (H, W) ≥ 0 over the film in inferno colours, scaled by its maximum. The map's
+    value is its opacity as well, so that the film stays visible where nothing is salient. Inferno
+    rises evenly in lightness: no edge is seen that the map does not have. An all-zero map leaves
+    the film as it is."""
     _check_same_size(image, saliency, "saliency")
     values = np.asarray(saliency, dtype=np.float64)
     if not np.isfinite(values).all() or values.min(initial=0) < 0:
@@ -126,11 +124,9 @@ def sheet(
     tile: int = 256,
     title: str = "",
 ) -> np.ndarray:
-    """Many pictures as one, each fitted into a square of `tile` px with its caption below.
-
-    A caption may hold several lines; a line too long loses its middle, where file names are least
-    alike at the ends. Without pictures the sheet says so.
-    """
+    """Many pictures as one, each fitted into a square of `tile` px with its caption below. A
+    caption may hold several lines; a line too long loses its middle, where file names are least
+    alike at the ends. Without pictures the sheet says so."""
     if captions and len(captions) != len(images):
         raise ValueError(
             f"captions of sheet must be one for each image. Got {len(captions)} for "
@@ -272,10 +268,8 @@ def draw_confusion(
     path: str | Path,
     title: str,
 ) -> Path:
-    """(T, A) films as PNG: true classes in rows, answers in columns.
-
-    The shade is the share of its row, so that a rare class is seen as well as a common one.
-    """
+    """(T, A) films as PNG: true classes in rows, answers in columns. The shade is the share of its
+    row, so that a rare class is seen as well as a common one."""
     counts = np.asarray(counts)
     wanted = (len(truths), len(answers))
     require(counts.shape == wanted, f"counts must be {wanted}, one row a true class", counts.shape)

@@ -38,10 +38,8 @@ _INSTALL = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "-e '.[train
 
 def pick_engine(engine: str, bundles: list[Path], device: str = "auto", bf16: bool = False) -> str:
     """The engine by which the networks of these bundles run: `auto` is torch on a GPU, else ONNX
-    Runtime where an .onnx lies beside each and it is installed, else torch.
-
-    Raises ValueError for a wish that cannot be had, ImportError for an engine that is not there.
-    """
+    Runtime where an .onnx lies beside each and it is installed, else torch. Raises ValueError for a
+    wish that cannot be had, ImportError for an engine that is not there."""
     require(engine in ENGINES, f"engine must be one of {', '.join(ENGINES)}", engine)
     if engine == "auto":
         ready = is_there("onnx") and all(map(_is_exported, bundles))
@@ -98,11 +96,9 @@ def onnx_path(bundle: str | Path) -> Path:
 
 
 class OnnxNet:
-    """An exported network: arrays in, arrays out, by the names of its inputs and outputs.
-
-    Raises FileNotFoundError or ValueError, which names the file and the remedy, for one that is
-    missing, broken, or made from another bundle than the one beside it.
-    """
+    """An exported network: arrays in, arrays out, by the names of its inputs and outputs. Raises
+    FileNotFoundError or ValueError, which names the file and the remedy, for one that is missing,
+    broken, or made from another bundle than the one beside it."""
 
     def __init__(
         self,

@@ -42,8 +42,7 @@ class FilmList:
 def read_film(path: str | Path, for_processing: bool = False) -> Film:
     """Read one film of a DICOM, PNG, JPEG or TIFF file, which is read once, and hashed and decoded
     from memory. Raw detector data (DICOM's FOR PROCESSING) are refused unless `for_processing`,
-    which notes them. Raises FilmError, with reason, path and hash, for what is no readable film.
-    """
+    which notes them. Raises FilmError, with reason, path and hash, for what is no readable film."""
     digest = ""
     try:
         data = _read_bytes(Path(path))
@@ -97,11 +96,9 @@ def looks_like_dicom(data: bytes) -> bool:
 
 
 def looks_inverted(pixels: np.ndarray) -> bool:
-    """Whether the lung areas are brighter than the middle; a hint for a note, never acted on.
-
-    On 612 frontal films of five sources it speaks up on 0.2 %, and on 92 % of them when inverted.
-    On films that show no chest it means nothing.
-    """
+    """Whether the lung areas are brighter than the middle; a hint for a note, never acted on. On
+    612 frontal films of five sources it speaks up on 0.2 %, and on 92 % of them when inverted. On
+    films that show no chest it means nothing."""
     small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA)
     middle = np.median(small[20:44, 28:36])
     lungs = np.median(np.concatenate([small[18:40, 12:22], small[18:40, 42:52]], axis=1))

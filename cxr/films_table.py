@@ -207,11 +207,9 @@ def tell_unknown(
 
 def table_rows(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row of a CSV file, by column in lower case, without the blanks
-    round them; empty lines are passed over, and `;` or a tabulator may part the cells.
-
-    Raises ValueError for a file that cannot be read, another encoding than UTF-8, a table without
-    the columns `wanted`, and a row that ends before them.
-    """
+    round them; empty lines are passed over, and `;` or a tabulator may part the cells. Raises
+    ValueError for a file that cannot be read, another encoding than UTF-8, a table without the
+    columns `wanted`, and a row that ends before them."""
     try:
         text = read_text(path)
     except UnicodeDecodeError as error:
@@ -241,9 +239,7 @@ def table_rows(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[int, d
 def read_films_table(path: str | Path) -> list[FilmRow]:
     """Rows of a films.csv, labels as `label_word` names them (a column of 0 and 1 alone is normal
     and abnormal), names of films as they lie there: with their suffix, and `/` between folders.
-
-    Raises ValueError when a column, a cell or a patient is missing.
-    """
+    Raises ValueError when a column, a cell or a patient is missing."""
     wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
     place = FilesOf(Path(path).parent)
     rows, sources = [], dict[str, str]()  # each source as it is spelt first

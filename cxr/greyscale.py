@@ -59,11 +59,9 @@ def grey_from_words(header: Header, layout: Layout, image: Words) -> np.ndarray:
 
 
 def stored_values(header: Header, layout: Layout, levels: np.ndarray, image: Words) -> np.ndarray:
-    """Stored values of words: the bits from HighBit down, BitsStored of them, with their sign.
-
-    Bits above and below hold overlays or chance. Films of before DICOM 2014 may sit at the top of
-    their word; a HighBit that says so although the values lie at the bottom is ignored.
-    """
+    """Stored values of words: the bits from HighBit down, BitsStored of them, with their sign. Bits
+    above and below hold overlays or chance. Films of before DICOM 2014 may sit at the top of their
+    word; a HighBit that says so although the values lie at the bottom is ignored."""
     shift, bits = layout.high_bit + 1 - layout.stored, image.bits
     if shift:
         plain = _cut(levels, layout, bits)
@@ -160,10 +158,8 @@ def apply_window(
 
 def _is_inverted(header: Header, layout: Layout) -> bool:
     """Whether low values mean white, from photometric interpretation and presentation LUT shape.
-
     MONOCHROME1 with INVERSE says the same thing twice and is turned once. Devices are known to
-    write a wrong IDENTITY into MONOCHROME1 films (dcm4che #944), so there MONOCHROME1 wins.
-    """
+    write a wrong IDENTITY into MONOCHROME1 films (dcm4che #944), so there MONOCHROME1 wins."""
     monochrome1 = layout.photometric == "MONOCHROME1"
     shape = header.word("PresentationLUTShape")
     if monochrome1:

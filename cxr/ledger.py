@@ -35,9 +35,8 @@ def drop_torn_line(path: str | Path) -> None:
 
 def append_line(file: IO[bytes], line: bytes) -> None:
     """Write to the disk itself, not only to the system's cache: all of the line, or nothing of it.
-
-    Raises OSError where the disk is full, or where the file is gone, which a write would not show.
-    """
+    Raises OSError where the disk is full, or where the file is gone, which a write would not
+    show."""
     end = file.seek(0, os.SEEK_END)
     try:
         if not os.fstat(file.fileno()).st_nlink:
@@ -72,11 +71,9 @@ class _Appender:
 
 
 class Ledger(_Appender, Generic[Row]):
-    """A file with a header and what belongs to each film, once; `done` holds it by film.
-
-    `read` gives what an earlier run left and raises ValueError where that does not fit; `lines`
-    are the text of one film's row.
-    """
+    """A file with a header and what belongs to each film, once; `done` holds it by film. `read`
+    gives what an earlier run left and raises ValueError where that does not fit; `lines` are the
+    text of one film's row."""
 
     def __init__(
         self,
@@ -118,10 +115,8 @@ class Ledger(_Appender, Generic[Row]):
 
 class FilmRecords(_Appender):
     """A JSON line a film, each with its `film`; memory holds where it begins, and what `keep` takes
-    from it. A film that is added again is replaced.
-
-    Raises ValueError for a file of another kind.
-    """
+    from it. A film that is added again is replaced. Raises ValueError for a file of another
+    kind."""
 
     def __init__(
         self, path: str | Path, keep: Callable[[Mapping[str, Any]], Any] | None = None
@@ -222,9 +217,7 @@ def read_rows(
 
 class RowLedger(Ledger[Row]):
     """A ledger of JSON lines: a header with schema, version and provenance, then a row a film.
-
-    Raises ValueError when it was begun with other settings than it would be continued with.
-    """
+    Raises ValueError when it was begun with other settings than it would be continued with."""
 
     def __init__(
         self,
@@ -288,11 +281,9 @@ def read_csv(
     reader_of: Callable[[tuple[str, ...]], Callable[[list[str]], Row]],
     errors: str = "strict",
 ) -> list[Row]:
-    """Rows of a CSV file; raises ValueError naming the line that is wrong.
-
-    `reader_of` is given the header, raises ValueError where that is wrong, and returns what makes a
-    row of a line's cells.
-    """
+    """Rows of a CSV file; raises ValueError naming the line that is wrong. `reader_of` is given the
+    header, raises ValueError where that is wrong, and returns what makes a row of a line's
+    cells."""
     with path.open(newline="", encoding=TEXT, errors=errors) as file:
         lines = csv.reader(file)
         read = reader_of(tuple(map(str.strip, next(lines, []))))

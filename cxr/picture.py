@@ -313,11 +313,9 @@ def check_size(size_hw: tuple[int, int], samples: int = 1) -> None:
 
 
 def check_jpeg(stream: bytes) -> StreamHeader:
-    """Walk a JPEG or JPEG-LS stream from SOI to EOI; raise FilmError where it breaks off.
-
-    Only the main image's own EOI counts: the EXIF thumbnail inside has one too. What follows it is
-    padding.
-    """
+    """Walk a JPEG or JPEG-LS stream from SOI to EOI; raise FilmError where it breaks off. Only the
+    main image's own EOI counts: the EXIF thumbnail inside has one too. What follows it is
+    padding."""
     header: StreamHeader | None = None
     at, scans = 2, 0
     while found := _JPEG_MARKER.search(stream, at):
@@ -346,11 +344,9 @@ def check_jpeg(stream: bytes) -> StreamHeader:
 
 
 def check_jpeg2000(stream: bytes) -> StreamHeader:
-    """Walk a JPEG 2000 codestream from tile-part to tile-part to its end marker.
-
-    What follows that marker is padding. OpenJPEG itself accepts a cut stream, and allocates what
-    tiny tiles, precincts and code-blocks ask for.
-    """
+    """Walk a JPEG 2000 codestream from tile-part to tile-part to its end marker. What follows that
+    marker is padding. OpenJPEG itself accepts a cut stream, and allocates what tiny tiles,
+    precincts and code-blocks ask for."""
     if stream[:4] != b"\xff\x4f\xff\x51" or len(stream) < 45:
         raise FilmError("bad_pixels", "The JPEG 2000 data hold no codestream.")
     right, bottom, left, top, tile_w, tile_h, tile_x, tile_y = struct.unpack_from(">8I", stream, 8)

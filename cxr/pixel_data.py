@@ -101,10 +101,8 @@ class Header:
         return None
 
     def integer(self, keyword: str, default: int | None = None, assumed: bool = False) -> int:
-        """The one value of an element that must be a whole number; FilmError otherwise.
-
-        `default` stands in for an absent one, with a note where `assumed`.
-        """
+        """The one value of an element that must be a whole number; FilmError otherwise. `default`
+        stands in for an absent one, with a note where `assumed`."""
         values = self.numbers(keyword) or ()
         if values and values[0].is_integer():
             return int(values[0])

@@ -70,13 +70,11 @@ def make_split(
     seed: int = 0,
     settled: Mapping[str, str] | None = None,
 ) -> Split:
-    """Share the patients of N films among `parts` (name → share, summing to 1).
-
-    `strata` holds one key a film (label, or (source, label)). Patients are shuffled, those with
-    many films first, and each goes to the part that lacks most of the patient's strata: so the
-    parts agree in films for each stratum without ever splitting a patient. Patients of `settled`
-    (patient → part, one of `parts`) stay where they are, and their films count there.
-    """
+    """Share the patients of N films among `parts` (name → share, summing to 1). `strata` holds one
+    key a film (label, or (source, label)). Patients are shuffled, those with many films first, and
+    each goes to the part that lacks most of the patient's strata: so the parts agree in films for
+    each stratum without ever splitting a patient. Patients of `settled` (patient → part, one of
+    `parts`) stay where they are, and their films count there."""
     if len(patients) != len(strata):
         raise ValueError(
             f"patients and strata must be of one length. Got {len(patients)} and "

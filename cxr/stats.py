@@ -130,11 +130,8 @@ def mean_figure(
 
 
 def share_figure(hits: Any, patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Figure:
-    """Share of N films with a 95 % bootstrap interval by patient.
-
-    Where all or none are hit, the bootstrap knows no spread: the interval is then the exact one
-    with each patient counted once.
-    """
+    """Share of N films with a 95 % bootstrap interval by patient. Where all or none are hit, the
+    bootstrap knows no spread: the interval is then the exact one with each patient counted once."""
     found = mean_figure(hits, patients, draws, seed)
     if found.value is None or 0 < found.value < 1:
         return found
@@ -145,12 +142,9 @@ def share_figure(hits: Any, patients: Sequence[str], draws: int = 1000, seed: in
 def bootstrap_mean(
     values: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of (N,) values with the percentile interval of resampled *patients*.
-
-    Films of one patient are alike, so films must not be drawn one by one (Efron and Tibshirani
-    1993, chapter 8). NaN values are left out with their films. Fewer than two patients give no
-    interval.
-    """
+    """Mean of (N,) values with the percentile interval of resampled *patients*. Films of one
+    patient are alike, so films must not be drawn one by one (Efron and Tibshirani 1993, chapter 8).
+    NaN values are left out with their films. Fewer than two patients give no interval."""
     known, owners = _known(values, patients)
     found = mean_figure(known, owners, draws, seed)
     if found.value is None:
@@ -260,9 +254,7 @@ def _divided(part: Array, whole: Array) -> Array:
 
 def weighted_auc(scores: Any, positive: Any, weights: Array | None = None) -> Array:
     """(B,) area under the ROC curve for each row of weights (B, N); NaN where a side is empty.
-
-    Equal scores count half, as in the Mann-Whitney statistic.
-    """
+    Equal scores count half, as in the Mann-Whitney statistic."""
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
     if scores.shape != positive.shape or scores.ndim != 1:
         raise ValueError(
@@ -315,10 +307,8 @@ def ratio(hits: Any, among: Any, weights: Array | None = None) -> Array:
 
 def f1(said: Any, truth: Any, weights: Array | None = None) -> Array:
     """(B,) harmonic mean of precision and sensitivity of one class, 2 TP / (2 TP + FP + FN), from
-    (N,) bool; NaN for rows of weights that hold no film of the class.
-
-    A class that is there and never answered has 0 (its precision would be 0 / 0).
-    """
+    (N,) bool; NaN for rows of weights that hold no film of the class. A class that is there and
+    never answered has 0 (its precision would be 0 / 0)."""
     said, truth = np.asarray(said, bool), np.asarray(truth, bool)
     weights = np.ones((1, len(truth))) if weights is None else np.atleast_2d(weights)
     here = weights @ truth.astype(float)
@@ -340,11 +330,8 @@ def classification_report(
     draws: int = 1000,
     seed: int = 0,
 ) -> Report:
-    """Figures of logits (N, K) against labels (N,); the answer is the largest logit.
-
-    Sensitivity, specificity and accuracy of a class are those of the answer, one class against the
-    rest.
-    """
+    """Figures of logits (N, K) against labels (N,); the answer is the largest logit. Sensitivity,
+    specificity and accuracy of a class are those of the answer, one class against the rest."""
     probabilities, labels = softmax(logits), np.asarray(labels)
     _check(probabilities, labels, patients, classes)
     weights = with_draws(patients, draws, seed)
@@ -406,13 +393,11 @@ def _check(
 
 
 def swap_p(differences: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0) -> float:
-    """Two-sided p of a mean paired difference: how often chance gives one as large.
-
-    If the arms do not differ, each patient's differences (N,) may as well have the other sign, all
-    films of a patient together. Every pattern of signs is tried where there are at most `draws` of
-    them, and the p is exact; else `draws` random ones are, and the films as they are count as one
-    more, so that p is never 0 (Phipson and Smyth 2010). NaN without films.
-    """
+    """Two-sided p of a mean paired difference: how often chance gives one as large. If the arms do
+    not differ, each patient's differences (N,) may as well have the other sign, all films of a
+    patient together. Every pattern of signs is tried where there are at most `draws` of them, and
+    the p is exact; else `draws` random ones are, and the films as they are count as one more, so
+    that p is never 0 (Phipson and Smyth 2010). NaN without films."""
     differences = np.asarray(differences, float)
     if not len(differences):
         return float("nan")
@@ -452,11 +437,9 @@ def bootstrap_p(draws: Any) -> float:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Each p corrected for the number of tests (Holm 1979); None stays None and is no test.
-
-    The smallest p is multiplied by the number of tests, the next by one less, and so on; none
-    becomes smaller than the one before it, or larger than 1.
-    """
+    """Each p corrected for the number of tests (Holm 1979); None stays None and is no test. The
+    smallest p is multiplied by the number of tests, the next by one less, and so on; none becomes
+    smaller than the one before it, or larger than 1."""
     tests = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     out: list[float | None] = [None] * len(ps)
     floor = 0.0

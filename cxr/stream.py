@@ -135,11 +135,9 @@ def read_ahead(
     ahead: int | None = None,
     for_processing: bool = False,
 ) -> Iterator[tuple[Path, Film | Unread]]:
-    """Each path with its film, or why there is none, in the order given.
-
-    `jobs` processes read at most `ahead` films (default: two a process) before they are asked for;
-    with 0 jobs one thread does. A decoder that crashes loses only the film it crashed on.
-    """
+    """Each path with its film, or why there is none, in the order given. `jobs` processes read at
+    most `ahead` films (default: two a process) before they are asked for; with 0 jobs one thread
+    does. A decoder that crashes loses only the film it crashed on."""
     require(jobs >= 0, "jobs of read_ahead must be 0 or more", jobs)
     ahead = max(1, 2 * max(1, jobs) if ahead is None else ahead)
     source = iter(paths)
@@ -262,12 +260,10 @@ def spread(
     batch: int,
     lost: Callable[[Item, str], Result],
 ) -> Iterator[Result]:
-    """What the work makes of each item, in the order in which it comes.
-
-    Each worker makes its own work once and is given `batch` items at a time. A batch whose worker
-    is lost (killed, out of memory, its machine gone) is done by another one, item by item; for an
-    item that takes three workers down `lost` gives the result. What work raises is raised here.
-    """
+    """What the work makes of each item, in the order in which it comes. Each worker makes its own
+    work once and is given `batch` items at a time. A batch whose worker is lost (killed, out of
+    memory, its machine gone) is done by another one, item by item; for an item that takes three
+    workers down `lost` gives the result. What work raises is raised here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     import ray
 

@@ -123,9 +123,7 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file of any origin holds; raises ValueError, or OSError where it cannot be read.
-
-    A whole number beyond all floats is infinite, which every rule refuses by name.
-    """
+    A whole number beyond all floats is infinite, which every rule refuses by name."""
     try:
         return json.loads(read_text(path), parse_int=lambda t: int(t) if len(t) < 300 else float(t))
     except RecursionError as error:
@@ -253,11 +251,9 @@ _CLAIMS: WeakValueDictionary[Path, _Claim] = WeakValueDictionary()
 
 
 def claim(folder: str | Path) -> Any:
-    """Make a folder and keep other processes out of it while the result is held, which this
-    process may ask for again and again. The processes of one DDP training share a folder.
-
-    Raises RefusedError, with the other's process and machine, or where it cannot be written.
-    """
+    """Make a folder and keep other processes out of it while the result is held, which this process
+    may ask for again and again. The processes of one DDP training share a folder. Raises
+    RefusedError, with the other's process and machine, or where it cannot be written."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

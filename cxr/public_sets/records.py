@@ -113,11 +113,9 @@ class LayoutError(ValueError):
 
 def read_lines(path: Path, key: str, read: Callable[[str, Row], Iterator[Item]]) -> Iterator[Item]:
     """What `read` makes of each line of a CSV file (also .gz), given where it stands and its cells
-    by lower-case column; a Problem for a broken line.
-
-    A line without a value in column `key` is broken: nothing can be made of it. Bytes that are no
-    UTF-8 are replaced, because some tables hold notes in other encodings.
-    """
+    by lower-case column; a Problem for a broken line. A line without a value in column `key` is
+    broken: nothing can be made of it. Bytes that are no UTF-8 are replaced, because some tables
+    hold notes in other encodings."""
     with _open(path) as file:
         lines = csv.reader(file)
         try:
@@ -280,10 +278,8 @@ _AGE = re.compile(r"(\d+)(?:\.\d+)?\s*([YMWD]?)(?:ears?|onths?|eeks?|ays?)?", re
 
 def label_of_finding(finding: str) -> tuple[str, str] | None:
     """(label, sublabel) of a finding as the COVID-19 sets write it; None for an unknown word.
-
-    `Pneumonia/Bacterial/Streptococcus` is (pneumonia, bacterial/Streptococcus); `COVID-19, ARDS`
-    is covid.
-    """
+    `Pneumonia/Bacterial/Streptococcus` is (pneumonia, bacterial/Streptococcus); `COVID-19, ARDS` is
+    covid."""
     finding = finding.strip()
     word = label_word(finding)
     if word in UNKNOWN_WORDS:
@@ -334,10 +330,8 @@ def read_values(row: dict[str, str]) -> tuple[dict[str, int], list[str]]:
 
 def label_of_values(values: dict[str, int], uncertain: str) -> tuple[str, str]:
     """(label, sublabel): what is present, joined by |; `Pneumonia?` where uncertain and ignored.
-
     Uncertain counts as present for `positive` and as absent for `negative`. For `ignore` a film
-    with uncertain pneumonia, or with nothing but uncertain findings, is `unknown`.
-    """
+    with uncertain pneumonia, or with nothing but uncertain findings, is `unknown`."""
     if uncertain != "ignore":
         taken = 1 if uncertain == "positive" else 0
         values = {name: taken if value == -1 else value for name, value in values.items()}
@@ -353,10 +347,8 @@ def label_of_values(values: dict[str, int], uncertain: str) -> tuple[str, str]:
 
 
 def frontal_view(view: str) -> tuple[str, str]:
-    """(view, "") of a frontal film, `AP Supine` as `AP_Supine`; ("", reason) of another picture.
-
-    A view that is not stated, or a word that is not known, is ("unknown", "").
-    """
+    """(view, "") of a frontal film, `AP Supine` as `AP_Supine`; ("", reason) of another picture. A
+    view that is not stated, or a word that is not known, is ("unknown", "")."""
     view = view.strip()
     reason = _NOT_FRONTAL.get(view.upper(), "")
     if reason:
@@ -381,10 +373,8 @@ def sex_of(word: str) -> str:
 
 
 def years_of(age: str) -> str | None:
-    """Age in whole years, "" where not stated, None where it cannot be an age.
-
-    `058Y`, `007M` (months) and `012D` (days) of NIH's first table count too, and `8 months`.
-    """
+    """Age in whole years, "" where not stated, None where it cannot be an age. `058Y`, `007M`
+    (months) and `012D` (days) of NIH's first table count too, and `8 months`."""
     age = age.strip()
     if not age:
         return ""

@@ -48,10 +48,8 @@ _MENDELEY3 = re.compile(r"^(BACTERIA|VIRUS|NORMAL)-(\d+)-\d+$", re.I)  # names o
 
 def name_of_film(stem: str) -> tuple[str, str] | None:
     """(patient, cause) of a file's name; cause `bacterial`, `viral` or "" for a normal film.
-
     `NORMAL2-IM-0117-0001` and `IM-0117-0001` are one patient: a number may have been given twice,
-    but one patient too many in a group does no harm, one in two groups does. None: no such name.
-    """
+    but one patient too many in a group does no harm, one in two groups does. None: no such name."""
     if match := _PERSON.match(stem):
         return match[1].lower(), _CAUSES[match[2].lower()]
     if match := _NORMAL.match(stem):
@@ -194,10 +192,8 @@ def load_set(
 ) -> LoadedSet:
     """Read the public set `name` in the folder `path` (or up to two folders below it), to which
     `image` of the rows is relative; `uncertain` as in `cxr.public_sets.records.label_of_values`.
-
     Raises ValueError for an unknown name or policy, and LayoutError, which is one too, when the
-    folder is not laid out as the set is.
-    """
+    folder is not laid out as the set is."""
     if name not in SETS:
         raise ValueError(f"source must be one of {', '.join(SETS)}. Got '{name}'.")
     if uncertain not in get_args(Uncertain):
@@ -241,11 +237,9 @@ _SIDEWAYS = (5, 6, 7, 8)  # values of the orientation tag that swap width and he
 def gather(
     items: Iterable[Item], path: Path, root: Path, source: str, progress: bool = True
 ) -> LoadedSet:
-    """Rows with sizes for all films of `items` that are there; nothing is decoded.
-
-    Names in `items` are relative to `root`, names in the result to `path` above it. A film that is
-    missing, unreadable or listed twice becomes a problem instead of a row.
-    """
+    """Rows with sizes for all films of `items` that are there; nothing is decoded. Names in `items`
+    are relative to `root`, names in the result to `path` above it. A film that is missing,
+    unreadable or listed twice becomes a problem instead of a row."""
     found = list(items)
     films = [item for item in found if isinstance(item, PublicFilm)]
     problems = [item for item in found if isinstance(item, Problem)]

@@ -46,8 +46,7 @@ def best_epoch(history: Sequence[Mapping[str, float]], choose: str) -> int:
 class PlateauHalving:
     """The thesis' rule: cut the rate after `patience` epochs without gain; end when it lies below
     `floor_rate` and another `patience` epochs bring no gain. A gain must exceed the share
-    `least_gain` of the best loss.
-    """
+    `least_gain` of the best loss."""
 
     def __init__(
         self, rate: float, patience: int, factor: float, floor_rate: float, least_gain: float = 0.0

@@ -101,10 +101,8 @@ def free_names(config_class: type[Any] | Any, prefix: str = "") -> set[str]:
 def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
     """Raise ValueError, naming what differs, where the work in `folder` was begun with other
     settings than it would go on with, and is not to `restart` (None: the command has no such flag).
-
     Of `settings` that are a dataclass the free fields do not count; of plain values all do. A
-    folder from before there were recipes is known by the settings in its run.json.
-    """
+    folder from before there were recipes is known by the settings in its run.json."""
     path, run = Path(folder) / "recipe.json", Path(folder) / "run.json"
     after, before = flatten(_plain(settings)), None
     if path.exists():
@@ -131,10 +129,8 @@ def keep_to_recipe(folder: str | Path, settings: Any, restart: bool | None = Non
 
 def require_writable(folder: str | Path, needed_bytes: int = 0, name: str = "--out") -> None:
     """Make the folder of a run and see, before hours of work, that its results will find a place.
-
     Raises ValueError where nothing can be written there, or less than `needed_bytes` (see
-    `disk_need`) is free.
-    """
+    `disk_need`) is free."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
