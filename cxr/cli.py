@@ -23,7 +23,6 @@ from cxr.workdir import as_plain, log, run_logs, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
 Several = list[str] | str  # of a flag that may be given more than once
-_PARSERS: dict[type[Any], ArgumentParser] = {}
 
 
 def build_parser(
@@ -253,13 +252,12 @@ def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
         raise ValueError(f"{config_class.__name__}: {error}") from error
 
 
+@functools.cache
 def _parser_of(config_class: type[Any]) -> ArgumentParser:
     """Made once a class: reading all docstrings and types takes a good part of a second."""
-    if config_class not in _PARSERS:
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(config_class, as_group=False)
-        _PARSERS[config_class] = parser
-    return _PARSERS[config_class]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
 
 
 def write_config(path: Path, config: Any) -> None:

@@ -93,7 +93,9 @@ def _read(data: bytes, for_processing: bool) -> Film:
         pixels = _grey_of_colour(header, layout, image)
     spacing_mm, ratio = _spacing(header)
     pixels, spacing_mm, stored_hw = _to_square(header, pixels, spacing_mm, ratio)
-    view, laterality = _view(header), _laterality(header)
+    words = (header.word(keyword) for keyword in ("ImageLaterality", "Laterality"))
+    laterality = next((word for word in words if word in {"L", "R", "B", "U"}), "")
+    view = _view(header)
     _note_fitness(header, image.lossy, view, laterality)
     return Film(
         pixels=pixels,
@@ -339,8 +341,3 @@ def _age(header: Header) -> float | None:
     match = _AGE.fullmatch(header.word("PatientAge"))
     years = int(match[1]) * _YEARS[match[2]] if match else 0.0
     return years if 0 < years <= _OLDEST else None
-
-
-def _laterality(header: Header) -> str:
-    words = (header.word(keyword) for keyword in ("ImageLaterality", "Laterality"))
-    return next((word for word in words if word in {"L", "R", "B", "U"}), "")

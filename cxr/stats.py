@@ -55,13 +55,13 @@ def in_words(found: Figure | Interval, signed: bool = False, missing: str = "–
 
 
 def _patient_draws(
-    patients: Sequence[str] | Array, draws: int, seed: int, per_draw: int = 1
+    patients: Sequence[str] | Array, draws: int, seed: int
 ) -> tuple[Array, Iterator[Array]]:
     """(N,) the number of each film's patient; and (B, P) how often each patient stands in a draw,
-    a block of draws at a time, so many that `per_draw` numbers a patient stay small."""
+    a block of draws at a time."""
     _, group = np.unique(np.asarray(patients), return_inverse=True)
     count = int(group.max()) + 1 if len(group) else 0
-    step = max(1, _CELLS // max(1, count * per_draw))
+    step = max(1, _CELLS // max(1, count))
 
     def blocks() -> Iterator[Array]:
         rng, shares = np.random.default_rng(seed), np.full(count, 1 / max(count, 1))
@@ -169,20 +169,9 @@ def bootstrap_quantiles(
     found = np.quantile(x, q)
     if len(set(patients)) < 2:
         return [Interval(float(v)) for v in found]
-    order = np.argsort(x)
-    x = x[order]
-    per_patient = len(x) * len(q) // len(set(patients)) + 1
-    group, blocks = _patient_draws(np.asarray(patients)[order], draws, seed, per_patient)
-    drawn = []
-    for times in blocks:
-        # (B, N): how many drawn values lie at or below each of x, which is sorted
-        below = np.cumsum(times[:, group], axis=1)
-        rank = (below[:, -1:] - 1) * q  # as np.quantile interpolates, counting from 0
-        low, high = (
-            x[(below[:, None] <= r[..., None]).sum(axis=2)] for r in (np.floor(rank), np.ceil(rank))
-        )
-        drawn.append(low + (high - low) * (rank - np.floor(rank)))
-    lows, highs = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+    group, blocks = _patient_draws(patients, draws, seed)
+    drawn = [np.quantile(np.repeat(x, t[group]), q) for times in blocks for t in times]
+    lows, highs = np.quantile(drawn, [0.025, 0.975], axis=0)
     return [Interval(*map(float, row)) for row in zip(found, lows, highs, strict=True)]
 
 
