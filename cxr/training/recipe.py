@@ -85,19 +85,6 @@ def recipe_of(config: Any) -> dict[str, Any]:
     }
 
 
-def free_names(config_class: type[Any] | Any, prefix: str = "") -> set[str]:
-    """Dotted names of the free settings of a dataclass with defaults, as in `data.data`."""
-    config = config_class() if isinstance(config_class, type) else config_class
-    names = set()
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.metadata.get("free"):
-            names.add(f"{prefix}{f.name}")
-        elif is_dataclass(value):
-            names |= free_names(value, f"{prefix}{f.name}.")
-    return names
-
-
 def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
     """Raise ValueError, naming what differs, where the work in `folder` was begun with other
     settings than it would go on with, and is not to `restart` (None: the command has no such flag).
