@@ -54,14 +54,8 @@ from cxr.workdir import Workdir, console, log, read_json
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0 also when films were refused, 1 when none could be read, 2 for wrong arguments
     or files that are not what they should be, 130 when it was stopped."""
-    config = parse_config(
-        RunConfig,
-        argv,
-        prog="python -m classify.run",
-        example="python -m classify.run ../shared/data/dicom --crops --out runs/first",
-        positionals=("films",),
-        bare={"crops": ""},
-    )
+    example = "python -m classify.run ../shared/data/dicom --crops --out runs/first"
+    config = parse_config(RunConfig, argv, example, ("films",), bare={"crops": ""})
     with ExitStack() as stack:
         with refusing():
             at_once = 2 if config.films and config.cropped else 1  # films are boxed while judged

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -63,15 +64,17 @@ def build_parser(
 def parse_config(
     config_class: type[Config],
     argv: Sequence[str] | None,
-    prog: str,
     example: str,
     positionals: Sequence[str] = (),
     bare: Mapping[str, str] | None = None,
+    prog: str = "",
 ) -> Config:
     """Parse `argv` (None: the process's own) into a `config_class`; exits with 2 when it cannot. A
-    ValueError from the dataclass' own `__post_init__` is a wrong argument too."""
+    ValueError from the dataclass' own `__post_init__` is a wrong argument too. The command is what
+    the example begins with, or `prog`."""
     set_up_logging()
-    parser = build_parser(config_class, prog, example, positionals, bare)
+    named = re.match(r"(python (-m )?)?\S+", example)
+    parser = build_parser(config_class, prog or named[0], example, positionals, bare)  # type: ignore[index]
     words = list(sys.argv[1:] if argv is None else argv)
     namespace = parser.parse_args(_gather_lists(parser, _complete_switches(parser, words)))
     try:
@@ -177,9 +180,9 @@ def parse_command(
         return parse_config(
             load_named(chosen.config_class),
             words[1:],
-            f"{prog} {words[0]}",
             chosen.example,
             chosen.positionals,
+            prog=f"{prog} {words[0]}",
         )
     parser = ArgumentParser(
         prog=prog,

@@ -162,9 +162,8 @@ class SplitConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m cxr.split --films ../shared/data/films.csv`; 2 for a table or shares that do not
     fit, or where nothing can be written."""
-    config = parse_config(
-        SplitConfig, argv, "python -m cxr.split", "python -m cxr.split --films DATA/films.csv"
-    )
+    example = "python -m cxr.split --films DATA/films.csv"
+    config = parse_config(SplitConfig, argv, example)
     with refusing():
         rows = []
         for table in as_list(config.films):

@@ -269,13 +269,8 @@ def to_row(path: Path, film: Film, box: ThoraxBox, crop: Crop | None, name: str 
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
-    config = parse_config(
-        CropConfig,
-        argv,
-        prog="python -m detect.crop",
-        example="python -m detect.crop ../shared/data/dicom --out runs/crops",
-        positionals=("films",),
-    )
+    example = "python -m detect.crop ../shared/data/dicom --out runs/crops"
+    config = parse_config(CropConfig, argv, example, ("films",))
     with refusing():
         if not config.films:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")

@@ -75,12 +75,8 @@ class EvaluateConfig(MeasureConfig):
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when it measured, 1 when no film could be read, 2 for wrong arguments."""
-    config = parse_config(
-        EvaluateConfig,
-        argv,
-        prog="python -m detect.evaluate",
-        example="python -m detect.evaluate --part test --sources '[kermany]' --out runs/kermany",
-    )
+    example = "python -m detect.evaluate --part test --sources '[kermany]' --out runs/kermany"
+    config = parse_config(EvaluateConfig, argv, example)
     with refusing():
         bundles = config.weights or None, config.field or None
         finder = ThoraxFinder.load(*bundles, config.device, config.box)

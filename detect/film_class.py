@@ -119,12 +119,10 @@ class FilmClassConfig(TrainConfig):
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
-    config = parse_config(
-        FilmClassConfig,
-        argv,
-        "python -m detect.film_class",
-        "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class",
+    example = (
+        "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class"
     )
+    config = parse_config(FilmClassConfig, argv, example)
     if config.films:
         with refusing():
             weights = config.weights or str(Path(config.out) / BUNDLE)

@@ -35,12 +35,10 @@ LICENCE = "weights: Apache-2.0; see the model card for the films' licences"
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train; 2 for wrong settings or data."""
-    config = parse_config(
-        TrainConfig,
-        argv,
-        "python -m detect.train",
-        "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet",
+    example = (
+        "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet"
     )
+    config = parse_config(TrainConfig, argv, example)
     best = train(config)
     bundle = Path(config.out) / "thorax.safetensors"
     console.print(f"best validation IoU {best['val_iou']:.4f}; wrote {bundle}")
