@@ -248,7 +248,7 @@ def to_plain(config: Any) -> Any:
 def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
     """A dataclass from plain values, checked as on the command line; raises ValueError. The way
     back from a bundle's metadata: an unknown key or a wrong type is an error."""
-    parser = _parser_of(config_class)
+    parser = _parser_of(config_class)  # type: ignore[arg-type]
     try:
         return instantiate(parser, parser.parse_object(data), config_class)
     except Exception as error:  # jsonargparse raises several kinds
