@@ -362,8 +362,7 @@ def draw_panels(
         for column in range(columns):
             axis = axes[row, column]
             axis.imshow(pictures[column], cmap="gray", vmin=0, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             if row == 0:
                 axis.set_title(names[column], fontsize=9)
         axes[row, 0].set_ylabel(label)

@@ -48,6 +48,8 @@ class PlateauHalving:
     `floor_rate` and another `patience` epochs bring no gain. A gain must exceed the share
     `least_gain` of the best loss."""
 
+    _moving = ("rate", "best", "without_gain", "finished")
+
     def __init__(
         self, rate: float, patience: int, factor: float, floor_rate: float, least_gain: float = 0.0
     ) -> None:
@@ -73,17 +75,12 @@ class PlateauHalving:
 
     def state_dict(self) -> dict[str, float]:
         """For the checkpoint."""
-        return {
-            "rate": self.rate,
-            "best": self.best,
-            "without_gain": self.without_gain,
-            "finished": self.finished,
-        }
+        return {name: getattr(self, name) for name in self._moving}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """From the checkpoint."""
-        self.rate, self.best = float(state["rate"]), float(state["best"])
-        self.without_gain, self.finished = int(state["without_gain"]), bool(state["finished"])
+        for name in self._moving:
+            setattr(self, name, state[name])
 
 
 def cosine_factor(step: int, steps: int, warmup_steps: int) -> float:
@@ -282,7 +279,6 @@ class Learner(pl.LightningModule):
 
 
 # --- the loop ---
-
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 _USUAL = (  # what Lightning says of small trainings and of frozen networks
