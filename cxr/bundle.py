@@ -175,7 +175,12 @@ def imagenet_lite_state_dict(timm_name: str) -> dict[str, torch.Tensor]:
     pixels as (x / 255 - 0.498) / 0.502. Raises ValueError for another network and
     ImportError, with the command to install it, when the package is missing.
     """
-    size = check_lite_name(timm_name)
+    size = _bare(timm_name)
+    if size not in _LITE:
+        raise ValueError(
+            "timm_name of imagenet_lite_state_dict must be tf_efficientnet_lite0, _lite1 or _lite2."
+            f" Got {timm_name!r} instead: give a file of weights for it."
+        )
     return dict(_read(_weights_file(size), size))
 
 
@@ -187,17 +192,6 @@ def _read(file: Path, size: str) -> dict[str, torch.Tensor]:
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     wanted = timm.create_model(f"tf_efficientnet_{size}", pretrained=False).state_dict()
     return match_in_order(loaded, wanted)
-
-
-def check_lite_name(timm_name: str) -> str:
-    """`lite0`, `lite1` or `lite2` of a network's name; raises ValueError for any other network."""
-    bare = _bare(timm_name)
-    if bare not in _LITE:
-        raise ValueError(
-            "timm_name of imagenet_lite_state_dict must be tf_efficientnet_lite0, _lite1 or _lite2."
-            f" Got {timm_name!r} instead: give a file of weights for it."
-        )
-    return bare
 
 
 def _bare(name: str) -> str:

@@ -90,13 +90,10 @@ class CocoFilm:
 
 
 def marks_in(note: dict[str, Any]) -> list[str]:
-    """Those of MARKS that an annotation bears."""
-    return [mark for mark in MARKS if _is_set(note.get(mark))]
-
-
-def _is_set(mark: Any) -> bool:
-    """1 and true, also as a text, as converters from XML leave it; a list of scores is no mark."""
-    return isinstance(mark, int | float | str) and str(mark).strip().lower() in ("1", "1.0", "true")
+    """Those of MARKS that an annotation bears: as 1 or true, also as a text, as converters from XML
+    leave it; a list of scores is no mark."""
+    plain = {m: note[m] for m in MARKS if isinstance(note.get(m), int | float | str)}
+    return [m for m, value in plain.items() if str(value).strip().lower() in ("1", "1.0", "true")]
 
 
 @dataclass(frozen=True)

@@ -170,12 +170,6 @@ class FilmRecords(_Appender):
         return len(self._places)
 
 
-def row_line(row: Any) -> str:
-    """A dataclass as a JSON line, without what is None."""
-    known = {k: v for k, v in asdict(row).items() if v is not None}
-    return json.dumps(known, allow_nan=False) + "\n"
-
-
 def read_rows(
     path: Path, kind: type[Row], schema: str, version: int
 ) -> tuple[dict[str, Any], dict[str, Row]]:
@@ -216,8 +210,9 @@ def read_rows(
 
 
 class RowLedger(Ledger[Row]):
-    """A ledger of JSON lines: a header with schema, version and provenance, then a row a film.
-    Raises ValueError when it was begun with other settings than it would be continued with."""
+    """A ledger of JSON lines: a header with schema, version and provenance, then a row a film, a
+    dataclass without what is None. Raises ValueError when it was begun with other settings than it
+    would be continued with."""
 
     def __init__(
         self,
@@ -228,6 +223,10 @@ class RowLedger(Ledger[Row]):
         provenance: Mapping[str, Any],
         restart: bool = False,
     ) -> None:
+        def line(row: Any) -> str:
+            known = {k: v for k, v in asdict(row).items() if v is not None}
+            return json.dumps(known, allow_nan=False) + "\n"
+
         def read(path: Path) -> dict[str, Row]:
             header, rows = read_rows(path, kind, schema, version)
             now = provenance.get("settings") or {}
@@ -238,7 +237,7 @@ class RowLedger(Ledger[Row]):
         if restart:
             Path(path).unlink(missing_ok=True)
         header = {"schema": schema, "version": version, **provenance}
-        super().__init__(path, json.dumps(header, allow_nan=False) + "\n", read, row_line)
+        super().__init__(path, json.dumps(header, allow_nan=False) + "\n", read, line)
 
     def pending(self, films: Iterable[Path], made: str) -> list[Path]:
         """The films that are to be done. One is done when its bytes are those of its row and what

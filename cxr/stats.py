@@ -100,13 +100,6 @@ def figure_of(values: Array, n: int) -> Figure:
     return figure(float(values[0]), values[1:], n)
 
 
-def _means(values: Array, patients: Sequence[str] | Array, draws: int, seed: int) -> Array:
-    """(draws,) means of (N,) values over draws of patients."""
-    group, blocks = _patient_draws(patients, draws, seed)
-    sums, counts = np.bincount(group, values), np.bincount(group)
-    return np.concatenate([np.zeros(0), *((t @ sums) / (t @ counts) for t in blocks)])
-
-
 def _known(values: Any, patients: Sequence[str] | Array) -> tuple[Array, Array]:
     """The values that are not NaN (None is), and their patients."""
     x = np.asarray(values, dtype=np.float64)
@@ -126,7 +119,10 @@ def mean_figure(
     known, owners = _known(values, patients)
     if not len(known):
         return Figure(None, None, None, 0)
-    return figure(float(known.mean()), _means(known, owners, draws, seed), len(known))
+    group, blocks = _patient_draws(owners, draws, seed)
+    sums, counts = np.bincount(group, known), np.bincount(group)
+    means = np.concatenate([np.zeros(0), *((t @ sums) / (t @ counts) for t in blocks)])
+    return figure(float(known.mean()), means, len(known))
 
 
 def share_figure(hits: Any, patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Figure:

@@ -271,19 +271,15 @@ def spread(
     cluster: dict[str, Any] = {"address": f"ray:{address}" if address[:2] == "//" else address}
     if address.isdigit():
         cluster = {"num_cpus": int(address), "include_dashboard": False}
-    ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_here())
+    # workers find the packages where this process has them, and have one core each
+    paths = [str(Path(__file__).resolve().parent.parent), *filter(None, sys.path)]
+    here = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}}
+    ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=here)
     try:
         team = _Team(ray, make, int(ray.cluster_resources().get("CPU", 1)))
         yield from team.work(deque((group, 0) for group in batched(items, batch)), lost)
     finally:
         ray.shutdown()
-
-
-def _here() -> dict[str, Any]:
-    """Workers find the packages where this process has them, and have one core each."""
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join([root, *filter(None, sys.path)])
-    return {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
 
 
 class _Worker:

@@ -179,16 +179,13 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif"})
 _WIDEST = 40  # subfolders looked into; a set's parts are few, its patients are not
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file is called like a picture and is no hidden copy (`._a.jpeg` of macOS)."""
-    return not name.startswith(".") and Path(name).suffix.lower() in PICTURES
-
-
 def list_pictures(folder: Path) -> list[str]:
-    """Names of the pictures right inside `folder`, sorted; empty where there is no folder."""
+    """Names of the pictures right inside `folder`, sorted, without hidden copies (`._a.jpeg` of
+    macOS); empty where there is no folder."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if is_picture_name(e.name))
+            names = sorted(e.name for e in entries if not e.name.startswith("."))
+        return [name for name in names if Path(name).suffix.lower() in PICTURES]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -59,10 +59,6 @@ def name_of_film(stem: str) -> tuple[str, str] | None:
     return None
 
 
-def _is_kermany(folder: Path) -> bool:
-    return any((folder / part / label).is_dir() for part in PARTS for label in LABELS)
-
-
 def _kermany(root: Path, _: Uncertain) -> Iterator[Item]:
     parts_of_patient: dict[str, set[str]] = defaultdict(set)
     for part in PARTS:
@@ -165,7 +161,7 @@ SETS = {
             "Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray "
             "Images for Classification. Mendeley Data, doi 10.17632/rscbjbr9sj; Cell 172 (2018), "
             "doi 10.1016/j.cell.2018.02.010",
-            _is_kermany,
+            lambda folder: any((folder / p / label).is_dir() for p in PARTS for label in LABELS),
             _kermany,
         ),
         *tables.LOADERS,
@@ -216,18 +212,12 @@ def find_root(name: str, path: Path) -> Path:
                 f"'{path}' must hold {name} once. Got {len(roots)}: {places}. Name "
                 "the folder of one of them."
             )
-    other = _looks_like(path)
+    folders = (f for level in (levels(path) if path.is_dir() else ()) for f in level)
+    other = next((s for f in folders for s, loader in SETS.items() if loader.is_root(f)), "")
     hint = f" It looks like {other}: use --source {other}." if other else ""
     raise LayoutError(
         f"'{path}' must be a folder of {name}: {SETS[name].layout}. Found: {describe(path)}.{hint}"
     )
-
-
-def _looks_like(path: Path) -> str:
-    """The first set at the shallowest level that has any; "" for none."""
-    folders = (f for level in (levels(path) if path.is_dir() else ()) for f in level)
-    found = (name for f in folders for name, loader in SETS.items() if loader.is_root(f))
-    return next(found, "")
 
 
 _ORIENTATION = 0x0112
