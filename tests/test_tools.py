@@ -120,4 +120,4 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     kinds |= {"iscore.yaml": IscoreConfig, "view.yaml": ViewTrainConfig}
     kinds |= {"unet_cbam.yaml": FinetuneConfig, "pretrain_unet_cbam.yaml": PretrainConfig}
     kind = FieldTrainConfig if name == "lungfield.yaml" else kinds.get(name, kinds[stage])
-    assert parse_config(kind, ["--config", str(path)], "test", "test").out.startswith("runs/")
+    assert parse_config(kind, ["--config", str(path)], "test").out.startswith("runs/")
