@@ -35,7 +35,7 @@ from cxr.manifest import read_manifest
 from cxr.page.build import Table
 from cxr.page.pictures import picture_uri
 from cxr.page.words import printable
-from cxr.public_sets.words import sex_of, years_of
+from cxr.public_sets.records import sex_of, years_of
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
 
