@@ -36,18 +36,13 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class View:
-    """What a picture shows.
+    """What a picture shows."""
 
-    `kind` is one of KINDS. `np.rot90(pixels, turned // 90)` sets a turned film upright; `turned`
-    is 0 for every other kind. `mirrored`: the heart lies on the other side, which is a flag and
-    never a refusal. `score` is the kind's probability, `reason` is empty for a frontal film.
-    """
-
-    kind: str
-    turned: int
-    mirrored: bool
-    score: float
-    reason: str
+    kind: str  # one of KINDS
+    turned: int  # np.rot90(pixels, turned // 90) sets a turned film upright; else 0
+    mirrored: bool  # the heart lies on the other side: a flag, never a refusal
+    score: float  # the kind's probability
+    reason: str  # empty for a frontal film
 
 
 class ViewNet:
@@ -68,11 +63,8 @@ class ViewNet:
     @classmethod
     def load(cls, field: LungField, path: str | Path | None = None) -> ViewNet:
         """Read a bundle; the shipped one when `path` is None. Where the field's network runs
-        without torch, so does the head.
-
-        Raises FileNotFoundError or ValueError for what is no bundle of a view, and ValueError for
-        one that was trained on another lung-field network than `field`.
-        """
+        without torch, so does the head. Raises FileNotFoundError or ValueError for what is no
+        bundle of a view, ValueError for one trained on another lung-field network than `field`."""
         from cxr.bundle import load_bundle, load_meta, rebuilding
 
         path = Path(path or DEFAULT_WEIGHTS)

@@ -70,10 +70,8 @@ def choose_rows(
     data: Several, negatives: str, split: str, also: Sequence[str]
 ) -> tuple[dict[str, list[FilmRow]], list[FilmRow]]:
     """Part → frontal films that may train what is published (by their licence, or of a source in
-    `also`), and the other pictures that may, none of a patient of another part than train.
-
-    Raises ValueError where there is nothing to train or to validate on.
-    """
+    `also`), and the other pictures that may, none of a patient of another part than train. Raises
+    ValueError where there is nothing to train or to validate on."""
     part_of = Split.load(split).part_of
     parts: dict[str, list[FilmRow]] = {"train": [], "val": []}
     for row in read_films(data):
@@ -91,10 +89,8 @@ def read_grey(row: FilmRow) -> Array:
 
 
 class ViewMaker:
-    """Training views: the i-th is the same for the same seed and rows.
-
-    `others` are the pictures that can be read; `fold_of` is each one's fold by patient.
-    """
+    """Training views: the i-th is the same for the same seed and rows. `others` are the pictures
+    that can be read; `fold_of` is each one's fold by patient."""
 
     def __init__(
         self, films: Sequence[FilmRow], others: Sequence[FilmRow], folds: int, seed: int

@@ -81,16 +81,12 @@ class PageConfig:
 
 
 class Trial(NamedTuple):
-    """One question: a film, and whether the first method (0) or the second (1) stands left.
+    """One question about a film."""
 
-    `number` counts from 1 in the order of asking; `repeats` is the number of the trial that asked
-    about the same film before, 0 for none.
-    """
-
-    number: int
+    number: int  # from 1, the order of asking
     film: str
-    left: int
-    repeats: int = 0
+    left: int  # which method stands there: the first (0) or the second (1)
+    repeats: int = 0  # number of the trial that asked about the same film before, 0 for none
 
 
 def run_page(config: PageConfig) -> int:

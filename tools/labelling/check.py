@@ -301,7 +301,7 @@ def check_file(
     except ValueError as error:
         fix = "Take the last good copy, or write it again with annotate.py merge"
         return [Fault(str(path), f"it is not JSON: {error}", fix)], _summarise(0, 0, {})
-    images: dict[Any, dict[str, Any]] = {}  # the sound ones by id
+    images: dict[Any, Entry] = {}  # the sound ones by id
     names: dict[str, str] = {}  # file name → as every line begins
     for number, image in enumerate(_entries(data, "images"), start=1):
         if not image_fault(image):
@@ -312,7 +312,7 @@ def check_file(
         for c in _entries(data, "categories")
         if isinstance(c, dict) and {"id", "name"} <= set(c) and isinstance(c["id"], int | str)
     }
-    notes: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
+    notes: dict[Any, list[Entry]] = {key: [] for key in images}
     for note in _entries(data, "annotations"):
         owner = note.get("image_id") if isinstance(note, dict) else None
         if isinstance(owner, int | str) and owner in notes and not marks_in(note):
@@ -409,12 +409,10 @@ def _find_places(names: Names, folder: Path) -> list[Path]:
     return [(others.find(p.name) if p in alone else None) or p for p in places]
 
 
-def _difference(image: dict[str, Any], film: Film, hashes: bool) -> str:
-    """In what a film differs from the one that was boxed; "" when it does not.
-
-    A file may list a film at its size in a public set though a smaller copy was boxed: that copy
-    is known by its hash, and any size of the same shape is right for it.
-    """
+def _difference(image: Entry, film: Film, hashes: bool) -> str:
+    """In what a film differs from the one that was boxed; "" when it does not. A file may list a
+    film at its size in a public set though a smaller copy was boxed: that copy is known by its
+    hash, and any size of the same shape is right for it."""
     height, width = film.pixels.shape
     listed_h, listed_w = _size_hw(image)
     known = image.get("sha256")

@@ -109,11 +109,8 @@ def run(config: StatusConfig) -> int:
 
 
 def summarise(session: Session) -> dict[str, Any]:
-    """Count and compare what the label files say now; writes nothing.
-
-    As `--json` has it. `seconds_left` is None while the pace is not known, `change` while no box
-    has a pre-label to compare with.
-    """
+    """Count and compare what the label files say now, as `--json` has it. `seconds_left` is None
+    while the pace is not known, `change` while no box has a pre-label to compare with."""
     answers = session.answers()
     labels = sorted({film.label for film in session.films})
     by_label = {label: count_states(a for f, a in answers if f.label == label) for label in labels}
@@ -299,10 +296,8 @@ def draw_sheets(
     grid: bool = False,
 ) -> dict[Path, list[int]]:
     """Draw the films into `folder`, sheet after sheet, and record what is drawn; returns the
-    numbers on each sheet. `tile`: px of one film's longer side.
-
-    The sheets of an earlier call go away first: an old sheet must not pass for a new one.
-    """
+    numbers on each sheet. `tile`: px of one film's longer side. The sheets of an earlier call go
+    away first: an old sheet must not pass for a new one."""
     parts = [films[i : i + per_sheet] for i in range(0, len(films), per_sheet)]
     names = [f"sheet_{number:03d}.png" for number in range(1, len(parts) + 1)]
     record = {**_HEAD, "session_id": session.session_id, "sheets": names, "drawn": {}}

@@ -105,24 +105,21 @@ def _parse_edges(words: str) -> dict[str, float | str]:
     return edges
 
 
-# Action: the sign between its numbers and its words, an example, and the words allowed; None for an
-# action of numbers alone. The other flags are what skip, doubtful and accept set.
-_ACTIONS: dict[str, tuple[str, str, tuple[str, ...]] | None] = {
+# Actions with words: the sign between numbers and words, an example, and the words allowed, none
+# where they are edges. The other flags are what skip, doubtful and accept set.
+_WORDED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "set": (":", '"7:left=0.10,bottom=0.93; 9:top=0.05"', ()),
     "skip": ("=", '"12=not frontal; 15=unreadable"', SKIP_FLAGS),
     "flag": ("=", '"4=apices cut off"', ("apices cut off",)),
-    "doubtful": None,
-    "accept": None,
-    "but": None,
 }
+_ACTIONS = (*_WORDED, "doubtful", "accept", "but")
 _APART = (("set", "skip"), ("skip", "doubtful"), ("skip", "accept"), ("doubtful", "accept"))
 
 
 def _parse_action(name: str, text: str) -> list[tuple[Spans, Any]]:
-    rule = _ACTIONS[name]
-    if rule is None:
+    if name not in _WORDED:
         return [(parse_numbers(name, text), None)] if text.strip() else []
-    sign, example, allowed = rule
+    sign, example, allowed = _WORDED[name]
     orders: list[tuple[Spans, Any]] = []
     for part in filter(None, (p.strip() for p in text.split(";"))):
         numbers, _, words = (p.strip() for p in part.partition(sign))
@@ -183,16 +180,15 @@ def plan_changes(
             faults.append(f"film {number} stands in {one} and in {other}{hint}")
     changes = []
     for number in sorted(set().union(*asked.values())):
-        film = films[number]
         own = {name: words[number] for name, words in asked.items() if number in words}
         try:
-            changes.append(_plan_film(session, film, own, drawn.get(number)))
+            changes.append(_plan_film(session, films[number], own, drawn.get(number)))
         except ValueError as error:
-            faults.append(f"film {number} ({film.film}) {error}")
+            faults.append(f"film {number} ({films[number].film}) {error}")
     if faults:
-        more = len(faults) - _LISTED_REFUSALS
-        rest = [f"… and {more} more"] if more > 0 else []
-        raise ValueError("\n".join([*faults[:_LISTED_REFUSALS], *rest, "Nothing was written."]))
+        if (more := len(faults) - _LISTED_REFUSALS) > 0:
+            faults[_LISTED_REFUSALS:] = [f"… and {more} more"]
+        raise ValueError("\n".join([*faults, "Nothing was written."]))
     return changes
 
 
@@ -210,8 +206,7 @@ def _by_number(
                 shown = f"{first}" if first == end else f"{first}-{end}"
                 faults.append(f"{name} {shown}: the session's films are numbered 1 to {last}")
             numbers += known
-        twice = sorted(found.keys() & set(numbers))
-        faults += [f"{name} names film {number} twice" for number in twice]
+        faults += [f"{name} names film {n} twice" for n in sorted(found.keys() & set(numbers))]
         found.update(dict.fromkeys(numbers, words))
     return found
 
@@ -282,10 +277,8 @@ def _accept(change: Change, answer: Answer, seen: Seen) -> Change:
     _only_box(answer, ": set its edges, skip it, or leave it out with but")
     seen = _check_seen(answer, seen)
     if _DOUBTFUL in answer.flags and not seen["doubtful"]:
-        raise ValueError(
-            "was marked doubtful since the sheet was drawn; leave it out with "
-            "but, or run review again with --show doubtful"
-        )
+        fix = "leave it out with but, or run review again with --show doubtful"
+        raise ValueError(f"was marked doubtful since the sheet was drawn; {fix}")
     return change.ticked("accepted", _ACCEPTED, (_DOUBTFUL,))
 
 

@@ -269,10 +269,8 @@ class Session:
         return LabelFile(name, tuple(shapes), frozenset(flags), size_hw, film.film, film.sha256)
 
     def note(self, film: SessionFilm, answer: Answer, via: str) -> bool:
-        """Add a line to the history if the answer differs from the film's last one noted.
-
-        A fault is no answer: the last good one stands. An untouched film is nothing to note.
-        """
+        """Add a line to the history if the answer differs from the film's last one noted. A fault
+        is no answer: the last good one stands. An untouched film is nothing to note."""
         box = answer.box
         said: dict[str, Any] = {
             "state": answer.state,

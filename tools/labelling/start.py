@@ -98,10 +98,8 @@ class StartConfig:
             raise ValueError(f"{rule}. Got none.")
         parse_sample(self.sample)
         if self.order == "uncertain" and not self.prelabel and not is_session(self.session):
-            raise ValueError(
-                "order uncertain needs a detector to be uncertain: add --prelabel "
-                "weights/thorax_lite0.safetensors."
-            )
+            fix = "add --prelabel weights/thorax_lite0.safetensors"
+            raise ValueError(f"order uncertain needs a detector to be uncertain: {fix}.")
 
 
 def run(config: StartConfig) -> int:
@@ -373,11 +371,9 @@ def _look_at(paths: Sequence[Path], finder: ThoraxFinder | None, said: str) -> I
 def prepare_films(
     path: Path, candidates: Films, root: Path, finder: ThoraxFinder | None
 ) -> list[SessionFilm]:
-    """Views and pre-labels of films that the session does not know yet; not numbered (0).
-
-    Films that are in prepared.jsonl already are not read again. A film that cannot be read, or
-    that is the same file as an earlier one, has its reason instead of a view.
-    """
+    """Views and pre-labels of films that the session does not know yet; not numbered (0). Those in
+    prepared.jsonl are not read again. A film that cannot be read, or that is the same file as an
+    earlier one, has its reason instead of a view."""
     (path / "prepared").mkdir(parents=True, exist_ok=True)
     places = [absolute(c.film) for c in candidates]
     named = [
