@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from classify.inputs import classes_of, targets_of
+from classify.labels import classes_of, targets_of
 from classify.models.backbones import build_backbone
 from classify.models.cxrnet import build_cxrnet
 from classify.models.fusion import build_fusion

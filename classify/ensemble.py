@@ -18,8 +18,16 @@ import torch
 from torch import nn
 
 from classify.bundles import load_single, member_of
-from classify.inputs import check_together, member_files, targets_of
-from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
+from classify.labels import (
+    FAR_BELOW,
+    NORMAL,
+    OTHERS,
+    TARGET,
+    check_together,
+    member_files,
+    normal_of,
+    targets_of,
+)
 from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, from_input, preprocess_all, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching

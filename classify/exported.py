@@ -16,8 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from classify.inputs import check_together, member_files, targets_of
-from classify.labels import FAR_BELOW, OTHERS, TARGET, normal_of
+from classify.labels import (
+    FAR_BELOW,
+    OTHERS,
+    TARGET,
+    check_together,
+    member_files,
+    normal_of,
+    targets_of,
+)
 from classify.preprocess import PreprocessConfig, preprocess_all
 from cxr.boxes import Frame
 from cxr.bundle import bundle_meta, rebuilding

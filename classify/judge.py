@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from classify.guard import Guard
-from classify.inputs import Item
 from classify.labels import TARGET
+from classify.predictions import Item
 from classify.saliency.methods import content_of
 from classify.screener import NOT_READ, READ, Screener
 from classify.screening.doubts import FINE_APART, doubts_of, of_other_age, unlike

@@ -1,13 +1,17 @@
-"""What a member answers to a film: normal, the disease that it seeks, or any other."""
+"""What a member answers to a film: normal, the disease that it seeks, or any other; and the bundles
+that lie together in a folder of members."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from cxr.films_table import FilmRow, has_disease, is_abnormal
 
 NORMAL, TARGET, OTHERS = 0, 1, 2
 NAME_OF_NORMAL = "normal"
+GUARD = "guard.safetensors"  # lies among the members and is none
 FAR_BELOW = 30.0  # so far below a network's logits lies that of a class which it does not know
 
 
@@ -35,3 +39,54 @@ def label_of(
     if classes == "three":
         return TARGET if found else OTHERS if sick else NORMAL
     return int(sick if classes == "normal" else found)
+
+
+def bundles_in(folder: Path) -> list[Path]:
+    """The bundles of a folder but the guard, which lies among the members and is none."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.name != GUARD)
+
+
+def member_files(folder: str | Path) -> list[Path]:
+    """The bundles of a folder of members, or of a single network; raises ValueError for none."""
+    folder = Path(folder)
+    files = bundles_in(folder)
+    if not files:
+        folds = f" (it holds folds: give {folder / 'fold0'})" * (folder / "fold0").is_dir()
+        raise ValueError(
+            f"{folder} must hold members' bundles (TARGET.safetensors). Got none{folds}: train "
+            "them with python -m classify.train, or give another folder."
+        )
+    return files
+
+
+def targets_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The targets that a member's network answers for, by its bundle's metadata; one, in an older
+    bundle."""
+    return tuple(meta.get("targets") or (meta["target"],))
+
+
+def classes_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a member answers; three, where its bundle does not say."""
+    return tuple(meta.get("classes") or ("normal", *targets_of(meta)[:1], "others"))
+
+
+def check_together(folder: str | Path, metas: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raises ValueError unless the bundles, by path, are members that can be screened with as
+    one."""
+    first_path, first = next(iter(metas.items()))
+    for path, meta in metas.items():
+        names = classes_of(meta)
+        if len(names) != 3:
+            raise ValueError(
+                f"a member must answer normal / target / others to be screened with. {path} "
+                f"answers {' / '.join(names)}: train it with classes: three."
+            )
+        for key in ("preprocessing", "trained_on"):
+            if meta[key] != first[key]:
+                raise ValueError(
+                    f"members of {folder} must agree in {key}. {path.name} has "
+                    f"{meta[key]}, {first_path.name} {first[key]}."
+                )
+    targets = [t for meta in metas.values() for t in targets_of(meta)]
+    if len(set(targets)) != len(targets):
+        raise ValueError(f"members of {folder} must have different targets. Got {targets}.")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from classify.inputs import GUARD, Item, member_files
 from classify.judge import Judge, illustrated
+from classify.labels import GUARD, member_files
+from classify.predictions import Item
 from classify.screener import NOT_READ
 from classify.screening.doubts import unlike
 from cxr.bundle import bundle_meta

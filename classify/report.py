@@ -22,8 +22,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from classify.inputs import Item, split_note
-from classify.predictions import ANSWERS
+from classify.predictions import ANSWERS, Item, split_note
 from classify.screening.tiers import TIERS
 from cxr.draw import to_data_uri
 from cxr.ledger import FilmRecords

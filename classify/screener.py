@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.inputs import bundles_in
+from classify.labels import bundles_in
 from classify.screening.films import (
     ScreeningFilms,
     figures_by_source,

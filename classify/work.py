@@ -14,17 +14,10 @@ from typing import Any
 
 from classify.foreign import ModelSpec, check_model, settings_for
 from classify.guard import Guard
-from classify.inputs import (
-    GUARD,
-    Item,
-    crops_on_disk,
-    fresh_crop,
-    member_files,
-    name_of,
-    whole_films,
-)
 from classify.judge import Judge
+from classify.labels import GUARD, member_files
 from classify.panel import Panel, find_ensembles, is_for_children
+from classify.predictions import Item, crops_on_disk, fresh_crop, name_of, whole_films
 from classify.screener import Screener
 from classify.screening.doubts import FINE_APART, NOTED
 from classify.screening.tiers import read_tiers

@@ -13,10 +13,10 @@ from torch import nn
 
 from classify.ensemble import Ensemble, members_of
 from classify.guard import Guard
-from classify.inputs import Item
 from classify.judge import Judge, strongest_member
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
+from classify.predictions import Item
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import saliency_maps
 from classify.saliency.methods import to_pixels

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.inputs import Item
+from classify.predictions import Item
 from classify.report import ReportBook, write_report
 from cxr.draw import to_data_uri
 from cxr.page.build import csp_hash

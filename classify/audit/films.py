@@ -16,9 +16,8 @@ import cv2
 import numpy as np
 
 from classify.audit.rows import UNKNOWN
-from classify.inputs import name_of
 from classify.labels import label_of
-from classify.predictions import PredictionRow, read_predictions
+from classify.predictions import PredictionRow, name_of, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy, turn_xyxy
 from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, list_films

@@ -17,8 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from classify.audit.films import Truths
-from classify.inputs import Item, crops_on_disk, name_of, whole_films
 from classify.labels import TARGET
+from classify.predictions import Item, crops_on_disk, name_of, whole_films
 from classify.saliency.methods import check_method
 from cxr.cli import Several
 from cxr.draw import fit

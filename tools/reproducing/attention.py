@@ -27,7 +27,7 @@ from classify.audit.metrics import Regions, measure
 from classify.bundles import Single, load_single, member_of
 from classify.ensemble import prepare_films
 from classify.films import Case, select_cases
-from classify.inputs import classes_of
+from classify.labels import classes_of
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import explain, explains_itself, saliency_maps
 from classify.saliency.methods import OWN_MAPS, to_pixels
