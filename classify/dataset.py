@@ -20,9 +20,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from classify.augment import Augment, centre, dilate
+from classify.augment import Augment, GuideConfig, centre, dilate, swap_surroundings
 from classify.films import DRAWN, Case, Films, RegionConfig, part_in_path, select_cases
-from classify.guide import GuideConfig, swap_surroundings
 from classify.labels import TARGET
 from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.tasks.settings import SingleConfig, TrainingConfig

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from classify.foreign import sentence_of
-from classify.panel import Panel
+from classify.judge import Panel
 from classify.predictions import Item, PredictionWriter, name_of
 from classify.report import PICTURES, ReportBook, write_report
 from classify.screener import NOT_READ

@@ -97,7 +97,7 @@ def show(config: ShowConfig) -> list[Path]:
             "another file."
         )
     paths = list_films(config.films).films[: config.most or None]
-    from classify.bundles import load_single
+    from classify.ensemble import load_single
     from cxr.devices import pick_device
 
     single = load_single(bundle)

@@ -14,9 +14,8 @@ from typing import Any
 
 from classify.foreign import ModelSpec, check_model, settings_for
 from classify.guard import Guard
-from classify.judge import Judge
+from classify.judge import Judge, Panel, find_ensembles, is_for_children
 from classify.labels import GUARD, member_files
-from classify.panel import Panel, find_ensembles, is_for_children
 from classify.predictions import Item, crops_on_disk, fresh_crop, name_of, whole_films
 from classify.screener import Screener
 from classify.screening.doubts import FINE_APART, NOTED

@@ -20,8 +20,7 @@ from classify import run
 from classify.audit.films import read_run
 from classify.ensemble import Ensemble
 from classify.guard import Guard, hash_members
-from classify.judge import Judge
-from classify.panel import Panel, find_ensembles, is_for_children
+from classify.judge import Judge, Panel, find_ensembles, is_for_children
 from classify.predictions import Item, read_predictions
 from classify.preprocess import PreprocessConfig
 from classify.screener import CLEARED, NOT_READ, READ

@@ -73,7 +73,7 @@ def test_a_member_gets_the_library_s_map(method: str, neck: int) -> None:
 
 @pytest.fixture(scope="module")
 def shipped(root: Path) -> nn.Module:
-    from classify.bundles import member_of
+    from classify.ensemble import member_of
     from classify.labels import member_files
 
     folder = root / "weights/ensemble_crops"

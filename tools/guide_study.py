@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from classify.guide import GuideConfig
+from classify.augment import GuideConfig
 from classify.tasks.settings import TrainConfig
 from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
 from cxr.rules import refusing, require
@@ -156,7 +156,7 @@ def answer(
     are each map's film, its lift, None for an empty map, and a blob's."""
     from classify.audit.controls import draw_donors, hide
     from classify.audit.metrics import Regions, measure
-    from classify.guide import swap_surroundings
+    from classify.augment import swap_surroundings
     from classify.labels import TARGET
     from classify.saliency.maps import look
 

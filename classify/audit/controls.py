@@ -32,10 +32,10 @@ from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
 from classify.audit.randomise import cascade_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
+from classify.augment import swap_surroundings
 from classify.ensemble import Ensemble, member_maps
 from classify.evaluate import QUESTIONS, Question, ensemble_score, may_answer
 from classify.films import Case
-from classify.guide import swap_surroundings
 from classify.labels import NORMAL, TARGET
 from classify.preprocess import from_input, to_input
 from classify.saliency.hooks import bare_net

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from classify.augment import build_augment, cache_side
-from classify.bundles import member_of
+from classify.augment import GuideConfig, build_augment, cache_side
 from classify.dataset import (
     FilmDataset,
     PixelCache,
@@ -28,6 +27,7 @@ from classify.dataset import (
     predict,
     train_loader,
 )
+from classify.ensemble import member_of
 from classify.films import (
     Case,
     licence_note,
@@ -38,7 +38,6 @@ from classify.films import (
     share_cases,
     tell_films,
 )
-from classify.guide import GuideConfig
 from classify.labels import NORMAL, OTHERS, TARGET, label_of
 from classify.models.multitask import SCXNN, build_member
 from classify.preprocess import PreprocessConfig, to_input

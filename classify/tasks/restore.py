@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from classify.bundles import load_pretrained, save_pretrained
+from classify.augment import TRANSFORM_NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
 from classify.dataset import NO_REGION, build_cache, cache_of, cases_of, drop_cache
+from classify.ensemble import load_pretrained, save_pretrained
 from classify.films import (
     Case,
     licence_note,
@@ -27,7 +28,6 @@ from classify.films import (
     share_cases,
     tell_films,
 )
-from classify.genesis import NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
 from classify.models.unet_cbam import UnetCbam
 from classify.ssim import ssim, ssim_loss
 from classify.tasks.settings import PretrainConfig
@@ -51,7 +51,7 @@ from cxr.workdir import (
 BUNDLE, SHOWN = "pretrained.safetensors", 4
 # What the panels show: each distortion alone, then all four at once (more than training ever does).
 PANELS: dict[str, tuple[str, ...]] = {
-    **{name: (kind,) for kind, name in NAMES.items()},
+    **{name: (kind,) for kind, name in TRANSFORM_NAMES.items()},
     "all four": tuple(TRANSFORMS),
 }
 Key = tuple[int, int]  # epoch, and the film's number among the cached ones
@@ -290,7 +290,7 @@ def genesis_sheet(
         for kind in TRANSFORMS:
             rng = np.random.default_rng([seed, number])
             tiles.append(draw.to_rgb(distort(film, (kind,), config, rng)))
-    captions = ["original", *(NAMES[kind] for kind in TRANSFORMS)]
+    captions = ["original", *(TRANSFORM_NAMES[kind] for kind in TRANSFORMS)]
     return draw.sheet(tiles, captions * len(films), columns=len(captions), tile=tile)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from classify.bundles import Single, load_single
 from classify.dataset import FilmDataset, cache_of, drop_cache, film_loader
+from classify.ensemble import Single, load_single
 from classify.features.select import ORDERS, Part, Selection, regress, select_features
 from classify.films import PARTS, Films, Shares
 from classify.preprocess import to_input

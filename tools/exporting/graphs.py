@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classify.bundles import load_single, member_of
+from classify.ensemble import load_single, member_of
 from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.closed import logits_and_maps

@@ -24,8 +24,7 @@ import numpy as np
 
 from classify.audit.films import Truths, draw_lungs
 from classify.audit.metrics import Regions, measure
-from classify.bundles import Single, load_single, member_of
-from classify.ensemble import prepare_films
+from classify.ensemble import Single, load_single, member_of, prepare_films
 from classify.films import Case, select_cases
 from classify.labels import classes_of
 from classify.preprocess import PreprocessConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classify.bundles import member_of
 from classify.dataset import FilmDataset, build_cache, cache_of
+from classify.ensemble import member_of
 from classify.films import Case
 from classify.labels import TARGET
 from classify.models.multitask import SCXNN

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classify.bundles import member_of
 from classify.dataset import (
     NO_REGION,
     FilmDataset,
@@ -26,6 +25,7 @@ from classify.dataset import (
     film_loader,
     predict,
 )
+from classify.ensemble import member_of
 from classify.films import Case
 from classify.labels import FAR_BELOW, label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
