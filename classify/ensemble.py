@@ -190,7 +190,7 @@ class Ensemble:
         self, batch: torch.Tensor, method: str = "grad_cam"
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each member logits (N, 3) and the map of its target (N, h, w) by a method of
-        `classify.saliency.methods`: in one forward pass if the head allows, and for all members
+        `classify.saliency`: in one forward pass if the head allows, and for all members
         that are one network."""
         if self.exported is not None and self.exported.draws and method == "grad_cam":
             return self.exported.look_pooled(self._pictures(batch))[0]

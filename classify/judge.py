@@ -14,7 +14,7 @@ import numpy as np
 from classify.guard import Guard
 from classify.labels import GUARD, TARGET, member_files
 from classify.predictions import Item
-from classify.saliency.methods import content_of
+from classify.saliency import content_of
 from classify.screener import NOT_READ, READ, Screener
 from classify.screening.doubts import FINE_APART, doubts_of, of_other_age, unlike
 from classify.screening.tiers import film_tiers

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.saliency.methods import check_method
+from classify.saliency import check_method
 from cxr.cli import as_command, parse_config
 from cxr.draw import encode_png, fit, overlay_saliency, sheet, to_rgb
 from cxr.film import Film, list_films
@@ -131,8 +131,8 @@ def _draw_batch(
     single: Any, good: Sequence[tuple[Path, Film]], config: ShowConfig, device: Any
 ) -> list[np.ndarray]:
     from classify.ensemble import prepare_films
+    from classify.saliency import to_pixels
     from classify.saliency.maps import explain
-    from classify.saliency.methods import to_pixels
 
     pixels = [film.pixels for _, film in good]
     batch, frames = prepare_films(pixels, single.settings, device)

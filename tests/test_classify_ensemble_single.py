@@ -23,9 +23,9 @@ from classify.audit.rows import read_audit
 from classify.ensemble import Ensemble, build_net, member_maps, members_of, save_single
 from classify.models.settings import BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
+from classify.saliency import METHODS
 from classify.saliency.hooks import backbone_layers
 from classify.saliency.maps import Explained, explain, look, saliency_maps
-from classify.saliency.methods import METHODS
 from classify.tasks.settings import SingleConfig
 from cxr.stats import softmax
 from detect.finder import ThoraxFinder

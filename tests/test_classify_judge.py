@@ -18,8 +18,8 @@ from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.predictions import Item
 from classify.preprocess import PreprocessConfig
+from classify.saliency import to_pixels
 from classify.saliency.maps import saliency_maps
-from classify.saliency.methods import to_pixels
 from classify.screener import CLEARED, READ, Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.notes import note

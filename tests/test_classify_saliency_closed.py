@@ -28,9 +28,9 @@ from classify.labels import NORMAL
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, preprocess, to_input
+from classify.saliency import CLOSED_FORMS
 from classify.saliency.closed import logits_and_maps, may_be_closed
 from classify.saliency.maps import look, saliency_maps
-from classify.saliency.methods import CLOSED_FORMS
 from cxr.bundle import load_bundle
 
 LIBRARY = {

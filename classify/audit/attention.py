@@ -18,7 +18,7 @@ from classify.audit.metrics import Regions, measure
 from classify.audit.rows import AuditRow
 from classify.audit.text import find_text
 from classify.ensemble import Ensemble
-from classify.saliency.methods import to_pixels
+from classify.saliency import to_pixels
 from cxr.boxes import Frame
 from cxr.notes import sentence_of
 from cxr.page.pictures import map_uri, picture_uri, to_polygons

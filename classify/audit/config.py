@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classify.foreign import check_model
-from classify.saliency.methods import check_method
+from classify.saliency import check_method
 from cxr.cli import Several
 from cxr.engines import ENGINES, PRECISIONS
 from cxr.rules import require, require_between, require_one_of

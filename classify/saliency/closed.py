@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classify.saliency import SCORE_BATCH, TOP_K
 from classify.saliency.hooks import (
     check_classes,
     check_logits,
@@ -30,7 +31,6 @@ from classify.saliency.hooks import (
     saliency_layer,
     watching,
 )
-from classify.saliency.methods import SCORE_BATCH, TOP_K
 from cxr.rules import require
 
 _EPS = 1e-6  # pytorch-grad-cam's in Grad-CAM++; with gradients near 1e-3 it weighs in
@@ -58,7 +58,7 @@ def _grad_cam_pp(maps: Tensor, g: Tensor) -> Tensor:
 
 
 # Maps (N, C, h, w) and their gradients, (N, C, 1, 1) where they are the same at every place, to
-# what weighs the maps; classify.saliency.methods has the sources.
+# what weighs the maps; classify.saliency has the sources.
 _WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam": lambda maps, g: g.mean((2, 3), keepdim=True),
     "grad_cam_pp": _grad_cam_pp,
@@ -82,23 +82,12 @@ def gradient_maps(
     model: nn.Module,
     layers: Sequence[nn.Module],
     batch: Tensor,
-    classes: Sequence[int],
-    method: str,
-) -> list[np.ndarray]:
-    """(N, h, w) float32 ≥ 0 of each layer, all from one forward and one backward pass, which ends
-    at the layers. Arguments as for `saliency_maps`, which checks them."""
-    return maps_of_each(model, layers, batch, [classes], method)[1][0]
-
-
-def maps_of_each(
-    model: nn.Module,
-    layers: Sequence[nn.Module],
-    batch: Tensor,
     wanted: Sequence[Sequence[int]],
     method: str,
-) -> tuple[Tensor, list[list[np.ndarray]]]:
-    """The model's logits (N, K), and `gradient_maps` for each of the `wanted` classes: one forward
-    pass, and a backward pass from the logits to the layers for each."""
+) -> list[list[np.ndarray]]:
+    """For each of the `wanted` classes (N,) of the films (N, h, w) float32 ≥ 0 of each layer: one
+    forward pass, and for each a backward pass, which ends at the layers. Arguments as for
+    `saliency_maps`, which checks them."""
     with left_as_found(model), torch.inference_mode(False), torch.enable_grad():
         # cloned, for a batch made in inference mode cannot take part in a backward pass
         logits, maps = run_recorded(model, layers, batch.clone().detach(), gradients=True)
@@ -111,7 +100,7 @@ def maps_of_each(
                 again = n < len(wanted)
                 own = torch.autograd.grad(total, maps, allow_unused=True, retain_graph=again)
             found.append([_plane(*of, method) for of in zip(layers, maps, own, strict=True)])
-    return logits.detach(), found
+    return found
 
 
 def _plane(layer: nn.Module, maps: Tensor, gradients: Tensor | None, method: str) -> np.ndarray:

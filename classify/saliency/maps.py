@@ -17,14 +17,23 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from classify.saliency import (
+    ADD_UP,
+    CLOSED_FORMS,
+    MASKED,
+    OWN_MAPS,
+    SCORE_BATCH,
+    TOP_K,
+    check_method,
+)
 from classify.saliency.closed import (
     LogitsAndMaps,
     eigen_maps,
     gradient_maps,
     logits_and_maps,
-    maps_of_each,
     may_be_closed,
     score_maps,
 )
@@ -40,20 +49,11 @@ from classify.saliency.hooks import (
     saliency_layer,
     watching,
 )
-from classify.saliency.masked import masked_maps, needs_masks
-from classify.saliency.methods import (
-    ADD_UP,
-    CLOSED_FORMS,
-    OWN_MAPS,
-    SCORE_BATCH,
-    TOP_K,
-    check_method,
-)
 
 
 def saliency_maps(
     model: nn.Module,
-    batch: torch.Tensor,
+    batch: Tensor,
     classes: Sequence[int],
     method: str = "grad_cam",
     layer: nn.Module | None = None,
@@ -75,7 +75,7 @@ def saliency_maps(
             pooling and linear layers, and a backward pass elsewhere; True insists on the one,
             False on the other. A net with several backbones, eigen_cam and score_cam have one form.
         top_k, score_batch: of score_cam, see `score_maps`. A model without a layer of its own has
-            occlusion, rise and score_cam alone, see `classify.saliency.masked`.
+            occlusion, rise and score_cam alone, see `masked_maps`.
 
     Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
     """
@@ -98,7 +98,7 @@ def saliency_maps(
 
 
 def maps_of_all(
-    models: Sequence[nn.Module], batch: torch.Tensor, wanted: int, method: str = "grad_cam"
+    models: Sequence[nn.Module], batch: Tensor, wanted: int, method: str = "grad_cam"
 ) -> list[np.ndarray]:
     """`saliency_maps` of the logit `wanted` of each of several models; those that stand for one
     network share its forward passes."""
@@ -116,15 +116,15 @@ def maps_of_all(
             found |= {n: saliency_maps(models[n], batch, classes, method) for n, _ in own}
         else:
             asked = [[logit] * len(batch) for _, logit in own]
-            at = ([saliency_layer(net)], on_device_of(net, batch), asked, method)
-            planes = maps_of_each(net, *at)[1]
+            layers = [saliency_layer(net)]
+            planes = gradient_maps(net, layers, on_device_of(net, batch), asked, method)
             found |= {n: plane for (n, _), (plane,) in zip(own, planes, strict=True)}
     return [found[n] for n in range(len(models))]
 
 
 def backbone_maps(
     model: nn.Module,
-    batch: torch.Tensor,
+    batch: Tensor,
     classes: Sequence[int],
     method: str = "grad_cam",
     top_k: int | None = TOP_K,
@@ -142,7 +142,7 @@ def backbone_maps(
 def _layer_maps(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    batch: torch.Tensor,
+    batch: Tensor,
     classes: Sequence[int],
     method: str,
     top_k: int | None,
@@ -157,7 +157,7 @@ def _layer_maps(
         return {name: score_maps(model, layer, *how) for name, layer in layers.items()}
     if method == "eigen_cam":
         return {n: eigen_maps(model, layer, batch, classes) for n, layer in layers.items()}
-    maps = gradient_maps(model, list(layers.values()), batch, classes, method)
+    (maps,) = gradient_maps(model, list(layers.values()), batch, [classes], method)
     return dict(zip(layers, maps, strict=True))
 
 
@@ -184,7 +184,7 @@ def fuse(by_name: Mapping[str, np.ndarray], method: str = "grad_cam") -> np.ndar
 
 
 def look(
-    members: Sequence[nn.Module], batch: torch.Tensor, wanted: int, method: str = "grad_cam"
+    members: Sequence[nn.Module], batch: Tensor, wanted: int, method: str = "grad_cam"
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Of each member the logits (N, K) float32 and the maps (N, h, w) of the logit `wanted`, from
     one forward pass of each network: one that stands for several members runs once.
@@ -196,7 +196,7 @@ def look(
 
 
 def look_pooled(
-    members: Sequence[nn.Module], batch: torch.Tensor, wanted: int, method: str = "grad_cam"
+    members: Sequence[nn.Module], batch: Tensor, wanted: int, method: str = "grad_cam"
 ) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
     """`look`, and from the same forward passes what the networks pool, (N, F) float32 as
     `Ensemble.predict_pooled` gives it; None where the method leaves a network's maps alone."""
@@ -214,7 +214,7 @@ def look_pooled(
     return looks, torch.cat([*chain(*pooled)], dim=1).numpy() if all(pooled) else None
 
 
-def _run(net: nn.Module, batch: torch.Tensor, method: str) -> LogitsAndMaps:
+def _run(net: nn.Module, batch: Tensor, method: str) -> LogitsAndMaps:
     """Logits, with a layer's maps where the method may have a closed form; of several backbones
     with what they pool."""
     backbones = list(backbone_layers(net).values())
@@ -242,7 +242,7 @@ class Explained:
 
 def explain(
     net: nn.Module,
-    batch: torch.Tensor,
+    batch: Tensor,
     classes: Sequence[int] | None = None,
     method: str = "grad_cam",
 ) -> Explained:
@@ -289,9 +289,7 @@ def check_draws(method: str, members: Mapping[str, nn.Module]) -> None:
         )
 
 
-def explanations(
-    net: nn.Module, batch: torch.Tensor, classes: Sequence[int] | None = None
-) -> np.ndarray:
+def explanations(net: nn.Module, batch: Tensor, classes: Sequence[int] | None = None) -> np.ndarray:
     """(N, h, w) float32 ≥ 0 at the resolution of the network's own map, unscaled.
 
     `net` has `explain(x)` → (N, 1, h, w) and `explanation_layer`, or holds such a one as `net`. For
@@ -311,6 +309,122 @@ def explanations(
     batch = on_device_of(net, batch)
     if classes is not None:
         bare, logits = bare_net(net, classes)
-        return gradient_maps(bare, [drawer.explanation_layer], batch, logits, "hirescam")[0]
+        return gradient_maps(bare, [drawer.explanation_layer], batch, [logits], "hirescam")[0][0]
     with left_as_found(net), torch.inference_mode():
         return drawer.explain(batch)[:, 0].float().cpu().numpy()
+
+
+# --- maps that need neither gradients nor layers: parts of the input are hidden and the model is
+# asked again. For a network that only answers, such as an ONNX file.
+#
+# | method | what is shown | map | source |
+# |---|---|---|---|
+# | occlusion | all but one cell of a grid | how much the answer falls | Zeiler & Fergus 2014 |
+# | rise | half of the cells, drawn by chance | Σ (answer − mean answer) · mask | Petsiuk 2018 |
+# | score_cam | one soft cell of a grid | softmax of the answers | Wang 2020, cells for channels |
+#
+# The answer is the log-odds of the class against all other logits of the model; of a member those
+# of its target's probability. What is hidden takes the mean of the film's input. RISE as published
+# takes no mean away: its map is nearly even then, and says little of where its energy lies.
+
+CELLS = 8  # along each side, about as coarse as the last maps of a network
+RISE_MASKS = 256
+
+
+def needs_masks(method: str, models: Sequence[nn.Module]) -> bool:
+    """Whether these models' maps by the method are made here."""
+    layerless = method == "score_cam" and not all(map(pooled_layers, models))
+    return method in MASKED or layerless
+
+
+def masked_maps(
+    models: Sequence[nn.Module],
+    batch: Tensor,
+    classes: Sequence[int],
+    method: str,
+    score_batch: int = SCORE_BATCH,
+) -> list[np.ndarray]:
+    """Of each model (N, h, w) float32 ≥ 0 for one of its logits a film, named by `classes`.
+
+    `batch` is (N, C, height, width), prepared for the models; models that stand for one network ask
+    it once. `score_batch` masked films go through a network at a time.
+    """
+    check_classes(classes, len(batch))
+    grids = _grids(method)
+    scores = torch.zeros(len(models), len(batch), len(grids))
+    whole = torch.zeros(len(models), len(batch))
+    pooled = torch.zeros(len(grids), CELLS, CELLS)
+    with torch.inference_mode():
+        for n, film in enumerate(batch):
+            whole[:, n] = _answers(models, film[None], int(classes[n]))[:, 0]
+        for start in range(0, len(grids), score_batch):
+            part = slice(start, start + score_batch)
+            masks = _enlarged(method, grids[part], start, batch.shape[2:])
+            pooled[part] = F.adaptive_avg_pool2d(masks, CELLS)[:, 0]
+            own = masks.to(batch.device, batch.dtype)
+            for n, film in enumerate(batch):
+                ground = film.mean((1, 2), keepdim=True)
+                shown = ground + own * (film - ground)
+                scores[:, n, part] = _answers(models, shown, int(classes[n]))
+    return [_map(method, own, as_is, pooled) for own, as_is in zip(scores, whole, strict=True)]
+
+
+def _map(method: str, scores: Tensor, whole: Tensor, pooled: Tensor) -> np.ndarray:
+    """(N, h, w) from a model's answers (N, masks) to masked films and (N,) to the films."""
+    if method == "rise":
+        apart = scores - scores.mean(1, keepdim=True)
+        planes = torch.einsum("np,phw->nhw", apart, pooled) / len(pooled)
+    elif method == "occlusion":
+        planes = (whole[:, None] - scores).view(-1, CELLS, CELLS)
+    else:
+        planes = scores.softmax(1).view(-1, CELLS, CELLS)
+    return planes.clamp_min(0).numpy()
+
+
+def _answers(models: Sequence[nn.Module], batch: Tensor, wanted: int) -> Tensor:
+    """(models, N) log-odds of the wanted logit."""
+    ran: dict[nn.Module, Tensor] = {}
+    out = []
+    for model in models:
+        net = model.bare_logits[0] if rearranges(model) else model
+        if net not in ran:
+            with left_as_found(net):
+                ran[net] = net(on_device_of(net, batch)).float()
+        logits = model.rearrange(ran[net]) if rearranges(model) else ran[net]
+        check_logits([wanted], logits)
+        rest = [k for k in range(logits.shape[1]) if k != wanted]
+        out.append(logits[:, wanted] - (logits[:, rest].logsumexp(1) if rest else 0))
+    return torch.stack(out).cpu()
+
+
+def _grids(method: str) -> Tensor:
+    """(masks, cells, cells): what of a film each mask shows."""
+    if method == "rise":  # one row and column more than are seen, for the shift
+        drawn = torch.rand(RISE_MASKS, CELLS + 1, CELLS + 1, generator=_seeded(0))
+        return (drawn < 0.5).float()
+    single = torch.eye(CELLS * CELLS).view(-1, CELLS, CELLS)
+    return 1 - single if method == "occlusion" else single
+
+
+def _enlarged(method: str, grids: Tensor, first: int, size_hw: Sequence[int]) -> Tensor:
+    """(B, 1, height, width) in [0, 1]; `first` is the number of the first of these masks."""
+    height, width = size_hw
+    if method == "occlusion":
+        return F.interpolate(grids[:, None], size=(height, width), mode="nearest")
+    if method != "rise":
+        large = F.interpolate(grids[:, None], size=(height, width), mode="bilinear")
+        return large / large.amax((2, 3), keepdim=True)
+    cell = -(-height // CELLS), -(-width // CELLS)
+    sides = ((CELLS + 1) * cell[0], (CELLS + 1) * cell[1])
+    large = F.interpolate(grids[:, None], size=sides, mode="bilinear")
+    shown = []
+    for number, mask in enumerate(large, start=first + 1):
+        # the window on each enlarged mask begins up to a cell from its corner
+        shares = torch.rand(2, generator=_seeded(number)).tolist()
+        y, x = (int(share * side) for share, side in zip(shares, cell, strict=True))
+        shown.append(mask[:, y : y + height, x : x + width])
+    return torch.stack(shown)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -28,8 +28,8 @@ from classify.ensemble import Single, load_single, member_of, prepare_films
 from classify.films import Case, select_cases
 from classify.labels import classes_of
 from classify.preprocess import PreprocessConfig
+from classify.saliency import OWN_MAPS, to_pixels
 from classify.saliency.maps import explain, explains_itself, saliency_maps
-from classify.saliency.methods import OWN_MAPS, to_pixels
 from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.data_folders import Data, DataFolders
