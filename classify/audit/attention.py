@@ -13,10 +13,8 @@ import numpy as np
 import torch
 
 from classify.audit.films import AuditFilm
-from classify.audit.flags import Thresholds, flag_row
-from classify.audit.metrics import Regions, measure
-from classify.audit.rows import AuditRow
-from classify.audit.text import find_text
+from classify.audit.metrics import Regions, find_text, measure
+from classify.audit.rows import AuditRow, Thresholds, flag_row
 from classify.ensemble import Ensemble
 from classify.saliency import to_pixels
 from cxr.boxes import Frame

@@ -12,15 +12,11 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress
 
+from classify.audit import NAMES, THRESHOLDS, AuditConfig
 from classify.audit.attention import Prepared, measure_films, refused
 from classify.audit.compare import check_against, compare_against
-from classify.audit.config import NAMES, THRESHOLDS, AuditConfig
 from classify.audit.controls import Control, open_controls
-from classify.audit.films import AuditFilm, Run, RunFilm, Truths, read_films, read_run
-from classify.audit.flags import Thresholds, fit_thresholds, read_thresholds
-from classify.audit.page import write_audit_page
-from classify.audit.rows import AuditRow, AuditWriter, ControlResults, check_resumable
-from classify.audit.summary import (
+from classify.audit.figures import (
     answer,
     cautions,
     control_rows,
@@ -30,6 +26,17 @@ from classify.audit.summary import (
     pooled,
     threshold_table,
     unknown_labels,
+)
+from classify.audit.films import AuditFilm, Run, RunFilm, Truths, read_films, read_run
+from classify.audit.page import write_audit_page
+from classify.audit.rows import (
+    AuditRow,
+    AuditWriter,
+    ControlResults,
+    Thresholds,
+    check_resumable,
+    fit_thresholds,
+    read_thresholds,
 )
 from classify.ensemble import Ensemble
 from classify.exported import answer_by

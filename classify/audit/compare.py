@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.audit.config import NAMES, AuditConfig
+from classify.audit import NAMES, AuditConfig
 from classify.audit.rows import UNKNOWN, AuditRow, Row, read_audit
 from classify.labels import TARGET
 from cxr.stats import (

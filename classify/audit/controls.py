@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from classify.audit import AuditConfig
 from classify.audit.attention import Prepared
-from classify.audit.config import AuditConfig
 from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
 from classify.audit.randomise import cascade_rows
 from classify.audit.road import road_films

@@ -18,7 +18,7 @@ from typing import IO, Any
 from markupsafe import Markup
 
 from classify.audit.figures import LIFT
-from classify.audit.flags import FLAGS
+from classify.audit.rows import FLAGS
 from classify.audit.sections import answer_chart, flatten, sections
 from cxr.page.build import page_template, to_json, write_page
 from cxr.page.pictures import inferno
