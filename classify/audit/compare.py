@@ -3,21 +3,11 @@ maps beside another on one run, whose maps alone are compared, as the answers ar
 
     python -m classify.audit RUN --method explanation --out RUN/drawn --against RUN/audit
 
-How to read the metrics:
-
-lift, lift_z, lift_over_gaussian
-    The honest comparison. Lift asks: more attention on lung than by chance, in what the network
-    was given? Chance is taken over what each arm saw: a map without any preference stays at 1.
-    lift_z = (lift - random_lift) / random_sd is in units of what luck gives a map as coarse as
-    this one; lift_over_gaussian = lift - gaussian_lift is the gain over a map that looks at the
-    middle of everything. A crop leaves lift less room: it cannot be above 1 / area share.
-inside_share, pointing_hit
-    Shares of what it looked at that was lung. They rise by cropping alone, as lungs cover about
-    0.37 of a film and 0.59 of a crop: less attention can fall, and does fall, beside the lungs;
-    the network need not prefer them. finding_lift has that chance taken out as lift has.
-outside_box_share, border_share
-    A crop is the thorax box and a margin: what it can put outside the box is small by
-    construction. The border is that of what each arm saw; a crop's runs through the chest wall.
+lift, lift_z and lift_over_gaussian are the honest comparison: chance is taken over what each arm
+saw, so a map without any preference stays at 1. A crop leaves lift less room: it cannot be above
+1 / area share. inside_share and pointing_hit rise by cropping alone, as lungs cover about 0.37 of a
+film and 0.59 of a crop; outside_box_share falls by it, as a crop is little more than the box; and
+the border is that of what each arm saw: a crop's runs through the chest wall.
 
 Intervals draw patients, the same ones for both arms. Means are tested by swapping the arms patient
 by patient; AUCs by the paired bootstrap, as scores of two networks are on no common scale to be
@@ -213,20 +203,21 @@ def _rows(
     """A row a metric of one member's films of one source; `without` counts those in one arm."""
     weights = with_draws([f.patient for f, _ in pairs], draws, seed)
     for metric in metrics:
-        arms = [np.array([r.value(metric) for r in arm], float) for arm in zip(*pairs, strict=True)]
+        film, crop = (
+            np.array([r.value(metric) for r in arm], float) for arm in zip(*pairs, strict=True)
+        )
         if metric == AUC:
-            arms[0][[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
-        known = ~np.isnan(arms[0]) & ~np.isnan(arms[1])
+            film[[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
+        known = ~np.isnan(film) & ~np.isnan(crop)
         if not known.any():
             continue
         gone = without + Counter(
             _reason(pair, metric) for pair, has in zip(pairs, known, strict=True) if not has
         )
         kept = [f for (f, _), has in zip(pairs, known, strict=True) if has]
-        film, crop = (values[known] for values in arms)
         yield {
             "metric": metric,
-            **_test(metric, film, crop, kept, weights[:, known], seed, draws),
+            **_test(metric, film[known], crop[known], kept, weights[:, known], seed, draws),
             "n": len(kept),
             "patients": len({f.patient for f in kept}),
             "left_out": dict(sorted(gone.items())),

@@ -208,7 +208,7 @@ def distributions(rows: Sequence[AuditRow]) -> list[Row]:
             if not values:
                 continue
             counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
-            base = {k: _mean(row.value(v) for row in chosen) for k, v in blind.items()}
+            base = {k: mean_of(row.value(v) for row in chosen) for k, v in blind.items()}
             out.append(
                 {
                     "member": member,
@@ -233,7 +233,7 @@ def answer(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
     patients = [group[0].patient for group in films.values()]
 
     def mean(name: str) -> Figure:
-        values = (_mean(row.value(name) for row in group) for group in films.values())
+        values = (mean_of(row.value(name) for row in group) for group in films.values())
         return _mean_figure(values, patients, draws, seed)
 
     lift, blob = mean("lift"), mean("gaussian_lift")
@@ -387,7 +387,8 @@ def _groups(rows: Sequence[AuditRow]) -> Iterator[tuple[str, str, list[AuditRow]
             yield member, source, chosen
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are known."""
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
 
