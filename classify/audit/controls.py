@@ -13,13 +13,12 @@ lungs are also shown in the surroundings of another patient's film, whose lungs 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,8 +26,8 @@ import torch
 from rich.progress import track
 
 from classify.audit import AuditConfig
-from classify.audit.attention import Prepared
-from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
+from classify.audit.films import AuditFilm, Prepared, RunFilm, Truth, Truths
+from classify.audit.metrics import film_seed
 from classify.audit.randomise import cascade_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
@@ -188,7 +187,7 @@ def control_table(
 
 @dataclass(frozen=True)
 class Known:
-    """What is kept of a film that a control was shown."""
+    """What is kept of a film that a control was shown, without its pixels."""
 
     name: str
     patient: str
@@ -197,22 +196,13 @@ class Known:
 
     @classmethod
     def of(cls, film: AuditFilm) -> Known:
-        """The film without its pixels."""
+        """Of a film that is shown."""
         return cls(film.listed.name, film.patient, film.truth, film.listed.path)
 
 
-class Control(Protocol):
-    """A control in the audit's pass over the films."""
-
-    films: Collection[str]  # the names of those that it is to be shown
-
-    def take(self, shown: Prepared) -> None:
-        """Keep what is needed of a batch, which may hold other films too."""
-        ...
-
-    def results(self) -> dict[str, Any]:
-        """Rows by their names in controls.json, once all films were shown."""
-        ...
+# --- the controls in the audit's pass over the films: `films` are the names of those that one is to
+# be shown, `take` keeps what it needs of a batch, which may hold other films too, and `results` are
+# its rows by their names in controls.json, once all films were shown
 
 
 @dataclass(eq=False)
@@ -353,13 +343,15 @@ class Sample:
             raise ValueError("the controls need at least one film that the members saw. Got none.")
         return torch.cat(self._parts)
 
-    def maps(self, member: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, 3) and maps (N, h, w) of TARGET, some films at a time: the activations of all
-        of them, kept for a backward pass, would fill the memory."""
+    def maps(self, *members: torch.nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each member logits (N, 3) and maps (N, h, w) of TARGET, some films at a time: the
+        activations of all of them, kept for a backward pass, would fill the memory."""
         parts = self.batch.split(_AT_A_TIME)
-        found = [member_maps([member], part, self.method)[0] for part in parts]
-        logits, planes = zip(*found, strict=True)
-        return np.concatenate(logits), np.concatenate(planes)
+        found = [member_maps(members, part, self.method) for part in parts]
+        return [
+            (np.concatenate([z for z, _ in own]), np.concatenate([p for _, p in own]))
+            for own in zip(*found, strict=True)
+        ]
 
 
 class Randomised(Sample):
@@ -374,19 +366,11 @@ class Randomised(Sample):
         found: dict[str, list[Row]] = {}
         for targets in _follow([*of_net.values()], "weights made random"):
             own = [members[target] for target in targets]
-            maps = partial(_maps_of_each, own, batch, self.method)
+            maps = partial(lambda own: [planes for _, planes in self.maps(*own)], own)
             found |= zip(targets, cascade_rows(own[0], batch, maps, SEEDS), strict=True)
         return {
             "randomised": [{"member": target, **row} for target in members for row in found[target]]
         }
-
-
-def _maps_of_each(
-    members: Sequence[torch.nn.Module], batch: torch.Tensor, method: str
-) -> list[np.ndarray]:
-    """(N, h, w) of each member, some films at a time."""
-    parts = [member_maps(members, part, method) for part in batch.split(_AT_A_TIME)]
-    return [np.concatenate([p for _, p in own]) for own in zip(*parts, strict=True)]
 
 
 class Road(Sample):
@@ -403,7 +387,7 @@ class Road(Sample):
         for target in _follow(self.members.targets, "pixels taken away"):
             member = self.members.member(target)
             truth = np.array([film.truth.label_for(target) for film in self.known])
-            logits, planes = self.maps(member)
+            ((logits, planes),) = self.maps(member)
             known = (truth != UNKNOWN).any()
             chosen = np.flatnonzero((truth if known else logits.argmax(1)) == TARGET).tolist()
             if not chosen:
@@ -429,6 +413,9 @@ class Road(Sample):
                 area = curves.area(patients, *ends, draws=self.draws, seed=self.seed)
                 areas.append({"member": target, "source": "", "name": name, **figure_cells(area)})
         return {"road": points, "areas": areas}
+
+
+Control = Masked | Randomised | Road
 
 
 def _lung_seen(film: AuditFilm, frame: Frame) -> np.ndarray:
@@ -476,10 +463,7 @@ def draw_sample(names: Sequence[str], count: int, seed: int) -> list[str]:
     """`count` of the films, drawn by a hash of the name: the same films in every order and however
     many others stand beside them; 0 takes all."""
 
-    def rank(name: str) -> str:
-        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
-
     if not count or count >= len(names):
         return list(names)
-    chosen = set(sorted(names, key=rank)[:count])
+    chosen = set(sorted(names, key=lambda name: film_seed(name, seed))[:count])
     return [name for name in names if name in chosen]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -35,6 +35,11 @@ from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, read_json
 from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField, cut_edges, disagreement
+
+if TYPE_CHECKING:  # of films alone others ask, who have no need of torch
+    import torch
+
+    from classify.ensemble import Ensemble
 
 FINDINGS = "finding_boxes.csv"
 Box = tuple[float, float, float, float]
@@ -218,6 +223,32 @@ class AuditFilm:
     def cut_edges(self) -> tuple[str, ...]:
         """The film's edges into which the lung field runs."""
         return () if self.lung is None else cut_edges(self.lung)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Films that the members saw, and the members' input (N, 3, side, side) made of them, with the
+    Frames that lead back."""
+
+    films: list[AuditFilm]
+    batch: torch.Tensor
+    frames: list[Frame]
+
+    @classmethod
+    def of(cls, films: Sequence[AuditFilm], members: Ensemble) -> Prepared | None:
+        """Those of the films that the members saw; None where there is none."""
+        seen = [(film, film.pixels) for film in films if film.pixels is not None]
+        if not seen:
+            return None
+        return cls([f for f, _ in seen], *members.prepare([pixels for _, pixels in seen]))
+
+    def only(self, films: Sequence[AuditFilm]) -> Prepared | None:
+        """Those of these films; None where there is none."""
+        own = [n for n, film in enumerate(self.films) if film in films]
+        if not own:
+            return None
+        frames = [self.frames[n] for n in own]
+        return Prepared([self.films[n] for n in own], self.batch[own], frames)
 
 
 @dataclass(frozen=True)

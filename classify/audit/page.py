@@ -31,16 +31,19 @@ Record = dict[str, Any]
 
 _VIEW = 1000  # longer side of a film in the coordinates of its outlines
 _TEXTS = ("source", "label", "patient", "decision", "status", "reason")
-_FIGURES = {  # of a member, and what a large film's table calls them
-    "probability": "Probability",
-    "lift": "Lift",
-    "inside": "On lung",
-    "area": "Lung area",
-    "border": "On border",
-    "outside_box": "Outside box",
-    "text": "On writing",
+FIGURES = {  # of a member in a film's record: which measure it is, and its head in a table
+    "probability": ("p_target", "Probability"),
+    "lift": ("lift", "Lift"),
+    "inside": ("inside_share", "On lung"),
+    "area": ("area_share", "Lung area"),
+    "border": ("border_share", "On border"),
+    "outside_box": ("outside_box_share", "Outside box"),
+    "text": ("text_share", "On writing"),
 }
-_HITS = {"pointing": "Brightest on lung", "finding_hit": "Brightest on finding"}
+HITS = {
+    "pointing": ("pointing_hit", "Brightest on lung"),
+    "finding_hit": ("finding_hit", "Brightest on finding"),
+}
 _URI = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -148,8 +151,8 @@ def film_record(film: Mapping[str, Any]) -> Record:
     members = [
         {
             "name": member.get("name", ""),
-            **{k: _number(member.get(k)) for k in _FIGURES},
-            **{k: None if member.get(k) in (None, "") else bool(member[k]) for k in _HITS},
+            **{k: _number(member.get(k)) for k in FIGURES},
+            **{k: None if member.get(k) in (None, "") else bool(member[k]) for k in HITS},
             "flags": list(member.get("flags") or ()),
             "map": _uri(member.get("map"), name),
         }
@@ -192,8 +195,8 @@ def film_record(film: Mapping[str, Any]) -> Record:
 
 def _cells(members: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
     """Columns of a large film's table: the first two, and those in which a member has a figure."""
-    for key, head in (_FIGURES | _HITS).items():
-        if key in _HITS:
+    for key, (_, head) in (FIGURES | HITS).items():
+        if key in HITS:
             cells = [{None: "–", True: "yes", False: "no"}[m[key]] for m in members]
         else:
             unit = "ratio" if key == "lift" else "share"
@@ -204,7 +207,7 @@ def _cells(members: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
 
 def _entry(record: Record) -> Record:
     """What the gallery sorts, filters and searches by, for every film at hand."""
-    own = {k: [m[k] for m in record["members"] if m[k] is not None] for k in _FIGURES}
+    own = {k: [m[k] for m in record["members"] if m[k] is not None] for k in FIGURES}
     return {
         **{k: record[k] for k in ("id", "film", "name", *_TEXTS, "flags", "reasons")},
         "lift": min(own["lift"], default=None),

@@ -29,7 +29,6 @@ _AT_A_TIME = 32  # films
 _NO_WAY_TO_LOGITS = ("decoder", "restorer")  # SCXNN's second task: its weights move no map
 # (another network names such parts itself, as `no_way_to_logits`)
 SIDE = 224  # maps are compared at this size by SSIM, whose window must be small against them
-MapsOf = Callable[[nn.Module, torch.Tensor, Sequence[int], str], np.ndarray]
 
 
 class Stage(NamedTuple):
@@ -115,15 +114,15 @@ def randomise(
                 tensor.copy_(before)
 
 
-def likeness_rows(
+def cascade_rows(
     model: nn.Module,
     batch: torch.Tensor,
-    classes: Sequence[int],
-    method: str,
-    maps_of: MapsOf,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-) -> list[Row]:
-    """How like the trained net's maps those of the net made random down to each stage are.
+    maps_of_each: Callable[[], Sequence[np.ndarray]],
+    seeds: Sequence[int],
+) -> list[list[Row]]:
+    """How like the trained net's maps those of the net made random down to each stage are: rows of
+    each of several maps (N, h, w) of the N films that `maps_of_each` draws, say one of each
+    finding, from one cascade of the model that they all are of.
 
     A row a stage, the head first: `stage`; `rank_correlation` (Spearman's) and `ssim` of the
     absolute maps, means over films and seeds, None where no pair of maps has a value; `pairs` that
@@ -132,28 +131,10 @@ def likeness_rows(
     maps share without showing the same thing. A curve that falls to it has lost all that was the
     film's own.
 
-    `batch` (N, 3, h, w) holds at least one film prepared for the model, `classes` N indices of
-    logits; `maps_of(model, batch, classes, method)` gives maps (N, h', w'), as `saliency_maps`
-    does. The whole cascade is done once for each of the `seeds`: one random head may by chance
-    weigh the channels like the trained one.
+    `batch` (N, 3, h, w) holds at least one film prepared for the model. The whole cascade is done
+    once for each of the `seeds`: one random head may by chance weigh the channels like the trained
+    one.
     """
-
-    def maps() -> list[np.ndarray]:
-        starts = range(0, len(batch), _AT_A_TIME)
-        parts = [slice(start, start + _AT_A_TIME) for start in starts]
-        return [np.concatenate([maps_of(model, batch[p], classes[p], method) for p in parts])]
-
-    return cascade_rows(model, batch, maps, seeds)[0]
-
-
-def cascade_rows(
-    model: nn.Module,
-    batch: torch.Tensor,
-    maps_of_each: Callable[[], Sequence[np.ndarray]],
-    seeds: Sequence[int],
-) -> list[list[Row]]:
-    """`likeness_rows` of each of several maps (N, h, w) of a film that `maps_of_each` draws, say
-    one of each finding, from one cascade of the model that they all are of."""
     trained, stages = maps_of_each(), stages_of(model)
     rows: list[list[Row]] = [[] for _ in trained]
     for k, stage in enumerate(stages, start=1):

@@ -214,7 +214,7 @@ def _masked(member: str, rows: Sequence[Values]) -> Iterator[Chart]:
 
 
 def _randomised(member: str, every: Sequence[Values]) -> Iterator[Chart]:
-    """Rows of classify.audit.randomise.likeness_rows, the head first."""
+    """Rows of classify.audit.randomise.cascade_rows, the head first."""
     rows = [r for r in every if r["stage"] != _ANOTHER_FILM]
     last = next((r for r in every if r["stage"] == _ANOTHER_FILM), None)
     floor = ("two other films", [last.get(k) for k in _LIKE.values()]) if last else None
