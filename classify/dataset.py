@@ -383,9 +383,8 @@ class FilmDataset(Dataset[dict[str, Tensor]]):
 
     def _surrounded(self, image: np.ndarray, index: int) -> np.ndarray:
         lungs = self.cache.lungs
-        if not (self.guide and lungs is not None and float(torch.rand(1)) < self.guide.swap):
-            return image
-        if not lungs[index].any():
+        drawn = self.guide and lungs is not None and float(torch.rand(1)) < self.guide.swap
+        if not drawn or lungs is None or not lungs[index].any():
             return image
         # torch's generator differs in each worker and epoch, and is seeded by the run
         other = self.indices[int(torch.randint(len(self.indices), (1,)))]

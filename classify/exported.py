@@ -4,7 +4,7 @@ members = ExportedEnsemble.load("weights/ensemble_crops")
 logits = members.predict([film.pixels])  # (1, members, 3), as `classify.ensemble.Ensemble` has it
 
 Maps come from the same pass: a graph gives the plane of each logit where its head has a closed form
-(see `classify.saliency.closed`).
+(see `classify.saliency.hooks`).
 """
 
 from __future__ import annotations

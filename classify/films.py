@@ -229,26 +229,24 @@ def share_films(
     """
     patients = [row.patient_id for row in rows]
     strata = [(row.source, label) for row, label in zip(rows, labels, strict=True)]
+    found, splits = list[Shares](), list[Split]()
     if protocol.kind == "official":
         found = [_official(rows, strata, protocol)]
+    elif protocol.kind == "file":
+        splits = [read_split(protocol.split, "protocol.split")]
+    elif protocol.kind == "folds":
+        splits = make_folds(patients, strata, protocol.folds, protocol.seed)
     else:
-        if protocol.kind == "file":
-            splits = [read_split(protocol.split, "protocol.split")]
-        elif protocol.kind == "folds":
-            splits = make_folds(patients, strata, protocol.folds, protocol.seed)
-        else:
-            splits = [make_split(patients, strata, protocol.parts, protocol.seed)]
-        found = [_of_split(split, patients) for split in splits]
+        splits = [make_split(patients, strata, protocol.parts, protocol.seed)]
+    for split in splits:
+        parts = {name: split.select(patients, name) for name in PARTS}
+        others = Counter(part for p in patients if (part := split.part_of[p]) not in PARTS)
+        rest = {f"part {name} of the split": n for name, n in sorted(others.items())}
+        found.append(Shares(parts, rest))
     found = [_learn(shares, patients, labels, protocol) for shares in found]
     for shares in found:
         _check(shares, patients, labels)
     return found
-
-
-def _of_split(split: Split, patients: Sequence[str]) -> Shares:
-    parts = {name: split.select(patients, name) for name in PARTS}
-    others = Counter(part for p in patients if (part := split.part_of[p]) not in PARTS)
-    return Shares(parts, {f"part {name} of the split": n for name, n in sorted(others.items())})
 
 
 def _learn(

@@ -45,21 +45,12 @@ PATIENTS = ("", "children", "adults")
 _BLUR = 0.02  # standard deviation, of the shorter side
 
 
-def _blurred(pixels: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(pixels, (0, 0), _BLUR * min(pixels.shape))
-
-
-def _half_covered(pixels: np.ndarray) -> np.ndarray:
-    shown = pixels.copy()
-    shown[:, : pixels.shape[1] // 2] = 0
-    return shown
-
-
+Spoil = Callable[[np.ndarray], np.ndarray]
 # ways to spoil a film, (H, W) float32 in [0, 1], by which a guard is tried
-SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "blurred": _blurred,
+SPOILT: dict[str, Spoil] = {
+    "blurred": lambda pixels: cv2.GaussianBlur(pixels, (0, 0), _BLUR * min(pixels.shape)),
     "inverted": lambda pixels: 1 - pixels,
-    "half covered": _half_covered,
+    "half covered": lambda pixels: pixels * (np.arange(pixels.shape[1]) >= pixels.shape[1] // 2),
 }
 
 
@@ -280,7 +271,7 @@ def pooled_of(
     paths: Sequence[Path],
     batch: int,
     what: str,
-    ways: Sequence[Callable[[np.ndarray], np.ndarray] | None] = (None,),
+    ways: Sequence[Spoil | None] = (None,),
 ) -> Iterator[list[np.ndarray] | str]:
     """Of each film or crop what the networks pool (F,), as it is or spoilt, for each of the ways;
     or why it could not be read."""
@@ -394,11 +385,14 @@ def run_measure(config: MeasureConfig) -> list[dict[str, str]]:
     for folder, films in listed.items():
         names = [f"{folder}, {way}" if way else folder for way in ways]
         seen: dict[str, list[dict[str, str]]] = {name: [] for name in names}
-        for film, pooled in _looked_at(members, films, config, folder, list(ways.values())):
+        paths = [path for _, path in films if isinstance(path, Path)]
+        looked = pooled_of(members, paths, config.batch, folder, list(ways.values()))
+        for film, path in films:
+            pooled = next(looked) if isinstance(path, Path) else path
             each: Sequence[np.ndarray | str]
             each = [pooled] * len(ways) if isinstance(pooled, str) else pooled
             for name, found in zip(names, each, strict=True):
-                seen[name].append(_measured(guard, name, film, found))
+                seen[name].append(_measured(guard, name, name_of(film), found))
         for name, own in seen.items():
             far = np.array([float(row["far"]) for row in own if row["far"]])
             beyond = int((far > 1).sum())
@@ -429,20 +423,6 @@ def films_of(folder: str) -> list[tuple[str, Path | str]]:
     found = list_films([folder]).films
     require(bool(found), "FOLDERS must hold films, or crops of detect.crop", folder)
     return [(path.as_posix(), path) for path in found]
-
-
-def _looked_at(
-    members: Any,
-    films: Sequence[tuple[str, Path | str]],
-    config: MeasureConfig,
-    name: str,
-    ways: Sequence[Callable[[np.ndarray], np.ndarray] | None],
-) -> Iterator[tuple[str, list[np.ndarray] | str]]:
-    """Each film's name with what the networks pool on it in each way, or why there is nothing."""
-    paths = [path for _, path in films if isinstance(path, Path)]
-    pooled = pooled_of(members, paths, config.batch, name, ways)
-    for film, path in films:
-        yield name_of(film), next(pooled) if isinstance(path, Path) else path
 
 
 def _measured(guard: Guard, folder: str, film: str, pooled: np.ndarray | str) -> dict[str, str]:

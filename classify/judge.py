@@ -88,8 +88,11 @@ class Judge:
         logits = np.asarray(logits, dtype=np.float64)
         if not np.isfinite(logits).all():
             raise ValueError("members must give finite logits. Got NaN or infinity: train anew.")
-        far = self._far(pooled, len(items))
-        patients = str(self.guard.meta.get("patients", "")) if self.guard else ""
+        far, patients = [0.0] * len(items), ""  # in units of what the guard allows
+        if self.guard is not None:
+            assert pooled is not None, "a guard is fitted for networks that pool"
+            far = [float(value) for value in self.guard.far(pooled)]
+            patients = str(self.guard.meta.get("patients", ""))
         scores: Sequence[float | None] = [None] * len(items)
         decisions, threshold_id = [READ] * len(items), ""
         if self.screener is not None:
@@ -117,13 +120,6 @@ class Judge:
                 )
             )
         return out
-
-    def _far(self, pooled: np.ndarray | None, films: int) -> list[float]:
-        """How far off each film is in units of what the guard allows; 0 without a guard."""
-        if self.guard is None:
-            return [0.0] * films
-        assert pooled is not None, "a guard is fitted for networks that pool"
-        return [float(value) for value in self.guard.far(pooled)]
 
     def _look(self, batch: Any) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
         """Logits (N, M, 3), Grad-CAM (h, w) of each film's strongest member over the members'
@@ -262,8 +258,8 @@ def is_for_children(folder: Path) -> bool:
     about = folder / "about.json"
     said = [read_json(about)] if about.is_file() else []
     said += [bundle_meta(path) for path in (folder / GUARD, *member_files(folder))]
-    return any(_says_children(known) for known in said if isinstance(known, Mapping))
-
-
-def _says_children(known: Mapping[str, Any]) -> bool:
-    return known.get(CHILDREN) is True or any(v == CHILDREN for v in known.values())
+    return any(
+        known.get(CHILDREN) is True or CHILDREN in known.values()
+        for known in said
+        if isinstance(known, Mapping)
+    )

@@ -304,22 +304,27 @@ def fine_apart_of(detector: str, boxes_from: Mapping[str, str]) -> float:
 
 def load_panel(config: RunConfig, fine_apart: float) -> Panel:
     """Members, screeners and guards of a run; raises OSError or ValueError."""
-    folders = config.ensemble_paths
-    tiers = tiers_of(config)
+    # the usual file may be missing, as outside the project's root
+    missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()
+    tiers = {} if missing else read_tiers(config.tiers)
     if config.model:
         return _foreign_panel(config, tiers, fine_apart)
-    light = {folder: _light_models(folder) for folder in folders}
+    light: dict[Path, tuple[Screener | None, Guard | None]] = {}
+    for folder in config.ensemble_paths:
+        screener = Screener.load(folder) if (folder / "screener.json").exists() else None
+        if screener is None:
+            log.warning("%s holds no screener: every film is to be read", folder)
+        light[folder] = screener, Guard.load(folder) if (folder / GUARD).exists() else None
 
     from classify.exported import open_ensemble  # what is heavy is loaded when nothing is wrong
 
     judges = []
     for folder, (screener, guard) in light.items():
-        members = open_ensemble(
-            folder, config.engine, config.precision, config.device, maps=config.saliency
-        )
+        engine = (config.engine, config.precision, config.device)
+        members = open_ensemble(folder, *engine, maps=config.saliency)
         how = (config.cropped, config.saliency, config.tier_threshold, guard, fine_apart)
         judges.append(Judge(members, screener, tiers, *how, folder.name))
-    return Panel(judges, [folder.name for folder in folders if is_for_children(folder)])
+    return Panel(judges, [folder.name for folder in light if is_for_children(folder)])
 
 
 def _foreign_panel(config: RunConfig, tiers: Mapping[str, str], fine_apart: float) -> Panel:
@@ -336,21 +341,6 @@ def _foreign_panel(config: RunConfig, tiers: Mapping[str, str], fine_apart: floa
         screener.require_members(members.weights)
     how = (config.cropped, config.saliency, config.tier_threshold, None, fine_apart)
     return Panel([Judge(members, screener, tiers, *how, spec.title)])
-
-
-def tiers_of(config: RunConfig) -> dict[str, str]:
-    """Which target is in which tier; nothing where no file was named and the usual one is not
-    there, as outside the project's root."""
-    missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()
-    return {} if missing else read_tiers(config.tiers)
-
-
-def _light_models(folder: Path) -> tuple[Screener | None, Guard | None]:
-    """The screener and the guard of an ensemble, where it has them."""
-    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
-    if screener is None:
-        log.warning("%s holds no screener: every film is to be read", folder)
-    return screener, Guard.load(folder) if (folder / GUARD).exists() else None
 
 
 def note_panel(source: Source, panel: Panel, config: RunConfig) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from classify.predictions import Item
-from classify.report import ReportBook, write_report
+from classify.run import ReportBook, write_report
 from cxr.draw import to_data_uri
 from cxr.page.build import csp_hash
 from cxr.page.pictures import make_picture, make_saliency_picture

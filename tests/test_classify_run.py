@@ -24,7 +24,7 @@ from classify.guard import Guard
 from classify.judge import Judge, strongest_member
 from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
-from classify.report import ReportBook
+from classify.run import ReportBook
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.bundle import save_bundle

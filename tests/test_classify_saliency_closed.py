@@ -29,7 +29,7 @@ from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.saliency import CLOSED_FORMS
-from classify.saliency.closed import logits_and_maps, may_be_closed
+from classify.saliency.hooks import logits_and_maps, may_be_closed
 from classify.saliency.maps import look, saliency_maps
 from cxr.bundle import load_bundle
 

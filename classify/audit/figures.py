@@ -205,19 +205,11 @@ def distributions(rows: Sequence[AuditRow]) -> list[Row]:
     for member, source, chosen in _groups(rows):
         for metric, (edges, blind) in _HISTOGRAMS.items() if source == ALL else ():
             values = [v for row in chosen if (v := row.value(metric)) is not None]
-            if not values:
-                continue
-            counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
-            base = {k: mean_of(row.value(v) for row in chosen) for k, v in blind.items()}
-            out.append(
-                {
-                    "member": member,
-                    "metric": metric,
-                    "bins": edges.tolist(),
-                    "counts": {"films": counts.tolist()},
-                    "baseline": base,
-                }
-            )
+            if values:
+                counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+                base = {k: mean_of(row.value(v) for row in chosen) for k, v in blind.items()}
+                told = {"bins": edges.tolist(), "counts": {"films": counts.tolist()}}
+                out.append({"member": member, "metric": metric, **told, "baseline": base})
     return out
 
 
@@ -239,15 +231,13 @@ def answer(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
     lift, blob = mean("lift"), mean("gaussian_lift")
     interval = "" if lift.low is None else f" (95 % interval {lift.low:.2f} to {lift.high:.2f})"
     inside, area = (f"{100 * (mean(n).value or 0):.0f} %" for n in ("inside_share", "area_share"))
-    return {
-        "sentence": f"{_verdict(lift, blob)}: lung gets {lift.value:.2f} times the attention that "
-        f"its area would get by chance{interval}. {inside} of the attention "
-        f"falls on lung, which is {area} of what the network sees; a blob in the "
-        f"middle of the picture, blind to the film, would reach {blob.value:.2f}.",
-        "value": lift.value,
-        "low": lift.low,
-        "high": lift.high,
-    }
+    sentence = (
+        f"{_verdict(lift, blob)}: lung gets {lift.value:.2f} times the attention that its area "
+        f"would get by chance{interval}. {inside} of the attention falls on lung, which is {area} "
+        "of what the network sees; a blob in the middle of the picture, blind to the film, would "
+        f"reach {blob.value:.2f}."
+    )
+    return {"sentence": sentence, "value": lift.value, "low": lift.low, "high": lift.high}
 
 
 def _verdict(lift: Figure, blob: Figure) -> str:
@@ -327,12 +317,8 @@ def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:
     if thresholds.field_disagreement is not None:
         bound = round(thresholds.field_disagreement, 3)
         table["every member"] = {"lung field against thorax box (1 - IoU) above": bound}
-    table["taken from"] = {
-        "films": thresholds.films,
-        "patients": thresholds.patients,
-        "share beyond each": thresholds.tail,
-    }
-    return table
+    counts = {"films": thresholds.films, "patients": thresholds.patients}
+    return {**table, "taken from": {**counts, "share beyond each": thresholds.tail}}
 
 
 def control_rows(controls: Mapping[str, Any]) -> dict[str, list[Row]]:
@@ -363,16 +349,13 @@ def figure_table(metrics: Sequence[Row]) -> Table:
     """The main figures for the terminal."""
     columns = ("lift [95 %]", "blind blob", "on lung", "at the border", "flagged")
     table = Table("member", "films of", *columns, highlight=False)
-    found = {
-        (m["member"], m["source"], m["name"]): Figure(m["value"], m["low"], m["high"], m["n"])
-        for m in metrics
-    }
+    found = {(m["member"], m["source"], m["name"]): m for m in metrics}
     for member, source in dict.fromkeys((m, s) for m, s, _ in found):
         cells = []
         for name in ("lift", "gaussian_lift", "inside_share", "border_share", "flagged"):
-            figure = found.get((member, source, name), Figure(None, None, None, 0))
-            shown = figure if name == "lift" else replace(figure, low=None)
-            cells.append(in_words(shown, missing=""))
+            row = found.get((member, source, name), {})
+            ends = (row.get("low"), row.get("high")) if name == "lift" else (None, None)
+            cells.append(in_words(Figure(row.get("value"), *ends, 0), missing=""))
         table.add_row(member, source or "all", *cells)
     return table
 

@@ -23,6 +23,7 @@ from classify.audit.sections import answer_chart, flatten, sections
 from cxr.page.build import page_template, to_json, write_page
 from cxr.page.pictures import inferno
 from cxr.page.words import DECISIONS, in_unit, name_of, printable
+from cxr.rules import require
 
 HERE = Path(__file__).resolve().parent
 WORST = 24  # films shown without a script and in print
@@ -151,8 +152,9 @@ def film_record(film: Mapping[str, Any]) -> Record:
     members = [
         {
             "name": member.get("name", ""),
-            **{k: _number(member.get(k)) for k in FIGURES},
-            **{k: None if member.get(k) in (None, "") else bool(member[k]) for k in HITS},
+            **dict.fromkeys(FIGURES | HITS),  # None for what is undefined
+            **{k: round(float(v), 4) for k, v in _known(member, FIGURES)},
+            **{k: bool(v) for k, v in _known(member, HITS)},
             "flags": list(member.get("flags") or ()),
             "map": _uri(member.get("map"), name),
         }
@@ -193,6 +195,10 @@ def film_record(film: Mapping[str, Any]) -> Record:
     }
 
 
+def _known(member: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, Any]]:
+    return [(k, member[k]) for k in names if member.get(k) not in (None, "")]
+
+
 def _cells(members: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
     """Columns of a large film's table: the first two, and those in which a member has a figure."""
     for key, (_, head) in (FIGURES | HITS).items():
@@ -227,11 +233,8 @@ def _rectangle(xyxy: Any, view: Sequence[float], film: str) -> list[float] | Non
     """Fractions x0, y0, x1, y1 to x, y, width, height in the view's units."""
     if xyxy is None:
         return None
-    if len(xyxy) != 4 or None in xyxy:
-        raise ValueError(
-            f"A box of film {film!r} must be x0, y0, x1, y1 as fractions of the film. "
-            f"Got {xyxy!r} instead."
-        )
+    rule = f"A box of film {film!r} must be x0, y0, x1, y1 as fractions of the film"
+    require(len(xyxy) == 4 and None not in xyxy, rule, xyxy)
     x0, y0, x1, y1 = xyxy
     corner = (x0 * view[0], y0 * view[1])
     size = (max(x1 - x0, 0) * view[0], max(y1 - y0, 0) * view[1])
@@ -245,8 +248,3 @@ def _uri(uri: Any, film: str) -> str:
             f"{str(uri)[:40]!r} instead: use picture_uri or map_uri."
         )
     return Markup(uri or "")  # noqa: S704 - of the letters above
-
-
-def _number(value: Any) -> float | None:
-    """A figure with four digits; None for what is undefined."""
-    return None if value in (None, "") else round(float(value), 4)

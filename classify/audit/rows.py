@@ -31,6 +31,7 @@ from cxr.workdir import Workdir, log, read_json, write_json
 Row = dict[str, Any]  # plain values of one row of audit.json: a figure, a control, a comparison
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
 HITS = ("pointing_hit", "finding_hit")
+_BY_LUCK = ("lift", "random_lift", "random_sd")
 _BETWEEN = " | "  # parts of a cell; no flag, edge or reason may hold it
 
 
@@ -42,24 +43,17 @@ def figure_cells(found: Figure, value: str = "value", prefix: str = "") -> Row:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One film under one member; `member` is "" in the only row of a film that no member saw.
+    """One film under one member; `member`, whose TARGET the map explains, is "" in the only
+    row of a film that no member saw.
 
-    Attributes:
-        film: name as in predictions.csv.
-        status: ok, or fallback (the box is uncertain), or why no member saw the film.
-        reason: sentence for a status that is not ok, or for metrics that are missing.
-        source, label, sublabel: from films.csv; "" where unknown.
-        patient: id that is safe to group by; the film's own name where nothing is known.
-        member: target of the network; the logit explained is its TARGET.
-        method: one of classify.saliency.ALL_METHODS.
-        lung_by: who drew the lung field, "human" or "lungfield".
-        truth: 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown.
-        probabilities: of NORMAL, TARGET, OTHERS.
-        field_disagreement: 1 − IoU of the lung field's box and the thorax box.
-        metrics: of classify.audit.metrics.METRICS; None where not defined.
-        empty: the map is 0 everywhere.
-        cut_edges: film edges into which the lung field runs.
-        flags, flag_reasons: see FLAGS, one reason a flag.
+    `status` is ok, or fallback (the box is uncertain), or why no member saw the film; `reason` a
+    sentence for a status that is not ok, or for metrics that are missing. `source`, `label` and
+    `sublabel` are those of films.csv, "" where unknown; `patient` is safe to group by, the film's
+    own name where nothing is known. `lung_by` says who drew the lung field, "human" or "lungfield".
+    `truth` is 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown; `probabilities`
+    are in that order. `field_disagreement` is 1 − IoU of the lung field's box and the thorax box,
+    `metrics` those of METRICS, None where not defined; `empty`: the map is 0 everywhere. The lung
+    field runs into the film's `cut_edges`. There is one of the `flag_reasons` a flag.
     """
 
     film: str
@@ -106,29 +100,24 @@ class AuditRow:
         return None if unknown else self.answer == self.truth
 
 
-def _lift_z(row: AuditRow) -> float | None:
-    """The lift's distance from that of random maps as coarse, in their standard deviations."""
-    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
-    return None if lift is None or mean is None or not spread else (lift - mean) / spread
+def _of(make: Callable[..., float | None], *names: str) -> Callable[[AuditRow], float | None]:
+    """What is made of figures, all of which must be known."""
 
+    def made(row: AuditRow) -> float | None:
+        values = [row.value(name) for name in names]
+        return None if None in values else make(*values)
 
-def _over_gaussian(row: AuditRow) -> float | None:
-    lift, blob = row.value("lift"), row.value("gaussian_lift")
-    return None if lift is None or blob is None else lift - blob
-
-
-def _below_chance(row: AuditRow) -> bool | None:
-    lift = row.value("lift")
-    return None if lift is None else lift < 1
+    return made
 
 
 _MADE: dict[str, Callable[[AuditRow], float | None]] = {  # figures that no column holds
     "accuracy": lambda row: row.right,
     "auc": lambda row: row.value("p_target"),  # its scores
-    "lift_z": _lift_z,
-    "lift_over_gaussian": _over_gaussian,
+    # the lift's distance from that of random maps as coarse, in their standard deviations
+    "lift_z": _of(lambda z, mean, sd: (z - mean) / sd if sd else None, *_BY_LUCK),
+    "lift_over_gaussian": _of(lambda lift, blob: lift - blob, "lift", "gaussian_lift"),
     "lift_answered": lambda row: row.value("lift") if row.answer == TARGET else None,
-    "below_chance": _below_chance,
+    "below_chance": _of(lambda lift: lift < 1, "lift"),
     "flagged": lambda row: bool(row.flags),
 }
 _SHARES = ("p_normal", "p_target", "p_others")
@@ -148,7 +137,11 @@ class AuditWriter(Ledger[list[AuditRow]]):
 
     def __init__(self, path: str | Path, members: int) -> None:
         self.members = members
-        super().__init__(path, csv_line(AUDIT_COLUMNS), self._earlier, _lines)
+
+        def lines(rows: Sequence[AuditRow]) -> str:
+            return "".join(csv_line(_cells(row)) for row in rows)
+
+        super().__init__(path, csv_line(AUDIT_COLUMNS), self._earlier, lines)
         self.drop([f for f, rows in self.done.items() if rows[0].member and len(rows) < members])
 
     def _earlier(self, path: Path) -> dict[str, list[AuditRow]]:
@@ -199,10 +192,6 @@ def read_audit(path: str | Path) -> list[AuditRow]:
     return read_csv(path, reader_of, ODD)
 
 
-def _lines(rows: Sequence[AuditRow]) -> str:
-    return "".join(csv_line(_cells(row)) for row in rows)
-
-
 def _cells(row: AuditRow) -> list[str]:
     numbers = _finite({name: row.value(name) for name in _NUMBERS})
     lists = [getattr(row, name) for name in _LISTS]
@@ -221,8 +210,8 @@ def _cells(row: AuditRow) -> list[str]:
 
 
 def _row(texts: Sequence[str]) -> AuditRow:
-    if len(texts) != len(AUDIT_COLUMNS):
-        raise ValueError(f"a row must have {len(AUDIT_COLUMNS)} cells. Got {len(texts)} instead.")
+    width = len(AUDIT_COLUMNS)
+    require(len(texts) == width, f"a row must have {width} cells", len(texts))
     cells: dict[str, Any] = dict(zip(AUDIT_COLUMNS, texts, strict=True))
     numbers = _finite({name: float(cells[name]) if cells[name] else None for name in _NUMBERS})
     numbers |= {name: bool(numbers[name]) for name in HITS if numbers[name] is not None}
@@ -241,8 +230,8 @@ def _row(texts: Sequence[str]) -> AuditRow:
 
 def _finite(numbers: Row) -> Row:
     for name, value in numbers.items():
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, or missing. Got {value} instead.")
+        holds = value is None or math.isfinite(value)
+        require(holds, f"{name} must be finite, or missing", value)
     return numbers
 
 
@@ -337,15 +326,9 @@ _FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where flags begin, by member and metric; None where there were too few training films.
-
-    Attributes:
-        method: of saliency: another method's maps are spread otherwise.
-        by_member: member → lift (below is flagged), border_share and text_share (above is).
-        field_disagreement: of lung field and thorax box (above is flagged).
-        tail: share of the training films on the worse side.
-        films, patients: how many the thresholds were taken from.
-        members: member → SHA-256 of its file.
+    """Where flags begin, `by_member` and by metric of BOUNDS; None for too few training films.
+    They are of one saliency method: another one's maps are spread otherwise. `tail` is the share of
+    the training films on the worse side, `members` holds the SHA-256 of each one's file.
     """
 
     method: str

@@ -30,11 +30,8 @@ _MAIN |= {"finding_lift", "finding_hit"}
 _MAIN_COMPARED = ("accuracy", "auc", "lift", "border_share")
 _AS_IS, _ANOTHER_FILM = "as is", "another film"
 _LIKE = {"rank correlation": "rank_correlation", "SSIM": "ssim"}
-_ORDERS = {
-    "most attended first": "morf",
-    "least attended first": "lerf",
-    "as a random map says": "random",
-}
+_ORDERS = {"most attended first": "morf", "least attended first": "lerf"}
+_ORDERS |= {"as a random map says": "random"}
 Column = tuple[str, Callable[[Values], str | None]]  # its head, and a row's cell
 
 
@@ -77,10 +74,6 @@ def _table(columns: Sequence[Column], rows: Sequence[Values], words: int, **more
     full = [["–" if cell is None else cell for cell in column] for _, column in used]
     lines = list(zip(*full, strict=True))
     return Table(tuple(head for head, _ in used), lines, words, **more)
-
-
-def _count(key: str) -> Callable[[Values], str | None]:
-    return lambda row: None if row.get(key) is None else whole(row[key])
 
 
 def _attention(metrics: Sequence[Values]) -> Section:
@@ -142,9 +135,9 @@ def _distributions(given: Sequence[Values]) -> Section:
         about = f"{known.name} of {member}, {films} films; " + ", ".join(
             f"{label} {in_unit(v, known.unit)}" for v, label in lines
         )
-        bins = [f"{in_unit(a, known.unit)} to {in_unit(b, known.unit)}" for a, b in pairwise(edges)]
         rows: list[Cells] = [
-            (name, *(whole(c[n]) for c in counts.values())) for n, name in enumerate(bins)
+            (f"{in_unit(a, known.unit)} to {in_unit(b, known.unit)}", *map(whole, counted))
+            for (a, b), *counted in zip(pairwise(edges), *counts.values(), strict=True)
         ]
         head = (known.name, *(name.capitalize() for name in counts))
         svg = both(partial(histogram, edges, counts, lines, about, known.unit))
@@ -233,8 +226,10 @@ def _randomised(member: str, every: Sequence[Values]) -> Iterator[Chart]:
     columns: list[Column] = [
         ("Random down to", lambda r: "two other films" if r is last else str(r["stage"])),
         *((name, lambda r, key=key: in_unit(r.get(key), "score")) for name, key in _LIKE.items()),
-        ("Pairs", _count("pairs")),
-        ("Left out", _count("empty")),
+        *(
+            (head, lambda r, key=key: None if r.get(key) is None else whole(r[key]))
+            for head, key in (("Pairs", "pairs"), ("Left out", "empty"))
+        ),
     ]
     series = {name: [1.0, *(r.get(key) for r in rows)] for name, key in _LIKE.items()}
     stages = ["as trained", *(str(r["stage"]) for r in rows)]
@@ -327,9 +322,6 @@ def _difference_chart(key: str, every: Sequence[Values], arms: Sequence[str]) ->
 def _difference_table(keys: Sequence[str], every: Sequence[Values], arms: Sequence[str]) -> Table:
     """Figures of these metrics, each a group."""
 
-    def arm(key: str) -> Callable[[Values], str]:
-        return lambda r: in_unit(r.get(key), METRICS[r["metric"]].unit)
-
     films, crops = [_capital(arm) for arm in arms] or ("Whole film", "Crop")
     missed = any(r.get("left_out") for r in every)
     corrected = any(r.get("p_holm") is not None for r in every)
@@ -337,8 +329,8 @@ def _difference_table(keys: Sequence[str], every: Sequence[Values], arms: Sequen
         ("Figure", lambda r: METRICS[r["metric"]].name),
         ("Films of", source_of),
         ("Member", _member),
-        (films, arm("film")),
-        (crops, arm("crop")),
+        (films, lambda r: in_unit(r.get("film"), METRICS[r["metric"]].unit)),
+        (crops, lambda r: in_unit(r.get("crop"), METRICS[r["metric"]].unit)),
         (f"{'Difference' if arms else 'Crop − film'} [95 % interval]", _difference),
         ("p", lambda r: p_value(r.get("p"))),
         ("p, corrected", lambda r: p_value(r.get("p_holm")) if corrected else None),

@@ -29,24 +29,22 @@ from classify.saliency import (
     TOP_K,
     check_method,
 )
-from classify.saliency.closed import (
-    LogitsAndMaps,
-    eigen_maps,
-    gradient_maps,
-    logits_and_maps,
-    may_be_closed,
-    score_maps,
-)
 from classify.saliency.hooks import (
+    LogitsAndMaps,
     backbone_layers,
     bare_net,
     check_classes,
     check_logits,
+    eigen_maps,
+    gradient_maps,
     left_as_found,
+    logits_and_maps,
+    may_be_closed,
     on_device_of,
     pooled_layers,
     rearranges,
     saliency_layer,
+    score_maps,
     watching,
 )
 
