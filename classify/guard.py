@@ -105,11 +105,9 @@ class Guard:
     def distance(self, features: np.ndarray) -> np.ndarray:
         """(N, F) features to (N,): the Mahalanobis distance along the axes, and what is left
         outside them in units of its own spread, added up."""
-        if np.ndim(features) != 2 or np.shape(features)[1] != len(self.mean):
-            raise ValueError(
-                f"features of a guard must be (N, {len(self.mean)}), what its ensemble's networks "
-                f"pool. Got {np.shape(features)} instead."
-            )
+        shape, width = np.shape(features), len(self.mean)
+        rule = f"features of a guard must be (N, {width}), what its ensemble's networks pool"
+        require(len(shape) == 2 and shape[1] == width, rule, shape)
         along, left = self._split(features)
         return np.linalg.norm(along / self.spreads, axis=1) + left / self.rest
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +26,8 @@ from cxr.workdir import read_json
 CHILDREN = "children"
 Prepared = tuple[Any, Sequence[Frame]]
 
-if TYPE_CHECKING:  # torch is imported where a network needs it
-    from classify.ensemble import Ensemble
-    from classify.exported import ExportedEnsemble
 
-
+@dataclass(frozen=True, eq=False)
 class Judge:
     """Members, screener, guard, tiers and Grad-CAM, loaded once and used batch by batch.
 
@@ -40,27 +37,23 @@ class Judge:
     not hold for them.
     """
 
-    def __init__(
-        self,
-        members: Ensemble | ExportedEnsemble,
-        screener: Screener | None,
-        tiers: Mapping[str, str],
-        cropped: bool,
-        saliency: bool = True,
-        tier_threshold: float | None = None,
-        guard: Guard | None = None,
-        fine_apart: float = FINE_APART,
-        name: str = "",
-    ) -> None:
-        if screener is not None and tuple(screener.targets) != tuple(members.targets):
+    members: Any  # an Ensemble or an ExportedEnsemble: torch is imported where a network needs it
+    screener: Screener | None
+    tiers: Mapping[str, str]
+    cropped: bool
+    saliency: bool = True
+    tier_threshold: float | None = None
+    guard: Guard | None = None
+    fine_apart: float = FINE_APART
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        targets = tuple(self.members.targets)
+        if self.screener is not None and tuple(self.screener.targets) != targets:
             raise ValueError(
-                f"screener must be fitted for the members {', '.join(members.targets)}. "
-                f"Got one for {', '.join(screener.targets)} instead: fit it again."
+                f"screener must be fitted for the members {', '.join(targets)}. "
+                f"Got one for {', '.join(self.screener.targets)} instead: fit it again."
             )
-        self.members: Any = members
-        self.screener, self.tiers = screener, tiers
-        self.cropped, self.saliency, self.tier_threshold = cropped, saliency, tier_threshold
-        self.guard, self.fine_apart, self.name = guard, fine_apart, name
 
     def judge(self, items: Sequence[Item], prepared: Prepared | None = None) -> list[Item]:
         """The items, in order, with logits, decision and tier, and what a map is drawn of; refused

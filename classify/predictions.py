@@ -152,8 +152,7 @@ def _cells(row: PredictionRow, members: int) -> list[str]:
 
 def _row(cells: list[str], members: int, wanted: int) -> PredictionRow:
     width = members * len(ANSWERS)
-    if len(cells) != wanted:
-        raise ValueError(f"a row must have {wanted} cells. Got {len(cells)} instead.")
+    require(len(cells) == wanted, f"a row must have {wanted} cells", len(cells))
     (film, status, reason), middle = cells[:3], cells[3 : 3 + width]
     score, decision, tier, threshold_id, *later = cells[3 + width :]
     noted, doubt, ensemble = [*later, "", "", ""][: len(_LATER)]

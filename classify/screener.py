@@ -197,11 +197,9 @@ class Screener:
     def score(self, logits: np.ndarray) -> np.ndarray:
         """(N, M, 3) logits, members in the order of `targets`, to (N,) calibrated P(abnormal)."""
         logits = np.asarray(logits, dtype=np.float64)
-        if logits.ndim != 3 or logits.shape[1:] != (len(self.targets), 3):
-            raise ValueError(
-                f"logits of Screener.score must be (N, {len(self.targets)}, 3) for the members "
-                f"{', '.join(self.targets)}. Got {logits.shape} instead."
-            )
+        shape = f"(N, {len(self.targets)}, 3) for the members {', '.join(self.targets)}"
+        fits = logits.ndim == 3 and logits.shape[1:] == (len(self.targets), 3)
+        require(fits, f"logits of Screener.score must be {shape}", logits.shape)
         return _scores(self.model, logits)
 
     def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:

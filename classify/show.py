@@ -20,7 +20,7 @@ from classify.saliency import check_method
 from cxr.cli import as_command, parse_config
 from cxr.draw import encode_png, fit, overlay_saliency, sheet, to_rgb
 from cxr.film import Film, list_films
-from cxr.rules import refusing
+from cxr.rules import refusing, require
 from cxr.stats import softmax
 from cxr.stream import Unread, batched, read_ahead
 from cxr.workdir import console, log, write_atomic
@@ -101,11 +101,8 @@ def show(config: ShowConfig) -> list[Path]:
     from cxr.devices import pick_device
 
     single = load_single(bundle)
-    if config.explain and config.explain not in single.classes:
-        raise ValueError(
-            f"--explain must be one of {', '.join(single.classes)}, or empty. "
-            f"Got {config.explain!r} instead."
-        )
+    rule = f"--explain must be one of {', '.join(single.classes)}, or empty"
+    require(config.explain in ("", *single.classes), rule, config.explain)
     if single.trained_on == "crops":
         log.info("the network was trained on crops: give it crops of detect.crop")
     device = pick_device(config.device)
@@ -139,15 +136,13 @@ def _draw_batch(
     wanted = [single.classes.index(config.explain)] * len(good) if config.explain else None
     found = explain(single.net, batch, wanted, config.method)
     sizes = [(p.shape[0], p.shape[1]) for p in pixels]
-    planes: dict[str, Any] = {
-        "fused" if found.nets else "map": to_pixels(found.maps, frames, sizes)
-    }
-    planes |= {name: to_pixels(maps, frames, sizes) for name, maps in found.nets.items()}
+    maps = {"fused" if found.nets else "map": found.maps, **found.nets}
+    planes = {name: to_pixels(own, frames, sizes) for name, own in maps.items()}
     return [
         draw_film(
             path.name,
             pixels[n],
-            {name: maps[n] for name, maps in planes.items()},
+            {name: own[n] for name, own in planes.items()},
             energy_shares(found, n),
             answer_line(found, n, single.classes),
         )

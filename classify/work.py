@@ -177,12 +177,14 @@ class Reader:
                 yield fresh_crop(row, film, crop.pixels if crop else None, config.crops_path)
 
 
+@dataclass(frozen=True)
 class RunWork:
     """Units to judged Items with the pictures of their cards; with `overlap` films are cut while
     others are judged."""
 
-    def __init__(self, reader: Reader, panel: Panel, overlap: bool = True) -> None:
-        self.reader, self.panel, self.overlap = reader, panel, overlap
+    reader: Reader
+    panel: Panel
+    overlap: bool = True
 
     @classmethod
     def on_worker(cls, config: RunConfig, fine_apart: float) -> RunWork:

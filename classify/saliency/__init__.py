@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 
 from cxr.boxes import Frame
+from cxr.rules import require
 
 CLOSED_FORMS = ("grad_cam", "grad_cam_pp", "hirescam", "layercam", "cam")
 METHODS = (*CLOSED_FORMS[:4], "eigen_cam", "score_cam", "cam")
@@ -41,15 +42,13 @@ SCORE_BATCH = 32  # masked films a forward pass
 
 def check_method(method: str, name: str = "method") -> None:
     """Raises ValueError unless `method` is one of ALL_METHODS; `name` is the argument's."""
-    if method not in ALL_METHODS:
-        raise ValueError(f"{name} must be one of {', '.join(ALL_METHODS)}. Got {method!r} instead.")
+    require(method in ALL_METHODS, f"{name} must be one of {', '.join(ALL_METHODS)}", method)
 
 
 def content_of(plane: np.ndarray, frame: Frame) -> np.ndarray:
     """A map (h, w) of a model's square input to (H, W) ≥ 0 over all that `frame` fitted into it, in
     the input's pixels: padding is cut off."""
-    height, width = frame.canvas_hw
-    canvas = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+    canvas = cv2.resize(plane, frame.canvas_hw[::-1], interpolation=cv2.INTER_LINEAR)
     (h, w), x, y = frame.content_hw, frame.pad_x, frame.pad_y
     return np.maximum(canvas[y : y + h, x : x + w], 0.0).astype(np.float32, copy=False)
 
@@ -64,7 +63,6 @@ def to_pixels(
     """
     out = []
     for plane, frame, size_hw in zip(maps, frames, sizes_hw, strict=True):
-        height, width = frame.canvas_hw
-        canvas = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+        canvas = cv2.resize(plane, frame.canvas_hw[::-1], interpolation=cv2.INTER_LINEAR)
         out.append(np.maximum(frame.restore(canvas, size_hw), 0.0).astype(np.float32, copy=False))
     return out

@@ -92,7 +92,7 @@ def saliency_maps(
         found = logits_and_maps(model, batch, layer)
         if found.head is not None or closed_form is True:
             return found.saliency(classes, method)
-    return _layer_maps(model, {"": layer}, batch, classes, method, top_k, score_batch)[""]
+    return backbone_maps(model, batch, classes, method, top_k, score_batch, {"": layer})[""]
 
 
 def maps_of_all(
@@ -127,26 +127,15 @@ def backbone_maps(
     method: str = "grad_cam",
     top_k: int | None = TOP_K,
     score_batch: int = SCORE_BATCH,
+    layers: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, np.ndarray]:
-    """(N, h, w) float32 ≥ 0 of each backbone of a fusion net at its own resolution.
+    """(N, h, w) float32 ≥ 0 of each backbone of a fusion net, or of these `layers` by name, at its
+    own resolution.
 
-    The gradients of all backbones come from one forward and one backward pass, which ends at the
-    layers. Arguments and errors as for `saliency_maps`.
+    The gradients of all come from one forward and one backward pass, which ends at the layers.
+    Arguments and errors as for `saliency_maps`.
     """
-    layers = backbone_layers(model)
-    return _layer_maps(model, layers, batch, classes, method, top_k, score_batch)
-
-
-def _layer_maps(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batch: Tensor,
-    classes: Sequence[int],
-    method: str,
-    top_k: int | None,
-    score_batch: int,
-) -> dict[str, np.ndarray]:
-    """(N, h, w) of each layer."""
+    layers = backbone_layers(model) if layers is None else layers
     if not len(batch):
         return {name: np.zeros((0, 1, 1), np.float32) for name in layers}
     batch = on_device_of(model, batch)

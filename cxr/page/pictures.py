@@ -6,7 +6,6 @@ Everything here is pure: arrays in the film's or the crop's pixels in, data URIs
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +102,10 @@ def make_picture(
     small = fit(pixels, min(side, max(pixels.shape)))
     height, width = small.shape
     scale = width / pixels.shape[1]
-    boxes = (None if b is None else _scaled(b, scale) for b in (thorax_xyxy, cut_xyxy))
+    boxes: list[Any] = [
+        None if box is None else tuple(round(float(v) * scale, 1) for v in as_boxes(box)[0])
+        for box in (thorax_xyxy, cut_xyxy)
+    ]
     return Picture(picture_uri(small, side, CARD_QUALITY), width, height, *boxes)
 
 
@@ -120,8 +122,3 @@ def make_saliency_picture(saliency: np.ndarray, side: int = MAP_SIDE) -> Picture
     raw = io.BytesIO()
     Image.fromarray(np.dstack([bgr[..., ::-1], alpha])).save(raw, "PNG", optimize=True)
     return Picture(to_data_uri(raw.getvalue()), small.shape[1], small.shape[0])
-
-
-def _scaled(box_xyxy: Sequence[float], scale: float) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = (round(float(v) * scale, 1) for v in as_boxes(box_xyxy)[0])
-    return x0, y0, x1, y1
