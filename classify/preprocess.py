@@ -12,16 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from cxr import intensity
 from cxr.boxes import Frame
-from cxr.intensity import (
-    check_pixels,
-    clahe,
-    equalize,
-    min_max,
-    pad_square,
-    percentile_clip,
-    resize,
-)
 from cxr.rules import require, require_one_of
 
 FITS = ("pad", "stretch")
@@ -121,22 +113,22 @@ def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> n
     Raises ValueError for pixels that are not a finite (H, W) array in [0, 1]: a wrong range would
     give a wrong answer without a word.
     """
-    check_pixels(pixels, "preprocess")
+    intensity.check_pixels(pixels, "preprocess")
     ready = _shrink(pixels, config.work_side)
     if config.clip:
-        ready = percentile_clip(ready, config.low_percentile, config.high_percentile)
-        ready = min_max(ready)
+        ready = intensity.percentile_clip(ready, config.low_percentile, config.high_percentile)
+        ready = intensity.min_max(ready)
     target = side or config.side
     if config.contrast == "none":
         letterbox = frame_of((ready.shape[0], ready.shape[1]), config, target)
         return np.clip(letterbox.apply(ready), 0.0, 1.0)
     # contrast is taken on the padded square, as in the thesis, so the air beside counts as black
-    square = ready if _stretches(config) else pad_square(ready)
+    square = ready if _stretches(config) else intensity.pad_square(ready)
     if config.contrast == "clahe":
-        square = clahe(square, config.clahe_clip, config.clahe_tiles)
+        square = intensity.clahe(square, config.clahe_clip, config.clahe_tiles)
     else:
-        square = equalize(square)
-    return resize(square, (target, target))
+        square = intensity.equalize(square)
+    return intensity.resize(square, (target, target))
 
 
 def preprocess_all(
@@ -170,4 +162,4 @@ def _shrink(pixels: np.ndarray, work_side: int) -> np.ndarray:
     if not work_side or long_side <= work_side:
         return pixels
     height, width = (max(1, round(n * work_side / long_side)) for n in pixels.shape)
-    return resize(pixels, (height, width))
+    return intensity.resize(pixels, (height, width))

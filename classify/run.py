@@ -36,15 +36,7 @@ from classify.judge import Panel
 from classify.predictions import ANSWERS, Item, PredictionWriter, name_of, split_note
 from classify.screener import NOT_READ
 from classify.screening.tiers import TIERS
-from classify.work import (
-    RunConfig,
-    RunWork,
-    Source,
-    Unit,
-    load_panel,
-    note_panel,
-    open_source,
-)
+from classify.work import RunConfig, RunWork, Source, Unit, load_panel, note_panel, open_source
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.devices import without_compiler
 from cxr.draw import to_data_uri
@@ -130,10 +122,7 @@ def begin_run(
     table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", panel.targets))
     book = stack.enter_context(ReportBook(workdir / "report.jsonl", panel.targets))
     workdir.start(
-        to_plain(config),
-        weights=source.weights,
-        settings=source.settings,
-        folders=source.folders,
+        to_plain(config), weights=source.weights, settings=source.settings, folders=source.folders
     )
     return workdir, table, book
 

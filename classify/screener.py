@@ -42,14 +42,7 @@ from cxr.cli import Command, Several, as_command, as_list, parse_command, to_pla
 from cxr.rules import require
 from cxr.split import Split
 from cxr.training.recipe import require_writable
-from cxr.workdir import (
-    console,
-    provenance,
-    read_json,
-    sha256_file,
-    write_atomic,
-    write_json,
-)
+from cxr.workdir import console, provenance, read_json, sha256_file, write_atomic, write_json
 
 SCHEMA, VERSION = "lungfirst.screener", 1
 CLEARED, READ, NOT_READ = "definitely_normal", "read", "not_read_by_model"

@@ -13,20 +13,9 @@ from typing import Any
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
-from classify.audit import NAMES, THRESHOLDS, AuditConfig
+from classify.audit import NAMES, THRESHOLDS, AuditConfig, figures
 from classify.audit.compare import check_against, compare_against
 from classify.audit.controls import Control, open_controls
-from classify.audit.figures import (
-    answer,
-    cautions,
-    control_rows,
-    distributions,
-    figure_rows,
-    figure_table,
-    pooled,
-    threshold_table,
-    unknown_labels,
-)
 from classify.audit.films import AuditFilm, Prepared, Run, RunFilm, Truths, read_films, read_run
 from classify.audit.metrics import Regions, find_text, measure
 from classify.audit.page import FIGURES, HITS, Record, write_audit_page
@@ -241,7 +230,7 @@ def audit(auditor: Auditor) -> int:
         page = write_audit_page(workdir / "report.html", summary, records)
     if config.pdf:
         write_pdf(page, workdir / "report.pdf")
-    console.print(figure_table(summary["metrics"]))
+    console.print(figures.figure_table(summary["metrics"]))
     _say(f"{summary['answer']['sentence']}\npage: {page}")
     return 0 if judged else 1
 
@@ -318,7 +307,7 @@ def summarise(
     """What audit.json holds and the page shows; compare.md is written too."""
     config, run = auditor.config, auditor.run
     compared, arms = compare_against(config, rows)
-    said = cautions(rows, run.cropped, thresholds, controls, config.fit)
+    said = figures.cautions(rows, run.cropped, thresholds, controls, config.fit)
     if foreign := auditor.members.foreign:
         said.insert(0, sentence_of(foreign))
     if len(auditor.controls) < len(config.wanted_controls):
@@ -327,21 +316,21 @@ def summarise(
         "title": config.out_path.as_posix(),
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "question": "Did the networks look inside the lungs?",
-        "answer": answer(rows, config.draws, config.seed),
+        "answer": figures.answer(rows, config.draws, config.seed),
         "method": NAMES[config.method],
         "members": list(auditor.members.targets),
-        "metrics": [*figure_rows(rows, config.draws, config.seed), *controls.get("areas", [])],
-        "distributions": distributions(rows),
-        "controls": control_rows(controls),
-        "compare": [pooled(row) for row in compared],
+        "metrics": figures.figure_rows(rows, config.draws, config.seed) + controls.get("areas", []),
+        "distributions": figures.distributions(rows),
+        "controls": figures.control_rows(controls),
+        "compare": [figures.pooled(row) for row in compared],
         "compare_arms": list(arms),
-        "thresholds": threshold_table(thresholds),
+        "thresholds": figures.threshold_table(thresholds),
         "cautions": said,
         "settings": {
             "run": config.run_path.as_posix(),
             "films": len({row.film for row in rows}),
             "patients": len({row.patient for row in rows}),
-            "films whose label says nothing": list(unknown_labels(rows)) or "none",
+            "films whose label says nothing": list(figures.unknown_labels(rows)) or "none",
             "shown": "crops" if run.cropped else "whole films",
             "part": config.part or "all",
             "sources trained on": ", ".join(config.trained_on) if config.part else "not said",

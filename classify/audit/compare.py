@@ -27,19 +27,7 @@ import numpy as np
 from classify.audit import NAMES, AuditConfig
 from classify.audit.rows import UNKNOWN, AuditRow, Row, read_audit
 from classify.labels import TARGET
-from cxr.stats import (
-    BOOTSTRAP_TEST,
-    SWAP_TEST,
-    Figure,
-    bootstrap_p,
-    figure,
-    holm,
-    in_words,
-    swap_p,
-    weighted_auc,
-    weighted_mean,
-    with_draws,
-)
+from cxr import stats
 from cxr.workdir import log, write_atomic
 
 ALL_SOURCES, NO_SOURCE = "all", "unknown"
@@ -139,7 +127,7 @@ def compare(
             if own:
                 found = _rows(own, without, metrics, seed, draws)
                 family += [{"source": source, "member": member, **row} for row in found]
-        corrected = holm([row["p"] for row in family])
+        corrected = stats.holm([row["p"] for row in family])
         rows += [row | {"p_holm": p} for row, p in zip(family, corrected, strict=True)]
     return rows
 
@@ -181,7 +169,8 @@ def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop"
     head = [name.format(one=one, other=other) for name in _HEAD.split(", ")]
     lines: list[Sequence[Any]] = [head]
     for r in rows:
-        gap = in_words(Figure(r["difference"], r["low"], r["high"], r["n"]), signed=True)
+        figure = stats.Figure(r["difference"], r["low"], r["high"], r["n"])
+        gap = stats.in_words(figure, signed=True)
         why = "; ".join(f"{count} {reason}" for reason, count in r["left_out"].items()) or "–"
         arms = (number(r["film"]), number(r["crop"]), gap, chance(r["p"]), chance(r["p_holm"]))
         lines.append((r["source"], r["member"], r["metric"], *arms, r["n"], r["patients"], why))
@@ -194,14 +183,10 @@ def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop"
 
 
 def _rows(
-    pairs: Sequence[Pair],
-    without: Counter[str],
-    metrics: Sequence[str],
-    seed: int,
-    draws: int,
+    pairs: Sequence[Pair], without: Counter[str], metrics: Sequence[str], seed: int, draws: int
 ) -> Iterator[Row]:
     """A row a metric of one member's films of one source; `without` counts those in one arm."""
-    weights = with_draws([f.patient for f, _ in pairs], draws, seed)
+    weights = stats.with_draws([f.patient for f, _ in pairs], draws, seed)
     for metric in metrics:
         film, crop = (
             np.array([r.value(metric) for r in arm], float) for arm in zip(*pairs, strict=True)
@@ -237,15 +222,16 @@ def _test(
     patients = [row.patient for row in rows]
     if metric == AUC:
         positive = np.array([row.truth == TARGET for row in rows])
-        arms = [weighted_auc(scores, positive, weights) for scores in (film, crop)]
+        arms = [stats.weighted_auc(scores, positive, weights) for scores in (film, crop)]
     else:
-        arms = [weighted_mean(values, weights) for values in (film, crop)]
-    gap = arms[1] - arms[0]
+        arms = [stats.weighted_mean(values, weights) for values in (film, crop)]
+    gap, p, test = arms[1] - arms[0], float("nan"), ""
     several = len(set(patients)) > 1  # one patient drawn again and again shows no spread
-    shown = figure(float(gap[0]), gap[1:] if several else gap[:0], len(rows))
-    p = float("nan")
-    if shown.value is not None and several:
-        p = bootstrap_p(gap[1:]) if metric == AUC else swap_p(crop - film, patients, draws, seed)
+    shown = stats.figure(float(gap[0]), gap[1:] if several else gap[:0], len(rows))
+    if shown.value is not None and several and metric == AUC:
+        p, test = stats.bootstrap_p(gap[1:]), stats.BOOTSTRAP_TEST
+    elif shown.value is not None and several:
+        p, test = stats.swap_p(crop - film, patients, draws, seed), stats.SWAP_TEST
     before, after, chance = (None if np.isnan(v) else float(v) for v in (arms[0][0], arms[1][0], p))
     return {
         "film": before,
@@ -255,7 +241,7 @@ def _test(
         "high": shown.high,
         "p": chance,
         "p_holm": None,
-        "test": "" if chance is None else BOOTSTRAP_TEST if metric == AUC else SWAP_TEST,
+        "test": "" if chance is None else test,
     }
 
 

@@ -21,13 +21,7 @@ from classify.predictions import PredictionRow, name_of, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy, turn_xyxy
 from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, list_films
-from cxr.films_table import (
-    FilmNames,
-    FilmRow,
-    is_among,
-    read_finding_boxes,
-    tell_unknown,
-)
+from cxr.films_table import FilmNames, FilmRow, is_among, read_finding_boxes, tell_unknown
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require
 from cxr.split import Split

@@ -20,19 +20,13 @@ from rich.table import Table as RichTable
 from classify.audit.figures import SHOWN, mean_of
 from classify.audit.rows import UNKNOWN, AuditRow, Row, figure_cells, read_audit
 from classify.labels import TARGET
+from cxr import stats
 from cxr.cli import to_plain
 from cxr.page.build import Chart, Table, write_page
 from cxr.page.charts import Row as Line
 from cxr.page.charts import both, forest, say
 from cxr.page.words import in_unit, interval, whole
 from cxr.rules import require
-from cxr.stats import (
-    Figure,
-    figure_of,
-    mean_figure,
-    weighted_auc,
-    with_draws,
-)
 from cxr.workdir import console, provenance, read_json, write_atomic, write_json
 
 HERE = Path(__file__).resolve().parent
@@ -162,17 +156,17 @@ def _means(films: Sequence[Sequence[AuditRow]], draws: int, seed: int) -> Row:
     found: Row = {}
     for name, metric in _MEANS.items():
         values = [mean_of(row.value(metric) for row in rows) for rows in films]
-        found |= _cells(name, mean_figure(values, patients, draws, seed))
+        found |= _cells(name, stats.mean_figure(values, patients, draws, seed))
     return found
 
 
 def _auc(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
     known = [row for row in rows if row.truth != UNKNOWN]
     if not known:
-        return _cells("auc", Figure(None, None, None, 0))
+        return _cells("auc", stats.Figure(None, None, None, 0))
     scores, ill = [row.value("p_target") for row in known], [row.truth == TARGET for row in known]
-    weights = with_draws([row.patient for row in known], draws, seed)
-    return _cells("auc", figure_of(weighted_auc(scores, ill, weights), len(known)))
+    weights = stats.with_draws([row.patient for row in known], draws, seed)
+    return _cells("auc", stats.figure_of(stats.weighted_auc(scores, ill, weights), len(known)))
 
 
 def _controls_of(audit: Audited, member: str) -> Row:
@@ -198,7 +192,7 @@ def _taken(name: str, row: Row, value: str) -> Row:
     return {name: row.get(value), **ends}
 
 
-def _cells(name: str, found: Figure) -> Row:
+def _cells(name: str, found: stats.Figure) -> Row:
     return figure_cells(found, name, f"{name}_")
 
 

@@ -228,10 +228,7 @@ class Explained:
 
 
 def explain(
-    net: nn.Module,
-    batch: Tensor,
-    classes: Sequence[int] | None = None,
-    method: str = "grad_cam",
+    net: nn.Module, batch: Tensor, classes: Sequence[int] | None = None, method: str = "grad_cam"
 ) -> Explained:
     """Logits and maps of prepared films (N, 3, h, w), N at least 1.
 
