@@ -91,10 +91,8 @@ def cache_side(side: int, config: AugmentConfig, crops: bool) -> int:
 
 def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) -> Augment:
     """A function of a cached picture (S, S) and its masks (S, S) or (S, S, n), uint8, to both at
-    (side, side).
-
-    The geometric steps are the same for all; masks are resampled by nearest neighbour.
-    """
+    (side, side). The geometric steps are the same for all; masks are resampled by nearest
+    neighbour."""
     import albumentations as A  # late: settings need none of it
 
     jitter = config.box_jitter if crops else 0.0
@@ -224,10 +222,8 @@ class GenesisConfig:
 
 
 def draw_kinds(config: GenesisConfig, rng: np.random.Generator) -> tuple[str, ...]:
-    """The names of the distortions of one film, in the order in which they are made.
-
-    In- and out-painting exclude each other, so there are at most three, and seldom none.
-    """
+    """The names of the distortions of one film, in the order in which they are made. In- and
+    out-painting exclude each other, so there are at most three, and seldom none."""
     chances = rng.random(4)  # always four, so that one probability never shifts another's draws
     kinds = []
     if chances[0] < config.intensity:
@@ -253,10 +249,8 @@ def distort(
 def change_intensity(
     film: np.ndarray, config: GenesisConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """Every grey through a random monotone curve, which falls with the probability `reverse`.
-
-    To undo it, the network must know how dense each organ is.
-    """
+    """Every grey through a random monotone curve, which falls with the probability `reverse`. To
+    undo it, the network must know how dense each organ is."""
     reverse = rng.random() < config.reverse
     x, y = bezier_curve(rng.random((2, 2)), reverse)
     return np.interp(film, x, y).astype(np.float32)
@@ -264,10 +258,8 @@ def change_intensity(
 
 def bezier_curve(controls: np.ndarray, reverse: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A cubic Bézier curve from (0, 0) to (1, 1), or from (0, 1) to (1, 0) with `reverse`.
-
     `controls` (2, 2) holds the two inner points (x, y) in [0, 1]: inside the unit square both
-    coordinates of such a curve are monotone, so it is a function of x. Returns x (rising) and y.
-    """
+    coordinates of such a curve are monotone, so it is a function of x. Returns x (rising) and y."""
     ends = np.array([[0.0, 1.0], [1.0, 0.0]] if reverse else [[0.0, 0.0], [1.0, 1.0]])
     points = np.stack([ends[0], *controls, ends[1]])
     t = np.linspace(0.0, 1.0, _POINTS)
@@ -278,9 +270,7 @@ def bezier_curve(controls: np.ndarray, reverse: bool = False) -> tuple[np.ndarra
 
 def shuffle_pixels(film: np.ndarray, config: GenesisConfig, rng: np.random.Generator) -> np.ndarray:
     """The pixels of many small windows, each shuffled inside its window: texture goes, shape stays.
-
-    To undo it, the network must know edges and texture.
-    """
+    To undo it, the network must know edges and texture."""
     out = film.copy()
     most = [max(1, round(n * config.shuffle_side)) for n in film.shape]
     sides = rng.integers(1, [m + 1 for m in most], (config.shuffle_windows, 2))
@@ -424,10 +414,8 @@ def swap_surroundings(
     other_lung: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The lungs of one film in the surroundings of another: all (S, S) uint8.
-
-    Where the other film's lungs were lies the mean of its surroundings with a smooth noise.
-    """
+    """The lungs of one film in the surroundings of another: all (S, S) uint8. Where the other
+    film's lungs were lies the mean of its surroundings with a smooth noise."""
     own, hidden = soft_field(lung), soft_field(other_lung)
     rest = 1 - hidden
     mean = float((other * rest).sum() / max(float(rest.sum()), 1.0))

@@ -52,11 +52,8 @@ NO_REGION = RegionConfig("none")
 @dataclass(frozen=True)
 class PixelCache:
     """Decoded films (N, S, S) uint8, and for each the number of its region of each target, or -1:
-    `region_of` (N, targets).
-
-    `regions` (M, S, S), and `lungs` (N, S, S) of a guided training, are 0 / 255; the arrays are
-    memory-mapped, so RAM does not grow with N.
-    """
+    `region_of` (N, targets). `regions` (M, S, S), and `lungs` (N, S, S) of a guided training, are 0
+    / 255; the arrays are memory-mapped, so RAM does not grow with N."""
 
     images: np.ndarray
     regions: np.ndarray
@@ -119,12 +116,10 @@ def build_cache(
     targets: Sequence[str] = ("",),
     guide: GuideConfig | None = None,
 ) -> PixelCache:
-    """Decode each film once into `folder`, or open what an earlier run decoded.
-
-    `side` is that of the cached pictures, `box_jitter` how far a crop is widened (by fraction of
-    its side, to both sides). `targets` matter for lesion_masks and finding_boxes only. With a
-    `guide` that is on, the films' lung fields are kept too.
-    """
+    """Decode each film once into `folder`, or open what an earlier run decoded. `side` is that of
+    the cached pictures, `box_jitter` how far a crop is widened (by fraction of its side, to both
+    sides). `targets` matter for lesion_masks and finding_boxes only. With a `guide` that is on, the
+    films' lung fields are kept too."""
     require_films(cases)
     finders = [RegionFinder(region, target) for target in targets]
     field = LungFinder(guide.field) if guide and guide.on else None
@@ -322,10 +317,9 @@ class FilmDataset(Dataset[dict[str, Tensor]]):
 
     With `goal`, also `goal` (M, side, side): the image inside the dilated region (for "mask" the
     region itself) where the target is present, else 0; and `known` (M,): 1.0 where that goal is
-    known (the target is absent, or its region was drawn), else 0.0. With a `guide` that is on,
-    also `lung` (1, side, side), 1 in the lung field; and training pictures may have the
-    surroundings of another film of `indices`.
-    """
+    known (the target is absent, or its region was drawn), else 0.0. With a `guide` that is on, also
+    `lung` (1, side, side), 1 in the lung field; and training pictures may have the surroundings of
+    another film of `indices`."""
 
     def __init__(
         self,

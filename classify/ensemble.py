@@ -60,10 +60,8 @@ KIND = "pretrained"
 
 class Ensemble:
     """Trained members that share one preprocessing. Targets keep the order of their training.
-
     `members` maps each target to its network, `weights` to the SHA-256 of its file; `trained_on` is
-    `crops` or `films`: what the members must be given.
-    """
+    `crops` or `films`: what the members must be given."""
 
     def __init__(
         self,
@@ -91,11 +89,9 @@ class Ensemble:
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto", precision: str = "fp32") -> Ensemble:
         """All member bundles `TARGET.safetensors` of a folder; or the one bundle of a single
-        network (classify.single), each class of which but normal becomes a member.
-
-        Raises ValueError when there is none, or when they do not belong together; the message
-        names the file.
-        """
+        network (classify.single), each class of which but normal becomes a member. Raises
+        ValueError when there is none, or when they do not belong together; the message names the
+        file."""
         files = member_files(folder)
         if len(files) == 1 and bundle_kind(files[0]) == "single":
             single = load_single(files[0])
@@ -292,12 +288,10 @@ class SharedMember(StandIn):
 
 
 class SingleMember(StandIn):
-    """A network (N, 3, h, w) → (N, K) as a member for its class `target`: (N, 3) logits.
-
-    The softmax of the three is the network's own P(normal), P(target) and P(any other class). With
-    two classes no other is left: its logit lies 30 below the lower one, a probability of at most
-    1e-13. Maps explain the network's own logit of the target.
-    """
+    """A network (N, 3, h, w) → (N, K) as a member for its class `target`: (N, 3) logits. The
+    softmax of the three is the network's own P(normal), P(target) and P(any other class). With two
+    classes no other is left: its logit lies 30 below the lower one, a probability of at most 1e-13.
+    Maps explain the network's own logit of the target."""
 
     def __init__(self, net: nn.Module, normal: int, target: int) -> None:
         super().__init__()
@@ -318,10 +312,8 @@ class SingleMember(StandIn):
 
 
 def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember]:
-    """A member for each of the network's `classes` but normal, in their order.
-
-    Raises ValueError where normal is not among them: a member weighs its target against it.
-    """
+    """A member for each of the network's `classes` but normal, in their order. Raises ValueError
+    where normal is not among them: a member weighs its target against it."""
     normal = normal_of(classes)
     return {name: SingleMember(net, normal, k) for k, name in enumerate(classes) if k != normal}
 
@@ -409,10 +401,8 @@ def build_net(config: NetworkConfig) -> nn.Module:
 
 
 def save_single(path: str | Path, net: nn.Module, config: SingleConfig, **meta: Any) -> Path:
-    """Write a trained network; as fp16, unless that cannot hold one of its numbers.
-
-    `meta` is put into the metadata: training, metrics, licence_note.
-    """
+    """Write a trained network; as fp16, unless that cannot hold one of its numbers. `meta` is put
+    into the metadata: training, metrics, licence_note."""
     tensors = dict(net.state_dict())
     limit = torch.finfo(torch.float16).max
     half = all(t.abs().max() <= limit for t in tensors.values() if t.is_floating_point())

@@ -329,10 +329,8 @@ def fit_shortcut(features: np.ndarray, labels: np.ndarray) -> Any:
 def shortcut_scores(
     train: dict[str, np.ndarray], positive: np.ndarray, test: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """(N,) scores on the test films of a logistic regression for each shortcut.
-
-    `positive` (M,) bool is the truth of the training films. Raises ValueError for one class only.
-    """
+    """(N,) scores on the test films of a logistic regression for each shortcut. `positive` (M,)
+    bool is the truth of the training films. Raises ValueError for one class only."""
     if positive.all() or not positive.any():
         raise ValueError("positive must hold both classes to fit a shortcut. Got only one.")
     return {

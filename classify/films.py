@@ -129,11 +129,9 @@ def select_cases(
     unlabelled: bool = False,  # take films of unknown truth, too
     known: Sequence[str] = (),  # labels beside the usual ones
 ) -> tuple[list[Case], dict[str, int]]:
-    """The films that may be used, and how many were left out for which reason.
-
-    With `crops` (folders of detect.crop) each film is matched to its manifest row by the end of
-    its path (`cxr.films_table`); films without a crop are left out.
-    """
+    """The films that may be used, and how many were left out for which reason. With `crops`
+    (folders of detect.crop) each film is matched to its manifest row by the end of its path
+    (`cxr.films_table`); films without a crop are left out."""
     data = DataFolders(data)
     cases: list[Case] = []
     out: Counter[str] = Counter()
@@ -223,10 +221,8 @@ def share_cases(
 def share_films(
     rows: Sequence[FilmRow], labels: Sequence[int], protocol: ProtocolConfig
 ) -> list[Shares]:
-    """The parts of each training: one, or as many as there are folds.
-
-    Raises ValueError when a part would be empty or the training part lack a class.
-    """
+    """The parts of each training: one, or as many as there are folds. Raises ValueError when a part
+    would be empty or the training part lack a class."""
     patients = [row.patient_id for row in rows]
     strata = [(row.source, label) for row, label in zip(rows, labels, strict=True)]
     found, splits = list[Shares](), list[Split]()

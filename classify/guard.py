@@ -120,10 +120,8 @@ class Guard:
         self, features: np.ndarray, patients: Sequence[str], share: float = 0.95
     ) -> Guard:
         """The guard whose threshold this share of the patients lies below, of each of whom the
-        farthest film counts: (M, F) features and the M films' patients.
-
-        Raises ValueError for too few patients for one to lie above.
-        """
+        farthest film counts: (M, F) features and the M films' patients. Raises ValueError for too
+        few patients for one to lie above."""
         farthest: dict[str, float] = {}
         for patient, value in zip(patients, self.distance(features), strict=True):
             farthest[patient] = max(farthest.get(patient, 0.0), float(value))

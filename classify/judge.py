@@ -29,13 +29,11 @@ Prepared = tuple[Any, Sequence[Frame]]
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Members, screener, guard, tiers and Grad-CAM, loaded once and used batch by batch.
-
-    Without a screener every film is to be read. A film that `doubts_of` speaks against is never
-    cleared (with status `fallback`, the members saw more than a thorax), nor is one that the guard
-    calls unlike those of the calibration or whose patient is of another age: the guarantee does
-    not hold for them.
-    """
+    """Members, screener, guard, tiers and Grad-CAM, loaded once and used batch by batch. Without a
+    screener every film is to be read. A film that `doubts_of` speaks against is never cleared (with
+    status `fallback`, the members saw more than a thorax), nor is one that the guard calls unlike
+    those of the calibration or whose patient is of another age: the guarantee does not hold for
+    them."""
 
     members: Any  # an Ensemble or an ExportedEnsemble: torch is imported where a network needs it
     screener: Screener | None
@@ -156,13 +154,10 @@ def strongest_member(logits: np.ndarray) -> int:
 
 class Panel:
     """The judges of a run, each with its ensemble, screener and guard; `children` names those that
-    are for children.
-
-    One judge judges every film. Of several, a film whose age is known goes to those for children or
-    to the others; where that leaves more than one, to the one whose guard calls it nearest. All
-    answer in one table: `targets` are those of all members. Raises ValueError for targets that two
-    ensembles have, and where one of several has no guard.
-    """
+    are for children. One judge judges every film. Of several, a film whose age is known goes to
+    those for children or to the others; where that leaves more than one, to the one whose guard
+    calls it nearest. All answer in one table: `targets` are those of all members. Raises ValueError
+    for targets that two ensembles have, and where one of several has no guard."""
 
     def __init__(self, judges: Sequence[Judge], children: Collection[str] = ()) -> None:
         self.judges = tuple(judges)

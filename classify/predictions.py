@@ -67,10 +67,8 @@ class PredictionRow:
 
 
 class PredictionWriter(Ledger[PredictionRow]):
-    """Appends rows to a predictions.csv; `done` holds those of an earlier run by film.
-
-    Raises ValueError when the file has other members.
-    """
+    """Appends rows to a predictions.csv; `done` holds those of an earlier run by film. Raises
+    ValueError when the file has other members."""
 
     def __init__(self, path: str | Path, targets: Sequence[str]) -> None:
         self.targets, self._columns = tuple(targets), columns_of(targets)

@@ -108,11 +108,9 @@ def frame_of(size_hw: tuple[int, int], config: PreprocessConfig, side: int = 0) 
 
 def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> np.ndarray:
     """(H, W) float32 in [0, 1] to (side, side) float32 in [0, 1], aspect ratio kept, padded with 0.
-
     `side` overrides the configuration's (the training cache is a little larger than the input).
     Raises ValueError for pixels that are not a finite (H, W) array in [0, 1]: a wrong range would
-    give a wrong answer without a word.
-    """
+    give a wrong answer without a word."""
     intensity.check_pixels(pixels, "preprocess")
     ready = _shrink(pixels, config.work_side)
     if config.clip:

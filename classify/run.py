@@ -264,11 +264,9 @@ def _tell_passed_over(source: Source, head: str) -> None:
 
 
 class ReportBook(FilmRecords):
-    """report.jsonl: a line a film; memory holds how urgent each is.
-
-    A picture's `uri` there is a file, relative to the run's folder; in those of older runs it is
-    the picture itself as a data URI.
-    """
+    """report.jsonl: a line a film; memory holds how urgent each is. A picture's `uri` there is a
+    file, relative to the run's folder; in those of older runs it is the picture itself as a data
+    URI."""
 
     def __init__(self, path: str | Path, targets: Sequence[str]) -> None:
         super().__init__(path, _urgency)

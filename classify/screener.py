@@ -236,9 +236,7 @@ class Screener:
 
 def fit_screener(films: ScreeningFilms, config: FitConfig) -> Any:
     """A CalibratedClassifierCV: standardise → RBF SVM with class weights → sigmoid, all by patient.
-
-    Raises ValueError when a class has fewer patients than there are folds.
-    """
+    Raises ValueError when a class has fewer patients than there are folds."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
@@ -270,11 +268,9 @@ def fit_screener(films: ScreeningFilms, config: FitConfig) -> Any:
 
 
 def _pooled_loss(svm: Any, logits: np.ndarray, abnormal: np.ndarray, folds: list[Any]) -> float:
-    """Balanced log loss of the sigmoid on out-of-fold decision values of all folds together.
-
-    AUROC within each fold would not see decision values that shift from fold to fold, as they do
-    for a small C; one sigmoid and one threshold for all films need them not to.
-    """
+    """Balanced log loss of the sigmoid on out-of-fold decision values of all folds together. AUROC
+    within each fold would not see decision values that shift from fold to fold, as they do for a
+    small C; one sigmoid and one threshold for all films need them not to."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
     from sklearn.model_selection import cross_val_predict

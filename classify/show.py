@@ -154,9 +154,7 @@ def draw_film(
     name: str, pixels: np.ndarray, maps: dict[str, np.ndarray], shares: dict[str, str], line: str
 ) -> np.ndarray:
     """One film (H, W) and its maps (H, W) side by side as uint8 RGB, each with its name and share.
-
-    Each map is coloured up to its own maximum, so colours of two maps do not compare: shares do.
-    """
+    Each map is coloured up to its own maximum, so colours of two maps do not compare: shares do."""
     film = to_rgb(fit(pixels, TILE))
     size = film.shape[1], film.shape[0]
     pictures, captions = [film], ["film"]

@@ -18,11 +18,9 @@ K1, K2 = 0.01, 0.03  # of pixels in [0, 1]
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Mean SSIM of each pair: a, b (N, C, H, W) → (N,), at most 1, and 1 for equal pictures alone.
-
-    Computed in float32 at least: variances are differences of squares, which half precision has
-    not the digits for. Raises ValueError for shapes that differ, that are not
-    (N, C, H, W), or that are smaller than the window.
-    """
+    Computed in float32 at least: variances are differences of squares, which half precision has not
+    the digits for. Raises ValueError for shapes that differ, that are not (N, C, H, W), or that are
+    smaller than the window."""
     return ssim_map(a, b).mean((1, 2, 3))
 
 

@@ -135,11 +135,9 @@ def compare(
 def pair_rows(
     film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow], methods: bool = False
 ) -> tuple[list[Pair], LeftOut]:
-    """Rows of both arms matched by film and member, and how many are left out.
-
-    A film that no member saw in one arm (a row without a member) is left out for each member of
-    the other arm. Raises ValueError as `compare` does.
-    """
+    """Rows of both arms matched by film and member, and how many are left out. A film that no
+    member saw in one arm (a row without a member) is left out for each member of the other arm.
+    Raises ValueError as `compare` does."""
     films, crops = ({(r.film, r.member): r for r in rows} for rows in (film_rows, crop_rows))
     pairs, left_out = [], LeftOut()
     for film, member in dict.fromkeys([*films, *crops]):

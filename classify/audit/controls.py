@@ -68,12 +68,10 @@ def hide(
 ) -> np.ndarray:
     """A copy of a film, or of a crop that `frame` cut out of one, (h, w) float32 in [0, 1], with a
     part of it black, as air is. `lung` (H, W) bool and `margin` of the longer side are of the film.
-
     outside_only hides the lungs and `margin` round them. lungs_only hides all but the lungs,
     without a margin, so that the rim belongs to neither: what outside_only shows is certainly not
     lung, and what lungs_only shows is. shape_only hides the lungs as outside_only does and paints
-    the rest an even grey: what is left is the outline, which outside_only cannot help but show.
-    """
+    the rest an even grey: what is left is the outline, which outside_only cannot help but show."""
     # The region is grown on the film and cut afterwards: lung just outside a crop hides its edge.
     region = lung if control == "lungs_only" else grow(lung, margin)
     if frame is not None:
@@ -96,11 +94,9 @@ def grow(mask: np.ndarray, margin: float = MARGIN) -> np.ndarray:
 
 class Asked(NamedTuple):
     """A member, a question to all of them, or the screener, which stands in a member's place.
-
     `name` stands in the table; `positive` (N,) is 1, 0, or NaN for films that are not asked;
     `answer` takes logits (N, M, 3) to (N,) scores, higher meaning rather positive, and (N,)
-    decisions, None for a question, which decides nothing.
-    """
+    decisions, None for a question, which decides nothing."""
 
     name: str
     positive: np.ndarray
@@ -141,14 +137,11 @@ def control_table(
     sources: Sequence[str] | None = None,
 ) -> list[Row]:
     """A row for each source, one of `asked`, and control of `logits_by_control`: name → (N, M, 3),
-    with `as is` among them.
-
-    `auc` is that of the positive films against the others, its interval `low` to `high` over `n`
-    films. `difference` is that AUC minus the one of the films as they are, on the same drawn
-    patients. `changed` is the share of films with another decision than as they are. Of several
-    sources each stands alone and `all` comes last: pooled, which a model that only tells sources
-    apart does well on.
-    """
+    with `as is` among them. `auc` is that of the positive films against the others, its interval
+    `low` to `high` over `n` films. `difference` is that AUC minus the one of the films as they are,
+    on the same drawn patients. `changed` is the share of films with another decision than as they
+    are. Of several sources each stands alone and `all` comes last: pooled, which a model that only
+    tells sources apart does well on."""
     answers = [
         (one.name, one.positive, {c: one.answer(z) for c, z in logits_by_control.items()})
         for one in asked
@@ -374,12 +367,10 @@ class Randomised(Sample):
 
 
 class Road(Sample):
-    """The curves of `road_films`, and each member's faithfulness, the area between them.
-
-    A probability near 0 cannot fall, so a member is asked of the films that show its target; where
-    no film's truth is known, of those that it says do. The lung field in the map's place tells
-    whether the answer hangs on lungs, whatever a map shows.
-    """
+    """The curves of `road_films`, and each member's faithfulness, the area between them. A
+    probability near 0 cannot fall, so a member is asked of the films that show its target; where no
+    film's truth is known, of those that it says do. The lung field in the map's place tells whether
+    the answer hangs on lungs, whatever a map shows."""
 
     def results(self) -> dict[str, Any]:
         """`road`: a row a member and percentile of pixels taken away; `areas`: with intervals."""

@@ -73,9 +73,7 @@ class Truth:
 
     def findings_on(self, size_hw: tuple[int, int]) -> np.ndarray:
         """(N, 4) radiologists' boxes in the film's pixels; those that miss the film are left out.
-
-        The boxes are in the pixels of the table's picture, which the film must have.
-        """
+        The boxes are in the pixels of the table's picture, which the film must have."""
         lay_hw = self._lay(size_hw)
         boxes = turn_xyxy(clip_xyxy(as_boxes(self.findings_xyxy), lay_hw), lay_hw, self.turned)
         whole = np.rint(boxes)  # as the metrics round them: a box must hold a pixel
@@ -125,12 +123,10 @@ class Truths:
     def select(
         self, films: Iterable[str], split: Split, part: str, trained_on: Sequence[str]
     ) -> list[str]:
-        """The names of the films of one part of the split, in their order.
-
-        `part` cuts the sources that the members were trained on. Every film of other sources is
-        held out, so all are taken, but for `train`, which is what the members have seen. Raises
-        ValueError for a part that the split does not have.
-        """
+        """The names of the films of one part of the split, in their order. `part` cuts the sources
+        that the members were trained on. Every film of other sources is held out, so all are taken,
+        but for `train`, which is what the members have seen. Raises ValueError for a part that the
+        split does not have."""
         parts = sorted(set(split.part_of.values()))
         require(part in parts, f"--part must be a part of the split: {', '.join(parts)}", part)
 
@@ -169,13 +165,10 @@ class RunFilm:
 @dataclass(eq=False)
 class AuditFilm:
     """One film as it is judged. All of it in the film's pixels, but for `pixels`; a film that lay
-    turned when it was cropped is upright here, for no network knows lungs that lie.
-
-    `pixels` (h, w) are what the members saw: the film, or its crop; `listed.crop` leads back.
-    `lung` (H, W) bool may be empty, and is None where nobody asked for it. `box_xyxy` is None where
-    the detector is not sure of it. `reason` says why there is nothing to judge, and then `film` is
-    None.
-    """
+    turned when it was cropped is upright here, for no network knows lungs that lie. `pixels` (h, w)
+    are what the members saw: the film, or its crop; `listed.crop` leads back. `lung` (H, W) bool
+    may be empty, and is None where nobody asked for it. `box_xyxy` is None where the detector is
+    not sure of it. `reason` says why there is nothing to judge, and then `film` is None."""
 
     listed: RunFilm
     truth: Truth
@@ -261,9 +254,7 @@ class Run:
 
 def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
     """Films of a run with their boxes; `crops` is a folder of detect.crop over the same films.
-
-    Raises ValueError for a folder that is none of classify.run, or whose crops are gone.
-    """
+    Raises ValueError for a folder that is none of classify.run, or whose crops are gone."""
     folder = Path(folder)
     made = _read_record(folder)
     if several := made.get("settings", {}).get("ensembles"):
@@ -335,12 +326,10 @@ def read_films(
     jobs: int = -1,
     batch: int = 8,
 ) -> Iterator[list[AuditFilm]]:
-    """Films in batches, each read, boxed and segmented once; at most a batch is held.
-
-    `lungs` and `boxes` name the films whose lung field and thorax box are wanted (None: all). A
-    human lung mask takes the network's place, and `finder` boxes the films that have no box yet.
-    `jobs` processes read; -1 takes up to four, and none for a few films.
-    """
+    """Films in batches, each read, boxed and segmented once; at most a batch is held. `lungs` and
+    `boxes` name the films whose lung field and thorax box are wanted (None: all). A human lung mask
+    takes the network's place, and `finder` boxes the films that have no box yet. `jobs` processes
+    read; -1 takes up to four, and none for a few films."""
     jobs = default_jobs(len(films), jobs)
     stream = read_ahead([f.path for f in films], jobs, for_processing=True)  # as the run let in
     read = zip(films, stream, strict=True)

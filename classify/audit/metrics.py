@@ -55,12 +55,9 @@ _REACH = 3  # cells: where a Gaussian of σ = 1 cell ends
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """What is where on a film; all in the film's own pixels.
-
-    `lung` (H, W) bool; `box_xyxy` the thorax box or None; `finding_boxes_xyxy` (N, 4) radiologists'
-    boxes; `text` (H, W) bool or None; `seen_xyxy` what the member saw, None for the whole film.
-    Boxes may reach beyond the film.
-    """
+    """What is where on a film; all in the film's own pixels. `lung` (H, W) bool; `box_xyxy` the
+    thorax box or None; `finding_boxes_xyxy` (N, 4) radiologists' boxes; `text` (H, W) bool or None;
+    `seen_xyxy` what the member saw, None for the whole film. Boxes may reach beyond the film."""
 
     lung: np.ndarray
     box_xyxy: Any = None
@@ -114,8 +111,7 @@ def measure(
     seed so many `draws` of random maps.
 
     Raises ValueError for a map of another size, negative or not finite values, or energy outside
-    the seen area.
-    """
+    the seen area."""
     whole, size = np.asarray(saliency), regions.lung.shape
     require(whole.shape == size, f"saliency must be (H, W) = {size} in film pixels", whole.shape)
     if whole.dtype not in (np.float32, np.float64):
@@ -219,12 +215,11 @@ def baseline_lifts(
     Random: normal noise at the resolution of the map that is judged, blurred by one cell, cut at 0
     and scaled up bilinearly, all as a CAM is made. Every pixel has the same expectation, so all
     draws together put the area share of their energy on a region. The mean of the draws' own lifts
-    still lies a little below 1 for a region in the middle (0.92 on two lungs at 7 × 7, 0.98 at
-    14 × 10): a bump at the edge is cut, and what is left of it is then most of a small energy.
+    still lies a little below 1 for a region in the middle (0.92 on two lungs at 7 × 7, 0.98 at 14 ×
+    10): a bump at the edge is cut, and what is left of it is then most of a small energy.
 
     A map scaled up and summed over a mask is the small map times the mask scaled down by the
-    transposed weights, so the random maps are never drawn at full size.
-    """
+    transposed weights, so the random maps are never drawn at full size."""
     height, width = lung.shape
     area = np.count_nonzero(lung) / lung.size
     mask = lung.astype(np.float32)

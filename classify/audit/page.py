@@ -52,12 +52,11 @@ def write_audit_page(
     path: str | Path, summary: Mapping[str, Any], films: Iterable[Mapping[str, Any]]
 ) -> Path:
     """Write the page whole or leave the old one; `films` may be a generator and is read once.
-
     `summary` may lack any part: its section is left out then. A film needs only `film`; pictures
     and maps are data URIs as `picture_uri` and `map_uri` make them, `box`, `seen` and `field` are
     fractions of the film. Every text is escaped, and control characters are spelt out. A picture
-    that is no data URI, or a box that is not four numbers, raises ValueError with the film's name.
-    """
+    that is no data URI, or a box that is not four numbers, raises ValueError with the film's
+    name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent) as scratch:

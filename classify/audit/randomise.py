@@ -40,14 +40,11 @@ class Stage(NamedTuple):
 
 
 def stages_of(model: nn.Module) -> list[Stage]:
-    """The network's stages from the head to the stem.
-
-    What stands beside the encoder comes one by one, the last first (fc, neck); then the encoder
-    from deep to shallow: by the stages of its family where SCXNN knows it, else by its children. A
-    network without an `encoder` goes by its own children. Parts that lie side by side, such as
-    the backbones of a fusion net, come one after the other. A wrapper round one network is looked
-    through.
-    """
+    """The network's stages from the head to the stem. What stands beside the encoder comes one by
+    one, the last first (fc, neck); then the encoder from deep to shallow: by the stages of its
+    family where SCXNN knows it, else by its children. A network without an `encoder` goes by its
+    own children. Parts that lie side by side, such as the backbones of a fusion net, come one after
+    the other. A wrapper round one network is looked through."""
     inner = dict(model.named_children())
     if len(inner) == 1 and (rearranges(model) or hasattr(model, "looked_through")):
         ((outer, net),) = inner.items()
@@ -92,8 +89,7 @@ def randomise(
     From `batch` (N, 3, h, w), prepared films, BatchNorm statistics of the random stages are taken,
     as training would have. Without it they stay at 0 and 1, which do not fit the random weights:
     over the depth of EfficientNet-Lite0 activations then fade to 0 and every map is empty, so that
-    a failure would pass for a success.
-    """
+    a failure would pass for a success."""
     by_name = dict(model.named_modules())
     names = [name for stage in stages for name in stage.modules]
     modules = [by_name[name] for name in names]
@@ -133,8 +129,7 @@ def cascade_rows(
 
     `batch` (N, 3, h, w) holds at least one film prepared for the model. The whole cascade is done
     once for each of the `seeds`: one random head may by chance weigh the channels like the trained
-    one.
-    """
+    one."""
     trained, stages = maps_of_each(), stages_of(model)
     rows: list[list[Row]] = [[] for _ in trained]
     for k, stage in enumerate(stages, start=1):
@@ -242,11 +237,9 @@ class Likeness(NamedTuple):
 
 
 def likeness(maps_a: np.ndarray, maps_b: np.ndarray) -> list[Likeness]:
-    """Likeness of the absolute maps (N, h, w) and (N, h, w), pair by pair.
-
-    Ranks are taken of the maps as they are. For SSIM each is divided by its maximum, since its unit
-    says nothing of where it looks, and brought to SIDE × SIDE px.
-    """
+    """Likeness of the absolute maps (N, h, w) and (N, h, w), pair by pair. Ranks are taken of the
+    maps as they are. For SSIM each is divided by its maximum, since its unit says nothing of where
+    it looks, and brought to SIDE × SIDE px."""
     return [
         Likeness(rank_correlation(a, b), ssim_of(_scaled(a), _scaled(b)))
         if min(np.ptp(a), np.ptp(b)) > 0

@@ -60,12 +60,9 @@ class RoadFilms:
         return np.isnan(self.left["morf"][0])
 
     def points(self) -> list[Row]:
-        """The curves, one row a percentile.
-
-        `morf`, `lerf` and `random` are the mean probabilities that are left over n films, each
-        `…_fall` that from `before`, the mean probability of the same films as they are; None
-        without films. `flat` films are left out.
-        """
+        """The curves, one row a percentile. `morf`, `lerf` and `random` are the mean probabilities
+        that are left over n films, each `…_fall` that from `before`, the mean probability of the
+        same films as they are; None without films. `flat` films are left out."""
         used = ~self.flat
         counts = {"n": int(used.sum()), "flat": int(self.flat.sum())}
         if not used.any():
@@ -87,13 +84,11 @@ class RoadFilms:
         draws: int = 2000,
         seed: int = 0,
     ) -> Figure:
-        """Mean area between two curves of ORDERS with its 95 % interval by patient.
-
-        In units of probability: the mean difference over the share of pixels taken away, by the
-        trapezoid rule from 0 to 100 %, where both curves meet. Above 0 the map is faithful. With
-        one of the two "random", that half of it which one end of the map is worth. Flat films are
-        left out of its n.
-        """
+        """Mean area between two curves of ORDERS with its 95 % interval by patient. In units of
+        probability: the mean difference over the share of pixels taken away, by the trapezoid rule
+        from 0 to 100 %, where both curves meet. Above 0 the map is faithful. With one of the two
+        "random", that half of it which one end of the map is worth. Flat films are left out of its
+        n."""
         share = np.array([0, *self.percentiles, 100]) / 100
         gap = np.pad(self.left[upper] - self.left[lower], ((1, 1), (0, 0)))
         gap[:, self.flat] = np.nan
@@ -161,10 +156,8 @@ def _orders(
     plane: np.ndarray, within: np.ndarray, seed: int, cam_hw: tuple[int, int]
 ) -> tuple[dict[str, np.ndarray], np.random.Generator]:
     """The orders in which a film's pixels go, and the numbers for its noise: the same for every
-    order and share, so that curves differ by what is taken away alone.
-
-    The random map is that of the audit, scaled up but not cut at 0: it has to order every pixel.
-    """
+    order and share, so that curves differ by what is taken away alone. The random map is that of
+    the audit, scaled up but not cut at 0: it has to order every pixel."""
     rng = np.random.default_rng(seed)
     cells = coarse_noise(rng, 1, cam_hw)[0]
     coarse = cv2.resize(cells, plane.shape[::-1], interpolation=cv2.INTER_LINEAR)
@@ -208,8 +201,7 @@ def impute(image: np.ndarray, gone: np.ndarray, noise: np.ndarray | None = None)
     library's pixels, a tenth of the noise.
 
     `noise` (C, h, w) is added to what is imputed. Channels that are equal, as those of a film are,
-    are solved once. A pixel must be left to impute from.
-    """
+    are solved once. A pixel must be left to impute from."""
     out = np.array(image, np.float32)
     for channel, plane in enumerate(image):
         if channel and np.array_equal(plane, image[0]):

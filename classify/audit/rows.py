@@ -43,8 +43,8 @@ def figure_cells(found: Figure, value: str = "value", prefix: str = "") -> Row:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One film under one member; `member`, whose TARGET the map explains, is "" in the only
-    row of a film that no member saw.
+    """One film under one member; `member`, whose TARGET the map explains, is "" in the only row of
+    a film that no member saw.
 
     `status` is ok, or fallback (the box is uncertain), or why no member saw the film; `reason` a
     sentence for a status that is not ok, or for metrics that are missing. `source`, `label` and
@@ -53,8 +53,7 @@ class AuditRow:
     `truth` is 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown; `probabilities`
     are in that order. `field_disagreement` is 1 − IoU of the lung field's box and the thorax box,
     `metrics` those of METRICS, None where not defined; `empty`: the map is 0 everywhere. The lung
-    field runs into the film's `cut_edges`. There is one of the `flag_reasons` a flag.
-    """
+    field runs into the film's `cut_edges`. There is one of the `flag_reasons` a flag."""
 
     film: str
     status: str = "ok"
@@ -128,12 +127,10 @@ AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", *_LISTS)
 
 
 class AuditWriter(Ledger[list[AuditRow]]):
-    """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film.
-
-    A film is added with all its rows at once, so a film with fewer rows than `members` was cut off
-    by a kill: it is dropped, and may be added again. Raises ValueError for a file that is no
-    audit.csv, or has a film with more members.
-    """
+    """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film. A film is
+    added with all its rows at once, so a film with fewer rows than `members` was cut off by a kill:
+    it is dropped, and may be added again. Raises ValueError for a file that is no audit.csv, or has
+    a film with more members."""
 
     def __init__(self, path: str | Path, members: int) -> None:
         self.members = members
@@ -258,11 +255,9 @@ def check_resumable(workdir: Workdir, settings: Mapping[str, Any], restart: bool
 
 
 class ControlResults:
-    """controls.json: the results of the controls, each with what it was made with.
-
-    A control is done once for the same films and options. Those of other films are dropped, as
-    they say nothing of these; other options count only where the control is wanted again.
-    """
+    """controls.json: the results of the controls, each with what it was made with. A control is
+    done once for the same films and options. Those of other films are dropped, as they say nothing
+    of these; other options count only where the control is wanted again."""
 
     def __init__(self, path: Path, films: Iterable[str], options: Mapping[str, Any]) -> None:
         self.path, self.options = path, dict(options)
@@ -326,10 +321,9 @@ _FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where flags begin, `by_member` and by metric of BOUNDS; None for too few training films.
-    They are of one saliency method: another one's maps are spread otherwise. `tail` is the share of
-    the training films on the worse side, `members` holds the SHA-256 of each one's file.
-    """
+    """Where flags begin, `by_member` and by metric of BOUNDS; None for too few training films. They
+    are of one saliency method: another one's maps are spread otherwise. `tail` is the share of the
+    training films on the worse side, `members` holds the SHA-256 of each one's file."""
 
     method: str
     by_member: Mapping[str, Mapping[str, float | None]]
@@ -373,10 +367,8 @@ class Thresholds:
 def fit_thresholds(
     rows: Sequence[AuditRow], tail: float = 0.05, members: Mapping[str, str] | None = None
 ) -> Thresholds:
-    """Quantiles of the rows of training films; empty maps and missing values are left out.
-
-    Raises ValueError for rows of several methods, or too few films for any threshold.
-    """
+    """Quantiles of the rows of training films; empty maps and missing values are left out. Raises
+    ValueError for rows of several methods, or too few films for any threshold."""
     rows = [row for row in rows if row.member]
     methods = sorted({row.method for row in rows})
     films = {row.film: row for row in rows}
@@ -432,11 +424,9 @@ def read_thresholds(
 
 
 def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, ...], ...]:
-    """Flags, and a sentence for each, of one film under one member.
-
-    An empty map is flagged without thresholds too. A lung field that is missing altogether
-    disagrees with any box: field_disagreement is 1 then.
-    """
+    """Flags, and a sentence for each, of one film under one member. An empty map is flagged without
+    thresholds too. A lung field that is missing altogether disagrees with any box:
+    field_disagreement is 1 then."""
     found: list[tuple[str, str]] = []
     if row.empty:
         found.append((EMPTY, f"{row.member}: the map is 0 everywhere, so it shows nothing"))

@@ -118,11 +118,10 @@ def compare_audits(audits: Sequence[Audited], draws: int = 2000, seed: int = 0) 
     `model`, `member`, `shown`, `films`, and figures with `_low`, `_high` and `_n`: accuracy, auc
     (TARGET against the rest), lift, blob (a blind one's), on_lung, empty, flagged, over the films
     that all audits judged, by patient; the AUC of each masking control, `road_lungs`, and `random`,
-    the rank correlation of the maps with those of a network of random weights. None where an
-    audit has it not. Means over members are means over films of a film's mean; AUCs and controls
-    of all members are means over members, without an interval. A question to all members, such as
-    normal / pneumonia, has a row of the controls alone.
-    """
+    the rank correlation of the maps with those of a network of random weights. None where an audit
+    has it not. Means over members are means over films of a film's mean; AUCs and controls of all
+    members are means over members, without an interval. A question to all members, such as normal /
+    pneumonia, has a row of the controls alone."""
     shared = set.intersection(*(audit.films for audit in audits))
     require(bool(shared), "audits must share films. Films that all of them judged", 0)
     rows: list[Row] = []

@@ -57,10 +57,8 @@ def to_pixels(
     maps: np.ndarray, frames: Sequence[Frame], sizes_hw: Sequence[tuple[int, int]]
 ) -> list[np.ndarray]:
     """Maps (N, h, w) of a model's square input to N maps (H, W) in the pixels it was made from.
-
-    `frames` maps those pixels (of the crop, or of the whole film) to the model's input. Padding
-    is cut off: outside the cut there is 0.
-    """
+    `frames` maps those pixels (of the crop, or of the whole film) to the model's input. Padding is
+    cut off: outside the cut there is 0."""
     out = []
     for plane, frame, size_hw in zip(maps, frames, sizes_hw, strict=True):
         canvas = cv2.resize(plane, frame.canvas_hw[::-1], interpolation=cv2.INTER_LINEAR)

@@ -20,11 +20,9 @@ from cxr.rules import require
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode without parameter gradients; afterwards just as it was.
-
-    Training flags of every module, `requires_grad` and `.grad` of every parameter and all forward
-    hooks are put back, also after an error.
-    """
+    """The model in evaluation mode without parameter gradients; afterwards just as it was. Training
+    flags of every module, `requires_grad` and `.grad` of every parameter and all forward hooks are
+    put back, also after an error."""
     modules = [(m, m.training, m._forward_hooks.copy()) for m in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
@@ -70,11 +68,10 @@ def pooled_layers(model: nn.Module) -> list[nn.Module]:
 @contextmanager
 def watching(model: nn.Module) -> Iterator[list[Tensor]]:
     """What a network's kind of films is known by, a forward pass long: a (N, F) float32 tensor on
-    the CPU of each layer's maps (N, C, h, w), averaged over places; none where none is named.
-
-    The layers are those whose maps are pooled; or, where a model names its `entered` module, what
-    enters that: guided training leaves little in the last maps that tells hospitals and ages apart.
-    """
+    the CPU of each layer's maps (N, C, h, w), averaged over places; none where none is named. The
+    layers are those whose maps are pooled; or, where a model names its `entered` module, what
+    enters that: guided training leaves little in the last maps that tells hospitals and ages
+    apart."""
     found: dict[nn.Module, Tensor] = {}
     entered = getattr(model, "entered", None)
 
@@ -97,11 +94,9 @@ def watching(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class Rearranges(Protocol):
-    """A model whose logits are those of another network in another order.
-
-    `bare_logits` is that network, and which of its logits each of the model's is; those that are
-    made of several are left out. `rearrange` makes the model's logits from the network's (N, K).
-    """
+    """A model whose logits are those of another network in another order. `bare_logits` is that
+    network, and which of its logits each of the model's is; those that are made of several are left
+    out. `rearrange` makes the model's logits from the network's (N, K)."""
 
     @property
     def bare_logits(self) -> tuple[nn.Module, dict[int, int]]: ...
@@ -152,13 +147,11 @@ def run_recorded(
     model: nn.Module, layers: Sequence[nn.Module], batch: Tensor, gradients: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
     """The model's logits (N, K) and the outputs (N, C, h, w) of layers, in the order in which the
-    layers are named, whatever the order in which they run.
-
-    With `gradients`, each output becomes the start of the graph, so that a backward pass ends
-    there and never walks through the backbone: the same gradients for a fraction of the time.
-    (A layer that lies behind another one of these stays connected to it.) Raises ValueError for
-    layers of another model, or that give no maps to explain with.
-    """
+    layers are named, whatever the order in which they run. With `gradients`, each output becomes
+    the start of the graph, so that a backward pass ends there and never walks through the backbone:
+    the same gradients for a fraction of the time. (A layer that lies behind another one of these
+    stays connected to it.) Raises ValueError for layers of another model, or that give no maps to
+    explain with."""
     if not set(layers) <= set(model.modules()):
         raise ValueError("layer must be a module of the model. Got one of another model instead.")
     seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
@@ -305,8 +298,7 @@ class LinearHead:
 class LogitsAndMaps:
     """One forward pass: logits (N, K), maps (N, C, h, w) of a layer, and the head between them;
     `head` is None where it is anything but global mean pooling and linear layers. `pooled` (N, F)
-    are what `watching` saw, one for each layer; none where the model names no layer.
-    """
+    are what `watching` saw, one for each layer; none where the model names no layer."""
 
     logits: Tensor
     maps: Tensor
@@ -337,13 +329,11 @@ def logits_and_maps(
     model: nn.Module, batch: Tensor, layer: nn.Module | None = None
 ) -> LogitsAndMaps:
     """Logits (N, K) of a prepared batch (N, 3, h, w) and a layer's maps (by default those of the
-    model's own `saliency_layer`) from one forward pass, so that saliency costs next to nothing.
-
-    The head is made out on any network: the linear layers that run after `layer` are multiplied,
-    and the product must give the model's logits for these films. Once for each layer (one film, one
+    model's own `saliency_layer`) from one forward pass, so that saliency costs next to nothing. The
+    head is made out on any network: the linear layers that run after `layer` are multiplied, and
+    the product must give the model's logits for these films. Once for each layer (one film, one
     more forward pass) it must also give them for random maps in the layer's place, so that no
-    non-linearity and no other pooling passes for a linear head by chance.
-    """
+    non-linearity and no other pooling passes for a linear head by chance."""
     layer = saliency_layer(model) if layer is None else layer
     batch = on_device_of(model, batch)
     ran: list[nn.Module] = []  # the layer and the linear layers, in the order in which they ran
@@ -395,14 +385,11 @@ def _stands_random_maps(model: nn.Module, layer: nn.Module, film: Tensor, head: 
 def eigen_maps(
     model: nn.Module, layer: nn.Module, batch: Tensor, classes: Sequence[int]
 ) -> np.ndarray:
-    """Eigen-CAM of a whole batch: (N, h, w) float32 ≥ 0.
-
-    The layer's activations projected on their first principal component, centred as in
-    pytorch-grad-cam. It explains no class in particular: `classes` are only checked. A component's
-    sign means nothing: the one is taken under which the plane rises with the energy Σ_c A² of the
-    activations, so that positive is where the network is active; where it does not depend on the
-    energy at all, its strongest place is positive.
-    """
+    """Eigen-CAM of a whole batch: (N, h, w) float32 ≥ 0. The layer's activations projected on their
+    first principal component, centred as in pytorch-grad-cam. It explains no class in particular:
+    `classes` are only checked. A component's sign means nothing: the one is taken under which the
+    plane rises with the energy Σ_c A² of the activations, so that positive is where the network is
+    active; where it does not depend on the energy at all, its strongest place is positive."""
     with left_as_found(model), torch.inference_mode():
         logits, (maps,) = run_recorded(model, [layer], batch)
         check_logits(classes, logits)
@@ -436,10 +423,8 @@ def score_maps(
     score_batch: int = SCORE_BATCH,
 ) -> np.ndarray:
     """(N, h, w) float32 ≥ 0; the weights of a film's channels are a softmax and add up to 1.
-
     `top_k` channels are asked, by activation energy (None: all), `score_batch` masked films a
-    forward pass.
-    """
+    forward pass."""
     require(top_k is None or top_k >= 1, "top_k must be at least 1, or None for all", top_k)
     require(score_batch >= 1, "score_batch must be at least 1", score_batch)
     with left_as_found(model), torch.inference_mode():

@@ -130,11 +130,8 @@ def backbone_maps(
     layers: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, np.ndarray]:
     """(N, h, w) float32 ≥ 0 of each backbone of a fusion net, or of these `layers` by name, at its
-    own resolution.
-
-    The gradients of all come from one forward and one backward pass, which ends at the layers.
-    Arguments and errors as for `saliency_maps`.
-    """
+    own resolution. The gradients of all come from one forward and one backward pass, which ends at
+    the layers. Arguments and errors as for `saliency_maps`."""
     layers = backbone_layers(model) if layers is None else layers
     if not len(batch):
         return {name: np.zeros((0, 1, 1), np.float32) for name in layers}
@@ -151,12 +148,10 @@ def backbone_maps(
 def fuse(by_name: Mapping[str, np.ndarray], method: str = "grad_cam") -> np.ndarray:
     """(N, h, w): maps of several backbones (N, …) at the finest one's resolution, added up in their
     own units; pytorch-grad-cam scales each to [0, 1] first, so that a backbone that says nothing
-    weighs as much as one that decides.
-
-    For grad_cam, hirescam and layercam a map keeps its sum when it is enlarged, so that each
-    backbone keeps its share in the logit; with equal values instead, a coarse map would weigh more
-    by the ratio of the areas. The other methods' maps keep their values.
-    """
+    weighs as much as one that decides. For grad_cam, hirescam and layercam a map keeps its sum when
+    it is enlarged, so that each backbone keeps its share in the logit; with equal values instead, a
+    coarse map would weigh more by the ratio of the areas. The other methods' maps keep their
+    values."""
     maps = list(by_name.values())
     height, width = max(m.shape[1] for m in maps), max(m.shape[2] for m in maps)
     fused = np.zeros((len(maps[0]), height, width), np.float32)
@@ -174,11 +169,9 @@ def look(
     members: Sequence[nn.Module], batch: Tensor, wanted: int, method: str = "grad_cam"
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Of each member the logits (N, K) float32 and the maps (N, h, w) of the logit `wanted`, from
-    one forward pass of each network: one that stands for several members runs once.
-
-    The maps are None where the method has no closed form on the network: `saliency_maps` makes
-    them with closed_form=False then. Arguments and errors as for `saliency_maps`.
-    """
+    one forward pass of each network: one that stands for several members runs once. The maps are
+    None where the method has no closed form on the network: `saliency_maps` makes them with
+    closed_form=False then. Arguments and errors as for `saliency_maps`."""
     return look_pooled(members, batch, wanted, method)[0]
 
 
@@ -214,12 +207,9 @@ def _run(net: nn.Module, batch: Tensor, method: str) -> LogitsAndMaps:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Answers to N films and the maps of one class each.
-
-    `logits` (N, K), `classes` the N that are explained, `maps` (N, h, w) ≥ 0 of the network, and
-    of a fusion net `nets`: name → (N, h', w') of each net at its own resolution, of which `maps` is
-    the sum.
-    """
+    """Answers to N films and the maps of one class each. `logits` (N, K), `classes` the N that are
+    explained, `maps` (N, h, w) ≥ 0 of the network, and of a fusion net `nets`: name → (N, h', w')
+    of each net at its own resolution, of which `maps` is the sum."""
 
     logits: np.ndarray
     classes: tuple[int, ...]
@@ -230,11 +220,9 @@ class Explained:
 def explain(
     net: nn.Module, batch: Tensor, classes: Sequence[int] | None = None, method: str = "grad_cam"
 ) -> Explained:
-    """Logits and maps of prepared films (N, 3, h, w), N at least 1.
-
-    `classes` are N indices of logits; None explains what the network answered. One forward pass
-    where the maps have a closed form. Errors as of `saliency_maps`.
-    """
+    """Logits and maps of prepared films (N, 3, h, w), N at least 1. `classes` are N indices of
+    logits; None explains what the network answered. One forward pass where the maps have a closed
+    form. Errors as of `saliency_maps`."""
     found = _run(net, batch, method)
     logits = found.logits.float().cpu()
     wanted = [int(k) for k in (logits.argmax(1) if classes is None else classes)]
@@ -274,14 +262,11 @@ def check_draws(method: str, members: Mapping[str, nn.Module]) -> None:
 
 
 def explanations(net: nn.Module, batch: Tensor, classes: Sequence[int] | None = None) -> np.ndarray:
-    """(N, h, w) float32 ≥ 0 at the resolution of the network's own map, unscaled.
-
-    `net` has `explain(x)` → (N, 1, h, w) and `explanation_layer`, or holds such a one as `net`. For
+    """(N, h, w) float32 ≥ 0 at the resolution of the network's own map, unscaled. `net` has
+    `explain(x)` → (N, 1, h, w) and `explanation_layer`, or holds such a one as `net`. For
     `classes`, N of its logits: the map times its gradient, as HiResCAM has it, where that is above
     0: what speaks for the class. None takes the map as it is drawn, the same for every class.
-
-    Raises ValueError for a network that draws none, IndexError for a class without a logit.
-    """
+    Raises ValueError for a network that draws none, IndexError for a class without a logit."""
     drawer = _drawer(net)
     if drawer is None:
         raise ValueError(
@@ -328,11 +313,9 @@ def masked_maps(
     method: str,
     score_batch: int = SCORE_BATCH,
 ) -> list[np.ndarray]:
-    """Of each model (N, h, w) float32 ≥ 0 for one of its logits a film, named by `classes`.
-
-    `batch` is (N, C, height, width), prepared for the models; models that stand for one network ask
-    it once. `score_batch` masked films go through a network at a time.
-    """
+    """Of each model (N, h, w) float32 ≥ 0 for one of its logits a film, named by `classes`. `batch`
+    is (N, C, height, width), prepared for the models; models that stand for one network ask it
+    once. `score_batch` masked films go through a network at a time."""
     check_classes(classes, len(batch))
     grids = _grids(method)
     scores = torch.zeros(len(models), len(batch), len(grids))

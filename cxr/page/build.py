@@ -148,11 +148,9 @@ ALL = "all sources"
 
 @dataclass(frozen=True)
 class Table:
-    """The same figures as text: for a screen reader, and for whoever wants the digits.
-
-    `words` columns from the left hold words, the others figures. Of a `grouped` table the first
-    column names groups, which stand above their rows.
-    """
+    """The same figures as text: for a screen reader, and for whoever wants the digits. `words`
+    columns from the left hold words, the others figures. Of a `grouped` table the first column
+    names groups, which stand above their rows."""
 
     head: Cells
     rows: Sequence[Cells]

@@ -37,11 +37,9 @@ class Picture:
 
 def to_polygons(mask: np.ndarray) -> list[Polygon]:
     """A mask (H, W) to the outlines of its parts, as [x, y] fractions of the film's width, height.
-
     An outline runs through the middle of the outermost pixels, leaves out corners that matter less
-    than 0.4 % of the longer side, and has no holes; parts below 0.2 % of the film are left out.
-    The largest part comes first; an empty mask gives [].
-    """
+    than 0.4 % of the longer side, and has no holes; parts below 0.2 % of the film are left out. The
+    largest part comes first; an empty mask gives []."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != bool:
         raise ValueError(
@@ -63,9 +61,7 @@ def to_polygons(mask: np.ndarray) -> list[Polygon]:
 
 def map_uri(saliency: np.ndarray, side: int = MAP_SIDE) -> str:
     """A map (h, w) ≥ 0 over what the member saw to a grey PNG of at most `side` px as a data URI.
-
-    Its highest value becomes 255: the page colours it. An all-zero map stays black.
-    """
+    Its highest value becomes 255: the page colours it. An all-zero map stays black."""
     values = np.asarray(saliency, dtype=np.float32)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all() or values.min() < 0:
         raise ValueError(
@@ -110,11 +106,9 @@ def make_picture(
 
 
 def make_saliency_picture(saliency: np.ndarray, side: int = MAP_SIDE) -> Picture:
-    """A map (H, W) ≥ 0 as a small see-through PNG to be laid over its crop.
-
-    Inferno colours; the value is the opacity too, so that the crop is seen where nothing is
-    salient. Scaled by its maximum: an all-zero map is fully transparent.
-    """
+    """A map (H, W) ≥ 0 as a small see-through PNG to be laid over its crop. Inferno colours; the
+    value is the opacity too, so that the crop is seen where nothing is salient. Scaled by its
+    maximum: an all-zero map is fully transparent."""
     small = np.maximum(fit(saliency.astype(np.float32), min(side, max(saliency.shape))), 0)
     share = small / small.max() if small.max() > 0 else np.zeros_like(small)
     bgr = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
