@@ -56,18 +56,12 @@ SPOILT: dict[str, Spoil] = {
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """What an ensemble's networks pool on films of its training: N films, F features each.
-
-    Attributes:
-        mean: (F,) of the films.
-        axes: (k, F) orthonormal: the first principal components, k = min(64, N // 5).
-        spreads: (k,) standard deviation along each.
-        rest: standard deviation of what is left of a film outside the axes, as a length.
-        threshold: the distance above which a film counts as unlike those of the calibration.
-        share: of the calibration's patients that lies below it.
-        members: SHA-256 of each member's file by its stem.
-        meta: whom it was fitted and calibrated on.
-        sha256: of its own file; "" when it is not saved.
+    """What an ensemble's networks pool on films of its training: N films, F features each. `mean`
+    (F,) is theirs, `axes` (k, F) are the first k = min(64, N // 5) principal components,
+    and `spreads` (k,) the standard deviation along each; `rest` is that of what is left of a film
+    outside the axes, as a length. A film farther off than `threshold` counts as unlike those of the
+    calibration, of whose patients this `share` lies below it. `members` holds the SHA-256 of each
+    one's file by its stem, `meta` whom the guard was fitted and calibrated on.
     """
 
     mean: np.ndarray

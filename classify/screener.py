@@ -228,7 +228,13 @@ class Screener:
         digest = hashlib.sha256(data).hexdigest()
         if digest != meta.pop("sha256"):
             raise ValueError(f"{path} is not the file that {side.name} was written for. Fit again.")
-        _check_members(folder, meta.get("members") or {})
+        for name, known in (meta.get("members") or {}).items():
+            member = folder / f"{name}.safetensors"
+            if member.is_file() and sha256_file(member) != known:
+                raise ValueError(
+                    f"{member} is not the member that the screener in {folder} was fitted for: its "
+                    "guarantee would not hold. Fit the screener again."
+                )
         targets, point = meta.pop("targets"), OperatingPoint(**meta.pop("operating_point"))
         model = CalibratedSvm.read(data, str(path))
         return cls(model, tuple(targets), point, meta, digest, data)
@@ -300,7 +306,9 @@ def calibrate(
         scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
     )
     if config.networks:
-        own = _own_normals(svm, config)
+        films = replace(config, predictions=tuple(as_list(config.own))).films()
+        films = films.of_parts(config.own_split, config.own_parts)
+        own = _scores(svm, films.logits)[~films.abnormal]  # of films it was not trained on
         told = {"rank": point.threshold, "normal_films": len(own), "parts": list(config.own_parts)}
         point, meta = replace(point, threshold=lay_on(point.threshold, own)), {**meta, "own": told}
     members = {path.stem: sha256_file(path) for path in bundles_in(config.ensemble)}
@@ -326,13 +334,6 @@ def _members_of_runs(predictions: Sequence[str]) -> dict[str, str]:
 def _scores(svm: CalibratedSvm, logits: np.ndarray) -> np.ndarray:
     """(N, M, 3) logits to (N,) P(abnormal)."""
     return svm.predict_proba(logits.reshape(len(logits), 3 * logits.shape[1]))[:, 1]
-
-
-def _own_normals(svm: CalibratedSvm, config: FitConfig) -> np.ndarray:
-    """Scores of the normal films that the ensemble itself answered, and was not trained on."""
-    films = replace(config, predictions=tuple(as_list(config.own))).films()
-    films = films.of_parts(config.own_split, config.own_parts)
-    return _scores(svm, films.logits)[~films.abnormal]
 
 
 def run_fit(config: FitConfig) -> Screener:
@@ -385,17 +386,15 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     console.print(screener.guarantee, highlight=False)
     _tell_left_out(chosen)
     if config.out:
-        write_json(
-            config.out,
-            {
-                "part": config.part if config.split else "all",
-                "by_source": report,
-                "guarantee": screener.guarantee,
-                "left_out": chosen.left_out,
-                "config": to_plain(config),
-                "provenance": provenance(),
-            },
-        )
+        found = {
+            "part": config.part if config.split else "all",
+            "by_source": report,
+            "guarantee": screener.guarantee,
+            "left_out": chosen.left_out,
+            "config": to_plain(config),
+            "provenance": provenance(),
+        }
+        write_json(config.out, found)
     return report
 
 
@@ -403,16 +402,6 @@ def _tell_left_out(films: ScreeningFilms) -> None:
     if films.left_out:
         reasons = ", ".join(f"{why} {n}" for why, n in sorted(films.left_out.items()))
         console.print(f"left out: {reasons}", highlight=False, markup=False)
-
-
-def _check_members(folder: Path, members: dict[str, str]) -> None:
-    for name, digest in members.items():
-        path = folder / f"{name}.safetensors"
-        if path.is_file() and sha256_file(path) != digest:
-            raise ValueError(
-                f"{path} is not the member that the screener in {folder} was fitted for: its "
-                "guarantee would not hold. Fit the screener again."
-            )
 
 
 COMMANDS = {

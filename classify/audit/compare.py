@@ -98,17 +98,13 @@ def compare(
     no row; a source of one truth has its AUC's row, without a value. With `methods` the arms are
     two methods on the same answers, so that their maps alone are compared.
 
-    A row holds:
-        source: "all" for all of them together, "unknown" where the films name none.
-        member, metric: accuracy, auc (TARGET against the rest), or one of `MAP_METRICS`.
-        film, crop: mean over the films (the AUC) in either arm; None where not defined.
-        difference: crop minus film, with its 95 % interval `low` to `high`.
-        p, p_holm: of `test`; the latter corrected for all tests inside the source.
-        test: cxr.stats.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
-        n, patients: films that have the metric in both arms, and their patients.
-        left_out: films of this source and member without the metric in one arm or both, by reason.
-
-    Raises ValueError for a film that is not the same in both arms.
+    A row has its `source`, "all" for all of them together, "unknown" where the films name none;
+    `member` and `metric`: accuracy, auc (TARGET against the rest), or one of `MAP_METRICS`; of both
+    arms, `film` and `crop`, the mean over the films (the AUC), None where not defined; their
+    `difference`, crop minus film, with its 95 % interval `low` to `high`; `p` of the `test` of
+    cxr.stats, "" without one, and `p_holm`, corrected for all tests inside the source; how many
+    films, `n`, have the metric in both arms, and their `patients`; and the films `left_out` by
+    reason. Raises ValueError for a film that is not the same in both arms.
     """
     pairs, left_out = pair_rows(film_rows, crop_rows, methods)
     metrics = MAP_METRICS if methods else ("accuracy", AUC, *MAP_METRICS)

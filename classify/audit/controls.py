@@ -33,7 +33,7 @@ from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
 from classify.augment import swap_surroundings
 from classify.ensemble import Ensemble, member_maps
-from classify.evaluate import QUESTIONS, Question, ensemble_score, may_answer
+from classify.evaluate import QUESTIONS, ensemble_score, may_answer
 from classify.films import Case
 from classify.labels import NORMAL, TARGET
 from classify.preprocess import from_input, to_input
@@ -114,7 +114,9 @@ def ask_all(
     asked = []
     for m, target in enumerate(targets):
         positive = np.where(labels[:, m] == UNKNOWN, np.nan, labels[:, m] == TARGET)
-        asked.append(Asked(target, positive, partial(_answer_of, m)))
+        # the probability, and the decision
+        said = partial(lambda m, z: (softmax(z[:, m])[:, TARGET], z[:, m].argmax(1)), m)
+        asked.append(Asked(target, positive, said))
     asked += questions
     if screener is not None:
         # members differ in what they call TARGET, but agree on what is normal
@@ -122,10 +124,6 @@ def ask_all(
         positive = np.where(known, (labels != NORMAL).any(1), np.nan)
         asked.append(Asked("screener", positive, lambda logits: screener.decide(logits)[:2]))
     return asked
-
-
-def _answer_of(member: int, logits: np.ndarray) -> tuple[np.ndarray, Any]:
-    return softmax(logits[:, member])[:, TARGET], logits[:, member].argmax(1)
 
 
 def control_table(
@@ -295,14 +293,8 @@ def _questions(films: Sequence[Known], targets: Sequence[str]) -> Iterator[Asked
         cases = [film.truth.row and Case(film.truth.row, film.path) for film in films]
         said = [question.truth(case) if case else None for case in cases]
         if {True, False} <= {*said}:
-            answer = partial(_answer, question, targets)
+            answer = partial(lambda asked, z: (ensemble_score(z, targets, asked), None), question)
             yield Asked(question.name, np.array(said, float), answer)
-
-
-def _answer(
-    question: Question, targets: Sequence[str], logits: np.ndarray
-) -> tuple[np.ndarray, Any]:
-    return ensemble_score(logits, targets, question), None
 
 
 @dataclass(eq=False)

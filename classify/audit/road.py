@@ -109,19 +109,13 @@ def road_films(
 ) -> RoadFilms:
     """Probabilities of each film's class, of N indices of logits, as its pixels are taken away.
 
-    Args:
-        model: gives logits (N, K); left as it was found, also after an error.
-        batch: (N, 3, h, w), prepared for the model. Not changed.
-        maps: (N, h, w) at that size, finite; only the order of their values counts.
-        percentiles: shares of the pixels to take away, in per cent.
-        seed: with a film's name (its place without one) it seeds its random map and its noise.
-            Global random numbers are neither used nor touched.
-        within: (N, h, w) bool, the pixels that belong to the film: only these are taken away, and
-            shares are of them. None for all: LeRF may then begin with padding, which costs nothing.
-        cam_hw: resolution at which the maps were made, and the random ones are.
-        noise: standard deviation of what is added to imputed pixels.
-
-    Raises ValueError unless there is a class a film, IndexError for a class without a logit.
+    `model` gives logits (N, K) for `batch` (N, 3, h, w) and is left as it was found; of the `maps`
+    (N, h, w), finite, only the order of the values counts. `percentiles` are the shares of the
+    pixels to take away, in per cent, of those `within` (N, h, w) bool that belong to the film
+    (None for all: LeRF may then begin with padding, which costs nothing). `seed` with a film's name
+    (its place without one) seeds its random map, as coarse as `cam_hw`, and its `noise`, of that
+    standard deviation; global random numbers are not touched. Raises ValueError unless there is a
+    class a film, IndexError for a class without a logit.
     """
     names = [str(n) for n in range(len(batch))] if films is None else list(films)
     within = np.ones(np.shape(maps), bool) if within is None else within

@@ -22,7 +22,7 @@ from cxr.page.build import (
     figure_of,
     source_of,
 )
-from cxr.page.charts import Row, both, cascade, curves, forest, histogram, say
+from cxr.page.charts import Row, both, cascade, curves, forest, forest_of, histogram
 from cxr.page.words import in_unit, interval, listed, p_value, whole
 
 _MAIN = {"lift", "lift_answered", "inside_share", "pointing_hit", "border_share"}
@@ -118,7 +118,7 @@ def _metric_chart(key: str, every: Sequence[Values]) -> Chart:
         (blind, lambda r: in_unit(chance(r), known.unit) if blind else None),
         ("Films", lambda r: whole(r.get("n"))),
     ]
-    svg = both(partial(forest, drawn, say(known.name, drawn), known.unit, line))
+    svg = forest_of(drawn, known.name, known.unit, line)
     return Chart(known.name, means, svg, _table(columns, rows, 2))
 
 
@@ -196,12 +196,12 @@ def _masked(member: str, rows: Sequence[Values]) -> Iterator[Chart]:
         for r in rows
         if r.get("auc") is not None
     ]
-    about, line = say(f"AUC of {member}", drawn), (0.5, "guessing: 0.5")
+    about, line = f"AUC of {member}", (0.5, "guessing: 0.5")
     yield Chart(
         f"Parts of the film hidden · {member}",
         METRICS["auc"].means + " What still tells films apart with the lungs blacked out does "
         "not need the lungs.",
-        both(partial(forest, drawn, about, "score", line, labels=185)) if drawn else Markup(""),
+        forest_of(drawn, about, "score", line, labels=185) if drawn else Markup(""),
         _table(columns, rows, 2, grouped=True),
     )
 
@@ -311,11 +311,11 @@ def _difference_chart(key: str, every: Sequence[Values], arms: Sequence[str]) ->
         Row(_member(r), *figure_of(r, "difference"), _difference(r), None, source_of(r))
         for r in rows
     ]
-    about, line = say(f"{known.name}, {other} minus {one}", drawn), (0.0, "no difference")
+    about, line = f"{known.name}, {other} minus {one}", (0.0, "no difference")
     side = {"higher": "right", "lower": "left"}.get(known.better)
     better = f"To the {side} of 0 {other} is better." if side else ""
     means = f"{known.means} {better if arms else TRAPS.get(key) or better}".strip()
-    svg = both(partial(forest, drawn, about, known.unit, line, signed=True, texts=190))
+    svg = forest_of(drawn, about, known.unit, line, signed=True, texts=190)
     return Chart(f"{known.name}: {other} − {one}", means, svg)
 
 

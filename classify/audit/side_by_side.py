@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from cxr import stats
 from cxr.cli import to_plain
 from cxr.page.build import Chart, Table, write_page
 from cxr.page.charts import Row as Line
-from cxr.page.charts import both, forest, say
+from cxr.page.charts import forest_of
 from cxr.page.words import in_unit, interval, whole
 from cxr.rules import require
 from cxr.workdir import console, provenance, read_json, write_atomic, write_json
@@ -257,15 +256,14 @@ def _picture(rows: Sequence[Row]) -> list[Chart]:
                 lines.append(Line(words, *ends, interval(*ends, "score"), None, str(r["model"])))
     charts = []
     if lifts:
-        svg = both(partial(forest, lifts, say("Lift", lifts), "ratio", (1.0, "chance: 1")))
+        svg = forest_of(lifts, "Lift", "ratio", (1.0, "chance: 1"))
         means = (
             "How many times more attention falls on lung than its area would get by chance. "
             "Diamond: a blob in the middle, blind to films."
         )
         charts.append(Chart("Lift", means, svg))
     if lines:
-        about, line = say("AUC", lines), (0.5, "guessing: 0.5")
-        svg = both(partial(forest, lines, about, "score", line, labels=185))
+        svg = forest_of(lines, "AUC", "score", (0.5, "guessing: 0.5"), labels=185)
         asked = sorted({name.replace("_", " ") for name in drawn.values()})
         means = (
             f"AUC of {' and '.join(asked)} with parts of the film hidden. What is left with the "

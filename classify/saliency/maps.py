@@ -61,19 +61,15 @@ def saliency_maps(
 ) -> np.ndarray:
     """Maps of one logit a film: (N, h, w) float32 ≥ 0 at the layer's own resolution, unscaled.
 
-    Args:
-        model: gives (N, K) logits for `batch`; left as it was found, also after an error.
-        batch: (N, 3, height, width), prepared for the model.
-        classes: N indices of logits.
-        method: one of ALL_METHODS. eigen_cam and explanation explain no class in particular.
-            explanation and explanation_class are of networks that draw a map, see `explanations`.
-        layer: a module of the model whose output is (N, C, h, w); the model's own `saliency_layer`
-            where it is None. A net with several backbones gives its maps fused then, see `fuse`.
-        closed_form: auto takes the closed form (no backward pass) where the head is global mean
-            pooling and linear layers, and a backward pass elsewhere; True insists on the one,
-            False on the other. A net with several backbones, eigen_cam and score_cam have one form.
-        top_k, score_batch: of score_cam, see `score_maps`. A model without a layer of its own has
-            occlusion, rise and score_cam alone, see `masked_maps`.
+    `model` gives (N, K) logits for `batch` (N, 3, height, width) and is left as it was found;
+    `classes` are N indices of logits. Of the methods, eigen_cam and explanation explain no class in
+    particular; explanation and explanation_class are of networks that draw a map, see
+    `explanations`. `layer` gives (N, C, h, w): None takes the model's own `saliency_layer`, of a
+    net with several backbones all of them, fused, see `fuse`; a model without a layer has
+    occlusion, rise and score_cam alone, see `masked_maps`. `closed_form` auto takes the closed form
+    (no backward pass) where the head is global mean pooling and linear layers, True insists on it,
+    False on a backward pass; several backbones, eigen_cam and score_cam have one form. For `top_k`
+    and `score_batch` see `score_maps`.
 
     Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
     """

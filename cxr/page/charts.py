@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from markupsafe import Markup, escape
 
@@ -357,6 +358,13 @@ def curves(
             out.append(text_at(before, bottom + 16, f"{x:g}", "mid soft"))
     out.append(text_at(width - 16, bottom + 34, x_name, "end soft"))
     return svg(out, width, bottom + 40, about)
+
+
+def forest_of(
+    rows: Sequence[Row], name: str, unit: str, line: tuple[float, str] | None = None, **how: Any
+) -> Markup:
+    """`forest` in both widths, with its rows in words for a screen reader."""
+    return both(partial(forest, rows, say(name, rows), unit, line, **how))
 
 
 def say(name: str, rows: Iterable[Row]) -> str:
