@@ -21,7 +21,9 @@ from cxr.rules import require, require_at_least, require_not_negative, require_o
 _POINTS = 512  # of the intensity curve: finer than the 256 greys of a film
 _OF = 224  # px of the square input that the two figures below are for
 _RIM, _SOFT = 9, 3.0  # px: the lung's rim counts as lung; how softly a picture is joined
-Augment = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Array = np.ndarray
+Rng = np.random.Generator
+Augment = Callable[[Array, Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) 
 
     jitter = config.box_jitter if crops else 0.0
     shift, scale = config.shift + jitter, config.scale + jitter
-    aspect = config.aspect + jitter
+    aspect, bright = config.aspect + jitter, config.brightness
     gamma = round(100 / (1 + config.gamma)), round(100 * (1 + config.gamma))
     steps = A.Compose(
         [
@@ -114,9 +116,7 @@ def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) 
             A.CenterCrop(side, side),
             A.HorizontalFlip(p=config.flip),
             A.RandomGamma(gamma, p=0.5 if config.gamma else 0.0),
-            A.RandomBrightnessContrast(
-                config.brightness, config.brightness, p=0.5 if config.brightness else 0.0
-            ),
+            A.RandomBrightnessContrast(bright, bright, p=0.5 if bright else 0.0),
             A.Sharpen(alpha=(0.1, 0.4), p=config.sharpen),
             A.GaussianBlur(blur_limit=(3, 5), p=config.blur),
             A.GaussNoise(std_range=(0.0, config.noise_std), p=config.noise),
@@ -128,20 +128,20 @@ def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) 
 
 
 def _of_both(steps: Any) -> Augment:
-    def change(image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def change(image: Array, masks: Array) -> tuple[Array, Array]:
         out = steps(image=image, mask=masks)
         return out["image"], out["mask"]
 
     return change
 
 
-def centre(image: np.ndarray, side: int) -> np.ndarray:
+def centre(image: Array, side: int) -> Array:
     """The middle (side, side) of a cached picture: what it is without augmentation."""
     top, left = ((n - side) // 2 for n in image.shape[:2])
     return image[top : top + side, left : left + side]
 
 
-def dilate(mask: np.ndarray, kernel: int) -> np.ndarray:
+def dilate(mask: Array, kernel: int) -> Array:
     """A mask grown by an elliptic kernel of that many px, as SCXNN does; 0 leaves it."""
     if not kernel:
         return mask
@@ -221,7 +221,7 @@ class GenesisConfig:
         require_one_of(self, fill=("constant", "noise"))
 
 
-def draw_kinds(config: GenesisConfig, rng: np.random.Generator) -> tuple[str, ...]:
+def draw_kinds(config: GenesisConfig, rng: Rng) -> tuple[str, ...]:
     """The names of the distortions of one film, in the order in which they are made. In- and
     out-painting exclude each other, so there are at most three, and seldom none."""
     chances = rng.random(4)  # always four, so that one probability never shifts another's draws
@@ -235,9 +235,7 @@ def draw_kinds(config: GenesisConfig, rng: np.random.Generator) -> tuple[str, ..
     return tuple(kinds)
 
 
-def distort(
-    film: np.ndarray, kinds: Sequence[str], config: GenesisConfig, rng: np.random.Generator
-) -> np.ndarray:
+def distort(film: Array, kinds: Sequence[str], config: GenesisConfig, rng: Rng) -> Array:
     """These distortions of TRANSFORMS, one after the other."""
     check_pixels(film, "distort")
     seen = film.astype(np.float32)
@@ -246,9 +244,7 @@ def distort(
     return seen
 
 
-def change_intensity(
-    film: np.ndarray, config: GenesisConfig, rng: np.random.Generator
-) -> np.ndarray:
+def change_intensity(film: Array, config: GenesisConfig, rng: Rng) -> Array:
     """Every grey through a random monotone curve, which falls with the probability `reverse`. To
     undo it, the network must know how dense each organ is."""
     reverse = rng.random() < config.reverse
@@ -256,7 +252,7 @@ def change_intensity(
     return np.interp(film, x, y).astype(np.float32)
 
 
-def bezier_curve(controls: np.ndarray, reverse: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def bezier_curve(controls: Array, reverse: bool = False) -> tuple[Array, Array]:
     """A cubic Bézier curve from (0, 0) to (1, 1), or from (0, 1) to (1, 0) with `reverse`.
     `controls` (2, 2) holds the two inner points (x, y) in [0, 1]: inside the unit square both
     coordinates of such a curve are monotone, so it is a function of x. Returns x (rising) and y."""
@@ -268,7 +264,7 @@ def bezier_curve(controls: np.ndarray, reverse: bool = False) -> tuple[np.ndarra
     return np.maximum.accumulate(x), y
 
 
-def shuffle_pixels(film: np.ndarray, config: GenesisConfig, rng: np.random.Generator) -> np.ndarray:
+def shuffle_pixels(film: Array, config: GenesisConfig, rng: Rng) -> Array:
     """The pixels of many small windows, each shuffled inside its window: texture goes, shape stays.
     To undo it, the network must know edges and texture."""
     out = film.copy()
@@ -283,7 +279,7 @@ def shuffle_pixels(film: np.ndarray, config: GenesisConfig, rng: np.random.Gener
     return out
 
 
-def paint_inside(film: np.ndarray, config: GenesisConfig, rng: np.random.Generator) -> np.ndarray:
+def paint_inside(film: Array, config: GenesisConfig, rng: Rng) -> Array:
     """Some windows painted over: the network must continue what stands round them."""
     painted = np.zeros(film.shape, bool)
     limit = config.most_painted * film.size
@@ -296,7 +292,7 @@ def paint_inside(film: np.ndarray, config: GenesisConfig, rng: np.random.Generat
     return _fill(film, painted, config, rng)
 
 
-def paint_outside(film: np.ndarray, config: GenesisConfig, rng: np.random.Generator) -> np.ndarray:
+def paint_outside(film: Array, config: GenesisConfig, rng: Rng) -> Array:
     """All but some windows painted over: the network must know the body beyond what it sees."""
     kept = np.zeros(film.shape, bool)
     wanted = int(rng.integers(1, config.windows + 1))
@@ -312,7 +308,7 @@ def paint_outside(film: np.ndarray, config: GenesisConfig, rng: np.random.Genera
 
 
 def _draw_window(
-    shape: tuple[int, ...], sides: tuple[float, float], rng: np.random.Generator
+    shape: tuple[int, ...], sides: tuple[float, float], rng: Rng
 ) -> tuple[slice, slice]:
     """A window whose height and width are drawn apart, anywhere on the film."""
     fractions = rng.uniform(*sides, 2)
@@ -323,15 +319,13 @@ def _draw_window(
     return slice(top, top + height), slice(left, left + width)
 
 
-def _fill(
-    film: np.ndarray, painted: np.ndarray, config: GenesisConfig, rng: np.random.Generator
-) -> np.ndarray:
+def _fill(film: Array, painted: Array, config: GenesisConfig, rng: Rng) -> Array:
     """Random grey where `painted`."""
     grey = rng.random(film.shape if config.fill == "noise" else (), dtype=np.float32)
     return np.where(painted, grey, film).astype(np.float32)
 
 
-Transform = Callable[[np.ndarray, GenesisConfig, np.random.Generator], np.ndarray]
+Transform = Callable[[Array, GenesisConfig, Rng], Array]
 TRANSFORMS: dict[str, Transform] = {
     "intensity": change_intensity,
     "shuffle": shuffle_pixels,
@@ -399,7 +393,7 @@ def rim_of(side: int) -> int:
     return 2 * round(_RIM * side / _OF / 2) + 1
 
 
-def soft_field(lung: np.ndarray) -> np.ndarray:
+def soft_field(lung: Array) -> Array:
     """A lung field (S, S) of 0 / 255 with its rim, (S, S) float32 in [0, 1], soft at its edge."""
     side = lung.shape[0]
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (rim_of(side),) * 2)
@@ -408,19 +402,14 @@ def soft_field(lung: np.ndarray) -> np.ndarray:
 
 
 def swap_surroundings(
-    image: np.ndarray,
-    lung: np.ndarray,
-    other: np.ndarray,
-    other_lung: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
+    image: Array, lung: Array, other: Array, other_lung: Array, rng: Rng
+) -> Array:
     """The lungs of one film in the surroundings of another: all (S, S) uint8. Where the other
     film's lungs were lies the mean of its surroundings with a smooth noise."""
     own, hidden = soft_field(lung), soft_field(other_lung)
     rest = 1 - hidden
     mean = float((other * rest).sum() / max(float(rest.sum()), 1.0))
-    noise = cv2.resize(
-        rng.uniform(-38, 38, (7, 7)).astype(np.float32), image.shape, interpolation=cv2.INTER_CUBIC
-    )
+    noise = rng.uniform(-38, 38, (7, 7)).astype(np.float32)
+    noise = cv2.resize(noise, image.shape, interpolation=cv2.INTER_CUBIC)
     around = other * rest + (mean + noise) * hidden
     return np.rint(np.clip(image * own + around * (1 - own), 0, 255)).astype(np.uint8)

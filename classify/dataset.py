@@ -423,9 +423,8 @@ def balance_films(
     rounds of its films, then a draw), with undersample as few as the rarest; else `indices`."""
     if balance not in ("oversample", "undersample"):
         return list(indices)
-    films_of = [
-        [i for i in indices if labels[i] == k] for k in sorted({labels[i] for i in indices})
-    ]
+    kinds = sorted({labels[i] for i in indices})
+    films_of = [[i for i in indices if labels[i] == k] for k in kinds]
     goal = (max if balance == "oversample" else min)(map(len, films_of))
     rng = np.random.default_rng(seed)
     chosen: list[int] = []

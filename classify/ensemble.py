@@ -55,6 +55,7 @@ from cxr.bundle import Bundle, bundle_kind, load_bundle, rebuilding, save_bundle
 from cxr.cli import from_plain, to_plain
 from cxr.devices import inferring, pick_device
 
+Array = np.ndarray
 KIND = "pretrained"
 
 
@@ -132,12 +133,12 @@ class Ensemble:
             raise ValueError(f"target must be one of {', '.join(self.targets)}. Got {target!r}.")
         return self.members[target]
 
-    def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[Frame]]:
+    def prepare(self, pixels: Sequence[Array]) -> tuple[torch.Tensor, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 3, side, side) of every
         member, and the Frames that lead from it back to each film's or crop's pixels."""
         return prepare_films(pixels, self.settings, self.device)
 
-    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def predict(self, pixels: Sequence[Array]) -> Array:
         """N films or crops (H, W) float32 in [0, 1] to (N, members, 3) float32 logits in the order
         NORMAL, TARGET, OTHERS; one forward pass for each network."""
         if not len(pixels):
@@ -154,14 +155,14 @@ class Ensemble:
         """Whether each network names the layers whose maps it pools, as `predict_pooled` needs."""
         return all(map(pooled_layers, self.networks))
 
-    def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
+    def predict_prepared(self, batch: torch.Tensor) -> Array:
         """(N, members, 3) logits of what `prepare` gave."""
         if self.exported is not None:
             return self.exported.predict_prepared(self._pictures(batch))
         with inferring(self.device, self.precision):
             return self._arranged({net: net(batch) for net in self.networks})
 
-    def predict_pooled(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def predict_pooled(self, batch: torch.Tensor) -> tuple[Array, Array]:
         """`predict_prepared`, and from the same forward passes what a guard knows films by (N, F)
         float32: of each network what `watching` sees, side by side."""
         pooled: list[torch.Tensor] = []
@@ -175,16 +176,14 @@ class Ensemble:
 
     def look_pooled(
         self, batch: torch.Tensor
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
+    ) -> tuple[list[tuple[Array, Array | None]], Array | None]:
         """Of each member logits (N, 3) and, where its head allows that from the same pass, the
         Grad-CAM of its target (N, h, w) ≥ 0; and what `predict_pooled` gives, where it can."""
         nets = [self.members[target] for target in self.targets]
         with inferring(self.device, self.precision):
             return look_pooled(nets, batch, TARGET)
 
-    def look(
-        self, batch: torch.Tensor, method: str = "grad_cam"
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def look(self, batch: torch.Tensor, method: str = "grad_cam") -> list[tuple[Array, Array]]:
         """Of each member logits (N, 3) and the map of its target (N, h, w) by a method of
         `classify.saliency`: in one forward pass if the head allows, and for all members
         that are one network."""
@@ -192,18 +191,18 @@ class Ensemble:
             return self.exported.look_pooled(self._pictures(batch))[0]
         return member_maps([self.members[target] for target in self.targets], batch, method)
 
-    def _pictures(self, batch: torch.Tensor) -> np.ndarray:
+    def _pictures(self, batch: torch.Tensor) -> Array:
         """What exported networks take, (N, 1, side, side) in [0, 1]."""
         return from_input(batch, self.settings).cpu().numpy()
 
-    def slow_maps(self, target: str, batch: torch.Tensor) -> np.ndarray:
+    def slow_maps(self, target: str, batch: torch.Tensor) -> Array:
         """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass; by occlusion, where its network
         names no layer."""
         member, wanted = self.members[target], [TARGET] * len(batch)
         method = "grad_cam" if pooled_layers(member) else "occlusion"
         return saliency_maps(member, batch, wanted, method, closed_form=False)
 
-    def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> np.ndarray:
+    def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> Array:
         """(N, members, 3) from the logits (N, K) of each network."""
         logits = []
         for member in self.members.values():
@@ -233,7 +232,7 @@ def one_network(nets: Sequence[nn.Module]) -> SCXNN | None:
 
 def member_maps(
     members: Sequence[nn.Module], batch: torch.Tensor, method: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[tuple[Array, Array]]:
     """`Ensemble.look` for some members."""
     found = look(members, batch, TARGET, method)
     left = [net for net, (_, planes) in zip(members, found, strict=True) if planes is None]
@@ -319,7 +318,7 @@ def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember
 
 
 def prepare_films(
-    pixels: Sequence[np.ndarray], settings: PreprocessConfig, device: torch.device
+    pixels: Sequence[Array], settings: PreprocessConfig, device: torch.device
 ) -> tuple[torch.Tensor, list[Frame]]:
     """N films or crops (H, W) float32 in [0, 1] to a network's input (N, 3, side, side), and the
     Frames that lead from it back to each film's or crop's pixels."""

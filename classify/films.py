@@ -20,6 +20,7 @@ from cxr.workdir import log
 
 PARTS = ("train", "val", "test")
 PROTOCOLS = ("pooled", "official", "folds", "file")
+Parts = Mapping[str, Sequence[int]]  # the indices of the films of each part
 DRAWN = ("lesion_masks", "finding_boxes")  # kinds of region that are a target's own
 
 
@@ -174,9 +175,7 @@ def read_split(path: str, name: str = "split") -> Split:
     return Split.load(path)
 
 
-def tell_films(
-    parts: Mapping[str, Sequence[int]], left_out: Mapping[str, int], folds: int = 1
-) -> None:
+def tell_films(parts: Parts, left_out: Mapping[str, int], folds: int = 1) -> None:
     """How many films each part has, and why the others are left out, to the log."""
     log.info(
         "%d films (%s%s), left out: %s",
@@ -192,7 +191,7 @@ def licence_note(rows: Iterable[FilmRow]) -> str:
     return "trained on films under: " + "; ".join(sorted({row.licence for row in rows}))
 
 
-def require_part(parts: Mapping[str, Sequence[int]], *names: str) -> None:
+def require_part(parts: Parts, *names: str) -> None:
     """Raise ValueError where one of these parts has no film."""
     for name in names:
         if not parts.get(name):

@@ -228,18 +228,16 @@ def crops_on_disk(rows: Sequence[CropRow], folder: Path, jobs: int = 0) -> Itera
     """Films that were cropped earlier, in order; crops are read ahead by `jobs` processes, and so
     are films without a thumbnail that still lie where they were. The crop is all that the members
     need."""
-    unseen = [
-        not _thumbnail_path(row, folder).exists() and Path(row.film).is_file() for row in rows
-    ]
+    new = [not _thumbnail_path(row, folder).exists() and Path(row.film).is_file() for row in rows]
     paths: list[Path] = []
-    for row, is_unseen in zip(rows, unseen, strict=True):
+    for row, is_new in zip(rows, new, strict=True):
         paths += [folder / row.crop] if row.crop else []
-        paths += [Path(row.film)] if is_unseen else []
+        paths += [Path(row.film)] if is_new else []
     # what was read once may be read again
     with closing(read_ahead(paths, jobs, for_processing=True)) as reads:  # type: ignore[type-var]
-        for row, is_unseen in zip(rows, unseen, strict=True):
+        for row, is_new in zip(rows, new, strict=True):
             crop = next(reads)[1] if row.crop else None
-            film = next(reads)[1] if is_unseen else None
+            film = next(reads)[1] if is_new else None
             if isinstance(film, Film) and film.sha256 == row.sha256:
                 seen = _keep_thumbnail(row, film, folder)
             else:

@@ -16,6 +16,7 @@ from cxr import intensity
 from cxr.boxes import Frame
 from cxr.rules import require, require_one_of
 
+Array = np.ndarray
 FITS = ("pad", "stretch")
 CONTRASTS = ("clahe", "hist-equalization", "none")
 
@@ -106,7 +107,7 @@ def frame_of(size_hw: tuple[int, int], config: PreprocessConfig, side: int = 0) 
     return Frame.letterbox(size_hw, side, centre=True)
 
 
-def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> np.ndarray:
+def preprocess(pixels: Array, config: PreprocessConfig, side: int = 0) -> Array:
     """(H, W) float32 in [0, 1] to (side, side) float32 in [0, 1], aspect ratio kept, padded with 0.
     `side` overrides the configuration's (the training cache is a little larger than the input).
     Raises ValueError for pixels that are not a finite (H, W) array in [0, 1]: a wrong range would
@@ -129,9 +130,7 @@ def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> n
     return intensity.resize(square, (target, target))
 
 
-def preprocess_all(
-    pixels: Sequence[np.ndarray], config: PreprocessConfig
-) -> tuple[np.ndarray, list[Frame]]:
+def preprocess_all(pixels: Sequence[Array], config: PreprocessConfig) -> tuple[Array, list[Frame]]:
     """N films or crops (H, W) to (N, 1, side, side) float32 in [0, 1], and the Frames that lead
     from it back to each film's or crop's pixels."""
     images = np.zeros((len(pixels), 1, config.side, config.side), np.float32)
@@ -154,7 +153,7 @@ def from_input(batch: Any, config: PreprocessConfig) -> Any:
     return (batch[:, :1] * config.std[0] + config.mean[0]).clamp(0, 1)
 
 
-def _shrink(pixels: np.ndarray, work_side: int) -> np.ndarray:
+def _shrink(pixels: Array, work_side: int) -> Array:
     """At most `work_side` px along the longer side."""
     long_side = max(pixels.shape)
     if not work_side or long_side <= work_side:

@@ -324,9 +324,7 @@ class ReportBook(FilmRecords):
                 card[kind] = self._shown(card[kind], seen_from)
             yield {"number": number, **card}
 
-    def _shown(
-        self, picture: dict[str, Any] | None, seen_from: Path | None
-    ) -> dict[str, Any] | None:
+    def _shown(self, picture: Any, seen_from: Path | None) -> Any:
         if picture is None or picture["uri"].startswith("data:"):
             return picture
         path = self.path.parent / picture["uri"]

@@ -259,13 +259,12 @@ def fit_screener(films: ScreeningFilms, config: FitConfig) -> Any:
             )
     splitter = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     folds = list(splitter.split(logits, films.abnormal, films.patients))
-    choices = [
-        make_pipeline(
-            StandardScaler(), SVC(C=c, gamma=g / logits.shape[1], class_weight="balanced")
-        )
+    svms = (
+        SVC(C=c, gamma=g / logits.shape[1], class_weight="balanced")
         for c in config.c
         for g in config.gamma
-    ]
+    )
+    choices = [make_pipeline(StandardScaler(), svm) for svm in svms]
     svm = min(choices, key=lambda choice: _pooled_loss(choice, logits, films.abnormal, folds))
     # The sigmoid is fitted on out-of-fold decision values, then one SVM on all: no ensemble of SVMs
     model = CalibratedClassifierCV(svm, ensemble=False, cv=folds, method="sigmoid")

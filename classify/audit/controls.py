@@ -223,10 +223,8 @@ class Masked:
         if not lit:
             return
         films = [shown.films[n] for n in lit]
-        pictures = from_input(shown.batch[lit], self.members.settings).mul(255).round()
-        for n, film, picture in zip(
-            lit, films, pictures.to(torch.uint8).cpu().numpy(), strict=True
-        ):
+        pictures = from_input(shown.batch[lit], self.members.settings).mul(255).round().byte()
+        for n, film, picture in zip(lit, films, pictures.cpu().numpy(), strict=True):
             self._kept[len(self._known)] = picture[0], 255 * _lung_seen(film, shown.frames[n])
             self._known.append(Known.of(film))
         self._ask(AS_IS, shown.batch[lit])
@@ -245,10 +243,8 @@ class Masked:
         for some in batched(range(len(donors)), _AT_A_TIME):
             pairs = [(*self._kept[n], *self._kept[donors[n]]) for n in some]
             shown = [swap_surroundings(a, lung, b, hidden, rng) for a, lung, b, hidden in pairs]
-            pixels = (
-                torch.from_numpy(np.stack(shown)[:, None]).to(self.members.device).float() / 255
-            )
-            self._ask(SWAPPED, to_input(pixels, self.members.settings))
+            pixels = torch.from_numpy(np.stack(shown)[:, None]).to(self.members.device)
+            self._ask(SWAPPED, to_input(pixels.float() / 255, self.members.settings))
 
     def _ask(self, control: str, batch: torch.Tensor) -> None:
         logits = np.asarray(self.members.predict_prepared(batch), np.float64)
@@ -353,9 +349,8 @@ class Randomised(Sample):
             own = [members[target] for target in targets]
             maps = partial(lambda own: [planes for _, planes in self.maps(*own)], own)
             found |= zip(targets, cascade_rows(own[0], batch, maps, SEEDS), strict=True)
-        return {
-            "randomised": [{"member": target, **row} for target in members for row in found[target]]
-        }
+        rows = [{"member": target, **row} for target in members for row in found[target]]
+        return {"randomised": rows}
 
 
 class Road(Sample):

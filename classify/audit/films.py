@@ -106,9 +106,8 @@ class Truths:
         tell_unknown(rows, folders.named("films.csv"), known)
         for row in rows:
             mask = folders / row.mask if row.mask and human_masks else None
-            by_name[name_of(row.image)] = Truth(
-                row, mask, findings.get(row.image, ()), tuple(known)
-            )
+            boxes = findings.get(row.image, ())
+            by_name[name_of(row.image)] = Truth(row, mask, boxes, tuple(known))
         return cls(by_name)
 
     def of(self, film: str) -> Truth:

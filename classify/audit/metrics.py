@@ -44,6 +44,7 @@ METRICS = (
     *("text_share", "text_area_share"),
     *("finding_share", "finding_area_share", "finding_lift", "finding_hit"),
 )
+Array = np.ndarray
 Metrics = dict[str, Any]  # the METRICS as float, bool (…_hit) or None; `empty` bool; `reason` str
 Window = tuple[slice, slice]  # rows and columns
 
@@ -59,10 +60,10 @@ class Regions:
     thorax box or None; `finding_boxes_xyxy` (N, 4) radiologists' boxes; `text` (H, W) bool or None;
     `seen_xyxy` what the member saw, None for the whole film. Boxes may reach beyond the film."""
 
-    lung: np.ndarray
+    lung: Array
     box_xyxy: Any = None
     finding_boxes_xyxy: Any = ()
-    text: np.ndarray | None = None
+    text: Array | None = None
     seen_xyxy: Any = None
 
     @cached_property
@@ -94,7 +95,7 @@ class Regions:
 
 
 def measure(
-    saliency: np.ndarray,
+    saliency: Array,
     regions: Regions,
     film: str = "",
     cam_hw: tuple[int, int] = (7, 7),
@@ -123,7 +124,7 @@ def measure(
         return out | {"reason": "the map is 0 everywhere"}
     peak, reach = _peak(seen), _TOLERANCE * max(whole.shape)
 
-    def on(region: np.ndarray) -> tuple[float, float, bool]:
+    def on(region: Array) -> tuple[float, float, bool]:
         """Share of the energy, share of the area, and whether the maximum is there."""
         energy = float(cv2.mean(seen, mask=region.view(np.uint8))[0]) * np.count_nonzero(region)
         area = float(np.count_nonzero(region) / region.size)
@@ -160,7 +161,7 @@ def measure(
     return out
 
 
-def _checked_energy(whole: np.ndarray, seen: np.ndarray) -> float:
+def _checked_energy(whole: Array, seen: Array) -> float:
     total, everywhere = _sum(seen), _sum(whole)
     if not np.isfinite(everywhere):
         wrong = f"{int((~np.isfinite(whole)).sum())} of {whole.size} pixels"
@@ -175,14 +176,14 @@ def _checked_energy(whole: np.ndarray, seen: np.ndarray) -> float:
     return total
 
 
-def _peak(seen: np.ndarray) -> tuple[int, int]:
+def _peak(seen: Array) -> tuple[int, int]:
     """Row and column of the maximum; of several the one nearest to their centre."""
     rows, columns = np.divmod(np.flatnonzero(seen == cv2.minMaxLoc(seen)[1]), seen.shape[1])
     nearest = ((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2).argmin()
     return int(rows[nearest]), int(columns[nearest])
 
 
-def _is_near(region: np.ndarray, peak: tuple[int, int], reach: float) -> bool:
+def _is_near(region: Array, peak: tuple[int, int], reach: float) -> bool:
     """Does the region hold a pixel no further than `reach` px from the peak?"""
     row, column = peak
     top, left = max(0, row - int(reach)), max(0, column - int(reach))
@@ -191,7 +192,7 @@ def _is_near(region: np.ndarray, peak: tuple[int, int], reach: float) -> bool:
     return bool((away <= reach**2).any())
 
 
-def _sum(values: np.ndarray) -> float:
+def _sum(values: Array) -> float:
     return float(cv2.sumElems(values)[0]) if values.size else 0.0
 
 
@@ -203,11 +204,7 @@ def _share(value: float) -> float:
 
 
 def baseline_lifts(
-    lung: np.ndarray,
-    film: str = "",
-    cam_hw: tuple[int, int] = (7, 7),
-    draws: int = 256,
-    seed: int = 0,
+    lung: Array, film: str = "", cam_hw: tuple[int, int] = (7, 7), draws: int = 256, seed: int = 0
 ) -> dict[str, float | None]:
     """gaussian_lift, random_lift and random_sd of a lung field (h, w) bool over the seen area. It
     must hold a pixel; the latter two are None where none of the few maps drawn has any energy.
@@ -241,12 +238,12 @@ def baseline_lifts(
     }
 
 
-def random_maps(draws: int, cam_hw: tuple[int, int], seed: int) -> np.ndarray:
+def random_maps(draws: int, cam_hw: tuple[int, int], seed: int) -> Array:
     """(draws, h, w) float64 ≥ 0: noise cut at 0."""
     return np.maximum(coarse_noise(np.random.default_rng(seed), draws, cam_hw), 0.0)
 
 
-def coarse_noise(rng: np.random.Generator, draws: int, cam_hw: tuple[int, int]) -> np.ndarray:
+def coarse_noise(rng: np.random.Generator, draws: int, cam_hw: tuple[int, int]) -> Array:
     """(draws, h, w) float64: normal noise blurred by σ = 1 cell. It reaches beyond the map, so that
     the map's edge is as any other place."""
     height, width = cam_hw
@@ -261,7 +258,7 @@ def film_seed(film: str, seed: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _blur(cells: int) -> np.ndarray:
+def _blur(cells: int) -> Array:
     """(cells, cells + 6) Gaussian weights of each cell over its neighbours."""
     away = np.arange(cells + 2 * _REACH) - np.arange(cells)[:, None] - _REACH
     weights = np.exp(-(away**2) / 2) * (np.abs(away) <= _REACH)
@@ -269,14 +266,14 @@ def _blur(cells: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _upscaling(pixels: int, cells: int) -> np.ndarray:
+def _upscaling(pixels: int, cells: int) -> Array:
     """(pixels, cells) float32 weights of a bilinear resize, centres aligned as in OpenCV."""
     place = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells))).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
-def _bell(pixels: int) -> np.ndarray:
+def _bell(pixels: int) -> Array:
     """(pixels,) float32 Gaussian at the middle, σ = ¼ of the length."""
     place = (np.arange(pixels) + 0.5) / pixels - 0.5
     return np.exp(-0.5 * (place / 0.25) ** 2).astype(np.float32)
@@ -312,7 +309,7 @@ _GROW = 2  # px at _SIDE by which the mask reaches over the strokes' blurred rim
 class _Mark:
     """One bright component. Lengths in px at _SIDE, contrasts in grey levels of [0, 1]."""
 
-    hull: np.ndarray  # (K, 1, 2) its convex hull, x and y
+    hull: Array  # (K, 1, 2) its convex hull, x and y
     xywh: tuple[int, int, int, int]
     length: float  # longer side of the smallest rectangle around it, at any angle
     aspect: float  # longer over shorter side of that rectangle
@@ -364,14 +361,14 @@ class _Mark:
         return self.over_most > over_most and self.over_side > over_side and self.edge > edge
 
 
-def find_text(pixels: np.ndarray) -> np.ndarray:
+def find_text(pixels: Array) -> Array:
     """(H, W) float film in [0, 1] to (H, W) bool: hulls of the characters found, 2 px of 512 wider.
     Conservative: silence does not prove that there is none. Raises ValueError for other pixels."""
     rule = "pixels of find_text must be (H, W) of at least 16 px a side"
     require(pixels.ndim == 2 and min(pixels.shape) >= 16, rule, pixels.shape)
     height, width = pixels.shape
     scale = _SIDE / max(height, width)
-    small: np.ndarray = np.asarray(pixels, np.float32)
+    small: Array = np.asarray(pixels, np.float32)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
@@ -396,7 +393,7 @@ def find_text(pixels: np.ndarray) -> np.ndarray:
     return mask.astype(bool)
 
 
-def _marks(film: np.ndarray, unit: float) -> list[_Mark]:
+def _marks(film: Array, unit: float) -> list[_Mark]:
     """Bright components of text-like size on a film whose long side is 512 × `unit` px."""
     side = round(_STROKE * unit) | 1
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
@@ -415,12 +412,7 @@ def _marks(film: np.ndarray, unit: float) -> list[_Mark]:
 
 
 def _measure(
-    number: int,
-    film: np.ndarray,
-    labels: np.ndarray,
-    slope: np.ndarray,
-    stats: np.ndarray,
-    unit: float,
+    number: int, film: Array, labels: Array, slope: Array, stats: Array, unit: float
 ) -> _Mark:
     x, y, w, h, area = (int(v) for v in stats)
     x0, y0 = max(0, x - 4), max(0, y - 4)
@@ -456,7 +448,7 @@ def _measure(
     )
 
 
-def _brightest_side(ring: np.ndarray, ground: np.ndarray, cy: float, cx: float) -> float:
+def _brightest_side(ring: Array, ground: Array, cy: float, cx: float) -> float:
     """Highest of the medians of the ring's pixels in each sector around (cy, cx)."""
     rows, columns = np.nonzero(ring)
     turn = (np.arctan2(rows - cy, columns - cx) / (2 * np.pi)) % 1.0
@@ -477,9 +469,7 @@ def _lines(marks: list[_Mark]) -> list[list[_Mark]]:
     return [[marks[n] for n in np.flatnonzero(line_of == k)] for k in np.unique(line_of)]
 
 
-def _neighbours(
-    along: np.ndarray, run: np.ndarray, across: np.ndarray, tall: np.ndarray
-) -> np.ndarray:
+def _neighbours(along: Array, run: Array, across: Array, tall: Array) -> Array:
     """(N, N) bool: alike in height, a character's gap apart, and on one base line."""
     high = np.maximum(tall[:, None], tall)
     gap = np.maximum(along[:, None], along) - np.minimum((along + run)[:, None], along + run)

@@ -131,6 +131,7 @@ def road_films(
             if not used:
                 continue
             images = batch[used].detach().cpu().numpy().astype(np.float32)
+            asked = [int(classes[i]) for i in used]
             drawn = [_orders(maps[i], within[i], film_seed(names[i], seed), cam_hw) for i in used]
             noises = [noise * rng.standard_normal(images.shape[1:], np.float32) for _, rng in drawn]
             for name in ORDERS:
@@ -140,9 +141,7 @@ def road_films(
                         for image, (orders, _), added in zip(images, drawn, noises, strict=True)
                     ]
                     inputs = torch.from_numpy(np.stack(changed))
-                    left[name][k, used] = _probabilities(
-                        model, inputs, [int(classes[i]) for i in used]
-                    )
+                    left[name][k, used] = _probabilities(model, inputs, asked)
     return RoadFilms(tuple(float(p) for p in percentiles), before, left)
 
 

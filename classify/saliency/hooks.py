@@ -197,6 +197,7 @@ def run_recorded(
 # parallel backbones these differ, and maps would be made of one's activations and another one's
 # gradients.
 
+Array = np.ndarray
 _EPS = 1e-6  # pytorch-grad-cam's in Grad-CAM++; with gradients near 1e-3 it weighs in
 _TOLERANCE = 1e-4
 # Whether what follows a layer is mean pooling and linear layers, found out once for each.
@@ -232,7 +233,7 @@ _WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _weighed(maps: Tensor, gradients: Tensor, method: str) -> np.ndarray:
+def _weighed(maps: Tensor, gradients: Tensor, method: str) -> Array:
     """(N, h, w) float32 ≥ 0."""
     weights = _WEIGHTS[method](maps, gradients)
     if weights.shape[2:] == (1, 1):
@@ -248,7 +249,7 @@ def gradient_maps(
     batch: Tensor,
     wanted: Sequence[Sequence[int]],
     method: str,
-) -> list[list[np.ndarray]]:
+) -> list[list[Array]]:
     """For each of the `wanted` classes (N,) of the films (N, h, w) float32 ≥ 0 of each layer: one
     forward pass, and for each a backward pass, which ends at the layers. Arguments as for
     `saliency_maps`, which checks them."""
@@ -267,7 +268,7 @@ def gradient_maps(
     return found
 
 
-def _plane(layer: nn.Module, maps: Tensor, gradients: Tensor | None, method: str) -> np.ndarray:
+def _plane(layer: nn.Module, maps: Tensor, gradients: Tensor | None, method: str) -> Array:
     if gradients is None:
         raise ValueError(
             f"layer must lie on the way to the logits. No gradient reached "
@@ -305,7 +306,7 @@ class LogitsAndMaps:
     head: LinearHead | None = None
     pooled: Sequence[Tensor] = ()
 
-    def saliency(self, classes: Sequence[int], method: str = "grad_cam") -> np.ndarray:
+    def saliency(self, classes: Sequence[int], method: str = "grad_cam") -> Array:
         """(N, h, w) float32 ≥ 0 of one logit a film by one of CLOSED_FORMS; raises ValueError
         without a linear head, IndexError for a class without a logit."""
         if self.head is None:
@@ -382,9 +383,7 @@ def _stands_random_maps(model: nn.Module, layer: nn.Module, film: Tensor, head: 
         return head.gives(sent[0], logits)
 
 
-def eigen_maps(
-    model: nn.Module, layer: nn.Module, batch: Tensor, classes: Sequence[int]
-) -> np.ndarray:
+def eigen_maps(model: nn.Module, layer: nn.Module, batch: Tensor, classes: Sequence[int]) -> Array:
     """Eigen-CAM of a whole batch: (N, h, w) float32 ≥ 0. The layer's activations projected on their
     first principal component, centred as in pytorch-grad-cam. It explains no class in particular:
     `classes` are only checked. A component's sign means nothing: the one is taken under which the
@@ -421,7 +420,7 @@ def score_maps(
     classes: Sequence[int],
     top_k: int | None = TOP_K,
     score_batch: int = SCORE_BATCH,
-) -> np.ndarray:
+) -> Array:
     """(N, h, w) float32 ≥ 0; the weights of a film's channels are a softmax and add up to 1.
     `top_k` channels are asked, by activation energy (None: all), `score_batch` masked films a
     forward pass."""

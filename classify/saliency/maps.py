@@ -58,7 +58,7 @@ def saliency_maps(
     closed_form: bool | Literal["auto"] = "auto",
     top_k: int | None = TOP_K,
     score_batch: int = SCORE_BATCH,
-) -> np.ndarray:
+) -> Array:
     """Maps of one logit a film: (N, h, w) float32 ≥ 0 at the layer's own resolution, unscaled.
 
     `model` gives (N, K) logits for `batch` (N, 3, height, width) and is left as it was found;
@@ -93,7 +93,7 @@ def saliency_maps(
 
 def maps_of_all(
     models: Sequence[nn.Module], batch: Tensor, wanted: int, method: str = "grad_cam"
-) -> list[np.ndarray]:
+) -> list[Array]:
     """`saliency_maps` of the logit `wanted` of each of several models; those that stand for one
     network share its forward passes."""
     if needs_masks(method, models):
@@ -102,7 +102,7 @@ def maps_of_all(
     for n, model in enumerate(models):
         net, (logit,) = bare_net(model, [wanted])
         of_net.setdefault(net, []).append((n, logit))
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, Array] = {}
     for net, own in of_net.items():
         single = len(own) == 1 or method not in CLOSED_FORMS or bool(backbone_layers(net))
         if single or not len(batch) or may_be_closed(saliency_layer(net)):
@@ -124,7 +124,7 @@ def backbone_maps(
     top_k: int | None = TOP_K,
     score_batch: int = SCORE_BATCH,
     layers: Mapping[str, nn.Module] | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Array]:
     """(N, h, w) float32 ≥ 0 of each backbone of a fusion net, or of these `layers` by name, at its
     own resolution. The gradients of all come from one forward and one backward pass, which ends at
     the layers. Arguments and errors as for `saliency_maps`."""
@@ -141,7 +141,7 @@ def backbone_maps(
     return dict(zip(layers, maps, strict=True))
 
 
-def fuse(by_name: Mapping[str, np.ndarray], method: str = "grad_cam") -> np.ndarray:
+def fuse(by_name: Mapping[str, Array], method: str = "grad_cam") -> Array:
     """(N, h, w): maps of several backbones (N, …) at the finest one's resolution, added up in their
     own units; pytorch-grad-cam scales each to [0, 1] first, so that a backbone that says nothing
     weighs as much as one that decides. For grad_cam, hirescam and layercam a map keeps its sum when
@@ -163,7 +163,7 @@ def fuse(by_name: Mapping[str, np.ndarray], method: str = "grad_cam") -> np.ndar
 
 def look(
     members: Sequence[nn.Module], batch: Tensor, wanted: int, method: str = "grad_cam"
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
+) -> list[tuple[Array, Array | None]]:
     """Of each member the logits (N, K) float32 and the maps (N, h, w) of the logit `wanted`, from
     one forward pass of each network: one that stands for several members runs once. The maps are
     None where the method has no closed form on the network: `saliency_maps` makes them with
@@ -173,7 +173,7 @@ def look(
 
 def look_pooled(
     members: Sequence[nn.Module], batch: Tensor, wanted: int, method: str = "grad_cam"
-) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
+) -> tuple[list[tuple[Array, Array | None]], Array | None]:
     """`look`, and from the same forward passes what the networks pool, (N, F) float32 as
     `Ensemble.predict_pooled` gives it; None where the method leaves a network's maps alone."""
     ran: dict[nn.Module, LogitsAndMaps] = {}
@@ -207,10 +207,10 @@ class Explained:
     explained, `maps` (N, h, w) ≥ 0 of the network, and of a fusion net `nets`: name → (N, h', w')
     of each net at its own resolution, of which `maps` is the sum."""
 
-    logits: np.ndarray
+    logits: Array
     classes: tuple[int, ...]
-    maps: np.ndarray
-    nets: dict[str, np.ndarray]
+    maps: Array
+    nets: dict[str, Array]
 
 
 def explain(
@@ -257,7 +257,7 @@ def check_draws(method: str, members: Mapping[str, nn.Module]) -> None:
         )
 
 
-def explanations(net: nn.Module, batch: Tensor, classes: Sequence[int] | None = None) -> np.ndarray:
+def explanations(net: nn.Module, batch: Tensor, classes: Sequence[int] | None = None) -> Array:
     """(N, h, w) float32 ≥ 0 at the resolution of the network's own map, unscaled. `net` has
     `explain(x)` → (N, 1, h, w) and `explanation_layer`, or holds such a one as `net`. For
     `classes`, N of its logits: the map times its gradient, as HiResCAM has it, where that is above
@@ -292,6 +292,7 @@ def explanations(net: nn.Module, batch: Tensor, classes: Sequence[int] | None = 
 # of its target's probability. What is hidden takes the mean of the film's input. RISE as published
 # takes no mean away: its map is nearly even then, and says little of where its energy lies.
 
+Array = np.ndarray
 CELLS = 8  # along each side, about as coarse as the last maps of a network
 RISE_MASKS = 256
 
@@ -308,7 +309,7 @@ def masked_maps(
     classes: Sequence[int],
     method: str,
     score_batch: int = SCORE_BATCH,
-) -> list[np.ndarray]:
+) -> list[Array]:
     """Of each model (N, h, w) float32 ≥ 0 for one of its logits a film, named by `classes`. `batch`
     is (N, C, height, width), prepared for the models; models that stand for one network ask it
     once. `score_batch` masked films go through a network at a time."""
@@ -332,7 +333,7 @@ def masked_maps(
     return [_map(method, own, as_is, pooled) for own, as_is in zip(scores, whole, strict=True)]
 
 
-def _map(method: str, scores: Tensor, whole: Tensor, pooled: Tensor) -> np.ndarray:
+def _map(method: str, scores: Tensor, whole: Tensor, pooled: Tensor) -> Array:
     """(N, h, w) from a model's answers (N, masks) to masked films and (N,) to the films."""
     if method == "rise":
         apart = scores - scores.mean(1, keepdim=True)

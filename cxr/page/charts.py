@@ -93,9 +93,8 @@ def mark(x: float, y: float, style: str) -> str:
     if style == "a":
         return f'<circle class="dot s-a" cx="{x}" cy="{y}" r="4"/>'
     if style == "b":
-        return (
-            f'<rect class="dot s-b" x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>'
-        )
+        corner = f'x="{x - 3.6:.1f}" y="{y - 3.6:.1f}"'
+        return f'<rect class="dot s-b" {corner} width="7.2" height="7.2"/>'
     return f'<path class="dot s-c" d="M{x} {y - 5:.1f}l4.8 8.4h-9.6z"/>'
 
 
@@ -317,9 +316,8 @@ def cascade(
                 out.append(f'<path class="floor s-{style}" d="M{x} {top}V{end + 18.5}"/>')
                 out.append(mark(x, end + 18.5, style))
     for number, values in enumerate(series.values()):
-        points = [
-            (scale(v), top + row * _ROW + 12.5) for row, v in enumerate(values) if v is not None
-        ]
+        ys = (top + row * _ROW + 12.5 for row in range(len(values)))
+        points = [(scale(v), y) for v, y in zip(values, ys, strict=True) if v is not None]
         out += curve(points, style_of(number))
     return svg(out, width, bottom + 24, about)
 
