@@ -409,7 +409,7 @@ def swap_surroundings(
     own, hidden = soft_field(lung), soft_field(other_lung)
     rest = 1 - hidden
     mean = float((other * rest).sum() / max(float(rest.sum()), 1.0))
-    noise = rng.uniform(-38, 38, (7, 7)).astype(np.float32)
-    noise = cv2.resize(noise, image.shape, interpolation=cv2.INTER_CUBIC)
+    coarse = rng.uniform(-38, 38, (7, 7)).astype(np.float32)
+    noise = cv2.resize(coarse, image.shape, interpolation=cv2.INTER_CUBIC)
     around = other * rest + (mean + noise) * hidden
     return np.rint(np.clip(image * own + around * (1 - own), 0, 255)).astype(np.uint8)

@@ -120,7 +120,12 @@ def build_cache(
     the cached pictures, `box_jitter` how far a crop is widened (by fraction of its side, to both
     sides). `targets` matter for lesion_masks and finding_boxes only. With a `guide` that is on, the
     films' lung fields are kept too."""
-    require_films(cases)
+    paths = [case.crop or case.film for case in cases]
+    if lost := [path for path in paths if not path.is_file()]:
+        raise ValueError(
+            f"data and crops must hold the files of all films. {len(lost)} of {len(paths)} are "
+            f"missing, such as {lost[0]}: give the folder that holds them, or remove their rows."
+        )
     finders = [RegionFinder(region, target) for target in targets]
     field = LungFinder(guide.field) if guide and guide.on else None
     name = _fingerprint(cases, config, finders, side, box_jitter, field)
@@ -138,16 +143,6 @@ def build_cache(
     region_of = region_of.reshape(len(cases), -1)
     images, regions, *lungs = (np.load(f, mmap_mode="r") for f in files)
     return PixelCache(images, regions, region_of, *lungs)
-
-
-def require_films(cases: Sequence[Case]) -> None:
-    """Raise ValueError where a film's file is missing: which, and how many are."""
-    files = [case.crop or case.film for case in cases]
-    if lost := [path for path in files if not path.is_file()]:
-        raise ValueError(
-            f"data and crops must hold the files of all films. {len(lost)} of {len(files)} are "
-            f"missing, such as {lost[0]}: give the folder that holds them, or remove their rows."
-        )
 
 
 def _decode_all(

@@ -136,7 +136,12 @@ def select_cases(
     data = DataFolders(data)
     cases: list[Case] = []
     out: Counter[str] = Counter()
-    cropped = _crops_by_image(crops, rows) if crops else {}
+    cropped: dict[str, tuple[Path, CropRow]] = {}  # by image: the folder of its crop, its row there
+    if crops:
+        by_film = {r.film: (own, r) for own in DataFolders(crops) for r in read_manifest(own)[1]}
+        names = FilmNames(by_film, (row.image for row in rows))
+        matched = {row.image: names.find(row.image) for row in rows}
+        cropped = {image: by_film[film] for image, film in matched.items() if film is not None}
     for row in rows:
         place, found = cropped.get(row.image, (Path(), None))
         unknown = "" if unlabelled else why_unknown(row, known)
@@ -158,14 +163,6 @@ def select_cases(
             "Check sources, publishable_only and the crops' manifest."
         )
     return cases, dict(out)
-
-
-def _crops_by_image(crops: Data, rows: Sequence[FilmRow]) -> dict[str, tuple[Path, CropRow]]:
-    """Image → the folder of its crop and its row there."""
-    by_film = {row.film: (own, row) for own in DataFolders(crops) for row in read_manifest(own)[1]}
-    names = FilmNames(by_film, (row.image for row in rows))
-    found = {row.image: names.find(row.image) for row in rows}
-    return {image: by_film[film] for image, film in found.items() if film is not None}
 
 
 def read_split(path: str, name: str = "split") -> Split:

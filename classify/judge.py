@@ -180,7 +180,10 @@ class Panel:
     def _judged(self, items: Sequence[Item]) -> list[Item]:
         if len(self.judges) == 1:
             return self.judges[0].judge(items)
-        asked = [self._asked(item) if item.pixels is not None else () for item in items]
+        asked: list[Sequence[Judge]] = []
+        for item in items:  # those whom the film's age leaves; all, where it says or leaves nothing
+            fit = [j for j in self.judges if item.child in (None, j in self.children)]
+            asked.append((fit or self.judges) if item.pixels is not None else ())
         found: dict[int, list[Item]] = defaultdict(list)
         ready: dict[Any, Any] = {}  # members that prepare films alike share what is prepared
         for judge in self.judges:
@@ -199,13 +202,6 @@ class Panel:
             else replace(item, decision=NOT_READ)
             for n, item in enumerate(items)
         ]
-
-    def _asked(self, item: Item) -> Sequence[Judge]:
-        """Those whom the film's age leaves; all, where it says nothing or would leave none."""
-        if item.child is None:
-            return self.judges
-        fit = [j for j in self.judges if (j in self.children) == item.child]
-        return fit or self.judges
 
     def _widened(self, judge: Judge, item: Item) -> Item:
         """With a row for each member of all ensembles, NaN for those that were not asked."""

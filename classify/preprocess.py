@@ -113,7 +113,10 @@ def preprocess(pixels: Array, config: PreprocessConfig, side: int = 0) -> Array:
     Raises ValueError for pixels that are not a finite (H, W) array in [0, 1]: a wrong range would
     give a wrong answer without a word."""
     intensity.check_pixels(pixels, "preprocess")
-    ready = _shrink(pixels, config.work_side)
+    ready, long_side = pixels, max(pixels.shape)
+    if config.work_side and long_side > config.work_side:
+        height, width = (max(1, round(n * config.work_side / long_side)) for n in pixels.shape)
+        ready = intensity.resize(pixels, (height, width))
     if config.clip:
         ready = intensity.percentile_clip(ready, config.low_percentile, config.high_percentile)
         ready = intensity.min_max(ready)
@@ -151,12 +154,3 @@ def to_input(images: Any, config: PreprocessConfig) -> Any:
 def from_input(batch: Any, config: PreprocessConfig) -> Any:
     """`to_input` undone: (N, 3, side, side) to (N, 1, side, side) in [0, 1]."""
     return (batch[:, :1] * config.std[0] + config.mean[0]).clamp(0, 1)
-
-
-def _shrink(pixels: Array, work_side: int) -> Array:
-    """At most `work_side` px along the longer side."""
-    long_side = max(pixels.shape)
-    if not work_side or long_side <= work_side:
-        return pixels
-    height, width = (max(1, round(n * work_side / long_side)) for n in pixels.shape)
-    return intensity.resize(pixels, (height, width))

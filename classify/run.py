@@ -134,12 +134,15 @@ def work_through(
     pending = [name for name in source.names if name not in table.done]
     if done := len(source.names) - len(pending):
         log.info("%d of %d films are done already", done, len(source.names))
-    first_of: dict[str, str] = {}
+    first_of: dict[str, str] = {}  # the bytes of a file, by their hash → the first that holds them
 
     def write(item: Item) -> None:
         if item.row and source.manifest is not None:
             source.manifest.add(item.row)
-        book.add(_mark_twin(item, first_of))  # first: a film whose row stands has its card
+        first = first_of.setdefault(item.sha256, item.film) if item.sha256 else item.film
+        twin = () if first == item.film else (f"the same file as {first}",)
+        # its card comes first: a film whose row stands has it
+        book.add(replace(item, facts=(*item.facts, *twin)))
         table.add(item)
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
@@ -174,7 +177,10 @@ def _lost(unit: Unit, why: str) -> Item:
 
 def summarise(config: RunConfig, source: Source, panel: Panel, complete: bool) -> dict[str, Any]:
     """What the page's head says."""
-    cautions = [c for judge in panel.judges if (c := _scope_of(judge, len(panel.judges) > 1))]
+    cautions = []  # first on whom the members learnt, where the screener says so
+    for judge in panel.judges:
+        if judge.screener and (scope := judge.screener.meta.get("scope")):
+            cautions.append(f"{judge.name}: {scope}" if len(panel.judges) > 1 else str(scope))
     answered_by = [getattr(judge.members, "foreign", {}) for judge in panel.judges]
     cautions += [sentence_of(known) for known in answered_by if known]
     wanted = "crops" if config.cropped else "films"
@@ -198,12 +204,6 @@ def summarise(config: RunConfig, source: Source, panel: Panel, complete: bool) -
     }
 
 
-def _scope_of(judge: Any, named: bool) -> str:
-    """On whom the members learnt, where the screener says so."""
-    scope = str((judge.screener.meta if judge.screener else {}).get("scope") or "")
-    return f"{judge.name}: {scope}" if scope and named else scope
-
-
 def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
     """Drop an earlier run with --restart; raises ValueError when it had other settings."""
     folder = config.out_path
@@ -217,14 +217,6 @@ def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
         return
     old = read_json(record).get("settings", {}) if record.exists() else {}
     require_same_settings(folder, old, json.loads(json.dumps(settings)))
-
-
-def _mark_twin(item: Item, first_of: dict[str, str]) -> Item:
-    """Say on a card that another file of this run holds the same bytes."""
-    first = first_of.setdefault(item.sha256, item.film) if item.sha256 else item.film
-    if first == item.film:
-        return item
-    return replace(item, facts=(*item.facts, f"the same file as {first}"))
 
 
 def _short_table(book: ReportBook, rows: int = 20) -> Table:

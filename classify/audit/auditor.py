@@ -156,6 +156,9 @@ def load(config: AuditConfig) -> Auditor:
     if any(f.boxed is None and f.prediction.logits is not None for f in films):
         about = (config.detector or None, config.field or None, config.device)
         finder = ThoraxFinder.load(*about, engine=config.engine, precision=config.precision)
+    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
+    if screener and members.foreign:
+        screener.require_members(members.weights)
     path, asked_for = Path(config.thresholds or folder / THRESHOLDS), bool(config.thresholds)
     return Auditor(
         config,
@@ -163,22 +166,13 @@ def load(config: AuditConfig) -> Auditor:
         films,
         truths,
         members,
-        _screener_of(members, folder),
+        screener,
         (finder and finder.field)
         or LungField.load(config.field or None, config.device, config.engine, config.precision),
         finder,
         None if config.fit else read_thresholds(path, asked_for, config.method, members.weights),
         path,
     )
-
-
-def _screener_of(members: Ensemble, folder: Path) -> Screener | None:
-    if not (folder / "screener.json").exists():
-        return None
-    screener = Screener.load(folder)
-    if members.foreign:
-        screener.require_members(members.weights)
-    return screener
 
 
 def _open_members(config: AuditConfig, run: Run, folder: Path) -> Ensemble:

@@ -318,25 +318,17 @@ def run_compare(config: CompareConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     about = {"config": to_plain(config), "remarks": remarks, "provenance": provenance()}
     write_json(out / "compare.json", {"rows": rows, **about})
-    write_atomic(out / "compare.md", _markdown(table, remarks))
+    lines = [table.head, ("---",) * len(table.head), *table.rows]
+    text = "".join(f"| {' | '.join(c.replace('|', '/') for c in cells)} |\n" for cells in lines)
+    write_atomic(out / "compare.md", text + "".join(f"\n{remark}\n" for remark in remarks))
     template = HERE / "side_by_side.html"
     shown = {"title": out.as_posix(), "remarks": remarks, "charts": _picture(rows)}
     page = write_page(out / "compare.html", template, table=table, **shown)
-    console.print(_to_rich(rows))
+    heads = ("Model", "Member", "Accuracy", "AUC", "Lift", "AUC, lungs blacked out", "Flagged")
+    short = RichTable(*heads, highlight=False)
+    for row in rows:
+        short.add_row(*(_COLUMNS[head](row) for head in heads))
+    console.print(short)
     for text in (*remarks, f"page: {page}"):
         console.print(text, highlight=False, markup=False)
     return 0
-
-
-def _markdown(table: Table, remarks: Sequence[str]) -> str:
-    lines = [table.head, ("---",) * len(table.head), *table.rows]
-    text = "".join(f"| {' | '.join(c.replace('|', '/') for c in cells)} |\n" for cells in lines)
-    return text + "".join(f"\n{remark}\n" for remark in remarks)
-
-
-def _to_rich(rows: Sequence[Row]) -> RichTable:
-    heads = ("Model", "Member", "Accuracy", "AUC", "Lift", "AUC, lungs blacked out", "Flagged")
-    table = RichTable(*heads, highlight=False)
-    for row in rows:
-        table.add_row(*(_COLUMNS[head](row) for head in heads))
-    return table

@@ -264,17 +264,16 @@ def gradient_maps(
             if total.requires_grad:
                 again = n < len(wanted)
                 own = torch.autograd.grad(total, maps, allow_unused=True, retain_graph=again)
-            found.append([_plane(*of, method) for of in zip(layers, maps, own, strict=True)])
+            planes: list[Array] = []
+            for layer, plane, gradient in zip(layers, maps, own, strict=True):
+                if gradient is None:
+                    raise ValueError(
+                        "layer must lie on the way to the logits. No gradient reached "
+                        f"{type(layer).__name__}: give the layer whose output the head pools."
+                    )
+                planes.append(_weighed(plane.detach().float(), gradient.float(), method))
+            found.append(planes)
     return found
-
-
-def _plane(layer: nn.Module, maps: Tensor, gradients: Tensor | None, method: str) -> Array:
-    if gradients is None:
-        raise ValueError(
-            f"layer must lie on the way to the logits. No gradient reached "
-            f"{type(layer).__name__}: give the layer whose output the head pools."
-        )
-    return _weighed(maps.detach().float(), gradients.float(), method)
 
 
 @dataclass(frozen=True, eq=False)
@@ -448,17 +447,15 @@ def _scores(
     alive = maps.amax((2, 3)) > maps.amin((2, 3))
     films, channels = alive.nonzero(as_tuple=True)
     for film, channel in zip(films.split(size), channels.split(size), strict=True):
-        masks = _masks(maps[film, channel], batch.shape[2:])
+        # enlarged with corners aligned and scaled with 1e-8 added, as pytorch-grad-cam does it
+        masks = F.interpolate(
+            maps[film, channel][:, None].float(),
+            size=batch.shape[2:],
+            mode="bilinear",
+            align_corners=True,
+        )
+        low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+        masks = (masks - low) / (high - low + 1e-8)
         logits = model(batch[film] * masks.to(batch.dtype)).float()
         scores[film, channel] = logits.gather(1, wanted[film, None])[:, 0]
     return scores
-
-
-def _masks(maps: Tensor, size_hw: Sequence[int]) -> Tensor:
-    """(B, h, w) maps, enlarged and each scaled to [0, 1]: (B, 1, height, width)."""
-    # corners aligned and 1e-8 added, as pytorch-grad-cam does it
-    large = F.interpolate(
-        maps[:, None].float(), size=tuple(size_hw), mode="bilinear", align_corners=True
-    )
-    low, high = large.amin((2, 3), keepdim=True), large.amax((2, 3), keepdim=True)
-    return (large - low) / (high - low + 1e-8)
