@@ -93,8 +93,7 @@ def cache_side(side: int, config: AugmentConfig, crops: bool) -> int:
 
 def build_augment(config: AugmentConfig, side: int, crops: bool, seed: int = 0) -> Augment:
     """A function of a cached picture (S, S) and its masks (S, S) or (S, S, n), uint8, to both at
-    (side, side). The geometric steps are the same for all; masks are resampled by nearest
-    neighbour."""
+    (side, side). Geometric steps are the same for all; masks are resampled by nearest neighbour."""
     import albumentations as A  # late: settings need none of it
 
     jitter = config.box_jitter if crops else 0.0

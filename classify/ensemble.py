@@ -196,8 +196,7 @@ class Ensemble:
         return from_input(batch, self.settings).cpu().numpy()
 
     def slow_maps(self, target: str, batch: torch.Tensor) -> Array:
-        """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass; by occlusion, where its network
-        names no layer."""
+        """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass; without a layer by occlusion."""
         member, wanted = self.members[target], [TARGET] * len(batch)
         method = "grad_cam" if pooled_layers(member) else "occlusion"
         return saliency_maps(member, batch, wanted, method, closed_form=False)

@@ -94,9 +94,8 @@ _CHILDREN = ("bacterial", "viral")  # sought in films of children alone
 
 @dataclass(frozen=True)
 class Question:
-    """One question to the films of one source, or to those of one view (PA, AP): which are asked,
-    and which are positive. `negative` may be REST, all films that do not show it; `positive` may
-    be ANY."""
+    """One question to the films of one source, or of one view (PA, AP): which are asked, and which
+    are positive. `negative` may be REST, all films that do not show it; `positive` may be ANY."""
 
     name: str
     source: str

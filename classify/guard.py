@@ -76,8 +76,7 @@ class Guard:
 
     @classmethod
     def fit(cls, features: np.ndarray) -> Guard:
-        """From (N, F) features of the training's films, without a threshold; raises ValueError for
-        fewer than 10 films."""
+        """From (N, F) features, without a threshold; raises ValueError for fewer than 10 films."""
         given = np.asarray(features, np.float64)
         rule = f"features of Guard.fit must be of {2 * FILMS_AN_AXIS} films at least"
         require(given.ndim == 2 and len(given) >= 2 * FILMS_AN_AXIS, rule, given.shape)
@@ -106,8 +105,7 @@ class Guard:
         return np.linalg.norm(along / self.spreads, axis=1) + left / self.rest
 
     def far(self, features: np.ndarray) -> np.ndarray:
-        """(N, F) features to (N,) distances in units of the threshold: above 1 a film is unlike
-        those of the calibration."""
+        """(N, F) features to (N,) distances in units of the threshold: above 1 a film is unlike."""
         return self.distance(features) / self.threshold
 
     def calibrated(

@@ -60,8 +60,7 @@ def member_files(folder: str | Path) -> list[Path]:
 
 
 def targets_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """The targets that a member's network answers for, by its bundle's metadata; one, in an older
-    bundle."""
+    """The targets that a member answers for, by its bundle's metadata; one, in an older bundle."""
     return tuple(meta.get("targets") or (meta["target"],))
 
 
@@ -71,8 +70,7 @@ def classes_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_together(folder: str | Path, metas: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Raises ValueError unless the bundles, by path, are members that can be screened with as
-    one."""
+    """Raises ValueError unless the bundles, by path, are members that can be screened as one."""
     first_path, first = next(iter(metas.items()))
     for path, meta in metas.items():
         names = classes_of(meta)

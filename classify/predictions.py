@@ -226,8 +226,7 @@ def fresh_crop(row: CropRow, film: Film | None, pixels: np.ndarray | None, folde
 
 def crops_on_disk(rows: Sequence[CropRow], folder: Path, jobs: int = 0) -> Iterator[Item]:
     """Films that were cropped earlier, in order; crops are read ahead by `jobs` processes, and so
-    are films without a thumbnail that still lie where they were. The crop is all that the members
-    need."""
+    are films without a thumbnail that still lie there. The crop is all that the members need."""
     new = [not _thumbnail_path(row, folder).exists() and Path(row.film).is_file() for row in rows]
     paths: list[Path] = []
     for row, is_new in zip(rows, new, strict=True):

@@ -257,8 +257,7 @@ def _tell_passed_over(source: Source, head: str) -> None:
 
 class ReportBook(FilmRecords):
     """report.jsonl: a line a film; memory holds how urgent each is. A picture's `uri` there is a
-    file, relative to the run's folder; in those of older runs it is the picture itself as a data
-    URI."""
+    file, relative to the run's folder; in older runs the picture itself as a data URI."""
 
     def __init__(self, path: str | Path, targets: Sequence[str]) -> None:
         super().__init__(path, _urgency)
@@ -308,9 +307,8 @@ class ReportBook(FilmRecords):
     def cards(
         self, pictures: bool = True, part: slice = slice(None), seen_from: Path | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The films as plain values, those to be read first, each read from disk when asked for;
-        `pictures` as data URIs, or as links from a page in the folder `seen_from`; None for one
-        that is gone."""
+        """The films as plain values, the most urgent first, each read when asked for; `pictures` as
+        data URIs, or as links from a page in the folder `seen_from`; None for one that is gone."""
         for number, card in enumerate(self.records(ranked=True, part=part), 1 + (part.start or 0)):
             for kind in _KINDS if pictures else ():
                 card[kind] = self._shown(card[kind], seen_from)

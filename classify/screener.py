@@ -317,8 +317,7 @@ def calibrate(
 
 
 def _members_of_runs(predictions: Sequence[str]) -> dict[str, str]:
-    """Target → SHA-256 of what answered in these runs, by their run.json; raises ValueError where
-    one was by other members."""
+    """Target → SHA-256 of what answered in these runs; raises ValueError for other members."""
     found: dict[str, str] = {}
     for path in predictions:
         record = Path(path).parent / "run.json"

@@ -71,8 +71,7 @@ class ShowConfig:
 
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should
-    be."""
+    """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should."""
     config = parse_config(
         ShowConfig,
         argv,
@@ -88,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(config: ShowConfig) -> list[Path]:
-    """The pictures' paths; a film that cannot be read is told and left out. Raises OSError or
-    ValueError."""
+    """The pictures' paths; an unreadable film is told and left out. Raises OSError, ValueError."""
     bundle = Path(config.folder) / "single.safetensors"
     if not bundle.is_file():  # said before torch is loaded
         raise FileNotFoundError(

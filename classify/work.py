@@ -179,8 +179,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class RunWork:
-    """Units to judged Items with the pictures of their cards; with `overlap` films are cut while
-    others are judged."""
+    """Units to judged Items with their cards' pictures; `overlap`: films are cut meanwhile."""
 
     reader: Reader
     panel: Panel

@@ -280,8 +280,7 @@ def look_at_films(
 
 
 def _work_of(config: AuditConfig) -> Callable[[Iterable[str]], Iterator[Found]]:
-    """Names of films to what is found of them, as a worker of one core has it, which reads by
-    itself."""
+    """Names of films to what is found of them, as a worker of one core has it."""
     auditor = load(replace(config, jobs=0, workers=LOCAL))
     films = {film.name: film for film in auditor.films}
 

@@ -322,9 +322,8 @@ def threshold_table(thresholds: Thresholds | None) -> Mapping[str, Any]:
 
 
 def control_rows(controls: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """Rows of the controls under the names that the page knows. A question of one source is asked
-    of its films alone: its row of all films would say it twice, and its rows of other sources
-    nothing."""
+    """Rows of the controls under the page's names. A question of one source is asked of its films
+    alone: its row of all films would say it twice, and its rows of other sources nothing."""
 
     def asked(row: Row) -> tuple[Any, ...]:
         return row.get("member"), row.get("control"), row.get("n")

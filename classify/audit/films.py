@@ -213,8 +213,7 @@ class AuditFilm:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Films that the members saw, and the members' input (N, 3, side, side) made of them, with the
-    Frames that lead back."""
+    """Films that the members saw, and their input (N, 3, side, side) with the Frames back."""
 
     films: list[AuditFilm]
     batch: torch.Tensor

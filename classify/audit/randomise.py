@@ -216,8 +216,7 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
 
 
 def _holds_most(child: nn.Module, model: nn.Module) -> bool:
-    """Whether one part is a chain of most of the network, as `features` often is: made random at
-    once, it would be no cascade."""
+    """Whether one part is a chain of most of the network: made random at once, it is no cascade."""
     chain = isinstance(child, nn.Sequential)
     return chain and 2 * sum(map(_owns, child.modules())) > sum(map(_owns, model.modules()))
 
@@ -249,8 +248,7 @@ def likeness(maps_a: np.ndarray, maps_b: np.ndarray) -> list[Likeness]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's correlation of two arrays of one shape; equal values share their mean rank. NaN
-    where one is the same everywhere."""
+    """Spearman's; equal values share their mean rank. NaN where one is the same everywhere."""
     flat = min(np.ptp(a), np.ptp(b)) == 0
     return float("nan") if flat else float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 

@@ -47,8 +47,7 @@ _STEPS = 500  # far more than the forty or so it takes
 
 @dataclass(frozen=True, eq=False)
 class RoadFilms:
-    """Probabilities film by film: `before` (N,) as they are, `left` by order (P, N) float64, NaN
-    for films with a flat map."""
+    """Probabilities `before` (N,), and `left` by order (P, N) float64, NaN for flat maps."""
 
     percentiles: tuple[float, ...]
     before: np.ndarray

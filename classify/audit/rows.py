@@ -75,8 +75,7 @@ class AuditRow:
     flag_reasons: tuple[str, ...] = ()
 
     def value(self, name: str) -> float | None:
-        """A number of the table (hits are 0 or 1), or a figure made of it, see `_MADE`; None where
-        it is not defined."""
+        """A number of the table (hits are 0 or 1), or one of `_MADE`; None where not defined."""
         if name in _MADE:
             found = _MADE[name](self)
         elif name in _SHARES:
@@ -424,9 +423,8 @@ def read_thresholds(
 
 
 def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, ...], ...]:
-    """Flags, and a sentence for each, of one film under one member. An empty map is flagged without
-    thresholds too. A lung field that is missing altogether disagrees with any box:
-    field_disagreement is 1 then."""
+    """Flags, and a sentence for each, of a film under a member. An empty map is flagged without
+    thresholds too. A missing lung field disagrees with any box: field_disagreement is 1 then."""
     found: list[tuple[str, str]] = []
     if row.empty:
         found.append((EMPTY, f"{row.member}: the map is 0 everywhere, so it shows nothing"))

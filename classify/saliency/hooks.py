@@ -53,14 +53,12 @@ def saliency_layer(model: nn.Module) -> nn.Module:
 
 
 def backbone_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that a net with several backbones, each with a map of its own, names by backbone;
-    of any other net none."""
+    """The layers that a net with several backbones names, by backbone; of any other net none."""
     return dict(getattr(model, "saliency_layers", None) or {})
 
 
 def pooled_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers whose maps a network pools: each backbone's, or its one; none where it names
-    none."""
+    """The layers whose maps a network pools: each backbone's, or its one; or none is named."""
     own = getattr(model, "saliency_layer", None)
     return [*backbone_layers(model).values()] or ([own] if isinstance(own, nn.Module) else [])
 
@@ -205,8 +203,7 @@ _IS_LINEAR: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _cam(maps: Tensor, g: Tensor) -> Tensor:
-    """The class's weights are the gradient of its logit by the pooled maps, which for linear heads
-    are the head's weights."""
+    """Weights are the logit's gradient by the pooled maps: for linear heads the head's weights."""
     spread = g.amax((2, 3)) - g.amin((2, 3))
     if g.numel() and spread.max() > 1e-4 * g.abs().max():
         raise ValueError(
@@ -420,9 +417,8 @@ def score_maps(
     top_k: int | None = TOP_K,
     score_batch: int = SCORE_BATCH,
 ) -> Array:
-    """(N, h, w) float32 ≥ 0; the weights of a film's channels are a softmax and add up to 1.
-    `top_k` channels are asked, by activation energy (None: all), `score_batch` masked films a
-    forward pass."""
+    """(N, h, w) float32 ≥ 0; the weights of a film's channels are a softmax. `top_k` channels are
+    asked, by activation energy (None: all), `score_batch` masked films a forward pass."""
     require(top_k is None or top_k >= 1, "top_k must be at least 1, or None for all", top_k)
     require(score_batch >= 1, "score_batch must be at least 1", score_batch)
     with left_as_found(model), torch.inference_mode():

@@ -51,8 +51,7 @@ def page_text(template: Path, **values: Any) -> str:
 @cache
 def page_template(path: Path) -> Template:
     """A page's template, which may use `base.html` and `parts.html` of this folder. It is given its
-    style, that of all pages and then NAME.css beside it, and its script, NAME.js, where it has one.
-    """
+    style, that of all pages and then NAME.css beside it, and its script NAME.js, if it has one."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
