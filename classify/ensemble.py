@@ -33,9 +33,7 @@ from classify.labels import (
     normal_of,
     targets_of,
 )
-from classify.models.backbones import build_backbone
-from classify.models.cxrnet import build_cxrnet
-from classify.models.fusion import build_fusion
+from classify.models.backbones import build_backbone, build_fusion
 from classify.models.multitask import SCXNN, build_member
 from classify.models.settings import (
     BackboneConfig,
@@ -45,7 +43,7 @@ from classify.models.settings import (
     NetworkConfig,
     UnetCbamConfig,
 )
-from classify.models.unet_cbam import UnetCbam
+from classify.models.unets import UnetCbam, build_cxrnet
 from classify.preprocess import PreprocessConfig, from_input, preprocess_all, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
 from classify.saliency.maps import look, look_pooled, maps_of_all, saliency_maps
@@ -53,7 +51,7 @@ from classify.tasks.settings import SingleConfig
 from cxr.boxes import Frame
 from cxr.bundle import Bundle, bundle_kind, load_bundle, rebuilding, save_bundle
 from cxr.cli import from_plain, to_plain
-from cxr.devices import inferring, pick_device
+from cxr.engines import inferring, pick_device
 
 Array = np.ndarray
 KIND = "pretrained"

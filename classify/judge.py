@@ -16,8 +16,7 @@ from classify.labels import GUARD, TARGET, member_files
 from classify.predictions import Item
 from classify.saliency import content_of
 from classify.screener import NOT_READ, READ, Screener
-from classify.screening.doubts import FINE_APART, doubts_of, of_other_age, unlike
-from classify.screening.tiers import film_tiers
+from classify.screening.reading import FINE_APART, doubts_of, film_tiers, of_other_age, unlike
 from cxr.boxes import Frame
 from cxr.bundle import bundle_meta
 from cxr.page.pictures import make_picture, make_saliency_picture

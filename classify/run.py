@@ -35,12 +35,11 @@ from classify.foreign import sentence_of
 from classify.judge import Panel
 from classify.predictions import ANSWERS, Item, PredictionWriter, name_of, split_note
 from classify.screener import NOT_READ
-from classify.screening.tiers import TIERS
+from classify.screening.reading import TIERS
 from classify.work import RunConfig, RunWork, Source, Unit, load_panel, note_panel, open_source
 from cxr.cli import as_command, parse_config, to_plain
-from cxr.devices import without_compiler
 from cxr.draw import to_data_uri
-from cxr.engines import shared_by
+from cxr.engines import shared_by, without_compiler
 from cxr.ledger import FilmRecords
 from cxr.manifest import CropRow
 from cxr.notes import count_notes
@@ -48,9 +47,8 @@ from cxr.page.build import write_page
 from cxr.page.words import printable
 from cxr.rules import refusing, require_same_settings
 from cxr.stats import softmax
-from cxr.stream import written
+from cxr.stream import LOCAL, spread, written
 from cxr.workdir import Workdir, console, log, read_json
-from cxr.workers import LOCAL, spread
 
 HERE = Path(__file__).resolve().parent
 PICTURES, PAGES = "pictures", "report"  # folders beside report.jsonl
@@ -65,14 +63,8 @@ _NO_GUARD = "This ensemble has no guard: a film unlike those of its calibration 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0 also when films were refused, 1 when none could be read, 2 for wrong arguments
     or files that are not what they should be, 130 when it was stopped."""
-    config = parse_config(
-        RunConfig,
-        argv,
-        prog="python -m classify.run",
-        example="python -m classify.run ../shared/data/dicom --crops --out runs/first",
-        positionals=("films",),
-        bare={"crops": ""},
-    )
+    example = "python -m classify.run ../shared/data/dicom --crops --out runs/first"
+    config = parse_config(RunConfig, argv, example, ("films",), bare={"crops": ""})
     with ExitStack() as stack:
         with refusing():
             at_once = 2 if config.films and config.cropped else 1  # films are boxed while judged

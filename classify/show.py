@@ -72,14 +72,8 @@ class ShowConfig:
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should."""
-    config = parse_config(
-        ShowConfig,
-        argv,
-        prog="python -m classify.show",
-        example="python -m classify.show ../shared/data/images/kermany --folder "
-        "runs/fusion --most 8",
-        positionals=("films",),
-    )
+    example = "python -m classify.show ../shared/data/images/kermany --folder runs/fusion --most 8"
+    config = parse_config(ShowConfig, argv, example, ("films",))
     with refusing():
         drawn = show(config)
     console.print(f"{len(drawn)} films drawn: {config.out_path}", highlight=False, markup=False)
@@ -96,7 +90,7 @@ def show(config: ShowConfig) -> list[Path]:
         )
     paths = list_films(config.films).films[: config.most or None]
     from classify.ensemble import load_single
-    from cxr.devices import pick_device
+    from cxr.engines import pick_device
 
     single = load_single(bundle)
     rule = f"--explain must be one of {', '.join(single.classes)}, or empty"

@@ -42,8 +42,8 @@ from cxr.page.build import write_pdf
 from cxr.page.pictures import map_uri, picture_uri, to_polygons
 from cxr.split import Split
 from cxr.stats import softmax
+from cxr.stream import LOCAL, spread
 from cxr.workdir import Workdir, console, counting, log, write_json
-from cxr.workers import LOCAL, spread
 from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField
 
