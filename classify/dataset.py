@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from classify.augment import Augment, GuideConfig, centre, dilate, swap_surroundings
 from classify.films import DRAWN, Case, Films, RegionConfig, part_in_path, select_cases
-from classify.labels import TARGET
+from classify.members import TARGET
 from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.tasks.settings import SingleConfig, TrainingConfig
 from cxr.boxes import Frame, expand_xyxy

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.labels import (
+from classify.members import (
     FAR_BELOW,
     NORMAL,
     OTHERS,
@@ -78,7 +78,7 @@ class Ensemble:
         self.weights = dict(weights or {})
         self.trained_on = trained_on
         self.exported: Any = None  # see `classify.exported.answer_by`
-        self.foreign: dict[str, Any] = {}  # of a classifier trained elsewhere, see classify.foreign
+        self.foreign: dict[str, Any] = {}  # of a classifier trained elsewhere, see classify.members
         self.device = torch.device(device)
         self.members: dict[str, nn.Module] = {
             target: net.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from classify.labels import (
+from classify.members import (
     FAR_BELOW,
     OTHERS,
     TARGET,

@@ -25,7 +25,7 @@ import numpy as np
 from rich.table import Table
 
 from classify.films import Case, read_split, select_cases
-from classify.labels import GUARD, member_files
+from classify.members import GUARD, member_files
 from classify.predictions import name_of
 from classify.screening.reading import doubts_of
 from cxr.bundle import load_arrays, rebuilding, save_bundle

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from classify.guard import Guard
-from classify.labels import GUARD, TARGET, member_files
+from classify.members import GUARD, TARGET, member_files
 from classify.predictions import Item
 from classify.saliency import content_of
 from classify.screener import NOT_READ, READ, Screener

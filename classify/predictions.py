@@ -26,8 +26,8 @@ from cxr.film import Film
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
 from cxr.manifest import CropRow
 from cxr.notes import code_of, sentence_of
+from cxr.page import printable
 from cxr.page.pictures import Picture, make_picture
-from cxr.page.words import printable
 from cxr.rules import require
 from cxr.stream import Unread, hash_film, read_ahead
 from cxr.workdir import log, write_atomic

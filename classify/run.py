@@ -31,8 +31,8 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from classify.foreign import sentence_of
 from classify.judge import Panel
+from classify.members import sentence_of
 from classify.predictions import ANSWERS, Item, PredictionWriter, name_of, split_note
 from classify.screener import NOT_READ
 from classify.screening.reading import TIERS
@@ -43,8 +43,8 @@ from cxr.engines import shared_by, without_compiler
 from cxr.ledger import FilmRecords
 from cxr.manifest import CropRow
 from cxr.notes import count_notes
+from cxr.page import printable
 from cxr.page.build import write_page
-from cxr.page.words import printable
 from cxr.rules import refusing, require_same_settings
 from cxr.stats import softmax
 from cxr.stream import LOCAL, spread, written

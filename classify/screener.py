@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.labels import bundles_in
+from classify.members import bundles_in
 from classify.screening.guarantee import (
     OperatingPoint,
     ScreeningFilms,

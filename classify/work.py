@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from classify.foreign import ModelSpec, check_model, settings_for
 from classify.guard import Guard
 from classify.judge import Judge, Panel, find_ensembles, is_for_children
-from classify.labels import GUARD, member_files
+from classify.members import GUARD, ModelSpec, check_model, member_files, settings_for
 from classify.predictions import Item, crops_on_disk, fresh_crop, name_of, whole_films
 from classify.screener import Screener
 from classify.screening.reading import FINE_APART, NOTED, read_tiers

@@ -12,7 +12,7 @@ import torch
 from classify.augment import AugmentConfig, GuideConfig, swap_surroundings
 from classify.dataset import FilmDataset, PixelCache, build_cache
 from classify.films import RegionConfig, select_cases
-from classify.labels import TARGET
+from classify.members import TARGET
 from classify.models.multitask import build_member
 from classify.models.settings import BackboneConfig, MemberConfig
 from classify.preprocess import PreprocessConfig

@@ -24,7 +24,7 @@ from saliency_nets import (
 )
 from torch import nn
 
-from classify.labels import NORMAL
+from classify.members import NORMAL
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, preprocess, to_input
@@ -74,7 +74,7 @@ def test_a_member_gets_the_library_s_map(method: str, neck: int) -> None:
 @pytest.fixture(scope="module")
 def shipped(root: Path) -> nn.Module:
     from classify.ensemble import member_of
-    from classify.labels import member_files
+    from classify.members import member_files
 
     folder = root / "weights/ensemble_crops"
     if not folder.is_dir():

@@ -12,7 +12,7 @@ import torch
 
 from classify.augment import AugmentConfig, GuideConfig
 from classify.dataset import PixelCache
-from classify.labels import label_of
+from classify.members import label_of
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks import member

@@ -154,7 +154,7 @@ def answer(
     from classify.audit.controls import draw_donors, hide
     from classify.audit.metrics import Regions, measure
     from classify.augment import swap_surroundings
-    from classify.labels import TARGET
+    from classify.members import TARGET
     from classify.saliency.maps import look
 
     rng = np.random.default_rng(seed)
@@ -199,7 +199,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """The figures of `run`, with intervals by patient; `labels` (N, M) as members have them."""
     from classify.evaluate import ANY, Question, ensemble_score
-    from classify.labels import NORMAL, TARGET
+    from classify.members import NORMAL, TARGET
     from cxr.stats import figure_of, weighted_auc, weighted_mean, with_draws
 
     ill = (labels != NORMAL).any(1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.foreign import check_model
+from classify.members import check_model
 from classify.saliency import check_method
 from cxr.cli import Several
 from cxr.engines import ENGINES, PRECISIONS

@@ -31,7 +31,7 @@ from classify.audit.rows import (
 )
 from classify.ensemble import Ensemble
 from classify.exported import answer_by
-from classify.foreign import ForeignConfig, ModelSpec, sentence_of, settings_for
+from classify.members import ForeignConfig, ModelSpec, sentence_of, settings_for
 from classify.saliency import to_pixels
 from classify.saliency.maps import check_draws
 from classify.screener import Screener

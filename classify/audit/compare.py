@@ -26,7 +26,7 @@ import numpy as np
 
 from classify.audit import NAMES, AuditConfig
 from classify.audit.rows import UNKNOWN, AuditRow, Row, read_audit
-from classify.labels import TARGET
+from classify.members import TARGET
 from cxr import stats
 from cxr.workdir import log, write_atomic
 

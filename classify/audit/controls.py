@@ -35,7 +35,7 @@ from classify.augment import swap_surroundings
 from classify.ensemble import Ensemble, member_maps
 from classify.evaluate import QUESTIONS, ensemble_score, may_answer
 from classify.films import Case
-from classify.labels import NORMAL, TARGET
+from classify.members import NORMAL, TARGET
 from classify.preprocess import from_input, to_input
 from classify.saliency.hooks import bare_net
 from classify.screener import Screener

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from classify.audit.rows import UNKNOWN
-from classify.labels import label_of
+from classify.members import label_of
 from classify.predictions import PredictionRow, name_of, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy, turn_xyxy
 from cxr.data_folders import Data, DataFolders

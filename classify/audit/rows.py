@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from classify.audit.metrics import METRICS
-from classify.labels import TARGET
+from classify.members import TARGET
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
 from cxr.rules import require, require_same_settings
 from cxr.stats import Figure

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from classify.audit.figures import BLIND, BLIND_MAPS, METRICS, SHOWN, TRAPS
+from cxr.page import in_unit, interval, listed, p_value, whole
 from cxr.page.build import (
     Cells,
     Chart,
@@ -23,7 +24,6 @@ from cxr.page.build import (
     source_of,
 )
 from cxr.page.charts import Row, both, cascade, curves, forest, forest_of, histogram
-from cxr.page.words import in_unit, interval, listed, p_value, whole
 
 _MAIN = {"lift", "lift_answered", "inside_share", "pointing_hit", "border_share"}
 _MAIN |= {"finding_lift", "finding_hit"}

@@ -18,13 +18,13 @@ from rich.table import Table as RichTable
 
 from classify.audit.figures import SHOWN, mean_of
 from classify.audit.rows import UNKNOWN, AuditRow, Row, figure_cells, read_audit
-from classify.labels import TARGET
+from classify.members import TARGET
 from cxr import stats
 from cxr.cli import to_plain
+from cxr.page import in_unit, interval, whole
 from cxr.page.build import Chart, Table, write_page
 from cxr.page.charts import Row as Line
 from cxr.page.charts import forest_of
-from cxr.page.words import in_unit, interval, whole
 from cxr.rules import require
 from cxr.workdir import console, provenance, read_json, write_atomic, write_json
 

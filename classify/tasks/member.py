@@ -42,7 +42,7 @@ from classify.films import (
     share_cases,
     tell_films,
 )
-from classify.labels import NORMAL, OTHERS, TARGET, label_of
+from classify.members import NORMAL, OTHERS, TARGET, label_of
 from classify.models.multitask import SCXNN, build_member
 from classify.predictions import PredictionRow, PredictionWriter
 from classify.preprocess import PreprocessConfig, to_input

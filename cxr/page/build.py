@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from cxr.page.words import DECISIONS, in_unit, name_of, printable
+from cxr.page import DECISIONS, in_unit, name_of, printable
 from cxr.workdir import log, replacing
 
 if TYPE_CHECKING:

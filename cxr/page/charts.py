@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from markupsafe import Markup, escape
 
-from cxr.page.words import in_unit
+from cxr.page import in_unit
 
 WIDTH, NARROW = 540, 330  # px: in two columns on a desk; on a telephone and in print
 TICKS = 5

@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from classify.audit.films import Truths
-from classify.labels import TARGET
+from classify.members import TARGET
 from classify.predictions import Item, crops_on_disk, name_of, whole_films
 from classify.saliency import check_method
 from cxr.cli import Several
@@ -25,7 +25,7 @@ from cxr.draw import fit
 from cxr.film import list_films
 from cxr.intensity import to_uint8
 from cxr.manifest import read_manifest
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_at_least
 from cxr.stream import batched
 from cxr.workdir import console, log

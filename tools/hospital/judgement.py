@@ -150,7 +150,7 @@ class Ran:
         return {name: self._ensemble(name, folder) for name, folder in found.items()}
 
     def _ensemble(self, name: str, folder: Path) -> tuple[Algorithm, OperatingPoint | None]:
-        from classify.labels import GUARD, member_files, targets_of
+        from classify.members import GUARD, member_files, targets_of
         from cxr.bundle import bundle_meta
 
         members = self.made["settings"].get("members", {})

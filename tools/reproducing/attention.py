@@ -26,7 +26,7 @@ from classify.audit.films import Truths, draw_lungs
 from classify.audit.metrics import Regions, measure
 from classify.ensemble import Single, load_single, member_of, prepare_films
 from classify.films import Case, select_cases
-from classify.labels import classes_of
+from classify.members import classes_of
 from classify.preprocess import PreprocessConfig
 from classify.saliency import OWN_MAPS, to_pixels
 from classify.saliency.maps import explain, explains_itself, saliency_maps

@@ -27,7 +27,7 @@ from classify.dataset import (
 )
 from classify.ensemble import member_of
 from classify.films import Case
-from classify.labels import FAR_BELOW, label_of
+from classify.members import FAR_BELOW, label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.guarantee import ScreeningFilms
 from classify.screening.reading import TIERS, RiskRow, risk_table
