@@ -19,7 +19,7 @@ from classify.screener import NOT_READ, READ, Screener
 from classify.screening.reading import FINE_APART, doubts_of, film_tiers, of_other_age, unlike
 from cxr.boxes import Frame
 from cxr.bundle import bundle_meta
-from cxr.page.pictures import make_picture, make_saliency_picture
+from cxr.page.build import make_picture, make_saliency_picture
 from cxr.workdir import read_json
 
 CHILDREN = "children"

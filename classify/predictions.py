@@ -27,7 +27,7 @@ from cxr.ledger import ODD, Ledger, csv_line, read_csv
 from cxr.manifest import CropRow
 from cxr.notes import code_of, sentence_of
 from cxr.page import printable
-from cxr.page.pictures import Picture, make_picture
+from cxr.page.build import Picture, make_picture
 from cxr.rules import require
 from cxr.stream import Unread, hash_film, read_ahead
 from cxr.workdir import log, write_atomic

@@ -23,7 +23,7 @@ from classify.saliency.maps import saliency_maps
 from classify.screener import CLEARED, READ, Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.notes import note
-from cxr.page.pictures import Picture
+from cxr.page.build import Picture
 
 SIZES = [(120, 100), (80, 130), (96, 96), (100, 60)]
 

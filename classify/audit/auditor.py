@@ -38,8 +38,7 @@ from classify.screener import Screener
 from cxr.cli import to_plain
 from cxr.ledger import FilmRecords
 from cxr.notes import sentence_of as note_in_words
-from cxr.page.build import write_pdf
-from cxr.page.pictures import map_uri, picture_uri, to_polygons
+from cxr.page.build import map_uri, picture_uri, to_polygons, write_pdf
 from cxr.split import Split
 from cxr.stats import softmax
 from cxr.stream import LOCAL, spread

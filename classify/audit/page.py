@@ -21,8 +21,7 @@ from classify.audit.figures import LIFT
 from classify.audit.rows import FLAGS
 from classify.audit.sections import answer_chart, flatten, sections
 from cxr.page import DECISIONS, in_unit, name_of, printable
-from cxr.page.build import page_template, to_json, write_page
-from cxr.page.pictures import inferno
+from cxr.page.build import inferno, page_template, to_json, write_page
 from cxr.rules import require
 
 HERE = Path(__file__).resolve().parent

@@ -22,7 +22,7 @@ from torch import nn
 from classify.audit.rows import Row
 from classify.models.multitask import STAGES
 from classify.saliency.hooks import left_as_found, rearranges
-from classify.ssim import ssim_of
+from classify.saliency.maps import ssim_of
 
 ANOTHER_FILM = "another film"  # the stage of the floor that the maps fall to
 _AT_A_TIME = 32  # films

@@ -29,7 +29,7 @@ from classify.films import (
     tell_films,
 )
 from classify.models.unets import UnetCbam
-from classify.ssim import ssim, ssim_loss
+from classify.saliency.maps import ssim, ssim_loss
 from classify.tasks.settings import PretrainConfig
 from cxr import draw
 from cxr.cli import to_plain

@@ -17,7 +17,7 @@ from rich.progress import track
 from classify.evaluate import SHORTCUTS, film_shortcuts
 from cxr.boxes import Frame
 from cxr.data_folders import DataFolders
-from cxr.page.pictures import picture_uri
+from cxr.page.build import picture_uri
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
 from exploring.entries import Box, Entry, FilmClass, ordered_classes
