@@ -1,4 +1,4 @@
-"""classify/saliency/maps.py against scikit-image's SSIM, against figures by hand, and its gradient."""
+"""SSIM of classify/saliency/maps.py: against scikit-image's, figures by hand, and its gradient."""
 
 from __future__ import annotations
 
