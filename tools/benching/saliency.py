@@ -20,8 +20,8 @@ def saliency_rows(
     """Rows for Grad-CAM and for Score-CAM of one member against pytorch-grad-cam as it is, and the
     rank correlations of Score-CAM over the strongest channels with that over all."""
     from classify.audit.randomise import rank_correlation
+    from classify.saliency import TOP_K
     from classify.saliency.maps import saliency_maps
-    from classify.saliency.methods import TOP_K
 
     member = ensemble.member(ensemble.targets[0])
     # as many crops as a batch needs, taken over again where there are fewer
@@ -86,8 +86,8 @@ def score_timers(member: Any, crops: Any) -> list[Timer]:
     """Score-CAM of one film by the library, by us over all channels, and over the strongest."""
     import torch
 
+    from classify.saliency import SCORE_BATCH, TOP_K
     from classify.saliency.maps import saliency_maps
-    from classify.saliency.methods import SCORE_BATCH, TOP_K
 
     def library(n: int) -> None:
         # with the same batch size as ours, and its progress bar out of the way

@@ -156,7 +156,7 @@ def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) ->
 def whole_rows(films: Sequence[Path], number: int, dicom: int) -> list[dict[str, Any]]:
     """The run with all that it does, cold start included, over so many JPEG and large DICOM films,
     beside the networks' own time."""
-    from classify.panel import find_ensembles
+    from classify.judge import find_ensembles
     from cxr.engines import is_there
 
     ensembles = find_ensembles(ROOT / "weights", "crops")

@@ -1,9 +1,10 @@
 """How alike two methods' maps of the same films are: SSIM, beside that of different films.
 
 Maps are laid on the film's own shape, at most 128 px long, each with its highest value as 1, and
-compared by `classify.ssim` (Wang et al. 2004). Two methods that both draw a blob in the middle of
-every film are alike without having looked: so each film's map is also compared with the other
-method's map of another patient's film, and `own_less_other` is what the films themselves add.
+compared by the SSIM of `classify.saliency.maps` (Wang et al. 2004). Two methods that both draw a
+blob in the middle of every film are alike without having looked: so each film's map is also
+compared with the other method's map of another patient's film, and `own_less_other` is what the
+films themselves add.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
 
 def map_ssim(a: Explained, b: Explained) -> float:
     """SSIM of two maps on the picture of `a`."""
-    from classify.ssim import WINDOW, ssim_of  # late: it loads torch
+    from classify.saliency.maps import WINDOW, ssim_of  # late: it loads torch
 
     height, width = a.picture.shape
     scale = min(1.0, MAP_SIDE / max(height, width))

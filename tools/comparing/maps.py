@@ -17,15 +17,15 @@ from rich.progress import track
 from rich.table import Table
 
 from classify.audit.films import Truths
-from classify.inputs import Item, crops_on_disk, name_of, whole_films
-from classify.labels import TARGET
-from classify.saliency.methods import check_method
+from classify.members import TARGET
+from classify.predictions import Item, crops_on_disk, name_of, whole_films
+from classify.saliency import check_method
 from cxr.cli import Several
 from cxr.draw import fit
 from cxr.film import list_films
 from cxr.intensity import to_uint8
 from cxr.manifest import read_manifest
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_at_least
 from cxr.stream import batched
 from cxr.workdir import console, log
@@ -115,8 +115,8 @@ class MapsConfig:
 def run(config: MapsConfig) -> int:
     """Make and write the maps; raises ValueError or OSError for what does not fit."""
     from classify.ensemble import Ensemble
+    from classify.saliency import to_pixels
     from classify.saliency.maps import check_draws, saliency_maps
-    from classify.saliency.methods import to_pixels
 
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]

@@ -20,8 +20,8 @@ import numpy as np
 
 from comparing.maps import MapSet, common_films, load_all
 from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
+from cxr.page import printable
 from cxr.page.build import page_text, to_json
-from cxr.page.words import printable
 from cxr.rules import require, require_at_least
 from cxr.workdir import console, provenance, write_atomic, write_json
 

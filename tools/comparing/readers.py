@@ -24,7 +24,7 @@ import numpy as np
 from comparing.maps import show
 from comparing.page import KEY_SCHEMA, VERSION, Trial
 from cxr.cli import to_plain
-from cxr.page.words import p_value
+from cxr.page import p_value
 from cxr.rules import require, require_at_least
 from cxr.stats import Figure, exact_share, figure_of, in_words, sign_p, weighted_mean, with_draws
 from cxr.workdir import provenance, read_json, read_text, write_json

@@ -24,8 +24,8 @@ from cxr.films_table import (
     why_unknown,
 )
 from cxr.manifest import read_manifest
+from cxr.page import printable
 from cxr.page.build import Table
-from cxr.page.words import printable
 from cxr.public_sets.records import sex_of, years_of
 
 NOT_STATED = "not stated"

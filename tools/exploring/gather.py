@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from rich.progress import track
 
-from classify import shortcuts
+from classify.evaluate import SHORTCUTS, film_shortcuts
 from cxr.boxes import Frame
 from cxr.data_folders import DataFolders
-from cxr.page.pictures import picture_uri
+from cxr.page.build import picture_uri
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
 from exploring.entries import Box, Entry, FilmClass, ordered_classes
 
 SIDE, GRID, SPARE, TILE = 256, 24, 6, 128  # px, films, films, px
 SMALLEST_SHOWN, MOST_SHOWN = 12, 24  # films of a class with pictures; such classes
-FILM, OUTSIDE, NUMBERS, CROP = shortcuts.NAMES
+FILM, OUTSIDE, NUMBERS, CROP = SHORTCUTS
 ASPECT = "aspect ratio"
 FEATURES = {FILM: 65, OUTSIDE: 65, NUMBERS: 5, ASPECT: 1, CROP: 64}  # shortcuts: numbers of a film
 OTHER_SHAPE = "the film has another shape than its box says"
@@ -144,7 +144,7 @@ def film_features(pixels: np.ndarray, box_xyxy: np.ndarray | None) -> dict[str, 
     """The FEATURES of a film (H, W), in their order; without a box only what needs none."""
     height, width = pixels.shape
     box = (0.0, 0.0, float(width), float(height)) if box_xyxy is None else box_xyxy.tolist()
-    found = dict(zip(shortcuts.NAMES, shortcuts.film_shortcuts(pixels, box), strict=True))
+    found = dict(zip(SHORTCUTS, film_shortcuts(pixels, box), strict=True))
     found[ASPECT] = np.array([height / width])
     return {name: found[name] for name in ((FILM, ASPECT) if box_xyxy is None else FEATURES)}
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classify.bundles import load_single, member_of
+from classify.ensemble import load_single, member_of
 from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, to_input
-from classify.saliency.closed import logits_and_maps
 from classify.saliency.hooks import (
     backbone_layers,
+    logits_and_maps,
     pooled_layers,
     run_recorded,
     saliency_layer,

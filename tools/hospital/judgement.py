@@ -12,8 +12,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from classify.audit.rows import AuditRow, read_audit
-from classify.inputs import name_of
-from classify.predictions import PredictionRow, read_predictions
+from classify.predictions import PredictionRow, name_of, read_predictions
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.manifest import CropRow, read_manifest
@@ -151,7 +150,7 @@ class Ran:
         return {name: self._ensemble(name, folder) for name, folder in found.items()}
 
     def _ensemble(self, name: str, folder: Path) -> tuple[Algorithm, OperatingPoint | None]:
-        from classify.inputs import GUARD, member_files, targets_of
+        from classify.members import GUARD, member_files, targets_of
         from cxr.bundle import bundle_meta
 
         members = self.made["settings"].get("members", {})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr.cli import from_plain
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import RefusedError
 from cxr.workdir import read_json, write_json
 from hospital import spool, worklist

@@ -13,7 +13,7 @@ from rich.table import Table as Shown
 
 from cxr.cli import Several, from_plain, to_plain
 from cxr.data_folders import DataFolders
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from cxr.training.recipe import flatten
 from reproducing.experiment import BUDGETS, Experiment, merge

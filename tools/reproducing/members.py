@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classify.bundles import member_of
 from classify.dataset import FilmDataset, build_cache, cache_of
+from classify.ensemble import member_of
 from classify.films import Case
-from classify.labels import TARGET
+from classify.members import TARGET
 from classify.models.multitask import SCXNN
 from classify.preprocess import to_input
 from classify.tasks.settings import TrainConfig

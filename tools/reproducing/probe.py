@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from classify.evaluate import fit_shortcut
 from classify.films import Case, select_cases
-from classify.shortcuts import fit_shortcut
 from cxr.data_folders import Data, DataFolders
 from cxr.ledger import Answer
 from cxr.stream import Unread, batched, default_jobs, read_ahead

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classify.bundles import member_of
 from classify.dataset import (
     NO_REGION,
     FilmDataset,
@@ -26,8 +25,9 @@ from classify.dataset import (
     film_loader,
     predict,
 )
+from classify.ensemble import member_of
 from classify.films import Case
-from classify.labels import FAR_BELOW, label_of
+from classify.members import FAR_BELOW, label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.guarantee import ScreeningFilms
 from classify.screening.reading import TIERS, RiskRow, risk_table
