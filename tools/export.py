@@ -102,8 +102,10 @@ def read_films(paths: Sequence[str], most: int) -> list[np.ndarray]:
 def export(bundle: Path, films: Sequence[np.ndarray]) -> tuple[float, float]:
     """Write one network's file; returns by how much its answers differ at most, and how much is
     allowed. Raises ValueError where they differ by more: then nothing is written."""
-    from exporting.graphs import GRAPHS  # torch is loaded here, when nothing light is wrong
-    from exporting.onnx_file import to_onnx
+    from exporting import (
+        GRAPHS,  # torch is loaded here, when nothing light is wrong
+        to_onnx,
+    )
 
     kind = bundle_kind(bundle)
     graph, example, names = GRAPHS[kind](bundle)
