@@ -1,6 +1,7 @@
-"""What is exported of each kind of network: a graph, an example of its input, and the names of its
-outputs; what stands before and behind it is NumPy's. And a graph of torch as an ONNX file that ONNX
-Runtime can run fast: small, plain, of no machine.
+"""What is exported of each kind of network, and a graph of torch as an ONNX file.
+
+A kind has a graph, an example of its input, and the names of its outputs; what stands before and
+behind it is NumPy's. The file can be run fast by ONNX Runtime: small, plain, of no machine.
 """
 
 from __future__ import annotations

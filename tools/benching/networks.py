@@ -1,8 +1,8 @@
-"""The networks against the usual libraries, by timers that take turns: a box, each network by each
-engine, many members, the way from a film to its answers, and maps of one member.
+"""The networks against the usual libraries, by timers that take turns.
 
-Single times mean little on a machine that others share: these are medians over the same films on
-the same machine, and how far they spread.
+Timed are a box, each network by each engine, many members, the way from a film to its answers, and
+maps of one member. Single times mean little on a machine that others share: these are medians over
+the same films on the same machine, and how far they spread.
 """
 
 from __future__ import annotations

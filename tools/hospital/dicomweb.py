@@ -17,10 +17,8 @@ from typing import Any
 
 from cxr.rules import RefusedError
 from cxr.workdir import console
-from hospital import spool
-from hospital.journal import Journal
-from hospital.roles import log, where
-from hospital.settings import Site, needs_pacs
+from hospital.journal import FILMS, NO_SPACE, PULLED, SUCCESS, Journal, has_room, is_own, take_in
+from hospital.settings import Site, log, needs_pacs, where
 
 MODALITIES = ("CR", "DX", "OT")  # OT and SC: secondary captures
 _TIMEOUT_S = (10, 60)
@@ -152,7 +150,7 @@ def _pull_study(site: Site, journal: Journal, web: Any, study: str, found: Pulle
         for one in series
         if _value(one, "00080060") in MODALITIES and (series_uid := str(_value(one, "0020000E")))
         for instance in web.search_for_instances(study, series_uid)
-        if _value(instance, "00080016") in spool.FILMS and (film := _value(instance, "00080018"))
+        if _value(instance, "00080016") in FILMS and (film := _value(instance, "00080018"))
     ]
     found.seen += len(films)
     fresh = [(s, f) for s, f in films if not journal.knows(site.folders.key_of(f))]
@@ -170,8 +168,8 @@ def _pull_study(site: Site, journal: Journal, web: Any, study: str, found: Pulle
             log.warning("a film could not be pulled: %s", where(error))
             found.failed += 1
             continue
-        found.new += status == spool.SUCCESS
-        found.refused += status != spool.SUCCESS
+        found.new += status == SUCCESS
+        found.refused += status != SUCCESS
 
 
 def _reported(web: Any, study: str, series: Sequence[str]) -> Iterator[str]:
@@ -181,7 +179,7 @@ def _reported(web: Any, study: str, series: Sequence[str]) -> Iterator[str]:
     for uid in series:
         for told in web.retrieve_series_metadata(study, uid):
             report = Dataset.from_json(told)
-            if not spool.is_own(report):
+            if not is_own(report):
                 continue
             for evidence in report.get("CurrentRequestedProcedureEvidenceSequence") or ():
                 for one in evidence.get("ReferencedSeriesSequence") or ():
@@ -190,17 +188,17 @@ def _reported(web: Any, study: str, series: Sequence[str]) -> Iterator[str]:
 
 
 def _fetch(site: Site, journal: Journal, web: Any, study: str, series: str, film: str) -> int:
-    """One film as the PACS keeps it, into the spool; the status is `spool.take_in`'s."""
-    if not spool.has_room(site, site.largest_mb << 20):
-        return spool.NO_SPACE
+    """One film as the PACS keeps it, into the spool; the status is `take_in`'s."""
+    if not has_room(site, site.largest_mb << 20):
+        return NO_SPACE
     kept = (("application/dicom", "*"),)  # the stored transfer syntax
     found = web.retrieve_instance(study, series, film, media_types=kept)
-    handle, name = tempfile.mkstemp(dir=site.folders.arriving, prefix=spool.PULLED)
+    handle, name = tempfile.mkstemp(dir=site.folders.arriving, prefix=PULLED)
     path = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             found.save_as(file, enforce_file_format=True)
-        return spool.take_in(site, journal, path, film)
+        return take_in(site, journal, path, film)
     finally:
         path.unlink(missing_ok=True)
 
