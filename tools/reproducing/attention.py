@@ -12,7 +12,6 @@ lungs' share of what the network saw (classify.audit.metrics): 1 is chance.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +38,7 @@ from cxr.film import Film
 from cxr.films_table import FilmNames
 from cxr.stats import Figure, mean_figure
 from cxr.stream import Unread, batched, default_jobs, read_ahead
-from cxr.workdir import log, sha256_file, write_json
+from cxr.workdir import log, read_json, sha256_file, write_json
 from detect.lungfield.field import DEFAULT_WEIGHTS, LungField
 
 RESULT = "attention.json"  # in the training's folder
@@ -104,10 +103,8 @@ def attention_of(
         data: folders with films.csv, the films and, where there are any, human lung masks.
         crops: folder of detect.crop, for a network that was trained on crops.
         max_films: measure so many of the tested films, drawn by a hash of their names; 0 for all.
-        draws: bootstrap draws of patients.
-        seed: of the bootstrap.
-        batch: films at a time.
-        device: auto, cpu or cuda.
+        draws, seed: of the bootstrap of patients.
+        batch: films at a time, on `device`: auto, cpu or cuda.
     """
     folder, data = Path(folder), DataFolders(data)
     folds = sorted(folder.glob("fold[0-9]*"), key=lambda p: (len(p.name), p.name)) or [folder]
@@ -203,7 +200,7 @@ def _hash(path: Path) -> str:
 def _read(path: Path, key: dict[str, Any]) -> Attention | None:
     """What an earlier call wrote for the same key."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         if data.pop("key") != key:
             return None
         nets = {name: Figure(**values) for name, values in data.pop("nets").items()}

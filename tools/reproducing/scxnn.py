@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from classify.bundles import member_of
 from classify.dataset import (
@@ -27,7 +28,9 @@ from classify.dataset import (
     predict,
 )
 from classify.films import Case
-from classify.labels import FAR_BELOW, label_of
+from classify.labels import FAR_BELOW, TARGET, label_of
+from classify.models.multitask import SCXNN
+from classify.preprocess import to_input
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.films import ScreeningFilms
 from classify.screening.tiers import TIERS, RiskRow, risk_table
@@ -36,12 +39,12 @@ from classify.tasks.settings import TrainConfig
 from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
 from cxr.cli import from_plain
+from cxr.draw import draw_contour, fit, overlay_saliency, to_rgb, write_sheet
 from cxr.films_table import has_disease, is_abnormal, is_among
 from cxr.plots import new_figure, write_figure
 from cxr.rules import require
 from cxr.stats import Figure, figure_of, ratio, share_figure, softmax, weighted_auc, with_draws
 from cxr.workdir import log, replacing, write_json
-from reproducing.members import draw_members
 from reproducing.runners import SplitOf, digest, shared_folder
 
 LEAST = 1e-12  # a sum of scores must not be 0
@@ -415,3 +418,63 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
     where: dict[str, Any] = {"title": "answered", "frameon": False, "loc": "outside upper right"}
     picture.legend(*handles, ncols=len(groups[0].shares), **where)
     return write_figure(picture, path)
+
+
+TILE = 320  # px
+_TRIED = 24  # films of each target, the surest ones
+
+
+def draw_members(
+    training: TrainConfig, cases: Sequence[Case], logits: np.ndarray, path: Path
+) -> None:
+    """One PNG with a tile a target: of its tested films the one that its member is surest of, those
+    with a drawn region first, with the map over it and the region's outline in blue.
+
+    Args:
+        training: of the members, which lie in `training.out`.
+        cases: N tested films.
+        logits: (N, M, K) of the M members, in the order of the targets.
+        path: the file.
+    """
+    chances, nets = softmax(logits)[..., TARGET], _nets(training)
+    tiles, captions = [], []
+    for m, target in enumerate(training.targets):
+        having = [i for i, case in enumerate(cases) if has_disease(case.row, [target])]
+        having = sorted(having, key=lambda i: -chances[i, m])[:_TRIED]
+        if not having:
+            continue
+        side, about = training.preprocess.side, (training.preprocess, training.region)
+        own = [cases[i] for i in having]
+        cache = build_cache(own, *about, cache_of(training), side, targets=(target,))
+        drawn = cache.region_of[:, 0] >= 0
+        best = int(drawn.argmax())  # the surest with a region, the surest of all where none has one
+        picture = np.asarray(cache.images[best])
+        pixels = FilmDataset(cache, [0] * len(having), [best], side)[0]["image"][None]
+        net, place = nets[target]
+        found = fit(_map_of(net, to_input(pixels, training.preprocess), place), TILE)
+        tile = overlay_saliency(fit(to_rgb(picture), TILE), found)
+        if drawn[best]:
+            region = np.asarray(cache.regions[cache.region_of[best, 0]])
+            tile = draw_contour(tile, fit(region, TILE) > 127)
+        tiles.append(tile)
+        captions.append(f"{target.replace('_', ' ')}: {chances[having[best], m]:.2f}")
+    title = "Grad-CAM of each member for its target (blue: the region that a reader drew)"
+    write_sheet(path, tiles, captions, TILE, title)
+
+
+def _nets(training: TrainConfig) -> dict[str, tuple[SCXNN, int]]:
+    """Target → its network, and the number of its target logit there."""
+    found: dict[str, tuple[SCXNN, int]] = {}
+    for name, targets in training.networks.items():
+        bundle = load_bundle(Path(training.out) / f"{name}.safetensors", "member")
+        net = member_of(bundle).eval()
+        found |= {t: (net, m * net.classes + TARGET) for m, t in enumerate(targets)}
+    return found
+
+
+def _map_of(net: SCXNN, film: torch.Tensor, place: int) -> np.ndarray:
+    """(h, w) of one normalised film (1, 3, side, side)."""
+    with torch.inference_mode():
+        maps = net.maps(film)[0]
+        found = torch.einsum("c,chw->hw", net.fc.weight[place], maps).clamp(min=0)
+    return found.numpy().astype(np.float32)

@@ -3,7 +3,6 @@ patient, and in words what differs from the paper (words.yaml)."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ import yaml
 from cxr.answers import Answer, read_answers
 from cxr.stats import Figure, Report
 from cxr.training.recipe import flatten
+from cxr.workdir import read_json
 from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import OF_A_PART, OF_THE_TRAINING, Experiment, Measure
 from reproducing.runners import find_runner
@@ -207,7 +207,7 @@ def read_kept(path: Path, cells: Sequence[Cell]) -> dict[tuple[str, str], Kept]:
     settings and films are still the same, which their keys tell; empty without such a file."""
     if not path.is_file():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rows = read_json(path)["rows"]
     keys = {(cell.row, cell.column): cell.key for cell in cells}
     return {
         place: Kept(
@@ -272,7 +272,7 @@ def measure_cell(
     classes, answers = read_answers(folder / "answers.csv")
     figures = measure_answers(classes, answers, measures, config.draws, config.seed)
     path = folder / "figures.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    own = read_json(path) if path.is_file() else {}
     for name in (n for n, group in wanted.items() if group in OF_THE_TRAINING):
         figures[name] = Figure(**own[name]) if name in own else None
     reasons = {name: NOT_ITS for name, known in figures.items() if known is None}
