@@ -48,12 +48,8 @@ class CheckConfig:
         require_at_least(self, patience_s=1)
 
 
-class Steps(list[tuple[str, str, str]]):
-    """What was tried: name, "ok", "failed" or "skipped", and what was seen."""
-
-    def add(self, name: str, holds: bool | None, seen: str) -> None:
-        """One step; None: skipped."""
-        self.append((name, {True: "ok", False: "failed", None: "skipped"}[holds], seen))
+Step = tuple[str, bool | None, str]  # what was tried, does it hold (None: skipped), what was seen
+_WORDS = {True: "ok", False: "failed", None: "skipped"}
 
 
 @contextmanager
@@ -117,40 +113,41 @@ def run(config: CheckConfig) -> int:
     from rich.table import Table
 
     needs_pacs()
-    steps, missing = Steps(), missing_peers()
-    told = f"apt-get install --no-install-recommends {' '.join(missing)}" if missing else ""
-    steps.add("peers", not missing or None, told or "all there")
-    if missing_peers("Orthanc"):
-        steps.add("a PACS to try with", False, "Orthanc or its DICOMweb is missing")
-    else:
-        with tempfile.TemporaryDirectory(prefix="lungfirst-check-") as folder:
-            _try(Path(config.keep or folder), config.patience_s, steps)
-    failed = sum(state == "failed" for _, state, _ in steps)
+    steps = list(_steps(config))
+    failed = sum(holds is False for _, holds, _ in steps)
     table = Table("step", "result", "seen", title=f"{len(steps)} steps, {failed} failed")
-    for row in steps:
-        table.add_row(*row)
+    for name, holds, seen in steps:
+        table.add_row(name, _WORDS[holds], seen)
     console.print(table)
     return 1 if failed else 0
 
 
-def _try(root: Path, patience_s: float, steps: Steps) -> None:
-    films, port = sample_films(root / "films"), free_port()
-    with Orthanc(root / "orthanc", port) as pacs:
-        site = Site(
-            state=root / "state",
-            port=port,
-            destination=pacs.destination,
-            commitment=True,
-            pull=pacs.web,
-            pull_minutes=0.1,
-            health_port=0,
-            keep_days=1.0,
-        )
-        with running(site) as service:
-            steps.add("service", True, f"listens on 127.0.0.1:{port}")
-            _Way(pacs, service, films, patience_s, steps).go()
-        steps.add("end", True, "all processes ended after SIGTERM")
-    _look_for_names(site, films, steps)
+def _steps(config: CheckConfig) -> Iterator[Step]:
+    missing = missing_peers()
+    told = f"apt-get install --no-install-recommends {' '.join(missing)}" if missing else ""
+    yield "peers", not missing or None, told or "all there"
+    if missing_peers("Orthanc"):
+        yield "a PACS to try with", False, "Orthanc or its DICOMweb is missing"
+        return
+    with tempfile.TemporaryDirectory(prefix="lungfirst-check-") as folder:
+        root = Path(config.keep or folder)
+        films, port = sample_films(root / "films"), free_port()
+        with Orthanc(root / "orthanc", port) as pacs:
+            site = Site(
+                state=root / "state",
+                port=port,
+                destination=pacs.destination,
+                commitment=True,
+                pull=pacs.web,
+                pull_minutes=0.1,
+                health_port=0,
+                keep_days=1.0,
+            )
+            with running(site) as service:
+                yield "service", True, f"listens on 127.0.0.1:{port}"
+                yield from _Way(pacs, service, films, config.patience_s).go()
+            yield "end", True, "all processes ended after SIGTERM"
+        yield _look_for_names(site, films)
 
 
 @dataclass(frozen=True)
@@ -161,127 +158,115 @@ class _Way:
     service: Service
     films: list[Path]
     patience_s: float
-    steps: Steps
+
+    def go(self) -> Iterator[Step]:
+        """All steps; later ones are tried where earlier ones failed too."""
+        yield from self._receive()
+        yield from self._refuse()
+        yield from self._results()
+        yield from self._repeat()
+        found = {p: len(ask_worklist(self._port, p)) for p in ("HIGH", "MEDIUM", "LOW")}
+        told = ", ".join(f"{n} {priority}" for priority, n in found.items())
+        yield "worklist by C-FIND (UPS Pull)", sum(found.values()) == len(self.films), told
+        yield from self._health()
 
     @property
-    def site(self) -> Site:
-        return self.service.site
-
-    def go(self) -> None:
-        """All steps; later ones are tried where earlier ones failed too."""
-        self._receive()
-        self._refuse()
-        self._results()
-        self._repeat()
-        self._worklist()
-        self._health()
-
-    def _receive(self) -> None:
-        port, add = self.site.port, self.steps.add
-        first, last = self.films[0], self.films[2]
-        if find_peer("storescu"):
-            echo = call(["echoscu", "-aec", "LUNGFIRST", "127.0.0.1", str(port)])
-            add("C-ECHO by DCMTK", echo.returncode == 0, f"echoscu ended with {echo.returncode}")
-            sent = storescu(port, first, last).returncode
-            add("two films by DCMTK", sent == 0, f"storescu ended with {sent}")
-        else:
-            for path in (first, last):
-                self.pacs.push(self.pacs.upload(path))
-            add("films by DCMTK", None, "DCMTK is missing: Orthanc sends them too")
-        pushed = self.pacs.push(self.pacs.upload(self.films[1]))
-        add("a JPEG 2000 film by Orthanc", pushed.status == 200, f"HTTP {pushed.status}")
-        self.pacs.upload(self.films[3])
-        wanted = len(self.films)
-        took = wait_for(lambda: self._told()["received"] >= wanted, self.patience_s)
-        add("a film that nobody sent is pulled", took < self.patience_s, f"after {took:.1f} s")
+    def _port(self) -> int:
+        return self.service.site.port
 
     def _told(self) -> dict[str, Any]:
         return health(self.service.journal)
 
-    def _refuse(self) -> None:
-        if not find_peer("storescu"):
-            return
+    def _wait_for(self, count: str) -> tuple[bool, str]:
+        """Until as many films as were sent are counted so."""
+        wanted, patience_s = len(self.films), self.patience_s
+        took = wait_for(lambda: self._told()[count] >= wanted, patience_s)
+        return took < patience_s, f"after {took:.1f} s"
+
+    def _receive(self) -> Iterator[Step]:
+        first, last = self.films[0], self.films[2]
+        if find_peer("storescu"):
+            echo = call(["echoscu", "-aec", "LUNGFIRST", "127.0.0.1", str(self._port)]).returncode
+            yield "C-ECHO by DCMTK", echo == 0, f"echoscu ended with {echo}"
+            sent = storescu(self._port, first, last).returncode
+            yield "two films by DCMTK", sent == 0, f"storescu ended with {sent}"
+        else:
+            for path in (first, last):
+                self.pacs.push(self.pacs.upload(path))
+            yield "films by DCMTK", None, "DCMTK is missing: Orthanc sends them too"
+        pushed = self.pacs.push(self.pacs.upload(self.films[1])).status
+        yield "a JPEG 2000 film by Orthanc", pushed == 200, f"HTTP {pushed}"
+        self.pacs.upload(self.films[3])
+        yield "a film that nobody sent is pulled", *self._wait_for("received")
+
+    def _refuse(self) -> Iterator[Step]:
         from pydicom.data import get_testdata_file
 
-        scan = Path(str(get_testdata_file("CT_small.dcm", download=False)))
-        wrong = {
-            "a CT": storescu(self.site.port, scan),
-            "a wrong AE title": storescu(self.site.port, self.films[0], title="OTHER"),
-        }
-        for what, sent in wrong.items():
-            told = f"rc {sent.returncode}"
-            self.steps.add(f"{what} is not accepted", sent.returncode != 0, told)
+        if find_peer("storescu"):
+            scan = Path(str(get_testdata_file("CT_small.dcm", download=False)))
+            sent = storescu(self._port, scan).returncode
+            yield "a CT is not accepted", sent != 0, f"rc {sent}"
+            sent = storescu(self._port, self.films[0], title="OTHER").returncode
+            yield "a wrong AE title is not accepted", sent != 0, f"rc {sent}"
 
-    def _results(self) -> None:
-        add, wanted = self.steps.add, len(self.films)
-        took = wait_for(lambda: self._told()["committed"] >= wanted, self.patience_s)
+    def _results(self) -> Iterator[Step]:
+        committed, wanted = self._wait_for("committed"), len(self.films)
         found = {kind: self.pacs.find(kind) for kind in ("SR", "PR")}
         told = ", ".join(f"{len(ids)} {kind}" for kind, ids in found.items())
         # a film without a thorax has a report that says so, and nothing to draw
         holds = len(found["SR"]) == wanted and 0 < len(found["PR"]) <= wanted
-        add("results in Orthanc", holds, f"{told} of {wanted} films")
-        add("storage commitment", took < self.patience_s, f"after {took:.1f} s")
-        with tempfile.TemporaryDirectory() as folder:
-            for kind, validator in (("SR", "dsrdump"), ("PR", "dcmpschk")):
-                self._validate(kind, validator, found[kind], Path(folder))
+        yield "results in Orthanc", holds, f"{told} of {wanted} films"
+        yield "storage commitment", *committed
+        for kind, validator in (("SR", "dsrdump"), ("PR", "dcmpschk")):
+            yield from self._validate(kind, validator, found[kind])
 
-    def _validate(self, kind: str, validator: str, ids: list[str], folder: Path) -> None:
+    def _validate(self, kind: str, validator: str, ids: list[str]) -> Iterator[Step]:
         errors, rejected = 0, 0
-        for instance in ids:
-            path = folder / f"{instance}.dcm"
-            path.write_bytes(self.pacs.file(instance))
-            if find_peer("dciodvfy"):
-                lines = call(["dciodvfy", path]).stderr.splitlines()
-                errors += sum(line.startswith("Error") for line in lines)
-            if find_peer(validator):
-                rejected += call([validator, path]).returncode != 0
-        for peer, wrong, told in (
-            ("dciodvfy", errors, f"{errors} errors"),
-            (validator, rejected, f"{rejected} not accepted"),
-        ):
-            tried = bool(ids and find_peer(peer)) or None
-            self.steps.add(f"{peer} of {kind}", tried and not wrong, told)
+        with tempfile.TemporaryDirectory() as folder:
+            for instance in ids:
+                path = Path(folder) / f"{instance}.dcm"
+                path.write_bytes(self.pacs.file(instance))
+                if find_peer("dciodvfy"):
+                    lines = call(["dciodvfy", path]).stderr.splitlines()
+                    errors += sum(line.startswith("Error") for line in lines)
+                if find_peer(validator):
+                    rejected += call([validator, path]).returncode != 0
+        tried = [bool(ids and find_peer(peer)) or None for peer in ("dciodvfy", validator)]
+        yield f"dciodvfy of {kind}", tried[0] and not errors, f"{errors} errors"
+        yield f"{validator} of {kind}", tried[1] and not rejected, f"{rejected} not accepted"
 
-    def _repeat(self) -> None:
+    def _repeat(self) -> Iterator[Step]:
         before = self._told()
         if find_peer("storescu"):
-            sent = storescu(self.site.port, self.films[0])
-            again = self._told()
+            sent, again = storescu(self._port, self.films[0]), self._told()
             holds = sent.returncode == 0 and again["received"] == before["received"]
             repeats = again["counts"].get("repeats", 0) - before["counts"].get("repeats", 0)
             told = f"success, {repeats} repeat counted"
-            self.steps.add("a film that comes again is not judged again", holds, told)
-        ours = self.pacs.find("SR")[:1]
-        if ours:
-            pushed = self.pacs.push(*ours)
-            told = f"HTTP {pushed.status} from Orthanc"
-            self.steps.add("our own report is not taken as a film", pushed.status != 200, told)
+            yield "a film that comes again is not judged again", holds, told
+        for ours in self.pacs.find("SR")[:1]:
+            pushed = self.pacs.push(ours).status
+            told = f"HTTP {pushed} from Orthanc"
+            yield "our own report is not taken as a film", pushed != 200, told
 
-    def _worklist(self) -> None:
-        found = {p: len(ask_worklist(self.site.port, p)) for p in ("HIGH", "MEDIUM", "LOW")}
-        told = ", ".join(f"{n} {priority}" for priority, n in found.items())
-        holds = sum(found.values()) == len(self.films)
-        self.steps.add("worklist by C-FIND (UPS Pull)", holds, told)
-
-    def _health(self) -> None:
+    def _health(self) -> Iterator[Step]:
         port = self.service.health.server_address[1]
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         holds = f"lungfirst_films_judged_total {len(self.films)}" in text
-        self.steps.add("health page", holds, f"{len(text.splitlines())} lines for Prometheus")
+        yield "health page", holds, f"{len(text.splitlines())} lines for Prometheus"
         for role in self.service.roles:
             size = peak_mb(role.pid)
             holds = role.name != "receiver" or size < 150
-            self.steps.add(f"memory of the {role.name}", holds, f"peak {size:.0f} MB")
+            yield f"memory of the {role.name}", holds, f"peak {size:.0f} MB"
 
 
-def _look_for_names(site: Site, films: list[Path], steps: Steps) -> None:
+def _look_for_names(site: Site, films: list[Path]) -> Step:
     from pydicom import dcmread
 
     texts = [t for path in films for t in texts_of(dcmread(path, stop_before_pixels=True))]
     found = leaks(site, texts)
     told = f"{len(texts)} names, ids and UIDs looked for" if not found else ", ".join(found)
-    steps.add("no patient in logs, journal or runs", not found, told)
+    return "no patient in logs, journal or runs", not found, told
 
 
 PACKAGES = {

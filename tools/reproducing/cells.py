@@ -245,12 +245,13 @@ def cell_key(runner: str, settings: dict[str, Any], seen: str, marks: Sequence[s
 
 def _defaults(config_class: type[Any]) -> dict[str, Any]:
     """The default of each field, as plain values; together they need not make a configuration."""
-    known = {
-        f.name: f.default_factory() if f.default is MISSING else f.default
-        for f in fields(config_class)
-        if f.default is not MISSING or f.default_factory is not MISSING
-    }
-    return {name: to_plain(value) for name, value in known.items()}
+    found = {}
+    for known in fields(config_class):
+        if known.default is not MISSING:
+            found[known.name] = to_plain(known.default)
+        elif known.default_factory is not MISSING:
+            found[known.name] = to_plain(known.default_factory())
+    return found
 
 
 def short_reason(error: Exception) -> str:
