@@ -36,19 +36,10 @@ from cxr.workdir import read_json
 _SPACE = UUID("e5735b43-45bc-46fd-9ff8-6dbc6a8fb8ad")  # of all UIDs that are made here
 
 
-def uid_of(sop_instance_uid: str, weights: str, threshold: str, kind: str) -> str:
-    """The UID of a film's result: the same for the same film and models, whenever it is made.
-
-    Args:
-        sop_instance_uid: of the film. Not its bytes' hash: a PACS transcodes.
-        weights: digest of all that judges, `Judged.weights`.
-        threshold: what the screener clears by, `Judged.threshold`.
-        kind: of the object, and of what it may hold beyond the usual.
-    """
-    return _uid(sop_instance_uid, weights, threshold, kind)
-
-
-def _uid(*parts: str) -> str:
+def uid_of(*parts: str) -> str:
+    """A UID of these parts alone. Of a film's result: its SOP Instance UID (not its bytes' hash: a
+    PACS transcodes), `Judged.weights`, `Judged.threshold`, and the object's kind with what it holds
+    beyond the usual; so it is the same for the same film and models, whenever it is made."""
     return f"2.25.{uuid5(_SPACE, chr(0).join(parts)).int}"
 
 
@@ -69,7 +60,7 @@ class Algorithm:
     @property
     def uid(self) -> str:
         """A device's UID, another one for other weights."""
-        return _uid(self.name, self.version, *self.parameters)
+        return uid_of(self.name, self.version, *self.parameters)
 
 
 @dataclass(frozen=True)
@@ -283,17 +274,11 @@ _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceU
 _NAMES = ("PatientName", "ReferringPhysicianName")
 _TEXTS = ("PatientID", "AccessionNumber", "StudyID")  # type 2, as are the names
 _MORE = ("IssuerOfPatientID", "StudyDescription", "BodyPartExamined")
-_PIXELS = (
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
+_AS_THEY_ARE = (
+    *("Rows", "Columns", "SamplesPerPixel", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "VOILUTSequence", "ModalityLUTSequence"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
-_TABLES = ("VOILUTSequence", "ModalityLUTSequence")
-_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
 _ZONE = re.compile(r"([+-])(\d{2})(\d{2})")
 
@@ -356,7 +341,7 @@ def local_time(header: Dataset, when: datetime) -> datetime:
 
 def _copy_picture(film: Dataset, out: Dataset) -> None:
     """How the picture is laid out and shown."""
-    for keyword in (*_PIXELS, *_TABLES):
+    for keyword in _AS_THEY_ARE:
         if _value(film, keyword) is not None:
             setattr(out, keyword, _value(film, keyword))
     centres, widths = (_numbers(film, f"Window{part}") for part in ("Center", "Width"))
@@ -371,18 +356,14 @@ def _copy_picture(film: Dataset, out: Dataset) -> None:
     if frames.isdigit() and int(frames) > 1:
         out.NumberOfFrames = int(frames)
     for keyword in _SPACINGS:
-        values = [_positive(v) for v in _text(film, keyword).split("\\")]
-        if len(values) == 2 and all(values):
+        values = _numbers(film, keyword)
+        if len(values) == 2 and all(v > 0 for v in values):
             setattr(out, keyword, values)
-    out.PatientOrientation = (
-        _text(film, "PatientOrientation").split("\\") if _text(film, "PatientOrientation") else None
-    )
+    orientation = _text(film, "PatientOrientation")
+    out.PatientOrientation = orientation.split("\\") if orientation else None
     for keyword in ("Laterality", "ImageLaterality"):
         if _text(film, keyword) in ("L", "R"):
             setattr(out, keyword, _text(film, keyword))
-    for keyword in _LOSSY:
-        if _value(film, keyword) is not None:
-            setattr(out, keyword, _value(film, keyword))
 
 
 def _value(film: Dataset, keyword: str) -> Any:
@@ -438,10 +419,3 @@ def _time(text: str) -> str:
     plain = text.replace(":", "")
     found = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", plain)
     return plain if found else ""
-
-
-def _positive(text: str) -> float:
-    try:
-        return max(float(text), 0.0)
-    except ValueError:
-        return 0.0

@@ -65,9 +65,8 @@ def make_objects(
             maker = _Maker(header, judged, _in_full(kind, form, made, judged), kind, when)
             beside = [other for name, other in made.items() if name in _REFERRED]
             try:
-                found = maker.report(form, beside) if kind == "sr" else maker.make(planes)
-                if found is not None:
-                    made[kind] = maker.finished(found)
+                if (found := maker.make(form, beside, planes)) is not None:
+                    made[kind] = found
             except (FilmError, RefusedError):
                 raise
             except Exception:  # the library raises all kinds on an odd header, with its values
@@ -111,17 +110,19 @@ class _Maker:
         def uid(what: str) -> str:
             return uid_of(header.SOPInstanceUID, judged.weights, judged.threshold, what)
 
-        self.uid, self._uid_for = uid(full), lambda what: uid(f"{full}.{what}")
+        self._uid_for = lambda what: uid(f"{full}.{what}")
         algorithms = [a for a in (judged.boxer, judged.judge) if a is not None]
         self.usual: dict[str, Any] = {
             "series_instance_uid": self._uid_for("series"),
             "series_number": _SERIES + KINDS.index(kind),
-            "sop_instance_uid": self.uid,
+            "sop_instance_uid": uid(full),
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "contributing_equipment": [self._equipment(a) for a in algorithms],
         }
-        self.machine: dict[str, Any] = {
+        self.labelled = self.usual | {
+            "content_label": _LABEL,
+            "content_description": DESCRIPTION,
             "manufacturer_model_name": MODEL,
             "software_versions": judged.software,
             "device_serial_number": judged.weights[:16],
@@ -138,7 +139,19 @@ class _Maker:
         item.DeviceUID = algorithm.uid
         return item
 
-    def report(self, form: str, beside: Collection[Dataset]) -> Dataset:
+    def make(self, form: str, beside: Collection[Dataset], planes: Planes) -> Dataset | None:
+        """The object; None where the film has nothing for it."""
+        makers: dict[str, Callable[[], Dataset | None]] = {
+            "sr": lambda: self._report(form, beside),
+            "gsps": self._presentation,
+            "seg": lambda: self._field(planes),
+            "saliency": lambda: self._saliency(planes),
+            "sc": lambda: self._picture(planes),
+        }
+        found = makers[self.kind]()
+        return None if found is None else self._finished(found)
+
+    def _report(self, form: str, beside: Collection[Dataset]) -> Dataset:
         """The root of the results: it refers to the lung field and the map where they are made."""
         content = content_of(self.header, self.judged)[0]
         tree = content.ContentSequence
@@ -155,27 +168,16 @@ class _Maker:
         )
         found.ContentSequence = tree
         found.ObservationDateTime = f"{self.when:%Y%m%d%H%M%S}"
-        item = scheme_item()
-        found.CodingSchemeIdentificationSequence = [item]
+        found.CodingSchemeIdentificationSequence = [scheme_item()]
         return found
 
-    def make(self, planes: Planes) -> Dataset | None:
-        """Any other kind; None where the film has nothing for it."""
-        make: dict[str, Callable[[Planes], Dataset | None]] = {
-            "gsps": self._presentation,
-            "seg": self._field,
-            "saliency": self._saliency,
-            "sc": self._picture,
-        }
-        return make[self.kind](planes)
-
-    def _presentation(self, _: Planes) -> Dataset:
+    def _presentation(self) -> Dataset:
         """The film as it is windowed, with the box and a line of text."""
         layer = hd.pr.GraphicLayer(_LABEL, 1, DESCRIPTION, _ORANGE)
-        box, (height, width) = self.judged.thorax_xyxy, self._size_hw
-        lines = []
+        box, lines = self.judged.thorax_xyxy, []
         if box is not None:
             lines = [hd.pr.GraphicObject("POLYLINE", corners_of(box), "PIXEL")]
+        height, width = int(self.header.Rows), int(self.header.Columns)
         text = hd.pr.TextObject(
             self.judged.line,
             "PIXEL",
@@ -186,38 +188,25 @@ class _Maker:
             [self.header], layer, graphic_objects=lines or None, text_objects=[text]
         )
         dark = self.header.PhotometricInterpretation == "MONOCHROME1"
-        shape = "INVERSE" if dark else "IDENTITY"
+        shape = hd.PresentationLUTTransformation("INVERSE" if dark else "IDENTITY")
         return hd.pr.GrayscaleSoftcopyPresentationState(
             [self.header],
-            content_label=_LABEL,
-            content_description=DESCRIPTION,
             graphic_annotations=[note],
             graphic_layers=[layer],
-            presentation_lut_transformation=hd.PresentationLUTTransformation(
-                presentation_lut_shape=shape
-            ),
-            **self.usual,
-            **self.machine,
-        )
-
-    @property
-    def _size_hw(self) -> tuple[int, int]:
-        return int(self.header.Rows), int(self.header.Columns)
-
-    def _identified(self, algorithm: Algorithm) -> hd.AlgorithmIdentificationSequence:
-        return hd.AlgorithmIdentificationSequence(
-            name=algorithm.name, family=AI, version=algorithm.digest
+            presentation_lut_transformation=shape,
+            **self.labelled,
         )
 
     def _field(self, planes: Planes) -> Dataset:
         """Both lungs as one segment."""
+        boxer = self.judged.boxer
         segment = hd.seg.SegmentDescription(
             1,
             "Lung field",
             STRUCTURE,
             LUNG,
             "AUTOMATIC",
-            self._identified(self.judged.boxer),
+            hd.AlgorithmIdentificationSequence(boxer.name, AI, boxer.digest),
             tracking_uid=self._uid_for("tracking"),
             tracking_id="lung-field-1",
             display_color=_BLUE,
@@ -227,11 +216,8 @@ class _Maker:
             planes.field(),
             "BINARY",
             [segment],
-            content_label=_LABEL,
-            content_description=DESCRIPTION,
             omit_empty_frames=False,
-            **self.usual,
-            **self.machine,
+            **self.labelled,
         )
 
     def _saliency(self, planes: Planes) -> Dataset | None:
@@ -253,21 +239,12 @@ class _Maker:
     def _capture(self, rgb: np.ndarray, told: str) -> Dataset:
         """A secondary capture of a picture (H, W, 3) of the film, with a line of text."""
         header, size = self.header, max(12, max(rgb.shape) // 50)
-        found = hd.sc.SCImage(
+        found = hd.sc.SCImage.from_ref_dataset(
+            header,
             draw_text(rgb, told, (size // 2, size // 2), size=size),
             "RGB",
             8,
             "PATIENT",
-            study_instance_uid=header.StudyInstanceUID,
-            patient_id=header.PatientID,
-            patient_name=header.PatientName,
-            patient_birth_date=header.PatientBirthDate,
-            patient_sex=header.PatientSex,
-            accession_number=header.AccessionNumber,
-            study_id=header.StudyID,
-            study_date=header.StudyDate or None,
-            study_time=header.StudyTime or None,
-            referring_physician_name=header.ReferringPhysicianName,
             patient_orientation=("L", "F"),  # the library wants one; the film's comes below
             transfer_syntax_uid=ExplicitVRLittleEndian,
             **self.usual,
@@ -277,7 +254,7 @@ class _Maker:
         found.BurnedInAnnotation = "NO"  # it is of identity that this speaks
         return found
 
-    def finished(self, found: Dataset) -> Dataset:
+    def _finished(self, found: Dataset) -> Dataset:
         """With what the library leaves to chance or to the clock, and the film's names."""
         header = self.header
         if self.characters:
@@ -293,10 +270,8 @@ class _Maker:
                 setattr(found, keyword, header.get(keyword))
         if self.kind != "sr":
             found.BodyPartExamined = header.get("BodyPartExamined", "")
-            if (
-                found.BodyPartExamined != "CHEST" and self.kind != "seg"
-            ):  # then a side must be told, if only as unknown
-                found.Laterality = header.get("Laterality")
+            if found.BodyPartExamined != "CHEST" and self.kind != "seg":
+                found.Laterality = header.get("Laterality")  # must be told, if only as unknown
         if self.kind == "seg":
             found.PatientOrientation = header.PatientOrientation
         self._freeze(found)
@@ -353,10 +328,8 @@ class Planes:
         share = np.minimum(picture[..., 3].astype(np.float32) / _OPAQUE, 1)
         height, width = self._frame.canvas_hw
         canvas = cv2.resize(share, (width, height), interpolation=cv2.INTER_LINEAR)
-        pixels = self._film.pixels
-        return self._stored(
-            self._frame.restore(canvas, (pixels.shape[0], pixels.shape[1])), cv2.INTER_LINEAR
-        )
+        height, width = self._film.pixels.shape
+        return self._stored(self._frame.restore(canvas, (height, width)), cv2.INTER_LINEAR)
 
     @cached_property
     def _frame(self) -> Frame:
