@@ -67,8 +67,10 @@ class Role:
             log.warning(told, self.name, code, self.name)
         if now >= self._at:
             self._begun = now
+            paths = [str(TOOLS), str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
+            path = os.pathsep.join(filter(None, paths))
             self.process = subprocess.Popen(  # noqa: S603 - our own modules
-                self._command, env=_environment(), stdin=subprocess.DEVNULL
+                self._command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL
             )
 
     @property
@@ -82,11 +84,6 @@ class Role:
             self.process.send_signal(sign)
 
 
-def _environment() -> dict[str, str]:
-    paths = [str(TOOLS), str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
 class Service:
     """All processes of a site; `roles` name their commands."""
 
@@ -96,8 +93,8 @@ class Service:
         self._claim = claim(site.folders.root)
         site.tls_context(server=True)  # what is wrong with the files is said now
         plain = to_plain(site)
-        site_file = site.folders.root / "site.json"
-        write_json(site_file, {f.name: plain[f.name] for f in fields(Site)})
+        own = {f.name: plain[f.name] for f in fields(Site)}
+        site_file = write_json(site.folders.root / "site.json", own)
         (site.folders.root / "receiver.json").unlink(missing_ok=True)
         self.journal = Journal(site.folders.journal)
         self.roles = [Role(name, command, site_file) for name, command in roles.items()]
@@ -130,15 +127,11 @@ class Service:
 
     def is_idle(self) -> bool:
         """Is all that was received judged, sent and, where asked for, committed?"""
-        told = health(self.journal)
-        if self.site.pull and "pulled" not in told["notes"]:
+        told, site = health(self.journal), self.site
+        if told["waiting"] or (site.pull and "pulled" not in told["notes"]):
             return False
-        if told["waiting"]:
-            return False
-        if not self.site.destination:
-            return True
-        open_ = told["results"]["sent"] if self.site.commitment else 0
-        return not told["results"]["waiting"] and not open_
+        unsent = told["results"]["waiting"] or (site.commitment and told["results"]["sent"])
+        return not site.destination or not unsent
 
     def stop(self) -> None:
         """SIGTERM to all; after DRAIN_S whoever is left is killed, which loses nothing."""
