@@ -5,11 +5,13 @@ A push alone loses films: a router may count what it could not deliver as sent.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -50,9 +52,8 @@ def client(url: str) -> Any:
 
     told = os.environ.get
     user, token = told("LUNGFIRST_DICOMWEB_USER"), told("LUNGFIRST_DICOMWEB_TOKEN")
-    session = Session()
-    if user:
-        session = create_session_from_user_pass(user, told("LUNGFIRST_DICOMWEB_PASSWORD") or "")
+    password = told("LUNGFIRST_DICOMWEB_PASSWORD") or ""
+    session = create_session_from_user_pass(user, password) if user else Session()
     headers = {"Authorization": f"Bearer {token}"} if token else None
     found = DICOMwebClient(
         url, session=session, headers=headers, permissive_uid=True, timeout=_TIMEOUT_S
@@ -65,13 +66,19 @@ def store(url: str, objects: Sequence[Any]) -> tuple[dict[str, int], str]:
     """STOW-RS: the status of each object by its UID, 0x0000 for those that are kept, and why the
     others have none yet ("" where all have)."""
     import requests
+    from pydicom.dataset import Dataset
 
     uids = [str(o.SOPInstanceUID) for o in objects]
     try:
         answer = client(url).store_instances(objects)
     except requests.HTTPError as error:
-        code = error.response.status_code if error.response is not None else 0
-        return _refusals(error, uids, code)
+        told, failed = error.response, {}
+        if told is None or told.status_code not in (400, 409, 415):  # not of the objects
+            return {}, why_of(error)
+        with suppress(Exception):  # no JSON
+            if told.status_code == 409:  # it says what failed
+                failed = _failed(Dataset.from_json(json.loads(told.text)))
+        return failed or dict.fromkeys(uids, 0xC000), ""
     except (requests.RequestException, OSError) as error:
         return {}, why_of(error)
     failed = _failed(answer)
@@ -97,25 +104,6 @@ def why_of(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError):
         return "no answer: it is down, or the address is wrong"
     return "an answer that cannot be understood"
-
-
-def _refusals(error: Any, uids: list[str], code: int) -> tuple[dict[str, int], str]:
-    """Of an answer 409, which says what failed; other codes are of the server, not the objects."""
-    import json
-
-    from pydicom.dataset import Dataset
-
-    if code == 409:
-        try:
-            failed = _failed(Dataset.from_json(json.loads(error.response.text)))
-        except Exception:  # no JSON
-            failed = {}
-        if failed:
-            return failed, ""
-        return dict.fromkeys(uids, 0xC000), ""
-    if code in (400, 415):
-        return dict.fromkeys(uids, 0xC000), ""
-    return {}, f"it answers HTTP {code}"
 
 
 def _failed(answer: Any) -> dict[str, int]:

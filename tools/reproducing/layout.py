@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from cxr.draw import to_data_uri
 from cxr.page.build import page_text
 from cxr.page.words import printable
 from cxr.plots import LINES, new_figure, to_png
@@ -285,7 +285,7 @@ class Picture(NamedTuple):
     @property
     def source(self) -> str:
         """For a page that needs no other file."""
-        return f"data:image/png;base64,{b64encode(self.png).decode()}"
+        return to_data_uri(self.png)
 
 
 def pictures_of(table: Table, cells: Sequence[Cell], kept: Path | None = None) -> list[Picture]:
