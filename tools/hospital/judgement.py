@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -148,18 +148,17 @@ class Ran:
         """What judged, by the name of its folder. Raises ValueError where a screener is no longer
         the one of the run."""
         folders = self.made.get("folders", {})
-        found = {
-            Path(folder).name: Path(folder)
+        return {
+            Path(folder).name: self._ensemble(Path(folder))
             for key, folder in folders.items()
             if key == "ensemble" or key.startswith("ensemble ")
         }
-        return {name: self._ensemble(name, folder) for name, folder in found.items()}
 
-    def _ensemble(self, name: str, folder: Path) -> tuple[Algorithm, OperatingPoint | None]:
+    def _ensemble(self, folder: Path) -> tuple[Algorithm, OperatingPoint | None]:
         from classify.inputs import GUARD, member_files, targets_of
         from cxr.bundle import bundle_meta
 
-        members = self.made["settings"].get("members", {})
+        name, members = folder.name, self.made["settings"].get("members", {})
         targets = [t for path in member_files(folder) for t in targets_of(bundle_meta(path))]
         files = {t: members[t] for t in targets if t in members}
         weights = self.made.get("weights", {})
@@ -280,7 +279,7 @@ _AS_THEY_ARE = (
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
-_ZONE = re.compile(r"([+-])(\d{2})(\d{2})")
+_ZONE = re.compile(r"[+-]\d{4}")
 
 
 def read_header(path: Path) -> Dataset | None:
@@ -332,11 +331,10 @@ def fit_to_copy(film: Dataset) -> Dataset | None:
 
 def local_time(header: Dataset, when: datetime) -> datetime:
     """The time in the film's own zone where it names one, else as it is."""
-    match = _ZONE.fullmatch(header.get("TimezoneOffsetFromUTC", ""))
-    if not match or when.tzinfo is None:
+    zone = header.get("TimezoneOffsetFromUTC", "")
+    if not zone or when.tzinfo is None:
         return when
-    shift = timedelta(hours=int(match[2]), minutes=int(match[3]))
-    return when.astimezone(timezone(shift if match[1] == "+" else -shift))
+    return when.astimezone(datetime.strptime(zone, "%z").tzinfo)
 
 
 def _copy_picture(film: Dataset, out: Dataset) -> None:

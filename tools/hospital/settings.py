@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from traceback import extract_tb
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -296,12 +297,8 @@ def until_told() -> threading.Event:
 
 def where(error: BaseException) -> str:
     """An error's kind and place, without its words."""
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place = f" at {Path(code.co_filename).name}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return f"{error.__class__.__name__}{place}"
+    at = [f" at {Path(f.filename).name}:{f.lineno}" for f in extract_tb(error.__traceback__)[-1:]]
+    return "".join([error.__class__.__name__, *at])
 
 
 def hold(folder: Path, ended: threading.Event) -> Any:

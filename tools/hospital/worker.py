@@ -25,7 +25,7 @@ from hospital import worklist
 from hospital.journal import Journal, Judgement, header_of
 from hospital.settings import Site, hold, log, needs_pacs, role_site, until_told, where, with_parent
 
-_TRIES, _TRIES_ALONE = 3, 3  # of a batch that ends its worker; then of each film by itself
+_TRIES = 3  # of a batch that ends its worker; then of each film by itself
 _BREATH_S = 5.0  # after an error of the disk
 
 
@@ -91,8 +91,8 @@ class Worker:
 
     def step(self) -> bool:
         """Work on a batch, one that was begun before a new one; False where there is none yet."""
-        for name, films, tries in self.journal.begun():
-            self._resume(name, films, tries)
+        if begun := self.journal.begun():
+            self._resume(*begun[0])
             return True
         waiting = self.journal.waiting(self.site.batch)
         if not waiting:
@@ -106,17 +106,17 @@ class Worker:
     def _resume(self, name: str, films: list[str], tries: int) -> None:
         if not films:
             self.journal.judged(name, [], time.time())
-        elif len(films) > 1 and tries >= _TRIES:
+        elif tries < _TRIES:
+            self._work(name, films)
+        elif len(films) > 1:
             log.error("batch %s ended its worker %d times: its films go one by one", name, tries)
             self.journal.dissolve(name, time.time())
             for film in films:
                 self._work(batch_name([film], "alone"), [film])
-        elif len(films) == 1 and tries >= _TRIES_ALONE:
+        else:
             log.error("film %s cannot be judged: it ended the worker %d times", films[0], tries)
             self.journal.fail(films[0], "judging it ended the worker", time.time())
             self.journal.judged(name, [], time.time())
-        else:
-            self._work(name, films)
 
     def _work(self, name: str, keys: list[str]) -> None:
         begun = self.journal.begin(name, keys, time.time())
@@ -141,7 +141,7 @@ class Worker:
         made: dict[str, dict[str, str]] = {}
         when = datetime.fromtimestamp(int(begun)).astimezone()
         for name, objects in self.make(run, films, when):
-            made[name] = {k: kind for k, kind in map(self._lay_out, objects)}
+            made[name] = dict(map(self._lay_out, objects))
         found = []
         for name, path in films.items():
             row = rows[name]
