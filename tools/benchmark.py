@@ -206,7 +206,7 @@ def measure(
     part: str, config: BenchmarkConfig, films: list[Path], workdir: Workdir
 ) -> dict[str, Any]:
     """What one part finds, by its name."""
-    from benching import networks, whole
+    from benching import whole
 
     if part == "whole":
         return {part: list(whole.whole_rows(films, *config.whole))}
@@ -218,7 +218,7 @@ def measure(
         return {part: list(whole.worker_rows(films, config.workers))}
     if part == "decisions":
         folders = config.decide or tuple(as_list(config.data))
-        engines = networks.installed_engines(config.bf16)
+        engines = whole.installed_engines(config.bf16)
         return {part: list(whole.decision_rows(folders, engines))}
     return timed(part, config, films)
 

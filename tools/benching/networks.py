@@ -17,17 +17,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import export
 import numpy as np
+import torch
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
+from benching import whole
+from classify.audit.randomise import rank_correlation
+from classify.ensemble import Ensemble
+from classify.exported import ExportedEnsemble, open_ensemble
+from classify.models.multitask import build_member
+from classify.models.settings import MemberConfig
+from classify.preprocess import PreprocessConfig
+from classify.saliency.hooks import saliency_layer
+from classify.saliency.maps import saliency_maps
+from classify.saliency.methods import SCORE_BATCH, TOP_K
+from cxr.bundle import save_bundle
+from cxr.cli import to_plain
+from cxr.devices import inferring
 from cxr.film import read_film
+from detect.crop import crop_film
 from detect.finder import ThoraxFinder
-from detect.predict import ThoraxDetector
+from detect.lungfield.field import LungField
+from detect.model import build_detector
+from detect.predict import ThoraxDetector, prepare_film
 
 
 def detection_timers(films: list[Path]) -> list[Timer]:
     """file → box by us (with and without flips) and by torchvision's stock detector."""
-    from detect.model import build_detector
-
     plain, flipped = (ThoraxDetector.load(device="cpu", flips=flips) for flips in (False, True))
     # the same network with the sizes meant for COCO's many small objects
     sizes: dict[str, Any] = {"anchor_sizes": [0.1, 0.2, 0.4, 0.8, 1.0], "head_channels": 1024}
@@ -54,9 +71,6 @@ def detection_timers(films: list[Path]) -> list[Timer]:
 def stock_detector() -> Callable[[np.ndarray], Any]:
     """Boxes of a film by torchvision's own detector. No network is needed: with random weights it
     does the same work (150 proposals a film)."""
-    import torch
-    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
-
     stock = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
 
     def boxes(pixels: np.ndarray) -> Any:
@@ -66,30 +80,13 @@ def stock_detector() -> Callable[[np.ndarray], Any]:
     return boxes
 
 
-ENGINES = {
-    "torch": ("torch", "fp32"),
-    "torch, bf16": ("torch", "bf16"),
-    "ONNX Runtime": ("onnx", "fp32"),
-    "OpenVINO": ("openvino", "fp32"),
-    "OpenVINO, bf16": ("openvino", "bf16"),
-}
-
-
-def installed_engines(bf16: bool = True) -> dict[str, tuple[str, str]]:
-    """ENGINES that are there, torch first; with bf16, or without."""
-    from cxr.engines import is_there
-
-    ways = {name: way for name, way in ENGINES.items() if bf16 or way[1] == "fp32"}
-    return {name: way for name, way in ways.items() if is_there(way[0])}
-
-
 def engine_groups(films: Sequence[np.ndarray], folder: str, rounds: int) -> list[Group]:
     """The detector, the lung field's network and the members of an ensemble by each engine, one
     film and eight at a time: torch is the first of its kind. `apart` is the largest difference of
     an answer from torch's: px of a box, probability, logit."""
     eight = [films[n % len(films)] for n in range(8)]
     asked: dict[str, dict[str, Callable[..., np.ndarray]]] = {}
-    for name, way in installed_engines().items():
+    for name, way in whole.installed_engines().items():
         for kind, call in _answers(eight, folder, *way).items():
             asked.setdefault(kind, {})[name] = call
     groups = []
@@ -110,10 +107,6 @@ def _answers(
     films: Sequence[np.ndarray], folder: str, engine: str, precision: str
 ) -> dict[str, Callable[..., np.ndarray]]:
     """Network → what it answers to the first n films, in any round."""
-    from classify.exported import open_ensemble
-    from detect.lungfield.field import LungField
-    from detect.predict import prepare_film
-
     detector = ThoraxDetector.load(None, "cpu", False, engine, precision)
     lungs = LungField.load(None, "cpu", engine, precision)
     members = open_ensemble(Path(folder), engine, precision, "cpu")
@@ -134,9 +127,6 @@ def way_timers(films: list[Path], folder: str, ensemble: Any) -> list[Timer]:
     """Film to box, crop, logits and Grad-CAM: by the usual libraries film by film, and by us eight
     films at a time. The peers' member is ours, eager; their box is not used, for random weights
     find none, and so all members see the same crops' worth of pixels."""
-    from classify.exported import open_ensemble
-    from detect.crop import crop_film
-
     stock = stock_detector()
     finder = ThoraxFinder.load(device="cpu")
     ours = open_ensemble(Path(folder), "auto", "fp32", "cpu", maps=True)
@@ -171,8 +161,6 @@ def xrv_timers(films: list[Path]) -> list[Timer]:
         from torchxrayvision.baseline_models.chestx_det.ptsemseg.pspnet import pspnet
     except ImportError:
         return []
-    import torch
-
     dense, lungs = xrv.models.DenseNet(weights=None).eval(), pspnet(14).eval()
     cut = xrv.datasets.XRayCenterCrop()
     small, large = (xrv.datasets.XRayResizer(side, engine="cv2") for side in (224, 512))
@@ -191,18 +179,6 @@ def xrv_timers(films: list[Path]) -> list[Timer]:
 def many_members(many: int = 13, crops: int = 30, rounds: int = 3) -> Group:
     """So many members on DenseNet-121 over so many crops, as the thesis has them, by each engine;
     with random weights, which do the same work. Two files stand for all, by turns."""
-    import export
-    import torch
-
-    from classify.ensemble import Ensemble
-    from classify.exported import ExportedEnsemble
-    from classify.models.multitask import build_member
-    from classify.models.settings import MemberConfig
-    from classify.preprocess import PreprocessConfig
-    from cxr.bundle import save_bundle
-    from cxr.cli import to_plain
-    from cxr.devices import inferring
-
     config, settings = MemberConfig("densenet121", "none"), PreprocessConfig()
     films = [np.random.default_rng(n).random((300, 280), np.float32) for n in range(crops)]
     meta = {"network": to_plain(config), "decoder": False, "trained_on": "crops"}
@@ -215,7 +191,7 @@ def many_members(many: int = 13, crops: int = 30, rounds: int = 3) -> Group:
             save_bundle(bundle, "member", tensors, target=name, order=order, **meta)
             export.export(bundle, films[:2])
         runs: dict[str, Any] = {}
-        for name, (engine, precision) in installed_engines().items():
+        for name, (engine, precision) in whole.installed_engines().items():
             if engine == "torch":
                 runs[name] = Ensemble.load(folder, "cpu", precision)
             else:
@@ -239,8 +215,6 @@ def many_members(many: int = 13, crops: int = 30, rounds: int = 3) -> Group:
 
 def stage_timers(films: list[Path], ensemble: Any) -> tuple[list[Timer], list[np.ndarray]]:
     """Reading, cutting at full resolution, and one pass of all members over a crop; the crops."""
-    from detect.crop import crop_film
-
     read = [read_film(path) for path in films]
     boxes = ThoraxFinder.load(device="cpu").predict([film.pixels for film in read])
 
@@ -264,10 +238,6 @@ def saliency_rows(
 ) -> tuple[list[Group], list[float]]:
     """Rows for Grad-CAM and for Score-CAM of one member against pytorch-grad-cam as it is, and the
     rank correlations of Score-CAM over the strongest channels with that over all."""
-    from classify.audit.randomise import rank_correlation
-    from classify.saliency.maps import saliency_maps
-    from classify.saliency.methods import TOP_K
-
     member = ensemble.member(ensemble.targets[0])
     # as many crops as a batch needs, taken over again where there are fewer
     batch, _ = ensemble.prepare([crops[n % len(crops)] for n in range(batch_size)])
@@ -287,8 +257,6 @@ def by_library(method: str, member: Any, films: Any, **settings: Any) -> None:
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    from classify.saliency.hooks import saliency_layer
-
     cam = getattr(pytorch_grad_cam, method)(model=member, target_layers=[saliency_layer(member)])
     vars(cam).update(settings)
     cam(input_tensor=films, targets=[ClassifierOutputTarget(TARGET)] * len(films))
@@ -297,9 +265,6 @@ def by_library(method: str, member: Any, films: Any, **settings: Any) -> None:
 
 def gradient_timers(member: Any, crops: Any) -> list[Timer]:
     """Grad-CAM by the library, and by us with and without a backward pass."""
-    import torch
-
-    from classify.saliency.maps import saliency_maps
 
     def library(films: Any) -> None:
         with as_a_user_has_it(member):
@@ -329,10 +294,6 @@ def gradient_timers(member: Any, crops: Any) -> list[Timer]:
 
 def score_timers(member: Any, crops: Any) -> list[Timer]:
     """Score-CAM of one film by the library, by us over all channels, and over the strongest."""
-    import torch
-
-    from classify.saliency.maps import saliency_maps
-    from classify.saliency.methods import SCORE_BATCH, TOP_K
 
     def library(n: int) -> None:
         # with the same batch size as ours, and its progress bar out of the way

@@ -27,6 +27,7 @@ from pydicom.uid import (
 )
 
 from cxr.boxes import Frame
+from cxr.engines import OnnxNet, is_there
 from cxr.film import read_film
 from cxr.plots import new_figure, write_figure
 
@@ -37,6 +38,21 @@ _PROGRAM = (
     "print('PEAK', status.split('VmHWM:')[1].split()[0]);"  # not ru_maxrss: it starts with ours
     "sys.exit(code)"
 )
+
+
+ENGINES = {
+    "torch": ("torch", "fp32"),
+    "torch, bf16": ("torch", "bf16"),
+    "ONNX Runtime": ("onnx", "fp32"),
+    "OpenVINO": ("openvino", "fp32"),
+    "OpenVINO, bf16": ("openvino", "bf16"),
+}
+
+
+def installed_engines(bf16: bool = True) -> dict[str, tuple[str, str]]:
+    """ENGINES that are there, torch first; with bf16, or without."""
+    ways = {name: way for name, way in ENGINES.items() if bf16 or way[1] == "fp32"}
+    return {name: way for name, way in ways.items() if is_there(way[0])}
 
 
 class Done(NamedTuple):
@@ -131,7 +147,6 @@ def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) ->
     """Milliseconds a film of all networks' forward passes alone, on what they are given: detector,
     lung field with the view's head, and the members of each ensemble."""
     from classify.exported import open_ensemble
-    from cxr.engines import OnnxNet
     from detect.finder import ThoraxFinder, refit
     from detect.predict import prepare_film
 
@@ -163,7 +178,6 @@ def whole_rows(films: Sequence[Path], number: int, dicom: int) -> Iterator[dict[
     """The run with all that it does, cold start included, over so many JPEG and large DICOM films,
     beside the networks' own time."""
     from classify.panel import find_ensembles
-    from cxr.engines import is_there
 
     ensembles = find_ensembles(ROOT / "weights", "crops")
     with tempfile.TemporaryDirectory() as folder:

@@ -66,19 +66,13 @@ def store(url: str, objects: Sequence[Any]) -> tuple[dict[str, int], str]:
     """STOW-RS: the status of each object by its UID, 0x0000 for those that are kept, and why the
     others have none yet ("" where all have)."""
     import requests
-    from pydicom.dataset import Dataset
 
     uids = [str(o.SOPInstanceUID) for o in objects]
     try:
         answer = client(url).store_instances(objects)
     except requests.HTTPError as error:
-        told, failed = error.response, {}
-        if told is None or told.status_code not in (400, 409, 415):  # not of the objects
-            return {}, why_of(error)
-        with suppress(Exception):  # no JSON
-            if told.status_code == 409:  # it says what failed
-                failed = _failed(Dataset.from_json(json.loads(told.text)))
-        return failed or dict.fromkeys(uids, 0xC000), ""
+        code = error.response.status_code if error.response is not None else 0
+        return _refusals(error, uids, code)
     except (requests.RequestException, OSError) as error:
         return {}, why_of(error)
     failed = _failed(answer)
@@ -89,6 +83,20 @@ def store(url: str, objects: Sequence[Any]) -> tuple[dict[str, int], str]:
     if not kept and not failed:  # some answer 200 with nothing
         kept = dict.fromkeys(uids, 0x0000)
     return kept | failed, ""
+
+
+def _refusals(error: Any, uids: list[str], code: int) -> tuple[dict[str, int], str]:
+    """Of an answer 409, which says what failed; codes but a few are of the server, not the
+    objects."""
+    from pydicom.dataset import Dataset
+
+    if code not in (400, 409, 415):
+        return {}, f"it answers HTTP {code}"
+    failed = {}
+    with suppress(Exception):  # no JSON
+        if code == 409:
+            failed = _failed(Dataset.from_json(json.loads(error.response.text)))
+    return failed or dict.fromkeys(uids, 0xC000), ""
 
 
 def why_of(error: Exception) -> str:

@@ -87,13 +87,9 @@ class Journal:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is on the disk at the end, or nothing of it."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:  # which commits, or rolls back
+            self._db.execute("BEGIN IMMEDIATE")
             yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """What a SELECT answers."""
@@ -104,7 +100,8 @@ class Journal:
         query = f"SELECT state, count(*) AS n FROM {table} GROUP BY state"  # noqa: S608 - our word
         return {row["state"]: row["n"] for row in self.rows(query)}
 
-    def _write(self, query: str, *values: Any) -> None:
+    def write(self, query: str, *values: Any) -> None:
+        """A transaction of one statement."""
         with self.writing() as db:
             db.execute(query, values)
 
@@ -166,7 +163,7 @@ class Journal:
 
     def untried(self, name: str) -> None:
         """The last try of a batch does not count against its films."""
-        self._write("UPDATE batches SET tries = tries - 1 WHERE name = ?", name)
+        self.write("UPDATE batches SET tries = tries - 1 WHERE name = ?", name)
 
     def dissolve(self, name: str, now: float) -> None:
         """A batch is given up; its films are to be judged one by one."""
@@ -178,7 +175,7 @@ class Journal:
     def fail(self, film: str, reason: str, now: float) -> None:
         """This film cannot be judged at all; it stays in the spool."""
         query = "UPDATE films SET state = 'failed', reason = ?, done = ? WHERE key = ?"
-        self._write(query, reason, now, film)
+        self.write(query, reason, now, film)
 
     def judged(self, name: str, films: Iterable[Judgement], now: float) -> None:
         """The batch is judged: films and their results in the outbox, in one transaction."""
@@ -228,7 +225,7 @@ class Journal:
     def put_off(self, key: str, due: float, reason: str) -> None:
         """The destination could not take a result now."""
         again = "UPDATE outbox SET tries = tries + 1, due = ?, reason = ? WHERE key = ?"
-        self._write(f"{again} AND state = 'waiting'", due, reason, key)
+        self.write(f"{again} AND state = 'waiting'", due, reason, key)
 
     def refused(self, key: str, reason: str, now: float) -> None:
         """The destination will never take this result as it is."""
@@ -267,14 +264,13 @@ class Journal:
         self, transaction: str, good: Iterable[str], bad: Mapping[str, str], now: float
     ) -> None:
         """Its answer: what it did not keep (key → reason) is sent again."""
-        kept = "UPDATE outbox SET state = 'committed'"
-        lost = "UPDATE outbox SET state = 'waiting', asked = NULL, tries = tries + 1, due = ?, "
-        lost += "reason = ?"
+        kept = "state = 'committed'"
+        lost = "state = 'waiting', asked = NULL, tries = tries + 1, due = ?, reason = ?"
         answers: list[tuple[str, tuple[Any, ...]]] = [(kept, (key,)) for key in good]
         answers += [(lost, (now + 60, reason, key)) for key, reason in bad.items()]
         with self.writing() as db:
             for change, values in answers:
-                query = f"{change} WHERE key = ? AND asked = ? AND state = 'sent'"
+                query = f"UPDATE outbox SET {change} WHERE key = ? AND asked = ? AND state = 'sent'"  # noqa: S608 - our words
                 db.execute(query, (*values, transaction))
                 _close(db, values[-1], now)
 
@@ -282,7 +278,7 @@ class Journal:
 
     def note(self, name: str, value: str) -> None:
         """Keep a word for status, such as why the destination does not answer."""
-        self._write("INSERT OR REPLACE INTO notes VALUES (?, ?)", name, value)
+        self.write("INSERT OR REPLACE INTO notes VALUES (?, ?)", name, value)
 
     def notes(self) -> dict[str, str]:
         """What `note` kept."""
@@ -409,8 +405,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-@contextmanager
-def opened(site: Site) -> Iterator[Journal]:
+def opened(site: Site) -> Journal:
     """The journal of a site that has one; raises RefusedError."""
     path = site.folders.journal
     if not path.is_file():
@@ -418,8 +413,7 @@ def opened(site: Site) -> Iterator[Journal]:
             f"state must be the folder of a service that has run. {site.state} holds no journal: "
             "start one with python tools/pacs.py serve"
         )
-    with Journal(path) as journal:
-        yield journal
+    return Journal(path)
 
 
 # --- what is left over ---
@@ -474,8 +468,7 @@ def tidy(site: Site, journal: Journal, now: float) -> int:
     )
     for row in journal.rows(query):
         shutil.rmtree(folders.runs / row["name"], ignore_errors=True)
-        with journal.writing() as db:
-            db.execute("UPDATE batches SET held = 0 WHERE name = ?", (row["name"],))
+        journal.write("UPDATE batches SET held = 0 WHERE name = ?", row["name"])
     _drop_old(folders.worklist, now - site.worklist_hours * 3600)
     known = "SELECT 1 FROM outbox WHERE key = ?"
     _drop_old(folders.outbox, now - _DAY, lambda path: not journal.rows(known, path.stem))

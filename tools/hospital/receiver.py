@@ -53,6 +53,7 @@ class Receiver:
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
         self.site, self._local = site, threading.local()
+        self._server: Any
         site.folders.make()
         tempfile.tempdir = str(site.folders.arriving)  # pynetdicom writes there as data come
         ae = _entity_class()(ae_title=site.ae_title)
@@ -65,16 +66,13 @@ class Receiver:
         for other in (VERIFICATION, UPS_PULL):
             ae.add_supported_context(other)
         ae.add_supported_context(COMMITMENT, scu_role=False, scp_role=True)
-        self._ae, self._handlers = (
-            ae,
-            [
-                (evt.EVT_C_STORE, self._store),
-                (evt.EVT_C_FIND, self._find),
-                (evt.EVT_N_EVENT_REPORT, self._report),
-                (evt.EVT_REJECTED, self._rejected),
-            ],
-        )
-        self._server: Any = None
+        self._ae, self._server = ae, None
+        self._handlers = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_FIND, self._find),
+            (evt.EVT_N_EVENT_REPORT, self._report),
+            (evt.EVT_REJECTED, self._rejected),
+        ]
 
     @property
     def journal(self) -> Journal:
@@ -239,9 +237,8 @@ def _check(size: int, message: Any, largest: int, folder: Path, reserve_mb: int)
         raise OSError("the peer announced too large a PDU")
     if message is None:
         return
-    if message.encoded_command_set.tell() > _LARGEST_COMMAND or (
-        message.data_set is not None and message.data_set.tell() > _LARGEST_COMMAND
-    ):
+    sets = (message.encoded_command_set, message.data_set)
+    if any(part is not None and part.tell() > _LARGEST_COMMAND for part in sets):
         raise OSError("the peer's message is too large")
     file = getattr(message, "_data_set_file", None)
     if file is not None and not file.closed:
