@@ -62,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python tools/export.py weights --films '[../shared/data/dicom]'",
         ("bundles",),
     )
-    table = Table(title="as torch answers, by ONNX Runtime")
-    for column in ("network", "kind", "films", "largest difference", "allowed", "MB"):
-        table.add_column(column)
+    columns = ("network", "kind", "films", "largest difference", "allowed", "MB")
+    table = Table(*columns, title="as torch answers, by ONNX Runtime")
     with refusing():
         bundles = bundles_in(config.bundles or ("weights",))
         films = read_films(config.films, config.most_films)

@@ -233,11 +233,8 @@ def peer_of(destination: str) -> tuple[str, str, int]:
         host, port = parts.hostname or "", parts.port or 0
     except ValueError:
         host, port = "", 0
-    if not (at and 0 < len(title) <= 16 and host and port):
-        raise ValueError(
-            "destination must be AET@HOST:PORT, or the URL of DICOMweb. "
-            f"Got {destination!r} instead."
-        )
+    known = bool(at and 0 < len(title) <= 16 and host and port)
+    require(known, "destination must be AET@HOST:PORT, or the URL of DICOMweb", destination)
     return title, host, port
 
 

@@ -28,8 +28,10 @@ SCHEME_UID = "2.25.304989524667463565548432651420469579821"  # drawn once, by ch
 
 
 def own(value: str, meaning: str) -> Code:
-    """A code of the private scheme; a code's value has at most 16 characters, its meaning 64."""
-    return Code(value, SCHEME, meaning)
+    """A code of the private scheme: as much of the words as a code's value (16 characters) and its
+    meaning (64) may hold."""
+    plain = re.sub(r"[^A-Za-z0-9%.]+", "-", value).strip("-")
+    return Code(plain[:16], SCHEME, meaning[:64])
 
 
 REPORT = Code("126000", "DCM", "Imaging Measurement Report")
@@ -79,33 +81,12 @@ NO_CHEST = own("no-chest", "No frontal chest, or no thorax was found")
 CRASHED = own("crashed", "The process that read it ended")
 
 
-def priority(tier: str) -> Code:
-    """A risk tier of the run's tiers.yaml."""
-    return own(_value(tier), tier.replace("_", " ")[:64])
-
-
-def method(name: str) -> Code:
-    """A way of drawing saliency maps."""
-    return own(_value(name), f"Saliency by {name}"[:64])
-
-
-def lower_bound(confidence: float) -> Code:
-    """How a sensitivity was proven."""
-    sure = f"{100 * confidence:g} %"
-    return own(_value(f"exact-{sure}"), f"Exact one-sided lower bound, {sure} confidence")
-
-
 def why_not(reason: str) -> Code:
     """The code of a refusal as it stands in a run's tables, "code: Sentence.", or of no chest."""
     found = code_of(reason)
     if found in REASONS:
-        return own(_value(found), REASONS[found].removesuffix(".")[:64])
+        return own(found, REASONS[found].removesuffix("."))
     return CRASHED if found == "worker_crashed" else NO_CHEST
-
-
-def _value(text: str) -> str:
-    """As much of a word as a code's value may hold."""
-    return re.sub(r"[^A-Za-z0-9%.]+", "-", text).strip("-")[:16]
 
 
 def scheme_item() -> Dataset:
@@ -211,12 +192,13 @@ def _measurements(judged: Judged) -> Iterator[sr.Measurement]:
         yield sr.Measurement(SCORE, judged.row.abnormal_score, NO_UNIT)
         yield sr.Measurement(THRESHOLD, judged.point.threshold, NO_UNIT)
         if judged.point.proven:
+            sure = f"{100 * judged.point.confidence:g} %"
             yield sr.Measurement(
                 SENSITIVITY,
                 100 * judged.point.proven_sensitivity,
                 PERCENT,
                 derivation=MINIMUM,
-                method=lower_bound(judged.point.confidence),
+                method=own(f"exact-{sure}", f"Exact one-sided lower bound, {sure} confidence"),
             )
     if judged.far is not None:
         yield sr.Measurement(DISTANCE, judged.far, NO_UNIT)
@@ -233,7 +215,7 @@ def _lift(judged: Judged, audit: AuditRow) -> sr.Measurement:
         LIFT,
         lift,
         NO_UNIT,
-        method=method(audit.method),
+        method=own(audit.method, f"Saliency by {audit.method}"),
         algorithm_id=sr.AlgorithmIdentification(
             name=f"{ensemble.name}, member {audit.member}",
             version=ensemble.version,
@@ -255,7 +237,7 @@ def _evaluations(judged: Judged) -> Iterator[sr.QualitativeEvaluation]:
     if judged.point is None or not judged.point.proven:
         yield say(PROOF, NOT_PROVEN)
     if judged.row.tier:
-        yield say(PRIORITY, priority(judged.row.tier))
+        yield say(PRIORITY, own(judged.row.tier, judged.row.tier.replace("_", " ")))
     far = judged.far
     yield say(GUARD, GUARDED[None if far is None else far <= 1])
 
