@@ -18,7 +18,6 @@ from onnx.inliner import inline_local_functions
 from torch import Tensor, nn
 
 from classify.bundles import load_single, member_of
-from classify.models.multitask import SCXNN
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.closed import logits_and_maps
 from classify.saliency.hooks import (
@@ -118,7 +117,12 @@ class _Members(nn.Module):
 def member_graph(bundle: Path) -> Graph:
     """Prepared films (N, 1, side, side) in [0, 1] to logits (N, K), the plane of each logit where
     its head has a closed form (N, K, h, w), and what a guard knows films by (N, F)."""
-    net, settings = _classifier(bundle)
+    if bundle_kind(bundle) == "single":
+        single = load_single(bundle)
+        net, settings = single.net, single.settings
+    else:
+        found = load_bundle(bundle, "member")
+        net, settings = member_of(found), PreprocessConfig.from_dict(found.meta["preprocessing"])
     net = net.eval().to(memory_format=torch.contiguous_format)
     example = torch.rand(2, 1, settings.side, settings.side)
     layers = pooled_layers(net)
@@ -126,15 +130,6 @@ def member_graph(bundle: Path) -> Graph:
     head = logits_and_maps(net, to_input(example, settings)).head if closed else None
     names = ["logits", *["planes"] * (head is not None), *["seen"] * bool(layers)]
     return _Members(net, settings, head.weight.clone() if head else None), example, names
-
-
-def _classifier(bundle: Path) -> tuple[Any, PreprocessConfig]:
-    if bundle_kind(bundle) == "single":
-        single = load_single(bundle)
-        return single.net, single.settings
-    found = load_bundle(bundle, "member")
-    net: SCXNN = member_of(found)
-    return net, PreprocessConfig.from_dict(found.meta["preprocessing"])
 
 
 GRAPHS: dict[str, Callable[[Path], Graph]] = {

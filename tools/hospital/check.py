@@ -123,6 +123,8 @@ def run(config: CheckConfig) -> int:
 
 
 def _steps(config: CheckConfig) -> Iterator[Step]:
+    from pydicom import dcmread
+
     missing = missing_peers()
     told = f"apt-get install --no-install-recommends {' '.join(missing)}" if missing else ""
     yield "peers", not missing or None, told or "all there"
@@ -147,7 +149,10 @@ def _steps(config: CheckConfig) -> Iterator[Step]:
                 yield "service", True, f"listens on 127.0.0.1:{port}"
                 yield from _Way(pacs, service, films, config.patience_s).go()
             yield "end", True, "all processes ended after SIGTERM"
-        yield _look_for_names(site, films)
+        texts = [t for path in films for t in texts_of(dcmread(path, stop_before_pixels=True))]
+        found = leaks(site, texts)
+        told = f"{len(texts)} names, ids and UIDs looked for" if not found else ", ".join(found)
+        yield "no patient in logs, journal or runs", not found, told
 
 
 @dataclass(frozen=True)
@@ -258,15 +263,6 @@ class _Way:
             size = peak_mb(role.pid)
             holds = role.name != "receiver" or size < 150
             yield f"memory of the {role.name}", holds, f"peak {size:.0f} MB"
-
-
-def _look_for_names(site: Site, films: list[Path]) -> Step:
-    from pydicom import dcmread
-
-    texts = [t for path in films for t in texts_of(dcmread(path, stop_before_pixels=True))]
-    found = leaks(site, texts)
-    told = f"{len(texts)} names, ids and UIDs looked for" if not found else ", ".join(found)
-    return "no patient in logs, journal or runs", not found, told
 
 
 PACKAGES = {

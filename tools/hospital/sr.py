@@ -17,7 +17,6 @@ from highdicom.sr import value_types as items
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from classify.audit.rows import AuditRow
 from cxr.draw import to_ascii
 from cxr.notes import REASONS, code_of, sentence_of
 from hospital import MANUFACTURER, MODEL
@@ -203,25 +202,19 @@ def _measurements(judged: Judged) -> Iterator[sr.Measurement]:
     if judged.far is not None:
         yield sr.Measurement(DISTANCE, judged.far, NO_UNIT)
     for audit in judged.audits:
-        yield _lift(judged, audit)
-
-
-def _lift(judged: Judged, audit: AuditRow) -> sr.Measurement:
-    """How much of a member's attention lies in the lungs; 1 is chance."""
-    ensemble = judged.judge or judged.boxer
-    lift = audit.value("lift")
-    assert lift is not None
-    return sr.Measurement(
-        LIFT,
-        lift,
-        NO_UNIT,
-        method=own(audit.method, f"Saliency by {audit.method}"),
-        algorithm_id=sr.AlgorithmIdentification(
-            name=f"{ensemble.name}, member {audit.member}",
-            version=ensemble.version,
-            family=AI,
-        ),
-    )
+        lift, ensemble = audit.value("lift"), judged.judge or judged.boxer
+        assert lift is not None
+        yield sr.Measurement(  # how much of a member's attention lies in the lungs; 1 is chance
+            LIFT,
+            lift,
+            NO_UNIT,
+            method=own(audit.method, f"Saliency by {audit.method}"),
+            algorithm_id=sr.AlgorithmIdentification(
+                name=f"{ensemble.name}, member {audit.member}",
+                version=ensemble.version,
+                family=AI,
+            ),
+        )
 
 
 def _evaluations(judged: Judged) -> Iterator[sr.QualitativeEvaluation]:

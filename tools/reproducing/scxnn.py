@@ -450,8 +450,11 @@ def draw_members(
         picture = np.asarray(cache.images[best])
         pixels = FilmDataset(cache, [0] * len(having), [best], side)[0]["image"][None]
         net, place = nets[target]
-        found = fit(_map_of(net, to_input(pixels, training.preprocess), place), TILE)
-        tile = overlay_saliency(fit(to_rgb(picture), TILE), found)
+        with torch.inference_mode():
+            maps = net.maps(to_input(pixels, training.preprocess))[0]
+            found = torch.einsum("c,chw->hw", net.fc.weight[place], maps).clamp(min=0)
+        plane = fit(found.numpy().astype(np.float32), TILE)
+        tile = overlay_saliency(fit(to_rgb(picture), TILE), plane)
         if drawn[best]:
             region = np.asarray(cache.regions[cache.region_of[best, 0]])
             tile = draw_contour(tile, fit(region, TILE) > 127)
@@ -459,11 +462,3 @@ def draw_members(
         captions.append(f"{target.replace('_', ' ')}: {chances[having[best], m]:.2f}")
     title = "Grad-CAM of each member for its target (blue: the region that a reader drew)"
     write_sheet(path, tiles, captions, TILE, title)
-
-
-def _map_of(net: SCXNN, film: torch.Tensor, place: int) -> np.ndarray:
-    """(h, w) of one normalised film (1, 3, side, side)."""
-    with torch.inference_mode():
-        maps = net.maps(film)[0]
-        found = torch.einsum("c,chw->hw", net.fc.weight[place], maps).clamp(min=0)
-    return found.numpy().astype(np.float32)
