@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from rich.table import Table
+
 from cxr.rules import RefusedError, require_at_least
 from cxr.workdir import console, write_json
 from hospital.receiver import UPS_PULL
@@ -110,8 +112,6 @@ def sample_films(folder: Path) -> list[Path]:
 
 def run(config: CheckConfig) -> int:
     """`check`: 0 where every step that could be tried went well."""
-    from rich.table import Table
-
     needs_pacs()
     steps = list(_steps(config))
     failed = sum(holds is False for _, holds, _ in steps)

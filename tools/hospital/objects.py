@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -31,6 +30,7 @@ from hospital import KINDS, MANUFACTURER, MODEL
 from hospital.judgement import Algorithm, Judged, local_time, uid_of
 from hospital.sr import AI, FORMS, LUNG, PROCESSING, STRUCTURE, content_of, corners_of, scheme_item
 
+logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # it tells values of the header
 DESCRIPTION = "lungfirst: research only"
 _SERIES = 9100  # numbers from here on, one a kind: a study's own are low
 _REFERRED = ("seg", "saliency")  # by the report
@@ -58,7 +58,8 @@ def make_objects(
     the others; and the kinds that its header does not allow. Raises FilmError or RefusedError."""
     made: dict[str, Dataset] = {}
     lost = []
-    with _unheard():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for kind in KINDS[::-1]:
             if kind not in kinds or (kind != "sr" and not judged.seen):
                 continue
@@ -81,19 +82,6 @@ def _in_full(kind: str, form: str, made: Collection[str], judged: Judged) -> str
     more = [k for k in KINDS if k in made and k in _REFERRED]
     parts = ["sr3d" if form == "comprehensive3d" else "sr", *more, *["audit"] * bool(judged.audits)]
     return "+".join(parts)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """The library's log and warnings tell values of the header."""
-    log = logging.getLogger("highdicom")
-    level, log.level = log.level, logging.CRITICAL + 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.level = level
 
 
 class _Maker:

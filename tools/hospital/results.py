@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cxr.notes import FilmError
 from cxr.rules import RefusedError, refusing, require_one_of
 from cxr.workdir import claim, console, log, read_json, replacing
 from hospital import FORMS, KINDS
@@ -121,7 +122,6 @@ def _objects_of(
     judged: Any, header: Any, kinds: Collection[str], form: str, when: datetime
 ) -> tuple[list[Any], str]:
     """A film's objects, and why there are none or not all."""
-    from cxr.notes import FilmError
     from hospital.objects import Planes, field_net, make_objects
 
     planes = Planes(judged, lambda: field_net(judged.field))

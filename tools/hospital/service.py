@@ -20,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from cxr.cli import to_plain
 from cxr.rules import RefusedError
 from cxr.workdir import claim, console, read_json, write_json
@@ -293,8 +295,6 @@ def _page(path: str, site: Site, journal: Journal, more: Any) -> tuple[int, str,
 
 def tell(config: StatusConfig) -> int:
     """`status`: 0 when all is well, 1 where a film failed or waits for long."""
-    from rich.table import Table
-
     with opened(config) as journal:
         told = health(journal)
         failed = journal.rows("SELECT key, reason FROM films WHERE state = 'failed' LIMIT 20")

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from cxr.workdir import console, replacing, write_atomic
 from hospital.journal import ORDER, Journal
 from hospital.settings import Site
@@ -160,8 +162,6 @@ def page_of(rows: list[tuple[str, ...]]) -> str:
 
 def run(config: WorklistConfig) -> int:
     """`worklist`: the table in the terminal, and the page where one was asked for."""
-    from rich.table import Table
-
     from hospital.journal import opened
 
     with opened(config) as journal:
