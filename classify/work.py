@@ -26,16 +26,14 @@ from classify.inputs import (
 from classify.judge import Judge
 from classify.panel import Panel, find_ensembles, is_for_children
 from classify.screener import Screener
-from classify.screening.doubts import FINE_APART, NOTED
-from classify.screening.tiers import read_tiers
+from classify.screening.reading import FINE_APART, NOTED, read_tiers
 from cxr.bundle import bundle_meta
 from cxr.engines import ENGINES, PRECISIONS
 from cxr.film import list_films
 from cxr.manifest import CropRow, ManifestWriter, read_manifest
 from cxr.rules import require, require_one_of
-from cxr.stream import ahead, batched, default_jobs
+from cxr.stream import LOCAL, ahead, batched, check_workers, default_jobs
 from cxr.workdir import log, provenance, sha256_file
-from cxr.workers import LOCAL, check_workers
 
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
 # what a run has in common with detect.crop
@@ -210,7 +208,7 @@ class RunWork:
 class Source:
     """The films of a run by name, how the pending ones become units, the settings that a resumed
     run must share, and the folders and weights that are worked with. `fine_apart`: see
-    `classify.screening.doubts`; `manifest` takes the rows of crops that are cut."""
+    `classify.screening.reading`; `manifest` takes the rows of crops that are cut."""
 
     names: list[str]
     units: Callable[[list[str]], list[Unit]]

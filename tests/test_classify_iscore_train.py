@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.features.iscore import SelectConfig
 from classify.films import ProtocolConfig
 from classify.iscore_train import main
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks import select
+from classify.tasks.iscore import SelectConfig
 from classify.tasks.select import train_iscore
 from classify.tasks.settings import IscoreConfig
 from classify.tasks.single import SingleModule
-from cxr.answers import read_answers
-from cxr.training.optim import OptimConfig
+from cxr.ledger import read_answers
+from cxr.training.recipe import OptimConfig
 
 CLASSES = ("normal", "bacterial", "viral")
 WIDTH = 256  # of the small CNN's last maps

@@ -14,14 +14,13 @@ from classify.ensemble import Ensemble
 from classify.models.settings import MemberConfig
 from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
-from classify.tasks.crossfit import crossfit
-from classify.tasks.member import load_cases, train_ensemble
+from classify.tasks.member import crossfit, load_cases, train_ensemble
 from classify.tasks.settings import CrossfitConfig, PhaseConfig, TrainConfig
 from cxr.bundle import load_bundle
 from cxr.film import read_film
 from cxr.films_table import has_disease, read_films_table
 from cxr.split import Split, make_split
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 PARTS = {"train": 0.5, "val": 0.25, "test": 0.25}
 

@@ -142,7 +142,7 @@ def timed(part: str, config: BenchmarkConfig, films: list[Path]) -> dict[str, An
 
 def page(found: dict[str, Any]) -> str:
     """All parts that were measured, a heading and a table each."""
-    from detect.tables import to_markdown
+    from detect.metrics import to_markdown
 
     lines: list[str] = []
     for part, head in PARTS.items():
@@ -183,8 +183,8 @@ def _decisions(rows: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the tables, write benchmark.json, speed.md and growth.png."""
-    prog = "python tools/benchmark.py"
-    config = parse_config(BenchmarkConfig, argv, prog, f"{prog} --parts '[detection, way]'")
+    example = "python tools/benchmark.py --parts '[detection, way]'"
+    config = parse_config(BenchmarkConfig, argv, example)
     parts = config.parts or PARTS
     os.environ["OMP_NUM_THREADS"] = str(config.threads)  # what each engine takes
     workdir = Workdir(config.out)

@@ -20,14 +20,14 @@ import numpy as np
 
 from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
-from cxr.plots import LINES, new_figure, write_figure
+from cxr.draw import LINES, new_figure, write_figure
 from cxr.rules import refusing, require
 from cxr.split import Split
 from cxr.stats import Interval, in_words
 from cxr.workdir import Workdir, console, log, read_json, write_atomic, write_json
 from detect.data import at_most, read_annotations, select_films
+from detect.metrics import to_markdown
 from detect.settings import TrainConfig
-from detect.tables import to_markdown
 
 BOXES = "thorax.json"
 LITE0 = "configs/detect/thorax_lite0.yaml"
@@ -85,13 +85,8 @@ class BoxStudyConfig:
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 2 for data that are missing."""
-    config = parse_config(
-        BoxStudyConfig,
-        argv,
-        "python tools/box_study.py",
-        "python tools/box_study.py boxes --data ../shared/data --data ../shared/more",
-        ("study",),
-    )
+    example = "python tools/box_study.py boxes --data ../shared/data --data ../shared/more"
+    config = parse_config(BoxStudyConfig, argv, example, ("study",))
     workdir = Workdir(Path(config.out) / config.study[0])
     with refusing():
         tests = test_sets(config)

@@ -34,7 +34,7 @@ from classify.saliency.maps import saliency_maps
 from classify.saliency.methods import SCORE_BATCH, TOP_K
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
-from cxr.devices import inferring
+from cxr.engines import inferring
 from cxr.film import read_film
 from detect.crop import crop_film
 from detect.finder import ThoraxFinder

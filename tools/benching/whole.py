@@ -27,9 +27,9 @@ from pydicom.uid import (
 )
 
 from cxr.boxes import Frame
+from cxr.draw import new_figure, write_figure
 from cxr.engines import OnnxNet, is_there
 from cxr.film import read_film
-from cxr.plots import new_figure, write_figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _PROGRAM = (
