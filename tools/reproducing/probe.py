@@ -22,8 +22,7 @@ from cxr.ledger import Answer
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, read_json, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
-from exploring.entries import Box, coco_boxes
-from exploring.gather import FEATURES, OTHER_SHAPE, film_features
+from exploring import FEATURES, OTHER_SHAPE, Box, coco_boxes, film_features
 from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import Experiment
 from reproducing.runners import SplitOf
