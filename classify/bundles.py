@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 from classify.inputs import classes_of, targets_of
-from classify.models.backbones import build_backbone
-from classify.models.cxrnet import build_cxrnet
-from classify.models.fusion import build_fusion
+from classify.models.backbones import build_backbone, build_fusion
 from classify.models.multitask import SCXNN, build_member
 from classify.models.settings import (
     BackboneConfig,
@@ -28,7 +26,7 @@ from classify.models.settings import (
     NetworkConfig,
     UnetCbamConfig,
 )
-from classify.models.unet_cbam import UnetCbam
+from classify.models.unets import UnetCbam, build_cxrnet
 from classify.preprocess import PreprocessConfig
 from classify.tasks.settings import SingleConfig
 from cxr.bundle import Bundle, load_bundle, rebuilding, save_bundle

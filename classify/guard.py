@@ -26,7 +26,7 @@ from rich.table import Table
 
 from classify.films import Case, read_split, select_cases
 from classify.inputs import GUARD, member_files, name_of
-from classify.screening.doubts import doubts_of
+from classify.screening.reading import doubts_of
 from cxr.bundle import load_arrays, rebuilding, save_bundle
 from cxr.cli import Command, Several, as_command, parse_command, to_plain
 from cxr.data_folders import DataFolders

@@ -14,8 +14,7 @@ from classify.inputs import Item
 from classify.labels import TARGET
 from classify.saliency.methods import content_of
 from classify.screener import NOT_READ, READ, Screener
-from classify.screening.doubts import FINE_APART, doubts_of, of_other_age, unlike
-from classify.screening.tiers import film_tiers
+from classify.screening.reading import FINE_APART, doubts_of, film_tiers, of_other_age, unlike
 from cxr.boxes import Frame
 from cxr.page.pictures import make_picture, make_saliency_picture
 

@@ -13,7 +13,7 @@ import numpy as np
 from classify.inputs import GUARD, Item, member_files
 from classify.judge import Judge, illustrated
 from classify.screener import NOT_READ
-from classify.screening.doubts import unlike
+from classify.screening.reading import unlike
 from cxr.bundle import bundle_meta
 from cxr.workdir import read_json
 

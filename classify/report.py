@@ -24,7 +24,7 @@ import numpy as np
 
 from classify.inputs import Item, split_note
 from classify.predictions import ANSWERS
-from classify.screening.tiers import TIERS
+from classify.screening.reading import TIERS
 from cxr.draw import to_data_uri
 from cxr.ledger import FilmRecords
 from cxr.page.build import write_page

@@ -24,20 +24,17 @@ from typing import Any
 import numpy as np
 
 from classify.inputs import bundles_in
-from classify.screening.films import (
+from classify.screening.guarantee import (
+    OperatingPoint,
     ScreeningFilms,
+    check_shares,
+    choose_operating_point,
     figures_by_source,
+    percent,
     read_screening_films,
     to_rich_table,
 )
-from classify.screening.guarantee import (
-    OperatingPoint,
-    check_shares,
-    choose_operating_point,
-    percent,
-)
-from classify.screening.ranks import lay_on, rank_by_network
-from classify.screening.svm import CalibratedSvm
+from classify.screening.scores import CalibratedSvm, lay_on, rank_by_network
 from cxr.cli import Command, Several, as_command, as_list, parse_command, to_plain
 from cxr.rules import require
 from cxr.split import Split

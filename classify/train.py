@@ -41,7 +41,7 @@ TASKS = {
     ),
     "crossfit": Task(
         settings.CrossfitConfig,
-        "crossfit:crossfit",
+        "member:crossfit",
         "kermany_crops.yaml --crops runs/crops_data",
         "answers and the screener's split: %s",
     ),

@@ -26,8 +26,7 @@ from classify.inputs import (
 from classify.judge import Judge
 from classify.panel import Panel, find_ensembles, is_for_children
 from classify.screener import Screener
-from classify.screening.doubts import FINE_APART, NOTED
-from classify.screening.tiers import read_tiers
+from classify.screening.reading import FINE_APART, NOTED, read_tiers
 from cxr.bundle import bundle_meta
 from cxr.engines import ENGINES, PRECISIONS
 from cxr.film import list_films
@@ -209,7 +208,7 @@ class RunWork:
 class Source:
     """The films of a run by name, how the pending ones become units, the settings that a resumed
     run must share, and the folders and weights that are worked with. `fine_apart`: see
-    `classify.screening.doubts`; `manifest` takes the rows of crops that are cut."""
+    `classify.screening.reading`; `manifest` takes the rows of crops that are cut."""
 
     names: list[str]
     units: Callable[[list[str]], list[Unit]]

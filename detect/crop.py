@@ -39,7 +39,7 @@ from cxr.film import Film, list_films
 from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
-from cxr.rules import refusing, require_between, require_one_of
+from cxr.rules import refusing, require, require_between, require_one_of
 from cxr.stream import LOCAL, Unread, batched, check_workers, default_jobs, read_ahead, spread
 from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
 from detect.finder import BOXES, TURNED, ThoraxFinder
@@ -47,10 +47,8 @@ from detect.predict import ThoraxBox
 
 
 class HumanBoxes:
-    """Boxes of a COCO file in the detector's place.
-
-    A film is the entry whose `file_name` ends its path. A scaled copy of the film that was boxed
-    gets its boxes scaled; a film of another shape gets none.
+    """Boxes of a COCO file in the detector's place. A film is the entry whose `file_name` ends its
+    path; a scaled copy of the film that was boxed gets its boxes scaled, one of another shape none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,10 +60,10 @@ class HumanBoxes:
         entry = self._find(film.path)
         if entry is None:
             return _no_thorax("the boxes' file does not list this film")
-        if not len(entry.counted.boxes_xyxy):
-            if len(entry.boxes_xyxy):
-                return _no_thorax("the boxes' file marks all boxes of this film as not to count")
+        if not len(entry.boxes_xyxy):
             return _no_thorax("the boxes' file has no box for this film")
+        if not len(entry.counted.boxes_xyxy):
+            return _no_thorax("the boxes' file marks all boxes of this film as not to count")
         size_hw = (film.pixels.shape[0], film.pixels.shape[1])
         try:
             entry = entry.counted.resized(size_hw, film.stored_hw)
@@ -147,16 +145,12 @@ class CropConfig:
 
 
 def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = False) -> Crop:
-    """Cut the thorax out of a film at its full resolution.
+    """Cut the thorax out of a film at its full resolution, by a box in the film's pixels.
 
-    Args:
-        film: with pixels (H, W).
-        box: in the film's pixels; with status `fallback` the whole film is taken, without margin.
-        margin: as a fraction of the box's sides, added on each side.
-        square: grow the shorter sides about the centre to a square; what lies beyond the film is 0.
-            Otherwise the crop ends at the film's edge.
-
-    Raises ValueError for a film without a thorax, and for a box that does not touch the film.
+    `margin` is added on each side, as a fraction of the box's; with status `fallback` the whole
+    film is taken without one. With `square` the shorter sides grow about the centre, and what lies
+    beyond the film is 0; otherwise the crop ends at the film's edge. Raises ValueError for a film
+    without a thorax, and for a box that does not touch the film.
     """
     film_hw = height, width = film.pixels.shape
     if box.status == "fallback":
@@ -165,11 +159,8 @@ def crop_film(film: Film, box: ThoraxBox, margin: float = 0.05, square: bool = F
         raise ValueError(f"box of crop_film must have a place. Got {box.status}: {box.reason}.")
     else:
         wanted = clip_xyxy(expand_xyxy(box.xyxy, margin), film_hw)[0]
-    if area_xyxy(wanted)[0] <= 0:
-        raise ValueError(
-            f"box of crop_film must touch the film of {width} x {height} px. "
-            f"Got {box.xyxy} instead."
-        )
+    rule = f"box of crop_film must touch the film of {width} x {height} px"
+    require(area_xyxy(wanted)[0] > 0, rule, box.xyxy)
     frame = Frame.cut(turn_xyxy(wanted, film_hw, box.turned))
     if square:  # from whole pixels, or rounding makes it one pixel too long
         side = max(frame.content_hw)
@@ -191,12 +182,9 @@ def crop_name(path: str | Path, sha256: str) -> str:
 def iter_crops(
     paths: Sequence[Path], finder: ThoraxFinder | HumanBoxes, config: CropConfig
 ) -> Iterator[tuple[CropRow, Film | None, Crop | None]]:
-    """Read, box and cut films in batches; each crop is on disk before its row is given.
-
-    Films come in the order of `paths`; Film is None for an unreadable one, Crop is None where
-    nothing was cut. At most a batch and `2 * jobs` films are held at a time. Of `config`, `films`,
-    the networks' settings and `restart` say nothing here.
-    """
+    """Read, box and cut films in batches, in the order of `paths`; each crop is on disk before its
+    row is given. Film is None for an unreadable one, Crop is None where nothing was cut. At most a
+    batch and `2 * jobs` films are held at a time."""
     jobs = default_jobs(len(paths), config.jobs)
     reads = read_ahead(paths, jobs, for_processing=config.for_processing)
     with ThreadPoolExecutor(2) as writers:
@@ -215,26 +203,22 @@ def _crop_batch(
         boxes = [finder.box_film(film) for film in films]
     else:
         boxes = finder.predict([film.pixels for film in films])
-    box_of = dict(zip(map(id, films), boxes, strict=True))
-    crops = {
-        id(film): crop_film(film, box_of[id(film)], config.margin, config.square)
-        for film in films
-        if box_of[id(film)].status != "no_thorax"
-    }
+    crops = [
+        None if box.status == "no_thorax" else crop_film(film, box, config.margin, config.square)
+        for film, box in zip(films, boxes, strict=True)
+    ]
     # PNG takes as long as the box: both writers work on it without Python's lock
-    saved = {
-        id(film): writers.submit(save_crop, crops[id(film)], film, Path(config.out))
-        for film in films
-        if id(film) in crops
-    }
+    saved = [
+        writers.submit(save_crop, crop, film, Path(config.out)) if crop else None
+        for crop, film in zip(crops, films, strict=True)
+    ]
+    made = zip(boxes, crops, saved, strict=True)
     for path, film in batch:
         if isinstance(film, Unread):
-            row = CropRow(path.as_posix(), film.sha256, "unreadable", str(film))
-            yield row, None, None
-            continue
-        name = saved[id(film)].result() if id(film) in saved else None
-        crop = crops.get(id(film))
-        yield to_row(path, film, box_of[id(film)], crop, name), film, crop
+            yield CropRow(path.as_posix(), film.sha256, "unreadable", str(film)), None, None
+        else:
+            box, crop, file = next(made)
+            yield to_row(path, film, box, crop, file.result() if file else None), film, crop
 
 
 def save_crop(crop: Crop, film: Film, folder: Path) -> str:
@@ -276,21 +260,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
         found = list_films(config.films)
         finder = open_finder(config)
-        book = open_manifest(config, finder.weights)
+        workdir, weights = Workdir(config.out), dict(finder.weights)
+        header = {**provenance(weights), "settings": settings_of(config, weights)}
+        book = ManifestWriter(workdir / "manifest.jsonl", header, config.restart)
+        workdir.start(to_plain(config), weights=weights)
     with book:
         rows = crop_films(found.films, finder, config, book)
     console.print(_status_table(rows, found.passed_over))
     console.print(f"crops and manifest: {config.out}", highlight=False)
     return 0 if any(row.status != "unreadable" for row in rows) else 1
-
-
-def open_manifest(config: CropConfig, weights: Mapping[str, str]) -> ManifestWriter:
-    """The folder's manifest, new or continued; raises ValueError when begun with other settings."""
-    workdir = Workdir(config.out)
-    header = {**provenance(dict(weights)), "settings": settings_of(config, weights)}
-    book = ManifestWriter(workdir / "manifest.jsonl", header, config.restart)
-    workdir.start(to_plain(config), weights=dict(weights))
-    return book
 
 
 def open_finder(config: CropConfig) -> ThoraxFinder | HumanBoxes:
@@ -300,9 +278,8 @@ def open_finder(config: CropConfig) -> ThoraxFinder | HumanBoxes:
 
 def load_finder(config: CropConfig) -> ThoraxFinder:
     """The networks that `config` names; raises as `ThoraxFinder.load` does."""
-    nets = (config.weights or None, config.field or None, config.device)
-    how = (config.box, config.turned, config.engine, config.precision)
-    return ThoraxFinder.load(*nets, *how)
+    bundles, how = (config.weights or None, config.field or None), (config.box, config.turned)
+    return ThoraxFinder.load(*bundles, config.device, *how, config.engine, config.precision)
 
 
 def settings_of(config: CropConfig, weights: Mapping[str, str]) -> dict[str, Any]:
@@ -325,7 +302,7 @@ def crop_films(
     if len(pending) < len(films):
         log.info("%d of %d films are done already", len(films) - len(pending), len(films))
     cut = (
-        rows_of(config, finder, pending)
+        _rows_of(config, finder, pending)
         if config.workers == LOCAL
         else spread(config.workers, partial(_on_worker, config), pending, config.batch, _lost)
     )
@@ -336,17 +313,16 @@ def crop_films(
     return [book.done[film.as_posix()] for film in films]
 
 
-def rows_of(
+def _rows_of(
     config: CropConfig, finder: ThoraxFinder | HumanBoxes, paths: Iterable[Path]
 ) -> Iterator[CropRow]:
-    """`iter_crops` for whoever wants the rows alone."""
     return (row for row, _, _ in iter_crops(list(paths), finder, config))
 
 
 def _on_worker(config: CropConfig) -> Callable[[Iterable[Path]], Iterator[CropRow]]:
     """A worker of one core, which reads by itself."""
     alone = replace(config, jobs=0)
-    return partial(rows_of, alone, open_finder(alone))
+    return partial(_rows_of, alone, open_finder(alone))
 
 
 def _lost(path: Path, why: str) -> CropRow:

@@ -1,4 +1,5 @@
-"""Which films train and which validate the detector: annotations, licences, split."""
+"""Which films train, validate and measure the detector and the lung field: boxes, masks, licences,
+split."""
 
 from __future__ import annotations
 
@@ -68,6 +69,25 @@ class DataConfig:
         require(not self.rest or named, rule, self.rest)
 
 
+@dataclass(frozen=True)
+class FieldDataConfig:
+    """Films and masks.
+
+    Args:
+        data: folder with films.csv, which names each film's mask; several: the flag again for each.
+        split: a split saved by `python -m cxr.split`; empty: made anew by patient (0.8 / 0.2).
+        sources: keep these sources only; empty keeps all.
+        publishable_only: leave out films whose licence forbids publishing a model.
+        max_films: keep at most so many films of each part, for a quick look; 0 keeps all.
+    """
+
+    data: Several = free("../shared/data")
+    split: str = ""
+    sources: list[str] = field(default_factory=list)
+    publishable_only: bool = True
+    max_films: int = 0
+
+
 class Parts(NamedTuple):
     """The films of each part of the split (train and val are always there, and may be empty), film
     name → mask file where masks are asked for, and a split that was made anew."""
@@ -80,10 +100,8 @@ class Parts(NamedTuple):
 def select_films(
     config: DataConfig, seed: int, classes: Sequence[str] = ("thorax",), trained: bool = True
 ) -> Parts:
-    """The films of a training; with `trained` there must be some to train and to validate.
-
-    Raises ValueError or OSError when files are missing or do not fit together.
-    """
+    """The films of a training; with `trained` there must be some to train and to validate. Raises
+    ValueError or OSError when files are missing or do not fit together."""
     every, masks = _eligible_films(config, classes)
     films = take_per_label(every, config.per_label, seed) if config.per_label else every
     if not films:
@@ -100,6 +118,33 @@ def select_films(
         require_both(parts)
         require_boxes(parts)
     return Parts(parts, masks, made)
+
+
+def masked_rows(
+    data: Data, sources: Sequence[str] = (), publishable_only: bool = False
+) -> list[FilmRow]:
+    """Rows of films.csv that have a mask; raises ValueError when there is none."""
+    data = DataFolders(data)
+    rows = [r for r in data.rows() if r.mask]
+    rows = [r for r in rows if not sources or r.source in sources]
+    if not rows:
+        raise ValueError(
+            f"{data.named('films.csv')} must name at least one mask (of the sources asked for). "
+            "Got none."
+        )
+    return [r for r in rows if r.publishable or not publishable_only]
+
+
+def select_rows(
+    config: FieldDataConfig, seed: int
+) -> tuple[list[FilmRow], list[FilmRow], Split | None]:
+    """Rows to train and to validate on, and the split where it was made anew; raises ValueError or
+    OSError for what does not fit."""
+    rows = masked_rows(config.data, config.sources, config.publishable_only)
+    shares = {"train": 0.8, "val": 0.2}
+    parts, made = share_films(rows, config.split, shares, config.max_films, seed)
+    require_both(parts)
+    return parts["train"], parts["val"], made
 
 
 def share_films(
@@ -176,10 +221,8 @@ def choose_part(
     films: Sequence[Listed], config: MeasureConfig
 ) -> tuple[list[Listed], list[Listed]]:
     """The films to measure on, and those of part train, from which a constant answer is made: all
-    films for part all, where it is fitted on its own test and so a stronger baseline.
-
-    Raises ValueError when no film is left, or a patient is not in the split.
-    """
+    films for part all, where it is fitted on its own test and so a stronger baseline. Raises
+    ValueError when no film is left, or a patient is not in the split."""
     chosen = train = list(films)
     if config.part != "all":
         split, patients = Split.load(config.split), [f.patient_id for f in films]
@@ -233,10 +276,8 @@ def _eligible_films(
 
 def read_annotations(data: Data, annotations: Several) -> list[CocoFilm]:
     """The films of the COCO files that lie in the folders of `data`, or have a path of their own,
-    found in `data`. A film that two files annotate has the boxes of the first.
-
-    Raises ValueError for a file that is missing or faulty, and for films `find_films` cannot tell.
-    """
+    found in `data`. A film that two files annotate has the boxes of the first. Raises ValueError
+    for a file that is missing or faulty, and for films `find_films` cannot tell."""
     data = DataFolders(data)
     found: list[tuple[DataFolders, list[CocoFilm]]] = []
     for path in map(Path, as_list(annotations)):
@@ -257,10 +298,8 @@ def find_films(films: list[CocoFilm], data: Data) -> list[CocoFilm]:
     A public set lies in other folders on each disk, so a film is looked for in films.csv of `data`
     by the end of its path, then there and in the folder by its base name, last by that without its
     suffix, where one film alone has it. The same bytes in two places are one film; a film that is
-    nowhere keeps its name.
-
-    Raises:
-        ValueError: for a base name that two different files or two missing films have.
+    nowhere keeps its name. Raises ValueError for a base name that two different files or two
+    missing films have.
     """
     data = DataFolders(data)
     for as_files in map(FilesOf, data):  # another program's `\\`, or no suffix
@@ -356,11 +395,8 @@ def with_class(film: CocoFilm, key: str, classes: Sequence[str]) -> CocoFilm:
     where that is none of `classes`."""
     value, words = film.extra.get(key), [label_word(name) for name in classes]
     word = label_word(str(value or ""))
-    if film.labels and word not in words:
-        raise ValueError(
-            f"{film.file_name}: its {key} must be one of model.classes "
-            f"({', '.join(classes)}). Got {value!r} instead."
-        )
+    rule = f"{film.file_name}: its {key} must be one of model.classes ({', '.join(classes)})"
+    require(not film.labels or word in words, rule, value)
     return replace(film, labels=tuple(words.index(word) for _ in film.labels))
 
 

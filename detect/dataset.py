@@ -1,5 +1,5 @@
-"""Films and boxes for the detector, decoded once and kept small in memory; augmentation, and
-films without a thorax.
+"""What the detector learns from (films and boxes, decoded once and kept small in memory,
+augmented, and pictures without a thorax), and it in training: losses, and validation by IoU.
 
 The presets `none`, `affine` and `rotate` are those of the two-stage report; `strong` is what the
 shipped detector was trained with.
@@ -7,7 +7,8 @@ shipped detector was trained with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -15,16 +16,20 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from cxr.boxes import Frame, mask_box_xyxy
+from cxr import draw
+from cxr.boxes import Frame, iou_xyxy, mask_box_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, FilmError, read_film
 from cxr.films_table import FilmRow
-from cxr.workdir import console, log
+from cxr.rules import require
+from cxr.training.learner import Learner, cosine_factor
+from cxr.training.recipe import OptimConfig
+from cxr.workdir import counting, log
+from detect.film_class_answers import class_scores
 from detect.predict import prepare_film, to_input
 
 Row = TypeVar("Row", CocoFilm, FilmRow)
@@ -33,17 +38,21 @@ Item = tuple[np.ndarray, np.ndarray, tuple[int, ...], np.ndarray | None]
 
 class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
     """Films that are decoded once; `films` and `items` are those that could be read, the others are
-    left out with a warning.
+    left out with a warning. Raises ValueError when no film can be read, or one does not fit what is
+    known of it."""
 
-    Raises ValueError when no film can be read, or one does not fit what is known of it.
-    """
-
-    def __init__(self, films: Sequence[Row], root: Data, side: int) -> None:
+    def __init__(
+        self,
+        films: Sequence[Row],
+        root: Data,
+        side: int,
+        augment: Any = None,
+        negatives: float = 0.0,
+    ) -> None:
         self.root, self.side = DataFolders(root), side
+        self.augment, self.negatives = augment, negatives
         with ThreadPoolExecutor(2) as pool:
-            steps = pool.map(self._read, films)
-            bar = track(steps, "reading films", len(films), console=console, transient=True)
-            read = list(bar)
+            read = list(counting(pool.map(self._read, films), "reading films", len(films)))
         self.films: list[Row] = [f for f, item in zip(films, read, strict=True) if item is not None]
         self.items: list[Any] = [item for item in read if item is not None]
         if not self.items:
@@ -64,6 +73,11 @@ class ReadFilms(Dataset[tuple[Tensor, dict[str, Tensor]]], Generic[Row]):
     def prepare(self, film: Row, read: Film) -> Any:
         """What is kept of a film."""
         raise NotImplementedError
+
+    def rng(self) -> np.random.Generator:
+        """Of one picture: torch's generator differs in each worker and epoch, and the run seeds
+        it."""
+        return np.random.default_rng(int(torch.randint(2**31, (1,))))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -91,10 +105,9 @@ class ThoraxDataset(ReadFilms[CocoFilm]):
         masks: dict[str, str] | None = None,
         cache: float = 1.25,
     ) -> None:
-        self.augment, self.negatives = augment, negatives
         self._cache = max(1.0, cache if augment else 1.0)
         self._masks = (masks or {}) if augment else {}
-        super().__init__(films, root, side)
+        super().__init__(films, root, side, augment, negatives)
 
     def prepare(self, film: CocoFilm, read: Film) -> Item:
         """The letterbox without its padding, boxes and mask in its pixels."""
@@ -115,8 +128,7 @@ class ThoraxDataset(ReadFilms[CocoFilm]):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, boxes, labels, mask = self.items[index]
         if self.augment is not None:
-            # torch's generator differs in each worker and epoch, and is seeded by the run
-            rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+            rng = self.rng()
             if len(boxes) == 1 and rng.random() < self.negatives:
                 image = make_negative(image, boxes[0], rng)
                 boxes, labels, mask = np.zeros((0, 4)), (), None
@@ -170,8 +182,7 @@ def build_augmentation(preset: str) -> A.Compose | None:
     empty (`rotate_method`). Boxes are cut where a film cuts them, as the rule of the box has it.
     Raises ValueError for an unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"augment must be one of {', '.join(PRESETS)}. Got {preset!r} instead.")
+    require(preset in PRESETS, f"augment must be one of {', '.join(PRESETS)}", preset)
     if preset == "none":
         return None
     if preset == "affine":
@@ -210,12 +221,10 @@ def _affine(
 
 
 def make_negative(film: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A uint8 picture without a thorax, from a film (H, W) and its box, or drawn.
-
-    Shoulders and abdomens cut out beside the box, films shuffled in tiles, limbs drawn as bright
-    shafts, and empty plates: what else lands in a folder of chest films. Without such pictures a
-    detector that has only ever seen chests finds one on a hip.
-    """
+    """A uint8 picture without a thorax, from a film (H, W) and its box, or drawn. Shoulders and
+    abdomens cut out beside the box, films shuffled in tiles, limbs drawn as bright shafts, and
+    empty plates: what else lands in a folder of chest films. Without such pictures a detector that
+    has only ever seen chests finds one on a hip."""
     kind = rng.random()
     if kind < 0.45:
         patch = _outside_patch(film, box_xyxy, rng)
@@ -288,3 +297,128 @@ def _limb(rng: np.random.Generator) -> np.ndarray:
             cv2.circle(plate, end, thick, float(rng.uniform(150, 230)), -1)
     blurred = cv2.GaussianBlur(plate, (0, 0), float(rng.uniform(1, 4)))
     return np.clip(blurred + rng.normal(0, 4, plate.shape), 0, 255).astype(np.uint8)
+
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class DetectorModule(Learner):
+    """Trains what `build_detector` gives. Validation logs `val_iou`: the mean IoU of the best box
+    with misses as 0, in letterbox pixels (a similarity of the film: the IoU is the film's).
+    `monitor` names the validation figure whose highest value picks the epoch that is kept. What is
+    seen of each validation film is collected in `seen` until the epoch's end."""
+
+    monitor = "val_iou"
+    nesterov = False
+    least_gain = 1e-4
+    advice = "lower --optimiser.rate, or look at the boxes of this batch"
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, stop_after: int = 0) -> None:
+        super().__init__(model, optim, self.monitor, stop_after)
+        self.seen: dict[str, list[float]] = defaultdict(list)
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], None]:
+        """The network's own losses and their sum."""
+        losses = self.model(*batch)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, None
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the films of the epoch before."""
+        self.seen.clear()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Each film's boxes against its own."""
+        images, targets = batch
+        for found, target in zip(self.model(images), targets, strict=True):
+            self.measure(found, target)
+
+    def measure(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+        """Take one validation film's boxes into the epoch's figures."""
+        truth = target["boxes"].double().cpu().numpy()
+        if not len(truth):
+            return
+        best = found["boxes"][found["scores"].argsort(descending=True)[:1]]
+        iou = iou_xyxy(best.double().cpu().numpy(), truth)
+        self.seen["iou"].append(float(iou.max()) if iou.size else 0.0)
+
+    def seen_figures(self) -> dict[str, float]:
+        """The figures of the validation films."""
+        ious = np.array(self.seen["iou"] or [0.0])
+        return {
+            "val_iou": float(ious.mean()),
+            "val/share_09": float((ious >= 0.9).mean()),
+            "val/misses": float((ious == 0).mean()),
+        }
+
+    def figures(self, means: dict[str, float]) -> dict[str, float]:
+        """The epoch's row of history.json."""
+        terms = {f"train/{k.removeprefix('train_')}": v for k, v in means.items()}
+        watched = self.trainer.callback_metrics.items()
+        rates = {k: float(v) for k, v in watched if k.startswith("lr-")}
+        loss = terms.pop("train/loss")
+        return {"epoch": self.current_epoch, **rates, **self.seen_figures(), "loss": loss, **terms}
+
+    def line(self) -> str:
+        """The newest epoch in words, for the log."""
+        row = self.history[-1]
+        shown = {k: v for k, v in row.items() if k == "loss" or k.startswith("val")}
+        return ", ".join(f"{k} {v:.4f}" for k, v in shown.items()) + f", rate {self._rate():.2g}"
+
+    def plateau_loss(self, row: Mapping[str, float]) -> float:
+        """The plateau waits for what picks the epoch."""
+        return -row[self.choose]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Weights with decay; norms and biases without."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        thin = [p for p in trained if p.ndim <= 1]
+        return [
+            {"params": [p for p in trained if p.ndim > 1], "factor": 1.0},
+            {"params": thin, "factor": 1.0, "weight_decay": 0.0},
+        ]
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """A line up over the warm-up's whole epochs, then as the schedule goes."""
+        warm = int(self.optim.warmup_epochs * max(1, steps // self.optim.epochs))
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        constant = self.optim.schedule == "constant"
+        return 1.0 if constant else cosine_factor(step, steps, warm)
+
+
+class FilmClassModule(DetectorModule):
+    """Keeps the epoch that tells the films' classes best, which need not be that of the best boxes.
+    Validation also logs `val_share`: the mean score of the true class (0 without a box), which
+    still moves where so few films make every accuracy alike, and the accuracy itself."""
+
+    monitor = "val_share"
+
+    def measure(self, found: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+        """The box's class, too."""
+        super().measure(found, target)
+        if not len(target["labels"]):
+            return
+        scores, labels = found["scores"].cpu().numpy(), found["labels"].cpu().numpy() - 1
+        truth = int(target["labels"][0]) - 1
+        shares = class_scores(scores, labels, max(truth, int(labels.max(initial=0))) + 1)
+        self.seen["share"].append(float(shares[truth]))
+        self.seen["right"].append(bool(len(scores)) and int(labels[scores.argmax()]) == truth)
+
+    def seen_figures(self) -> dict[str, float]:
+        """The classes' figures, too."""
+        share, right = (float(np.mean(self.seen[k] or [0.0])) for k in ("share", "right"))
+        return {**super().seen_figures(), "val_share": share, "val/accuracy": right}
+
+
+def box_tile(model: Any, image: Tensor, target: dict[str, Tensor]) -> tuple[np.ndarray, str]:
+    """A validation film: its boxes in white, the best found one in colour."""
+    found = model([image.to(next(model.parameters()).device)])[0]
+    picture = draw.to_rgb(image[0].numpy())
+    truth, boxes = target["boxes"].numpy(), found["boxes"].cpu().numpy()[:1]
+    for box in truth:
+        picture = draw.draw_box(picture, box, (255, 255, 255))
+    for box in boxes:
+        picture = draw.draw_box(picture, box, (255, 176, 0))
+    iou = iou_xyxy(boxes, truth)
+    score = float(found["scores"][0]) if len(boxes) else 0.0
+    return picture, f"IoU {iou.max() if iou.size else 0:.3f}, score {score:.2f}"

@@ -48,10 +48,8 @@ class Anchors:
 
 
 class BoxDecoder:
-    """From the dense parts' maps to boxes, for one detector of torchvision's kind.
-
-    `tensors` are its bundle's: the box head's weights are taken from them.
-    """
+    """From the dense parts' maps to boxes, for one detector of torchvision's kind. `tensors` are
+    its bundle's: the box head's weights are taken from them."""
 
     def __init__(self, config: Any, tensors: Mapping[str, np.ndarray]) -> None:
         self.config = config
@@ -77,10 +75,8 @@ class BoxDecoder:
         steps: Sequence[np.ndarray],
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Each film's (N, 4) boxes xyxy in letterbox pixels, (N,) scores and (N,) labels from 0.
-
         `levels` are the pyramid's maps (B, C, h, w), fine to coarse; `scores` (B, A, h, w) and
-        `steps` (B, 4 × A, h, w) the RPN's, of each level that proposes.
-        """
+        `steps` (B, 4 × A, h, w) the RPN's, of each level that proposes."""
         require(len(scores) == len(steps), "scores and steps must be of the same levels", "")
         side = self.config.side
         anchors = [self.anchors.over(s.shape[2:], side) for s in scores]
@@ -93,7 +89,7 @@ class BoxDecoder:
             answers = self._head(films, seen)
             best = [logits[:, 1:].argmax(1) + 1 for logits, _ in answers]
             found = zip(answers, best, strict=True)
-            seen = [_inside(boxes[np.arange(len(b)), b], side) for (_, boxes), b in found]
+            seen = [np.clip(boxes[np.arange(len(b)), b], 0, side) for (_, boxes), b in found]
         return [self._conclude(*answer) for answer in self._head(films, seen)]
 
     def _propose(
@@ -112,7 +108,7 @@ class BoxDecoder:
             boxes.append(moved(laid[best], moves.reshape(-1, 4)[best], _RPN_WEIGHTS))
             logits.append(flat[best])
             levels.append(np.full(len(best), k))
-        every = _inside(np.concatenate(boxes), config.side)
+        every = np.clip(np.concatenate(boxes), 0, config.side)
         large = _wider_than(every, 1e-3)
         every, score, level = every[large], np.concatenate(logits)[large], np.concatenate(levels)
         return every[suppressed(every, score, level[large], _RPN_IOU)[: config.proposals_test]]
@@ -140,8 +136,8 @@ class BoxDecoder:
         """A film's boxes, scores and labels of what its proposals were answered."""
         scores = softmax(logits)[:, 1:]
         labels = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-        flat, score = _inside(boxes[:, 1:], self.config.side).reshape(-1, 4), scores.ravel()
-        label = labels.ravel()
+        flat = np.clip(boxes[:, 1:], 0, self.config.side).reshape(-1, 4)
+        score, label = scores.ravel(), labels.ravel()
         kept = (score > _LEAST_SCORE) & _wider_than(flat, 1e-2)
         flat, score, label = flat[kept], score[kept], label[kept]
         best = suppressed(flat, score, label, _BOX_IOU)[:_MOST_BOXES]
@@ -215,10 +211,6 @@ def _shares(at: np.ndarray, length: int) -> np.ndarray:
     cells = np.arange(length, dtype=np.float32)
     shares = np.maximum(1 - np.abs(at[..., None] - cells), 0) * inside[..., None]
     return shares.reshape(len(at), -1, _SAMPLES, length).mean(2, dtype=np.float32)
-
-
-def _inside(boxes: np.ndarray, side: int) -> np.ndarray:
-    return np.clip(boxes, 0, side)
 
 
 def _wider_than(boxes: np.ndarray, least: float) -> np.ndarray:

@@ -32,23 +32,33 @@ from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.draw import draw_confusion
-from cxr.film import list_films
+from cxr.film import FilmList, list_films
 from cxr.ledger import write_answers
 from cxr.rules import RefusedError, refusing
+from cxr.stream import default_jobs
 from cxr.training.recipe import check_recipe, free, keep_to_recipe
-from cxr.workdir import Workdir, console, log, provenance, sha256_file, write_json
+from cxr.workdir import (
+    Workdir,
+    console,
+    log,
+    provenance,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 from detect.data import DataConfig, select_films
 from detect.film_class_answers import (
     NO_BOX,
     AnsweredFilm,
-    answer_folder,
     classify_films,
     compare_film,
     confusion,
     draw_answers,
+    draw_classed,
     film_truth,
     measure,
     measure_boxes,
+    to_table,
 )
 from detect.predict import ThoraxDetector
 from detect.settings import DetectorConfig, TrainConfig
@@ -128,10 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights = config.weights or str(Path(config.out) / BUNDLE)
             detector = ThoraxDetector.load(weights, _device(config), flips=False)
             found = list_films([config.films])
-        answered = answer_folder(
-            detector, found, config.films, config.out, config.batch, config.for_processing
-        )
-        return 0 if answered else 1
+        return 0 if answer_folder(detector, found, config) else 1
     out = train_film_class(config)
     figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     console.print(
@@ -142,13 +149,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def answer_folder(detector: ThoraxDetector, found: FilmList, config: FilmClassConfig) -> int:
+    """Answer for a film or a folder of films: film_classes.csv (a row a film, also for one without
+    a box or unreadable, with the reason), film_classes.json (where it comes from) and
+    film_classes.png; returns how many films could be read. RefusedError where none was found."""
+    if not found.films:
+        raise RefusedError(
+            "--films must name a film, or a folder with films. Got "
+            f"{config.films}, which holds none."
+        )
+    how = (config.batch, default_jobs(len(found.films)), None, config.for_processing)
+    films = list(classify_films(detector, found.films, *how))
+    workdir, classes = Workdir(config.out), detector.config.classes
+    write_atomic(workdir / "film_classes.csv", to_table(films, classes))
+    about = {
+        "films": config.films,
+        "classes": list(classes),
+        "passed_over": found.passed_over,
+        "operating_point": detector.operating_point,
+        "provenance": provenance(detector.weights),
+    }
+    write_json(workdir / "film_classes.json", about)
+    draw_classed(films, workdir / "film_classes.png")
+    counts = Counter(f.answer or f.status for f in films)
+    told = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
+    console.print(f"{len(films)} films: {told}; {workdir / 'film_classes.csv'}", highlight=False)
+    return sum(f.status != "unreadable" for f in films)
+
+
 def train_film_class(config: FilmClassConfig) -> Path:
     """Train, answer, measure, draw; returns `config.out`. A finished folder is taken as it is.
-
-    Raises:
-        RefusedError (a ValueError): for wrong settings, data or `config.weights`, and for a folder
-            that another run holds, or was begun with other settings.
-    """
+    Raises RefusedError for wrong settings, data or `config.weights`, and for a folder that another
+    run holds, or was begun with other settings."""
     out = Path(config.out)
     workdir = Workdir(out)  # held to the end, the training's own included
     if config.restart:
@@ -212,10 +244,8 @@ def select_answered(config: FilmClassConfig) -> list[tuple[CocoFilm, str]]:
 def write_results(
     config: FilmClassConfig, detector: ThoraxDetector, films: Sequence[tuple[CocoFilm, str]]
 ) -> None:
-    """Answer the films; answers.csv, boxes.json, metrics.json and both pictures.
-
-    Raises RefusedError when no film can be read.
-    """
+    """Answer the films; answers.csv, boxes.json, metrics.json and both pictures. Raises
+    RefusedError when no film can be read."""
     out, root, classes = Path(config.out), DataFolders(config.data.data), config.model.classes
     paths = [root / entry.file_name for entry, _ in films]
     said = classify_films(detector, paths, config.batch, config.workers, config.min_score)
@@ -227,26 +257,22 @@ def write_results(
     if not answered:
         raise RefusedError(f"data must hold a film to answer. Got {len(films)}, none readable.")
     counts = confusion([f.truth for f in answered], [f.said.answer for f in answered], classes)
-    names = [*classes, NO_BOX]
+    names, about = [*classes, NO_BOX], {"schema": "lungfirst.film_class", "version": 1}
     write_answers(out / "answers.csv", names, [f.to_answer() for f in answered])
     rows = [film.to_row() for film in answered]
-    write_json(
-        out / "boxes.json",
-        {"schema": "lungfirst.film_class", "version": 1, "classes": list(classes), "films": rows},
-    )
-    write_json(out / "metrics.json", to_metrics(config, detector, answered, counts, len(films)))
+    write_json(out / "boxes.json", {**about, "classes": list(classes), "films": rows})
+    write_json(out / "metrics.json", _to_metrics(config, detector, answered, counts, len(films)))
     draw_confusion(counts, classes, names, out / "confusion.png", f"{len(answered)} films")
     draw_answers(answered, root, out / "predictions.png")
 
 
-def to_metrics(
+def _to_metrics(
     config: FilmClassConfig,
     detector: ThoraxDetector,
     answered: Sequence[AnsweredFilm],
     counts: np.ndarray,
     listed: int,
 ) -> dict[str, Any]:
-    """What metrics.json holds: the figures, and where they come from."""
     return {
         "part": config.answered_part,
         "chosen_on_answered": config.answered_part == "val",

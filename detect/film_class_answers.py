@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from cxr import draw
 from cxr.boxes import Xyxy, as_xyxy, iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
-from cxr.film import Film, FilmList, read_film
+from cxr.film import Film, read_film
 from cxr.ledger import Answer
-from cxr.rules import RefusedError
-from cxr.stream import batched, default_jobs, read_ahead
-from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
+from cxr.stream import batched, read_ahead
+from cxr.workdir import counting, log
+from detect.metrics import to_csv
 from detect.predict import Detections, ThoraxDetector
-from detect.tables import to_csv
 
 NO_BOX = "no box"  # the answer for a film without a box; never a truth
 _SHOWN = 24  # films on a sheet
@@ -30,19 +27,11 @@ _SIDE = 512  # px that a film is drawn at: the lines are thinner there than at t
 
 @dataclass(frozen=True)
 class ClassedFilm:
-    """What the detector says of one film.
-
-    Attributes:
-        film: the film's path.
-        status: the detector's own decision (see `ThoraxDetector.decide`): ok, fallback (a box
-            that it is not sure of) or no_thorax; or unreadable.
-        reason: why the status is not ok.
-        answer: a class of the detector, `no box`, or empty for an unreadable film.
-        scores: a score for each class and for `no box`, summing to 1; empty where unreadable.
-        xyxy: the best box, in the film's pixels as stored.
-        box_score: the best box's own score.
-        size_hw: of the film as stored.
-    """
+    """What the detector says of one film: its path; the detector's own decision (see
+    `ThoraxDetector.decide`: ok, fallback, which is a box that it is not sure of, or no_thorax; or
+    unreadable) and why it is not ok; a class of the detector or `no box`, and a score for each of
+    these, summing to 1; the best box in the film's pixels as stored, its own score, and the film's
+    size there. Empty for an unreadable film."""
 
     film: str
     status: str
@@ -56,17 +45,10 @@ class ClassedFilm:
 
 @dataclass(frozen=True)
 class AnsweredFilm:
-    """A film of the annotations with its true class, and what was said of it.
-
-    Attributes:
-        entry: in the annotations.
-        truth: the film's class.
-        said: the detector's word on it.
-        true_score: the score of the true class.
-        truth_xyxy: the hand-drawn thorax in the film's pixels; None where no hand drew one, or
-            where the film has another shape than its annotation.
-        iou: of the best box with it, 0 without a box; None without `truth_xyxy`.
-    """
+    """A film of the annotations with its true class, and what was said of it: the score of the true
+    class; the hand-drawn thorax in the film's pixels, None where no hand drew one, or where the
+    film has another shape than its annotation; and the IoU of the best box with it, 0 without a
+    box."""
 
     entry: CocoFilm
     truth: str
@@ -126,13 +108,8 @@ def compare_film(
 
 
 def class_scores(scores: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """(classes,) the best score of each class, normalised to the sum 1; zeros without a box.
-
-    Args:
-        scores: (N,) of the boxes, above 0.
-        labels: (N,) class of each box, from 0.
-        classes: how many the detector knows.
-    """
+    """(classes,) the best score of each class, normalised to the sum 1; zeros without a box. Of N
+    boxes: scores above 0, and classes from 0."""
     best = np.zeros(classes)
     np.maximum.at(best, labels, scores)
     return best / best.sum() if best.sum() > 0 else best
@@ -141,11 +118,9 @@ def class_scores(scores: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
 def classify_film(
     detector: ThoraxDetector, found: Detections, film: Film, min_score: float | None = None
 ) -> ClassedFilm:
-    """The class of the best box is the film's; without a box the answer is `no box`, score 1.
-
-    A best box below `min_score` is none. With None the rule is `ThoraxDetector.decide`'s, which
-    also refuses what looks like no thorax: right for a folder in which anything may lie.
-    """
+    """The class of the best box is the film's; without a box the answer is `no box`, score 1. A
+    best box below `min_score` is none. With None the rule is `ThoraxDetector.decide`'s, which also
+    refuses what looks like no thorax: right for a folder in which anything may lie."""
     size_hw = (film.pixels.shape[0], film.pixels.shape[1])
     decision = detector.decide(found, size_hw)
     size_hw = film.stored_hw or size_hw
@@ -153,7 +128,7 @@ def classify_film(
     none = decision.status == "no_thorax"
     if min_score is not None:
         none = not len(found.scores) or found.scores[0] < min_score
-    answer, box, shares = NO_BOX, None, [*(0.0 for _ in classes), 1.0]
+    answer, box, shares = NO_BOX, None, [0.0] * len(classes) + [1.0]
     if not none:
         answer, box = classes[int(found.labels[0])], as_xyxy(film.to_stored(found.boxes_xyxy[0]))
         shares = [*class_scores(found.scores, found.labels, len(classes)).tolist(), 0.0]
@@ -171,14 +146,7 @@ def classify_films(
 ) -> Iterator[ClassedFilm]:
     """`classify_film` for each film, in order; pixels are held a batch at a time."""
     stream = read_ahead(paths, jobs, for_processing=for_processing)
-    bar = track(
-        batched(stream, batch),
-        "answering",
-        -(-len(paths) // max(1, batch)),
-        console=console,
-        transient=True,
-    )
-    for items in bar:
+    for items in batched(counting(stream, "answering", len(paths)), batch):
         films = [film for _, film in items if isinstance(film, Film)]
         found = iter(detector.detect([film.pixels for film in films]))
         for path, film in items:
@@ -199,32 +167,25 @@ def film_truth(film: CocoFilm, class_from: str, classes: Sequence[str]) -> str:
 
 def confusion(truths: Sequence[str], answers: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """(K, K + 1) films of each true class (rows) by answer (columns, the last is `no box`)."""
-    counts = np.zeros((len(classes), len(classes) + 1), dtype=np.int64)
     columns = [*classes, NO_BOX]
+    counts = np.zeros((len(classes), len(columns)), dtype=np.int64)
     for truth, answer in zip(truths, answers, strict=True):
-        counts[list(classes).index(truth), columns.index(answer)] += 1
+        counts[columns.index(truth), columns.index(answer)] += 1
     return counts
 
 
 def measure(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Accuracy and F1 = 2 TP / (2 TP + FP + FN) from a confusion matrix (K, K + 1).
-
-    A film without a box is wrong, and missed by its class. A class that no film has and no answer
-    names has no F1 (None) and no part in the mean.
-    """
-    k = len(classes)
-    hits = np.diag(counts[:, :k])
-    films = int(counts.sum())
-    f1: dict[str, float | None] = {}
-    for name, hit, has, said in zip(
-        classes, hits, counts.sum(axis=1), counts[:, :k].sum(axis=0), strict=True
-    ):
-        f1[name] = float(2 * hit / (has + said)) if has + said else None
+    """Accuracy and F1 = 2 TP / (2 TP + FP + FN) from a confusion matrix (K, K + 1). A film without
+    a box is wrong, and missed by its class. A class that no film has and no answer names has no F1
+    (None) and no part in the mean."""
+    films, hits, said = int(counts.sum()), counts.diagonal(), counts[:, :-1].sum(0)
+    ends = zip(classes, hits, counts.sum(1) + said, strict=True)
+    f1 = {name: float(2 * hit / either) if either else None for name, hit, either in ends}
     known = [v for v in f1.values() if v is not None]
     return {
         "films": films,
         "right": int(hits.sum()),
-        "no_box": int(counts[:, k].sum()),
+        "no_box": int(counts[:, -1].sum()),
         "accuracy": float(hits.sum() / films) if films else None,
         "f1": f1,
         "f1_macro": float(np.mean(known)) if known else None,
@@ -239,52 +200,8 @@ def measure(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
 def measure_boxes(films: Sequence[AnsweredFilm]) -> dict[str, Any]:
     """Mean IoU with the hand-drawn boxes, a film without a box counting 0, and its spread."""
     ious = np.array([f.iou for f in films if f.iou is not None])
-    if not len(ious):
-        return {"films": 0, "mean_iou": None, "share_iou_09": None}
-    return {
-        "films": len(ious),
-        "mean_iou": float(ious.mean()),
-        "share_iou_09": float((ious >= 0.9).mean()),
-    }
-
-
-def answer_folder(
-    detector: ThoraxDetector,
-    found: FilmList,
-    folder: str,
-    out: str,
-    batch: int,
-    for_processing: bool = False,
-) -> int:
-    """Answer for a film or a folder of films: film_classes.csv (a row a film, also for one without
-    a box or unreadable, with the reason), film_classes.json (where it comes from) and
-    film_classes.png in `out`; returns how many films could be read.
-
-    Raises RefusedError where no film was found.
-    """
-    if not found.films:
-        raise RefusedError(
-            f"--films must name a film, or a folder with films. Got {folder}, which holds none."
-        )
-    jobs = default_jobs(len(found.films))
-    films = list(classify_films(detector, found.films, batch, jobs, None, for_processing))
-    workdir, classes = Workdir(out), detector.config.classes
-    write_atomic(workdir / "film_classes.csv", to_table(films, classes))
-    write_json(
-        workdir / "film_classes.json",
-        {
-            "films": folder,
-            "classes": list(classes),
-            "passed_over": found.passed_over,
-            "operating_point": detector.operating_point,
-            "provenance": provenance(detector.weights),
-        },
-    )
-    draw_classed(films, workdir / "film_classes.png")
-    counts = Counter(f.answer or f.status for f in films)
-    told = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
-    console.print(f"{len(films)} films: {told}; {workdir / 'film_classes.csv'}", highlight=False)
-    return sum(f.status != "unreadable" for f in films)
+    mean, share = (float(ious.mean()), float((ious >= 0.9).mean())) if len(ious) else (None, None)
+    return {"films": len(ious), "mean_iou": mean, "share_iou_09": share}
 
 
 def to_table(films: Sequence[ClassedFilm], classes: Sequence[str]) -> str:
@@ -304,15 +221,11 @@ def to_table(films: Sequence[ClassedFilm], classes: Sequence[str]) -> str:
 
 def choose_shown(films: Sequence[AnsweredFilm], number: int = _SHOWN) -> list[AnsweredFilm]:
     """Wrong films first, the worst of them at the head, then right ones from the worst to the best.
-
     Worst is where the true class scores least. Wrong ones take two thirds of the places at most,
-    and right ones are taken at even steps, so that the sheet shows both kinds.
-    """
+    and right ones are taken at even steps, so that the sheet shows both kinds."""
     order = sorted(films, key=lambda f: (f.true_score, f.entry.file_name))
     right = [f for f in order if f.right]
-    wrong = [f for f in order if not f.right]
-    room = max(number - len(right), 2 * number // 3)
-    wrong = wrong[:room]
+    wrong = [f for f in order if not f.right][: max(number - len(right), 2 * number // 3)]
     steps = np.linspace(0, len(right) - 1, min(len(right), number - len(wrong)))
     return [*wrong, *(right[round(i)] for i in steps)]
 
@@ -324,7 +237,7 @@ def draw_answers(films: Sequence[AnsweredFilm], folder: DataFolders, path: Path)
     tiles, captions = [], []
     for film in shown:
         said, colour = film.said, draw.GREEN if film.right else draw.ORANGE
-        boxes = [(film.truth_xyxy, (255, 255, 255)), (said.xyxy, colour)]
+        boxes = [(film.truth_xyxy, draw.WHITE), (said.xyxy, colour)]
         tiles.append(_tile(folder / film.entry.file_name, boxes, said.size_hw))
         iou = "" if film.iou is None else f", IoU {film.iou:.2f}"
         captions.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,10 +53,6 @@ class PairRule:
     def of(cls, detector: ThoraxDetector) -> PairRule:
         """The bundle's; the plain mean of the boxes where nothing was chosen for it."""
         return cls(**detector.meta.get("pair", {}))
-
-    def to_meta(self) -> dict[str, Any]:
-        """For the bundle."""
-        return asdict(self)
 
     def merge(self, detector: Sequence[float], field: Sequence[float]) -> Xyxy:
         """One box xyxy of the two."""
@@ -125,8 +121,7 @@ class ThoraxFinder:
     ) -> ThoraxFinder:
         """The bundles; the shipped ones for None. The shipped views know the shipped field only:
         with another one no picture is refused for what it shows. `engine` and `precision`: see
-        `cxr.engines`. Raises as their own `load` does.
-        """
+        `cxr.engines`. Raises as their own `load` does."""
         detector = ThoraxDetector.load(weights, device, engine=engine, precision=precision)
         if box == "detector":
             return cls(detector, None, None, box, turned)
@@ -217,14 +212,14 @@ class ThoraxFinder:
         own = field.xyxy if self.box == "field" else both
         quality = self.rule.quality_at(apart + field.soft)
         box = replace(box, seen_xyxy=own, apart=apart, quality=quality)
+        if box.status != "ok":
+            return box
         differ = f"the detector's and the lung field's box differ, 1 − IoU is {apart:.2f} and above"
-        if box.status == "ok":
-            if apart > self.rule.refuse_apart:
-                return box.refused(f"no thorax found: {differ} {self.rule.refuse_apart:.2f}")
-            if apart > self.rule.ok_apart:
-                return box.doubted(f"{differ} {self.rule.ok_apart:.2f}", size_hw)
-            return replace(box, xyxy=own)
-        return box
+        if apart > self.rule.refuse_apart:
+            return box.refused(f"no thorax found: {differ} {self.rule.refuse_apart:.2f}")
+        if apart > self.rule.ok_apart:
+            return box.doubted(f"{differ} {self.rule.ok_apart:.2f}", size_hw)
+        return replace(box, xyxy=own)
 
 
 def refit(canvas: np.ndarray, frame: Frame, side: int) -> tuple[np.ndarray, Frame]:

@@ -1,4 +1,5 @@
-"""How well boxes meet the truth: IoU, coverage, edges, misses, doubles, COCO AP, baselines.
+"""How well boxes meet the truth: IoU, coverage, edges, misses, doubles, COCO AP, baselines; and
+figures as text: cells, CSV, tables in markdown and in the terminal.
 
 A miss counts as IoU 0 and coverage 0: a mean over found films only would reward a detector that
 gives up on the hard ones. AP50 alone says little here, because one constant box reaches 0.98 of
@@ -8,19 +9,38 @@ films at IoU 0.5.
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
-from cxr.boxes import area_xyxy, as_boxes, intersection_xyxy, iou_xyxy, union_xyxy
+from cxr.boxes import (
+    area_xyxy,
+    as_boxes,
+    intersection_xyxy,
+    iou_xyxy,
+    union_xyxy,
+    xyxy_to_xywh,
+)
+from cxr.coco import CocoFilm
 from cxr.stats import Interval, bootstrap_mean
+from cxr.workdir import console
+from detect.predict import Detections, ThoraxBox
 
 NAN4 = (math.nan,) * 4
 SIDES = ("left", "top", "right", "bottom")
+BASELINES = ("constant box", "whole film")
+METHODS = {  # whose boxes are measured, the one that is meant first: by the finder's `box`
+    "both": ("both", "detector", "lung field", *BASELINES),
+    "detector": ("detector", *BASELINES),
+}
+BY_CLASS = ("both", "detector")  # the others know no class
 
 
 @dataclass(frozen=True)
@@ -82,16 +102,11 @@ def mask_coverage(box_xyxy: Any, mask: np.ndarray) -> float:
     if not total:
         return math.nan
     x0, y0, x1, y1 = as_boxes(box_xyxy)[0]
-    along_y, along_x = (
-        _overlap_1d(*ends, n) for ends, n in zip([(y0, y1), (x0, x1)], inside.shape, strict=True)
+    along_y, along_x = (  # the share of each pixel [i, i + 1) that lies in the box
+        np.clip(np.minimum(high, np.arange(n) + 1) - np.maximum(low, np.arange(n)), 0.0, 1.0)
+        for low, high, n in ((y0, y1, inside.shape[0]), (x0, x1, inside.shape[1]))
     )
     return float(along_y @ inside @ along_x) / total
-
-
-def _overlap_1d(low: float, high: float, n: int) -> np.ndarray:
-    """(n,) share of each pixel [i, i + 1) that lies in [low, high]."""
-    start = np.arange(n)
-    return np.clip(np.minimum(high, start + 1) - np.maximum(low, start), 0.0, 1.0)
 
 
 def score_film(
@@ -101,11 +116,9 @@ def score_film(
     spacing_mm: tuple[float, float] | None = None,
     doubled: bool = False,
 ) -> FilmScore:
-    """Compare one predicted box (None: a miss) with the union of a film's true boxes (N, 4).
-
-    All in the film's pixels; `spacing_mm` is (row, column). N = 0 is a film without a thorax: it
-    has no IoU, and any box on it is a false one.
-    """
+    """Compare one predicted box (None: a miss) with the union of a film's true boxes (N, 4). All in
+    the film's pixels; `spacing_mm` is (row, column). N = 0 is a film without a thorax: it has no
+    IoU, and any box on it is a false one."""
     truth = as_boxes(truth_xyxy)
     found = predicted_xyxy is not None
     if not len(truth):
@@ -148,14 +161,11 @@ def summarise(
         # 1e-9: a box that meets the truth at exactly 0.9 must not fail by rounding
         return mean(np.where(np.isnan(values), np.nan, values >= least - 1e-9))
 
-    iou, coverage, lungs = (
+    iou, coverage, lungs, px, mm = (
         np.array([getattr(s, name) for s in kept], dtype=np.float64)
-        for name in ("iou", "coverage", "lung_coverage")
+        for name in ("iou", "coverage", "lung_coverage", "edges_px", "edges_mm")
     )
-    px, mm = (
-        np.array([getattr(s, name) for s in kept], dtype=np.float64).reshape(-1, 4)
-        for name in ("edges_px", "edges_mm")
-    )
+    px, mm = px.reshape(-1, 4), mm.reshape(-1, 4)
     found = px[~np.isnan(px[:, 0])]
     return Summary(
         films=len(kept),
@@ -181,27 +191,20 @@ def summarise(
 def average_precision(
     truths: Sequence[tuple[Any, Any]], predictions: Sequence[tuple[Any, Any, Any]], classes: int = 1
 ) -> AveragePrecision:
-    """COCO AP by pycocotools; one (boxes, labels) and one (boxes, scores, labels) a film.
-
-    Boxes xyxy (N, 4), labels from 0 below `classes`; a film without boxes counts by its false
-    ones. NaN when no film has a true box.
-    """
+    """COCO AP by pycocotools; one (boxes, labels) and one (boxes, scores, labels) a film. Boxes
+    xyxy (N, 4), labels from 0 below `classes`; a film without boxes counts by its false ones. NaN
+    when no film has a true box."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    images = [{"id": i} for i in range(1, len(truths) + 1)]
-    notes: list[dict[str, Any]] = []
-    for film, (boxes, labels) in enumerate(truths, 1):
-        notes += _notes(film, boxes, labels, len(notes))
-    results: list[dict[str, Any]] = []
-    for film, (boxes, scores, labels) in enumerate(predictions, 1):
-        results += _notes(film, boxes, labels, len(results), scores)
+    notes, results = _notes(truths), _notes(predictions)
     if not notes:
         return AveragePrecision(math.nan, math.nan, math.nan)
     if not results:  # pycocotools fails on an empty list
         return AveragePrecision(0.0, 0.0, 0.0, (0.0,) * classes)
     sets = []
-    known = {"images": images, "categories": [{"id": i} for i in range(1, classes + 1)]}
+    numbers = {"images": len(truths), "categories": classes}
+    known = {key: [{"id": i} for i in range(1, n + 1)] for key, n in numbers.items()}
     with contextlib.redirect_stdout(io.StringIO()):
         for annotations in (notes, results):
             sets.append(COCO())
@@ -221,24 +224,22 @@ def _mean_known(precision: np.ndarray) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _notes(
-    film: int, boxes: Any, labels: Any, before: int, scores: Any = None
-) -> list[dict[str, Any]]:
-    """COCO annotations of one film; ids count from 1, because pycocotools takes 0 for 'none'."""
-    out = []
-    for number, (box, label) in enumerate(zip(as_boxes(boxes), labels, strict=True)):
-        x0, y0, x1, y1 = (float(v) for v in box)
-        w, h = x1 - x0, y1 - y0
-        note = {
-            "id": before + number + 1,
-            "image_id": film,
-            "category_id": int(label) + 1,
-            "bbox": [x0, y0, w, h],
-            "area": w * h,
-            "iscrowd": 0,
-        }
-        out.append(note if scores is None else {**note, "score": float(scores[number])})
-    return out
+def _notes(films: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """COCO annotations of films of (boxes, labels) or (boxes, scores, labels); ids count from 1,
+    because pycocotools takes 0 for 'none'."""
+    notes: list[dict[str, Any]] = []
+    for film, (boxes, *scores, labels) in enumerate(films, 1):
+        for number, (box, label) in enumerate(zip(xyxy_to_xywh(boxes), labels, strict=True)):
+            note: dict[str, Any] = {
+                "id": len(notes) + 1,
+                "image_id": film,
+                "category_id": int(label) + 1,
+            }
+            note |= {"bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": 0}
+            if scores:
+                note["score"] = float(scores[0][number])
+            notes.append(note)
+    return notes
 
 
 def constant_box(boxes_xyxy: Sequence[Any], sizes_hw: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -295,3 +296,114 @@ def measure_quality(promised: Promised, seed: int = 0) -> Reliability:
     error = bootstrap_mean(np.abs(said - iou), list(owners), seed=seed)
     rho = math.nan if flat else float(np.corrcoef(*ranks)[0, 1])
     return Reliability(len(said), error, rho, low, rest)
+
+
+@dataclass(frozen=True)
+class FilmResult:
+    """One film: its truth, what was decided, and of each method all boxes that it sees and the
+    score of the one that it takes, all in the film's square pixels; films.csv has the box in the
+    stored ones. The first method of `scores` is the decision's."""
+
+    film: CocoFilm
+    status: str  # ok, fallback, no_thorax, unreadable
+    reason: str
+    box: ThoraxBox | None
+    seen: dict[str, Detections]  # none where the film cannot be read
+    scores: dict[str, FilmScore]
+    stored_hw: tuple[int, int] | None = None  # where the film's pixels are not square
+
+    @property
+    def source(self) -> str:
+        """Where the film comes from; films.csv's sources."""
+        return self.film.source or "unknown"
+
+    @property
+    def score(self) -> FilmScore:
+        """Of the box that was decided on."""
+        return next(iter(self.scores.values()))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a method on the films of a block."""
+
+    summary: Summary
+    precision: AveragePrecision
+    class_accuracy: float = math.nan  # share of films with the right class, of several
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All films, and block (all, or a source) → method → Line."""
+
+    results: list[FilmResult]
+    blocks: dict[str, dict[str, Line]]
+    part: str
+    seed: int = 0
+
+
+def compare(results: Sequence[FilmResult], classes: int, seed: int) -> dict[str, dict[str, Line]]:
+    """Each method on all films, and on each source where there are several."""
+    return {
+        name: {method: _line(group, method, classes, seed) for method in group[0].scores}
+        for name, group in by_source(results).items()
+    }
+
+
+def _line(results: Sequence[FilmResult], method: str, classes: int, seed: int) -> Line:
+    patients = [r.film.patient_id for r in results]
+    summary = summarise([r.scores[method] for r in results], patients, seed)
+    if method not in BY_CLASS and classes > 1:
+        return Line(summary, AveragePrecision(math.nan, math.nan, math.nan))
+    truths = [(r.film.boxes_xyxy, r.film.labels) for r in results]
+    nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    seen = [r.seen.get(method, nothing) for r in results]
+    found = [(s.boxes_xyxy, s.scores, s.labels * (classes > 1)) for s in seen]
+    precision = average_precision(truths, found, classes)
+    named = [r for r in results if r.film.labels]
+    if classes < 2 or not named:
+        return Line(summary, precision)
+    right = [
+        r.scores[method].has_box and r.seen[method].labels[0] == r.film.labels[0] for r in named
+    ]
+    return Line(summary, precision, float(np.mean(right)))
+
+
+# --- as text
+
+
+def by_source(results: Sequence[Any]) -> dict[str, list[Any]]:
+    """All results, and those of each `source` where there are several."""
+    blocks, sources = {"all": list(results)}, sorted({r.source for r in results})
+    if len(sources) > 1:
+        blocks |= {s: [r for r in results if r.source == s] for s in sources}
+    return blocks
+
+
+def number(value: float, digits: int = 3, missing: str = "–") -> str:
+    """A cell; `missing` for NaN."""
+    return missing if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def to_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows, the head among them, as CSV."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def to_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def print_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], left: int, no_wrap: bool = False, **how: Any
+) -> None:
+    """A narrow table in the terminal, its first `left` columns flush left."""
+    table = Table(box=SIMPLE_HEAD, padding=0, **how)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=no_wrap)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

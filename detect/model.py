@@ -5,10 +5,16 @@ defaults look for hundreds of objects of all sizes: 2,000 proposals a film, 512 
 loss, anchors from 32 px on every level. A film holds one thorax that fills most of it. So here
 the proposals come from the coarsest level alone, a few survive, and the box head sees the finer
 levels: `python tools/benchmark.py` measures what that saves.
+
+The second backend is detectron2's Faster R-CNN, called like torchvision's: training, evaluation,
+bundles and prediction never see which library answers them. It is imported where it is asked for,
+and its `model_zoo` never: that needs pkg_resources, gone since setuptools 81. So the configuration
+is built in code.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict
 from typing import Any
 
@@ -24,8 +30,31 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 
+from cxr.rules import require
 from detect.settings import DetectorConfig
-from detect.start_weights import TORCHVISION_BACKBONES, load_start_weights
+from detect.start_weights import (
+    TORCHVISION_BACKBONES,
+    load_detectron2_weights,
+    load_start_weights,
+)
+
+DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet50_msra": 50}
+
+_NEEDED = (
+    "detectron2",
+    "detectron2.config",
+    "detectron2.modeling",
+    "detectron2.structures",
+    "detectron2.utils.events",
+)
+_HOW_TO_INSTALL = (
+    "It is installed from its own repository, with torch already in the environment and a C++ "
+    "compiler at hand:\n"
+    "    pip install setuptools wheel ninja\n"
+    "    pip install --no-build-isolation "
+    "'git+https://github.com/facebookresearch/detectron2.git'\n"
+    "The package called detectron2 on PyPI is another project. Or take model.backend torchvision."
+)
 
 
 class TimmFPN(nn.Module):
@@ -68,11 +97,9 @@ class CoarseRPN(RegionProposalNetwork):
 
 
 class RefiningRoIHeads(RoIHeads):
-    """In prediction the box head looks again at the boxes it gave, `refine` times.
-
-    Iterative box regression (Gidaris & Komodakis 2015, arXiv 1505.01749): the second look pools
-    from a box that already fits, so its correction is finer.
-    """
+    """In prediction the box head looks again at the boxes it gave, `refine` times. Iterative box
+    regression (Gidaris & Komodakis 2015, arXiv 1505.01749): the second look pools from a box that
+    already fits, so its correction is finer."""
 
     refine = 0
 
@@ -115,16 +142,11 @@ class ThoraxRCNN(FasterRCNN):
 
 
 def build_detector(config: DetectorConfig) -> nn.Module:
-    """The network of a configuration.
-
-    Called like torchvision's detectors: in train mode `(images, targets) → losses`, in eval mode
-    `(images) → [{boxes (N, 4) xyxy, scores (N,), labels (N,) from 1}]`, both in letterbox pixels.
-    Raises ValueError for unknown names, ConnectionError where weights cannot be fetched,
-    ImportError where the backend or a weights package is missing.
-    """
+    """The network of a configuration. Called like torchvision's detectors: in train mode `(images,
+    targets) → losses`, in eval mode `(images) → [{boxes (N, 4) xyxy, scores (N,), labels (N,) from
+    1}]`, both in letterbox pixels. Raises ValueError for unknown names, ConnectionError where
+    weights cannot be fetched, ImportError where the backend or a weights package is missing."""
     if config.backend == "detectron2":
-        from detect.backends.detectron2 import build_detectron2
-
         return build_detectron2(config)
     backbone = _build_backbone(config)
     model = _assemble(config, backbone)
@@ -224,3 +246,177 @@ def freeze_stages(model: ThoraxRCNN, stages: int) -> None:
         groups = list(children)
     for group in groups[:stages]:
         group.requires_grad_(False)
+
+
+class BackendMissingError(ImportError):
+    """The library of a backend is missing, is another project of its name, or does not load."""
+
+
+def check_library() -> None:
+    """Raises BackendMissingError, with the commands that help, where detectron2 cannot be used."""
+    for name in _NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            # its compiled part is bound to the torch it was built with
+            what = (
+                f"the installed detectron2 does not load ({error}). Was torch changed since it "
+                "was built? Uninstall it and build it anew."
+            )
+            if isinstance(error, ModuleNotFoundError) and error.name == name:
+                what = f"the installed package detectron2 has no {name}: it is another project."
+            if name == "detectron2":
+                what = "the library detectron2 is not installed."
+            raise BackendMissingError(
+                f"model.backend detectron2 cannot be used: {what} {_HOW_TO_INSTALL}"
+            ) from error
+
+
+def build_config(config: DetectorConfig) -> Any:
+    """detectron2's CfgNode for our settings: its R-CNN with a feature pyramid, one large object.
+    Anchors, proposals and regions are counted as for torchvision (pyramid of stride 8, 16 and 32,
+    proposals from the coarsest level). `freeze_stages` is detectron2's FREEZE_AT: 1 the stem, 2 the
+    first residual stage too. Raises ValueError for a backbone that this backend lacks."""
+    from detectron2.config import get_cfg
+
+    rule = f"model.backbone must be one of {', '.join(DEPTHS)} with backend detectron2"
+    require(config.backbone in DEPTHS, rule, config.backbone)
+    cfg = get_cfg()
+    cfg.VERSION = 2
+    cfg.INPUT.MIN_SIZE_TEST = 0  # films are letterboxed before they come here
+    model = cfg.MODEL
+    model.DEVICE = "cpu"  # whoever asked for the network moves it
+    model.PIXEL_MEAN, model.PIXEL_STD = list(config.mean), list(config.std)
+    model.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    model.BACKBONE.FREEZE_AT = config.freeze_stages
+    resnet = model.RESNETS
+    resnet.DEPTH = DEPTHS[config.backbone]
+    resnet.RES2_OUT_CHANNELS = 64 if resnet.DEPTH < 50 else 256
+    resnet.OUT_FEATURES = ["res3", "res4", "res5"]
+    resnet.STRIDE_IN_1X1 = config.backbone.endswith("_msra")  # torchvision strides in the 3×3
+    resnet.NORM = "FrozenBN" if config.frozen_batchnorm else "BN"
+    model.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    model.FPN.OUT_CHANNELS = config.fpn_channels
+    rpn, anchors = model.RPN, model.ANCHOR_GENERATOR
+    anchors.SIZES = [[float(int(f * config.side)) for f in config.anchor_sizes]]
+    anchors.ASPECT_RATIOS = [list(config.anchor_aspects)]
+    rpn.IN_FEATURES = ["p5"] if config.coarse_rpn else ["p3", "p4", "p5"]
+    rpn.IOU_THRESHOLDS = [0.3, 0.6]
+    rpn.BATCH_SIZE_PER_IMAGE = 64
+    rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST = 2 * config.rpn_pre_nms, config.rpn_pre_nms
+    rpn.POST_NMS_TOPK_TRAIN = config.proposals_train
+    rpn.POST_NMS_TOPK_TEST = config.proposals_test
+    heads, box = model.ROI_HEADS, model.ROI_BOX_HEAD
+    heads.NAME = "StandardROIHeads"
+    heads.NUM_CLASSES = len(config.classes)
+    heads.IN_FEATURES = ["p3", "p4", "p5"]
+    heads.BATCH_SIZE_PER_IMAGE = config.rois_per_film
+    heads.POSITIVE_FRACTION = 0.5
+    heads.SCORE_THRESH_TEST = 0.01
+    heads.NMS_THRESH_TEST = 0.5
+    box.NAME = "FastRCNNConvFCHead"
+    box.NUM_FC = 2
+    box.FC_DIM = config.head_channels
+    box.POOLER_RESOLUTION = config.roi_size
+    box.POOLER_SAMPLING_RATIO = 2  # its default samples every cell: dear for a film-sized region
+    cfg.TEST.DETECTIONS_PER_IMAGE = 4
+    return cfg
+
+
+def build_detectron2(config: DetectorConfig) -> Detectron2Adapter:
+    """The network of a configuration with `backend: detectron2`, start weights loaded. Raises
+    BackendMissingError without the library, ValueError for a backbone or weights it cannot take,
+    ConnectionError where weights cannot be fetched."""
+    check_library()
+    cfg = build_config(config)
+    from detectron2.modeling import build_model
+
+    adapter = Detectron2Adapter(build_model(cfg), len(config.classes), config.refine)
+    load_detectron2_weights(adapter, config.backbone, config.weights)
+    return adapter
+
+
+class Detectron2Adapter(nn.Module):
+    """detectron2's GeneralizedRCNN, called like torchvision's detectors.
+
+    In train mode `(images, targets) → losses`, in eval mode `(images) → [{boxes, scores,
+    labels}]`, best first. Images are float (3, h, w) in [0, 1], boxes (N, 4) xyxy in their pixels.
+    torchvision counts classes from 1 with background 0, detectron2 from 0 with background last:
+    labels are torchvision's here. Films are grey, their channels equal, so the order of channels
+    (RGB, or BGR in detectron2's own weights) shows in the mean and std alone: both are given in
+    the order of the weights. Sizes are left as they are: films come letterboxed.
+    """
+
+    network: Any  # GeneralizedRCNN; its parts are called one by one
+
+    def __init__(self, network: nn.Module, classes: int, refine: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+        self.refine = refine
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in train mode, detections in eval mode; raises ValueError for missing targets
+        and for labels that are not 1 … number of classes."""
+        batch = self.network.preprocess_image([{"image": image} for image in images])
+        # float: under mixed precision detectron2 would round regions to half pixels
+        features = {k: v.float() for k, v in self.network.backbone(batch.tensor).items()}
+        if self.training:
+            return self._losses(batch, features, targets)
+        proposals, _ = self.network.proposal_generator(batch, features, None)
+        for _ in range(self.refine):
+            proposals = self._look_again(features, proposals)
+        found, _ = self.network.roi_heads(batch, features, proposals, None)
+        return [
+            {"boxes": f.pred_boxes.tensor, "scores": f.scores, "labels": f.pred_classes + 1}
+            for f in found
+        ]
+
+    def _losses(
+        self, batch: Any, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None
+    ) -> dict[str, Tensor]:
+        from detectron2.utils.events import EventStorage
+
+        if targets is None:
+            raise ValueError("targets must be given in train mode. Got None instead.")
+        truth = [
+            to_instances(target, size_hw, self.classes, batch.tensor.device)
+            for target, size_hw in zip(targets, batch.image_sizes, strict=True)
+        ]
+        with EventStorage(0):  # detectron2 insists on writing its counts somewhere
+            proposals, rpn_losses = self.network.proposal_generator(batch, features, truth)
+            _, box_losses = self.network.roi_heads(batch, features, proposals, truth)
+        return {**rpn_losses, **box_losses}
+
+    def _look_again(self, features: dict[str, Tensor], proposals: list[Any]) -> list[Any]:
+        """The box head's own boxes as proposals, as in `RefiningRoIHeads`."""
+        from detectron2.structures import Boxes, Instances
+
+        heads = self.network.roi_heads
+        levels = [features[name] for name in heads.box_in_features]
+        pooled = heads.box_pooler(levels, [p.proposal_boxes for p in proposals])
+        logits, offsets = heads.box_predictor(heads.box_head(pooled))
+        best = logits[:, :-1].argmax(1).split([len(p) for p in proposals])  # the last: background
+        decoded = heads.box_predictor.predict_boxes((logits, offsets), proposals)
+        out = []
+        for proposal, boxes, choice in zip(proposals, decoded, best, strict=True):
+            each = boxes.view(len(choice), -1, 4)  # (R, classes, 4)
+            chosen = Boxes(each[torch.arange(len(choice), device=each.device), choice])
+            chosen.clip(proposal.image_size)
+            out.append(Instances(proposal.image_size, proposal_boxes=chosen))
+        return out
+
+
+def to_instances(
+    target: dict[str, Tensor], size_hw: tuple[int, int], classes: int, device: torch.device
+) -> Any:
+    """torchvision's target (boxes (N, 4) xyxy, labels (N,) from 1; N may be 0) as Instances."""
+    from detectron2.structures import Boxes, Instances
+
+    labels = target["labels"].to(device=device, dtype=torch.int64).reshape(-1)
+    rule = f"labels of a target must be 1 to {classes} (0 is background)"
+    require(bool(((labels >= 1) & (labels <= classes)).all()), rule, labels.tolist())
+    boxes = target["boxes"].to(device=device, dtype=torch.float32).reshape(-1, 4)
+    return Instances(size_hw, gt_boxes=Boxes(boxes), gt_classes=labels - 1)

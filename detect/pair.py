@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,10 @@ from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.film import Film
 from cxr.rules import refusing, require
-from cxr.stream import Unread, batched, default_jobs, read_ahead
-from cxr.workdir import console, counting, log
+from cxr.stream import Unread, batched, default_jobs
+from cxr.workdir import console, log
 from detect.data import MeasureConfig, choose_part, read_annotations
-from detect.evaluate import fit_to_film
+from detect.evaluate import read_fitted
 from detect.finder import PairRule, ThoraxFinder
 from detect.metrics import SIDES
 from detect.predict import DEFAULT_WEIGHTS
@@ -53,8 +53,8 @@ class PairConfig(MeasureConfig):
 
 @dataclass(frozen=True)
 class PairFilm:
-    """One film: both boxes and a person's (xyxy, fractions of the film), the box's doubt (see
-    PairRule.quality), and 1 − IoU of both boxes."""
+    """One film: both boxes and a person's (xyxy, fractions of the film), 1 − IoU of both boxes, and
+    the box's doubt (see PairRule.quality)."""
 
     detector: np.ndarray
     field: np.ndarray
@@ -76,18 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     rule = choose_rule(films)
     weights = Path(config.weights or DEFAULT_WEIGHTS)
     on = {"films": len(films), "part": config.part, "weights": finder.weights}
-    out = write_rule(weights, replace(rule, chosen_on=on), config.out or weights)
-    console.print(f"{told(rule, films)}\nwrote {out}", highlight=False)
+    from cxr.bundle import load_bundle, save_bundle
+
+    bundle = load_bundle(weights, "thorax")
+    meta = {k: v for k, v in bundle.meta.items() if k not in ("schema", "version", "kind")}
+    meta["pair"] = asdict(replace(rule, chosen_on=on))
+    out = save_bundle(config.out or weights, "thorax", bundle.tensors, **meta)
+    console.print(f"{_told(rule, films)}\nwrote {out}", highlight=False)
     return 0
 
 
 def look(finder: ThoraxFinder, films: Sequence[CocoFilm], config: PairConfig) -> Iterator[PairFilm]:
     """Each film on which both networks and a person see a thorax."""
     data = DataFolders(config.data)
-    paths = [data / f.file_name for f in films]
-    stream = zip(films, read_ahead(paths, default_jobs(len(films))), strict=True)
-    for group in batched(counting(stream, "boxing", len(films)), 8):
-        fitted = [fit_to_film(truth, film) for truth, (_, film) in group]
+    for fitted in batched(read_fitted(films, data, default_jobs(len(films))), 8):
         read = [(truth, film) for truth, film in fitted if isinstance(film, Film)]
         for truth, film in fitted:
             if isinstance(film, Unread):
@@ -148,18 +150,7 @@ def fit_quality(doubts: Sequence[float], ious: Sequence[float]) -> tuple[tuple[f
     return tuple((round(float(x[g].mean()), 4), round(float(fitted[g].mean()), 4)) for g in groups)
 
 
-def write_rule(weights: str | Path, rule: PairRule, out: str | Path) -> Path:
-    """The detector's bundle with the rule in its metadata."""
-    from cxr.bundle import load_bundle, save_bundle
-
-    bundle = load_bundle(weights, "thorax")
-    own = ("schema", "version", "kind")
-    meta = {k: v for k, v in bundle.meta.items() if k not in own}
-    return save_bundle(out, "thorax", bundle.tensors, **{**meta, "pair": rule.to_meta()})
-
-
-def told(rule: PairRule, films: Sequence[PairFilm]) -> str:
-    """What was chosen, in words."""
+def _told(rule: PairRule, films: Sequence[PairFilm]) -> str:
     shares = ", ".join(f"{e} {s:.2f}" for e, s in zip(SIDES, rule.detector_share, strict=True))
     over = sum(f.apart > rule.lone_apart for f in films)
     return (

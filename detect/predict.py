@@ -61,6 +61,11 @@ class ThoraxBox:
     turned: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def used_xyxy(self) -> Xyxy | None:
+        """The box, where it is one of status ok."""
+        return self.xyxy if self.status == "ok" else None
+
     def refused(self, why: str) -> ThoraxBox:
         """No thorax in the place of a box that is none."""
         return replace(self, xyxy=None, status="no_thorax", reason=why)
@@ -73,12 +78,10 @@ class ThoraxBox:
 
 
 def prepare_film(pixels: np.ndarray, side: int) -> tuple[np.ndarray, Frame]:
-    """A film (H, W) float32 in [0, 1] as the detector sees it: uint8 letterbox and its Frame.
-
-    uint8 because that is what most training films are: what is learnt on 8 bits must not meet
-    another quantisation in use. Contrast is stretched between the 0.5 and 99.5 percentile, so
-    that narrow and wide exposures look alike.
-    """
+    """A film (H, W) float32 in [0, 1] as the detector sees it: uint8 letterbox and its Frame. uint8
+    because that is what most training films are: what is learnt on 8 bits must not meet another
+    quantisation in use. Contrast is stretched between the 0.5 and 99.5 percentile, so that narrow
+    and wide exposures look alike."""
     frame = Frame.letterbox((pixels.shape[0], pixels.shape[1]), side)
     canvas = frame.apply(pixels)
     h, w = frame.content_hw
@@ -123,11 +126,9 @@ class TrainedNet:
 
 def fold_batchnorm(module: nn.Module) -> None:
     """Put each BatchNorm, in evaluation mode, into the weights of the convolution before it: the
-    same answers up to rounding, and on a processor a third of the time less.
-
-    A convolution and the norm that follows it among a module's children belong together in every
-    backbone that is known here; timm's norm has its activation inside, which stays.
-    """
+    same answers up to rounding, and on a processor a third of the time less. A convolution and the
+    norm that follows it among a module's children belong together in every backbone that is known
+    here; timm's norm has its activation inside, which stays."""
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -148,10 +149,8 @@ def load_net(
     fold: bool = True,
 ) -> tuple[nn.Module, Settings, dict[str, str], dict[str, Any]]:
     """A bundle's network, its settings, its file's name → SHA-256, and its metadata. Without `fold`
-    each BatchNorm stays what it is.
-
-    Raises FileNotFoundError or ValueError for what is no bundle of this kind.
-    """
+    each BatchNorm stays what it is. Raises FileNotFoundError or ValueError for what is no bundle of
+    this kind."""
     from cxr.bundle import load_bundle, rebuilding
 
     bundle = load_bundle(path, kind)
@@ -195,12 +194,10 @@ class ThoraxDetector(TrainedNet):
         engine: str = "torch",
         precision: str = "fp32",
     ) -> ThoraxDetector:
-        """Read a bundle; the shipped one when `path` is None. `flips` None: as stored, else off:
-        on validation films a second look at the mirror image gained nothing and costs as much.
-        `engine` and `precision`: see `cxr.engines`.
-
-        Raises FileNotFoundError or ValueError for what is no bundle of a thorax detector.
-        """
+        """Read a bundle; the shipped one when `path` is None. `flips` None: as stored, else off: on
+        validation films a second look at the mirror image gained nothing and costs as much.
+        `engine` and `precision`: see `cxr.engines`. Raises FileNotFoundError or ValueError for what
+        is no bundle of a thorax detector."""
         from cxr.bundle import load_arrays, rebuilding
 
         path = Path(path or DEFAULT_WEIGHTS)

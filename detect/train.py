@@ -25,8 +25,7 @@ from detect.settings import LoopConfig, TrainConfig
 if TYPE_CHECKING:  # what trains is imported where training begins
     from torch import Tensor
 
-    from detect.dataset import ReadFilms, ThoraxDataset
-    from detect.module import DetectorModule
+    from detect.dataset import DetectorModule, ReadFilms, ThoraxDataset
 
 SURE = 0.9
 LICENCE = "weights: Apache-2.0; see the model card for the films' licences"
@@ -46,22 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
-    """Read films, fit, choose thresholds, write the bundle; returns the kept epoch's row.
-
-    Args:
-        config: `config.out` is the folder that holds all results (see TrainConfig).
-        film_classes: keep the epoch that tells the films' classes best, not the best boxes.
-
-    Raises:
-        RefusedError: for wrong settings, for data that are missing or do not fit together, and for
-            a folder that was begun with other settings.
-    """
+    """Read films, fit, choose thresholds, write the bundle into `config.out`; returns the kept
+    epoch's row: with `film_classes` that which tells the films' classes best, not the best boxes.
+    Raises RefusedError for wrong settings, for data that are missing or do not fit together, and
+    for a folder that was begun with other settings."""
     workdir, root, side = Workdir(config.out), config.data.data, config.model.side
     with refusing():
         parts = select_films(config.data, config.seed, config.model.classes)
-        from detect.dataset import ThoraxDataset, build_augmentation, collate
+        from detect.dataset import (
+            DetectorModule,
+            FilmClassModule,
+            ThoraxDataset,
+            box_tile,
+            build_augmentation,
+            collate,
+        )
         from detect.model import build_detector
-        from detect.module import DetectorModule, FilmClassModule, box_tile
 
         seed_everything(config.seed)  # the first weights hang on it, too
         model, augment = build_detector(config.model), build_augmentation(config.augment)
@@ -110,9 +109,8 @@ def fit(
     collate: Callable[..., Any] | None = None,
 ) -> dict[str, float]:
     """The loop with resume; leaves the best weights in the module and returns that epoch's row.
-
-    `picture` is the file of validation films, the epochs between two of them, and what draws one.
-    """
+    `picture` is the file of validation films, the epochs between two of them, and what draws
+    one."""
     from torch.utils.data import DataLoader
 
     from cxr.training import learner as loop
@@ -178,12 +176,10 @@ def write_bundle(
 
 
 def choose_thresholds(model: Any, val: ThoraxDataset, batch: int = 8) -> dict[str, Any]:
-    """`ok_score` and `reject_score`, and the range of boxes that is plausible.
-
-    A film whose best box scores below `reject_score` is refused (no thorax), below `ok_score` it
-    falls back to the whole film. Both come from the validation films and from pictures without a
-    thorax made of them.
-    """
+    """`ok_score` and `reject_score`, and the range of boxes that is plausible. A film whose best
+    box scores below `reject_score` is refused (no thorax), below `ok_score` it falls back to the
+    whole film. Both come from the validation films and from pictures without a thorax made of
+    them."""
     from detect.dataset import make_negative
 
     chests = _best_scores(model, [val[i][0] for i in range(len(val))], batch)

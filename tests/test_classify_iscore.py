@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from classify.features.iscore import (
+from classify.tasks.iscore import (
     draw_subsets,
     drop_backwards,
     fit_cuts,
@@ -158,7 +158,7 @@ def test_many_draws_and_few_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     bits = to_bits(values, fit_cuts(values))
     subsets = draw_subsets(bits, 5, 20)
     whole = drop_backwards(bits, labels, subsets)
-    monkeypatch.setattr("classify.features.iscore._CELLS", 3 << 5)
+    monkeypatch.setattr("classify.tasks.iscore._CELLS", 3 << 5)
     parts = drop_backwards(bits, labels, subsets)
     assert np.array_equal(whole.order, parts.order) and np.array_equal(whole.scores, parts.scores)
 

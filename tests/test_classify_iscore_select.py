@@ -12,17 +12,17 @@ import torch
 from saliency_nets import state_of
 from sklearn.linear_model import LogisticRegression
 
-from classify.features.iscore import SelectConfig
-from classify.features.select import (
+from classify.models.backbones import build_backbone
+from classify.models.settings import BackboneConfig
+from classify.tasks.iscore import SelectConfig
+from classify.tasks.select import (
     Part,
     Selection,
     patients_permuted,
     pooled_features,
     select_features,
+    write_selection,
 )
-from classify.models.backbones import build_backbone
-from classify.models.settings import BackboneConfig
-from classify.tasks.select import write_selection
 from cxr.stats import macro_auc
 
 QUICK = SelectConfig(start=4, subsets=150, permutations=5, draws=60)

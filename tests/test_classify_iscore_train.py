@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.features.iscore import SelectConfig
 from classify.films import ProtocolConfig
 from classify.iscore_train import main
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks import select
+from classify.tasks.iscore import SelectConfig
 from classify.tasks.select import train_iscore
 from classify.tasks.settings import IscoreConfig
 from classify.tasks.single import SingleModule

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.models.unet_cbam import CBAM, ChannelAttention, SpatialAttention
+from classify.models.unets import CBAM, ChannelAttention, SpatialAttention
 
 
 def maps(channels: int = 8) -> torch.Tensor:

@@ -11,8 +11,8 @@ from torch import nn
 
 from classify.audit.metrics import Regions, measure
 from classify.models.backbones import build_backbone
-from classify.models.cxrnet import CXRNet, build_cxrnet, total_variation
 from classify.models.settings import BackboneConfig, CXRNetConfig
+from classify.models.unets import CXRNet, build_cxrnet, total_variation
 from classify.saliency.maps import explains_itself, explanations, saliency_maps
 from classify.saliency.methods import to_pixels
 from cxr.boxes import Frame

@@ -1,4 +1,4 @@
-"""classify/models/fusion.py: the heads' arithmetic by hand, and where three networks look."""
+"""classify/models/backbones.py: the heads' arithmetic by hand, and where three networks look."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from classify.models.backbones import build_body
-from classify.models.fusion import FusionNet, build_fusion
+from classify.models.backbones import FusionNet, build_body, build_fusion
 from classify.models.settings import FusionConfig
 from classify.saliency.hooks import backbone_layers, left_as_found
 from classify.saliency.maps import backbone_maps, saliency_maps

@@ -1,4 +1,4 @@
-"""classify/models/unet_cbam.py: the network that restores, and its encoder in a classifier."""
+"""classify/models/unets.py: the network that restores, and its encoder in a classifier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from classify.models.backbones import build_backbone
 from classify.models.settings import UNET_WIDTHS, BackboneConfig, UnetCbamConfig, known
-from classify.models.unet_cbam import CBAM, UnetCbam, build_encoder
+from classify.models.unets import CBAM, UnetCbam, build_encoder
 from classify.saliency.maps import saliency_maps
 from classify.saliency.methods import METHODS
 from cxr.bundle import save_bundle

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from classify.genesis import GenesisConfig
 from classify.models.settings import UnetCbamConfig
-from classify.models.unet_cbam import UnetCbam
+from classify.models.unets import UnetCbam
 from classify.tasks.restore import (
     PANELS,
     DistortedFilms,

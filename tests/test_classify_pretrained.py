@@ -9,7 +9,7 @@ import torch
 
 from classify.bundles import load_pretrained, save_pretrained
 from classify.models.settings import UnetCbamConfig
-from classify.models.unet_cbam import UnetCbam
+from classify.models.unets import UnetCbam
 from classify.preprocess import PreprocessConfig
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain

@@ -9,7 +9,7 @@ import pytest
 
 from classify.bundles import save_pretrained
 from classify.models.settings import UnetCbamConfig
-from classify.models.unet_cbam import UnetCbam
+from classify.models.unets import UnetCbam
 from classify.preprocess import PreprocessConfig
 from classify.restore import RestoreConfig, main, restore
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from classify.screener import CLEARED, READ, Screener, main
-from classify.screening.films import (
+from classify.screening.guarantee import (
+    OperatingPoint,
     figures_by_source,
     read_screening_films,
     screening_table,
     shares_of,
 )
-from classify.screening.guarantee import OperatingPoint
-from classify.screening.svm import CalibratedSvm
+from classify.screening.scores import CalibratedSvm
 from cxr.split import Split
 
 TARGETS = ("bacterial", "viral")

@@ -11,8 +11,8 @@ import pytest
 from test_classify_screener import TARGETS, arguments, make_data, write_csv
 
 from classify.screener import CLEARED, Screener, main
-from classify.screening.films import read_screening_films
-from classify.screening.ranks import lay_on, rank, rank_by_network
+from classify.screening.guarantee import read_screening_films
+from classify.screening.scores import lay_on, rank, rank_by_network
 from cxr.split import Split
 
 THIRTY = np.arange(30) / 30

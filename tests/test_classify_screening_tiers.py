@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.screening.tiers import film_tiers, found_targets, read_tiers, risk_table
+from classify.screening.reading import film_tiers, found_targets, read_tiers, risk_table
 
 TARGETS = ("pneumothorax", "nodule", "cardiomegaly")
 TIERS = {"pneumothorax": "critical", "nodule": "urgent"}

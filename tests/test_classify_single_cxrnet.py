@@ -18,8 +18,8 @@ from classify.audit.randomise import stages_of
 from classify.audit.rows import read_audit
 from classify.bundles import build_net, load_single, save_single
 from classify.ensemble import Ensemble, members_of
-from classify.models.cxrnet import build_cxrnet
 from classify.models.settings import BackboneConfig, CXRNetConfig
+from classify.models.unets import build_cxrnet
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import explanations, saliency_maps
 from classify.single import main

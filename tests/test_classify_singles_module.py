@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from classify.bundles import build_net
-from classify.models.cxrnet import build_cxrnet
 from classify.models.settings import BackboneConfig, CXRNetConfig
+from classify.models.unets import build_cxrnet
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.single import SingleModule
 from cxr.training.learner import best_epoch

@@ -14,8 +14,7 @@ from classify.ensemble import Ensemble
 from classify.models.settings import MemberConfig
 from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
-from classify.tasks.crossfit import crossfit
-from classify.tasks.member import load_cases, train_ensemble
+from classify.tasks.member import crossfit, load_cases, train_ensemble
 from classify.tasks.settings import CrossfitConfig, PhaseConfig, TrainConfig
 from cxr.bundle import load_bundle
 from cxr.film import read_film

@@ -12,8 +12,8 @@ from audit_world import tiny_net
 from compare_explanations import main
 
 from classify.ensemble import Ensemble
-from classify.models.cxrnet import build_cxrnet
 from classify.models.settings import CXRNetConfig
+from classify.models.unets import build_cxrnet
 from classify.preprocess import PreprocessConfig
 from comparing.maps import load_maps
 from cxr.boxes import Frame

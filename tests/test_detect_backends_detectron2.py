@@ -16,16 +16,10 @@ import torchvision
 
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
-from detect.backends.detectron2 import (
-    BackendMissingError,
-    build_config,
-    read_checkpoint,
-    to_detectron2_names,
-    to_instances,
-)
-from detect.model import build_detector
+from detect.model import BackendMissingError, build_config, build_detector, to_instances
 from detect.predict import ThoraxDetector, prepare_film, to_input
 from detect.settings import DetectorConfig
+from detect.start_weights import read_checkpoint, to_detectron2_names
 
 
 def tiny(**changes: object) -> DetectorConfig:

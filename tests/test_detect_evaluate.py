@@ -21,11 +21,21 @@ from cxr.film import read_film
 from cxr.split import Split
 from cxr.workdir import Workdir
 from detect.data import read_annotations
-from detect.evaluate import EvaluateConfig, evaluate, find_masks, lungs_of, main, select_films
+from detect.evaluate import (
+    EvaluateConfig,
+    draw_worst,
+    evaluate,
+    films_csv,
+    find_masks,
+    lungs_of,
+    main,
+    select_films,
+    table_rows,
+    write_evaluation,
+)
 from detect.finder import FieldBox, Look, ThoraxFinder
-from detect.metrics import constant_box
+from detect.metrics import Evaluation, constant_box
 from detect.predict import DEFAULT_WEIGHTS, Detections, ThoraxBox
-from detect.tables import Evaluation, draw_worst, films_csv, table_rows, write_evaluation
 
 
 class Oracle:

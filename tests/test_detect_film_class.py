@@ -21,8 +21,8 @@ from cxr.manifest import read_manifest
 from cxr.rules import RefusedError
 from cxr.training.recipe import OptimConfig
 from detect import crop
+from detect.dataset import FilmClassModule
 from detect.film_class import FilmClassConfig, main, train_film_class
-from detect.module import FilmClassModule
 
 CLASSES = ("normal", "pneumonia", "no box")
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from cxr.film import Film
 from cxr.ledger import RowLedger, read_rows
 from cxr.split import Split
-from detect.data import read_mask
+from detect.data import masked_rows, read_mask
 from detect.lungfield.__main__ import main
-from detect.lungfield.data import masked_rows
 from detect.lungfield.field import (
     DEFAULT_WEIGHTS,
     LungField,

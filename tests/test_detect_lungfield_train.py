@@ -20,9 +20,8 @@ from cxr.cli import from_plain
 from cxr.film import Film
 from cxr.films_table import read_films_table
 from cxr.split import Split
-from detect.data import read_mask
+from detect.data import FieldDataConfig, masked_rows, read_mask, select_rows
 from detect.lungfield.__main__ import main
-from detect.lungfield.data import FieldDataConfig, masked_rows, select_rows
 from detect.lungfield.dataset import FieldAugment, FieldDataset, cut, field_loss
 from detect.lungfield.evaluate import constant_fields, count_edges, percentiles, spread
 from detect.lungfield.field import LungField, overlap

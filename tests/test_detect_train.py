@@ -17,7 +17,7 @@ from cxr.coco import read_coco, write_coco
 from cxr.film import read_film
 from cxr.split import make_split
 from cxr.training.recipe import OptimConfig
-from detect.module import DetectorModule
+from detect.dataset import DetectorModule
 from detect.predict import ThoraxDetector
 from detect.train import main, pick_scores
 

@@ -99,7 +99,7 @@ def test_the_benchmark_runs_the_whole_way_and_compares_decisions(
 )
 def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     """Unknown keys and wrong types would be errors here, and not after hours of training."""
-    from classify.screening.tiers import read_tiers
+    from classify.screening.reading import read_tiers
     from classify.tasks.settings import FinetuneConfig, IscoreConfig, PretrainConfig, SingleConfig
     from classify.tasks.settings import TrainConfig as EnsembleConfig
     from cxr.cli import parse_config

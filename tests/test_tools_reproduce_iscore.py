@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from classify.features.iscore import SelectConfig
 from classify.films import ProtocolConfig
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
+from classify.tasks.iscore import SelectConfig
 from classify.tasks.settings import IscoreConfig
 from classify.tasks.single import SingleModule
 from cxr.ledger import Answer, write_answers

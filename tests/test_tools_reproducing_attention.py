@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from classify.bundles import Single
-from classify.models.fusion import FusionNet
+from classify.models.backbones import FusionNet
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig

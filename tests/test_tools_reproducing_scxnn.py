@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from classify.films import Case
-from classify.screening.films import ScreeningFilms
+from classify.screening.guarantee import ScreeningFilms
 from cxr.films_table import FilmRow
 from cxr.stats import Figure
 from reproducing.scxnn import (

@@ -24,8 +24,8 @@ from cxr.split import Split
 from cxr.stats import Interval, in_words
 from cxr.workdir import Workdir, console, log, read_json, write_atomic, write_json
 from detect.data import at_most, read_annotations, select_films
+from detect.metrics import to_markdown
 from detect.settings import TrainConfig
-from detect.tables import to_markdown
 
 BOXES = "thorax.json"
 LITE0 = "configs/detect/thorax_lite0.yaml"

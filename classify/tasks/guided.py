@@ -43,11 +43,9 @@ class Guide:
     def ask(
         self, network: Callable[[Tensor], Out], batch: Batch, training: bool
     ) -> tuple[Out, dict[str, Tensor]]:
-        """What the network answers to the N pictures, and the weighed terms by name.
-
-        `network` takes the input (N + n, 3, side, side) to logits, or to logits and what it
-        restores. Without `training` there is nothing but the answer.
-        """
+        """What the network answers to the N pictures, and the weighed terms by name. `network`
+        takes the input (N + n, 3, side, side) to logits, or to logits and what it restores. Without
+        `training` there is nothing but the answer."""
         config, count = self.config, len(batch["image"])
         if not (config.on and training):
             return network(to_input(batch["image"], self.settings)), {}
@@ -112,26 +110,24 @@ def without_lungs(pictures: Tensor, lung: Tensor) -> Tensor:
     grey = pictures.mean((2, 3), keepdim=True).expand_as(pictures)
     black = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < _BLACK
     black &= lung.amax((1, 2, 3), keepdim=True) > 0  # else the film stood there as it is
-    rim = rim_of(lung.shape[-1]) + 2 * int(torch.randint(rim_of(lung.shape[-1]), ()))
-    return torch.where(black, pictures * (1 - _grown(lung, rim)), grey)
+    rim = rim_of(lung.shape[-1])
+    wider = rim + 2 * int(torch.randint(rim, ()))
+    return torch.where(black, pictures * (1 - _grown(lung, wider)), grey)
 
 
 def near(lung: Tensor, size_hw: tuple[int, ...]) -> Tensor:
     """A lung field (N, 1, side, side) with its rim, on a map's grid: (N, h, w) shares."""
-    return F.adaptive_avg_pool2d(_grown(lung), (size_hw[0], size_hw[1]))[:, 0]
+    grown = _grown(lung, rim_of(lung.shape[-1]))
+    return F.adaptive_avg_pool2d(grown, (size_hw[0], size_hw[1]))[:, 0]
 
 
-def _grown(lung: Tensor, rim: int = 0) -> Tensor:
-    """A lung field (N, 1, side, side) with its rim, of the usual width with 0."""
-    rim = rim or rim_of(lung.shape[-1])
+def _grown(lung: Tensor, rim: int) -> Tensor:
     return F.max_pool2d(lung, rim, 1, rim // 2)
 
 
 def _loudness(seen: list[Tensor], count: int) -> Tensor:
     """What the layers show of the pictures from the `count`-th on, as a share of the ones before.
-
-    Through a ReLU it becomes exactly nothing, and the answer the same for all such pictures.
-    """
+    Through a ReLU it becomes exactly nothing, and the answer the same for all such pictures."""
     ratios = [
         maps[count:].abs().mean() / maps[:count].detach().abs().mean().clamp_min(1e-6)
         for maps in seen

@@ -1,11 +1,15 @@
 """An ensemble of SCXNN members: each is trained through its phases, then writes its figures,
-pictures and bundle."""
+pictures and bundle; or cross-fitted, which gives logits of every patient from members that never
+saw the patient: enough patients to calibrate a screener on, without any that training would miss.
+
+Cross-fitting: Chernozhukov et al. 2018; why, and what it proves: docs/training.md.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +45,30 @@ from classify.films import (
 from classify.guide import GuideConfig
 from classify.labels import NORMAL, OTHERS, TARGET, label_of
 from classify.models.multitask import SCXNN, build_member
+from classify.predictions import PredictionRow, PredictionWriter
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.guided import Guide
-from classify.tasks.settings import PhaseConfig, TrainConfig
+from classify.tasks.settings import CrossfitConfig, PhaseConfig, TrainConfig
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain
 from cxr.draw import draw_curves, draw_panels
-from cxr.films_table import has_disease
+from cxr.films_table import has_disease, is_among
+from cxr.split import Split, make_split, strata_of
 from cxr.stats import Figure, classification_report, in_words
 from cxr.training.learner import BEST, LAST, Batch, Learner, fit, load_best
 from cxr.training.recipe import OptimConfig, keep_to_recipe
 from cxr.workdir import Workdir, log, provenance, seed_everything, write_json
 
 Parts = dict[str, list[int]]
+REST = "aside"
+FOLDS = "folds.json"  # which patients the members of which fold answered
 
 
 @dataclass(frozen=True)
 class MemberJob:
-    """Everything one network is trained from, which is one target's member, or that of several.
-
+    """Everything one network is trained from, which is one target's member, or that of several:
     `labels` holds a class of each target for each film, `parts` indices into `cases` for each part;
-    `wide` are the training pictures (with room for the box jitter), `exact` the inputs.
-    """
+    `wide` are the training pictures (with room for the box jitter), `exact` the inputs."""
 
     name: str
     targets: tuple[str, ...]
@@ -95,20 +101,13 @@ class MemberJob:
 
     def films(self, indices: Sequence[int], training: bool = False) -> FilmDataset:
         """Films as prediction sees them, or as training does."""
-        config = self.config
-        side, augment = config.preprocess.side, None
+        config, cache, augment = self.config, self.exact, None
+        side, goal = config.preprocess.side, "mask" if config.decoder == "segmentation" else "film"
         if training:
+            cache = self.wide
             augment = build_augment(config.augment, side, bool(config.crops), config.seed)
-        return FilmDataset(
-            self.wide if training else self.exact,
-            self.labels,
-            indices,
-            side,
-            augment,
-            goal="mask" if config.decoder == "segmentation" else "film",
-            dilation=config.region.dilation,
-            guide=config.guide,
-        )
+        how: Any = {"goal": goal, "dilation": config.region.dilation, "guide": config.guide}
+        return FilmDataset(cache, self.labels, indices, side, augment, **how)
 
 
 def train_ensemble(config: TrainConfig) -> dict[str, dict[str, Any]]:
@@ -213,7 +212,7 @@ def fit_member(job: MemberJob) -> dict[str, Any]:
         history += [{"phase": number, **row} for row in _run_phase(job, model, phase, number)]
     record = {
         "targets": list(job.targets),
-        "films": {target: _counts(job, m) for m, target in enumerate(job.targets)},
+        "films": {target: _count(job, m) for m, target in enumerate(job.targets)},
         "epochs": len(history),
         "best_val_auc": max((r["val_auc"] for r in history), default=float("nan")),
         "figures": {p: evaluate(job, model, p) for p in dict.fromkeys(("val", *config.evaluate))},
@@ -229,11 +228,11 @@ def fit_member(job: MemberJob) -> dict[str, Any]:
     return record
 
 
-def _counts(job: MemberJob, target: int) -> dict[str, dict[str, int]]:
+def _count(job: MemberJob, target: int) -> dict[str, dict[str, int]]:
     """Films of each class in each part."""
-    names = job.config.class_names(job.targets[target])
+    names = [*enumerate(job.config.class_names(job.targets[target]))]
     labels = {part: job.labels_of(indices, target) for part, indices in job.parts.items()}
-    return {p: {name: own.count(k) for k, name in enumerate(names)} for p, own in labels.items()}
+    return {p: {name: own.count(k) for k, name in names} for p, own in labels.items()}
 
 
 def _run_phase(
@@ -344,12 +343,57 @@ def _save(job: MemberJob, model: SCXNN, record: dict[str, Any]) -> None:
     )
 
 
-def restoration_loss(restored: Tensor, goal: Tensor, known: Tensor) -> Tensor:
-    """Mean squared error over the films and targets whose goal is known; 0 when none is.
+def crossfit(config: CrossfitConfig) -> Path:
+    """Train a fold after the other (or go on); returns `config.out` with predictions.csv,
+    split.json and folds.json. Raises ValueError or OSError for what a user can mend."""
+    workdir = Workdir(config.out)
+    own = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
+    own |= {"evaluate": ("val",), "cache": config.cache or str(workdir / "cache")}
+    every = TrainConfig(**own)
+    cases, parts = load_cases(replace(every, evaluate=()))
+    kept = read_split(config.split).part_of
+    every_fold = {c.patient for c in cases if is_among(c.row.source, config.always)}
+    pooled = [cases[i] for part in config.pooled for i in parts.get(part, [])]
+    pooled = [case for case in pooled if case.patient not in every_fold]
+    folds = _dealt(pooled, {str(k): 1 / config.folds for k in range(config.folds)}, config.seed)
+    workdir.start(to_plain(config), config.seed)
+    shares = {"fit": config.fit_share, "calibration": 1 - config.fit_share}
+    chosen = _dealt(pooled, shares, config.seed).part_of
+    rest = {p: "test" if part == "test" else REST for p, part in kept.items()}
+    Split(config.seed, {**rest, **chosen}).save(workdir / "split.json")
+    folds.save(workdir / FOLDS)
+    with PredictionWriter(workdir / "predictions.csv", config.targets) as table:
+        for fold in range(config.folds):
+            film_of = [c for c in pooled if folds.part_of[c.patient] == str(fold)]
+            if all(c.row.image in table.done for c in film_of):
+                continue
+            others = [c for c in pooled if folds.part_of[c.patient] != str(fold)]
+            part_of = {**dict.fromkeys(kept, REST), **dict.fromkeys(every_fold, "train")}
+            part_of |= _dealt(others, {"train": 0.85, "val": 0.15}, config.seed).part_of
+            part_of |= {c.patient: "held" for c in film_of}
+            place = workdir / f"fold{fold}"
+            Split(config.seed, part_of).save(place / "split.json")
+            recipe = replace(every, split=str(place / "split.json"), out=str(place))
+            log.info("fold %d of %d: %d films held out", fold + 1, config.folds, len(film_of))
+            train_ensemble(recipe)
+            films, own_parts = load_cases(recipe)
+            wanted = own_parts["held"]
+            logits = member_logits(recipe, films, own_parts, wanted)
+            for i, row in zip(wanted, logits, strict=True):
+                name, crop = films[i].row.image, films[i].crop_row
+                if name not in table.done:
+                    table.add(PredictionRow(name, crop.status if crop else "ok", logits=row))
+    return Path(config.out)
 
-    `restored` is (N, M, h', w'), `goal` (N, M, h, w) is averaged down to its size, `known` is
-    (N, M) of 0 or 1.
-    """
+
+def _dealt(cases: list[Case], shares: dict[str, float], seed: int) -> Split:
+    return make_split([c.patient for c in cases], strata_of([c.row for c in cases]), shares, seed)
+
+
+def restoration_loss(restored: Tensor, goal: Tensor, known: Tensor) -> Tensor:
+    """Mean squared error over the films and targets whose goal is known; 0 when none is. `restored`
+    is (N, M, h', w'), `goal` (N, M, h, w) is averaged down to its size, `known` is (N, M) of 0 or
+    1."""
     if goal.shape != restored.shape:
         goal = F.adaptive_avg_pool2d(goal, (restored.shape[-2], restored.shape[-1]))
     each = F.mse_loss(restored.float(), goal.float(), reduction="none").mean((2, 3))

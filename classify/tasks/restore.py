@@ -19,16 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from classify.bundles import load_pretrained, save_pretrained
 from classify.dataset import NO_REGION, build_cache, cache_of, cases_of, drop_cache
-from classify.films import (
-    Case,
-    licence_note,
-    read_split,
-    require_part,
-    share_cases,
-    tell_films,
-)
+from classify.films import Case, licence_note, read_split, require_part, share_cases, tell_films
 from classify.genesis import NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
-from classify.models.unet_cbam import UnetCbam
+from classify.models.unets import UnetCbam
 from classify.ssim import ssim, ssim_loss
 from classify.tasks.settings import PretrainConfig
 from cxr import draw
@@ -66,10 +59,8 @@ class Films:
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train into `config.out`; returns that folder. A finished one is not trained again.
-
-    Raises ValueError or OSError for what a user can mend, and NonFiniteLossError.
-    """
+    """Train into `config.out`; returns that folder. A finished one is not trained again. Raises
+    ValueError or OSError for what a user can mend, and NonFiniteLossError."""
     set_up_logging()
     workdir = Workdir(config.out)
     keep_to_recipe(workdir.path, config)
@@ -83,16 +74,13 @@ def pretrain(config: PretrainConfig) -> Path:
     sheet = genesis_sheet(shown, config.genesis, config.seed)
     write_atomic(workdir / "genesis.png", draw.encode_png(sheet))
     module = train(config, workdir, films)
-    net = module.model
-    picture = restored_sheet(net, shown, config.genesis, config.seed)
+    picture = restored_sheet(module.model, shown, config.genesis, config.seed)
     write_atomic(workdir / "restored.png", draw.encode_png(picture))
-    figures = measure(net, films, config)
     best = min(module.history, key=lambda r: r["val_loss"])
-    _save(config, workdir / BUNDLE, net, films, len(module.history), best["val_loss"], figures)
-    write_json(
-        workdir / "done.json",
-        {"epochs": len(module.history), "best": best, "figures": figures, **provenance()},
-    )
+    figures = measure(module.model, films, config)
+    record = {"epochs": len(module.history), "best": best, "figures": figures, **provenance()}
+    _save(config, workdir / BUNDLE, module.model, films, record)
+    write_json(workdir / "done.json", record)
     log.info(
         "best validation loss %.4f in epoch %d (distorted films as they are: %.4f); wrote %s",
         best["val_loss"],
@@ -105,10 +93,8 @@ def pretrain(config: PretrainConfig) -> Path:
 
 
 def load_films(config: PretrainConfig) -> Films:
-    """The films of the split's parts train and val, decoded once into the cache.
-
-    Raises ValueError where the table or the split is missing, or a part has no films.
-    """
+    """The films of the split's parts train and val, decoded once into the cache; raises ValueError
+    where the table or the split is missing, or a part has no films."""
     every, left_out = cases_of(config, unlabelled=True)
     split = read_split(config.split)
     cases, parts = share_cases(every, split, ("train", "val"), config.max_films, config.seed)
@@ -161,16 +147,9 @@ def measure(net: nn.Module, films: Films, config: PretrainConfig) -> dict[str, d
 
 
 def _save(
-    config: PretrainConfig,
-    path: Path,
-    net: UnetCbam,
-    films: Films,
-    epochs: int,
-    val_loss: float,
-    figures: dict[str, dict[str, float]],
+    config: PretrainConfig, path: Path, net: UnetCbam, films: Films, record: dict[str, Any]
 ) -> None:
     rows = [films.cases[i].row for i in films.train]
-    made = provenance()
     save_pretrained(
         path,
         net,
@@ -181,26 +160,27 @@ def _save(
         training={
             "films": len(rows),
             "val_films": len(films.val),
-            "epochs": epochs,
+            "epochs": record["epochs"],
             "patients": len({r.patient_id for r in rows}),
             "seed": config.seed,
             "sources": sorted({r.source for r in rows}),
             "split": Path(config.split).name,
             "publishable_only": config.publishable_only,
-            **{k: made[k] for k in ("git_commit", "versions")},
+            **{k: record[k] for k in ("git_commit", "versions")},
         },
-        metrics={"command": made["command"], "figures": figures, "val_loss": val_loss},
+        metrics={
+            **{k: record[k] for k in ("command", "figures")},
+            "val_loss": record["best"]["val_loss"],
+        },
         licence_note=licence_note(rows),
     )
     load_pretrained(path)  # what cannot be read must not be called finished
 
 
 class EpochOrder(Sampler[Key]):
-    """The training films in another order in each epoch, which Lightning tells by `set_epoch`.
-
-    The epoch goes along with each film, so that its distortion hangs on seed, epoch and film alone:
-    a training that was killed goes on as if it had not been, with any number of workers.
-    """
+    """The training films in another order in each epoch, which Lightning tells by `set_epoch`. The
+    epoch goes along with each film, so that its distortion hangs on seed, epoch and film alone: a
+    training that was killed goes on as if it had not been, with any number of workers."""
 
     def __init__(self, indices: Sequence[int], seed: int) -> None:
         self.indices, self.seed, self.epoch = list(indices), seed, 0
@@ -214,43 +194,34 @@ class EpochOrder(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.indices))
-        return iter([(self.epoch, self.indices[i]) for i in order])
+        return ((self.epoch, self.indices[i]) for i in order)
 
 
+@dataclass(eq=False)
 class DistortedFilms(Dataset[Batch]):
     """Cached films (N, S, S) uint8 by Key → {"film", "seen"}, each (1, S, S) float32 in [0, 1].
+    `kinds` distorts each film in these ways; None draws them as in training."""
 
-    `kinds` distorts each film in these ways; None draws them as in training.
-    """
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        config: GenesisConfig,
-        seed: int,
-        kinds: Sequence[str] | None = None,
-    ) -> None:
-        self.images, self.config, self.seed, self.kinds = images, config, seed, kinds
+    images: np.ndarray
+    config: GenesisConfig
+    seed: int
+    kinds: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> Batch:
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        film = np.asarray(self.images[index]).astype(np.float32) / 255
+        rng = np.random.default_rng([self.seed, *key])
+        film = np.asarray(self.images[key[1]]).astype(np.float32) / 255
         drawn = draw_kinds(self.config, rng)
         seen = distort(film, drawn if self.kinds is None else self.kinds, self.config, rng)
         return {"film": torch.from_numpy(film)[None], "seen": torch.from_numpy(seen)[None]}
 
 
 class PretrainModule(Learner):
-    """Loss 1 − SSIM between restored and original film.
-
-    A row of `history` has train_loss, val_loss, the mean absolute differences train_mae and
-    val_mae, and val_untouched, the loss of the distorted films themselves (what a network has to
-    beat).
-    """
+    """Loss 1 − SSIM between restored and original film. A row of `history` also has the mean
+    absolute differences train_mae and val_mae, and val_untouched, the loss of the distorted films
+    themselves (what a network has to beat)."""
 
     def __init__(self, net: UnetCbam, optim: OptimConfig) -> None:
         super().__init__(net, optim, "val_loss")
@@ -299,26 +270,22 @@ def restored_sheet(
     seed: int = 0,
     tile: int = 160,
 ) -> np.ndarray:
-    """Films (S, S) float32 in [0, 1], each in two rows: distorted, and under that restored.
-
-    A column a panel of PANELS, before them the film itself and what the net makes of it; captions
-    say the SSIM with the original. The net must be in evaluation mode. Returns uint8 RGB.
-    """
+    """Films (S, S) float32 in [0, 1], each in two rows: distorted, and under that restored. A
+    column stands for a panel of PANELS, before them the film itself and what the net makes of it;
+    captions say the SSIM with the original. The net must be in evaluation mode. Returns uint8
+    RGB."""
     tiles, captions = [], []
     for number, film in enumerate(films):
         seen = [film]
         for column, kinds in enumerate(PANELS.values()):
-            rng = np.random.default_rng([seed, number, column])
-            seen.append(distort(film, kinds, config, rng))
+            seen.append(distort(film, kinds, config, np.random.default_rng([seed, number, column])))
         batch = torch.from_numpy(np.stack(seen))[:, None]
         with torch.inference_mode():
             restored = net(batch.to(next(net.parameters()).device)).float().cpu()
         truth = batch[:1].expand_as(batch)
         before, after = (ssim(pictures, truth).tolist() for pictures in (batch, restored))
-        captions += [
-            "original",
-            *(f"{n}, SSIM {v:.2f}" for n, v in zip(PANELS, before[1:], strict=True)),
-        ]
+        distorted = zip(PANELS, before[1:], strict=True)
+        captions += ["original", *(f"{name}, SSIM {v:.2f}" for name, v in distorted)]
         captions += [f"restored, SSIM {v:.2f}" for v in after]
         tiles += [draw.to_rgb(p[0].numpy()) for p in (*batch, *restored)]
     return draw.sheet(tiles, captions, columns=1 + len(PANELS), tile=tile)

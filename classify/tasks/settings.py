@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from classify.augment import AUGMENTS, AugmentConfig
-from classify.features.iscore import SelectConfig
 from classify.films import ProtocolConfig, RegionConfig
 from classify.genesis import GenesisConfig
 from classify.guide import GuideConfig
@@ -23,6 +22,7 @@ from classify.models.settings import (
     known,
 )
 from classify.preprocess import PreprocessConfig
+from classify.tasks.iscore import SelectConfig
 from cxr.cli import Several, to_plain
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from cxr.training.recipe import CHOICES, OptimConfig, free, recipe_of
@@ -204,11 +204,8 @@ class TrainConfig(TrainingConfig):
         }[self.classes]
 
     def recipe(self) -> dict[str, Any]:
-        """All that a member hangs on but its films, as plain values.
-
-        Settings that came later are left out at their defaults, so that a training begun before
-        them goes on.
-        """
+        """All that a member hangs on but its films, as plain values. Settings that came later are
+        left out at their defaults, so that a training begun before them goes on."""
         plain = recipe_of(self)
         if plain["decoder"] != "segmentation":
             plain["decode"] = plain.pop("decoder") == "reconstruction"

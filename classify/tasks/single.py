@@ -41,9 +41,11 @@ from classify.films import (
     tell_films,
 )
 from classify.guide import GuideConfig
-from classify.models.cxrnet import CXRNet
+from classify.models.unets import CXRNet
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.guided import Guide
+from classify.tasks.restore import BUNDLE as PRETRAINED
+from classify.tasks.restore import pretrain
 from classify.tasks.settings import FinetuneConfig, SingleConfig
 from cxr import stats
 from cxr.cli import to_plain
@@ -61,10 +63,8 @@ _OF_A_FOLD = ("films", "patients", "epochs", "kept_epoch", "kept", "seconds")
 
 @dataclass(frozen=True)
 class SingleJob:
-    """Everything that one network is trained from.
-
-    `number` is that of the fold; one that is not `alone` leaves the pictures to all folds together.
-    """
+    """Everything that one network is trained from. `number` is that of the fold; one that is not
+    `alone` leaves the pictures to all folds together."""
 
     name: str
     folder: Path
@@ -77,39 +77,28 @@ class SingleJob:
 
     def dataset(self, indices: Sequence[int], training: bool = False) -> FilmDataset:
         """Films as they are, or as training sees them."""
-        config, labels = self.config, self.films.labels
+        config, labels, side = self.config, self.films.labels, self.config.preprocess.side
         if not training:
-            return FilmDataset(self.cache, labels, indices, config.preprocess.side)
+            return FilmDataset(self.cache, labels, indices, side)
         chosen = balance_films(labels, indices, config.balance, config.seed)
-        change = build_change(config.augment, config.seed)
-        side = config.preprocess.side
-        return FilmDataset(
-            self.cache, labels, chosen, side, change, config.copies, guide=config.guide
-        )
+        how = (build_change(config.augment, config.seed), config.copies)
+        return FilmDataset(self.cache, labels, chosen, side, *how, guide=config.guide)
 
 
 def finetune(config: FinetuneConfig) -> Path:
-    """Pretrain where wanted and not done yet, then train; returns `config.out`.
-
-    Raises ValueError, OSError or ImportError for what a user can mend, and NonFiniteLossError.
-    """
+    """Pretrain where wanted and not done yet, then train; returns `config.out`. Raises ValueError,
+    OSError or ImportError for what a user can mend, and NonFiniteLossError."""
     if config.start == "own":
         return train_single(config.to_single())
-    from classify.tasks import restore
-
     if not (Path(config.out) / "done.json").exists():
         films, _ = shared_films(config)  # what fails there, fails before the pretraining
         build_cache_of(config, films)
-    return train_single(
-        config.to_single(restore.pretrain(config.to_pretraining()) / restore.BUNDLE)
-    )
+    return train_single(config.to_single(pretrain(config.to_pretraining()) / PRETRAINED))
 
 
 def train_single(config: SingleConfig) -> Path:
-    """Train (or go on, or load what is finished); returns `config.out` with answers.csv.
-
-    Raises ValueError, OSError or ImportError for what a user can mend, and NonFiniteLossError.
-    """
+    """Train (or go on, or load what is finished); returns `config.out` with answers.csv. Raises
+    ValueError, OSError or ImportError for what a user can mend, and NonFiniteLossError."""
     films, every = shared_films(config)
     out = Path(config.out)
     keep_to_recipe(out, {**config.recipe(), "films": films.mark()})
@@ -121,15 +110,14 @@ def train_single(config: SingleConfig) -> Path:
     tell_films(every[0].parts, {**films.left_out, **every[0].dropped}, len(every))
     cache = build_cache_of(config, films)
     nets = " + ".join(config.nets)
-    jobs = [SingleJob(nets, out, config, films, every[0], cache)]
-    if len(every) > 1:
+    if len(every) == 1:
+        _run_job(SingleJob(nets, out, config, films, every[0], cache))
+    else:
         jobs = [
             SingleJob(f"{nets}, fold {k}", out / f"fold{k}", config, films, shares, cache, k, False)
             for k, shares in enumerate(every)
         ]
-    records = [run_job(job) for job in jobs]
-    if len(jobs) > 1:
-        _pool(config, jobs, records)
+        _pool(config, jobs, [_run_job(job) for job in jobs])
     workdir.update(finished=True)
     drop_cache(config)
     return out
@@ -155,7 +143,7 @@ def build_cache_of(config: SingleConfig, films: Films) -> PixelCache:
     return build_cache(films.cases, settings, NO_REGION, cache_of(config), side, guide=guide)
 
 
-def run_job(job: SingleJob) -> dict[str, Any]:
+def _run_job(job: SingleJob) -> dict[str, Any]:
     """Train or go on, unless it is finished; returns what its metrics.json holds."""
     folder, config = job.folder, job.config
     if not (folder / "done.json").exists():
@@ -183,8 +171,8 @@ def _fit(job: SingleJob, net: nn.Module) -> None:
     if config.balance == "weights":
         labels = [job.films.labels[i] for i in parts["train"]]
         weights = class_weights(labels, len(config.classes))
-    about = (config.preprocess, config.optim, config.choose, weights, config.guide)
-    module = SingleModule(net, *about)
+    about = (config.optim, config.choose, weights, config.guide)
+    module = SingleModule(net, config.preprocess, *about)
     finished = folder / HISTORY  # written when the last epoch is over
     if not finished.exists():
         train = train_loader(job.dataset(parts["train"], training=True), config)
@@ -321,11 +309,9 @@ def _plain(row: dict[str, float]) -> dict[str, float | None]:
 
 
 class SingleModule(Learner):
-    """Cross-entropy of (N, K) logits, and what a network that draws its own map adds (CXRNet).
-
-    With class weights, each film's loss is multiplied by its class' weight and the mean is over
-    the films: so it does not hang on how the films are shared among batches.
-    """
+    """Cross-entropy of (N, K) logits, and what a network that draws its own map adds (CXRNet). With
+    class weights, each film's loss is multiplied by its class' weight and the mean is over the
+    films: so it does not hang on how the films are shared among batches."""
 
     def __init__(
         self,
@@ -351,9 +337,7 @@ class SingleModule(Learner):
         if own:
             x = to_input(batch["image"], self.settings)
             logits, terms["map"] = self.model.terms(x, batch["label"], self.class_weights)
-        answer = self._answer(logits.float(), batch["label"])
+        each = F.cross_entropy(logits.float(), batch["label"], self.class_weights, reduction="none")
+        answer = each.mean()
         told = {"answer": answer, **terms} if terms else {}
         return {"loss": torch.stack([answer, *terms.values()]).sum(), **told}, logits.float()
-
-    def _answer(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, self.class_weights, reduction="none").mean()

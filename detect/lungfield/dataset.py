@@ -3,7 +3,6 @@ in training: loss and validation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import albumentations as A
@@ -14,24 +13,19 @@ from torch.nn import functional as F
 
 from cxr import draw
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, mask_box_xyxy
-from cxr.data_folders import Data
 from cxr.film import Film
 from cxr.films_table import FilmRow
 from cxr.intensity import to_uint8
 from detect.data import read_mask
-from detect.dataset import ReadFilms, make_negative
-from detect.lungfield.data import CROP_MARGIN, VIEWS
-from detect.lungfield.field import overlap
-from detect.module import DetectorModule
+from detect.dataset import DetectorModule, ReadFilms, make_negative
+from detect.lungfield.field import CROP_MARGIN, VIEWS, overlap
 from detect.predict import prepare_film, to_input
 
 
 class FieldAugment:
-    """Where a training picture looks, and how it is lit. Albumentations, seeded by the caller.
-
-    A crop ends up to 12 % inside the lungs' box or 25 % beyond it, each side by itself: the
-    audit segments crops, and films cut off the lungs. No inversion: films are dense-is-white here.
-    """
+    """Where a training picture looks, and how it is lit. Albumentations, seeded by the caller. A
+    crop ends up to 12 % inside the lungs' box or 25 % beyond it, each side by itself: the audit
+    segments crops, and films cut off the lungs. No inversion: films are dense-is-white here."""
 
     def __init__(self, crops: float = 0.4) -> None:
         self.crops = crops
@@ -91,17 +85,6 @@ class FieldDataset(ReadFilms[FilmRow]):
 
     items: list[FieldItem]
 
-    def __init__(
-        self,
-        rows: Sequence[FilmRow],
-        root: Data,
-        side: int,
-        augment: FieldAugment | None = None,
-        negatives: float = 0.0,
-    ) -> None:
-        self.augment, self.negatives = augment, negatives
-        super().__init__(rows, root, side)
-
     def prepare(self, film: FilmRow, read: Film) -> FieldItem:
         """Film and mask, finer than a crop is ever shown."""
         pixels, size_hw = read.pixels, (read.pixels.shape[0], read.pixels.shape[1])
@@ -122,15 +105,14 @@ class FieldDataset(ReadFilms[FilmRow]):
             if VIEWS[index // len(self.items)] == "crop" and box is not None:
                 film, mask = cut(film, mask, expand_xyxy(box, CROP_MARGIN))
             return self._picture(film, mask)
-        # torch's generator differs in each worker and epoch, and is seeded by the run
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+        rng = self.rng()
         self.augment.seed(int(rng.integers(2**31)))
-        film, mask = self._random_view(self.augment, film, mask, rng)
+        film, mask = self._random_view(film, mask, rng)
         turned = self.augment.geometry(image=film, mask=mask)
         return self._picture(turned["image"], turned["mask"])
 
     def _random_view(
-        self, augment: FieldAugment, film: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+        self, film: np.ndarray, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         if rng.random() < self.negatives:
             box = mask_box_xyxy(mask)
@@ -139,7 +121,7 @@ class FieldDataset(ReadFilms[FilmRow]):
             away = whole if box is None else expand_xyxy(box, 0.08)
             picture = make_negative(film, away, rng)
             return picture, np.zeros(picture.shape, np.uint8)
-        region = augment.region(mask, rng)
+        region = self.augment.region(mask, rng)
         return (film, mask) if region is None else cut(film, mask, region)
 
     def _picture(self, film: np.ndarray, mask: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
@@ -160,14 +142,9 @@ def cut(
 
 
 def field_loss(logits: Tensor, share: Tensor) -> dict[str, Tensor]:
-    """BCE over all pixels and 1 − soft Dice over the pictures that show lungs.
-
-    Args:
-        logits: (N, S, S).
-        share: (N, S, S), the field's share of each pixel, in [0, 1].
-
-    A picture without lungs has no Dice: there BCE alone teaches that nothing is to be marked.
-    """
+    """BCE over all pixels and 1 − soft Dice over the pictures that show lungs, of logits (N, S, S)
+    and the field's share of each pixel, in [0, 1]. A picture without lungs has no Dice: there BCE
+    alone teaches that nothing is to be marked."""
     losses = {"loss_bce": F.binary_cross_entropy_with_logits(logits, share)}
     shown = share.amax((1, 2)) > 0
     if shown.any():
@@ -179,10 +156,8 @@ def field_loss(logits: Tensor, share: Tensor) -> dict[str, Tensor]:
 
 class FieldModule(DetectorModule):
     """The detector's module with another loss and measure; optimiser and schedule are its.
-
     Validation logs `val_iou` (mean over whole films and crops, which selects the epoch) and Dice of
-    both, at 0.5, in letterbox pixels; a batch is (N, 3, S, S) with {"mask": (N, S, S)}.
-    """
+    both, at 0.5, in letterbox pixels; a batch is (N, 3, S, S) with {"mask": (N, S, S)}."""
 
     advice = "lower --optimiser.rate"
 

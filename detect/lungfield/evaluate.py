@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 from cxr.boxes import Frame, clip_xyxy, expand_xyxy, iou_xyxy, mask_box_xyxy, union_xyxy
 from cxr.cli import Several, as_list, to_plain
@@ -27,10 +26,11 @@ from cxr.film import FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.rules import refusing
 from cxr.stats import Interval, bootstrap_mean, in_words
-from cxr.workdir import Workdir, console, log, to_json, write_atomic, write_json
-from detect.data import MeasureConfig, choose_part, read_annotations, read_mask
-from detect.lungfield.data import CROP_MARGIN, VIEWS, masked_rows
+from cxr.workdir import Workdir, console, counting, log, to_json, write_atomic, write_json
+from detect.data import MeasureConfig, choose_part, masked_rows, read_annotations, read_mask
 from detect.lungfield.field import (
+    CROP_MARGIN,
+    VIEWS,
     LungField,
     Overlap,
     cut_edges,
@@ -38,11 +38,10 @@ from detect.lungfield.field import (
     field_box_xyxy,
     overlap,
 )
+from detect.metrics import SIDES, by_source, number, print_table, to_csv, to_markdown
 from detect.predict import ThoraxDetector
-from detect.tables import by_source, number, print_table, to_csv, to_markdown
 
 METHODS = ("network", "constant field")
-EDGES = ("left", "top", "right", "bottom")
 PERCENTILES = (50, 90, 95, 99)
 _GRID = 64  # the constant field's cells a side
 _SHARES = ("iou", "coverage", "precision")
@@ -81,12 +80,10 @@ class FieldEvaluateConfig(MeasureConfig):
 
 @dataclass(frozen=True)
 class FieldResult:
-    """One film in one view (film or crop); NaN where there is nothing to compare with.
-
-    `found` and `constant` are the network's field and the constant field against the human mask;
-    `box_iou` is the field's box against the human box; `human` and `detector` are the disagreement
-    of the found field with that thorax box. Edges and boxes of whole films only.
-    """
+    """One film in one view (film or crop); NaN where there is nothing to compare with. `found` and
+    `constant` are the network's field and the constant field against the human mask; `box_iou` is
+    the field's box against the human box; `human` and `detector` are the disagreement of the found
+    field with that thorax box. Edges and boxes of whole films only."""
 
     row: FilmRow
     view: str
@@ -109,28 +106,24 @@ class FieldResult:
         return not self.found.dice > 0
 
 
+@dataclass
 class FieldMeter:
-    """Measures films with one network, human boxes, the detector, and a constant field; keeps
-    pictures of the `worst` in each view."""
+    """Measures films with one network, human boxes, the detector, and a constant field; of each
+    view it has the `worst` films, so many as it shall `keep`: Dice, picture and caption."""
 
-    def __init__(
-        self,
-        net: LungField,
-        data: DataFolders,
-        boxes: dict[str, np.ndarray],
-        constant: dict[str, np.ndarray],
-        detector: ThoraxDetector | None = None,
-        worst: int = 0,
-    ) -> None:
-        self.net, self.data, self.boxes = net, data, boxes
-        self.constant, self.detector, self.keep = constant, detector, worst
-        self.worst: dict[str, list[tuple[float, np.ndarray, str]]] = {v: [] for v in VIEWS}
+    net: LungField
+    data: DataFolders
+    boxes: dict[str, np.ndarray]
+    constant: dict[str, np.ndarray]
+    detector: ThoraxDetector | None = None
+    keep: int = 0
+    worst: dict[str, list[tuple[float, np.ndarray, str]]] = field(
+        default_factory=lambda: {view: [] for view in VIEWS}
+    )
 
     def measure(self, row: FilmRow) -> list[FieldResult]:
-        """The film's result whole and as a crop.
-
-        Raises FilmError or ValueError for a film or mask that cannot be read.
-        """
+        """The film's result whole and as a crop; raises FilmError or ValueError for a film or mask
+        that cannot be read."""
         film = read_film(self.data / row.image)
         pixels, truth = film.pixels, read_mask(self.data / row.mask, film)
         frame = crop_frame(truth, self.boxes.get(row.image))
@@ -154,9 +147,9 @@ class FieldMeter:
         if human is not None:
             box_iou = 0.0 if own is None else float(iou_xyxy(own, human)[0, 0])
             human_apart = disagreement(mask, human)
-        found = self.detector.predict([pixels])[0] if self.detector else None
-        if found is not None and found.status == "ok" and found.xyxy is not None:
-            apart = disagreement(mask, found.xyxy)
+        found = self.detector.predict([pixels])[0].used_xyxy if self.detector else None
+        if found is not None:
+            apart = disagreement(mask, found)
         edges, true_edges = cut_edges(mask), cut_edges(truth)
         return FieldResult(row, view, *scores, box_iou, human_apart, apart, edges, true_edges)
 
@@ -175,13 +168,6 @@ class FieldMeter:
         worst.sort(key=lambda kept: kept[0])  # stable: the first of equals stays before
         del worst[self.keep :]
 
-    def write_worst(self, view: str, films: int, path: Path) -> None:
-        """The sheet of the lowest Dice of so many films."""
-        worst = self.worst[view]
-        title = f"the {len(worst)} worst of {films}: human white, found orange"
-        pictures, captions = [w[1] for w in worst], [w[2] for w in worst]
-        write_sheet(path, pictures, captions, _TILE, title)
-
 
 def crop_frame(mask: np.ndarray, box_xyxy: np.ndarray | None) -> Frame:
     """The cut that `detect.crop` makes of a film with this thorax box; the mask's own without."""
@@ -195,10 +181,8 @@ def crop_frame(mask: np.ndarray, box_xyxy: np.ndarray | None) -> Frame:
 def constant_fields(
     rows: Sequence[FilmRow], data: DataFolders, boxes: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """View → (64, 64) bool: where more than half of these films have their lungs, in fractions.
-
-    What a network that never looks at the film would answer.
-    """
+    """View → (64, 64) bool: where more than half of these films have their lungs, in fractions;
+    what a network that never looks at the film would answer."""
     sums = {view: np.zeros((_GRID, _GRID)) for view in VIEWS}
     for row in rows:
         raw = cv2.imread(str(data / row.mask), cv2.IMREAD_GRAYSCALE)
@@ -230,7 +214,7 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     workdir = Workdir(config.out)
     workdir.start(to_plain(config), config.seed, net.weights)
     results: list[FieldResult] = []
-    for row in track(rows, "measuring", console=console, transient=True):
+    for row in counting(rows, "measuring", len(rows)):
         try:
             results += meter.measure(row)
         except (FilmError, ValueError) as error:
@@ -242,9 +226,11 @@ def evaluate(config: FieldEvaluateConfig) -> int:
     write_json(workdir / "metrics.json", to_json(tables))
     write_atomic(workdir / "films.csv", films_csv(results))
     write_atomic(workdir / "table.md", table_markdown(tables))
-    for view in VIEWS:
+    for view, worst in meter.worst.items():
         films = sum(r.view == view for r in results)
-        meter.write_worst(view, films, workdir / f"worst_{view}.png")
+        title = f"the {len(worst)} worst of {films}: human white, found orange"
+        path, pictures = workdir / f"worst_{view}.png", [picture for _, picture, _ in worst]
+        write_sheet(path, pictures, [caption for *_, caption in worst], _TILE, title)
     print_tables(tables)
     console.print(f"metrics.json, films.csv, table.md and sheets: {workdir.path}", highlight=False)
     return 0
@@ -320,7 +306,7 @@ def count_edges(results: Sequence[FieldResult]) -> dict[str, dict[str, int]]:
             "human": sum(edge in r.true_edges for r in results),
             "both": sum(edge in r.edges and edge in r.true_edges for r in results),
         }
-        for edge in EDGES
+        for edge in SIDES
     }
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # torch is imported where a network is at work
 
 DEFAULT_WEIGHTS = Path("weights/lungfield.safetensors")  # commands run from the project's folder
 
+VIEWS = ("film", "crop")
+CROP_MARGIN = 0.05  # detect.crop's own
 MIN_COMPONENT = 0.02  # of the film: smaller specks are no lung
 EDGE_BAND, EDGE_LENGTH = 0.01, 0.03  # of the film's side across, and along, the edge
 _BATCH = 8  # films in one forward pass: bounds memory whatever the number asked for
@@ -61,10 +63,8 @@ class LungField(TrainedNet):
         precision: str = "fp32",
     ) -> LungField:
         """Read a bundle; the shipped one when `path` is None. `engine` and `precision`: see
-        `cxr.engines`.
-
-        Raises FileNotFoundError or ValueError for what is no bundle of a lung-field network.
-        """
+        `cxr.engines`. Raises FileNotFoundError or ValueError for what is no bundle of a lung-field
+        network."""
         path = Path(path or DEFAULT_WEIGHTS)
         engine = pick_engine(engine, [path], device, precision == "bf16")
         if engine != "torch":
@@ -82,17 +82,10 @@ class LungField(TrainedNet):
         return cls(model, config.side, device, weights, meta, precision)
 
     def segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The lung field of each film or thorax crop.
-
-        Args:
-            films: N of (H, W) float32 in [0, 1], of any sizes.
-
-        Returns:
-            N of (H, W) float32 in [0, 1], in the pixels of that film; above 0.5 is lung field.
-            Nothing else is done to it: a film without lungs gives a map without values above 0.5.
-
-        Raises ValueError for pixels that are no such film.
-        """
+        """The lung field of N films or thorax crops, each (H, W) float32 in [0, 1], of any sizes:
+        as float32 in [0, 1], in the pixels of that film; above 0.5 is lung field. Nothing else is
+        done to it: a film without lungs gives a map without values above 0.5. Raises ValueError for
+        pixels that are no such film."""
         out: list[np.ndarray] = []
         for start in range(0, len(films), _BATCH):
             batch = films[start : start + _BATCH]
@@ -128,15 +121,9 @@ class LungField(TrainedNet):
 
 
 def field_box_xyxy(mask: np.ndarray) -> tuple[float, float, float, float] | None:
-    """The tight box round a field's parts of at least 2 % of the film; None without one.
-
-    Args:
-        mask: (H, W) bool, film pixels.
-
-    Returns:
-        xyxy in the same pixels: the thorax box as the rule of the annotations has it (the tight
-        union of both lungs). Smaller parts are left out: one speck would stretch the box.
-    """
+    """The tight box xyxy round the parts of a field (H, W) bool of at least 2 % of the film, as the
+    rule of the annotations has it (the tight union of both lungs); None without one. Smaller parts
+    are left out: one speck would stretch the box."""
     large = large_parts(_as_mask(mask, "field_box_xyxy"))
     if large is None:
         return None
@@ -153,14 +140,9 @@ def large_parts(mask: np.ndarray) -> np.ndarray | None:
 
 
 def cut_edges(mask: np.ndarray) -> tuple[str, ...]:
-    """Where the lung field runs into the film's edge: of left, top, right, bottom, in that order.
-
-    Args:
-        mask: (H, W) bool, film pixels.
-
-    An edge cuts the field when field lies within the outermost 1 % of the film over at least 3 %
-    of the edge's length: a corner that grazes the edge does not count.
-    """
+    """Where a lung field (H, W) bool runs into the film's edge: of left, top, right, bottom, in
+    that order. An edge cuts it when field lies within the outermost 1 % of the film over at least 3
+    % of the edge's length: a corner that grazes the edge does not count."""
     inside = _as_mask(mask, "cut_edges")
     height, width = inside.shape
     rows, columns = max(1, round(EDGE_BAND * height)), max(1, round(EDGE_BAND * width))
@@ -174,15 +156,8 @@ def cut_edges(mask: np.ndarray) -> tuple[str, ...]:
 
 
 def disagreement(mask: np.ndarray, box_xyxy: Sequence[float] | np.ndarray) -> float:
-    """How far a lung field and a thorax box contradict each other: 1 − IoU of the field's box.
-
-    Args:
-        mask: (H, W) bool, film pixels.
-        box_xyxy: (4,) the thorax box in the same pixels.
-
-    Returns:
-        In [0, 1]; 0 when the box is the field's own, 1 when there is no field.
-    """
+    """How far a lung field (H, W) bool and a thorax box (4,) in its pixels contradict each other,
+    in [0, 1]: 1 − IoU of the field's box; 1 when there is no field."""
     own = field_box_xyxy(mask)
     return 1.0 if own is None else 1.0 - float(iou_xyxy(own, box_xyxy)[0, 0])
 
@@ -199,12 +174,10 @@ def _as_mask(mask: np.ndarray, function: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Agreement of a found mask with the true one; NaN where there is nothing to measure.
-
-    `dice` is 2|A∩B| / (|A| + |B|) (Dice 1945), `iou` |A∩B| / |A∪B|; both 1 when both masks are
-    empty. `coverage` is the share of the truth that was found, `precision` the share of the found
-    that is true.
-    """
+    """Agreement of a found mask with the true one; NaN where there is nothing to measure. `dice` is
+    2|A∩B| / (|A| + |B|) (Dice 1945), `iou` |A∩B| / |A∪B|; both 1 when both masks are empty.
+    `coverage` is the share of the truth that was found, `precision` the share of the found that is
+    true."""
 
     dice: float
     iou: float
@@ -213,10 +186,8 @@ class Overlap:
 
 
 def overlap(found: np.ndarray, truth: np.ndarray) -> Overlap:
-    """Overlap of two masks (H, W) of one size, everything above 0 inside.
-
-    Raises ValueError for masks of different sizes.
-    """
+    """Overlap of two masks (H, W) of one size, everything above 0 inside. Raises ValueError for
+    masks of different sizes."""
     a, b = np.asarray(found) > 0, np.asarray(truth) > 0
     if a.shape != b.shape:
         raise ValueError(

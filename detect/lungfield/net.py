@@ -10,21 +10,14 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.bundle import (
-    LITE_MEAN,
-    LITE_STD,
-    imagenet_lite_state_dict,
-    load_bundle,
-    rebuilding,
-)
+from cxr.bundle import LITE_MEAN, LITE_STD, imagenet_lite_state_dict, load_bundle, rebuilding
+from cxr.rules import require
 from detect.settings import FieldNetConfig
 
 
 class FieldNet(nn.Module):
     """(N, 3, S, S) films in [0, 1] to (N, 1, S, S) logits of «lung field»; it normalises itself.
-
-    After Ronneberger et al. 2015 (U-Net).
-    """
+    After Ronneberger et al. 2015 (U-Net)."""
 
     def __init__(self, config: FieldNetConfig) -> None:
         super().__init__()
@@ -56,7 +49,7 @@ class FieldNet(nn.Module):
         """Stem and first stages stay as they are, BatchNorm included: they see edges, not lungs,
         and at the finest resolution they cost most of the training time."""
         body = self.encoder.model
-        self._frozen = [body.conv_stem, body.bn1, *body.blocks[:stages]] if stages else []
+        self._frozen = [body.conv_stem, body.bn1, *body.blocks[:stages]]
         for module in self._frozen:
             module.requires_grad_(False)
         self.train(self.training)
@@ -70,11 +63,8 @@ class FieldNet(nn.Module):
 
 
 def build_field_net(config: FieldNetConfig) -> FieldNet:
-    """A network with its initial weights.
-
-    Raises ValueError for an unknown encoder or weights of another network, FileNotFoundError or
-    ImportError where the weights are missing.
-    """
+    """A network with its initial weights. Raises ValueError for an unknown encoder or weights of
+    another network, FileNotFoundError or ImportError where the weights are missing."""
     net = FieldNet(config)
     if config.weights == "imagenet":
         theirs = imagenet_lite_state_dict(config.encoder)
@@ -104,9 +94,7 @@ def _cut_encoder(config: FieldNetConfig) -> Any:
         # timm keeps, and runs, the stages after the last one that is asked for
         last = int(body.feature_info.module_name()[-1].split(".")[1])
         body.blocks = body.blocks[: last + 1]
-    elif config.freeze_stages:
-        raise ValueError(
-            "model.freeze_stages must be 0 for an encoder that is not timm's "
-            f"EfficientNet. Got {config.freeze_stages} instead."
-        )
+    else:
+        rule = "model.freeze_stages must be 0 for an encoder that is not timm's EfficientNet"
+        require(not config.freeze_stages, rule, config.freeze_stages)
     return encoder

@@ -71,8 +71,8 @@ class FieldPredictConfig:
 @dataclass(frozen=True)
 class FieldRow:
     """One film. `size_hw`, `field_xyxy` and the mask are in the film's pixels as they are stored;
-    `mask` is relative to the manifest;
-    `field_share` is the field's share of the film; `cut_edges` are where the film cuts it off."""
+    `mask` is relative to the manifest; `field_share` is the field's share of the film; `cut_edges`
+    are where the film cuts it off."""
 
     film: str
     sha256: str
@@ -87,13 +87,9 @@ class FieldRow:
     mask: str | None = None
 
     def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(
-                f"status must be one of {', '.join(STATUSES)}. Got {self.status!r} instead."
-            )
-        if (self.status == "ok") != (self.mask is not None) or (self.status == "ok") == bool(
-            self.reason
-        ):
+        require_one_of(self, status=STATUSES)
+        done = self.status == "ok"
+        if done != (self.mask is not None) or done == bool(self.reason):
             raise ValueError(
                 f"{self.film}: status ok needs a mask and no reason, any other "
                 "a reason and no mask."
@@ -102,46 +98,34 @@ class FieldRow:
 
 def to_row(path: Path, film: Film, mask: np.ndarray, name: str) -> FieldRow:
     """The manifest's row of a film that was read, with its mask (H, W) bool in film pixels."""
-    share = round(float(mask.mean()), 5)
+    share, box = round(float(mask.mean()), 5), field_box_xyxy(mask)
     known: dict[str, Any] = {
         "patient": film.patient,
         "study": film.study,
         "field_share": share,
         "size_hw": film.stored_hw or (film.pixels.shape[0], film.pixels.shape[1]),
     }
-    box = field_box_xyxy(mask)
     if box is None:
-        why = (
+        status = "no_field"
+        known["reason"] = (
             f"no lung field found: {share:.1%} of the film is marked, and no part of it covers "
             f"{MIN_COMPONENT:.0%}"
         )
-        return FieldRow(path.as_posix(), film.sha256, "no_field", why, **known)
-    return FieldRow(
-        path.as_posix(),
-        film.sha256,
-        "ok",
-        field_xyxy=tuple(film.to_stored(box).tolist()),
-        cut_edges=cut_edges(mask),
-        mask=name,
-        **known,
-    )
+    else:
+        status, place = "ok", tuple(film.to_stored(box).tolist())
+        known |= {"field_xyxy": place, "cut_edges": cut_edges(mask), "mask": name}
+    return FieldRow(path.as_posix(), film.sha256, status, **known)
 
 
 def iter_fields(
-    paths: Sequence[Path],
-    net: LungField,
-    out: Path,
-    jobs: int,
-    batch: int,
-    for_processing: bool = False,
+    paths: Sequence[Path], net: LungField, out: Path, config: FieldPredictConfig
 ) -> Iterator[tuple[FieldRow, Film | None, np.ndarray | None]]:
-    """Read and segment films in batches; each mask is on disk before its row is given.
-
-    Rows come in the order of `paths`; Film and its mask (H, W) bool are None for an unreadable one.
-    """
-    for waiting in batched(read_ahead(paths, jobs, for_processing=for_processing), batch):
-        films = [film for _, film in waiting if isinstance(film, Film)]
-        found = iter(net.segment([film.pixels for film in films]))
+    """Read and segment films in batches, in the order of `paths`; each mask is on disk before its
+    row is given. Film and mask (H, W) bool are None for an unreadable one."""
+    jobs = default_jobs(len(paths), config.jobs)
+    reads = read_ahead(paths, jobs, for_processing=config.for_processing)
+    for waiting in batched(reads, config.batch):
+        found = iter(net.segment([film.pixels for _, film in waiting if isinstance(film, Film)]))
         for path, film in waiting:
             if isinstance(film, Unread):
                 row = FieldRow(path.as_posix(), film.sha256, "unreadable", str(film))
@@ -164,8 +148,7 @@ def predict(config: FieldPredictConfig) -> int:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")
         films = list_films(config.films).films
         net = LungField.load(config.weights or None, config.device, config.engine, config.precision)
-        workdir = Workdir(config.out)
-        path = workdir / "manifest.jsonl"
+        workdir, path = Workdir(config.out), Path(config.out) / "manifest.jsonl"
         settings: dict[str, Any] = {"weights": net.weights}
         settings |= {"for_processing": True} if config.for_processing else {}
         settings |= {"precision": config.precision} if config.precision != "fp32" else {}
@@ -190,11 +173,8 @@ def _segment_pending(
     pending: Sequence[Path], net: LungField, config: FieldPredictConfig, book: RowLedger[FieldRow]
 ) -> list[tuple[np.ndarray, str]]:
     """Append each film's row to the manifest; returns the sheet's tiles."""
-    jobs = default_jobs(len(pending), config.jobs)
     wanted = set(np.linspace(0, max(0, len(pending) - 1), config.tiles, dtype=int).tolist())
-    tiles = []
-    folder, raw = book.path.parent, config.for_processing
-    steps = iter_fields(pending, net, folder, jobs, config.batch, raw)
+    tiles, steps = [], iter_fields(pending, net, book.path.parent, config)
     for number, (row, film, mask) in enumerate(counting(steps, "segmenting", len(pending))):
         book.add(row)
         if row.reason:

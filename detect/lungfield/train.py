@@ -8,7 +8,7 @@ from cxr.cli import to_plain
 from cxr.rules import refusing, require
 from cxr.training.recipe import disk_need, free, keep_to_recipe, require_writable
 from cxr.workdir import Workdir, console, log, seed_everything
-from detect.lungfield.data import FieldDataConfig, select_rows
+from detect.data import FieldDataConfig, select_rows
 from detect.settings import FieldNetConfig, LoopConfig
 from detect.train import fit, write_bundle
 

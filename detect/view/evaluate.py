@@ -28,8 +28,8 @@ from cxr.stats import in_words, share_figure
 from cxr.workdir import Workdir, console, counting, log, read_json, write_atomic, write_json
 from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField
+from detect.metrics import print_table, to_csv, to_markdown
 from detect.predict import ThoraxBox, ThoraxDetector
-from detect.tables import print_table, to_csv, to_markdown
 from detect.view.data import read_films, read_negatives
 from detect.view.view import View, ViewNet
 

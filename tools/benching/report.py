@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from detect.tables import to_markdown
+from detect.metrics import to_markdown
 
 _HEADS = {
     "detection": "From a file to its box",

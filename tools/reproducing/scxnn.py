@@ -29,8 +29,8 @@ from classify.dataset import (
 from classify.films import Case
 from classify.labels import FAR_BELOW, label_of
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
-from classify.screening.films import ScreeningFilms
-from classify.screening.tiers import TIERS, RiskRow, risk_table
+from classify.screening.guarantee import ScreeningFilms
+from classify.screening.reading import TIERS, RiskRow, risk_table
 from classify.tasks.member import load_cases, member_logits, train_ensemble
 from classify.tasks.settings import TrainConfig
 from cxr.bundle import load_bundle

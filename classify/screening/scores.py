@@ -1,7 +1,8 @@
-"""A calibrated SVM out of its skops file, by NumPy alone.
+"""Abnormal scores: a calibrated SVM out of its skops file, by NumPy alone, and scores of several
+networks on one scale: the share of normal films that look more normal (docs/training.md says why).
 
-Loading it through skops imports all of scikit-learn, which takes longer than a run over ten films.
-Only numbers are read from the file: nothing in it can run.
+Loading the SVM through skops imports all of scikit-learn, which takes longer than a run over ten
+films. Only numbers are read from the file: nothing in it can run.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cxr.rules import require
+
+FEWEST = 30  # normal films that a scale is made of
 _STEPS = ("StandardScaler", "SVC")
 
 
@@ -101,3 +106,33 @@ class _Reader:
         if loader == "NdArrayNode" and node["type"] == "numpy":
             return np.load(io.BytesIO(self._archive.read(node["file"])), allow_pickle=False)
         return None  # nothing that a prediction needs
+
+
+def rank(scores: np.ndarray, normal_scores: np.ndarray) -> np.ndarray:
+    """(N,) the share of the normal films' scores (M,) that lie below each of the scores (N,)."""
+    return np.searchsorted(np.sort(normal_scores), scores, side="left") / len(normal_scores)
+
+
+def rank_by_network(scores: np.ndarray, networks: Sequence[str], normal: np.ndarray) -> np.ndarray:
+    """(N,) each film's rank among the normal films (of `normal`, (N,) bool) that the same network
+    answered; `networks` says which that was. Raises ValueError for a network with fewer than 30
+    normal films."""
+    by, out = np.array(networks, dtype=object), np.zeros(len(scores))
+    for name in dict.fromkeys(networks):
+        own = by == name
+        _require_normals(int((own & normal).sum()), f"the network {name}")
+        out[own] = rank(scores[own], scores[own & normal])
+    return out
+
+
+def lay_on(threshold: float, normal_scores: np.ndarray) -> float:
+    """The score below which a film has a rank below `threshold` among normal films (M,) of another
+    network; raises ValueError for fewer than 30."""
+    _require_normals(len(normal_scores), "the ensemble itself")
+    most = int(np.ceil(threshold * len(normal_scores) - 1e-9)) - 1  # so many may lie below it
+    return float(np.sort(normal_scores)[min(max(most, 0), len(normal_scores) - 1)])
+
+
+def _require_normals(films: int, whose: str) -> None:
+    rule = f"normal calibration films that {whose} was not trained on must be {FEWEST} at least"
+    require(films >= FEWEST, rule, films)

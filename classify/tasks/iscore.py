@@ -88,18 +88,15 @@ class Dropped:
     scores: Array
 
     @property
-    def best_steps(self) -> Array:
-        """(D,) how many were dropped when I was highest; of equal scores the smaller set's."""
-        return self.scores.shape[1] - 1 - self.scores[:, ::-1].argmax(1)
-
-    @property
     def best_scores(self) -> Array:
         """(D,) highest I on each way."""
         return self.scores.max(1)
 
     def return_set(self, draw: int) -> tuple[int, ...]:
-        """The features with the highest I on one way, the one that would have stayed last first."""
-        return tuple(int(f) for f in self.order[draw, self.best_steps[draw] :][::-1])
+        """The features with the highest I on one way (of equal scores the smaller set), the one
+        that would have stayed last first."""
+        kept = 1 + int(self.scores[draw, ::-1].argmax())
+        return tuple(int(f) for f in self.order[draw, ::-1][:kept])
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,10 @@ def fit_cuts(features: Any, split: str = "median") -> Array:
     """(F,) cut of each feature of (N, F) training films: its median, or the middle of the gap
     between the best two clusters (k-means with k = 2, which in one dimension is found exactly).
     Raises ValueError."""
-    values = _checked(features)
+    values = np.asarray(features)
+    fits = values.ndim == 2 and len(values) > 0 and bool(np.isfinite(values).all())
+    rule = "features must be (N, F) finite values of at least one film"
+    require(fits, rule, f"shape {values.shape}")
     return np.median(values, axis=0) if split == "median" else _two_means(values)
 
 
@@ -155,20 +155,16 @@ def draw_subsets(bits: Any, size: int, draws: int, seed: int = 0) -> Array:
 
 def is_useful(bits: Any) -> Array:
     """(F,) bool: does the feature part the films at all?"""
-    bits = np.asarray(bits, dtype=bool)
-    return np.asarray(bits.any(0) & ~bits.all(0))
+    return np.asarray(np.any(bits, 0) & ~np.all(bits, 0))
 
 
 def drop_backwards(bits: Any, outcomes: Any, subsets: Any) -> Dropped:
-    """From each starting set, drop the feature without which I is highest until one is left.
+    """From each starting set, drop the feature without which I is highest until one is left; of
+    equal scores the one that stands first in its set.
 
-    Args:
-        bits: (N, F) bool of the films on which the features are chosen.
-        outcomes: Y, (N,) or (N, K); class numbers of two classes may stand as they are, those of
-            more need `one_hot`.
-        subsets: (D, m) features of each starting set, m at most MOST_FEATURES.
-
-    Of equal scores the feature that stands first in its set is dropped. Raises ValueError where
+    `bits` are (N, F) bool of the films on which the features are chosen; Y is (N,) or (N, K), where
+    class numbers of two classes may stand as they are, and those of more need `one_hot`; `subsets`
+    are (D, m) features of each starting set, m at most MOST_FEATURES. Raises ValueError where
     `outcomes` are alike on all films.
     """
     by_feature = np.ascontiguousarray(np.asarray(bits, dtype=np.uint8).T)
@@ -252,14 +248,6 @@ def _contrasts(outcomes: Any, films: int) -> tuple[Array, float]:
     if whole == 0:
         raise ValueError("outcomes must differ between films. Got one value on all of them.")
     return contrasts, whole
-
-
-def _checked(features: Any) -> Array:
-    values = np.asarray(features)
-    fits = values.ndim == 2 and len(values) > 0 and bool(np.isfinite(values).all())
-    rule = "features must be (N, F) finite values of at least one film"
-    require(fits, rule, f"shape {values.shape}")
-    return values
 
 
 def _two_means(values: Array) -> Array:

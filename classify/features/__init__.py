@@ -1,1 +1,0 @@
-"""Which features carry the answer (I-score)."""

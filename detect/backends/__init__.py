@@ -1,1 +1,0 @@
-"""Other detection libraries behind the same files and metrics; imported only when asked for."""
