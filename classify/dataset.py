@@ -29,7 +29,7 @@ from classify.tasks.settings import SingleConfig, TrainingConfig
 from cxr.boxes import Frame, expand_xyxy
 from cxr.cli import as_list
 from cxr.data_folders import DataFolders
-from cxr.devices import pick_device
+from cxr.engines import pick_device
 from cxr.film import read_film
 from cxr.films_table import (
     class_of,

@@ -26,7 +26,7 @@ from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watchin
 from classify.saliency.maps import look, look_pooled, maps_of_all, saliency_maps
 from cxr.boxes import Frame
 from cxr.bundle import bundle_kind, load_bundle, rebuilding
-from cxr.devices import inferring, pick_device
+from cxr.engines import inferring, pick_device
 
 
 class Ensemble:

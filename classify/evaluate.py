@@ -148,13 +148,8 @@ def may_answer(question: Question, targets: Sequence[str]) -> bool:
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write evaluation.json and table.md."""
-    config = parse_config(
-        EvaluateConfig,
-        argv,
-        "python -m classify.evaluate",
-        "python -m classify.evaluate runs/logits_crops runs/logits_films",
-        ("run",),
-    )
+    example = "python -m classify.evaluate runs/logits_crops runs/logits_films"
+    config = parse_config(EvaluateConfig, argv, example, ("run",))
     workdir = Workdir(config.out)
     with refusing():
         rows = evaluate(config)

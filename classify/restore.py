@@ -46,13 +46,8 @@ class RestoreConfig:
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """0, 1 when no film could be drawn, 2 for files that are not what they should be."""
-    config = parse_config(
-        RestoreConfig,
-        argv,
-        prog="python -m classify.restore",
-        example="python -m classify.restore ../shared/data/images/nih --most 4",
-        positionals=("films",),
-    )
+    example = "python -m classify.restore ../shared/data/images/nih --most 4"
+    config = parse_config(RestoreConfig, argv, example, ("films",))
     with refusing():
         drawn = restore(config)
     console.print(f"{drawn} films drawn: {config.out}", highlight=False, markup=False)
@@ -66,8 +61,8 @@ def restore(config: RestoreConfig) -> int:
     from classify.genesis import GenesisConfig
     from classify.preprocess import preprocess
     from classify.tasks.restore import restored_sheet
-    from cxr.devices import pick_device
     from cxr.draw import encode_png
+    from cxr.engines import pick_device
     from cxr.film import list_films
     from cxr.stream import Unread, read_ahead
 

@@ -41,29 +41,21 @@ from classify.work import (
     open_source,
 )
 from cxr.cli import as_command, parse_config, to_plain
-from cxr.devices import without_compiler
-from cxr.engines import shared_by
+from cxr.engines import shared_by, without_compiler
 from cxr.manifest import CropRow
 from cxr.notes import count_notes
 from cxr.page.words import printable
 from cxr.rules import refusing, require_same_settings
-from cxr.stream import written
+from cxr.stream import LOCAL, spread, written
 from cxr.workdir import Workdir, console, log, read_json
-from cxr.workers import LOCAL, spread
 
 
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0 also when films were refused, 1 when none could be read, 2 for wrong arguments
     or files that are not what they should be, 130 when it was stopped."""
-    config = parse_config(
-        RunConfig,
-        argv,
-        prog="python -m classify.run",
-        example="python -m classify.run ../shared/data/dicom --crops --out runs/first",
-        positionals=("films",),
-        bare={"crops": ""},
-    )
+    example = "python -m classify.run ../shared/data/dicom --crops --out runs/first"
+    config = parse_config(RunConfig, argv, example, ("films",), bare={"crops": ""})
     with ExitStack() as stack:
         with refusing():
             at_once = 2 if config.films and config.cropped else 1  # films are boxed while judged

@@ -73,14 +73,8 @@ class ShowConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should
     be."""
-    config = parse_config(
-        ShowConfig,
-        argv,
-        prog="python -m classify.show",
-        example="python -m classify.show ../shared/data/images/kermany --folder "
-        "runs/fusion --most 8",
-        positionals=("films",),
-    )
+    example = "python -m classify.show ../shared/data/images/kermany --folder runs/fusion --most 8"
+    config = parse_config(ShowConfig, argv, example, ("films",))
     with refusing():
         drawn = show(config)
     console.print(f"{len(drawn)} films drawn: {config.out_path}", highlight=False, markup=False)
@@ -98,7 +92,7 @@ def show(config: ShowConfig) -> list[Path]:
         )
     paths = list_films(config.films).films[: config.most or None]
     from classify.bundles import load_single
-    from cxr.devices import pick_device
+    from cxr.engines import pick_device
 
     single = load_single(bundle)
     if config.explain and config.explain not in single.classes:

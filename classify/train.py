@@ -63,7 +63,7 @@ def run_task(name: str, argv: Sequence[str] | None = None) -> int:
 def _run(name: str, argv: Sequence[str] | None) -> int:
     task, command = TASKS[name], f"python -m classify.{name}"
     example = f"{command} --config configs/classify/{task.example}"
-    config = parse_config(task.config_class, argv, prog=command, example=example)
+    config = parse_config(task.config_class, argv, example)
     with refusing():
         if not (Path(config.out) / "done.json").exists():  # a finished one may be read-only
             require_writable(config.out)

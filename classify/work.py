@@ -32,9 +32,8 @@ from cxr.engines import ENGINES, PRECISIONS
 from cxr.film import list_films
 from cxr.manifest import CropRow, ManifestWriter, read_manifest
 from cxr.rules import require, require_one_of
-from cxr.stream import ahead, batched, default_jobs
+from cxr.stream import LOCAL, ahead, batched, check_workers, default_jobs
 from cxr.workdir import log, provenance, sha256_file
-from cxr.workers import LOCAL, check_workers
 
 DEFAULT_TIERS = Path("configs/classify/tiers.yaml")
 # what a run has in common with detect.crop

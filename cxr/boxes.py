@@ -100,11 +100,9 @@ def square_xyxy(box_xyxy: Any) -> FloatArray:
 
 
 def scale_xyxy(boxes_xyxy: Any, size_hw: tuple[int, int], new_hw: tuple[int, int]) -> FloatArray:
-    """(N, 4) boxes of a film of `size_hw` on its copy of `new_hw`.
-
-    Raises ValueError when the aspect ratios differ by more than 1 %: a copy that was cut or
-    stretched has its thorax elsewhere.
-    """
+    """(N, 4) boxes of a film of `size_hw` on its copy of `new_hw`. Raises ValueError when the
+    aspect ratios differ by more than 1 %: a copy that was cut or stretched has its thorax
+    elsewhere."""
     (height, width), (new_height, new_width) = size_hw, new_hw
     if abs(new_width / width / (new_height / height) - 1) > 0.01:
         raise ValueError(

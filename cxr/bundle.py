@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cxr.rules import require
 from cxr.workdir import sha256_file, write_atomic
 
 if TYPE_CHECKING:
@@ -174,7 +175,12 @@ def imagenet_lite_state_dict(timm_name: str) -> dict[str, torch.Tensor]:
     pixels as (x / 255 - 0.498) / 0.502. Raises ValueError for another network and
     ImportError, with the command to install it, when the package is missing.
     """
-    size = check_lite_name(timm_name)
+    size = _bare(timm_name)
+    if size not in _LITE:
+        raise ValueError(
+            "timm_name of imagenet_lite_state_dict must be tf_efficientnet_lite0, _lite1 or _lite2."
+            f" Got {timm_name!r} instead: give a file of weights for it."
+        )
     return dict(_read(_weights_file(size), size))
 
 
@@ -186,17 +192,6 @@ def _read(file: Path, size: str) -> dict[str, torch.Tensor]:
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     wanted = timm.create_model(f"tf_efficientnet_{size}", pretrained=False).state_dict()
     return match_in_order(loaded, wanted)
-
-
-def check_lite_name(timm_name: str) -> str:
-    """`lite0`, `lite1` or `lite2` of a network's name; raises ValueError for any other network."""
-    bare = _bare(timm_name)
-    if bare not in _LITE:
-        raise ValueError(
-            "timm_name of imagenet_lite_state_dict must be tf_efficientnet_lite0, _lite1 or _lite2."
-            f" Got {timm_name!r} instead: give a file of weights for it."
-        )
-    return bare
 
 
 def _bare(name: str) -> str:
@@ -211,19 +206,13 @@ def is_lite(name: str) -> bool:
 def match_in_order(
     loaded: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The loaded tensors under the wanted names, the i-th for the i-th.
-
-    Raises ValueError when their number or any shape differs: then the order means nothing.
-    """
-    if len(loaded) != len(wanted):
-        raise ValueError(f"loaded must hold {len(wanted)} tensors. Got {len(loaded)} instead.")
+    """The loaded tensors under the wanted names, the i-th for the i-th. Raises ValueError when
+    their number or any shape differs: then the order means nothing."""
+    require(len(loaded) == len(wanted), f"loaded must hold {len(wanted)} tensors", len(loaded))
     pairs = list(zip(loaded.items(), wanted.items(), strict=True))
     for (theirs, tensor), (ours, target) in pairs:
-        if tensor.shape != target.shape:
-            raise ValueError(
-                f"{theirs} must have the shape {tuple(target.shape)} of {ours}. "
-                f"Got {tuple(tensor.shape)} instead."
-            )
+        rule = f"{theirs} must have the shape {tuple(target.shape)} of {ours}"
+        require(tensor.shape == target.shape, rule, tuple(tensor.shape))
     return {ours: tensor for (_, tensor), (ours, _) in pairs}
 
 

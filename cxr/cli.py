@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -19,11 +20,10 @@ import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
 from cxr.rules import DISK, FULL, GONE, RefusedError, in_words, lacks_training
-from cxr.workdir import log, run_logs, set_up_logging, write_atomic
+from cxr.workdir import as_plain, log, run_logs, set_up_logging, write_atomic
 
 Config = TypeVar("Config")
 Several = list[str] | str  # of a flag that may be given more than once
-_PARSERS: dict[type[Any], ArgumentParser] = {}
 
 
 def build_parser(
@@ -34,10 +34,8 @@ def build_parser(
     bare: Mapping[str, str] | None = None,
 ) -> ArgumentParser:
     """A parser for `config_class`: its docstring is the description, its fields are the flags.
-
-    Fields named in `positionals` become positional arguments that take any number of values.
-    Fields (str | None) in `bare` are flags that may stand without a value, and then have that one.
-    """
+    Fields named in `positionals` become positional arguments that take any number of values. Fields
+    (str | None) in `bare` are flags that may stand without a value, and then have that one."""
     bare, (about, docs) = bare or {}, _docs(config_class)
     parser = ArgumentParser(
         prog=prog,
@@ -49,24 +47,16 @@ def build_parser(
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file with any of the options below"
     )
-    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    said: dict[str, Any] = {
+        n: {"type": str, "help": docs.get(n, "")} for n in (*positionals, *bare)
+    }
     for name in positionals:
-        parser.add_argument(
-            name,
-            nargs="*",
-            type=str,
-            default=SUPPRESS,
-            metavar=name.upper(),
-            help=docs.get(name, ""),
-        )
+        parser.add_argument(name, nargs="*", default=SUPPRESS, metavar=name.upper(), **said[name])
     for name, value in bare.items():
-        parser.add_argument(
-            f"--{name}", nargs="?", type=str, const=value, default=None, help=docs.get(name, "")
-        )
-    parser.add_class_arguments(
-        config_class, skip={*positionals, *bare}, as_group=False, fail_untyped=True
-    )
-    unknown = {*positionals, *bare} - set(fields)
+        parser.add_argument(f"--{name}", nargs="?", const=value, default=None, **said[name])
+    skip = {*positionals, *bare}
+    parser.add_class_arguments(config_class, skip=skip, as_group=False, fail_untyped=True)
+    unknown = skip - {f.name for f in dataclasses.fields(config_class)}
     assert not unknown, f"arguments that are no fields: {unknown}"
     return parser
 
@@ -74,17 +64,17 @@ def build_parser(
 def parse_config(
     config_class: type[Config],
     argv: Sequence[str] | None,
-    prog: str,
     example: str,
     positionals: Sequence[str] = (),
     bare: Mapping[str, str] | None = None,
+    prog: str = "",
 ) -> Config:
-    """Parse `argv` (None: the process's own) into a `config_class`; exits with 2 when it cannot.
-
-    A ValueError from the dataclass' own `__post_init__` is a wrong argument too.
-    """
+    """Parse `argv` (None: the process's own) into a `config_class`; exits with 2 when it cannot. A
+    ValueError from the dataclass' own `__post_init__` is a wrong argument too. The command is what
+    the example begins with, or `prog`."""
     set_up_logging()
-    parser = build_parser(config_class, prog, example, positionals, bare)
+    named = re.match(r"(python (-m )?)?\S+", example)
+    parser = build_parser(config_class, prog or named[0], example, positionals, bare)  # type: ignore[index]
     words = list(sys.argv[1:] if argv is None else argv)
     namespace = parser.parse_args(_gather_lists(parser, _complete_switches(parser, words)))
     try:
@@ -96,26 +86,22 @@ def parse_config(
 
 def _complete_switches(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     """`--square films/` as `--square=true films/`: a switch is known to take no file's name."""
-    switches = {
-        option
-        for action in parser._actions
-        if getattr(action, "_typehint", None) is bool
-        for option in action.option_strings
-    }
+    switches = _options_of(parser, bool)
     return [
         f"{word}=true" if word in switches and after not in (["true"], ["false"]) else word
         for word, after in ((word, words[i + 1 : i + 2]) for i, word in enumerate(words))
     ]
 
 
+def _options_of(parser: ArgumentParser, kind: Any) -> set[str]:
+    """The flags whose values are of this type."""
+    ours = (a for a in parser._actions if getattr(a, "_typehint", None) == kind)
+    return {option for action in ours for option in action.option_strings}
+
+
 def _gather_lists(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     """`--data A --data B` as `--data=["A", "B"]`, where a flag takes one folder or several."""
-    several = {
-        option
-        for action in parser._actions
-        if getattr(action, "_typehint", None) == Several
-        for option in action.option_strings
-    }
+    several = _options_of(parser, Several)
     out, given, waiting = list[str](), dict[str, list[str]](), list(words)
     while waiting:
         word = waiting.pop(0)
@@ -166,10 +152,8 @@ def as_command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int
 @dataclasses.dataclass(frozen=True)
 class Command:
     """One word of a command that has several, such as `fit` of `python -m classify.screener`.
-
     `config_class` and `run` (what takes the configuration and returns the exit code) may be named
-    as "module:name": only the module of the word that was given is then imported.
-    """
+    as "module:name": only the module of the word that was given is then imported."""
 
     config_class: type[Any] | str
     example: str
@@ -188,19 +172,17 @@ def load_named(what: Any) -> Any:
 def parse_command(
     commands: Mapping[str, Command], argv: Sequence[str] | None, prog: str, about: str
 ) -> Any:
-    """Parse `WORD …`: the word picks the Command, the rest is parsed into its dataclass.
-
-    Exits with 0 after --help, with 2 for a missing or unknown word.
-    """
+    """Parse `WORD …`: the word picks the Command, the rest is parsed into its dataclass. Exits with
+    0 after --help, with 2 for a missing or unknown word."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in commands:
         chosen = commands[words[0]]
         return parse_config(
             load_named(chosen.config_class),
             words[1:],
-            f"{prog} {words[0]}",
             chosen.example,
             chosen.positionals,
+            prog=f"{prog} {words[0]}",
         )
     parser = ArgumentParser(
         prog=prog,
@@ -260,35 +242,25 @@ def as_list(value: Several) -> list[str]:
 
 def to_plain(config: Any) -> Any:
     """A dataclass (nested too) as plain dicts, lists and strings for JSON or YAML."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = dataclasses.fields(config)
-        return {f.name: to_plain(getattr(config, f.name)) for f in fields}
-    if isinstance(config, dict):
-        return {str(k): to_plain(v) for k, v in config.items()}
-    if isinstance(config, list | tuple):
-        return [to_plain(v) for v in config]
-    return str(config) if isinstance(config, Path) else config
+    return as_plain(config, lambda value: str(value) if isinstance(value, Path) else value)
 
 
 def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
-    """A dataclass from plain values, checked as on the command line; raises ValueError.
-
-    The way back from a bundle's metadata: an unknown key or a wrong type is an error.
-    """
-    parser = _parser_of(config_class)
+    """A dataclass from plain values, checked as on the command line; raises ValueError. The way
+    back from a bundle's metadata: an unknown key or a wrong type is an error."""
+    parser = _parser_of(config_class)  # type: ignore[arg-type]
     try:
         return instantiate(parser, parser.parse_object(data), config_class)
     except Exception as error:  # jsonargparse raises several kinds
         raise ValueError(f"{config_class.__name__}: {error}") from error
 
 
+@functools.cache
 def _parser_of(config_class: type[Any]) -> ArgumentParser:
     """Made once a class: reading all docstrings and types takes a good part of a second."""
-    if config_class not in _PARSERS:
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(config_class, as_group=False)
-        _PARSERS[config_class] = parser
-    return _PARSERS[config_class]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
 
 
 def write_config(path: Path, config: Any) -> None:

@@ -68,10 +68,8 @@ class CocoFilm:
         self, size_hw: tuple[int, int], stored_hw: tuple[int, int] | None = None
     ) -> CocoFilm:
         """The film's copy at another size: its boxes scaled, of their notes MARKS alone. A copy
-        that was stored as `stored_hw` and resampled to square pixels may have either shape.
-
-        Raises ValueError when the aspect ratios differ by more than 1 %.
-        """
+        that was stored as `stored_hw` and resampled to square pixels may have either shape. Raises
+        ValueError when the aspect ratios differ by more than 1 %."""
         if size_hw == self.size_hw:
             return self
         try:
@@ -92,13 +90,10 @@ class CocoFilm:
 
 
 def marks_in(note: dict[str, Any]) -> list[str]:
-    """Those of MARKS that an annotation bears."""
-    return [mark for mark in MARKS if _is_set(note.get(mark))]
-
-
-def _is_set(mark: Any) -> bool:
-    """1 and true, also as a text, as converters from XML leave it; a list of scores is no mark."""
-    return isinstance(mark, int | float | str) and str(mark).strip().lower() in ("1", "1.0", "true")
+    """Those of MARKS that an annotation bears: as 1 or true, also as a text, as converters from XML
+    leave it; a list of scores is no mark."""
+    plain = {m: note[m] for m in MARKS if isinstance(note.get(m), int | float | str)}
+    return [m for m, value in plain.items() if str(value).strip().lower() in ("1", "1.0", "true")]
 
 
 @dataclass(frozen=True)
@@ -237,9 +232,7 @@ def _annotation_faults(
 
 def read_coco_json(path: str | Path) -> dict[str, Any]:
     """The file's own object, with every key it has; raises ValueError that lists the first faults.
-
-    For commands that change a part of a file and must leave the rest as it is.
-    """
+    For commands that change a part of a file and must leave the rest as it is."""
     path = Path(path)
     try:
         data = read_json(path)

@@ -18,10 +18,8 @@ Listed = TypeVar("Listed")
 
 class DataFolders:
     """`data / name` is the file of a film, mask or table: of several folders in the one that holds
-    it, in the first where none does.
-
-    Raises ValueError for no folder, and for a name that two of them have for different files.
-    """
+    it, in the first where none does. Raises ValueError for no folder, and for a name that two of
+    them have for different files."""
 
     def __init__(self, folders: Data) -> None:
         several = [folders] if isinstance(folders, str | Path) else folders

@@ -12,7 +12,6 @@ import re
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass, field
 
 import numpy as np
 import pydicom
@@ -21,12 +20,11 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import UID
 
-from cxr.codestream import MAX_PIXELS
-from cxr.dicom_decode import Words, decode_words
-from cxr.dicom_header import Header, Layout
-from cxr.greyscale import grey_from_words, to_grey
+from cxr.greyscale import grey_from_words
 from cxr.intensity import resize
-from cxr.notes import FilmError, note, shown
+from cxr.notes import FilmError, decoding, note, shown
+from cxr.picture import MAX_PIXELS, Film, to_grey
+from cxr.pixel_data import Header, Layout, Words, decode_words
 
 # RG and HC are digitised film, DR is written by some devices for DX, SC by some for OT.
 _FILM_MODALITIES = {"CR", "DX", "DR", "RG", "HC", "OT", "SC"}
@@ -55,53 +53,22 @@ _WIDEST = 4.0  # a ratio beyond it is a fault of the header
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _OLDEST = 120
-_FOR_PROCESSING = {
-    f"1.2.840.10008.5.1.4.1.1.1.{kind}.1" for kind in (1, 2, 3)
-}  # DX, mammography, intraoral
+# DX, mammography, intraoral
+_FOR_PROCESSING = {f"1.2.840.10008.5.1.4.1.1.1.{kind}.1" for kind in (1, 2, 3)}
 
 
-@dataclass(frozen=True, eq=False)
-class StoredFilm:
-    """What a DICOM file gives; the fields are those of `cxr.film.Film`."""
-
-    pixels: np.ndarray = field(repr=False)  # (H, W) float32 in [0, 1], dense bone white
-    spacing_mm: tuple[float, float] | None
-    view: str
-    laterality: str
-    patient: str
-    study: str
-    bits: int
-    notes: tuple[str, ...]
-    stored_hw: tuple[int, int] | None = None
-    age_years: float | None = None
-
-
-def read_dicom(data: bytes, for_processing: bool = False) -> StoredFilm:
-    """Decode the bytes of a DICOM file.
-
-    Raises:
-        FilmError: with its reason; any failure of a decoder becomes one.
-    """
-    with warnings.catch_warnings():
+def read_dicom(data: bytes, for_processing: bool = False) -> Film:
+    """Decode the bytes of a DICOM file; raises FilmError."""
+    with warnings.catch_warnings(), decoding("The DICOM header is damaged."):
         warnings.simplefilter("ignore")  # headers of old films are full of small faults
-        try:
-            return _read(data, for_processing)
-        except (FilmError, MemoryError):
-            raise
-        except Exception as error:  # pydicom raises all kinds on a damaged header
-            raise FilmError("bad_pixels", "The DICOM header is damaged.") from error
+        return _read(data, for_processing)
 
 
 def hash_id(text: str, kind: str) -> str:
-    """Keyed BLAKE2b of an id as 16 hexadecimal digits; "" for an empty id.
-
-    Args:
-        text: the id in clear.
-        kind: "patient" or "study": the same text hashes differently in each.
-
-    The key is the environment variable LUNGFIRST_HASH_KEY. Without it a fixed, public key is used:
-    ids then agree between sites, but somebody who can guess an id can recognise it.
-    """
+    """Keyed BLAKE2b of an id as 16 hexadecimal digits; "" for an empty id. `kind` is "patient" or
+    "study": the same text hashes differently in each. The key is the environment variable
+    LUNGFIRST_HASH_KEY. Without it a fixed, public key is used: ids then agree between sites, but
+    somebody who can guess an id can recognise it."""
     text = text.strip().strip("\0")
     if not text:
         return ""
@@ -111,7 +78,7 @@ def hash_id(text: str, kind: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8, key=key, person=person).hexdigest()
 
 
-def _read(data: bytes, for_processing: bool) -> StoredFilm:
+def _read(data: bytes, for_processing: bool) -> Film:
     if data[:4] == b"DICM":
         data = bytes(128) + data
     ds, data, notes = _parse(data)
@@ -126,9 +93,11 @@ def _read(data: bytes, for_processing: bool) -> StoredFilm:
         pixels = _grey_of_colour(header, layout, image)
     spacing_mm, ratio = _spacing(header)
     pixels, spacing_mm, stored_hw = _to_square(header, pixels, spacing_mm, ratio)
-    view, laterality = _view(header), _laterality(header)
+    words = (header.word(keyword) for keyword in ("ImageLaterality", "Laterality"))
+    laterality = next((word for word in words if word in {"L", "R", "B", "U"}), "")
+    view = _view(header)
     _note_fitness(header, image.lossy, view, laterality)
-    return StoredFilm(
+    return Film(
         pixels=pixels,
         spacing_mm=spacing_mm,
         view=view,
@@ -283,10 +252,8 @@ def _grey_of_colour(header: Header, layout: Layout, image: Words) -> np.ndarray:
     top = (1 << layout.stored) - 1
     words = image.words & image.words.dtype.type(top)
     if layout.samples == 1:
-        try:
+        with decoding("The header's colour palette is broken."):
             words = apply_color_lut(words, header.ds)
-        except Exception as error:  # pydicom raises all kinds
-            raise FilmError("bad_pixels", "The header's colour palette is broken.") from error
         top = int(np.iinfo(words.dtype).max)
     neutral = (top + 1) // 2 if image.is_ybr else words[..., 0]
     if any((words[..., n] != neutral).any() for n in (1, 2)):
@@ -374,8 +341,3 @@ def _age(header: Header) -> float | None:
     match = _AGE.fullmatch(header.word("PatientAge"))
     years = int(match[1]) * _YEARS[match[2]] if match else 0.0
     return years if 0 < years <= _OLDEST else None
-
-
-def _laterality(header: Header) -> str:
-    words = (header.word(keyword) for keyword in ("ImageLaterality", "Laterality"))
-    return next((word for word in words if word in {"L", "R", "B", "U"}), "")

@@ -1,4 +1,5 @@
-"""Networks without torch: an ONNX file beside each bundle, run by ONNX Runtime or OpenVINO.
+"""By what a network runs, and where: an ONNX file beside each bundle by ONNX Runtime or OpenVINO,
+without torch; or torch on a device, in one vocabulary (auto, cpu or cuda; other words are aliases).
 
 `python tools/export.py` writes BUNDLE.onnx beside BUNDLE.safetensors. The graph is all that it
 holds, and the SHA-256 of the bundle it was made from: settings, operating point and provenance stay
@@ -7,19 +8,25 @@ in the bundle, which must lie beside it, so that a run says the same of itself b
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxr.rules import require
 from cxr.workdir import log, sha256_file
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = ("auto", "onnx", "openvino", "torch")
 PRECISIONS = ("fp32", "bf16")
@@ -31,10 +38,8 @@ _INSTALL = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "-e '.[train
 
 def pick_engine(engine: str, bundles: list[Path], device: str = "auto", bf16: bool = False) -> str:
     """The engine by which the networks of these bundles run: `auto` is torch on a GPU, else ONNX
-    Runtime where an .onnx lies beside each and it is installed, else torch.
-
-    Raises ValueError for a wish that cannot be had, ImportError for an engine that is not there.
-    """
+    Runtime where an .onnx lies beside each and it is installed, else torch. Raises ValueError for a
+    wish that cannot be had, ImportError for an engine that is not there."""
     require(engine in ENGINES, f"engine must be one of {', '.join(ENGINES)}", engine)
     if engine == "auto":
         ready = is_there("onnx") and all(map(_is_exported, bundles))
@@ -91,11 +96,9 @@ def onnx_path(bundle: str | Path) -> Path:
 
 
 class OnnxNet:
-    """An exported network: arrays in, arrays out, by the names of its inputs and outputs.
-
-    Raises FileNotFoundError or ValueError, which names the file and the remedy, for one that is
-    missing, broken, or made from another bundle than the one beside it.
-    """
+    """An exported network: arrays in, arrays out, by the names of its inputs and outputs. Raises
+    FileNotFoundError or ValueError, which names the file and the remedy, for one that is missing,
+    broken, or made from another bundle than the one beside it."""
 
     def __init__(
         self,
@@ -195,19 +198,21 @@ def _open_openvino(path: Path, outputs: list[str], precision: str) -> Any:
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What tools/export.py wrote into an ONNX file, read without its graph and without a library;
-    raises FileNotFoundError or ValueError."""
+    """What tools/export.py wrote into an ONNX file, read without a library; raises
+    FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such network. python tools/export.py makes it.")
     meta: Any = {}
-    with path.open("rb") as file:
-        for number, start, length in _fields(file, path):
-            if number == _METADATA:
-                file.seek(start)
-                key, value = _strings(file.read(length))
-                if key == "lungfirst":
-                    meta = json.loads(value)
+    try:
+        for number, content in _fields(memoryview(path.read_bytes())):
+            entry = dict(_fields(content)) if number == _METADATA else {}
+            if entry.get(1) == b"lungfirst":
+                meta = json.loads(bytes(entry.get(2, b"")))
+    except IndexError:
+        raise ValueError(
+            f"{path} must be an ONNX file. It is torn or something else: export anew."
+        ) from None
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         raise ValueError(
             f"{path} must be a network of tools/export.py. It says nothing of the bundle that it "
@@ -218,45 +223,99 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _fields(file: Any, path: Path) -> Iterator[tuple[int, int, int]]:
-    """Number, start and length of each length-delimited field of a protocol buffer's message;
-    raises ValueError where it ends too early or is none."""
-    size = path.stat().st_size
-    broken = ValueError(f"{path} must be an ONNX file. It is torn or something else: export anew.")
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each length-delimited field of a protocol buffer's message; raises
+    IndexError where it ends too early or is none."""
     at = 0
-    while at < size:
-        file.seek(at)
-        head = file.read(20)
-        try:
-            key, used = _varint(head, 0)
-            kind = key & 7
-            value, used = _varint(head, used) if kind in (0, 2) else (0, used + 8)
-        except IndexError:
-            raise broken from None
-        length = value if kind == 2 else 0
-        if kind not in (0, 1, 2) or at + used + length > size or not key >> 3:
-            raise broken
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        value, at = _varint(message, at) if kind in (0, 2) else (0, at + 8)
+        end = at + value if kind == 2 else at
+        if kind not in (0, 1, 2) or end > len(message) or not key >> 3:
+            raise IndexError(at)
         if kind == 2:
-            yield key >> 3, at + used, length
-        at += used + length
+            yield key >> 3, message[at:end]
+        at = end
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
-    value, shift = 0, 0
-    while True:
-        value |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 128:
-            return value, at
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, of ten bytes at most, and where it ends."""
+    value = 0
+    for shift, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 127) << 7 * shift
+        if byte < 128:
+            return value, at + shift + 1
+    raise IndexError(at)
 
 
-def _strings(entry: bytes) -> tuple[str, str]:
-    """Key and value of a StringStringEntryProto."""
-    found, at = {1: "", 2: ""}, 0
-    while at < len(entry):
-        key, at = _varint(entry, at)
-        length, at = _varint(entry, at)
-        found[key >> 3] = entry[at : at + length].decode("utf-8", "replace")
-        at += length
-    return found[1], found[2]
+# --- torch ---
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto` is the first GPU, or the CPU where there is none; `gpu` is cuda, and torch's own
+    words (cuda:1, mps) are taken. Raises ValueError for any other."""
+    import torch  # late: settings and --help must not pay for it
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device("cuda" if device == "gpu" else device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be auto, cpu, gpu or a name of torch. Got {device!r}."
+        ) from error
+
+
+@contextmanager
+def inferring(device: torch.device, precision: str) -> Iterator[None]:
+    """Without gradients, and in bf16 where that was asked for."""
+    import torch
+
+    half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), half:
+        yield
+
+
+_NAME = "torch._dynamo"
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import torchvision and timm in here: a stand-in takes the place of torch's compiler meanwhile
+    (it takes as long as torch itself, and nothing is compiled here), whose `disable` leaves
+    functions as they are. Afterwards it can be imported as ever; where it is
+    loaded already, nothing is done."""
+    if _NAME in sys.modules:
+        yield
+        return
+    compiler: Any = ModuleType(_NAME)
+    utils: Any = ModuleType(f"{_NAME}.utils")
+    compiler.utils, compiler.disable = utils, _leave
+    utils.is_compile_supported = lambda _device: False
+    for module in (compiler, utils):
+        module.__getattr__ = partial(_of_the_compiler, module.__name__)
+    sys.modules |= {_NAME: compiler, utils.__name__: utils}
+    try:
+        yield
+    finally:
+        _drop_stand_in()
+
+
+def _drop_stand_in() -> None:
+    if not hasattr(sys.modules.get(_NAME), "__file__"):
+        for name in (_NAME, f"{_NAME}.utils"):
+            sys.modules.pop(name, None)
+
+
+def _of_the_compiler(module: str, name: str) -> Any:
+    """What the stand-in has not is the compiler's own: it is loaded then, after all."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    _drop_stand_in()
+    return getattr(importlib.import_module(module), name)
+
+
+def _leave(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
+    """As a decorator, with or without arguments."""
+    return (lambda given: given) if function is None else function

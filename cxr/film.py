@@ -11,15 +11,14 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from cxr.boxes import stretch_xyxy
 from cxr.notes import FilmError, note
-from cxr.picture import is_picture, read_picture
+from cxr.picture import Film, is_picture, read_picture
 
 __all__ = ["Film", "FilmError", "FilmList", "list_films", "read_film"]
 
@@ -32,46 +31,6 @@ _ENVELOPED = bytes.fromhex("06092a864886f70d010703")  # PKCS #7 envelopedData: s
 _CIPHER_STARTS = (b"-----BEGIN PGP", b"age-encryption.org", b"Salted__")
 
 
-@dataclass(frozen=True, eq=False)
-class Film:
-    """One film as read from a file.
-
-    Attributes:
-        pixels: (H, W) float32 in [0, 1], dense bone white.
-        path: as given.
-        sha256: of the file's bytes.
-        spacing_mm: (row, column) distance of pixel centres in mm, or None.
-        view: "PA", "AP", "LATERAL" or "unknown".
-        laterality: "L", "R", "B", "U" or "".
-        patient: hashed patient id, "" where unknown (see `cxr.dicom.hash_id`).
-        study: hashed study id, "" where unknown.
-        bits: grey depth of the stored values.
-        notes: what was assumed or left out, "code: Sentence." each (see `cxr.notes`).
-        stored_hw: (rows, columns) as stored, where the pixels were resampled to square ones; None
-            where the pixels are the stored ones.
-        age_years: of the patient, None where the file does not say.
-    """
-
-    pixels: np.ndarray = field(repr=False)
-    path: str
-    sha256: str
-    spacing_mm: tuple[float, float] | None = None
-    view: str = "unknown"
-    laterality: str = ""
-    patient: str = ""
-    study: str = ""
-    bits: int = 8
-    notes: tuple[str, ...] = ()
-    stored_hw: tuple[int, int] | None = None
-    age_years: float | None = None
-
-    def to_stored(self, boxes_xyxy: np.ndarray | Sequence[float]) -> np.ndarray:
-        """(N, 4) or (4,) xyxy boxes in the film's pixels, in the pixels as stored."""
-        size_hw = (self.pixels.shape[0], self.pixels.shape[1])
-        stored = stretch_xyxy(boxes_xyxy, size_hw, self.stored_hw or size_hw)
-        return stored.reshape(np.shape(boxes_xyxy))
-
-
 @dataclass(frozen=True)
 class FilmList:
     """Films found, sorted, and how many other files were passed over for which reason."""
@@ -81,16 +40,9 @@ class FilmList:
 
 
 def read_film(path: str | Path, for_processing: bool = False) -> Film:
-    """Read one film; the file is read once, and hashed and decoded from memory.
-
-    Args:
-        path: of a DICOM, PNG, JPEG or TIFF file.
-        for_processing: whether raw detector data (DICOM's FOR PROCESSING) are read too, with a
-            note; they are refused otherwise.
-
-    Raises:
-        FilmError: for everything that is no readable film, with reason, path and hash.
-    """
+    """Read one film of a DICOM, PNG, JPEG or TIFF file, which is read once, and hashed and decoded
+    from memory. Raw detector data (DICOM's FOR PROCESSING) are refused unless `for_processing`,
+    which notes them. Raises FilmError, with reason, path and hash, for what is no readable film."""
     digest = ""
     try:
         data = _read_bytes(Path(path))
@@ -108,10 +60,8 @@ def list_films(paths: Sequence[str | Path]) -> FilmList:
     A named file is always listed, also when it is missing or no film, so that it gets its row.
     In folders, files count by suffix; files of any other suffix when their content is DICOM, and
     files without one (or with a number for one) also when it is PNG, JPEG or TIFF. Hidden files,
-    archives, DICOMDIR and links that lead out of the folder are passed over.
-
-    Raises:
-        FileNotFoundError: for a folder that does not exist.
+    archives, DICOMDIR and links that lead out of the folder are passed over. Raises
+    FileNotFoundError for a folder that does not exist.
     """
     if isinstance(paths, (str, Path)):
         paths = [paths]
@@ -146,11 +96,9 @@ def looks_like_dicom(data: bytes) -> bool:
 
 
 def looks_inverted(pixels: np.ndarray) -> bool:
-    """Whether the lung areas are brighter than the middle; a hint for a note, never acted on.
-
-    On 612 frontal films of five sources it speaks up on 0.2 %, and on 92 % of them when inverted.
-    On films that show no chest it means nothing.
-    """
+    """Whether the lung areas are brighter than the middle; a hint for a note, never acted on. On
+    612 frontal films of five sources it speaks up on 0.2 %, and on 92 % of them when inverted. On
+    films that show no chest it means nothing."""
     small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA)
     middle = np.median(small[20:44, 28:36])
     lungs = np.median(np.concatenate([small[18:40, 12:22], small[18:40, 42:52]], axis=1))
@@ -175,11 +123,11 @@ def _decode(data: bytes, for_processing: bool) -> Film:
         raise FilmError("empty", "The file is empty.")
     if data[128:132] != b"DICM" and is_picture(data):  # a DICOM preamble may pose as a TIFF
         pixels, bits, notes = read_picture(data)
-        return Film(pixels, "", "", bits=bits, notes=notes)
+        return Film(pixels, bits=bits, notes=notes)
     if looks_like_dicom(data):
         from cxr.dicom import read_dicom  # late: who reads pictures must not pay for pydicom
 
-        return Film(path="", sha256="", **vars(read_dicom(data, for_processing)))
+        return read_dicom(data, for_processing)
     raise _refusal(data)
 
 
@@ -203,11 +151,8 @@ def _refusal(data: bytes) -> FilmError:
 
 def _walk(folder: Path, passed: Counter[str]) -> Iterator[Path]:
     root = folder.resolve()
-
-    def count_unreadable(_: OSError) -> None:
-        passed["unreadable folder"] += 1
-
-    for place, folders, files in os.walk(folder, onerror=count_unreadable):
+    unreadable = ["unreadable folder"]
+    for place, folders, files in os.walk(folder, onerror=lambda _: passed.update(unreadable)):
         here = Path(place)
         for name in list(folders):
             if name.startswith("."):

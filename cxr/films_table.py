@@ -207,11 +207,9 @@ def tell_unknown(
 
 def table_rows(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row of a CSV file, by column in lower case, without the blanks
-    round them; empty lines are passed over, and `;` or a tabulator may part the cells.
-
-    Raises ValueError for a file that cannot be read, another encoding than UTF-8, a table without
-    the columns `wanted`, and a row that ends before them.
-    """
+    round them; empty lines are passed over, and `;` or a tabulator may part the cells. Raises
+    ValueError for a file that cannot be read, another encoding than UTF-8, a table without the
+    columns `wanted`, and a row that ends before them."""
     try:
         text = read_text(path)
     except UnicodeDecodeError as error:
@@ -241,9 +239,7 @@ def table_rows(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[int, d
 def read_films_table(path: str | Path) -> list[FilmRow]:
     """Rows of a films.csv, labels as `label_word` names them (a column of 0 and 1 alone is normal
     and abnormal), names of films as they lie there: with their suffix, and `/` between folders.
-
-    Raises ValueError when a column, a cell or a patient is missing.
-    """
+    Raises ValueError when a column, a cell or a patient is missing."""
     wanted = ["image", "mask", "source", "patient_id", "label", "sublabel", "licence"]
     place = FilesOf(Path(path).parent)
     rows, sources = [], dict[str, str]()  # each source as it is spelt first
@@ -332,10 +328,8 @@ class FilmNames:
     and `/films/nih/1.png`. Where several names end so (CheXpert calls every film
     `study1/view1_frontal.jpg`), as many more parts must be equal as tell one name from the others.
 
-    Args:
-        names: the names to be found.
-        asked: the names that will be asked for, where they are known: one that ends like another
-            of them must share more parts too, though `names` may hold only one such.
+    Where the names that will be `asked` for are known, one that ends like another of them must
+    share more parts too, though `names` may hold only one such.
     """
 
     def __init__(self, names: Iterable[str], asked: Iterable[str] = ()) -> None:

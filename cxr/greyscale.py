@@ -8,30 +8,17 @@ wrong part of the film.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from cxr.notes import FilmError, note
+from cxr.picture import by_rows, check_shows
+from cxr.pixel_data import Header, Layout, Words
 
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-    from cxr.dicom_header import Header, Layout, Words
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_BLOCK_VALUES = 1 << 22  # numpy's index and float copies of a whole film would take gigabytes
 _OWN_RANGE = "the film's own range is shown"
-
-
-def by_rows(pixels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(H, W) float32 from (H, W) or (H, W, C), converted a block of rows at a time."""
-    result = np.empty(pixels.shape[:2], dtype=np.float32)
-    step = max(1, _BLOCK_VALUES // max(1, pixels[0].size))
-    for start in range(0, len(pixels), step):
-        result[start : start + step] = convert(pixels[start : start + step])
-    return result
 
 
 def distinct(words: np.ndarray) -> np.ndarray:
@@ -42,29 +29,9 @@ def distinct(words: np.ndarray) -> np.ndarray:
     return np.flatnonzero(seen)
 
 
-def check_shows(levels: np.ndarray) -> None:
-    """Raise FilmError where a film has only one value."""
-    if levels.size == 0 or levels.min() == levels.max():
-        raise FilmError("blank", "All pixels have the same value: there is no film.")
-
-
-def to_grey(samples: np.ndarray, top: int) -> np.ndarray:
-    """(H, W) grey or (H, W, 3) RGB samples of 0 to `top`, never stretched, to (H, W) float32 in
-    [0, 1]: colour by its luma."""
-    weights = np.asarray(_LUMA) if samples.ndim == 3 else 1.0
-    grey = by_rows(samples, lambda rows: np.dot(rows.astype(np.float64), weights) / top)
-    check_shows(grey)
-    return grey
-
-
 def grey_from_words(header: Header, layout: Layout, image: Words) -> np.ndarray:
-    """(H, W) words of a grey film to float32 in [0, 1], dense bone white.
-
-    Args:
-        header: of the film; what is assumed is noted there.
-        layout: how the values lie in the words.
-        image: (H, W) words as any decoder gives them.
-    """
+    """(H, W) words of a grey film, as any decoder gives them, to float32 in [0, 1], dense bone
+    white; what is assumed is noted in its header."""
     levels = distinct(image.words)
     stored = stored_values(header, layout, levels, image)
     seen = ~_is_padding(header, layout, levels, stored)
@@ -92,11 +59,9 @@ def grey_from_words(header: Header, layout: Layout, image: Words) -> np.ndarray:
 
 
 def stored_values(header: Header, layout: Layout, levels: np.ndarray, image: Words) -> np.ndarray:
-    """Stored values of words: the bits from HighBit down, BitsStored of them, with their sign.
-
-    Bits above and below hold overlays or chance. Films of before DICOM 2014 may sit at the top of
-    their word; a HighBit that says so although the values lie at the bottom is ignored.
-    """
+    """Stored values of words: the bits from HighBit down, BitsStored of them, with their sign. Bits
+    above and below hold overlays or chance. Films of before DICOM 2014 may sit at the top of their
+    word; a HighBit that says so although the values lie at the bottom is ignored."""
     shift, bits = layout.high_bit + 1 - layout.stored, image.bits
     if shift:
         plain = _cut(levels, layout, bits)
@@ -180,13 +145,9 @@ def apply_window(
     values: np.ndarray, centre: float, width: float, function: str = "LINEAR"
 ) -> np.ndarray | None:
     """Window values to [0, 1] (DICOM PS3.3 C.11.2.1.2); None for a window that is not allowed."""
-    if function == "SIGMOID":
-        if width <= 0:
-            return None
+    if function == "SIGMOID" and width > 0:
         return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -60.0, 60.0)))
-    if function == "LINEAR_EXACT":
-        if width <= 0:
-            return None
+    if function == "LINEAR_EXACT" and width > 0:
         return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
     if function != "LINEAR" or width < 1:
         return None
@@ -197,10 +158,8 @@ def apply_window(
 
 def _is_inverted(header: Header, layout: Layout) -> bool:
     """Whether low values mean white, from photometric interpretation and presentation LUT shape.
-
     MONOCHROME1 with INVERSE says the same thing twice and is turned once. Devices are known to
-    write a wrong IDENTITY into MONOCHROME1 films (dcm4che #944), so there MONOCHROME1 wins.
-    """
+    write a wrong IDENTITY into MONOCHROME1 films (dcm4che #944), so there MONOCHROME1 wins."""
     monochrome1 = layout.photometric == "MONOCHROME1"
     shape = header.word("PresentationLUTShape")
     if monochrome1:
@@ -223,13 +182,8 @@ class _Lut(NamedTuple):
 
 
 def _luts(header: Header, keyword: str, signed: bool) -> Iterator[_Lut]:
-    """The usable tables of a sequence (DICOM PS3.3 C.11.1, C.11.2); broken ones are noted.
-
-    Args:
-        header: of the film.
-        keyword: of the sequence.
-        signed: whether the values looked up may be negative: then the first one mapped is signed.
-    """
+    """The usable tables of a sequence (DICOM PS3.3 C.11.1, C.11.2); broken ones are noted. Where
+    the values looked up may be negative, the first one mapped is `signed`."""
     for item in header.items(keyword) or ():
         described = header.numbers("LUTDescriptor", "its table is ignored", item)
         if described is None:

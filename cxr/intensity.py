@@ -46,10 +46,8 @@ def min_max(pixels: np.ndarray) -> np.ndarray:
 
 
 def pad_square(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) to (S, S), S the longer side, with the image centred on zeros.
-
-    The offset is (S - H) // 2 rows and (S - W) // 2 columns.
-    """
+    """(H, W) to (S, S), S the longer side, with the image centred on zeros. The offset is (S - H)
+    // 2 rows and (S - W) // 2 columns."""
     check_pixels(pixels, "pad_square")
     height, width = pixels.shape
     side = max(height, width)
@@ -87,17 +85,11 @@ def equalize(pixels: np.ndarray) -> np.ndarray:
 
 
 def clahe(pixels: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994), without rounding.
-
-    The tables have 256 bins and are read between bins, so that a 16-bit film keeps its steps.
-    OpenCV's own 16-bit CLAHE has 65,536 bins: a tile of a film holds fewer pixels than that, every
-    bin is clipped to one count, and the film comes out nearly as it went in.
-
-    Args:
-        pixels: (H, W) film.
-        clip_limit: highest count of a bin, in multiples of the mean count, as in OpenCV.
-        tiles: tiles along each side.
-    """
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994), without rounding. The
+    tables have 256 bins and are read between bins, so that a 16-bit film keeps its steps. OpenCV's
+    own 16-bit CLAHE has 65,536 bins: a tile of a film holds fewer pixels than that, every bin is
+    clipped to one count, and the film comes out nearly as it went in. `clip_limit` is the highest
+    count of a bin, in multiples of the mean count, as in OpenCV; `tiles` are along a side."""
     check_pixels(pixels, "clahe")
     if tiles < 1 or clip_limit <= 0:
         raise ValueError(

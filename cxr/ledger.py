@@ -1,4 +1,6 @@
-"""Append-only files: what is finished is on disk at once, so that a killed run loses no film."""
+"""Files of one row a film. Append-only ones: what is finished is on disk at once, so that a killed
+run loses no film. And answers.csv: what a trained system answered for each film that it was tested
+on, the one table that every system leaves, so that all of them are measured by the same figures."""
 
 from __future__ import annotations
 
@@ -6,15 +8,16 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
-from cxr.rules import require_same_settings
+from cxr.rules import require, require_same_settings
 from cxr.workdir import TEXT, claim, write_atomic
 
 Row = TypeVar("Row")
@@ -32,9 +35,8 @@ def drop_torn_line(path: str | Path) -> None:
 
 def append_line(file: IO[bytes], line: bytes) -> None:
     """Write to the disk itself, not only to the system's cache: all of the line, or nothing of it.
-
-    Raises OSError where the disk is full, or where the file is gone, which a write would not show.
-    """
+    Raises OSError where the disk is full, or where the file is gone, which a write would not
+    show."""
     end = file.seek(0, os.SEEK_END)
     try:
         if not os.fstat(file.fileno()).st_nlink:
@@ -69,11 +71,9 @@ class _Appender:
 
 
 class Ledger(_Appender, Generic[Row]):
-    """A file with a header and what belongs to each film, once; `done` holds it by film.
-
-    `read` gives what an earlier run left and raises ValueError where that does not fit; `lines`
-    are the text of one film's row.
-    """
+    """A file with a header and what belongs to each film, once; `done` holds it by film. `read`
+    gives what an earlier run left and raises ValueError where that does not fit; `lines` are the
+    text of one film's row."""
 
     def __init__(
         self,
@@ -115,10 +115,8 @@ class Ledger(_Appender, Generic[Row]):
 
 class FilmRecords(_Appender):
     """A JSON line a film, each with its `film`; memory holds where it begins, and what `keep` takes
-    from it. A film that is added again is replaced.
-
-    Raises ValueError for a file of another kind.
-    """
+    from it. A film that is added again is replaced. Raises ValueError for a file of another
+    kind."""
 
     def __init__(
         self, path: str | Path, keep: Callable[[Mapping[str, Any]], Any] | None = None
@@ -147,10 +145,7 @@ class FilmRecords(_Appender):
         self._note(record, place)
 
     def records(
-        self,
-        films: Collection[str] | None = None,
-        ranked: bool = False,
-        part: slice = slice(None),
+        self, films: Collection[str] | None = None, ranked: bool = False, part: slice = slice(None)
     ) -> Iterator[dict[str, Any]]:
         """The films, or those of them that are named, each read when it is asked for: in the order
         in which they came first, or ranked by what is kept of them; and of these a `part`."""
@@ -173,12 +168,6 @@ class FilmRecords(_Appender):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def row_line(row: Any) -> str:
-    """A dataclass as a JSON line, without what is None."""
-    known = {k: v for k, v in asdict(row).items() if v is not None}
-    return json.dumps(known, allow_nan=False) + "\n"
 
 
 def read_rows(
@@ -221,10 +210,9 @@ def read_rows(
 
 
 class RowLedger(Ledger[Row]):
-    """A ledger of JSON lines: a header with schema, version and provenance, then a row a film.
-
-    Raises ValueError when it was begun with other settings than it would be continued with.
-    """
+    """A ledger of JSON lines: a header with schema, version and provenance, then a row a film, a
+    dataclass without what is None. Raises ValueError when it was begun with other settings than it
+    would be continued with."""
 
     def __init__(
         self,
@@ -235,6 +223,10 @@ class RowLedger(Ledger[Row]):
         provenance: Mapping[str, Any],
         restart: bool = False,
     ) -> None:
+        def line(row: Any) -> str:
+            known = {k: v for k, v in asdict(row).items() if v is not None}
+            return json.dumps(known, allow_nan=False) + "\n"
+
         def read(path: Path) -> dict[str, Row]:
             header, rows = read_rows(path, kind, schema, version)
             now = provenance.get("settings") or {}
@@ -245,7 +237,7 @@ class RowLedger(Ledger[Row]):
         if restart:
             Path(path).unlink(missing_ok=True)
         header = {"schema": schema, "version": version, **provenance}
-        super().__init__(path, json.dumps(header, allow_nan=False) + "\n", read, row_line)
+        super().__init__(path, json.dumps(header, allow_nan=False) + "\n", read, line)
 
     def pending(self, films: Iterable[Path], made: str) -> list[Path]:
         """The films that are to be done. One is done when its bytes are those of its row and what
@@ -288,11 +280,9 @@ def read_csv(
     reader_of: Callable[[tuple[str, ...]], Callable[[list[str]], Row]],
     errors: str = "strict",
 ) -> list[Row]:
-    """Rows of a CSV file; raises ValueError naming the line that is wrong.
-
-    `reader_of` is given the header, raises ValueError where that is wrong, and returns what makes a
-    row of a line's cells.
-    """
+    """Rows of a CSV file; raises ValueError naming the line that is wrong. `reader_of` is given the
+    header, raises ValueError where that is wrong, and returns what makes a row of a line's
+    cells."""
     with path.open(newline="", encoding=TEXT, errors=errors) as file:
         lines = csv.reader(file)
         read = reader_of(tuple(map(str.strip, next(lines, []))))
@@ -303,3 +293,97 @@ def read_csv(
             except ValueError as error:
                 raise ValueError(f"{path} line {lines.line_num}: {error}") from error
     return rows
+
+
+# --- answers.csv ---
+
+_BEFORE = ("film", "patient", "source", "truth")
+_SCORE = "score."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One tested film: its true class, and a score for each class (not negative, sum 1)."""
+
+    film: str
+    patient: str
+    source: str
+    truth: str
+    scores: tuple[float, ...]
+
+
+def write_answers(path: str | Path, classes: Sequence[str], answers: Sequence[Answer]) -> None:
+    """All answers at once, atomically; raises ValueError for what `read_answers` would refuse."""
+    classes = tuple(classes)
+    _check_classes(classes)
+    films: set[str] = set()
+    lines = [csv_line(columns_of(classes))]
+    for answer in answers:
+        _check(answer, classes, films)
+        scores = [repr(float(score)) for score in answer.scores]
+        lines.append(csv_line([answer.film, answer.patient, answer.source, answer.truth, *scores]))
+    write_atomic(path, "".join(lines))
+
+
+def read_answers(path: str | Path) -> tuple[tuple[str, ...], list[Answer]]:
+    """Classes and answers of an answers.csv; raises ValueError naming the line that is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"{path} must be an answers.csv. It does not exist: train the system "
+            "first, or give its folder's answers.csv."
+        )
+    classes: tuple[str, ...] = ()
+    films: set[str] = set()
+
+    def reader_of(header: tuple[str, ...]) -> Callable[[list[str]], Answer]:
+        nonlocal classes
+        classes = tuple(c.removeprefix(_SCORE) for c in header if c.startswith(_SCORE))
+        if not classes or header != columns_of(classes):
+            wanted = ", ".join((*_BEFORE, f"{_SCORE}CLASS"))
+            raise ValueError(
+                f"{path} must have the columns {wanted} (one a class). "
+                f"Got {', '.join(header) or 'none'} instead."
+            )
+        try:
+            _check_classes(classes)
+        except ValueError as error:
+            raise ValueError(f"{path} line 1: {error}") from error
+        return read
+
+    def read(cells: list[str]) -> Answer:
+        width = len(_BEFORE) + len(classes)
+        require(len(cells) == width, f"a row must have {width} cells", len(cells))
+        film, patient, source, truth, *scores = cells
+        answer = Answer(film, patient, source, truth, tuple(map(float, scores)))
+        _check(answer, classes, films)
+        return answer
+
+    answers = read_csv(path, reader_of)
+    return classes, answers
+
+
+def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
+    """The columns of an answers.csv for these classes."""
+    return (*_BEFORE, *(f"{_SCORE}{name}" for name in classes))
+
+
+def _check_classes(classes: tuple[str, ...]) -> None:
+    if len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes:
+        raise ValueError(
+            "classes must name at least two answers, each once. "
+            f"Got {', '.join(classes) or 'none'} instead."
+        )
+
+
+def _check(answer: Answer, classes: tuple[str, ...], films: set[str]) -> None:
+    if not answer.film or answer.film in films:
+        raise ValueError(f"film must be named, and stand there once. Got {answer.film!r}.")
+    films.add(answer.film)
+    rule = f"truth of {answer.film} must be one of {', '.join(classes)}"
+    require(answer.truth in classes, rule, answer.truth)
+    good = all(math.isfinite(score) and score >= 0 for score in answer.scores)
+    near_one = abs(sum(answer.scores) - 1) < 1e-3  # half-precision networks are a little off
+    rule = f"scores of {answer.film} must be {len(classes)} numbers, none negative, with the sum 1"
+    holds = len(answer.scores) == len(classes) and good and near_one
+    require(holds, rule, list(answer.scores))

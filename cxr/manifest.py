@@ -14,6 +14,7 @@ import numpy as np
 
 from cxr.boxes import Frame, stretch_xyxy
 from cxr.ledger import RowLedger, read_rows
+from cxr.rules import require_one_of
 
 SCHEMA, VERSION = "lungfirst.crops", 1
 STATUSES = ("ok", "fallback", "no_thorax", "unreadable")
@@ -43,10 +44,7 @@ class CropRow:
     quality: float | None = None
 
     def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(
-                f"status must be one of {', '.join(STATUSES)}. Got {self.status!r} instead."
-            )
+        require_one_of(self, status=STATUSES)
         has_crop = self.status in ("ok", "fallback")
         if has_crop and (not self.crop or not self.frame or not self.size_hw):
             raise ValueError(f"{self.film}: status {self.status} needs crop, frame and size_hw.")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 NOTES = {
     # the file
@@ -111,15 +112,9 @@ def shown(value: object) -> str:
 
 
 class FilmError(Exception):
-    """A file that is no readable film.
-
-    Attributes:
-        reason: one of `REASONS`.
-        sentence: what is wrong, in one sentence for people; never holds text of the header, which
-            may name the patient.
-        path: the file, or "" where it is not known yet.
-        sha256: of the bytes that were read; "" without any.
-    """
+    """A file that is no readable film: one of `REASONS`, and what is wrong in one sentence for
+    people, which never holds text of the header, for that may name the patient. `path` and the
+    SHA-256 of the bytes that were read are "" as long as they are not known."""
 
     def __init__(self, reason: str, sentence: str, path: str = "", sha256: str = "") -> None:
         assert reason in REASONS, reason
@@ -132,3 +127,15 @@ class FilmError(Exception):
     def __str__(self) -> str:
         place = f"{self.path}: " if self.path else ""
         return f"{place}{self.sentence} [{self.reason}]"
+
+
+@contextmanager
+def decoding(damage: str) -> Iterator[None]:
+    """Any failure of a decoder in here, and they raise all kinds, is a FilmError of bad pixels with
+    this sentence; what is one already stays as it is, and so does a lack of memory."""
+    try:
+        yield
+    except (FilmError, MemoryError):
+        raise
+    except Exception as error:
+        raise FilmError("bad_pixels", damage) from error

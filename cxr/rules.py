@@ -13,22 +13,12 @@ GONE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOU
 # where the disk, and no fault of ours, ends the work
 DISK = {*FULL, *GONE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
-
 # what trains and explains, and what a run does without: the extra `train` of pyproject.toml
-TRAINING = frozenset(
-    [
-        "torch",
-        "torchvision",
-        "lightning",
-        "timm",
-        "segmentation_models_pytorch",
-        "albumentations",
-        "pycocotools",
-        "pytorch_grad_cam",
-        "tensorboard",
-        "matplotlib",
-    ]
+_TRAINING = (
+    "torch torchvision lightning timm segmentation_models_pytorch albumentations pycocotools "
+    "pytorch_grad_cam tensorboard matplotlib"
 )
+TRAINING = frozenset(_TRAINING.split())
 
 
 class RefusedError(ValueError):
@@ -93,9 +83,8 @@ def require_between(config: Any, **limits: tuple[float, float]) -> None:
 def require_at_least(config: Any, **least: float) -> None:
     """Each field named here must be at least so large."""
     for name, low in least.items():
-        require(
-            getattr(config, name) >= low, f"{name} must be at least {low}", getattr(config, name)
-        )
+        got = getattr(config, name)
+        require(got >= low, f"{name} must be at least {low}", got)
 
 
 def require_share(config: Any, *names: str, below: float | None = None) -> None:

@@ -70,20 +70,18 @@ def make_split(
     seed: int = 0,
     settled: Mapping[str, str] | None = None,
 ) -> Split:
-    """Share the patients of N films among `parts` (name → share, summing to 1).
-
-    `strata` holds one key a film (label, or (source, label)). Patients are shuffled, those with
-    many films first, and each goes to the part that lacks most of the patient's strata: so the
-    parts agree in films for each stratum without ever splitting a patient. Patients of `settled`
-    (patient → part, one of `parts`) stay where they are, and their films count there.
-    """
+    """Share the patients of N films among `parts` (name → share, summing to 1). `strata` holds one
+    key a film (label, or (source, label)). Patients are shuffled, those with many films first, and
+    each goes to the part that lacks most of the patient's strata: so the parts agree in films for
+    each stratum without ever splitting a patient. Patients of `settled` (patient → part, one of
+    `parts`) stay where they are, and their films count there."""
     if len(patients) != len(strata):
         raise ValueError(
             f"patients and strata must be of one length. Got {len(patients)} and "
             f"{len(strata)} instead."
         )
-    if not np.isclose(sum(parts.values()), 1.0) or min(parts.values()) < 0:
-        raise ValueError(f"parts must be shares that sum to 1. Got {dict(parts)} instead.")
+    whole = np.isclose(sum(parts.values()), 1.0) and min(parts.values()) >= 0
+    require(bool(whole), "parts must be shares that sum to 1", dict(parts))
     if any(not p for p in patients):
         raise ValueError(
             "patients must all be named: a film without a patient can leak. "
@@ -126,8 +124,7 @@ def make_folds(
     patients: Sequence[str], strata: Sequence[Hashable], folds: int = 5, seed: int = 0
 ) -> list[Split]:
     """k splits with parts train, val and test: fold i is tested once, fold i + 1 validates."""
-    if folds < 3:
-        raise ValueError(f"folds must be at least 3 (train, val, test). Got {folds} instead.")
+    require(folds >= 3, "folds must be at least 3 (train, val, test)", folds)
     base = make_split(patients, strata, {str(i): 1 / folds for i in range(folds)}, seed)
     role = {0: "test", 1: "val"}
     return [
@@ -165,9 +162,8 @@ class SplitConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m cxr.split --films ../shared/data/films.csv`; 2 for a table or shares that do not
     fit, or where nothing can be written."""
-    config = parse_config(
-        SplitConfig, argv, "python -m cxr.split", "python -m cxr.split --films DATA/films.csv"
-    )
+    example = "python -m cxr.split --films DATA/films.csv"
+    config = parse_config(SplitConfig, argv, example)
     with refusing():
         rows = []
         for table in as_list(config.films):

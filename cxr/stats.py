@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from cxr.rules import require
+
 Array = np.ndarray
 SWAP_TEST = "permutation: the arms swapped patient by patient"
 BOOTSTRAP_TEST = "paired bootstrap of patients"
@@ -53,13 +55,13 @@ def in_words(found: Figure | Interval, signed: bool = False, missing: str = "–
 
 
 def _patient_draws(
-    patients: Sequence[str] | Array, draws: int, seed: int, per_draw: int = 1
+    patients: Sequence[str] | Array, draws: int, seed: int
 ) -> tuple[Array, Iterator[Array]]:
     """(N,) the number of each film's patient; and (B, P) how often each patient stands in a draw,
-    a block of draws at a time, so many that `per_draw` numbers a patient stay small."""
+    a block of draws at a time."""
     _, group = np.unique(np.asarray(patients), return_inverse=True)
     count = int(group.max()) + 1 if len(group) else 0
-    step = max(1, _CELLS // max(1, count * per_draw))
+    step = max(1, _CELLS // max(1, count))
 
     def blocks() -> Iterator[Array]:
         rng, shares = np.random.default_rng(seed), np.full(count, 1 / max(count, 1))
@@ -98,14 +100,7 @@ def figure_of(values: Array, n: int) -> Figure:
     return figure(float(values[0]), values[1:], n)
 
 
-def _means(values: Array, patients: Sequence[str] | Array, draws: int, seed: int) -> Array:
-    """(draws,) means of (N,) values over draws of patients."""
-    group, blocks = _patient_draws(patients, draws, seed)
-    sums, counts = np.bincount(group, values), np.bincount(group)
-    return np.concatenate([np.zeros(0), *((t @ sums) / (t @ counts) for t in blocks)])
-
-
-def _known(values: Any, patients: Sequence[str]) -> tuple[Array, Array]:
+def _known(values: Any, patients: Sequence[str] | Array) -> tuple[Array, Array]:
     """The values that are not NaN (None is), and their patients."""
     x = np.asarray(values, dtype=np.float64)
     if x.shape != (len(patients),):
@@ -116,21 +111,23 @@ def _known(values: Any, patients: Sequence[str]) -> tuple[Array, Array]:
     return x[known], np.asarray(patients)[known]
 
 
-def mean_figure(values: Any, patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Figure:
+def mean_figure(
+    values: Any, patients: Sequence[str] | Array, draws: int = 1000, seed: int = 0
+) -> Figure:
     """Mean of values (N,) with its 95 % interval by patient; NaN and None are left out and not
     counted."""
     known, owners = _known(values, patients)
     if not len(known):
         return Figure(None, None, None, 0)
-    return figure(float(known.mean()), _means(known, owners, draws, seed), len(known))
+    group, blocks = _patient_draws(owners, draws, seed)
+    sums, counts = np.bincount(group, known), np.bincount(group)
+    means = np.concatenate([np.zeros(0), *((t @ sums) / (t @ counts) for t in blocks)])
+    return figure(float(known.mean()), means, len(known))
 
 
 def share_figure(hits: Any, patients: Sequence[str], draws: int = 1000, seed: int = 0) -> Figure:
-    """Share of N films with a 95 % bootstrap interval by patient.
-
-    Where all or none are hit, the bootstrap knows no spread: the interval is then the exact one
-    with each patient counted once.
-    """
+    """Share of N films with a 95 % bootstrap interval by patient. Where all or none are hit, the
+    bootstrap knows no spread: the interval is then the exact one with each patient counted once."""
     found = mean_figure(hits, patients, draws, seed)
     if found.value is None or 0 < found.value < 1:
         return found
@@ -141,19 +138,16 @@ def share_figure(hits: Any, patients: Sequence[str], draws: int = 1000, seed: in
 def bootstrap_mean(
     values: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of (N,) values with the percentile interval of resampled *patients*.
-
-    Films of one patient are alike, so films must not be drawn one by one (Efron and Tibshirani
-    1993, chapter 8). NaN values are left out with their films. Fewer than two patients give no
-    interval.
-    """
+    """Mean of (N,) values with the percentile interval of resampled *patients*. Films of one
+    patient are alike, so films must not be drawn one by one (Efron and Tibshirani 1993, chapter 8).
+    NaN values are left out with their films. Fewer than two patients give no interval."""
     known, owners = _known(values, patients)
-    if not len(known):
+    found = mean_figure(known, owners, draws, seed)
+    if found.value is None:
         return Interval(math.nan)
     if len(np.unique(owners)) < 2:
-        return Interval(float(known.mean()))
-    found = figure(float(known.mean()), _means(known, owners, draws, seed), len(known))
-    return Interval(float(known.mean()), float(found.low or 0.0), float(found.high or 0.0))
+        return Interval(found.value)
+    return Interval(found.value, found.low or 0.0, found.high or 0.0)
 
 
 def bootstrap_quantiles(
@@ -171,20 +165,9 @@ def bootstrap_quantiles(
     found = np.quantile(x, q)
     if len(set(patients)) < 2:
         return [Interval(float(v)) for v in found]
-    order = np.argsort(x)
-    x = x[order]
-    per_patient = len(x) * len(q) // len(set(patients)) + 1
-    group, blocks = _patient_draws(np.asarray(patients)[order], draws, seed, per_patient)
-    drawn = []
-    for times in blocks:
-        # (B, N): how many drawn values lie at or below each of x, which is sorted
-        below = np.cumsum(times[:, group], axis=1)
-        rank = (below[:, -1:] - 1) * q  # as np.quantile interpolates, counting from 0
-        low, high = (
-            x[(below[:, None] <= r[..., None]).sum(axis=2)] for r in (np.floor(rank), np.ceil(rank))
-        )
-        drawn.append(low + (high - low) * (rank - np.floor(rank)))
-    lows, highs = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+    group, blocks = _patient_draws(patients, draws, seed)
+    drawn = [np.quantile(np.repeat(x, t[group]), q) for times in blocks for t in times]
+    lows, highs = np.quantile(drawn, [0.025, 0.975], axis=0)
     return [Interval(*map(float, row)) for row in zip(found, lows, highs, strict=True)]
 
 
@@ -256,9 +239,7 @@ def _divided(part: Array, whole: Array) -> Array:
 
 def weighted_auc(scores: Any, positive: Any, weights: Array | None = None) -> Array:
     """(B,) area under the ROC curve for each row of weights (B, N); NaN where a side is empty.
-
-    Equal scores count half, as in the Mann-Whitney statistic.
-    """
+    Equal scores count half, as in the Mann-Whitney statistic."""
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
     if scores.shape != positive.shape or scores.ndim != 1:
         raise ValueError(
@@ -311,10 +292,8 @@ def ratio(hits: Any, among: Any, weights: Array | None = None) -> Array:
 
 def f1(said: Any, truth: Any, weights: Array | None = None) -> Array:
     """(B,) harmonic mean of precision and sensitivity of one class, 2 TP / (2 TP + FP + FN), from
-    (N,) bool; NaN for rows of weights that hold no film of the class.
-
-    A class that is there and never answered has 0 (its precision would be 0 / 0).
-    """
+    (N,) bool; NaN for rows of weights that hold no film of the class. A class that is there and
+    never answered has 0 (its precision would be 0 / 0)."""
     said, truth = np.asarray(said, bool), np.asarray(truth, bool)
     weights = np.ones((1, len(truth))) if weights is None else np.atleast_2d(weights)
     here = weights @ truth.astype(float)
@@ -336,11 +315,8 @@ def classification_report(
     draws: int = 1000,
     seed: int = 0,
 ) -> Report:
-    """Figures of logits (N, K) against labels (N,); the answer is the largest logit.
-
-    Sensitivity, specificity and accuracy of a class are those of the answer, one class against the
-    rest.
-    """
+    """Figures of logits (N, K) against labels (N,); the answer is the largest logit. Sensitivity,
+    specificity and accuracy of a class are those of the answer, one class against the rest."""
     probabilities, labels = softmax(logits), np.asarray(labels)
     _check(probabilities, labels, patients, classes)
     weights = with_draws(patients, draws, seed)
@@ -390,16 +366,10 @@ def _mean_of_known(values: list[Array]) -> Array:
 def _check(
     probabilities: Array, labels: Array, patients: Sequence[str], classes: Sequence[str]
 ) -> None:
-    if probabilities.ndim != 2 or probabilities.shape != (len(labels), len(classes)):
-        raise ValueError(
-            f"logits must be (N, K) = ({len(labels)}, {len(classes)}). "
-            f"Got {probabilities.shape} instead."
-        )
-    if len(patients) != len(labels):
-        raise ValueError(
-            f"patients must name one for each of the {len(labels)} films. "
-            f"Got {len(patients)} instead."
-        )
+    wanted = (len(labels), len(classes))
+    require(probabilities.shape == wanted, f"logits must be (N, K) = {wanted}", probabilities.shape)
+    rule = f"patients must name one for each of the {len(labels)} films"
+    require(len(patients) == len(labels), rule, len(patients))
     if not len(labels):
         raise ValueError("labels must hold at least one film. Got none: check the split.")
 
@@ -408,13 +378,11 @@ def _check(
 
 
 def swap_p(differences: Any, patients: Sequence[str], draws: int = 2000, seed: int = 0) -> float:
-    """Two-sided p of a mean paired difference: how often chance gives one as large.
-
-    If the arms do not differ, each patient's differences (N,) may as well have the other sign, all
-    films of a patient together. Every pattern of signs is tried where there are at most `draws` of
-    them, and the p is exact; else `draws` random ones are, and the films as they are count as one
-    more, so that p is never 0 (Phipson and Smyth 2010). NaN without films.
-    """
+    """Two-sided p of a mean paired difference: how often chance gives one as large. If the arms do
+    not differ, each patient's differences (N,) may as well have the other sign, all films of a
+    patient together. Every pattern of signs is tried where there are at most `draws` of them, and
+    the p is exact; else `draws` random ones are, and the films as they are count as one more, so
+    that p is never 0 (Phipson and Smyth 2010). NaN without films."""
     differences = np.asarray(differences, float)
     if not len(differences):
         return float("nan")
@@ -454,11 +422,9 @@ def bootstrap_p(draws: Any) -> float:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Each p corrected for the number of tests (Holm 1979); None stays None and is no test.
-
-    The smallest p is multiplied by the number of tests, the next by one less, and so on; none
-    becomes smaller than the one before it, or larger than 1.
-    """
+    """Each p corrected for the number of tests (Holm 1979); None stays None and is no test. The
+    smallest p is multiplied by the number of tests, the next by one less, and so on; none becomes
+    smaller than the one before it, or larger than 1."""
     tests = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     out: list[float | None] = [None] * len(ps)
     floor = 0.0

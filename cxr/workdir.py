@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -67,15 +67,8 @@ console = _Console(stderr=True)
 TEXT = "utf-8-sig"  # the encoding of what others may have written; for csv.reader, newline=""
 
 _LIBRARIES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "segmentation-models-pytorch",
-    "albumentations",
-    "numpy",
-    "pydicom",
-    "scikit-learn",
+    "torch torchvision lightning timm segmentation-models-pytorch albumentations numpy pydicom "
+    "scikit-learn"
 )
 
 
@@ -130,9 +123,7 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file of any origin holds; raises ValueError, or OSError where it cannot be read.
-
-    A whole number beyond all floats is infinite, which every rule refuses by name.
-    """
+    A whole number beyond all floats is infinite, which every rule refuses by name."""
     try:
         return json.loads(read_text(path), parse_int=lambda t: int(t) if len(t) < 300 else float(t))
     except RecursionError as error:
@@ -141,13 +132,20 @@ def read_json(path: str | Path) -> Any:
 
 def to_json(value: Any) -> Any:
     """Dataclasses as dicts and NaN as null, at any depth: JSON has neither."""
+    return as_plain(value, lambda v: None if isinstance(v, float) and math.isnan(v) else v)
+
+
+def as_plain(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Dataclasses as dicts and tuples as lists, at any depth, and what they hold as `leaf` has
+    it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        return {f.name: as_plain(getattr(value, f.name), leaf) for f in fields}
     if isinstance(value, dict):
-        return {str(key): to_json(v) for key, v in value.items()}
+        return {str(key): as_plain(v, leaf) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [as_plain(v, leaf) for v in value]
+    return leaf(value)
 
 
 def sha256_file(path: str | Path) -> str:
@@ -169,11 +167,9 @@ def git_commit() -> str:
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that shape a result."""
     versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
+    for name in _LIBRARIES.split():
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -255,11 +251,9 @@ _CLAIMS: WeakValueDictionary[Path, _Claim] = WeakValueDictionary()
 
 
 def claim(folder: str | Path) -> Any:
-    """Make a folder and keep other processes out of it while the result is held, which this
-    process may ask for again and again. The processes of one DDP training share a folder.
-
-    Raises RefusedError, with the other's process and machine, or where it cannot be written.
-    """
+    """Make a folder and keep other processes out of it while the result is held, which this process
+    may ask for again and again. The processes of one DDP training share a folder. Raises
+    RefusedError, with the other's process and machine, or where it cannot be written."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

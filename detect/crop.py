@@ -40,9 +40,8 @@ from cxr.intensity import to_uint8, to_uint16
 from cxr.manifest import STATUSES, CropRow, ManifestWriter
 from cxr.notes import count_notes
 from cxr.rules import refusing, require, require_between, require_one_of
-from cxr.stream import Unread, batched, default_jobs, read_ahead
+from cxr.stream import LOCAL, Unread, batched, check_workers, default_jobs, read_ahead, spread
 from cxr.workdir import Workdir, console, counting, log, provenance, sha256_file, write_atomic
-from cxr.workers import LOCAL, check_workers, spread
 from detect.finder import BOXES, TURNED, ThoraxFinder
 from detect.predict import ThoraxBox
 
@@ -254,13 +253,8 @@ def to_row(path: Path, film: Film, box: ThoraxBox, crop: Crop | None, name: str 
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 also with films refused, 1 when none could be read, 2 for bad arguments."""
-    config = parse_config(
-        CropConfig,
-        argv,
-        prog="python -m detect.crop",
-        example="python -m detect.crop ../shared/data/dicom --out runs/crops",
-        positionals=("films",),
-    )
+    example = "python -m detect.crop ../shared/data/dicom --out runs/crops"
+    config = parse_config(CropConfig, argv, example, ("films",))
     with refusing():
         if not config.films:
             raise ValueError("FILMS must name a file or a folder. Got none; see --help.")

@@ -26,8 +26,8 @@ from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, FilmError, read_film
 from cxr.films_table import FilmRow
 from cxr.rules import require
-from cxr.training.learner import Learner
-from cxr.training.optim import OptimConfig, cosine_factor
+from cxr.training.learner import Learner, cosine_factor
+from cxr.training.recipe import OptimConfig
 from cxr.workdir import counting, log
 from detect.film_class_answers import class_scores
 from detect.predict import prepare_film, to_input

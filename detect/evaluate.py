@@ -23,9 +23,20 @@ from cxr.boxes import iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.data_folders import Data, DataFolders
-from cxr.draw import BLUE, GREEN, ORANGE, RED, WHITE, draw_box, to_rgb, write_sheet
+from cxr.draw import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    ORANGE,
+    RED,
+    WHITE,
+    draw_box,
+    new_figure,
+    to_rgb,
+    write_figure,
+    write_sheet,
+)
 from cxr.film import Film
-from cxr.plots import COLOURS, new_figure, write_figure
 from cxr.rules import refusing, require_between, require_one_of
 from cxr.stats import bootstrap_mean, in_words
 from cxr.stream import Unread, batched, default_jobs, read_ahead
@@ -103,12 +114,8 @@ class EvaluateConfig(MeasureConfig):
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when it measured, 1 when no film could be read, 2 for wrong arguments."""
-    config = parse_config(
-        EvaluateConfig,
-        argv,
-        prog="python -m detect.evaluate",
-        example="python -m detect.evaluate --part test --sources '[kermany]' --out runs/kermany",
-    )
+    example = "python -m detect.evaluate --part test --sources '[kermany]' --out runs/kermany"
+    config = parse_config(EvaluateConfig, argv, example)
     with refusing():
         bundles = config.weights or None, config.field or None
         finder = ThoraxFinder.load(*bundles, config.device, config.box)

@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from cxr.answers import write_answers
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
+from cxr.draw import draw_confusion
 from cxr.film import FilmList, list_films
-from cxr.plots import draw_confusion
+from cxr.ledger import write_answers
 from cxr.rules import RefusedError, refusing
 from cxr.stream import default_jobs
 from cxr.training.recipe import check_recipe, free, keep_to_recipe
@@ -129,12 +129,10 @@ class FilmClassConfig(TrainConfig):
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when films were answered, 1 when none could be read, 2 for wrong arguments."""
-    config = parse_config(
-        FilmClassConfig,
-        argv,
-        "python -m detect.film_class",
-        "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class",
+    example = (
+        "python -m detect.film_class --config configs/detect/two_class.yaml --out runs/two_class"
     )
+    config = parse_config(FilmClassConfig, argv, example)
     if config.films:
         with refusing():
             weights = config.weights or str(Path(config.out) / BUNDLE)

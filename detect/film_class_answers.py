@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from cxr import draw
-from cxr.answers import Answer
 from cxr.boxes import Xyxy, as_xyxy, iou_xyxy, stretch_xyxy, union_xyxy
 from cxr.coco import CocoFilm
 from cxr.data_folders import DataFolders
 from cxr.film import Film, read_film
+from cxr.ledger import Answer
 from cxr.stream import batched, read_ahead
 from cxr.workdir import counting, log
 from detect.metrics import to_csv

@@ -65,12 +65,8 @@ class PairFilm:
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 2 for data or bundles that do not fit."""
-    config = parse_config(
-        PairConfig,
-        argv,
-        prog="python -m detect.pair",
-        example="python -m detect.pair --weights runs/mine/thorax.safetensors",
-    )
+    example = "python -m detect.pair --weights runs/mine/thorax.safetensors"
+    config = parse_config(PairConfig, argv, example)
     with refusing():
         finder = ThoraxFinder.load(config.weights or None, config.field or None, config.device)
         chosen, _ = choose_part(read_annotations(config.data, config.annotations), config)

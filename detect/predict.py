@@ -12,8 +12,7 @@ import numpy as np
 
 from cxr.boxes import Frame, Xyxy, area_xyxy, as_xyxy, clip_xyxy, flip_x_xyxy, iou_xyxy, union_xyxy
 from cxr.cli import from_plain, load_named
-from cxr.devices import inferring, pick_device
-from cxr.engines import OnnxNet, pick_engine
+from cxr.engines import OnnxNet, inferring, pick_device, pick_engine
 from cxr.intensity import to_uint8
 from detect.decode import BoxDecoder
 from detect.settings import DetectorConfig

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cxr.rules import require
-from cxr.training.optim import OptimConfig
-from cxr.training.recipe import free
+from cxr.training.recipe import OptimConfig, free
 from detect.data import DataConfig
 
 

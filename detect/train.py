@@ -34,12 +34,10 @@ LICENCE = "weights: Apache-2.0; see the model card for the films' licences"
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train; 2 for wrong settings or data."""
-    config = parse_config(
-        TrainConfig,
-        argv,
-        "python -m detect.train",
-        "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet",
+    example = (
+        "python -m detect.train --config configs/detect/mobilenet_v3.yaml --out runs/mobilenet"
     )
+    config = parse_config(TrainConfig, argv, example)
     best = train(config)
     bundle = Path(config.out) / "thorax.safetensors"
     console.print(f"best validation IoU {best['val_iou']:.4f}; wrote {bundle}")
@@ -115,8 +113,7 @@ def fit(
     one."""
     from torch.utils.data import DataLoader
 
-    from cxr.training import loop
-    from cxr.training.learner import best_epoch
+    from cxr.training import learner as loop
 
     path, every, tile = picture
     shown = tuple(dict.fromkeys(("loss", "val_iou", module.monitor)))
@@ -145,7 +142,7 @@ def fit(
         callbacks=watching,
     )
     loop.load_best(module, workdir / "checkpoints")
-    return loop.rounded(module.history)[best_epoch(module.history, module.monitor)]
+    return loop.rounded(module.history)[loop.best_epoch(module.history, module.monitor)]
 
 
 def write_bundle(

@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cxr.training.learner import Learner
-from cxr.training.loop import fit, load_best
-from cxr.training.optim import OptimConfig
+from cxr.training.learner import Learner, fit, load_best
+from cxr.training.recipe import OptimConfig
 
 FILMS = 48
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cxr.answers import Answer, write_answers
+from cxr.ledger import Answer, write_answers
 from reproducing.runners import Runner
 
 CLASSES = ("normal", "pneumonia")

@@ -16,7 +16,7 @@ from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import saliency_maps
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain
-from cxr.devices import pick_device
+from cxr.engines import pick_device
 from cxr.workdir import sha256_file
 
 SETTINGS = PreprocessConfig(side=64)

@@ -18,11 +18,11 @@ from classify.preprocess import PreprocessConfig
 from classify.tasks.restore import PretrainModule
 from classify.tasks.settings import FinetuneConfig, PretrainConfig
 from classify.tasks.single import finetune
-from cxr.answers import read_answers
 from cxr.cli import write_config
 from cxr.films_table import read_films_table
+from cxr.ledger import read_answers
 from cxr.split import make_split
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 OPTIM = OptimConfig("adamw", 1e-3, schedule="constant", epochs=1, patience=0)
 NAME = "unet_cbam_small"

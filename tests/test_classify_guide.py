@@ -23,7 +23,7 @@ from classify.tasks.settings import PhaseConfig, SingleConfig, TrainConfig
 from classify.tasks.single import train_single
 from cxr.films_table import read_films_table
 from cxr.split import make_split
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 TINY = MemberConfig("tu-test_efficientnet", "none", decoder_channels=(8, 8, 8, 8))
 SETTINGS = PreprocessConfig(side=64)

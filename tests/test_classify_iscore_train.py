@@ -18,8 +18,8 @@ from classify.tasks.iscore import SelectConfig
 from classify.tasks.select import train_iscore
 from classify.tasks.settings import IscoreConfig
 from classify.tasks.single import SingleModule
-from cxr.answers import read_answers
-from cxr.training.optim import OptimConfig
+from cxr.ledger import read_answers
+from cxr.training.recipe import OptimConfig
 
 CLASSES = ("normal", "bacterial", "viral")
 WIDTH = 256  # of the small CNN's last maps

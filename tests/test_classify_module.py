@@ -1,4 +1,4 @@
-"""classify/module.py and cxr/training/optim.py: loss, phases, schedules and stop rule."""
+"""classify/module.py and cxr/training/learner.py: loss, phases, schedules and stop rule."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks.member import MemberModule, restoration_loss
-from cxr.training.learner import NonFiniteLossError
-from cxr.training.optim import OptimConfig, PlateauHalving, cosine_factor
+from cxr.training.learner import NonFiniteLossError, PlateauHalving, cosine_factor
+from cxr.training.recipe import OptimConfig
 
 TINY = MemberConfig("tu-test_efficientnet", "none", decoder_channels=(8, 8, 8, 8))
 

@@ -21,7 +21,7 @@ from classify.tasks.settings import PretrainConfig
 from cxr.cli import build_parser, write_config
 from cxr.films_table import read_films_table
 from cxr.split import Split, make_split
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 OPTIM = OptimConfig("adamw", 1e-2, schedule="cosine", epochs=3, patience=0)
 

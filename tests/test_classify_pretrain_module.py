@@ -17,7 +17,7 @@ from classify.tasks.restore import (
     PretrainModule,
     restored_sheet,
 )
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
 FILMS = DistortedFilms(IMAGES, GenesisConfig(shuffle_windows=20), seed=3)

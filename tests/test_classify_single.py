@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from classify.single import main
-from cxr.answers import read_answers
+from cxr.ledger import read_answers
 from cxr.workdir import log
 
 SMALL = """

@@ -1,4 +1,4 @@
-"""classify/singles/figures.py and cxr/plots.py: figures from a table of answers."""
+"""classify/singles/figures.py and cxr/draw.py: figures from a table of answers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from classify.tasks.settings import SingleConfig
 from classify.tasks.single import report_of, write_report
-from cxr.answers import Answer, read_answers
-from cxr.plots import draw_confusion
+from cxr.draw import draw_confusion
+from cxr.ledger import Answer, read_answers
 
 # normal films answered right and wrong, pneumonia films both right
 ANSWERS = [

@@ -15,8 +15,8 @@ from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks.settings import SingleConfig
 from classify.tasks.single import SingleModule, report_of, train_single
-from cxr.answers import read_answers
-from cxr.training.optim import OptimConfig
+from cxr.ledger import read_answers
+from cxr.training.recipe import OptimConfig
 
 CLASSES = ("normal", "bacterial", "viral")
 OPTIM = OptimConfig(

@@ -14,7 +14,7 @@ from classify.models.unets import build_cxrnet
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.single import SingleModule
 from cxr.training.learner import best_epoch
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 SETTINGS = PreprocessConfig(side=32)
 CONSTANT = OptimConfig(rate=0.01, encoder_rate=0.1, schedule="constant", patience=0)

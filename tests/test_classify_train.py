@@ -30,7 +30,8 @@ from cxr.bundle import load_bundle
 from cxr.cli import build_parser
 from cxr.films_table import read_films_table
 from cxr.split import make_split
-from cxr.training.optim import OptimConfig, PlateauHalving
+from cxr.training.learner import PlateauHalving
+from cxr.training.recipe import OptimConfig
 
 HARD = PhaseConfig("hard", "all", OptimConfig("adamw", 3e-3, schedule="cosine", epochs=3))
 

@@ -33,7 +33,7 @@ from classify.train import run_task
 from cxr.cli import write_config
 from cxr.films_table import read_films_table
 from cxr.split import Split
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 NET = "unet_cbam_small"
 OWN = PreprocessConfig(side=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -20,7 +20,7 @@ from cxr.bundle import load_bundle
 from cxr.film import read_film
 from cxr.films_table import has_disease, read_films_table
 from cxr.split import Split, make_split
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 
 PARTS = {"train": 0.5, "val": 0.25, "test": 0.25}
 

@@ -1,4 +1,4 @@
-"""cxr/answers.py: the table of tested films."""
+"""cxr/ledger.py: the table of tested films."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.answers import Answer, read_answers, write_answers
+from cxr.ledger import Answer, read_answers, write_answers
 
 CLASSES = ("normal", "pneumonia", "no box")
 ANSWERS = [

@@ -68,7 +68,7 @@ class Config:
 
 def parse(*argv: str, **options) -> Config:
     options = {"positionals": ("films",), **options}
-    return parse_config(Config, argv, "prog", "prog FILMS --out runs/x", **options)
+    return parse_config(Config, argv, "prog FILMS --out runs/x", **options)
 
 
 def test_nothing_given_is_the_defaults() -> None:
@@ -215,14 +215,14 @@ def test_a_flag_given_again_is_a_list(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("one.yaml").write_text("data: [c, d]")
-    assert parse_config(Net, argv, "prog", "prog").data == data
+    assert parse_config(Net, argv, "prog").data == data
     Path("one.yaml").write_text("net: {data: [c, d]}")
     nested = [word.replace("--data", "--net.data") for word in argv]
-    assert parse_config(Config, nested, "prog", "prog").net.data == data
+    assert parse_config(Config, nested, "prog").net.data == data
     Path("one.yaml").write_text("data: null")
     for odd in (["--data", "--config"], ["--config", "one.yaml"]):
         with pytest.raises(SystemExit):
-            parse_config(Net, odd, "prog", "prog")
+            parse_config(Net, odd, "prog")
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""cxr/devices.py: no compiler is loaded with torchvision, timm and the networks, and later it is
+"""cxr/engines.py: no compiler is loaded with torchvision, timm and the networks, and later it is
 the real one."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 SCRIPT = """
 import sys
-from cxr.devices import without_compiler
+from cxr.engines import without_compiler
 with without_compiler():
     import timm, torchvision
     from classify.models.multitask import build_member

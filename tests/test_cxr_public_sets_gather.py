@@ -9,8 +9,8 @@ from PIL import Image
 from public_worlds import film, kermany, kinds, load
 
 from cxr.film import read_film
+from cxr.public_sets.records import frontal_view, label_of_finding, years_of
 from cxr.public_sets.registry import read_size
-from cxr.public_sets.words import frontal_view, label_of_finding, years_of
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpeg"])

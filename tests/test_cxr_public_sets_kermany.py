@@ -8,7 +8,7 @@ import pytest
 from public_worlds import film, kermany, kinds, load
 
 from cxr.films_table import read_films_table
-from cxr.public_sets.folders import name_of_film
+from cxr.public_sets.registry import name_of_film
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from public_worlds import chexpert, film, kinds, load, mimic, observed
 
-from cxr.public_sets.records import Uncertain
-from cxr.public_sets.words import label_of_values, read_values
+from cxr.public_sets.records import Uncertain, label_of_values, read_values
 
 PATH = "CheXpert-v1.0-small/train/patient00001/study1"
 

@@ -9,7 +9,7 @@ from public_worlds import film, kinds, load, nih, table
 
 from cxr.films_table import NIH_TERMS as LICENCE
 from cxr.films_table import read_films_table
-from cxr.public_sets.words import label_of_findings
+from cxr.public_sets.records import label_of_findings
 
 BOX_HEAD = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 GOOD = "00000001_000.png,No Finding,0,1,58,M,PA,2682,2749,0.143,0.143,"

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cxr.devices import pick_device
-from cxr.training.learner import Learner
-from cxr.training.loop import BEST, LAST, HistoryFile, fit, load_best
-from cxr.training.optim import OptimConfig, PlateauHalving
+from cxr.engines import pick_device
+from cxr.training.learner import BEST, LAST, HistoryFile, Learner, PlateauHalving, fit, load_best
 from cxr.training.recipe import (
+    OptimConfig,
     disk_need,
     free,
-    free_names,
     keep_to_recipe,
     recipe_of,
     require_writable,
@@ -64,7 +62,6 @@ def test_disk_without_room_for_the_checkpoints_is_refused(tmp_path: Path) -> Non
 
 def test_free_settings_are_no_part_of_the_recipe() -> None:
     assert recipe_of(Settings()) == {"films": {"side": 64}, "seed": 0, "widths": [8, 4]}
-    assert free_names(Settings) == {"out", "films.folder"}
 
 
 def test_work_goes_on_with_the_settings_it_was_begun_with(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from conftest import draw_phantom
 from demo import sample_films
 
-from cxr.workers import check_workers, spread
+from cxr.stream import check_workers, spread
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 HERE = str(Path(__file__).parent)
@@ -93,7 +93,7 @@ def test_each_item_is_done_once_and_errors_come_home() -> None:
 
 
 def test_workers_that_never_come_end_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cxr.workers._PATIENCE", 2.0)
+    monkeypatch.setattr("cxr.stream._PATIENCE", 2.0)
     with pytest.raises(RuntimeError, match="workers ended one after the other"):
         list(spread("ray:1", stillborn, range(3), 2, lost))
 

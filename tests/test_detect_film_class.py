@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import detect.film_class as command
-from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.cli import from_plain, to_plain
+from cxr.ledger import read_answers
 from cxr.manifest import read_manifest
 from cxr.rules import RefusedError
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 from detect import crop
 from detect.dataset import FilmClassModule
 from detect.film_class import FilmClassConfig, main, train_film_class

@@ -16,7 +16,7 @@ from cxr.bundle import load_bundle
 from cxr.coco import read_coco, write_coco
 from cxr.film import read_film
 from cxr.split import make_split
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 from detect.dataset import DetectorModule
 from detect.predict import ThoraxDetector
 from detect.train import main, pick_scores

@@ -124,7 +124,7 @@ def test_trouble_with_files_ends_with_1_and_a_sentence(tmp_path: Path, capsys) -
 )
 def test_wrong_arguments_end_with_2(words: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as end:
-        parse_config(AgreeConfig, words, "agree", "agree A B", ("readers",))
+        parse_config(AgreeConfig, words, "agree A B", ("readers",))
     assert end.value.code == 2
 
 

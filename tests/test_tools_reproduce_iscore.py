@@ -14,9 +14,9 @@ from classify.preprocess import PreprocessConfig
 from classify.tasks.iscore import SelectConfig
 from classify.tasks.settings import IscoreConfig
 from classify.tasks.single import SingleModule
-from cxr.answers import Answer, write_answers
+from cxr.ledger import Answer, write_answers
 from cxr.stats import Figure
-from cxr.training.optim import OptimConfig
+from cxr.training.recipe import OptimConfig
 from reproducing.cells import Cell, ReproduceConfig
 from reproducing.experiment import Measure
 from reproducing.layout import number

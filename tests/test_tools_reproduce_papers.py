@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from papers_figures import FIGURES, FILMS, STATED, TOLD
 
-from cxr.training.optim import OptimConfig
-from cxr.training.recipe import flatten
+from cxr.training.recipe import OptimConfig, flatten
 from reproducing.cells import Cell, ReproduceConfig, make_cells
 from reproducing.experiment import Experiment, find_experiments, read_experiment
 

@@ -10,7 +10,7 @@ import yaml
 from reproduce_toy import TOY
 from test_tools_reproduce import RECIPE
 
-from cxr.answers import Answer
+from cxr.ledger import Answer
 from cxr.stats import Figure
 from reproducing.experiment import Experiment, Measure, read_experiment
 from reproducing.layout import _text, number

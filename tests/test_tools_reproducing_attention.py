@@ -17,10 +17,10 @@ from classify.models.backbones import FusionNet
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
-from cxr.answers import Answer, write_answers
 from cxr.boxes import Frame
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
+from cxr.ledger import Answer, write_answers
 from cxr.manifest import CropRow, ManifestWriter
 from cxr.stats import Figure
 from cxr.workdir import sha256_file

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from classify.films import Case
-from cxr.answers import write_answers
 from cxr.boxes import Frame
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.films_table import read_films_table
+from cxr.ledger import write_answers
 from cxr.manifest import CropRow
 from reproducing import probe
 from reproducing.probe import probe_of

@@ -116,8 +116,8 @@ def timed(part: str, config: BenchmarkConfig, films: list[Path]) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the tables, write benchmark.json, speed.md and growth.png."""
-    prog = "python tools/benchmark.py"
-    config = parse_config(BenchmarkConfig, argv, prog, f"{prog} --parts '[detection, way]'")
+    example = "python tools/benchmark.py --parts '[detection, way]'"
+    config = parse_config(BenchmarkConfig, argv, example)
     parts = config.parts or PARTS
     os.environ["OMP_NUM_THREADS"] = str(config.threads)  # what each engine takes
     workdir = Workdir(config.out)

@@ -18,7 +18,7 @@ from typing import Any
 
 from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
-from cxr.plots import LINES, new_figure, write_figure
+from cxr.draw import LINES, new_figure, write_figure
 from cxr.rules import refusing, require
 from cxr.split import Split
 from cxr.stats import Interval, in_words
@@ -83,13 +83,8 @@ class BoxStudyConfig:
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 2 for data that are missing."""
-    config = parse_config(
-        BoxStudyConfig,
-        argv,
-        "python tools/box_study.py",
-        "python tools/box_study.py boxes --data ../shared/data --data ../shared/more",
-        ("study",),
-    )
+    example = "python tools/box_study.py boxes --data ../shared/data --data ../shared/more"
+    config = parse_config(BoxStudyConfig, argv, example, ("study",))
     workdir = Workdir(Path(config.out) / config.study[0])
     with refusing():
         tests = test_sets(config)

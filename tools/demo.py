@@ -76,7 +76,7 @@ def draw_way(film_path: Path) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the main job on the samples; 0 when it ran."""
-    config = parse_config(DemoConfig, argv, "python tools/demo.py", "python tools/demo.py")
+    config = parse_config(DemoConfig, argv, "python tools/demo.py")
     try:
         films = sample_films()
     except FileNotFoundError as error:

@@ -98,7 +98,7 @@ class ExploreConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Look, and write the page; 0 when it was written, 1 when the data cannot be used."""
-    config = parse_config(ExploreConfig, argv, PROG, f"{PROG} ../shared/data", ("data",))
+    config = parse_config(ExploreConfig, argv, f"{PROG} ../shared/data", ("data",))
     try:
         return explore(config)
     except (ValueError, OSError) as error:

@@ -55,13 +55,8 @@ class ExportConfig:
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 2 for a bundle that cannot be exported, or a network that answers otherwise."""
-    config = parse_config(
-        ExportConfig,
-        argv,
-        "python tools/export.py",
-        "python tools/export.py weights --films '[../shared/data/dicom]'",
-        ("bundles",),
-    )
+    example = "python tools/export.py weights --films '[../shared/data/dicom]'"
+    config = parse_config(ExportConfig, argv, example, ("bundles",))
     table = Table(title="as torch answers, by ONNX Runtime")
     for column in ("network", "kind", "films", "largest difference", "allowed", "MB"):
         table.add_column(column)

@@ -290,7 +290,7 @@ class FuzzConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 without finds, 1 with some, 2 where it cannot run."""
     example = "python tools/fuzz.py --target film --minutes 20"
-    config = parse_config(FuzzConfig, argv, "python tools/fuzz.py", example)
+    config = parse_config(FuzzConfig, argv, example)
     target = TARGETS[config.target]
     if config.reproduce:
         with tempfile.TemporaryDirectory() as folder:

@@ -85,13 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; 2 for data that are missing."""
     import yaml
 
-    config = parse_config(
-        GuideStudyConfig,
-        argv,
-        "python tools/guide_study.py",
-        "python tools/guide_study.py configs/classify/kermany_crops.yaml --crops runs/crops_data",
-        ("recipe",),
+    example = (
+        "python tools/guide_study.py configs/classify/kermany_crops.yaml --crops runs/crops_data"
     )
+    config = parse_config(GuideStudyConfig, argv, example, ("recipe",))
     workdir = Workdir(config.out)
     with refusing():
         recipe = from_plain(TrainConfig, yaml.safe_load(Path(config.recipe[0]).read_text()))

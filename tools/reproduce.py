@@ -36,7 +36,7 @@ DATA = "../shared/data"
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all cells of all tables are finished, 1 when some failed, 2 for wrong arguments."""
     example = f"{PROG} twostage_fusion --budget smoke"
-    config = parse_config(ReproduceConfig, argv, PROG, example, ("table",))
+    config = parse_config(ReproduceConfig, argv, example, ("table",))
     names = [name.casefold() for name in config.table]
     try:
         if config.engine == "ray":

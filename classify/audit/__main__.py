@@ -33,15 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["compare"]:
         with refusing():
             return run_command({"compare": _COMPARE}, words, "python -m classify.audit", "")
-    config = parse_config(
-        AuditConfig,
-        argv,
-        prog="python -m classify.audit",
-        example="python -m classify.audit runs/logits_crops --data ../shared/data --part test "
-        "--controls all",
-        positionals=("run",),
-        bare={"controls": "all"},
+    example = (
+        "python -m classify.audit runs/logits_crops --data ../shared/data --part test "
+        "--controls all"
     )
+    config = parse_config(AuditConfig, argv, example, ("run",), bare={"controls": "all"})
     with refusing():
         from classify.audit.auditor import audit, load
 

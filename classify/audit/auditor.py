@@ -40,8 +40,8 @@ from cxr.cli import to_plain
 from cxr.ledger import FilmRecords
 from cxr.page.build import write_pdf
 from cxr.split import Split
+from cxr.stream import LOCAL, spread
 from cxr.workdir import Workdir, console, counting, log, write_json
-from cxr.workers import LOCAL, spread
 from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField
 

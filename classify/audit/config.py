@@ -10,7 +10,7 @@ from classify.saliency.methods import check_method
 from cxr.cli import Several
 from cxr.engines import ENGINES, PRECISIONS
 from cxr.rules import require, require_between, require_one_of
-from cxr.workers import LOCAL, check_workers
+from cxr.stream import LOCAL, check_workers
 
 CONTROLS = ("masked", "randomised", "road")
 NAMES = {

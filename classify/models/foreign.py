@@ -30,8 +30,7 @@ from classify.models.backbones import load_body, read_trusted, tensors_of
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.hooks import left_as_found
 from cxr.cli import to_plain
-from cxr.devices import pick_device
-from cxr.engines import onnx_session
+from cxr.engines import onnx_session, pick_device
 from cxr.rules import require
 from cxr.workdir import log, sha256_file
 

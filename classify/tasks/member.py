@@ -51,14 +51,12 @@ from classify.tasks.guided import Guide
 from classify.tasks.settings import CrossfitConfig, PhaseConfig, TrainConfig
 from cxr.bundle import load_bundle, save_bundle
 from cxr.cli import to_plain
+from cxr.draw import draw_curves, draw_panels
 from cxr.films_table import has_disease, is_among
-from cxr.plots import draw_curves, draw_panels
 from cxr.split import Split, make_split, strata_of
 from cxr.stats import Figure, classification_report, in_words
-from cxr.training.learner import Batch, Learner
-from cxr.training.loop import BEST, LAST, fit, load_best
-from cxr.training.optim import OptimConfig
-from cxr.training.recipe import keep_to_recipe
+from cxr.training.learner import BEST, LAST, Batch, Learner, fit, load_best
+from cxr.training.recipe import OptimConfig, keep_to_recipe
 from cxr.workdir import Workdir, log, provenance, seed_everything, write_json
 
 Parts = dict[str, list[int]]

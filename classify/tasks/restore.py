@@ -26,11 +26,9 @@ from classify.ssim import ssim, ssim_loss
 from classify.tasks.settings import PretrainConfig
 from cxr import draw
 from cxr.cli import to_plain
-from cxr.plots import draw_restoring
-from cxr.training.learner import Batch, Learner
-from cxr.training.loop import fit, load_best
-from cxr.training.optim import OptimConfig
-from cxr.training.recipe import keep_to_recipe
+from cxr.draw import draw_restoring
+from cxr.training.learner import Batch, Learner, fit, load_best
+from cxr.training.recipe import OptimConfig, keep_to_recipe
 from cxr.workdir import (
     Workdir,
     log,

@@ -55,10 +55,10 @@ from classify.tasks.single import (
     train_single,
     write_report,
 )
-from cxr.answers import Answer, read_answers
 from cxr.cli import to_plain
-from cxr.devices import pick_device
-from cxr.plots import LINES, new_figure, write_figure
+from cxr.draw import LINES, new_figure, write_figure
+from cxr.engines import pick_device
+from cxr.ledger import Answer, read_answers
 from cxr.stats import (
     Figure,
     Report,

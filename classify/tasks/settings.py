@@ -25,8 +25,7 @@ from classify.preprocess import PreprocessConfig
 from classify.tasks.iscore import SelectConfig
 from cxr.cli import Several, to_plain
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
-from cxr.training.optim import CHOICES, OptimConfig
-from cxr.training.recipe import free, recipe_of
+from cxr.training.recipe import CHOICES, OptimConfig, free, recipe_of
 
 DECODERS = ("none", "segmentation", "reconstruction")
 CLASSES = ("three", "normal", "target")

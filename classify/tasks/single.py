@@ -48,14 +48,12 @@ from classify.tasks.restore import BUNDLE as PRETRAINED
 from classify.tasks.restore import pretrain
 from classify.tasks.settings import FinetuneConfig, SingleConfig
 from cxr import stats
-from cxr.answers import Answer, read_answers, write_answers
 from cxr.cli import to_plain
-from cxr.plots import draw_confusion, draw_curves
+from cxr.draw import draw_confusion, draw_curves
+from cxr.ledger import Answer, read_answers, write_answers
 from cxr.stats import Figure, Report, classification_report, softmax
-from cxr.training.learner import Batch, Learner, best_epoch
-from cxr.training.loop import BEST, LAST, fit, load_best
-from cxr.training.optim import OptimConfig
-from cxr.training.recipe import keep_to_recipe
+from cxr.training.learner import BEST, LAST, Batch, Learner, best_epoch, fit, load_best
+from cxr.training.recipe import OptimConfig, keep_to_recipe
 from cxr.workdir import Workdir, log, provenance, seed_everything, write_json
 
 ANSWERS, BUNDLE, HISTORY = "answers.csv", "single.safetensors", "history.json"

@@ -1,5 +1,5 @@
 """What the loaders of public sets share: the records that they hand on, reading folders and tables,
-and the tables that we write."""
+the tables that we write, and the words for findings, views, sexes and ages in these."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import csv
 import gzip
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from cxr.films_table import FilmRow
-from cxr.workdir import write_atomic
+from cxr.films_table import UNKNOWN_WORDS, FilmRow, label_word
+from cxr.workdir import TEXT, write_atomic
 
 # What an uncertain mention (-1 of CheXpert's labeller) is taken for.
 Uncertain = Literal["ignore", "positive", "negative"]
@@ -43,17 +44,11 @@ COLUMNS = (*_COLUMNS.split(), "orig_width", "orig_height")  # as `read_films_tab
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing in a set that is not as published.
+    """One thing in a set that is not as published."""
 
-    Attributes:
-        kind: a word to count by, such as `missing_file` or `odd_name`.
-        where: the file, or the table and its line.
-        text: what is wrong and what was done, in a sentence.
-    """
-
-    kind: str
-    where: str
-    text: str
+    kind: str  # a word to count by, such as `missing_file` or `odd_name`
+    where: str  # the file, or the table and its line
+    text: str  # what is wrong and what was done, in a sentence
 
 
 @dataclass(frozen=True)
@@ -90,39 +85,26 @@ Item = PublicFilm | Problem | LeftOut | FindingBox
 
 @dataclass(frozen=True)
 class LoadedSet:
-    """A public set as read; `image` of rows and boxes is relative to the folder that was given.
-
-    `left_out` counts the films that were passed over on purpose (lateral, CT), by reason.
-    """
+    """A public set as read; `image` of rows and boxes is relative to the folder that was given."""
 
     rows: list[PublicFilm]
     problems: list[Problem]
     finding_boxes: list[FindingBox] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)  # on purpose (lateral, CT), by reason
     source: str = ""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """One public set.
+    """One public set."""
 
-    Attributes:
-        name: as in the column `source` and in `--source`.
-        title: as its authors call it.
-        layout: the published folder layout in a sentence.
-        licence: of the set; where it differs by film, says so.
-        citation: what its authors ask to cite.
-        is_root: whether a folder is the top of this set.
-        read: the set's films, problems and boxes; names of images relative to the top.
-    """
-
-    name: str
-    title: str
-    layout: str
-    licence: str
-    citation: str
-    is_root: Callable[[Path], bool]
-    read: Callable[[Path, Uncertain], Iterator[Item]]
+    name: str  # as in the column `source` and in `--source`
+    title: str  # as its authors call it
+    layout: str  # the published folder layout in a sentence
+    licence: str  # where it differs by film, says so
+    citation: str  # what its authors ask to cite
+    is_root: Callable[[Path], bool]  # whether a folder is the top of this set
+    read: Callable[[Path, Uncertain], Iterator[Item]]  # names of images are relative to the top
 
 
 class LayoutError(ValueError):
@@ -131,11 +113,9 @@ class LayoutError(ValueError):
 
 def read_lines(path: Path, key: str, read: Callable[[str, Row], Iterator[Item]]) -> Iterator[Item]:
     """What `read` makes of each line of a CSV file (also .gz), given where it stands and its cells
-    by lower-case column; a Problem for a broken line.
-
-    A line without a value in column `key` is broken: nothing can be made of it. Bytes that are no
-    UTF-8 are replaced, because some tables hold notes in other encodings.
-    """
+    by lower-case column; a Problem for a broken line. A line without a value in column `key` is
+    broken: nothing can be made of it. Bytes that are no UTF-8 are replaced, because some tables
+    hold notes in other encodings."""
     with _open(path) as file:
         lines = csv.reader(file)
         try:
@@ -155,11 +135,11 @@ def read_lines(path: Path, key: str, read: Callable[[str, Row], Iterator[Item]])
                     return  # the file itself ends early
                 continue
             where = f"{path.name}:{lines.line_num}"
-            row = dict.fromkeys(columns, "")
-            row.update(zip(columns, (cell.strip() for cell in cells), strict=False))
+            cells = list(map(str.strip, cells))
+            row = dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False))
             if row.get(key):
                 yield from read(where, row)
-            elif any(cell.strip() for cell in cells):
+            elif any(cells):
                 yield Problem("bad_line", where, f"The column '{key}' is empty; line left out.")
 
 
@@ -181,9 +161,8 @@ def _columns(reader: Any) -> list[str]:
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        raw = gzip.open(path, "rb")  # noqa: SIM115 - closed with the text file round it
-        return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="")
+        return gzip.open(path, "rt", encoding=TEXT, errors="replace", newline="")
+    return path.open(encoding=TEXT, errors="replace", newline="")
 
 
 def write_rows(path: str | Path, columns: Sequence[str], records: Iterable[Any]) -> Path:
@@ -200,16 +179,13 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif"})
 _WIDEST = 40  # subfolders looked into; a set's parts are few, its patients are not
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file is called like a picture and is no hidden copy (`._a.jpeg` of macOS)."""
-    return not name.startswith(".") and Path(name).suffix.lower() in PICTURES
-
-
 def list_pictures(folder: Path) -> list[str]:
-    """Names of the pictures right inside `folder`, sorted; empty where there is no folder."""
+    """Names of the pictures right inside `folder`, sorted, without hidden copies (`._a.jpeg` of
+    macOS); empty where there is no folder."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if is_picture_name(e.name))
+            names = sorted(e.name for e in entries if not e.name.startswith("."))
+        return [name for name in names if Path(name).suffix.lower() in PICTURES]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -258,3 +234,150 @@ def index_pictures(root: Path, folders: Iterable[Path]) -> dict[str, str]:
         for name in list_pictures(folder):
             index.setdefault(name, f"{prefix}/{name}" if prefix != "." else name)
     return index
+
+
+# --- words that the sets share ---
+
+
+NO_FINDING = "No Finding"
+NIH_FINDINGS = frozenset(
+    [
+        *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema"),
+        *("Fibrosis", "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening"),
+        *("Pneumonia", "Pneumothorax"),
+    ]
+)
+# of CheXpert's labeler; a tube is no disease: the labeller allows it beside No Finding
+FINDINGS = (
+    *("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
+    *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion"),
+    *("Pleural Other", "Fracture"),
+)
+OBSERVATIONS = (NO_FINDING, *FINDINGS, "Support Devices")
+_VALUES = {"1": 1, "0": 0, "-1": -1, "": None}
+# findings of early releases of the COVID-19 sets that do not name their group
+_NAMES = {
+    "viral": "sars mers mers-cov influenza varicella herpes h1n1",
+    "bacterial": "streptococcus klebsiella legionella e.coli mycoplasma chlamydophila nocardia "
+    "staphylococcus",
+    "fungal": "pneumocystis aspergillosis",
+}
+_GROUPS = {name: group for group, names in _NAMES.items() for name in names.split()}
+_BARE = {"viral", "bacterial", "fungal", "lipoid", "aspiration"}
+_OTHER = {"ards", "tuberculosis", "pneumothorax", "effusion", "edema", "atelectasis", "sarcoidosis"}
+
+_FRONTAL = re.compile(r"^(PA|AP)([ _-]?(erect|supine|sitting|portable|semi.?erect))?$", re.I)
+_NOT_FRONTAL = dict.fromkeys(("L", "LL", "LATERAL", "RL"), "lateral") | dict.fromkeys(
+    ("AXIAL", "CORONAL", "SAGITTAL", "CT"), "CT"
+)
+_AGE = re.compile(r"(\d+)(?:\.\d+)?\s*([YMWD]?)(?:ears?|onths?|eeks?|ays?)?", re.I)
+
+
+def label_of_finding(finding: str) -> tuple[str, str] | None:
+    """(label, sublabel) of a finding as the COVID-19 sets write it; None for an unknown word.
+    `Pneumonia/Bacterial/Streptococcus` is (pneumonia, bacterial/Streptococcus); `COVID-19, ARDS` is
+    covid."""
+    finding = finding.strip()
+    word = label_word(finding)
+    if word in UNKNOWN_WORDS:
+        return "unknown", "no label"
+    if word == "normal":
+        return "normal", finding
+    parts = [part.strip() for part in finding.split("/") if part.strip()]
+    if not parts:
+        return None
+    head = parts[-1].split(",")[0].strip()
+    if label_word(head) == "covid":
+        return "covid", parts[-1]
+    if parts[0].lower() == "pneumonia":
+        rest = parts[1:] or ["unspecified"]
+        return "pneumonia", "/".join([rest[0].lower(), *rest[1:]])
+    if word in _BARE:
+        return "pneumonia", word
+    first = head.split(" ")[0]
+    if first.lower() in _GROUPS:
+        return "pneumonia", f"{_GROUPS[first.lower()]}/{first}"
+    return ("other", finding) if head.lower() in _OTHER else None
+
+
+def label_of_findings(text: str) -> tuple[str, list[str]]:
+    """(label, words that are no findings of NIH) of `Edema|Pneumonia`."""
+    words = [word.strip() for word in text.split("|") if word.strip()]
+    odd = [word for word in words if word not in NIH_FINDINGS and word != NO_FINDING]
+    if "Pneumonia" in words:
+        return "pneumonia", odd
+    if any(word in NIH_FINDINGS for word in words):
+        return "other", odd
+    return ("normal" if NO_FINDING in words and not odd else "unknown"), odd
+
+
+def read_values(row: dict[str, str]) -> tuple[dict[str, int], list[str]]:
+    """(observation → 1, 0 or -1; those not mentioned are left out, columns with another value)."""
+    values: dict[str, int] = {}
+    odd = []
+    for column in OBSERVATIONS:
+        text = row.get(column.lower(), "")
+        value = _VALUES.get(text.removesuffix(".0"), "odd")
+        if isinstance(value, int):
+            values[column] = value
+        elif value == "odd":
+            odd.append(f"{column} '{text}'")
+    return values, odd
+
+
+def label_of_values(values: dict[str, int], uncertain: str) -> tuple[str, str]:
+    """(label, sublabel): what is present, joined by |; `Pneumonia?` where uncertain and ignored.
+    Uncertain counts as present for `positive` and as absent for `negative`. For `ignore` a film
+    with uncertain pneumonia, or with nothing but uncertain findings, is `unknown`."""
+    if uncertain != "ignore":
+        taken = 1 if uncertain == "positive" else 0
+        values = {name: taken if value == -1 else value for name, value in values.items()}
+    words = [name + ("?" if values[name] < 0 else "") for name in OBSERVATIONS if values.get(name)]
+    sublabel = "|".join(words) or "no label"
+    if values.get("Pneumonia"):
+        return ("pneumonia" if values["Pneumonia"] == 1 else "unknown"), sublabel
+    if any(values.get(name) == 1 for name in FINDINGS):
+        return "other", sublabel
+    if any(values.get(name) for name in FINDINGS):
+        return "unknown", sublabel
+    return ("normal" if values.get(NO_FINDING) == 1 else "unknown"), sublabel
+
+
+def frontal_view(view: str) -> tuple[str, str]:
+    """(view, "") of a frontal film, `AP Supine` as `AP_Supine`; ("", reason) of another picture. A
+    view that is not stated, or a word that is not known, is ("unknown", "")."""
+    view = view.strip()
+    reason = _NOT_FRONTAL.get(view.upper(), "")
+    if reason:
+        return "", reason
+    if not _FRONTAL.match(view):
+        return "unknown", ""
+    head, _, tail = view.replace(" ", "_").replace("-", "_").partition("_")
+    return f"{head.upper()}_{tail}" if tail else head.upper(), ""
+
+
+def is_known_view(view: str) -> bool:
+    """Whether `frontal_view` knows the word, an empty one included."""
+    word = view.strip()
+    return (
+        word.lower() in UNKNOWN_WORDS or word.upper() in _NOT_FRONTAL or bool(_FRONTAL.match(word))
+    )
+
+
+def sex_of(word: str) -> str:
+    """ "M", "F", or "" where it is not stated."""
+    return {"M": "M", "F": "F"}.get(word.strip()[:1].upper(), "")
+
+
+def years_of(age: str) -> str | None:
+    """Age in whole years, "" where not stated, None where it cannot be an age. `058Y`, `007M`
+    (months) and `012D` (days) of NIH's first table count too, and `8 months`."""
+    age = age.strip()
+    if not age:
+        return ""
+    match = _AGE.fullmatch(age)
+    if not match:
+        return None
+    days = {"": 365.25, "Y": 365.25, "M": 30.44, "W": 7.0, "D": 1.0}[match[2].upper()]
+    years = int(int(match[1]) * days / 365.25 + 1e-6)
+    return str(years) if years <= 120 else None

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from cxr.films_table import NIH_TERMS
 from cxr.public_sets.records import (
+    NO_FINDING,
     OWN,
     FindingBox,
     Item,
@@ -19,21 +20,18 @@ from cxr.public_sets.records import (
     PublicFilm,
     Row,
     Uncertain,
-    index_pictures,
-    list_folders,
-    read_columns,
-    read_lines,
-    unlisted,
-)
-from cxr.public_sets.words import (
-    NO_FINDING,
     frontal_view,
+    index_pictures,
     is_known_view,
     label_of_finding,
     label_of_findings,
     label_of_values,
+    list_folders,
+    read_columns,
+    read_lines,
     read_values,
     sex_of,
+    unlisted,
     years_of,
 )
 

@@ -1,20 +1,32 @@
-"""What all trainings in this package share: losses, epochs, rates, stop rule, optimiser."""
+"""What all trainings share: a network in training, with its losses, epochs, rates and stop rule,
+and the loop that runs it, with checkpoints, resume and one line an epoch in the log."""
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from cxr.draw import draw_history, encode_png, sheet
 from cxr.stats import macro_auc, softmax
-from cxr.training.optim import OptimConfig, PlateauHalving, cosine_factor
+from cxr.training.recipe import OptimConfig, disk_need, require_writable
+from cxr.workdir import log, write_atomic, write_json
 
 Batch = dict[str, Tensor]
 
@@ -29,6 +41,54 @@ def best_epoch(history: Sequence[Mapping[str, float]], choose: str) -> int:
     sign = -1.0 if choose.endswith("loss") else 1.0
     values = [sign * row.get(choose, math.nan) for row in history]
     return max(range(len(values)), key=lambda k: -math.inf if math.isnan(values[k]) else values[k])
+
+
+class PlateauHalving:
+    """The thesis' rule: cut the rate after `patience` epochs without gain; end when it lies below
+    `floor_rate` and another `patience` epochs bring no gain. A gain must exceed the share
+    `least_gain` of the best loss."""
+
+    _moving = ("rate", "best", "without_gain", "finished")
+
+    def __init__(
+        self, rate: float, patience: int, factor: float, floor_rate: float, least_gain: float = 0.0
+    ) -> None:
+        self.rate, self.patience, self.factor = rate, patience, factor
+        self.floor_rate, self.least_gain = floor_rate, least_gain
+        self.best = math.inf
+        self.without_gain = 0
+        self.finished = False
+
+    def step(self, loss: float) -> float:
+        """Tell it an epoch's validation loss; returns the rate of the next epoch."""
+        if math.isinf(self.best) or loss < self.best - self.least_gain * abs(self.best):
+            self.best, self.without_gain = loss, 0
+            return self.rate
+        self.without_gain += 1
+        if self.without_gain >= self.patience:
+            self.without_gain = 0
+            if self.rate < self.floor_rate:
+                self.finished = True
+            else:
+                self.rate *= self.factor
+        return self.rate
+
+    def state_dict(self) -> dict[str, float]:
+        """For the checkpoint."""
+        return {name: getattr(self, name) for name in self._moving}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """From the checkpoint."""
+        for name in self._moving:
+            setattr(self, name, state[name])
+
+
+def cosine_factor(step: int, steps: int, warmup_steps: int) -> float:
+    """Factor on the rate at a step: a line from 0 to 1, then half a cosine down to 0.01."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
 
 
 class Learner(pl.LightningModule):
@@ -216,3 +276,175 @@ class Learner(pl.LightningModule):
         """And come back when a killed run is resumed; a detector's old checkpoint has neither."""
         self.history = list(checkpoint.get("history", []))
         self.plateau.load_state_dict(checkpoint.get("plateau", self.plateau.state_dict()))
+
+
+# --- the loop ---
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+_USUAL = (  # what Lightning says of small trainings and of frozen networks
+    ".*does not have many workers.*",
+    ".*Checkpoint directory.*",
+    ".*number of training batches.*",
+    r".*module\(s\) in eval mode.*",
+    ".*isinstance.treespec.*",
+)
+
+
+def fit(
+    learner: Learner,
+    name: str,
+    folder: Path,
+    train: DataLoader[Any],
+    val: DataLoader[Any],
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    devices: str | int = 1,
+    strategy: str = "auto",
+    restart: bool = False,
+    events: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> None:
+    """Train until the schedule or the stop rule ends it; `folder` then holds the best epoch
+    (BEST, by `learner.choose`) and the last (LAST), from which a killed training goes on, unless
+    it is to `restart`. `name` stands in the log.
+
+    `device` is auto, cpu or cuda, or any of Lightning's accelerators; `precision` auto (16-mixed on
+    a GPU, 32 elsewhere) or any of Lightning's. More than one of the `devices` train with DDP.
+    TensorBoard's `events` have a folder of their own, or `folder`.
+
+    Raises NonFiniteLossError, ValueError where the checkpoints find no place, and
+    KeyboardInterrupt when it was stopped.
+    """
+    optim, last = learner.optim, folder / LAST
+    require_writable(folder, disk_need(learner.model))
+    if restart:
+        last.unlink(missing_ok=True)
+    if precision == "auto":
+        on_gpu = torch.cuda.is_available() and device in ("auto", "gpu", "cuda")
+        precision = "16-mixed" if on_gpu else "32-true"
+    # At the end of an epoch, or a resume would repeat it; and two of them, as one with `save_last`
+    # writes no `last` in an epoch that brings no gain.
+    often: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(
+        folder,
+        Path(BEST).stem,
+        monitor=learner.choose,
+        mode="min" if learner.choose.endswith("loss") else "max",
+        save_weights_only=not optim.ema_decay,  # the averaged weights come by the whole road only
+        **often,
+    )
+    newest = ModelCheckpoint(folder, Path(LAST).stem, **often)
+    watching: list[pl.Callback] = [best, newest, LearningRateMonitor(), EpochLine(name), *callbacks]
+    if optim.ema_decay:
+        watching.append(EMAWeightAveraging(decay=optim.ema_decay))
+    trainer = pl.Trainer(
+        accelerator=device,
+        devices=devices,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=optim.epochs,
+        gradient_clip_val=optim.clip_norm or None,
+        callbacks=watching,
+        logger=TensorBoardLogger(str(events or folder), name="", version="tensorboard"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        default_root_dir=str(folder),
+        plugins=[_WholeCheckpoints()],
+    )
+    if last.exists():
+        log.info("%s: going on from the last finished epoch", name)
+    with warnings.catch_warnings():
+        for message in _USUAL:
+            warnings.filterwarnings("ignore", message=message)
+        trainer.fit(
+            learner, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True
+        )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Written whole or not at all: Lightning copies its own into place, and a full disk or a kill
+    would leave a part, from which nothing can go on."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        """As Lightning has it."""
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        write_atomic(path, data.getvalue())
+
+
+def load_best(learner: Learner, folder: Path, which: str = BEST) -> None:
+    """The weights of the best epoch, or of LAST, into `learner`, ready to answer on the CPU."""
+    state = torch.load(folder / which, map_location="cpu", weights_only=True)
+    learner.load_state_dict(state["state_dict"])
+    learner.eval().to("cpu")
+
+
+class EpochLine(pl.Callback):
+    """One line an epoch in the run's log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Loss, AUC and time of the epoch just ended."""
+        assert isinstance(pl_module, Learner)
+        epoch = int(pl_module.history[-1]["epoch"]) + 1
+        log.info("%s epoch %d of %s: %s", self.name, epoch, trainer.max_epochs, pl_module.line())
+
+
+class HistoryFile(pl.Callback):
+    """The history so far in history.json, and `shown` of its columns drawn in curves.png."""
+
+    def __init__(self, folder: Path, shown: Sequence[str]) -> None:
+        self.path, self.shown = folder / "history.json", shown
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A checkpoint of a detector from before had no history along."""
+        if trainer.ckpt_path and not pl_module.history and self.path.exists():
+            rows = json.loads(self.path.read_text())
+            pl_module.history = [r for r in rows if r["epoch"] < trainer.current_epoch]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """After each epoch."""
+        if trainer.is_global_zero:
+            write_json(self.path, rounded(pl_module.history))
+            draw_history(pl_module.history, self.shown, self.path.with_name("curves.png"))
+
+
+def rounded(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """As history.json has it: five digits behind the point."""
+    return [{k: round(v, 5) for k, v in row.items()} for row in history]
+
+
+Tile = tuple[np.ndarray, str]
+
+
+class ValidationPicture(pl.Callback):
+    """Twelve validation films each `every` epochs as one PNG; `tile` draws one and says how good
+    it is, from the network, the film's picture (3, S, S) and its target."""
+
+    def __init__(
+        self, path: Path, films: Dataset[Any], every: int, tile: Callable[[Any, Any, Any], Tile]
+    ) -> None:
+        self.path, self.films, self.every, self.tile = path, films, every, tile
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw where it is time."""
+        if (trainer.current_epoch + 1) % self.every or not trainer.is_global_zero:
+            return
+        films: Any = self.films
+        chosen = range(0, len(films), max(1, len(films) // 12))[:12]
+        with torch.inference_mode():
+            made = [self.tile(pl_module.model, *films[i]) for i in chosen]
+        picture = sheet([t for t, _ in made], [c for _, c in made], columns=6, tile=220)
+        write_atomic(self.path, encode_png(picture))
+        board: Any = trainer.logger
+        board.experiment.add_image(
+            self.path.stem.replace("_", " "), picture, trainer.current_epoch, dataformats="HWC"
+        )

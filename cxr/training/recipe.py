@@ -11,13 +11,63 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr.cli import to_plain
-from cxr.rules import require_same_settings
+from cxr.rules import require, require_same_settings, require_share
 from cxr.workdir import read_json, write_json
+
+CHOICES = ("val_loss", "val_auc")  # what the kept epoch is chosen by
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule of one phase. The defaults are the thesis'.
+
+    Args:
+        optimizer: adam, adamw or sgd.
+        rate: learning rate at its highest.
+        encoder_rate: factor on the rate for the pretrained encoder.
+        weight_decay: of all weights that are trained.
+        schedule: plateau (the thesis), cosine, onecycle or constant.
+        epochs: at most this many.
+        warmup_epochs: cosine only: the rate rises from 0 over these epochs (fractions count).
+        patience: plateau: epochs without gain of the validation loss before the rate is cut;
+            the others: epochs without gain in what the best epoch is chosen by (members: macro
+            AUC) before the end, 0 for never.
+        factor: plateau: the cut.
+        floor_rate: plateau: below this rate, `patience` epochs without gain end the training.
+        clip_norm: largest norm of the gradient; 0 for none.
+        ema_decay: moving average of the weights over steps, which is what is validated and kept;
+            0 for none.
+    """
+
+    optimizer: str = "adam"
+    rate: float = 1e-3
+    encoder_rate: float = 1.0
+    weight_decay: float = 5e-4
+    schedule: str = "plateau"
+    epochs: int = 300
+    warmup_epochs: float = 0.0
+    patience: int = 50
+    factor: float = 0.5
+    floor_rate: float = 1e-4
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "adamw", "sgd"):
+            raise ValueError(f"optimizer must be adam, adamw or sgd. Got {self.optimizer!r}.")
+        known = self.schedule in ("plateau", "cosine", "onecycle", "constant")
+        require(known, "schedule must be plateau, cosine, onecycle or constant", self.schedule)
+        if self.rate <= 0 or self.epochs < 1 or not 0 < self.factor < 1:
+            raise ValueError(
+                "rate must be positive, epochs at least 1, factor in (0, 1). Got "
+                f"{self.rate}, {self.epochs}, {self.factor} instead."
+            )
+        require_share(self, "ema_decay", below=1)
 
 
 def free(default: Any) -> Any:
@@ -35,30 +85,11 @@ def recipe_of(config: Any) -> dict[str, Any]:
     }
 
 
-def free_names(config_class: type[Any] | Any, prefix: str = "") -> set[str]:
-    """Dotted names of the free settings of a dataclass with defaults, as in `data.data`."""
-    config = config_class() if isinstance(config_class, type) else config_class
-    names = set()
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.metadata.get("free"):
-            names.add(f"{prefix}{f.name}")
-        elif is_dataclass(value):
-            names |= free_names(value, f"{prefix}{f.name}.")
-    return names
-
-
 def check_recipe(folder: str | Path, settings: Any, restart: bool | None = None) -> None:
     """Raise ValueError, naming what differs, where the work in `folder` was begun with other
-    settings than it would go on with.
-
-    Args:
-        folder: need not exist.
-        settings: a dataclass, whose free fields do not count, or plain values that all do.
-        restart: begin anew with any settings; None where the command has no such flag.
-
-    A folder from before there were recipes is known by the settings in its run.json.
-    """
+    settings than it would go on with, and is not to `restart` (None: the command has no such flag).
+    Of `settings` that are a dataclass the free fields do not count; of plain values all do. A
+    folder from before there were recipes is known by the settings in its run.json."""
     path, run = Path(folder) / "recipe.json", Path(folder) / "run.json"
     after, before = flatten(_plain(settings)), None
     if path.exists():
@@ -85,10 +116,8 @@ def keep_to_recipe(folder: str | Path, settings: Any, restart: bool | None = Non
 
 def require_writable(folder: str | Path, needed_bytes: int = 0, name: str = "--out") -> None:
     """Make the folder of a run and see, before hours of work, that its results will find a place.
-
     Raises ValueError where nothing can be written there, or less than `needed_bytes` (see
-    `disk_need`) is free.
-    """
+    `disk_need`) is free."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

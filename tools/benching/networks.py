@@ -198,7 +198,7 @@ def many_members(many: int = 13, crops: int = 30, rounds: int = 3) -> Group:
     from classify.preprocess import PreprocessConfig
     from cxr.bundle import save_bundle
     from cxr.cli import to_plain
-    from cxr.devices import inferring
+    from cxr.engines import inferring
 
     config, settings = MemberConfig("densenet121", "none"), PreprocessConfig()
     films = [np.random.default_rng(n).random((300, 280), np.float32) for n in range(crops)]

@@ -26,7 +26,7 @@ from cxr.films_table import (
 from cxr.manifest import read_manifest
 from cxr.page.build import Table
 from cxr.page.words import printable
-from cxr.public_sets.words import sex_of, years_of
+from cxr.public_sets.records import sex_of, years_of
 
 NOT_STATED = "not stated"
 BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", NOT_STATED)

@@ -18,12 +18,24 @@ from rich.table import Table
 from rich.text import Text
 
 from cxr.cli import to_plain
-from cxr.draw import BLUE, ORANGE, draw_box, draw_text, encode_png, fit, sheet, shorten, to_rgb
+from cxr.draw import (
+    BLUE,
+    COLOURS,
+    ORANGE,
+    draw_box,
+    draw_text,
+    encode_png,
+    fit,
+    new_figure,
+    sheet,
+    shorten,
+    to_rgb,
+    write_figure,
+)
 from cxr.film import FilmError, list_films, read_film
 from cxr.films_table import FilmStems
 from cxr.ledger import csv_line
 from cxr.page.words import printable
-from cxr.plots import COLOURS, new_figure, write_figure
 from cxr.rules import require, require_between, require_not_negative, require_one_of
 from cxr.stats import in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json

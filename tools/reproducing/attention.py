@@ -31,12 +31,12 @@ from classify.inputs import classes_of
 from classify.preprocess import PreprocessConfig
 from classify.saliency.maps import explain, explains_itself, saliency_maps
 from classify.saliency.methods import OWN_MAPS, to_pixels
-from cxr.answers import read_answers
 from cxr.bundle import load_bundle
 from cxr.data_folders import Data, DataFolders
-from cxr.devices import pick_device
+from cxr.engines import pick_device
 from cxr.film import Film
 from cxr.films_table import FilmNames
+from cxr.ledger import read_answers
 from cxr.stats import Figure, mean_figure
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, sha256_file, write_json

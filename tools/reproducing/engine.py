@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from cxr.answers import read_answers
 from cxr.cli import from_plain, load_named
+from cxr.ledger import read_answers
 from cxr.workdir import log, provenance, write_json
 from reproducing.cells import FAILED, RESULT, Cell, ReproduceConfig, short_reason
 from reproducing.runners import Runner, find_runner

@@ -11,9 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from cxr.draw import LINES, new_figure, to_png
 from cxr.page.build import page_text
 from cxr.page.words import printable
-from cxr.plots import LINES, new_figure, to_png
 from cxr.stats import Figure, in_words
 from reproducing.cells import Cell
 from reproducing.experiment import OF_A_CLASS, OF_A_TIER, Measure

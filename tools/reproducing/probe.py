@@ -18,8 +18,8 @@ import numpy as np
 
 from classify.films import Case, select_cases
 from classify.shortcuts import fit_shortcut
-from cxr.answers import Answer
 from cxr.data_folders import Data, DataFolders
+from cxr.ledger import Answer
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector

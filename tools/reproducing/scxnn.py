@@ -33,11 +33,11 @@ from classify.screening.guarantee import ScreeningFilms
 from classify.screening.reading import TIERS, RiskRow, risk_table
 from classify.tasks.member import load_cases, member_logits, train_ensemble
 from classify.tasks.settings import TrainConfig
-from cxr.answers import Answer, write_answers
 from cxr.bundle import load_bundle
 from cxr.cli import from_plain
+from cxr.draw import new_figure, write_figure
 from cxr.films_table import has_disease, is_abnormal, is_among
-from cxr.plots import new_figure, write_figure
+from cxr.ledger import Answer, write_answers
 from cxr.rules import require
 from cxr.stats import Figure, figure_of, ratio, share_figure, softmax, weighted_auc, with_draws
 from cxr.workdir import log, replacing, write_json

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cxr.answers import Answer, read_answers
+from cxr.ledger import Answer, read_answers
 from cxr.stats import Figure, Report
 from cxr.training.recipe import flatten
 from reproducing.cells import Cell, ReproduceConfig, short_reason
