@@ -153,13 +153,6 @@ class RunFilm:
         """The film's name in every table."""
         return self.prediction.film
 
-    def refusal(self, film: Film | Unread) -> str:
-        """Why the film cannot be judged again; "" for one that can."""
-        if isinstance(film, Unread):
-            return str(film)
-        changed = self.boxed and self.boxed.sha256 and self.boxed.sha256 != film.sha256
-        return "the film has changed since the run was made" if changed else ""
-
 
 @dataclass(eq=False)
 class AuditFilm:
@@ -348,9 +341,11 @@ def read_films(
 
 
 def _audit_film(listed: RunFilm, truth: Truth, film: Film | Unread) -> AuditFilm:
-    why, boxed = listed.refusal(film), listed.boxed
-    if why or isinstance(film, Unread):
-        return AuditFilm(listed, truth, reason=why)
+    boxed = listed.boxed
+    if isinstance(film, Unread):
+        return AuditFilm(listed, truth, reason=str(film))
+    if boxed and boxed.sha256 and boxed.sha256 != film.sha256:
+        return AuditFilm(listed, truth, reason="the film has changed since the run was made")
     crop, size_hw = listed.crop, (film.pixels.shape[0], film.pixels.shape[1])
     shown = film.pixels if crop is None else crop.apply(film.pixels)
     at = None if boxed is None else boxed.on_film(boxed.thorax_xyxy, size_hw)
