@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from explore_world import entries_of
 
-from classify.shortcuts import NAMES
+from classify.evaluate import SHORTCUTS
 from cxr.manifest import CropRow, ManifestWriter
 from exploring import (
     ASPECT,
@@ -183,7 +183,7 @@ def test_features_are_those_of_the_shortcuts() -> None:
     film[2:6, 4:12] = 0.5
     film[0] = 1
     found = film_features(film, np.array([4.0, 2, 12, 6]))
-    assert set(found) == {*NAMES, ASPECT}
+    assert set(found) == {*SHORTCUTS, ASPECT}
     assert found[ASPECT].tolist() == [0.5]
     assert found["four numbers of the box"].tolist() == [0.25, 0.25, 0.75, 0.75, 0.5]
     assert found["thumbnail of the crop"] == pytest.approx(0.5)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
 from cxr.cli import Command, run_command
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.workdir import log
 
 PROG = "python tools/compare_explanations.py"

@@ -26,7 +26,7 @@ from rich.table import Table
 from cxr.cli import parse_config, to_plain
 from cxr.data_folders import DataFolders
 from cxr.notes import count_notes
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
 from cxr.public_sets.registry import SETS, load_set
 from cxr.rules import require, require_at_least, require_one_of

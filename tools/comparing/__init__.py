@@ -6,9 +6,10 @@ A file is a safetensors bundle of kind "maps": `picture.N` (H, W) uint8 at most 
 lie on the whole picture.
 
 To be compared they are laid on the film's own shape, at most 128 px long, each with its highest
-value as 1; `classify.ssim` (Wang et al. 2004) compares. Two methods that both draw a blob in the
-middle of every film are alike without having looked: so each film's map is also compared with the
-other method's map of another patient's film, and `own_less_other` is what the films add.
+value as 1; the SSIM of `classify.saliency.maps` (Wang et al. 2004) compares. Two methods that both
+draw a blob in the middle of every film are alike without having looked: so each film's map is also
+compared with the other method's map of another patient's film, and `own_less_other` is what the
+films add.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from rich.progress import track
 from rich.table import Table
 
 from classify.audit.films import Truths
-from classify.inputs import Item, crops_on_disk, name_of, whole_films
-from classify.labels import TARGET
-from classify.saliency.methods import check_method
+from classify.members import TARGET
+from classify.predictions import Item, crops_on_disk, name_of, whole_films
+from classify.saliency import check_method
 from cxr.cli import Several, to_plain
 from cxr.draw import fit
 from cxr.film import list_films
 from cxr.intensity import to_uint8
 from cxr.manifest import read_manifest
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_at_least
 from cxr.stats import Figure, in_words, mean_figure
 from cxr.stream import batched
@@ -124,8 +125,8 @@ class MapsConfig:
 def run_maps(config: MapsConfig) -> int:
     """Make and write the maps; raises ValueError or OSError for what does not fit."""
     from classify.ensemble import Ensemble
+    from classify.saliency import to_pixels
     from classify.saliency.maps import check_draws, saliency_maps
-    from classify.saliency.methods import to_pixels
 
     members = Ensemble.load(config.ensemble, config.device)
     target = config.target or members.targets[0]
@@ -321,7 +322,7 @@ def compare(first: MapSet, second: MapSet, draws: int = 1000, seed: int = 0) -> 
 
 def map_ssim(a: Explained, b: Explained) -> float:
     """SSIM of two maps on the picture of `a`."""
-    from classify.ssim import WINDOW, ssim_of  # late: it loads torch
+    from classify.saliency.maps import WINDOW, ssim_of  # late: it loads torch
 
     height, width = a.picture.shape
     scale = min(1.0, MAP_SIDE / max(height, width))

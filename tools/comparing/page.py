@@ -34,8 +34,8 @@ import numpy as np
 from comparing import MapSet, common_films, load_all, show
 from cxr.cli import to_plain
 from cxr.draw import encode_jpeg, overlay_saliency, to_data_uri, to_rgb
+from cxr.page import p_value, printable
 from cxr.page.build import page_text, to_json
-from cxr.page.words import p_value, printable
 from cxr.rules import require, require_at_least
 from cxr.stats import Figure, exact_share, figure_of, in_words, sign_p, weighted_mean, with_draws
 from cxr.workdir import console, provenance, read_json, read_text, write_atomic, write_json

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from classify import shortcuts
+from classify.evaluate import SHORTCUTS, film_shortcuts
 from cxr.boxes import Frame, Xyxy, area_xyxy, as_xyxy, clip_xyxy, scale_xyxy, union_xyxy
 from cxr.coco import read_counted
 from cxr.data_folders import Data, DataFolders
@@ -32,9 +32,8 @@ from cxr.films_table import (
     why_unknown,
 )
 from cxr.manifest import read_manifest
-from cxr.page.build import Table
-from cxr.page.pictures import picture_uri
-from cxr.page.words import printable
+from cxr.page import printable
+from cxr.page.build import Table, picture_uri
 from cxr.public_sets.records import sex_of, years_of
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console
@@ -44,7 +43,7 @@ BANDS = ("under 18", "18–39", "40–59", "60–79", "80 and over", NOT_STATED)
 _CHILD = re.compile(r"p(a?)ed|child|infant|neonat|newborn", re.IGNORECASE)
 SIDE, GRID, SPARE, TILE = 256, 24, 6, 128  # px, films, films, px
 SMALLEST_SHOWN, MOST_SHOWN = 12, 24  # films of a class with pictures; such classes
-FILM, OUTSIDE, NUMBERS, CROP = shortcuts.NAMES
+FILM, OUTSIDE, NUMBERS, CROP = SHORTCUTS
 ASPECT = "aspect ratio"
 FEATURES = {FILM: 65, OUTSIDE: 65, NUMBERS: 5, ASPECT: 1, CROP: 64}  # shortcuts: numbers of a film
 OTHER_SHAPE = "the film has another shape than its box says"
@@ -385,7 +384,7 @@ def film_features(pixels: np.ndarray, box_xyxy: np.ndarray | None) -> dict[str, 
     """The FEATURES of a film (H, W), in their order; without a box only what needs none."""
     height, width = pixels.shape
     box = (0.0, 0.0, float(width), float(height)) if box_xyxy is None else box_xyxy.tolist()
-    found = dict(zip(shortcuts.NAMES, shortcuts.film_shortcuts(pixels, box), strict=True))
+    found = dict(zip(SHORTCUTS, film_shortcuts(pixels, box), strict=True))
     found[ASPECT] = np.array([height / width])
     return {name: found[name] for name in ((FILM, ASPECT) if box_xyxy is None else FEATURES)}
 

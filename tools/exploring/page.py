@@ -21,9 +21,8 @@ from markupsafe import Markup
 
 from cxr.draw import encode_jpeg, to_data_uri
 from cxr.notes import code_of, count_notes, sentence_of
-from cxr.page.build import Chart, Table, page_text
+from cxr.page.build import Chart, Table, inferno, page_text
 from cxr.page.charts import NARROW, WIDTH, Axis, Row, both, forest, legend, nice_ticks, svg, text_at
-from cxr.page.pictures import inferno
 from exploring import (
     FEATURES,
     GRID,

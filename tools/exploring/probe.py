@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classify.shortcuts import fit_shortcut
+from classify.evaluate import fit_shortcut
 from cxr.stats import Figure, bootstrap_weights, figure, in_words, weighted_auc
 from exploring import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Entry, Gathered
 

@@ -22,7 +22,7 @@ from cxr.cli import to_plain
 from cxr.film import FilmError, list_films, read_film
 from cxr.films_table import FilmStems
 from cxr.ledger import csv_line
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_between, require_not_negative, require_one_of
 from cxr.stats import in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json

@@ -21,7 +21,7 @@ from cxr.boxes import area_xyxy, clip_xyxy, xywh_to_xyxy
 from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults, marks_in
 from cxr.film import Film, list_films
 from cxr.films_table import FilmStems, film_stem
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
 from cxr.workdir import read_json, sha256_file

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cxr.boxes import clip_xyxy
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_one_of
 from labelling.formats import FORMATS
 from labelling.label_files import FilmLabels, ReadRules, Unusable, name_below, ticked, to_shapes
