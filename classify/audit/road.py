@@ -110,12 +110,11 @@ def road_films(
 
     `model` gives logits (N, K) for `batch` (N, 3, h, w) and is left as it was found; of the `maps`
     (N, h, w), finite, only the order of the values counts. `percentiles` are the shares of the
-    pixels to take away, in per cent, of those `within` (N, h, w) bool that belong to the film
-    (None for all: LeRF may then begin with padding, which costs nothing). `seed` with a film's name
-    (its place without one) seeds its random map, as coarse as `cam_hw`, and its `noise`, of that
+    pixels to take away, in per cent, of those `within` (N, h, w) bool that belong to the film (None
+    for all: LeRF may then begin with padding, which costs nothing). `seed` with a film's name (its
+    place without one) seeds its random map, as coarse as `cam_hw`, and its `noise`, of that
     standard deviation; global random numbers are not touched. Raises ValueError unless there is a
-    class a film, IndexError for a class without a logit.
-    """
+    class a film, IndexError for a class without a logit."""
     names = [str(n) for n in range(len(batch))] if films is None else list(films)
     within = np.ones(np.shape(maps), bool) if within is None else within
     check_classes(classes, len(batch))
