@@ -35,10 +35,9 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
-from hospital.check import SAMPLES, running, wait_for
-from hospital.health import health
+from hospital.check import SAMPLES, Orthanc, free_port, peak_mb, running, storescu, wait_for
 from hospital.journal import Journal
-from hospital.peers import Orthanc, free_port, peak_mb, storescu
+from hospital.service import health
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 3000.0

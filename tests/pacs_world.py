@@ -22,14 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import pytest
 from dicom_films import film as data_set
 from dicom_films import ramp
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import generate_uid
 
+from hospital.journal import Journal, take_in
 from hospital.settings import Site
-from hospital.spool import take_in
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 SR, PR = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.11.1"
@@ -40,6 +41,21 @@ def site_of(folder: Path, **told: Any) -> Site:
     """A site below a folder, on free ports, which takes films on nearly full disks too."""
     usual = dict(state=folder / "state", port=0, health_port=0, largest_mb=16, reserve_mb=32)
     return Site(**(usual | {"wait_s": 0.0} | told))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A site whose folders are there."""
+    made = site_of(tmp_path)
+    made.folders.make()
+    return made
+
+
+@pytest.fixture
+def journal(site: Site) -> Iterator[Journal]:
+    """The site's journal, opened."""
+    with Journal(site.folders.journal) as opened:
+        yield opened
 
 
 def write_film(path: Path, megabytes: float = 0.0, **header: Any) -> Path:
@@ -185,9 +201,9 @@ class Forked:
         self.pid = os.fork()
         if not self.pid:
             try:
-                from hospital import roles as roles_module
+                from hospital import settings
 
-                roles_module._PARENT = os.getppid()
+                settings._PARENT = os.getppid()
                 role()
             finally:
                 os._exit(1)
@@ -229,8 +245,6 @@ class Dying:
 
     def patch_journal(self) -> None:
         """Die inside or after the transaction too."""
-        from hospital.journal import Journal
-
         usual = Journal.judged
 
         def judged(journal: Any, name: str, films: Any, now: float) -> None:
@@ -250,7 +264,7 @@ def main(role: str, site_file: str) -> int:
     """One role of the service."""
     from cxr.cli import from_plain
     from cxr.workdir import read_json
-    from hospital.roles import begin_role
+    from hospital.settings import begin_role
     from hospital.worker import work
 
     site = from_plain(Site, read_json(site_file))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exporting.onnx_file import to_onnx
+from exporting import to_onnx
 from torch import nn
 
 from cxr import engines

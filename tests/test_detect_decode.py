@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from exporting.graphs import _Dense
+from exporting import _Dense
 from torchvision.ops import nms, roi_align
 
 from detect.decode import Anchors, BoxDecoder, pooled_boxes, suppressed

@@ -100,7 +100,7 @@ def test_a_network_that_answers_otherwise_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_member(tmp_path, "viral", 0)
-    monkeypatch.setattr("exporting.onnx_file.to_onnx", lambda *_: b"")
+    monkeypatch.setattr("exporting.to_onnx", lambda *_: b"")
     monkeypatch.setattr(export, "OnnxNet", lambda *_, **__: None)
     monkeypatch.setattr(export, "_compare_members", lambda *_: 0.02)
     assert export.main([str(tmp_path)]) == 2

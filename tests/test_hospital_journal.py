@@ -11,26 +11,13 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from pacs_world import site_of, spooled, write_film
+from pacs_world import journal, site, site_of, spooled, write_film  # noqa: F401 - fixtures
 from pydicom import dcmread
 
-from hospital import spool
-from hospital.health import health, prometheus
+from hospital import journal as spool
 from hospital.journal import Journal, Judgement
+from hospital.service import health, prometheus
 from hospital.settings import Site
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    made = site_of(tmp_path)
-    made.folders.make()
-    return made
-
-
-@pytest.fixture
-def journal(site: Site) -> Iterator[Journal]:
-    with Journal(site.folders.journal) as opened:
-        yield opened
 
 
 def judge(journal: Journal, film: str, **objects: str) -> None:

@@ -28,9 +28,9 @@ from hospital_world import (
 highdicom = pytest.importorskip("highdicom", reason="the extra pacs is not installed")
 
 from cxr.boxes import iou_xyxy, mask_box_xyxy  # noqa: E402
-from hospital.header import fit_to_copy, is_ours, read_header  # noqa: E402
-from hospital.judgement import read_ran, uid_of  # noqa: E402
-from hospital.results import ObjectSettings, results_of  # noqa: E402
+from hospital.journal import is_own  # noqa: E402
+from hospital.judgement import fit_to_copy, read_header, read_ran, uid_of  # noqa: E402
+from hospital.results import results_of  # noqa: E402
 
 Found = dict[str, dict[str, Any]]
 JUDGED = ("chest", "korean", "japanese", "latin", "bare", "odd", "capture", "turned", "tall")
@@ -47,8 +47,8 @@ COPIED = (
 _KIND_OF = {9100: "sr", 9101: "gsps", 9102: "seg", 9103: "saliency", 9104: "sc"}
 
 
-def objects_of(world: World, kinds: Any = KINDS, **settings: Any) -> Found:
-    made = results_of(world.run, None, kinds, ObjectSettings(**settings), WHEN)
+def objects_of(world: World, kinds: Any = KINDS, sr: str = "comprehensive") -> Found:
+    made = results_of(world.run, None, kinds, sr, WHEN)
     return {Path(film).stem: {_KIND_OF[o.SeriesNumber]: o for o in all_} for film, all_ in made}
 
 
@@ -199,12 +199,12 @@ def test_results_lie_in_the_films_study_and_say_what_they_are(world: World, foun
         for keyword in COPIED:
             assert str(made[keyword].value) == str(film[keyword].value), (kind, keyword)
         assert made.SeriesInstanceUID != film.SeriesInstanceUID
-        assert made.SeriesDescription == "lungfirst: research only" and is_ours(made)
+        assert made.SeriesDescription == "lungfirst: research only" and is_own(made)
         # 12:34:56 in UTC is told in the film's zone, -0400
         assert (made.InstanceCreationDate, made.InstanceCreationTime) == ("20261130", "083456")
     report = found["chest"]["sr"]
     assert report.VerificationFlag == "UNVERIFIED" and report.PreliminaryFlag == "PRELIMINARY"
-    assert not is_ours(film)
+    assert not is_own(film)
 
 
 def test_values_that_the_standard_forbids_are_left_out(found: Found) -> None:
@@ -239,7 +239,7 @@ def test_the_lung_field_lies_in_the_thorax_box(world: World, found: Found, stem:
 def test_the_saliency_of_a_turned_film_is_that_of_the_upright_one_turned(
     world: World, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hospital.planes import Planes
+    from hospital.objects import Planes
 
     monkeypatch.chdir(root)
     judged = {Path(j.film).stem: j for j in read_ran(world.run).judged()}

@@ -35,12 +35,12 @@ from pacs_world import (
 from pydicom import dcmread
 from test_hospital_tls import make_authority, make_certificate
 
-from hospital import dicomweb, outbox, spool
-from hospital.check import wait_for
+from hospital import dicomweb, outbox
+from hospital import journal as spool
+from hospital.check import Orthanc, free_port, missing_peers, wait_for
 from hospital.dicomweb import pull
 from hospital.journal import Journal
 from hospital.outbox import CAP_S, Sender, is_for_good, is_taken, wait_after
-from hospital.peers import Orthanc, free_port, missing_peers
 from hospital.settings import Site
 from hospital.worker import Worker
 

@@ -16,7 +16,7 @@ from hospital_world import WHEN, World, world  # noqa: F401 - a fixture
 
 pytest.importorskip("highdicom", reason="the extra pacs is not installed")
 
-from hospital.results import ObjectSettings, results_of
+from hospital.results import results_of
 
 JAR = Path("/usr/share/java/pixelmed.jar")  # Debian's libpixelmed-java
 VALIDATOR = "com.pixelmed.validate.DicomSRValidator"
@@ -46,7 +46,7 @@ def test_pixelmed_complains_of_nothing_new(
     allowed: set[str],
 ) -> None:
     monkeypatch.chdir(root)
-    made = dict(results_of(world.run, None, ("sr",), ObjectSettings(), WHEN))
+    made = dict(results_of(world.run, None, ("sr",), "comprehensive", WHEN))
     path = tmp_path / "sr.dcm"
     made[world.rows[stem].film][0].save_as(path, enforce_file_format=True)
     command = [

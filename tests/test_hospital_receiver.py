@@ -26,6 +26,7 @@ from pacs_world import (
     receiving,
     roles,
     send,
+    site,  # noqa: F401 - a fixture
     site_of,
     write_film,
     write_films,
@@ -36,22 +37,16 @@ from pydicom.uid import generate_uid
 
 from cxr.cli import to_plain
 from cxr.workdir import read_json, write_json
+from hospital import journal as spool
 from hospital import receiver as receiver_module
-from hospital import spool
-from hospital.check import wait_for
+from hospital.check import find_peer, missing_peers, peak_mb, storescu, wait_for
 from hospital.journal import Journal
-from hospital.peers import find_peer, missing_peers, peak_mb, storescu
 from hospital.receiver import SYNTAXES
 from hospital.settings import Site
 
 needs_dcmtk = pytest.mark.skipif(
     bool(missing_peers("storescu")), reason="DCMTK is missing: apt-get install dcmtk"
 )
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return site_of(tmp_path)
 
 
 @pytest.fixture

@@ -137,11 +137,11 @@ def test_films_that_have_moved_or_changed_are_refused(
 def test_a_film_whose_file_is_elsewhere_now_has_its_results(world: World, tmp_path: Path) -> None:
     from hospital_world import WHEN
 
-    from hospital.results import ObjectSettings, results_of
+    from hospital.results import results_of
 
     name, moved = world.rows["korean"].film, tmp_path / "elsewhere.bin"
     shutil.copy(world.film("korean"), moved)
-    found = dict(results_of(world.run, {name: moved}, ("sr",), ObjectSettings(), WHEN))
+    found = dict(results_of(world.run, {name: moved}, ("sr",), "comprehensive", WHEN))
     original = pydicom.dcmread(moved, stop_before_pixels=True)
     assert found[name][0].StudyInstanceUID == original.StudyInstanceUID
 

@@ -24,11 +24,9 @@ from pydicom import dcmread
 
 from cxr.cli import to_plain, write_config
 from cxr.workdir import read_json, write_json
-from hospital.check import running, wait_for
-from hospital.health import health
+from hospital.check import Orthanc, free_port, leaks, missing_peers, running, texts_of, wait_for
 from hospital.journal import Journal
-from hospital.peers import Orthanc, free_port, leaks, missing_peers, texts_of
-from hospital.service import Service
+from hospital.service import Service, health
 from hospital.settings import Site
 
 needs_orthanc = pytest.mark.skipif(
@@ -153,9 +151,9 @@ def test_check_finds_everything_well(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_check_without_peers_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hospital import peers
+    from hospital import check
 
-    monkeypatch.setattr(peers, "find_peer", lambda name: "")
+    monkeypatch.setattr(check, "find_peer", lambda name: "")
     assert command.main(["check"]) == 1
     text = " ".join(capsys.readouterr().err.split())
     assert "orthanc" in text and "dicom3tools" in text

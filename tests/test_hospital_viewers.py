@@ -28,7 +28,7 @@ from hospital_world import WHEN, World, world  # noqa: F401 - a fixture
 
 pytest.importorskip("highdicom", reason="the extra pacs is not installed")
 
-from hospital.results import ObjectSettings, results_of
+from hospital.results import results_of
 
 VIEWERS = Path(os.environ.get("LUNGFIRST_VIEWERS") or "none")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -42,7 +42,7 @@ def needs(package: str) -> Any:
 
 
 def report_of(world: World, stem: str, form: str = "comprehensive") -> Any:
-    made = dict(results_of(world.run, None, ("sr",), ObjectSettings(form), WHEN))
+    made = dict(results_of(world.run, None, ("sr",), form, WHEN))
     return made[world.rows[stem].film][0]
 
 

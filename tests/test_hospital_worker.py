@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from pacs_world import Forked, quick_judge, quick_objects, site_of, spooled
+from pacs_world import Forked, journal, quick_judge, quick_objects, site_of, spooled  # noqa: F401
 from pacs_world import main as role
 from pydicom import dcmread
 
@@ -30,12 +30,6 @@ def site(tmp_path: Path) -> Site:
     made = site_of(tmp_path, batch=4)
     made.folders.make()
     return made
-
-
-@pytest.fixture
-def journal(site: Site) -> Iterator[Journal]:
-    with Journal(site.folders.journal) as opened:
-        yield opened
 
 
 def states(journal: Journal) -> list[str]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pynetdicom", reason="pip install -e '.[pacs]'")
 
-from pacs_world import NAME, PATIENT, receiving, site_of, write_film
+from pacs_world import NAME, PATIENT, receiving, site, write_film  # noqa: F401 - a fixture
 from pydicom import dcmread
 
 from hospital import worklist
+from hospital.check import ask_worklist
 from hospital.journal import Journal, Judgement
-from hospital.peers import ask_worklist
 from hospital.settings import Site
 from hospital.worklist import priority_of, table_rows
 
@@ -36,13 +35,6 @@ READ, NOT_READ, CLEARED = "read", "not_read_by_model", "definitely_normal"
 )
 def test_priority_is_of_decision_and_tier(decision: str, tier: str, priority: str) -> None:
     assert priority_of(decision, tier) == priority
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    made = site_of(tmp_path)
-    made.folders.make()
-    return made
 
 
 @pytest.fixture

@@ -41,11 +41,11 @@ def test_the_benchmark_gives_ratios(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     import benchmark
-    from benching import networks
+    from benching import networks, whole
 
     monkeypatch.chdir(root)
-    ways = {name: networks.ENGINES[name] for name in ("torch", "ONNX Runtime")}
-    monkeypatch.setattr(networks, "installed_engines", lambda *_: ways)
+    ways = {name: whole.ENGINES[name] for name in ("torch", "ONNX Runtime")}
+    monkeypatch.setattr(whole, "installed_engines", lambda *_: ways)
     monkeypatch.setattr(networks, "xrv_timers", lambda _films: [])  # PSPNet: seconds a film
     args = ["--parts", "[detection, engines, way, saliency]", "--films", "1"]
     args += ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "b")]
@@ -67,12 +67,12 @@ def test_the_benchmark_runs_the_whole_way_and_compares_decisions(
 ) -> None:
     pytest.importorskip("data_store", reason="the sample films are missing")
     import benchmark
-    from benching import networks
+    from benching import whole
     from demo import sample_films
 
     monkeypatch.chdir(root)
-    ways = {name: networks.ENGINES[name] for name in ("torch", "ONNX Runtime")}
-    monkeypatch.setattr(networks, "installed_engines", lambda *_: ways)
+    ways = {name: whole.ENGINES[name] for name in ("torch", "ONNX Runtime")}
+    monkeypatch.setattr(whole, "installed_engines", lambda *_: ways)
     films = tmp_path / "films"
     films.mkdir()
     (films / "a.dcm").write_bytes(Path(sample_films()[0]).read_bytes())

@@ -12,23 +12,21 @@ from explore_world import entries_of
 
 from classify.evaluate import SHORTCUTS
 from cxr.manifest import CropRow, ManifestWriter
-from exploring.entries import (
-    Box,
-    FilmClass,
-    age_band,
-    age_table,
-    count_groups,
-    crop_boxes,
-    ordered_classes,
-)
-from exploring.gather import (
+from exploring import (
     ASPECT,
     SIDE,
+    Box,
+    FilmClass,
     Moments,
+    age_band,
+    age_table,
     choose_for_grid,
+    count_groups,
+    crop_boxes,
     film_features,
     gather,
     letterboxed,
+    ordered_classes,
 )
 from exploring.page import (
     MOST_DOTS,

@@ -12,8 +12,8 @@ from reproduce_toy import TOY
 from test_tools_reproduce import RECIPE
 
 from reproducing.cells import Cell, ReproduceConfig
-from reproducing.counts import count_films
 from reproducing.experiment import Films, read_experiment
+from reproducing.making import count_films
 from reproducing.runners import RUNNERS, SplitOf
 
 SPLIT = SplitOf(

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from test_tools_reproduce import RECIPE, run, text_of, trained, world  # noqa: F401 - fixtures
 
-from reproducing.cells import ReproduceConfig
-from reproducing.engine import ROOT, import_ray
+from reproducing.cells import ROOT, ReproduceConfig, import_ray
 
 
 def test_ray_that_is_missing_is_told_with_its_install(

@@ -13,7 +13,7 @@ import pytest
 import reproduce
 from test_tools_reproduce_experiment import TABLES as DISTINCT
 
-from reproducing import engine
+from reproducing import cells as engine
 from reproducing.cells import Cell
 from reproducing.experiment import read_experiment
 from reproducing.runners import Runner

@@ -18,17 +18,45 @@ from cxr.film import list_films
 from cxr.rules import require
 from cxr.workdir import Workdir, console, read_json, write_atomic, write_json
 
-PARTS = (
-    "detection",
-    "engines",
-    "members",
-    "way",
-    "saliency",
-    "whole",
-    "growth",
-    "workers",
-    "decisions",
-)
+PARTS = {  # and their heads
+    "detection": "From a file to its box",
+    "engines": "Each network by each engine",
+    "members": "Many members",
+    "way": "From a film to its answers",
+    "saliency": "Maps",
+    "whole": "A whole run beside its networks",
+    "growth": "Many films",
+    "workers": "Workers",
+    "decisions": "Do engines decide alike?",
+}
+# of the parts whose rows are a table as they are: what a row holds, and its head
+_COLUMNS = {
+    "whole": {
+        "films": "films",
+        "saliency": "Grad-CAM",
+        "ms": "the run, ms a film",
+        "worked_ms": "of processors",
+        "forward_ms": "its networks alone, ms a film",
+        "forward_by": "by",
+        "ratio": "ratio",
+        "mib": "peak memory, MiB",
+    },
+    "growth": {
+        "films": "films",
+        "seconds": "seconds",
+        "ms": "ms a film",
+        "worked_ms": "of processors",
+        "mib": "peak memory, MiB",
+        "page_mb": "report.html, MB",
+        "pages": "pages of cards",
+    },
+    "workers": {
+        "workers": "workers of one core",
+        "seconds": "seconds, all",
+        "ms": "ms a film",
+        "efficiency": "efficiency",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -89,29 +117,68 @@ def source_films(config: BenchmarkConfig) -> list[Path]:
 def timed(part: str, config: BenchmarkConfig, films: list[Path]) -> dict[str, Any]:
     """What is measured in this process: groups of rows."""
     import torch
-    from benching import networks, saliency
-    from benching.timing import time_in_turns
+    from benching import networks
 
     from classify.ensemble import Ensemble
 
     torch.set_num_threads(config.threads)
     if part == "members":
         return {part: [networks.many_members(config.members)]}
-    ensemble = Ensemble.load(config.ensemble, "cpu")
+    ensemble, in_turns = Ensemble.load(config.ensemble, "cpu"), networks.time_in_turns
     if part == "way":
-        return {
-            part: [time_in_turns(networks.way_timers(films, config.ensemble, ensemble), len(films))]
-        }
+        timers = networks.way_timers(films, config.ensemble, ensemble)
+        return {part: [in_turns(timers, len(films))]}
     stages, crops = networks.stage_timers(films, ensemble)
     if part == "detection":
-        detectors = time_in_turns(networks.detection_timers(films), len(films))
-        return {part: [detectors, time_in_turns(stages, len(films), ratios=False)]}
+        detectors = in_turns(networks.detection_timers(films), len(films))
+        return {part: [detectors, in_turns(stages, len(films), ratios=False)]}
     if part == "engines":
         rounds = max(1, config.films // 2)
         return {part: networks.engine_groups(crops[:8], config.ensemble, rounds)}
     sizes = (config.saliency_batch, config.films, config.score_films)
-    groups, likeness = saliency.saliency_rows(crops, ensemble, *sizes)
+    groups, likeness = networks.saliency_rows(crops, ensemble, *sizes)
     return {part: groups, "score_cam_rank_correlation": likeness}
+
+
+def page(found: dict[str, Any]) -> str:
+    """All parts that were measured, a heading and a table each."""
+    from detect.metrics import to_markdown
+
+    lines: list[str] = []
+    for part, head in PARTS.items():
+        if part in found:
+            columns, cells, *more = _table(part, found[part])
+            lines += ["", f"## {head}", "", *to_markdown(columns, cells), *more]
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def _table(part: str, rows: Sequence[Any]) -> tuple[Any, ...]:
+    """Head and rows of a part, and what stands under them."""
+    if names := _COLUMNS.get(part):
+        return list(names.values()), [[str(row[name]) for name in names] for row in rows]
+    return _decisions(rows) if part == "decisions" else _timers(rows)
+
+
+def _timers(groups: Sequence[Sequence[dict[str, Any]]]) -> tuple[Any, ...]:
+    apart = ["differs by"] * any("apart" in row for group in groups for row in group)
+    lines = []
+    for row in (row for group in groups for row in group):
+        low, high = row["quartiles"]
+        cells = [row["what"], f"{row['ms']:.1f} ({low:.1f} to {high:.1f})"]
+        cells += ["" if row["ratio"] is None else f"{row['ratio']:.2f}"]
+        lines.append(cells + [str(row.get("apart", "")) for _ in apart])
+    return ["per film", "ms (quartiles)", "ratio", *apart], lines
+
+
+def _decisions(rows: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
+    head = ["engine", "films", "other decision", "other tier", "other status", "a logit differs by"]
+    lines = []
+    for row in rows:
+        counts = [len(row[kind]) for kind in ("decision", "tier", "status")]
+        shares = [f"{n} ({n / max(1, row['films']):.2%})" for n in counts]
+        lines.append([row["engine"], str(row["films"]), *shares, str(row["logit"])])
+    names = sorted({n for row in rows for kind in ("decision", "status") for n in row[kind]})
+    return head, lines, "", f"Films whose decision or status differs: {', '.join(names) or 'none'}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,8 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = Workdir(config.out)
     workdir.start(to_plain(config))
     films = source_films(config)
-    from benching import report
-
     kept = workdir / "benchmark.json"
     found: dict[str, Any] = read_json(kept) if kept.exists() else {}
     found["films"] = len(films)
@@ -132,8 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if part in parts:
             found |= measure(part, config, films, workdir)
             write_json(kept, found)  # a part that fails costs no other
-            write_atomic(workdir / "speed.md", report.page(found))
-    console.print(report.page(found), markup=False, highlight=False)
+            write_atomic(workdir / "speed.md", page(found))
+    console.print(page(found), markup=False, highlight=False)
     return 0
 
 
@@ -141,19 +206,20 @@ def measure(
     part: str, config: BenchmarkConfig, films: list[Path], workdir: Workdir
 ) -> dict[str, Any]:
     """What one part finds, by its name."""
-    from benching import networks, whole
+    from benching import whole
 
     if part == "whole":
-        return {part: whole.whole_rows(films, *config.whole)}
+        return {part: list(whole.whole_rows(films, *config.whole))}
     if part == "growth":
-        rows = whole.growth_rows(films, config.growth, config.ensemble)
+        rows = list(whole.growth_rows(films, config.growth, config.ensemble))
         whole.draw_growth(rows, workdir / "growth.png")
         return {part: rows}
     if part == "workers":
-        return {part: whole.worker_rows(films, config.workers)}
+        return {part: list(whole.worker_rows(films, config.workers))}
     if part == "decisions":
         folders = config.decide or tuple(as_list(config.data))
-        return {part: whole.decision_rows(folders, networks.installed_engines(config.bf16))}
+        engines = whole.installed_engines(config.bf16)
+        return {part: list(whole.decision_rows(folders, engines))}
     return timed(part, config, films)
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
@@ -180,8 +182,7 @@ def run(
     from detect.finder import ThoraxFinder
     from detect.train import train
 
-    bundle = Path(training.out) / "thorax.safetensors"
-    done = Path(training.out) / "measured.json"
+    bundle, done = (Path(training.out) / f for f in ("thorax.safetensors", "measured.json"))
     if done.exists():
         return dict(read_json(done))
     if not bundle.exists():
@@ -192,13 +193,8 @@ def run(
     row: dict[str, Any] = {"name": name, "epochs": training.epochs, "sets": {}}
     for key, films in tests.items():
         line = evaluate(finder, films, WHOLE_FILM, ask).blocks["all"]["detector"].summary
-        row["sets"][key] = {
-            "films": line.films,
-            "patients": line.patients,
-            "misses": line.misses,
-            "mean_iou": asdict(line.mean_iou),
-            "share_iou_90": asdict(line.share_iou_90),
-        }
+        told = ("films", "patients", "misses", "mean_iou", "share_iou_90")
+        row["sets"][key] = {name: to_plain(getattr(line, name)) for name in told}
     write_json(done, row)
     return row
 
@@ -226,11 +222,8 @@ def draw(rows: Sequence[dict[str, Any]], tests: dict[str, Any], path: Path) -> N
     sizes = [int(row["name"].split()[-1]) for row in rows]
     for (colour, style), key in zip(LINES, tests, strict=False):
         found = [Interval(**row["sets"][key]["mean_iou"]) for row in rows]
-        means = [f.value for f in found]
-        spread = [
-            [m - f.low for m, f in zip(means, found, strict=True)],
-            [f.high - m for m, f in zip(means, found, strict=True)],
-        ]
+        means, lows, highs = zip(*((f.value, f.low, f.high) for f in found), strict=True)
+        spread = [np.subtract(means, lows), np.subtract(highs, means)]
         axis.errorbar(sizes, means, spread, fmt=style, color=colour, capsize=3, label=key)
     axis.axhline(0.95, color="grey", linewidth=1, linestyle=":")
     axis.annotate("two people: 0.95", (sizes[0], 0.951), color="grey")

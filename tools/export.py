@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; 2 for a bundle that cannot be exported, or a network that answers otherwise."""
     example = "python tools/export.py weights --films '[../shared/data/dicom]'"
     config = parse_config(ExportConfig, argv, example, ("bundles",))
-    table = Table(title="as torch answers, by ONNX Runtime")
-    for column in ("network", "kind", "films", "largest difference", "allowed", "MB"):
-        table.add_column(column)
+    columns = ("network", "kind", "films", "largest difference", "allowed", "MB")
+    table = Table(*columns, title="as torch answers, by ONNX Runtime")
     with refusing():
         bundles = bundles_in(config.bundles or ("weights",))
         films = read_films(config.films, config.most_films)
@@ -97,8 +96,10 @@ def read_films(paths: Sequence[str], most: int) -> list[np.ndarray]:
 def export(bundle: Path, films: Sequence[np.ndarray]) -> tuple[float, float]:
     """Write one network's file; returns by how much its answers differ at most, and how much is
     allowed. Raises ValueError where they differ by more: then nothing is written."""
-    from exporting.graphs import GRAPHS  # torch is loaded here, when nothing light is wrong
-    from exporting.onnx_file import to_onnx
+    from exporting import (
+        GRAPHS,  # torch is loaded here, when nothing light is wrong
+        to_onnx,
+    )
 
     kind = bundle_kind(bundle)
     graph, example, names = GRAPHS[kind](bundle)

@@ -104,12 +104,8 @@ def film_seeds(_: Path) -> Iterator[bytes]:
         yield name.read_bytes()
     grey = Image.linear_gradient("L").resize((72, 96))
     deep = grey.convert("I;16")
-    ways: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("PNG", {}),
-        ("JPEG", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),
-        ("TIFF", {}),
-    )
+    plain: dict[str, Any] = {}
+    ways = ("PNG", plain), ("JPEG", plain), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", plain)
     for image in (grey, deep, grey.convert("RGB"), grey.convert("P"), grey.convert("1")):
         for kind, options in ways:
             with contextlib.suppress(OSError):  # no JPEG of 16 bits
@@ -235,19 +231,11 @@ def bundle_seeds(folder: Path) -> Iterator[bytes]:
 
     from cxr.bundle import save_bundle
 
+    used = ["schema", "version", "kind", "model", "network", "classes", "preprocessing"]
+    used += ["operating_point", "target", "order", "decoder", "trained_on", "family"]
     for path in sorted((Path(__file__).resolve().parents[1] / "weights").rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             meta = json.loads(file.metadata()["lungfirst"])
-        used: tuple[str, ...] = (
-            "schema",
-            "version",
-            "kind",
-            "model",
-            "network",
-            "classes",
-            "preprocessing",
-        )
-        used += ("operating_point", "target", "order", "decoder", "trained_on", "family")
         yield json.dumps({k: meta[k] for k in used if k in meta}).encode()
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
     yield save_bundle(folder / "x", "thorax", tensors, model={"side": 320}).read_bytes()

@@ -20,26 +20,24 @@ ABOUT = (
 )
 
 
-def _command(word: str, example: str = "", *positionals: str, module: str = "") -> Command:
-    """`hospital.MODULE` (the word, unless given) holds its configuration, WORD + Config, and
-    `run`."""
-    module = module or word
-    config_class = f"hospital.{module}:{word.capitalize()}Config"
-    words = f"{PROG} {word} {example}".strip()
-    return Command(config_class, words, positionals, f"hospital.{module}:run")
-
-
 _SITE = "--config configs/pacs.yaml"
 
 
+def _command(run: str, word: str, example: str = "", *positionals: str) -> Command:
+    """`run` is module:function of hospital; its configuration, WORD + Config, stands beside it."""
+    config_class = f"hospital.{run.partition(':')[0]}:{word.capitalize()}Config"
+    words = f"{PROG} {word} {example}".strip()
+    return Command(config_class, words, positionals, f"hospital.{run}")
+
+
 COMMANDS = {
-    "check": _command("check"),
-    "serve": _command("serve", _SITE, module="service"),
-    "status": _command("status", _SITE, module="health"),
-    "worklist": _command("worklist", f"{_SITE} --page worklist.html"),
-    "pull": _command("pull", _SITE, module="dicomweb"),
-    "send": _command("send", f"{_SITE} --again", module="outbox"),
-    "results": _command("results", "runs/first --out results", "runs"),
+    "check": _command("check:run", "check"),
+    "serve": _command("service:run", "serve", _SITE),
+    "status": _command("service:tell", "status", _SITE),
+    "worklist": _command("worklist:run", "worklist", f"{_SITE} --page worklist.html"),
+    "pull": _command("dicomweb:run", "pull", _SITE),
+    "send": _command("outbox:run", "send", f"{_SITE} --again"),
+    "results": _command("results:run", "results", "runs/first --out results", "runs"),
 }
 
 

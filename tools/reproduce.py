@@ -25,8 +25,7 @@ from rich.logging import RichHandler
 from cxr.cli import Several, as_list, parse_config
 from cxr.page import printable
 from cxr.workdir import console, log
-from reproducing.cells import PROG, ReproduceConfig, list_tables
-from reproducing.engine import import_ray
+from reproducing.cells import PROG, ReproduceConfig, import_ray, list_tables
 from reproducing.experiment import Experiment, find_experiments, read_experiment
 from reproducing.runners import DRAWN
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from classify.ensemble import Ensemble, SingleMember, StandIn
 from classify.members import FAR_BELOW, IMAGENET, TARGET, ForeignConfig, ModelSpec
-from classify.models.start_weights import load_body, read_trusted, tensors_of
+from classify.models.backbones import load_body, read_trusted, tensors_of
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.hooks import left_as_found
 from cxr.cli import to_plain

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from pydicom.uid import (
 )
 
 from cxr.boxes import Frame
+from cxr.draw import new_figure, write_figure
+from cxr.engines import OnnxNet, is_there
 from cxr.film import read_film
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,6 +40,21 @@ _PROGRAM = (
 )
 
 
+ENGINES = {
+    "torch": ("torch", "fp32"),
+    "torch, bf16": ("torch", "bf16"),
+    "ONNX Runtime": ("onnx", "fp32"),
+    "OpenVINO": ("openvino", "fp32"),
+    "OpenVINO, bf16": ("openvino", "bf16"),
+}
+
+
+def installed_engines(bf16: bool = True) -> dict[str, tuple[str, str]]:
+    """ENGINES that are there, torch first; with bf16, or without."""
+    ways = {name: way for name, way in ENGINES.items() if bf16 or way[1] == "fp32"}
+    return {name: way for name, way in ways.items() if is_there(way[0])}
+
+
 class Done(NamedTuple):
     """Seconds of a run, from the start of its process, its own peak memory, and the seconds that
     processors worked for it, which neighbours hardly change."""
@@ -45,6 +62,11 @@ class Done(NamedTuple):
     seconds: float
     mib: float
     worked: float
+
+    def row(self, films: int) -> dict[str, float]:
+        """What a table tells of a run over so many films."""
+        each = {"ms": self.seconds, "worked_ms": self.worked}
+        return {k: round(v / films * 1e3, 1) for k, v in each.items()} | {"mib": round(self.mib)}
 
 
 def run_over(films: Path | Sequence[str], out: Path, *options: str) -> Done:
@@ -125,7 +147,6 @@ def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) ->
     """Milliseconds a film of all networks' forward passes alone, on what they are given: detector,
     lung field with the view's head, and the members of each ensemble."""
     from classify.exported import open_ensemble
-    from cxr.engines import OnnxNet
     from detect.finder import ThoraxFinder, refit
     from detect.predict import prepare_film
 
@@ -153,21 +174,20 @@ def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) ->
     return float(np.median(taken[1:])) / len(pixels) * 1e3
 
 
-def whole_rows(films: Sequence[Path], number: int, dicom: int) -> list[dict[str, Any]]:
+def whole_rows(films: Sequence[Path], number: int, dicom: int) -> Iterator[dict[str, Any]]:
     """The run with all that it does, cold start included, over so many JPEG and large DICOM films,
     beside the networks' own time."""
     from classify.judge import find_ensembles
     from cxr.engines import is_there
 
     ensembles = find_ensembles(ROOT / "weights", "crops")
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         vary_films(films, place / "eight", 8)
         vary_films(films, place / "jpeg", number)
         large_dicom(films, place / "dicom", dicom)
         eight = sorted((place / "eight").iterdir())
-        engines = {e: forward_ms(eight, ensembles, e) for e in _FAST if is_there(e)}
+        engines = {e: forward_ms(eight, ensembles, e) for e in ("onnx", "openvino") if is_there(e)}
         best = min(engines, key=engines.__getitem__)
         for name, count in (("jpeg", number), ("dicom", dicom)):
             if not count:
@@ -175,30 +195,21 @@ def whole_rows(films: Sequence[Path], number: int, dicom: int) -> list[dict[str,
             for saliency in ("true", "false"):
                 options = ("--crops", "--saliency", saliency)
                 done = run_over(place / name, place / f"{name}_{saliency}", *options)
-                wall = done.seconds / count * 1e3
-                rows.append(
-                    {
-                        "films": f"{count} {name}",
-                        "saliency": saliency,
-                        "ms": round(wall, 1),
-                        "worked_ms": round(done.worked / count * 1e3, 1),
-                        "forward_ms": round(engines[best], 1),
-                        "forward_by": best,
-                        "ratio": round(wall / engines[best], 2),
-                        "mib": round(done.mib),
-                    }
-                )
-    return rows
 
-
-_FAST = ("onnx", "openvino")
+                yield {
+                    "films": f"{count} {name}",
+                    "saliency": saliency,
+                    **done.row(count),
+                    "forward_ms": round(engines[best], 1),
+                    "forward_by": best,
+                    "ratio": round(done.seconds / count * 1e3 / engines[best], 2),
+                }
 
 
 def growth_rows(
     films: Sequence[Path], numbers: Sequence[int], ensemble: str
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Seconds and peak memory of the whole way over so many films, and the size of its page."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for k, number in enumerate(sorted(numbers)):
@@ -208,26 +219,20 @@ def growth_rows(
             done = run_over(place / "films", place / f"run{number}", *options)
             page = (place / f"run{number}/report.html").stat().st_size
             pages = len(list((place / f"run{number}").glob("report/*.html")))
-            rows.append(
-                {
-                    "films": number,
-                    "seconds": round(done.seconds, 1),
-                    "ms": round(done.seconds / number * 1e3, 1),
-                    "worked_ms": round(done.worked / number * 1e3, 1),
-                    "mib": round(done.mib),
-                    "page_mb": round(page / 1e6, 1),
-                    "pages": pages + 1,
-                }
-            )
-    return rows
+            yield {
+                "films": number,
+                "seconds": round(done.seconds, 1),
+                **done.row(number),
+                "page_mb": round(page / 1e6, 1),
+                "pages": pages + 1,
+            }
 
 
 def draw_growth(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Seconds of processors and peak memory over the number of films."""
-    import matplotlib.pyplot as plt
-
     films = [row["films"] for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure = new_figure(9, 3.4)
+    axes = figure.subplots(1, 2)
     seconds = [row["worked_ms"] * row["films"] / 1e3 for row in rows]
     axes[0].loglog(films, seconds, "o-")
     slope = seconds[-1] / films[-1]
@@ -237,51 +242,45 @@ def draw_growth(rows: Sequence[dict[str, Any]], path: Path) -> None:
     peaks = [row["mib"] for row in rows]
     axes[1].semilogx(films, peaks, "o-")
     axes[1].set(xlabel="films", ylabel="peak memory, MiB", ylim=(0, 1.15 * max(peaks)))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path, dpi=120)
 
 
-def worker_rows(films: Sequence[Path], number: int) -> list[dict[str, Any]]:
+def worker_rows(films: Sequence[Path], number: int) -> Iterator[dict[str, Any]]:
     """The whole way by one and by two workers of a core each; the time a film from what more
     films take than a third of them, so that starting the cluster does not count."""
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        place, first = Path(folder), 0.0
         vary_films(films, place / "some", number // 3)
         vary_films(films, place / "all", number)
         for many in (1, 2):
-            taken = [
-                run_over(
-                    place / name, place / f"{name}{many}", "--crops", "--workers", f"ray:{many}"
-                ).seconds
+            options = ("--crops", "--workers", f"ray:{many}")
+            some, every = (
+                run_over(place / name, place / f"{name}{many}", *options).seconds
                 for name in ("some", "all")
-            ]
-            each = (taken[1] - taken[0]) / (number - number // 3)
-            first = rows[0]["ms"] / 1e3 if rows else each
-            rows.append(
-                {
-                    "workers": many,
-                    "ms": round(each * 1e3, 1),
-                    "seconds": round(taken[1], 1),
-                    "efficiency": round(first / each / many, 3),
-                }
             )
-    return rows
+            each = (every - some) / (number - number // 3)
+            first = first or each
+            yield {
+                "workers": many,
+                "ms": round(each * 1e3, 1),
+                "seconds": round(every, 1),
+                "efficiency": round(first / each / many, 3),
+            }
 
 
-def decision_rows(films: Sequence[str], ways: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+def decision_rows(
+    films: Sequence[str], ways: dict[str, tuple[str, str]]
+) -> Iterator[dict[str, Any]]:
     """What each engine decides of films, against torch: films whose decision or tier differs, by
     name, and the largest difference of a logit."""
     from classify.predictions import read_predictions
 
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         first: dict[str, Any] = {}
         for k, (name, (engine, precision)) in enumerate(ways.items()):
             out = Path(folder) / str(k)
             options = ["--crops", "--saliency", "false", "--engine", engine]
-            options += ["--precision", precision, "--device", "cpu"]
-            run_over(films, out, *options)
+            run_over(films, out, *options, "--precision", precision, "--device", "cpu")
             found = {r.film: r for r in read_predictions(out / "predictions.csv")[1]}
             first = first or found
             pairs = [(first[film], row) for film, row in found.items()]
@@ -290,14 +289,10 @@ def decision_rows(films: Sequence[str], ways: dict[str, tuple[str, str]]) -> lis
                 for a, b in pairs
                 if a.logits is not None and b.logits is not None and a.ensemble == b.ensemble
             ]
-            rows.append(
-                {
-                    "engine": name,
-                    "films": len(found),
-                    "decision": [b.film for a, b in pairs if a.decision != b.decision],
-                    "tier": [b.film for a, b in pairs if a.tier != b.tier],
-                    "status": [b.film for a, b in pairs if a.status != b.status],
-                    "logit": round(max(apart, default=0.0), 5),
-                }
-            )
-    return rows
+            kinds = ("decision", "tier", "status")
+            yield {
+                "engine": name,
+                "films": len(found),
+                **{k: [b.film for a, b in pairs if getattr(a, k) != getattr(b, k)] for k in kinds},
+                "logit": round(max(apart, default=0.0), 5),
+            }

@@ -2,3 +2,4 @@
 
 KINDS = ("sr", "gsps", "seg", "saliency", "sc")  # of result objects
 FORMS = ("comprehensive", "comprehensive3d")  # of reports
+MANUFACTURER, MODEL = "lungfirst project", "lungfirst"

@@ -5,11 +5,13 @@ A push alone loses films: a router may count what it could not deliver as sent.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,10 +19,8 @@ from typing import Any
 
 from cxr.rules import RefusedError
 from cxr.workdir import console
-from hospital import spool
-from hospital.journal import Journal
-from hospital.roles import log, where
-from hospital.settings import Site, needs_pacs
+from hospital.journal import FILMS, NO_SPACE, PULLED, SUCCESS, Journal, has_room, is_own, take_in
+from hospital.settings import Site, log, needs_pacs, where
 
 MODALITIES = ("CR", "DX", "OT")  # OT and SC: secondary captures
 _TIMEOUT_S = (10, 60)
@@ -52,9 +52,8 @@ def client(url: str) -> Any:
 
     told = os.environ.get
     user, token = told("LUNGFIRST_DICOMWEB_USER"), told("LUNGFIRST_DICOMWEB_TOKEN")
-    session = Session()
-    if user:
-        session = create_session_from_user_pass(user, told("LUNGFIRST_DICOMWEB_PASSWORD") or "")
+    password = told("LUNGFIRST_DICOMWEB_PASSWORD") or ""
+    session = create_session_from_user_pass(user, password) if user else Session()
     headers = {"Authorization": f"Bearer {token}"} if token else None
     found = DICOMwebClient(
         url, session=session, headers=headers, permissive_uid=True, timeout=_TIMEOUT_S
@@ -86,6 +85,20 @@ def store(url: str, objects: Sequence[Any]) -> tuple[dict[str, int], str]:
     return kept | failed, ""
 
 
+def _refusals(error: Any, uids: list[str], code: int) -> tuple[dict[str, int], str]:
+    """Of an answer 409, which says what failed; codes but a few are of the server, not the
+    objects."""
+    from pydicom.dataset import Dataset
+
+    if code not in (400, 409, 415):
+        return {}, f"it answers HTTP {code}"
+    failed = {}
+    with suppress(Exception):  # no JSON
+        if code == 409:
+            failed = _failed(Dataset.from_json(json.loads(error.response.text)))
+    return failed or dict.fromkeys(uids, 0xC000), ""
+
+
 def why_of(error: Exception) -> str:
     """Why a request came to nothing, in words that hold no part of its URL."""
     import requests
@@ -99,25 +112,6 @@ def why_of(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError):
         return "no answer: it is down, or the address is wrong"
     return "an answer that cannot be understood"
-
-
-def _refusals(error: Any, uids: list[str], code: int) -> tuple[dict[str, int], str]:
-    """Of an answer 409, which says what failed; other codes are of the server, not the objects."""
-    import json
-
-    from pydicom.dataset import Dataset
-
-    if code == 409:
-        try:
-            failed = _failed(Dataset.from_json(json.loads(error.response.text)))
-        except Exception:  # no JSON
-            failed = {}
-        if failed:
-            return failed, ""
-        return dict.fromkeys(uids, 0xC000), ""
-    if code in (400, 415):
-        return dict.fromkeys(uids, 0xC000), ""
-    return {}, f"it answers HTTP {code}"
 
 
 def _failed(answer: Any) -> dict[str, int]:
@@ -152,7 +146,7 @@ def _pull_study(site: Site, journal: Journal, web: Any, study: str, found: Pulle
         for one in series
         if _value(one, "00080060") in MODALITIES and (series_uid := str(_value(one, "0020000E")))
         for instance in web.search_for_instances(study, series_uid)
-        if _value(instance, "00080016") in spool.FILMS and (film := _value(instance, "00080018"))
+        if _value(instance, "00080016") in FILMS and (film := _value(instance, "00080018"))
     ]
     found.seen += len(films)
     fresh = [(s, f) for s, f in films if not journal.knows(site.folders.key_of(f))]
@@ -170,8 +164,8 @@ def _pull_study(site: Site, journal: Journal, web: Any, study: str, found: Pulle
             log.warning("a film could not be pulled: %s", where(error))
             found.failed += 1
             continue
-        found.new += status == spool.SUCCESS
-        found.refused += status != spool.SUCCESS
+        found.new += status == SUCCESS
+        found.refused += status != SUCCESS
 
 
 def _reported(web: Any, study: str, series: Sequence[str]) -> Iterator[str]:
@@ -181,7 +175,7 @@ def _reported(web: Any, study: str, series: Sequence[str]) -> Iterator[str]:
     for uid in series:
         for told in web.retrieve_series_metadata(study, uid):
             report = Dataset.from_json(told)
-            if not spool.is_own(report):
+            if not is_own(report):
                 continue
             for evidence in report.get("CurrentRequestedProcedureEvidenceSequence") or ():
                 for one in evidence.get("ReferencedSeriesSequence") or ():
@@ -190,17 +184,17 @@ def _reported(web: Any, study: str, series: Sequence[str]) -> Iterator[str]:
 
 
 def _fetch(site: Site, journal: Journal, web: Any, study: str, series: str, film: str) -> int:
-    """One film as the PACS keeps it, into the spool; the status is `spool.take_in`'s."""
-    if not spool.has_room(site, site.largest_mb << 20):
-        return spool.NO_SPACE
+    """One film as the PACS keeps it, into the spool; the status is `take_in`'s."""
+    if not has_room(site, site.largest_mb << 20):
+        return NO_SPACE
     kept = (("application/dicom", "*"),)  # the stored transfer syntax
     found = web.retrieve_instance(study, series, film, media_types=kept)
-    handle, name = tempfile.mkstemp(dir=site.folders.arriving, prefix=spool.PULLED)
+    handle, name = tempfile.mkstemp(dir=site.folders.arriving, prefix=PULLED)
     path = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             found.save_as(file, enforce_file_format=True)
-        return spool.take_in(site, journal, path, film)
+        return take_in(site, journal, path, film)
     finally:
         path.unlink(missing_ok=True)
 

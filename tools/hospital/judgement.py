@@ -1,39 +1,44 @@
-"""What a finished run says of each film, gathered from its tables for the result objects."""
+"""What a finished run says of each film, and what results copy from the film's header.
+
+Identity goes from a header into the result objects and nowhere else. Values that the standard does
+not allow are left out where they identify nobody, and kept as they are where they do.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
+import pydicom
+from pydicom.charset import convert_encodings
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.valuerep import PersonName
+
 from classify.audit.rows import AuditRow, read_audit
 from classify.predictions import PredictionRow, name_of, read_predictions
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
+from cxr.film import looks_like_dicom
 from cxr.manifest import CropRow, read_manifest
 from cxr.workdir import read_json
 
 _SPACE = UUID("e5735b43-45bc-46fd-9ff8-6dbc6a8fb8ad")  # of all UIDs that are made here
 
 
-def uid_of(sop_instance_uid: str, weights: str, threshold: str, kind: str) -> str:
-    """The UID of a film's result: the same for the same film and models, whenever it is made.
-
-    Args:
-        sop_instance_uid: of the film. Not its bytes' hash: a PACS transcodes.
-        weights: digest of all that judges, `Judged.weights`.
-        threshold: what the screener clears by, `Judged.threshold`.
-        kind: of the object, and of what it may hold beyond the usual.
-    """
-    return _uid(sop_instance_uid, weights, threshold, kind)
-
-
-def _uid(*parts: str) -> str:
+def uid_of(*parts: str) -> str:
+    """A UID of these parts alone. Of a film's result: its SOP Instance UID (not its bytes' hash: a
+    PACS transcodes), `Judged.weights`, `Judged.threshold`, and the object's kind with what it holds
+    beyond the usual; so it is the same for the same film and models, whenever it is made."""
     return f"2.25.{uuid5(_SPACE, chr(0).join(parts)).int}"
 
 
@@ -54,7 +59,7 @@ class Algorithm:
     @property
     def uid(self) -> str:
         """A device's UID, another one for other weights."""
-        return _uid(self.name, self.version, *self.parameters)
+        return uid_of(self.name, self.version, *self.parameters)
 
 
 @dataclass(frozen=True)
@@ -142,18 +147,17 @@ class Ran:
         """What judged, by the name of its folder. Raises ValueError where a screener is no longer
         the one of the run."""
         folders = self.made.get("folders", {})
-        found = {
-            Path(folder).name: Path(folder)
+        return {
+            Path(folder).name: self._ensemble(Path(folder))
             for key, folder in folders.items()
             if key == "ensemble" or key.startswith("ensemble ")
         }
-        return {name: self._ensemble(name, folder) for name, folder in found.items()}
 
-    def _ensemble(self, name: str, folder: Path) -> tuple[Algorithm, OperatingPoint | None]:
+    def _ensemble(self, folder: Path) -> tuple[Algorithm, OperatingPoint | None]:
         from classify.members import GUARD, member_files, targets_of
         from cxr.bundle import bundle_meta
 
-        members = self.made["settings"].get("members", {})
+        name, members = folder.name, self.made["settings"].get("members", {})
         targets = [t for path in member_files(folder) for t in targets_of(bundle_meta(path))]
         files = {t: members[t] for t in targets if t in members}
         weights = self.made.get("weights", {})
@@ -261,3 +265,154 @@ def _files(weights: Mapping[str, str]) -> str:
     for name, sha in weights.items():
         names.setdefault(sha, []).append(name)
     return "; ".join(f"{', '.join(own)} sha256 {sha}" for sha, own in names.items())
+
+
+_UID = re.compile(r"[0-9.]{1,64}")
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_NAMES = ("PatientName", "ReferringPhysicianName")
+_TEXTS = ("PatientID", "AccessionNumber", "StudyID")  # type 2, as are the names
+_MORE = ("IssuerOfPatientID", "StudyDescription", "BodyPartExamined")
+_AS_THEY_ARE = (
+    *("Rows", "Columns", "SamplesPerPixel", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "VOILUTSequence", "ModalityLUTSequence"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
+_ZONE = re.compile(r"[+-]\d{4}")
+
+
+def read_header(path: Path) -> Dataset | None:
+    """A film's header, fit to be copied from (see `fit_to_copy`); None for a file that is no DICOM
+    or lacks what an object must point at. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    if not looks_like_dicom(start):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would tell values
+        try:
+            film = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            return fit_to_copy(film)
+        except OSError:
+            raise
+        except Exception:  # pydicom raises all kinds on a damaged header
+            return None
+
+
+def fit_to_copy(film: Dataset) -> Dataset | None:
+    """What results copy from a film: all of type 1 and 2 that they need is there, empty where the
+    film has none. None where it has no UIDs."""
+    out = Dataset()
+    for keyword in _NEEDED:
+        text = _text(film, keyword)
+        if not _UID.fullmatch(text):
+            return None
+        setattr(out, keyword, text)
+    out.SpecificCharacterSet = _characters(film)
+    for keyword in _NAMES:
+        setattr(out, keyword, PersonName(_text(film, keyword)))
+    for keyword in _TEXTS:
+        setattr(out, keyword, _text(film, keyword))
+    for keyword in _MORE:
+        if text := _text(film, keyword):
+            setattr(out, keyword, text)
+    out.PatientBirthDate = _date(_text(film, "PatientBirthDate"))
+    sex = _text(film, "PatientSex").upper()
+    out.PatientSex = sex if sex in ("M", "F", "O") else ""
+    out.StudyDate = _date(_text(film, "StudyDate"))
+    out.StudyTime = _time(_text(film, "StudyTime"))
+    if _ZONE.fullmatch(zone := _text(film, "TimezoneOffsetFromUTC")):
+        out.TimezoneOffsetFromUTC = zone
+    out.Modality = _text(film, "Modality") or "OT"
+    _copy_picture(film, out)
+    return out
+
+
+def local_time(header: Dataset, when: datetime) -> datetime:
+    """The time in the film's own zone where it names one, else as it is."""
+    zone = header.get("TimezoneOffsetFromUTC", "")
+    if not zone or when.tzinfo is None:
+        return when
+    return when.astimezone(datetime.strptime(zone, "%z").tzinfo)
+
+
+def _copy_picture(film: Dataset, out: Dataset) -> None:
+    """How the picture is laid out and shown."""
+    for keyword in _AS_THEY_ARE:
+        if _value(film, keyword) is not None:
+            setattr(out, keyword, _value(film, keyword))
+    centres, widths = (_numbers(film, f"Window{part}") for part in ("Center", "Width"))
+    if centres and len(centres) == len(widths) and min(widths) >= 1:
+        out.WindowCenter, out.WindowWidth = centres, widths
+    lines = [_numbers(film, f"Rescale{part}") for part in ("Intercept", "Slope")]
+    if [len(line) for line in lines] == [1, 1]:
+        (out.RescaleIntercept,), (out.RescaleSlope,) = lines
+        out.RescaleType = _text(film, "RescaleType") or "US"
+    out.PhotometricInterpretation = _text(film, "PhotometricInterpretation") or "MONOCHROME2"
+    frames = _text(film, "NumberOfFrames")
+    if frames.isdigit() and int(frames) > 1:
+        out.NumberOfFrames = int(frames)
+    for keyword in _SPACINGS:
+        values = _numbers(film, keyword)
+        if len(values) == 2 and all(v > 0 for v in values):
+            setattr(out, keyword, values)
+    orientation = _text(film, "PatientOrientation")
+    out.PatientOrientation = orientation.split("\\") if orientation else None
+    for keyword in ("Laterality", "ImageLaterality"):
+        if _text(film, keyword) in ("L", "R"):
+            setattr(out, keyword, _text(film, keyword))
+
+
+def _value(film: Dataset, keyword: str) -> Any:
+    """An element's value; None where it is absent, empty or damaged."""
+    try:
+        value = film.get(keyword)
+    except Exception:  # pydicom raises all kinds on a damaged element
+        return None
+    return None if value in ("", b"") else value
+
+
+def _numbers(film: Dataset, keyword: str) -> list[float]:
+    """All values of an element as numbers; [] where one of them is none."""
+    try:
+        return [float(text) for text in _text(film, keyword).split("\\")]
+    except ValueError:
+        return []
+
+
+def _text(film: Dataset, keyword: str) -> str:
+    """An element as it would be typed; "" where it is absent or damaged."""
+    value = _value(film, keyword)
+    if value is None or isinstance(value, bytes):
+        return ""
+    if isinstance(value, MultiValue | list):
+        return "\\".join(str(v) for v in value)
+    return str(value).strip(" \0")
+
+
+def _characters(film: Dataset) -> str | list[str]:
+    """The film's character set, where it is one; our own words are ASCII."""
+    named = _text(film, "SpecificCharacterSet")
+    codes = named.split("\\") if named else []
+    try:
+        convert_encodings(codes)
+    except LookupError:
+        return "ISO_IR 192"
+    return codes[0] if len(codes) == 1 else codes
+
+
+def _date(text: str) -> str:
+    """YYYYMMDD, of the old YYYY.MM.DD too; "" for what is no date."""
+    plain = text.replace(".", "") if re.fullmatch(r"\d{4}\.\d{2}\.\d{2}", text) else text
+    try:
+        datetime.strptime(plain, "%Y%m%d")
+    except ValueError:
+        return ""
+    return plain
+
+
+def _time(text: str) -> str:
+    """HHMMSS.F, of the old HH:MM:SS too; "" for what is no time."""
+    plain = text.replace(":", "")
+    found = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", plain)
+    return plain if found else ""

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import Any
 
+import cv2
 import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from cxr.boxes import Frame
 from cxr.draw import draw_box, draw_text, overlay_saliency, to_rgb
+from cxr.film import Film, read_film
 from cxr.notes import FilmError
 from cxr.rules import RefusedError
-from hospital import KINDS, codes
-from hospital.header import MANUFACTURER, MODEL, local_time
-from hospital.judgement import Algorithm, Judged, uid_of
-from hospital.planes import Planes
-from hospital.sr import FORMS, content_of, corners_of
+from detect.lungfield.field import LungField
+from hospital import KINDS, MANUFACTURER, MODEL
+from hospital.judgement import Algorithm, Judged, local_time, uid_of
+from hospital.sr import AI, FORMS, LUNG, PROCESSING, STRUCTURE, content_of, corners_of, scheme_item
 
+logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # it tells values of the header
 DESCRIPTION = "lungfirst: research only"
 _SERIES = 9100  # numbers from here on, one a kind: a study's own are low
 _REFERRED = ("seg", "saliency")  # by the report
@@ -55,16 +58,16 @@ def make_objects(
     the others; and the kinds that its header does not allow. Raises FilmError or RefusedError."""
     made: dict[str, Dataset] = {}
     lost = []
-    with _unheard():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for kind in KINDS[::-1]:
             if kind not in kinds or (kind != "sr" and not judged.seen):
                 continue
             maker = _Maker(header, judged, _in_full(kind, form, made, judged), kind, when)
             beside = [other for name, other in made.items() if name in _REFERRED]
             try:
-                found = maker.report(form, beside) if kind == "sr" else maker.make(planes)
-                if found is not None:
-                    made[kind] = maker.finished(found)
+                if (found := maker.make(form, beside, planes)) is not None:
+                    made[kind] = found
             except (FilmError, RefusedError):
                 raise
             except Exception:  # the library raises all kinds on an odd header, with its values
@@ -81,19 +84,6 @@ def _in_full(kind: str, form: str, made: Collection[str], judged: Judged) -> str
     return "+".join(parts)
 
 
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """The library's log and warnings tell values of the header."""
-    log = logging.getLogger("highdicom")
-    level, log.level = log.level, logging.CRITICAL + 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.level = level
-
-
 class _Maker:
     """Makes one object of a film."""
 
@@ -108,17 +98,19 @@ class _Maker:
         def uid(what: str) -> str:
             return uid_of(header.SOPInstanceUID, judged.weights, judged.threshold, what)
 
-        self.uid, self._uid_for = uid(full), lambda what: uid(f"{full}.{what}")
+        self._uid_for = lambda what: uid(f"{full}.{what}")
         algorithms = [a for a in (judged.boxer, judged.judge) if a is not None]
         self.usual: dict[str, Any] = {
             "series_instance_uid": self._uid_for("series"),
             "series_number": _SERIES + KINDS.index(kind),
-            "sop_instance_uid": self.uid,
+            "sop_instance_uid": uid(full),
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "contributing_equipment": [self._equipment(a) for a in algorithms],
         }
-        self.machine: dict[str, Any] = {
+        self.labelled = self.usual | {
+            "content_label": _LABEL,
+            "content_description": DESCRIPTION,
             "manufacturer_model_name": MODEL,
             "software_versions": judged.software,
             "device_serial_number": judged.weights[:16],
@@ -128,14 +120,26 @@ class _Maker:
         """IHE's AI Results profile wants one for each algorithm."""
         item = hd.ContributingEquipment(
             manufacturer=MANUFACTURER,
-            purpose_of_reference=codes.PROCESSING,
+            purpose_of_reference=PROCESSING,
             manufacturer_model_name=algorithm.name,
             software_versions=algorithm.digest,
         )
         item.DeviceUID = algorithm.uid
         return item
 
-    def report(self, form: str, beside: Collection[Dataset]) -> Dataset:
+    def make(self, form: str, beside: Collection[Dataset], planes: Planes) -> Dataset | None:
+        """The object; None where the film has nothing for it."""
+        makers: dict[str, Callable[[], Dataset | None]] = {
+            "sr": lambda: self._report(form, beside),
+            "gsps": self._presentation,
+            "seg": lambda: self._field(planes),
+            "saliency": lambda: self._saliency(planes),
+            "sc": lambda: self._picture(planes),
+        }
+        found = makers[self.kind]()
+        return None if found is None else self._finished(found)
+
+    def _report(self, form: str, beside: Collection[Dataset]) -> Dataset:
         """The root of the results: it refers to the lung field and the map where they are made."""
         content = content_of(self.header, self.judged)[0]
         tree = content.ContentSequence
@@ -152,27 +156,16 @@ class _Maker:
         )
         found.ContentSequence = tree
         found.ObservationDateTime = f"{self.when:%Y%m%d%H%M%S}"
-        item = codes.scheme_item()
-        found.CodingSchemeIdentificationSequence = [item]
+        found.CodingSchemeIdentificationSequence = [scheme_item()]
         return found
 
-    def make(self, planes: Planes) -> Dataset | None:
-        """Any other kind; None where the film has nothing for it."""
-        make: dict[str, Callable[[Planes], Dataset | None]] = {
-            "gsps": self._presentation,
-            "seg": self._field,
-            "saliency": self._saliency,
-            "sc": self._picture,
-        }
-        return make[self.kind](planes)
-
-    def _presentation(self, _: Planes) -> Dataset:
+    def _presentation(self) -> Dataset:
         """The film as it is windowed, with the box and a line of text."""
         layer = hd.pr.GraphicLayer(_LABEL, 1, DESCRIPTION, _ORANGE)
-        box, (height, width) = self.judged.thorax_xyxy, self._size_hw
-        lines = []
+        box, lines = self.judged.thorax_xyxy, []
         if box is not None:
             lines = [hd.pr.GraphicObject("POLYLINE", corners_of(box), "PIXEL")]
+        height, width = int(self.header.Rows), int(self.header.Columns)
         text = hd.pr.TextObject(
             self.judged.line,
             "PIXEL",
@@ -183,38 +176,25 @@ class _Maker:
             [self.header], layer, graphic_objects=lines or None, text_objects=[text]
         )
         dark = self.header.PhotometricInterpretation == "MONOCHROME1"
-        shape = "INVERSE" if dark else "IDENTITY"
+        shape = hd.PresentationLUTTransformation("INVERSE" if dark else "IDENTITY")
         return hd.pr.GrayscaleSoftcopyPresentationState(
             [self.header],
-            content_label=_LABEL,
-            content_description=DESCRIPTION,
             graphic_annotations=[note],
             graphic_layers=[layer],
-            presentation_lut_transformation=hd.PresentationLUTTransformation(
-                presentation_lut_shape=shape
-            ),
-            **self.usual,
-            **self.machine,
-        )
-
-    @property
-    def _size_hw(self) -> tuple[int, int]:
-        return int(self.header.Rows), int(self.header.Columns)
-
-    def _identified(self, algorithm: Algorithm) -> hd.AlgorithmIdentificationSequence:
-        return hd.AlgorithmIdentificationSequence(
-            name=algorithm.name, family=codes.AI, version=algorithm.digest
+            presentation_lut_transformation=shape,
+            **self.labelled,
         )
 
     def _field(self, planes: Planes) -> Dataset:
         """Both lungs as one segment."""
+        boxer = self.judged.boxer
         segment = hd.seg.SegmentDescription(
             1,
             "Lung field",
-            codes.STRUCTURE,
-            codes.LUNG,
+            STRUCTURE,
+            LUNG,
             "AUTOMATIC",
-            self._identified(self.judged.boxer),
+            hd.AlgorithmIdentificationSequence(boxer.name, AI, boxer.digest),
             tracking_uid=self._uid_for("tracking"),
             tracking_id="lung-field-1",
             display_color=_BLUE,
@@ -224,11 +204,8 @@ class _Maker:
             planes.field(),
             "BINARY",
             [segment],
-            content_label=_LABEL,
-            content_description=DESCRIPTION,
             omit_empty_frames=False,
-            **self.usual,
-            **self.machine,
+            **self.labelled,
         )
 
     def _saliency(self, planes: Planes) -> Dataset | None:
@@ -250,21 +227,12 @@ class _Maker:
     def _capture(self, rgb: np.ndarray, told: str) -> Dataset:
         """A secondary capture of a picture (H, W, 3) of the film, with a line of text."""
         header, size = self.header, max(12, max(rgb.shape) // 50)
-        found = hd.sc.SCImage(
+        found = hd.sc.SCImage.from_ref_dataset(
+            header,
             draw_text(rgb, told, (size // 2, size // 2), size=size),
             "RGB",
             8,
             "PATIENT",
-            study_instance_uid=header.StudyInstanceUID,
-            patient_id=header.PatientID,
-            patient_name=header.PatientName,
-            patient_birth_date=header.PatientBirthDate,
-            patient_sex=header.PatientSex,
-            accession_number=header.AccessionNumber,
-            study_id=header.StudyID,
-            study_date=header.StudyDate or None,
-            study_time=header.StudyTime or None,
-            referring_physician_name=header.ReferringPhysicianName,
             patient_orientation=("L", "F"),  # the library wants one; the film's comes below
             transfer_syntax_uid=ExplicitVRLittleEndian,
             **self.usual,
@@ -274,7 +242,7 @@ class _Maker:
         found.BurnedInAnnotation = "NO"  # it is of identity that this speaks
         return found
 
-    def finished(self, found: Dataset) -> Dataset:
+    def _finished(self, found: Dataset) -> Dataset:
         """With what the library leaves to chance or to the clock, and the film's names."""
         header = self.header
         if self.characters:
@@ -290,10 +258,8 @@ class _Maker:
                 setattr(found, keyword, header.get(keyword))
         if self.kind != "sr":
             found.BodyPartExamined = header.get("BodyPartExamined", "")
-            if (
-                found.BodyPartExamined != "CHEST" and self.kind != "seg"
-            ):  # then a side must be told, if only as unknown
-                found.Laterality = header.get("Laterality")
+            if found.BodyPartExamined != "CHEST" and self.kind != "seg":
+                found.Laterality = header.get("Laterality")  # must be told, if only as unknown
         if self.kind == "seg":
             found.PatientOrientation = header.PatientOrientation
         self._freeze(found)
@@ -312,3 +278,66 @@ class _Maker:
         for keyword in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
             for item in found.get(keyword, ()):
                 item.DimensionOrganizationUID = self._uid_for("dimensions")
+
+
+_OPAQUE = 0.7 * 255  # the most opaque that a run's saliency picture is drawn
+
+
+class Planes:
+    """Made when they are asked for; the film is decoded once. `field_net` gives the lung field's
+    network. Raises FilmError where the film cannot be read any more."""
+
+    def __init__(self, judged: Judged, field_net: Callable[[], LungField]) -> None:
+        self.judged, self._field_net = judged, field_net
+
+    @cached_property
+    def _film(self) -> Film:
+        return read_film(self.judged.path, for_processing=True)  # as the run let in
+
+    def film(self) -> np.ndarray:
+        """(H, W) float32 in [0, 1], dense bone white."""
+        return self._stored(self._film.pixels, cv2.INTER_AREA)
+
+    def field(self) -> np.ndarray:
+        """(H, W) bool: both lungs, drawn on the film as it stands upright."""
+        net, turns = self._field_net(), self._frame.turned // 90
+        upright = np.ascontiguousarray(np.rot90(self._film.pixels, turns))
+        lungs = net.segment([upright])[0] > net.threshold
+        back = np.ascontiguousarray(np.rot90(lungs, -turns)).astype(np.uint8)
+        return self._stored(back, cv2.INTER_NEAREST) > 0
+
+    def saliency(self) -> np.ndarray | None:
+        """(H, W) float32 in [0, 1]: the run's map of its strongest member as the report shows it,
+        1 at its highest value and 0 outside the crop; None where the run drew none."""
+        path = self.judged.saliency
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path and path.is_file() else None
+        if picture is None or picture.ndim != 3 or picture.shape[2] != 4:
+            return None
+        share = np.minimum(picture[..., 3].astype(np.float32) / _OPAQUE, 1)
+        height, width = self._frame.canvas_hw
+        canvas = cv2.resize(share, (width, height), interpolation=cv2.INTER_LINEAR)
+        height, width = self._film.pixels.shape
+        return self._stored(self._frame.restore(canvas, (height, width)), cv2.INTER_LINEAR)
+
+    @cached_property
+    def _frame(self) -> Frame:
+        return self.judged.boxed.to_frame()
+
+    def _stored(self, plane: np.ndarray, how: int) -> np.ndarray:
+        """A plane of square pixels in those of the file."""
+        if self._film.stored_hw is None:
+            return plane
+        height, width = self._film.stored_hw
+        return cv2.resize(plane, (width, height), interpolation=how)
+
+
+@lru_cache(maxsize=1)
+def field_net(sha256: str) -> LungField:
+    """The shipped lung field's network; RefusedError where the run had another one."""
+    net = LungField.load(engine="auto")
+    if sha256 not in net.weights.values():
+        raise RefusedError(
+            "seg must be drawn by the lung field's network of the run, whose SHA-256 is "
+            f"{sha256 or 'unknown'}. The shipped one is another: leave seg out, or run anew."
+        )
+    return net

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cxr.cli import from_plain
 from cxr.rules import RefusedError
-from cxr.workdir import claim, console, read_json
-from hospital import spool
-from hospital.journal import Journal
+from cxr.workdir import claim, console
+from hospital.journal import Journal, opened, tidy
 from hospital.receiver import COMMITMENT, take_report
-from hospital.roles import begin_role, hold, log, where, with_parent
-from hospital.settings import Site, needs_pacs, peer_of
+from hospital.settings import (
+    Site,
+    hold,
+    log,
+    needs_pacs,
+    peer_of,
+    role_site,
+    until_told,
+    where,
+    with_parent,
+)
 
 CAP_S = 300.0  # longest wait, before its jitter
 _AT_A_TIME = 50
 _ASK_AGAIN_S = 600.0  # a commitment that was not answered
 _IDLE_S = 2.0
+Loaded = list[tuple[Any, Any]]  # rows of the journal, and their objects
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class Sender:
         if not rows and not asking:
             due = self.journal.next_due()
             return _IDLE_S if due is None else max(0.0, min(_IDLE_S, due - now))
-        deliver = self._by_web if self.site.by_web else self._by_store
-        why = deliver(rows, asking)
+        loaded = [(row, found) for row in rows if (found := self._load(row)) is not None]
+        why = (self._by_web if self.site.by_web else self._by_store)(loaded)
         if not why:
             if self._tries:
                 log.info("the destination answers again")
@@ -99,15 +104,12 @@ class Sender:
     def _asking(self, now: float) -> list[Any]:
         return self.journal.to_commit(now - _ASK_AGAIN_S) if self.site.commitment else []
 
-    def _path(self, row: Any) -> Path:
-        return self.site.folders.outbox / f"{row['key']}.dcm"
-
     def _load(self, row: Any) -> Any:
         """The object; None where its file is gone, which is told as a refusal."""
         from pydicom import dcmread
 
         try:
-            return dcmread(self._path(row))
+            return dcmread(self.site.folders.outbox / f"{row['key']}.dcm")
         except Exception:  # nothing that a later try would mend
             self.journal.refused(row["key"], "its file in the outbox cannot be read", self.clock())
             return None
@@ -118,7 +120,8 @@ class Sender:
         if is_taken(status):
             self.journal.sent(row["key"], now)
         elif is_for_good(status):
-            log.error("the destination refused a %s of film %s: 0x%04X", *_named(row), status)
+            told = "the destination refused a %s of film %s: 0x%04X"
+            log.error(told, row["kind"], row["film"], status)
             self.journal.refused(row["key"], f"refused, 0x{status:04X}", now)
         else:
             due = now + wait_after(row["tries"], self.chance())
@@ -126,9 +129,8 @@ class Sender:
 
     # --- C-STORE and storage commitment ---
 
-    def _by_store(self, rows: list[Any], asking: list[Any]) -> str:
+    def _by_store(self, loaded: Loaded) -> str:
         """Why the destination could not be reached, or ""."""
-        loaded = [(row, found) for row in rows if (found := self._load(row)) is not None]
         classes = {str(found.SOPClassUID) for _, found in loaded}
         classes |= {COMMITMENT} if self.site.commitment else set()
         if not classes:
@@ -155,21 +157,17 @@ class Sender:
         from pydicom.dataset import Dataset
         from pydicom.uid import generate_uid
 
-        listed, keys = [], []
+        told, keys = Dataset(), []
+        told.TransactionUID, told.ReferencedSOPSequence = generate_uid(prefix=None), []
         for row in rows:
-            found = self._load(row)
-            if found is None:
-                continue
-            item = Dataset()
-            item.ReferencedSOPClassUID = found.SOPClassUID
-            item.ReferencedSOPInstanceUID = found.SOPInstanceUID
-            listed.append(item)
-            keys.append(row["key"])
-        if not listed:
+            if (found := self._load(row)) is not None:
+                item = Dataset()
+                item.ReferencedSOPClassUID = found.SOPClassUID
+                item.ReferencedSOPInstanceUID = found.SOPInstanceUID
+                told.ReferencedSOPSequence.append(item)
+                keys.append(row["key"])
+        if not keys:
             return ""
-        told = Dataset()
-        told.TransactionUID = generate_uid(prefix=None)
-        told.ReferencedSOPSequence = listed
         # first into the journal: the answer may come before this call ends
         self.journal.asked(str(told.TransactionUID), keys, self.clock())
         try:
@@ -193,9 +191,7 @@ class Sender:
         ae.connection_timeout = 10
         for sop_class in sorted(classes):
             ae.add_requested_context(sop_class, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"])
-        tls = None
-        if self.site.destination_tls:
-            tls = (self.site.tls_context(server=False), host)
+        tls = (self.site.tls_context(server=False), host) if self.site.destination_tls else None
         told = [(evt.EVT_N_EVENT_REPORT, self._report)]
         found = ae.associate(host, port, ae_title=title, tls_args=tls, evt_handlers=told)  # type: ignore
         try:
@@ -211,15 +207,13 @@ class Sender:
 
     def _report(self, event: Any) -> tuple[int, Any]:
         with Journal(self.site.folders.journal) as journal:  # another thread
-            take_report(self.site, journal, event.event_information)
-        return 0x0000, None
+            return take_report(self.site, journal, event)
 
     # --- STOW-RS ---
 
-    def _by_web(self, rows: list[Any], asking: list[Any]) -> str:
+    def _by_web(self, loaded: Loaded) -> str:
         from hospital.dicomweb import store
 
-        loaded = [(row, found) for row in rows if (found := self._load(row)) is not None]
         if not loaded:
             return ""
         statuses, why = store(self.site.destination, [found for _, found in loaded])
@@ -229,16 +223,12 @@ class Sender:
         return why
 
 
-def _named(row: Any) -> tuple[str, str]:
-    return row["kind"], row["film"]
-
-
 def run(config: SendConfig) -> int:
     """`send`: until the outbox is empty or the destination does not answer; 1 where something is
     left."""
     if not config.destination:
         raise RefusedError("destination must be AET@HOST:PORT or a URL. Got nothing.")
-    with spool.opened(config) as journal:
+    with opened(config) as journal:
         if config.again:
             console.print(f"{journal.again()} results that were refused wait again")
         try:
@@ -249,10 +239,9 @@ def run(config: SendConfig) -> int:
         sender = Sender(config, journal)
         while journal.due(time.time(), 1) and sender.step() == 0.0:
             pass
-        spool.tidy(config, journal, time.time())
+        tidy(config, journal, time.time())
         del held
-        query = "SELECT state, count(*) AS n FROM outbox GROUP BY state"
-        states = {row["state"]: row["n"] for row in journal.rows(query)}
+        states = journal.by_state("outbox")
         told = ", ".join(f"{n} {state}" for state, n in states.items()) or "nothing to send"
         why = journal.notes().get("destination", "")
         console.print(f"results: {told}" + f" ({why})" * bool(why), highlight=False, markup=False)
@@ -261,13 +250,7 @@ def run(config: SendConfig) -> int:
 
 def main() -> int:
     """The sender's process, which also pulls and tidies up; `service` starts it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("site", type=Path)
-    site = from_plain(Site, read_json(parser.parse_args().site))
-    begin_role(site, "sender")
-    ended = threading.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: ended.set())
+    site, ended = role_site("sender"), until_told()
     if site.pull:
         from hospital.dicomweb import keep_pulling
 
@@ -279,7 +262,7 @@ def main() -> int:
             try:
                 wait = sender.step()
                 if time.time() - tidied > 5:
-                    spool.tidy(site, journal, time.time())
+                    tidy(site, journal, time.time())
                     tidied = time.time()
             except Exception as error:  # such as a full disk: what waits is kept
                 log.error("sending has to wait: %s", where(error))

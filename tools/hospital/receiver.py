@@ -3,11 +3,9 @@ destination's answers to storage commitment. A process of its own, small and qui
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -15,14 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cxr.cli import from_plain
 from cxr.page import printable
 from cxr.rules import RefusedError
-from cxr.workdir import read_json, write_json
-from hospital import spool, worklist
-from hospital.journal import Journal
-from hospital.roles import begin_role, log, with_parent
-from hospital.settings import DRAIN_S, Site, needs_pacs
+from cxr.workdir import write_json
+from hospital import worklist
+from hospital.journal import FILMS, NO_SPACE, Journal, adopt, sweep, take_in
+from hospital.settings import DRAIN_S, Site, log, needs_pacs, role_site, until_told, with_parent
 
 SYNTAXES = (
     "1.2.840.10008.1.2.1",  # explicit VR, little endian
@@ -57,6 +53,7 @@ class Receiver:
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
         self.site, self._local = site, threading.local()
+        self._server: Any
         site.folders.make()
         tempfile.tempdir = str(site.folders.arriving)  # pynetdicom writes there as data come
         ae = _entity_class()(ae_title=site.ae_title)
@@ -64,21 +61,18 @@ class Receiver:
         ae.require_calling_aet = list(site.callers)
         ae.maximum_associations, ae.maximum_pdu_size = site.associations, PDU
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = _ACSE_S, _DIMSE_S, _NETWORK_S
-        for film in spool.FILMS:
+        for film in FILMS:
             ae.add_supported_context(film, list(SYNTAXES))
         for other in (VERIFICATION, UPS_PULL):
             ae.add_supported_context(other)
         ae.add_supported_context(COMMITMENT, scu_role=False, scp_role=True)
-        self._ae, self._handlers = (
-            ae,
-            [
-                (evt.EVT_C_STORE, self._store),
-                (evt.EVT_C_FIND, self._find),
-                (evt.EVT_N_EVENT_REPORT, self._report),
-                (evt.EVT_REJECTED, self._rejected),
-            ],
-        )
-        self._server: Any = None
+        self._ae, self._server = ae, None
+        self._handlers = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_FIND, self._find),
+            (evt.EVT_N_EVENT_REPORT, self._report),
+            (evt.EVT_REJECTED, self._rejected),
+        ]
 
     @property
     def journal(self) -> Journal:
@@ -89,12 +83,11 @@ class Receiver:
 
     def start(self) -> int:
         """Clear up what an earlier receiver left, then listen; returns the port."""
-        gone = spool.sweep(self.site, everything=True)
-        adopted, dropped = spool.adopt(self.site, self.journal)
+        gone = sweep(self.site, everything=True)
+        adopted, dropped = adopt(self.site, self.journal)
         if gone or adopted or dropped:
-            told = (
-                "%d half-written files deleted, %d films adopted, %d files that were none deleted"
-            )
+            told = "%d half-written files deleted, %d films adopted, "
+            told += "%d files that were none deleted"
             log.info(told, gone, adopted, dropped)
         self._server = _server_class()(
             self._ae,
@@ -126,10 +119,10 @@ class Receiver:
         uid = str(event.request.AffectedSOPInstanceUID)
         sop_class = str(event.request.AffectedSOPClassUID)
         try:
-            return spool.take_in(self.site, self.journal, path, uid, sop_class)
+            return take_in(self.site, self.journal, path, uid, sop_class)
         except Exception as error:  # its words may hold a header's; the sender is to try again
             log.error("a film could not be taken in: %s", type(error).__name__)
-            return spool.NO_SPACE
+            return NO_SPACE
         finally:
             path.unlink(missing_ok=True)
 
@@ -141,8 +134,7 @@ class Receiver:
             yield 0xFF00, found
 
     def _report(self, event: Any) -> tuple[int, Any]:
-        take_report(self.site, self.journal, event.event_information)
-        return 0x0000, None
+        return take_report(self.site, self.journal, event)
 
     def _rejected(self, event: Any) -> None:
         title = printable(str(event.assoc.requestor.ae_title))
@@ -150,15 +142,16 @@ class Receiver:
         self.journal.count("associations_refused")
 
 
-def take_report(site: Site, journal: Journal, told: Any) -> None:
-    """What an N-EVENT-REPORT of storage commitment says goes into the journal."""
-    key_of = site.folders.key_of
+def take_report(site: Site, journal: Journal, event: Any) -> tuple[int, None]:
+    """What an N-EVENT-REPORT of storage commitment says goes into the journal; its answer."""
+    told, key_of = event.event_information, site.folders.key_of
     good = [key_of(i.ReferencedSOPInstanceUID) for i in told.get("ReferencedSOPSequence") or ()]
     bad = {
         key_of(i.ReferencedSOPInstanceUID): f"not committed, 0x{int(i.get('FailureReason', 0)):04X}"
         for i in told.get("FailedSOPSequence") or ()
     }
     journal.committed(str(told.get("TransactionUID", "")), good, bad, time.time())
+    return 0x0000, None
 
 
 def _entity_class() -> Any:
@@ -244,9 +237,8 @@ def _check(size: int, message: Any, largest: int, folder: Path, reserve_mb: int)
         raise OSError("the peer announced too large a PDU")
     if message is None:
         return
-    if message.encoded_command_set.tell() > _LARGEST_COMMAND or (
-        message.data_set is not None and message.data_set.tell() > _LARGEST_COMMAND
-    ):
+    sets = (message.encoded_command_set, message.data_set)
+    if any(part is not None and part.tell() > _LARGEST_COMMAND for part in sets):
         raise OSError("the peer's message is too large")
     file = getattr(message, "_data_set_file", None)
     if file is not None and not file.closed:
@@ -258,13 +250,8 @@ def _check(size: int, message: Any, largest: int, folder: Path, reserve_mb: int)
 
 def main() -> int:
     """The receiver's process; `service` starts it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("site", type=Path)
-    site = from_plain(Site, read_json(parser.parse_args().site))
-    begin_role(site, "receiver")
-    receiver, ended = Receiver(site), threading.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: ended.set())
+    site = role_site("receiver")
+    receiver, ended = Receiver(site), until_told()
     try:
         port = receiver.start()
     except OSError as error:
@@ -274,7 +261,7 @@ def main() -> int:
     log.info(told, site.host, port, site.ae_title, "TLS" if site.tls else "without TLS")
     while not ended.wait(1.0) and with_parent():
         if int(time.monotonic()) % 60 == 0:
-            spool.sweep(site)
+            sweep(site)
     clean = receiver.stop()
     log.info("the receiver has ended%s", "" if clean else "; a transfer was cut off")
     return 0

@@ -5,31 +5,19 @@ DICOM is imported where it is needed: --help must not pay for it. Data sets are 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cxr.notes import FilmError
 from cxr.rules import RefusedError, refusing, require_one_of
-from cxr.workdir import claim, console, log, replacing
+from cxr.workdir import claim, console, log, read_json, replacing
 from hospital import FORMS, KINDS
-
-
-@dataclass(frozen=True)
-class ObjectSettings:
-    """How result objects are made.
-
-    Attributes:
-        sr: comprehensive, which every archive takes, or comprehensive3d, the word of IHE's AI
-            Results profile; both hold the same.
-    """
-
-    sr: str = "comprehensive"
-
-    def __post_init__(self) -> None:
-        require_one_of(self, sr=FORMS)
 
 
 @dataclass(frozen=True)
@@ -70,11 +58,19 @@ class ResultsConfig:
         return [word.strip() for word in self.kinds.split(",") if word.strip()]
 
 
+GONE = "its file is no longer where it was"
+CHANGED = "its file has changed since the run was made"
+NO_DICOM = "its file is no DICOM file with the UIDs that a result must point at"
+ODD = "its header contradicts what a result must say"
+UNJUDGED = "it was not judged, and only a report (sr) says why"
+Film = tuple[Any, Any, str]  # judged, its header, and why it has none
+
+
 def results_of(
     run: Path,
     source: Mapping[str, Path] | None,
     kinds: Collection[str],
-    settings: ObjectSettings,
+    form: str,
     when: datetime,
 ) -> Iterator[tuple[str, list[Any]]]:
     """The objects of each film of a run, in the order of its predictions.csv.
@@ -84,17 +80,38 @@ def results_of(
         source: where a film's file is, by its name in the run; None or a missing one: where the run
             read it.
         kinds: of KINDS.
-        settings: how they are made.
+        form: of the reports, of FORMS.
         when: the time of the judgement; the same time gives the same bytes.
 
     Yields a film's name and its objects (pydicom data sets, ready to be written or sent): none for
     a file that no object can point at (no DICOM, gone, changed, without UIDs), which the log says
     without a word of its header.
     """
-    from hospital.judgement import read_ran
+    return _results(_films_of(run, source), kinds, form, when)
+
+
+def _films_of(run: Path, source: Mapping[str, Path] | None = None) -> Iterator[Film]:
+    """Each film with the header of its file, if that is still the one that was judged."""
+    from cxr.stream import hash_film
+    from hospital.judgement import read_header, read_ran
 
     for judged in read_ran(run).judged(source):
-        found, why = _objects_of(judged, kinds, settings, when)
+        if not judged.path.is_file():
+            yield judged, None, GONE
+        elif hash_film(judged.path) != judged.boxed.sha256:
+            yield judged, None, CHANGED
+        else:
+            header = read_header(judged.path)
+            yield judged, header, NO_DICOM if header is None else ""
+
+
+def _results(
+    films: Iterable[Film], kinds: Collection[str], form: str, when: datetime
+) -> Iterator[tuple[str, list[Any]]]:
+    for judged, header, why in films:
+        found: list[Any] = []
+        if header is not None:
+            found, why = _objects_of(judged, header, kinds, form, when)
         if why:
             what = "not all results" if found else "no results"
             log.warning("%s: %s, as %s", judged.film, what, why)
@@ -102,19 +119,14 @@ def results_of(
 
 
 def _objects_of(
-    judged: Any, kinds: Collection[str], settings: ObjectSettings, when: datetime
+    judged: Any, header: Any, kinds: Collection[str], form: str, when: datetime
 ) -> tuple[list[Any], str]:
-    """A film's objects, or why there are none."""
-    from cxr.notes import FilmError
-    from hospital.objects import make_objects
-    from hospital.planes import Planes, field_net
+    """A film's objects, and why there are none or not all."""
+    from hospital.objects import Planes, field_net, make_objects
 
-    header, why = _header_of(judged)
-    if header is None:
-        return [], why
     planes = Planes(judged, lambda: field_net(judged.field))
     try:
-        made, lost = make_objects(header, judged, kinds, settings.sr, when, planes)
+        made, lost = make_objects(header, judged, kinds, form, when, planes)
     except FilmError as error:
         return [], error.sentence
     if lost:
@@ -122,36 +134,16 @@ def _objects_of(
     return made, "" if made else UNJUDGED
 
 
-def _header_of(judged: Any) -> tuple[Any, str]:
-    """The header of a film's file that is still the one that was judged, or why there is none."""
-    from cxr.stream import hash_film
-    from hospital.header import read_header
-
-    if not judged.path.is_file():
-        return None, GONE
-    if hash_film(judged.path) != judged.boxed.sha256:
-        return None, CHANGED
-    header = read_header(judged.path)
-    return header, NO_DICOM if header is None else ""
-
-
-GONE = "its file is no longer where it was"
-CHANGED = "its file has changed since the run was made"
-NO_DICOM = "its file is no DICOM file with the UIDs that a result must point at"
-ODD = "its header contradicts what a result must say"
-UNJUDGED = "it was not judged, and only a report (sr) says why"
-
-
 def run(config: ResultsConfig) -> int:
     """The command: 0 when every film that can have results has them."""
-    folder, settings = Path(config.runs[0]), ObjectSettings(config.sr)
+    folder = Path(config.runs[0])
     counts: Counter[str] = Counter()
     with refusing():
         when = _time_of(folder)
-        _check_films(folder)
+        films = _usable(folder)
         held = claim(config.out)
         config.out.chmod(0o700)
-        for _, objects in results_of(folder, None, config.asked, settings, when):
+        for _, objects in _results(films, config.asked, config.sr, when):
             counts["films"] += bool(objects)
             counts["films without"] += not objects
             for found in objects:
@@ -164,10 +156,20 @@ def run(config: ResultsConfig) -> int:
     return 0
 
 
+def _usable(folder: Path) -> Iterator[Film]:
+    """A run's films; RefusedError where none of them can have a result."""
+    films, unusable = _films_of(folder), list[Film]()
+    for film in films:
+        if film[1] is not None:
+            return chain(unusable, [film], films)
+        unusable.append(film)
+    whys = Counter(why for _, _, why in unusable)
+    told = "; ".join(f"{n} x {why}" for why, n in whys.items()) or "it has no films"
+    raise RefusedError(f"RUN must be of DICOM films that lie where they lay. {folder}: {told}.")
+
+
 def _write(folder: Path, found: Any) -> bool:
     """Write an object under a name that tells nobody; False where it is there already."""
-    import hashlib
-
     key = hashlib.sha256(found.SOPInstanceUID.encode()).hexdigest()[:16]
     path = folder / f"{found.Modality.lower()}_{key}.dcm"
     if path.exists():
@@ -180,24 +182,7 @@ def _write(folder: Path, found: Any) -> bool:
 
 def _time_of(folder: Path) -> datetime:
     """When a run was made: a repeat must not be another object."""
-    from cxr.workdir import read_json
-
     try:
         return datetime.fromisoformat(read_json(folder / "run.json")["made"])
     except (OSError, KeyError, ValueError):  # said better by who reads the whole run
         return datetime.now(UTC)
-
-
-def _check_films(folder: Path) -> None:
-    """RefusedError where no film of the run can have a result."""
-    from hospital.judgement import read_ran
-
-    ran = read_ran(folder)
-    whys: Counter[str] = Counter()
-    for judged in ran.judged():
-        header, why = _header_of(judged)
-        if header is not None:
-            return
-        whys[why] += 1
-    told = "; ".join(f"{n} x {why}" for why, n in whys.items()) or "it has no films"
-    raise RefusedError(f"RUN must be of DICOM films that lie where they lay. {folder}: {told}.")

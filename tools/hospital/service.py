@@ -1,10 +1,13 @@
 """The service: receiver, worker and sender as processes of their own, watched and started again.
 
-A kill of one takes no other with it, and what one had in hand is in the journal.
+A kill of one takes no other with it, and what one had in hand is in the journal. How it does is
+told in counts for people, for Prometheus, and as JSON on a port of this machine; films only by
+keyed hashes.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,16 +16,17 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from cxr.cli import to_plain
 from cxr.rules import RefusedError
 from cxr.workdir import claim, console, read_json, write_json
-from hospital.health import health, serve_health
-from hospital.journal import Journal
-from hospital.roles import log
-from hospital.settings import DRAIN_S, Site, needs_pacs
+from hospital.journal import Journal, opened
+from hospital.settings import DRAIN_S, Site, log, needs_pacs, until_told
 
 TOOLS = Path(__file__).resolve().parent.parent
 ROLES = {name: (sys.executable, "-m", f"hospital.{name}") for name in ("receiver", "worker")} | {
@@ -65,8 +69,10 @@ class Role:
             log.warning(told, self.name, code, self.name)
         if now >= self._at:
             self._begun = now
+            paths = [str(TOOLS), str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
+            path = os.pathsep.join(filter(None, paths))
             self.process = subprocess.Popen(  # noqa: S603 - our own modules
-                self._command, env=_environment(), stdin=subprocess.DEVNULL
+                self._command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL
             )
 
     @property
@@ -80,11 +86,6 @@ class Role:
             self.process.send_signal(sign)
 
 
-def _environment() -> dict[str, str]:
-    paths = [str(TOOLS), str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
 class Service:
     """All processes of a site; `roles` name their commands."""
 
@@ -94,8 +95,8 @@ class Service:
         self._claim = claim(site.folders.root)
         site.tls_context(server=True)  # what is wrong with the files is said now
         plain = to_plain(site)
-        site_file = site.folders.root / "site.json"
-        write_json(site_file, {f.name: plain[f.name] for f in fields(Site)})
+        own = {f.name: plain[f.name] for f in fields(Site)}
+        site_file = write_json(site.folders.root / "site.json", own)
         (site.folders.root / "receiver.json").unlink(missing_ok=True)
         self.journal = Journal(site.folders.journal)
         self.roles = [Role(name, command, site_file) for name, command in roles.items()]
@@ -128,15 +129,11 @@ class Service:
 
     def is_idle(self) -> bool:
         """Is all that was received judged, sent and, where asked for, committed?"""
-        told = health(self.journal)
-        if self.site.pull and "pulled" not in told["notes"]:
+        told, site = health(self.journal), self.site
+        if told["waiting"] or (site.pull and "pulled" not in told["notes"]):
             return False
-        if told["waiting"]:
-            return False
-        if not self.site.destination:
-            return True
-        open_ = told["results"]["sent"] if self.site.commitment else 0
-        return not told["results"]["waiting"] and not open_
+        unsent = told["results"]["waiting"] or (site.commitment and told["results"]["sent"])
+        return not site.destination or not unsent
 
     def stop(self) -> None:
         """SIGTERM to all; after DRAIN_S whoever is left is killed, which loses nothing."""
@@ -161,8 +158,7 @@ def run(config: ServeConfig) -> int:
     service = Service(config)
     if config.once:
         service.journal.note("pulled", "")
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: service.ended.set())
+    service.ended = until_told()
     try:
         address, port = service.address(), service.health.server_address[1]
         how = "with TLS" if config.tls else "without TLS"
@@ -183,3 +179,139 @@ def run(config: ServeConfig) -> int:
         service.stop()
     console.print("ended; what is not done goes on with the next serve", highlight=False)
     return 1 if config.once and failed else 0
+
+
+STALE_S = 900.0  # a film that waits for so long is a sign of trouble
+_RESULTS = ("waiting", "sent", "committed", "refused")
+_HELP = {
+    "received": "films taken in, ever",
+    "judged": "films judged, ever",
+    "refused": "objects refused at the door, ever",
+    "waiting": "films that wait to be judged",
+    "sent": "films whose results are all with the destination",
+    "committed": "films whose results the destination has committed itself to",
+    "failed": "films that need a person",
+    "oldest_s": "age of the oldest film that is not done, seconds",
+}
+
+
+@dataclass(frozen=True)
+class StatusConfig(Site):
+    """Show how many films were received, judged, refused, sent, and what waits or failed.
+
+    Args:
+        json: as JSON, on standard output.
+    """
+
+    json: bool = False
+
+
+def health(journal: Journal, now: float | None = None) -> dict[str, Any]:
+    """What `status` and the health page show."""
+    now = time.time() if now is None else now
+    states, results = journal.by_state("films"), journal.by_state("outbox")
+    query = "SELECT min(received) AS oldest FROM films WHERE state IN ('received', 'judged')"
+    oldest = journal.rows(query)[0]["oldest"]
+    age = 0.0 if oldest is None else max(0.0, now - oldest)
+    counts = journal.counts()
+    failed = states.get("failed", 0)
+    return {
+        "ok": not failed and age < STALE_S,
+        "received": counts.get("received", 0),
+        "judged": counts.get("judged", 0),
+        "refused": sum(n for name, n in counts.items() if name.startswith("refused_")),
+        "waiting": states.get("received", 0),
+        "sent": states.get("sent", 0) + states.get("committed", 0),
+        "committed": states.get("committed", 0),
+        "failed": failed,
+        "oldest_s": round(age, 1),
+        "results": {name: results.get(name, 0) for name in _RESULTS},
+        "counts": counts,
+        "notes": {name: text for name, text in journal.notes().items() if text},
+    }
+
+
+def prometheus(told: dict[str, Any]) -> str:
+    """`health` in Prometheus' text format."""
+    lines = []
+    for name, what in _HELP.items():
+        kind = "counter" if name in ("received", "judged", "refused") else "gauge"
+        metric = f"lungfirst_films_{name}" + ("_total" if kind == "counter" else "")
+        metric = metric.replace("oldest_s", "oldest_seconds")
+        lines += [f"# HELP {metric} {what}", f"# TYPE {metric} {kind}", f"{metric} {told[name]}"]
+    for metric, kind, what, label, counts in (
+        ("lungfirst_results", "gauge", "results by state", "state", told["results"]),
+        ("lungfirst_events_total", "counter", "what happened", "event", told["counts"]),
+    ):
+        lines += [f"# HELP {metric} {what}", f"# TYPE {metric} {kind}"]
+        lines += [f'{metric}{{{label}="{s}"}} {n}' for s, n in counts.items()]
+    for name, pid in told.get("processes", {}).items():
+        lines.append(f'lungfirst_process_up{{process="{name}"}} {int(bool(pid))}')
+    return "\n".join(lines) + "\n"
+
+
+def serve_health(site: Site, more: Any) -> ThreadingHTTPServer:
+    """Answer /health, /metrics and /worklist on 127.0.0.1; `more` gives what is told beside."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 5
+
+        def do_GET(self) -> None:
+            try:
+                with Journal(site.folders.journal) as journal:
+                    status, kind, text = _page(self.path, site, journal, more)
+            except Exception:  # the page must outlive a full disk
+                status, kind, text = 503, "text/plain", "the journal cannot be read\n"
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *told: Any) -> None:
+            """Nothing: what was asked may hold anything."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", site.health_port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def _page(path: str, site: Site, journal: Journal, more: Any) -> tuple[int, str, str]:
+    from hospital.worklist import page_of, table_rows
+
+    if path == "/worklist":
+        since = time.time() - site.worklist_hours * 3600
+        return 200, "text/html", page_of(table_rows(journal, since))
+    told = health(journal) | more()
+    if path == "/metrics":
+        return 200, "text/plain", prometheus(told)
+    if path in ("/", "/health"):
+        return (200 if told["ok"] else 503), "application/json", json.dumps(told, indent=1) + "\n"
+    return 404, "text/plain", "there are /health, /metrics and /worklist\n"
+
+
+def tell(config: StatusConfig) -> int:
+    """`status`: 0 when all is well, 1 where a film failed or waits for long."""
+    with opened(config) as journal:
+        told = health(journal)
+        failed = journal.rows("SELECT key, reason FROM films WHERE state = 'failed' LIMIT 20")
+    if config.json:
+        print(json.dumps(told, indent=1))
+        return 0 if told["ok"] else 1
+    table = Table("", "count", "what", title="films")
+    for name, what in _HELP.items():
+        table.add_row(name, str(told[name]), what)
+    for name, count in told["results"].items():
+        table.add_row(f"results {name}", str(count), "")
+    for name, count in told["counts"].items():
+        if name not in ("received", "judged", "results_sent"):
+            table.add_row(name.replace("_", " "), str(count), "events")
+    console.print(table)
+    for name, text in told["notes"].items():
+        console.print(f"{name}: {text}", highlight=False, markup=False)
+    for row in failed:
+        console.print(f"failed: film {row['key'][:12]}, {row['reason']}", highlight=False)
+    return 0 if told["ok"] else 1

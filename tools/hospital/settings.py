@@ -1,24 +1,36 @@
-"""What a site tells the service (configs/pacs.yaml), its folders, and the keyed hashes by which
-films are known outside DICOM."""
+"""What a site tells the service (configs/pacs.yaml), its folders, and what its processes share.
+
+Films are known by keyed hashes outside DICOM. A process has its log, and ends with its parent.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 import secrets
+import signal
 import socket
 import ssl
+import sys
+import threading
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from traceback import extract_tb
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from cxr.cli import from_plain
 from cxr.engines import ENGINES
 from cxr.rules import RefusedError, require, require_at_least, require_one_of
+from cxr.workdir import claim, console, read_json
 from hospital import FORMS, KINDS
 
 DRAIN_S = 30.0  # from SIGTERM to the end
@@ -168,8 +180,8 @@ class Folders:
     def make(self) -> Folders:
         """Make what is missing, all 0700, and the key of the hashes."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        places = (self.films.parent, self.films, self.arriving, self.outbox, self.runs)
-        for place in (self.root, *places, self.worklist, self.logs, self.sender):
+        inner = (self.films.parent, self.films, self.arriving, self.outbox, self.runs)
+        for place in (self.root, *inner, self.worklist, self.logs, self.sender):
             place.mkdir(mode=0o700, exist_ok=True)
             place.chmod(0o700)
         self._secret_file()
@@ -221,11 +233,8 @@ def peer_of(destination: str) -> tuple[str, str, int]:
         host, port = parts.hostname or "", parts.port or 0
     except ValueError:
         host, port = "", 0
-    if not (at and 0 < len(title) <= 16 and host and port):
-        raise ValueError(
-            "destination must be AET@HOST:PORT, or the URL of DICOMweb. "
-            f"Got {destination!r} instead."
-        )
+    known = bool(at and 0 < len(title) <= 16 and host and port)
+    require(known, "destination must be AET@HOST:PORT, or the URL of DICOMweb", destination)
     return title, host, port
 
 
@@ -237,8 +246,68 @@ def needs_pacs() -> Any:
         raise RefusedError(
             f"{error.name} is not installed, which this needs: pip install -e '.[pacs]'"
         ) from error
-    import logging
-
     for name in ("pynetdicom", "pydicom", "dicomweb_client", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # they quote headers
     return pynetdicom
+
+
+log = logging.getLogger("lungfirst.hospital")  # a run's own log leaves this one's file open
+_PARENT = os.getppid()
+
+
+def begin_role(site: Site, name: str) -> None:
+    """Log to logs/NAME.log; nothing that a library says of a header, and no error's own words,
+    which may quote one, gets there."""
+    os.umask(0o077)
+    site.folders.make()
+    warnings.simplefilter("ignore")
+    console.quiet = True
+    handler = RotatingFileHandler(site.folders.logs / f"{name}.log", "a", 4 << 20, 3, "utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    sys.excepthook = _told
+    threading.excepthook = lambda args: _told(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _told(kind: type[BaseException], error: Any, _: TracebackType | None) -> None:
+    own = isinstance(error, RefusedError)  # our own words name no patient
+    log.error("%s", error if own else where(error) if error is not None else kind.__name__)
+
+
+def role_site(name: str) -> Site:
+    """The site of a process of the service, which is started with the site's file; its log is
+    begun."""
+    site = from_plain(Site, read_json(sys.argv[1]))
+    begin_role(site, name)
+    return site
+
+
+def until_told() -> threading.Event:
+    """What SIGTERM and Ctrl-C set."""
+    ended = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: ended.set())
+    return ended
+
+
+def where(error: BaseException) -> str:
+    """An error's kind and place, without its words."""
+    at = [f" at {Path(f.filename).name}:{f.lineno}" for f in extract_tb(error.__traceback__)[-1:]]
+    return "".join([error.__class__.__name__, *at])
+
+
+def hold(folder: Path, ended: threading.Event) -> Any:
+    """The claim of a folder, waited for while an earlier process, whose parent is gone, ends what
+    it has in hand; None where this one is to end itself."""
+    while not ended.is_set() and with_parent():
+        with suppress(RefusedError):
+            return claim(folder)
+        ended.wait(0.5)
+    return None
+
+
+def with_parent() -> bool:
+    """Does the process that started this one still live?"""
+    return os.getppid() == _PARENT

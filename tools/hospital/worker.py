@@ -8,52 +8,31 @@ twice is the same.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
-import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from cxr.cli import from_plain
 from cxr.engines import shared_by
 from cxr.rules import RefusedError, refusing
-from cxr.workdir import read_json, replacing
+from cxr.workdir import replacing
 from hospital import worklist
-from hospital.journal import Journal, Judgement
-from hospital.roles import begin_role, hold, log, where, with_parent
-from hospital.settings import Site, needs_pacs
-from hospital.spool import header_of
+from hospital.journal import Journal, Judgement, header_of
+from hospital.settings import Site, hold, log, needs_pacs, role_site, until_told, where, with_parent
 
-_TRIES, _TRIES_ALONE = 3, 3  # of a batch that ends its worker; then of each film by itself
+_TRIES = 3  # of a batch that ends its worker; then of each film by itself
 _BREATH_S = 5.0  # after an error of the disk
 
 
-class Row(Protocol):
-    """Of predictions.csv, what is told further."""
-
-    @property
-    def film(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def decision(self) -> str: ...
-    @property
-    def tier(self) -> str: ...
-    @property
-    def abnormal_score(self) -> float | None: ...
-
-
-# films (name → path) and a run's folder to a row each
-Judging = Callable[[Mapping[str, Path], Path], Iterable[Row]]
+Films = Mapping[str, Path]  # name → path
+Judging = Callable[[Films, Path], Iterable[Any]]  # films and a run's folder to predictions' rows
 # a run's folder, films and the time to each film's objects
-Making = Callable[[Path, Mapping[str, Path], datetime], Iterable[tuple[str, Sequence[Any]]]]
+Making = Callable[[Path, Films, datetime], Iterable[tuple[str, Sequence[Any]]]]
 
 
 class Networks:
@@ -82,7 +61,7 @@ class Networks:
             jobs=0,
         )
 
-    def __call__(self, films: Mapping[str, Path], run: Path) -> Iterable[Row]:
+    def __call__(self, films: Films, run: Path) -> Iterable[Any]:
         """The rows of the films; raises OSError or ValueError as classify.run does."""
         from classify.run import begin_run, work_through
         from classify.work import note_panel, open_source
@@ -99,16 +78,9 @@ class Networks:
 
 def objects_of(site: Site) -> Making:
     """What makes the results that the site wants."""
-    from hospital.results import ObjectSettings, results_of
+    from hospital.results import results_of
 
-    settings = ObjectSettings(site.sr)
-
-    def make(
-        run: Path, films: Mapping[str, Path], when: datetime
-    ) -> Iterable[tuple[str, Sequence[Any]]]:
-        return results_of(run, films, site.kinds, settings, when)
-
-    return make
+    return lambda run, films, when: results_of(run, films, site.kinds, site.sr, when)
 
 
 class Worker:
@@ -119,8 +91,8 @@ class Worker:
 
     def step(self) -> bool:
         """Work on a batch, one that was begun before a new one; False where there is none yet."""
-        for name, films, tries in self.journal.begun():
-            self._resume(name, films, tries)
+        if begun := self.journal.begun():
+            self._resume(*begun[0])
             return True
         waiting = self.journal.waiting(self.site.batch)
         if not waiting:
@@ -134,17 +106,17 @@ class Worker:
     def _resume(self, name: str, films: list[str], tries: int) -> None:
         if not films:
             self.journal.judged(name, [], time.time())
-        elif len(films) > 1 and tries >= _TRIES:
+        elif tries < _TRIES:
+            self._work(name, films)
+        elif len(films) > 1:
             log.error("batch %s ended its worker %d times: its films go one by one", name, tries)
             self.journal.dissolve(name, time.time())
             for film in films:
                 self._work(batch_name([film], "alone"), [film])
-        elif len(films) == 1 and tries >= _TRIES_ALONE:
+        else:
             log.error("film %s cannot be judged: it ended the worker %d times", films[0], tries)
             self.journal.fail(films[0], "judging it ended the worker", time.time())
             self.journal.judged(name, [], time.time())
-        else:
-            self._work(name, films)
 
     def _work(self, name: str, keys: list[str]) -> None:
         begun = self.journal.begin(name, keys, time.time())
@@ -169,7 +141,7 @@ class Worker:
         made: dict[str, dict[str, str]] = {}
         when = datetime.fromtimestamp(int(begun)).astimezone()
         for name, objects in self.make(run, films, when):
-            made[name] = {k: kind for k, kind in map(self._lay_out, objects)}
+            made[name] = dict(map(self._lay_out, objects))
         found = []
         for name, path in films.items():
             row = rows[name]
@@ -196,9 +168,7 @@ def batch_name(keys: Sequence[str], more: str = "") -> str:
 
 def work(site: Site, judge: Judging, make: Making) -> int:
     """Work until SIGTERM, or until the parent is gone; the batch at hand is finished."""
-    ended = threading.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: ended.set())
+    ended = until_told()
     # no other worker; and what a killed one left half written there, with names in it, is deleted
     held = [hold(place, ended) for place in (site.folders.outbox, site.folders.worklist)]
     with Journal(site.folders.journal) as journal:
@@ -212,10 +182,7 @@ def work(site: Site, judge: Judging, make: Making) -> int:
 
 def main() -> int:
     """The worker's process; `service` starts it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("site", type=Path)
-    site = from_plain(Site, read_json(parser.parse_args().site))
-    begin_role(site, "worker")
+    site = role_site("worker")
     needs_pacs()
     os.nice(10)  # the receiver goes first
     with refusing(), shared_by(2):  # films are boxed while others are judged

@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cxr.workdir import console, write_atomic
+from rich.table import Table
+
+from cxr.workdir import console, replacing, write_atomic
 from hospital.journal import ORDER, Journal
 from hospital.settings import Site
 
@@ -46,20 +48,18 @@ def priority_of(decision: str, tier: str) -> str:
 def write_item(site: Site, key: str, header: Any, priority: str, received: float) -> None:
     """Lay a film's entry into the worklist's folder; `header` is the film's, None without one."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.filebase import DicomBytesIO
     from pydicom.uid import ExplicitVRLittleEndian
 
     item: Any = Dataset()
     for name in _COPIED:
         setattr(item, name, header.get(name, "") if header is not None else "")
-    when = datetime.fromtimestamp(received)
     item.SOPClassUID = _UPS
     item.SOPInstanceUID = f"2.25.{int(key, 16)}"
     item.ProcedureStepState = "SCHEDULED"
     item.ScheduledProcedureStepPriority = priority
     item.ProcedureStepLabel = "Read chest radiograph"
     item.WorklistLabel = "lungfirst: research only"
-    item.ScheduledProcedureStepStartDateTime = when.strftime("%Y%m%d%H%M%S")
+    item.ScheduledProcedureStepStartDateTime = f"{datetime.fromtimestamp(received):%Y%m%d%H%M%S}"
     item.InputReadinessState = "READY"
     if header is not None:
         image = Dataset()
@@ -72,12 +72,9 @@ def write_item(site: Site, key: str, header: Any, priority: str, received: float
         item.InputInformationSequence = [source]
     item.file_meta = FileMetaDataset()
     item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    item.file_meta.MediaStorageSOPClassUID = _UPS
-    item.file_meta.MediaStorageSOPInstanceUID = item.SOPInstanceUID
-    buffer = DicomBytesIO()
-    item.save_as(buffer, enforce_file_format=True)
     path = site.folders.worklist / f"{priority}-{key}.dcm"
-    write_atomic(path, buffer.getvalue())
+    with replacing(path) as file:
+        item.save_as(file, enforce_file_format=True)
     os.utime(path, (received, received))
 
 
@@ -165,9 +162,7 @@ def page_of(rows: list[tuple[str, ...]]) -> str:
 
 def run(config: WorklistConfig) -> int:
     """`worklist`: the table in the terminal, and the page where one was asked for."""
-    from rich.table import Table
-
-    from hospital.spool import opened
+    from hospital.journal import opened
 
     with opened(config) as journal:
         rows = table_rows(journal, datetime.now().timestamp() - config.worklist_hours * 3600)

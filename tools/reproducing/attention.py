@@ -12,11 +12,11 @@ lungs' share of what the network saw (classify.audit.metrics): 1 is chance.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from cxr.films_table import FilmNames
 from cxr.ledger import read_answers
 from cxr.stats import Figure, mean_figure
 from cxr.stream import Unread, batched, default_jobs, read_ahead
-from cxr.workdir import log, sha256_file, write_json
+from cxr.workdir import log, read_json, sha256_file, write_json
 from detect.lungfield.field import DEFAULT_WEIGHTS, LungField
 
 RESULT = "attention.json"  # in the training's folder
@@ -103,10 +103,8 @@ def attention_of(
         data: folders with films.csv, the films and, where there are any, human lung masks.
         crops: folder of detect.crop, for a network that was trained on crops.
         max_films: measure so many of the tested films, drawn by a hash of their names; 0 for all.
-        draws: bootstrap draws of patients.
-        seed: of the bootstrap.
-        batch: films at a time.
-        device: auto, cpu or cuda.
+        draws, seed: of the bootstrap of patients.
+        batch: films at a time, on `device`: auto, cpu or cuda.
     """
     folder, data = Path(folder), DataFolders(data)
     folds = sorted(folder.glob("fold[0-9]*"), key=lambda p: (len(p.name), p.name)) or [folder]
@@ -127,7 +125,8 @@ def attention_of(
     found, _ = select_cases(rows, data, (), False, crops)
     cases = {case.row.image: case for case in found}
     tested = [[answer.film for answer in read_answers(path)[1]] for _, path in parts]
-    wanted = _choose([film for films in tested for film in films], max_films)
+    order = sorted(chain(*tested), key=lambda film: hashlib.sha256(film.encode()).digest())
+    wanted = set(order[: max_films or None])  # always the same
     names, truths = FilmNames(cases), Truths.load(data)
     field = cache(lambda: LungField.load(DEFAULT_WEIGHTS, device))
     left_out = Counter[str]()
@@ -189,12 +188,6 @@ def _load(path: Path, cropped: bool) -> Single:
     return single
 
 
-def _choose(films: Sequence[str], most: int) -> set[str]:
-    """So many films, always the same; all of them for 0."""
-    order = sorted(films, key=lambda film: hashlib.sha256(film.encode()).digest())
-    return set(order[: most or None])
-
-
 def _hash(path: Path) -> str:
     return sha256_file(path) if path.is_file() else ""
 
@@ -202,7 +195,7 @@ def _hash(path: Path) -> str:
 def _read(path: Path, key: dict[str, Any]) -> Attention | None:
     """What an earlier call wrote for the same key."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         if data.pop("key") != key:
             return None
         nets = {name: Figure(**values) for name, values in data.pop("nets").items()}

@@ -1,21 +1,29 @@
-"""What a run of tools/reproduce.py decides, and the cells of a table: each is one training, known
-by the hash of all that its result hangs on."""
+"""What a run of tools/reproduce.py decides, and the cells of a table, each one training.
+
+A cell is known by the hash of all that its result hangs on. Cells are trained one after the other
+in this process, or side by side on the machines of a Ray cluster.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from filelock import FileLock
 from rich.table import Table as Shown
 
-from cxr.cli import Several, from_plain, to_plain
+from cxr.cli import Several, from_plain, load_named, to_plain
 from cxr.data_folders import DataFolders
+from cxr.ledger import read_answers
 from cxr.page import printable
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from cxr.training.recipe import flatten
+from cxr.workdir import log, provenance, read_json, write_json
 from reproducing.experiment import BUDGETS, Experiment, merge
 from reproducing.runners import (
     DRAWN,
@@ -146,7 +154,7 @@ class Cell:
     @property
     def result(self) -> dict[str, Any]:
         """result.json of a finished cell."""
-        return dict(json.loads((self.folder / RESULT).read_text(encoding="utf-8")))
+        return dict(read_json(self.folder / RESULT))
 
     @property
     def answers(self) -> Path:
@@ -157,9 +165,7 @@ class Cell:
     def failure(self) -> str:
         """Why the last training failed; empty when it did not."""
         path = self.folder / FAILED
-        if self.finished or not path.is_file():
-            return ""
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+        return "" if self.finished or not path.is_file() else str(read_json(path)["reason"])
 
 
 def make_cells(
@@ -169,15 +175,14 @@ def make_cells(
 
     Resolving takes a while: without `with_paper` the cells' `paper` stays empty.
     """
-    runner = find_runner(experiment.runner)
-    check_input(experiment, bool(config.crops))
+    runner = check_input(experiment, bool(config.crops))
     marks = fingerprint(config.data, config.crops, runner.files)
     cells = []
     for row, column in experiment.cells():
         try:
-            settings = resolve(runner, experiment.settings(config.budget, row, column), config)
-            wanted = experiment.settings("paper", row, column)
-            paper = resolve(runner, wanted, config) if with_paper else {}
+            wanted = [experiment.settings(b, row, column) for b in (config.budget, "paper")]
+            settings = resolve(runner, wanted[0], config)
+            paper = resolve(runner, wanted[1], config) if with_paper else {}
             kind = flatten(settings)[runner.protocol] if runner.protocol else runner.only
             if kind != experiment.protocol:  # defaults included
                 raise ValueError(
@@ -240,13 +245,13 @@ def cell_key(runner: str, settings: dict[str, Any], seen: str, marks: Sequence[s
 
 def _defaults(config_class: type[Any]) -> dict[str, Any]:
     """The default of each field, as plain values; together they need not make a configuration."""
-    found = {f.name: f.default for f in fields(config_class) if f.default is not MISSING}
-    made = {
-        f.name: f.default_factory()
-        for f in fields(config_class)
-        if f.default_factory is not MISSING
-    }
-    return {name: to_plain(value) for name, value in (found | made).items()}
+    found = {}
+    for known in fields(config_class):
+        if known.default is not MISSING:
+            found[known.name] = to_plain(known.default)
+        elif known.default_factory is not MISSING:
+            found[known.name] = to_plain(known.default_factory())
+    return found
 
 
 def short_reason(error: Exception) -> str:
@@ -277,3 +282,114 @@ def finished(experiment: Experiment, config: ReproduceConfig) -> str:
         return str(sum(cell.finished for cell in make_cells(experiment, config, False)))
     except (ValueError, OSError):
         return "–"
+
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Outcome(NamedTuple):
+    """How a cell ended: `reason` is empty for success."""
+
+    name: str
+    seconds: float
+    reason: str = ""
+
+
+def run_cells(cells: Sequence[Cell], config: ReproduceConfig) -> Iterator[Outcome]:
+    """Train the cells that are not finished; each outcome as it comes.
+
+    Two cells of one key are one training. Raises ValueError when Ray is asked for and missing.
+    """
+    pending = {cell.key: cell for cell in cells if not cell.finished}
+    tasks = [(cell, find_runner(cell.runner)) for cell in pending.values()]
+    if config.engine == "ray":
+        yield from _run_on_ray(tasks, config)
+    else:
+        yield from (run_cell(*task) for task in tasks)
+
+
+def import_ray() -> Any:
+    """The module; raises ValueError that says how to install it."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError(
+            "engine must be local where Ray is not installed. Got ray: pip install 'lungfirst[ray]'"
+        ) from error
+    return ray
+
+
+def _run_on_ray(tasks: Sequence[tuple[Cell, Runner]], config: ReproduceConfig) -> Iterator[Outcome]:
+    """One remote task a cell. Only the outcome travels: what was trained lies in the cell's folder,
+    which every machine of the cluster must see under the same path; the project's root and tools/
+    must stand in its PYTHONPATH."""
+    ray = import_ray()
+    if not tasks:
+        return
+    ours = not ray.is_initialized()
+    if ours:
+        here = {"include_dashboard": False} if not config.address else {}
+        paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers here inherit it
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs it
+        try:
+            ray.init(address=config.address or "local", log_to_driver=False, **here)
+        except Exception as error:  # Ray raises several kinds, a bare Exception among them
+            raise ValueError(f"Ray did not start: {short_reason(error)}") from error
+    try:
+        remote = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=1)(run_cell)
+        waiting = {remote.remote(*task): (task[0], time.monotonic()) for task in tasks}
+        while waiting:
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            cell, started = waiting.pop(ready)
+            try:
+                yield ray.get(ready)
+            except ray.exceptions.RayError as error:  # the worker died: its cell is not finished
+                yield Outcome(cell.name, time.monotonic() - started, short_reason(error))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def run_cell(cell: Cell, runner: Runner) -> Outcome:
+    """Train a cell unless it is finished, and write result.json; an error becomes the reason.
+
+    A lock keeps two runs that share a folder from training one cell at once. The runner comes with
+    the cell, since another process would have to look it up.
+    """
+    folder, answered, reason = cell.folder, "", ""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if cell.finished:
+            return Outcome(cell.name, 0.0)
+        started = time.monotonic()
+        try:
+            answered = _train(cell, runner)
+        except Exception as error:  # one cell's fault must not stop the others
+            reason = short_reason(error)
+            ours = isinstance(error, ValueError | OSError)  # its words say what a user can mend
+            log.warning("%s: %s", cell.name, reason, exc_info=not ours)
+            write_json(folder / FAILED, {"reason": reason, **provenance()})
+        finally:
+            gc.collect()
+        seconds = time.monotonic() - started
+        if not reason:
+            record = {
+                "schema": "lungfirst.cell",
+                "version": 1,
+                **{k: getattr(cell, k) for k in ("table", "row", "column", "runner", "key")},
+                "answers": answered,
+                "seconds": round(seconds, 1),
+                "settings": cell.settings,
+                **provenance(),
+            }
+            write_json(folder / RESULT, record)
+            (folder / FAILED).unlink(missing_ok=True)
+    return Outcome(cell.name, seconds, reason)
+
+
+def _train(cell: Cell, runner: Runner) -> str:
+    """The runner's training; returns where answers.csv lies in the cell's folder."""
+    made = Path(load_named(runner.train)(from_plain(runner.config_class, cell.settings)))
+    read_answers(made / "answers.csv")  # raises ValueError for a training that left none
+    return made.resolve().relative_to(cell.folder.resolve()).as_posix()

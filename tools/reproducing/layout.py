@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from cxr.draw import LINES, new_figure, to_png
+from cxr.draw import LINES, new_figure, to_data_uri, to_png
 from cxr.page import printable
 from cxr.page.build import page_text
 from cxr.stats import Figure, in_words
@@ -67,17 +66,18 @@ def grids(table: Table) -> list[Grid]:
         first = Grid("", title, heads, rows)
         return [first, _by_class(table, apart, title)] if apart else [first]
     of = {(row.row, row.column): row for row in table.rows}
-    columns, lines = (
-        [line.name for line in known] for known in (experiment.columns, experiment.rows)
-    )
     found = []
     for measure in table.measures:
-        heads = tuple((name, (*_heads(measure)[1], "differs")) for name in columns)
+        heads = tuple((c.name, (*_heads(measure)[1], "differs")) for c in experiment.columns)
         texts = {
-            name: [_texts(table, of[name, column], [measure], True) for column in columns]
-            for name in lines
+            line.name: [
+                text
+                for column in experiment.columns
+                for text in _texts(table, of[line.name, column.name], [measure], True)
+            ]
+            for line in experiment.rows
         }
-        rows = tuple((name, sum(parts, ())) for name, parts in texts.items())
+        rows = tuple((name, tuple(own)) for name, own in texts.items())
         found.append(Grid(measure.title, title, heads, rows))
     return found
 
@@ -134,13 +134,9 @@ def film_grids(table: Table) -> list[Grid]:
     found = []
     for title, rows in groupby(table.films, lambda row: row.title):
         own = list(rows)
-        columns = list(dict.fromkeys(name for row in own for name in row.counts))
-        heads = tuple((name.replace("_", " "), ("paper", "ours")) for name in columns)
+        heads = tuple((name.replace("_", " "), ("paper", "ours")) for name in own[0].counts)
         texts = [
-            (
-                row.row.replace("_", " "),
-                tuple(_count(n) for c in columns for n in row.counts.get(c, (None, None))),
-            )
+            (row.row.replace("_", " "), tuple(map(_count, chain(*row.counts.values()))))
             for row in own
         ]
         found.append(Grid(title, "Films", heads, tuple(texts)))
@@ -164,7 +160,7 @@ def _texts(
     for measure in measures:
         entry = row.entries[measure.name]
         if not measure.ours_only:
-            texts.append(NOT_GIVEN if entry.paper is None else _paper(entry.paper))
+            texts.append(_paper(entry.paper))
         if entry.state == "ok":
             texts.append("runs" if table.smoke else number(entry.ours, measure.counted))
         elif entry.state == "quoted":
@@ -176,10 +172,10 @@ def _texts(
     return (*texts, *([told] if letters else []))
 
 
-def _paper(figure: float | str) -> str:
-    """The paper's figure; of a count also the share."""
+def _paper(figure: float | str | None) -> str:
+    """The paper's figure, if it gives any; of a count also the share."""
     if not isinstance(figure, str):
-        return f"{figure:.3f}"
+        return NOT_GIVEN if figure is None else f"{figure:.3f}"
     part, _, whole = figure.partition("/")
     return f"{figure} = {int(part) / int(whole):.3f}" if whole.isdigit() else figure
 
@@ -285,7 +281,7 @@ class Picture(NamedTuple):
     @property
     def source(self) -> str:
         """For a page that needs no other file."""
-        return f"data:image/png;base64,{b64encode(self.png).decode()}"
+        return to_data_uri(self.png)
 
 
 def pictures_of(table: Table, cells: Sequence[Cell], kept: Path | None = None) -> list[Picture]:

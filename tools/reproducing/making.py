@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cxr.cli import to_plain
+from cxr.cli import as_list, load_named, to_plain
 from cxr.coco import CocoFilm, CocoSet, write_coco
 from cxr.data_folders import DataFolders
 from cxr.draw import encode_png
+from cxr.films_table import (
+    film_stem,
+    has_disease,
+    is_among,
+    label_word,
+    names_of,
+    plain_word,
+    read_finding_boxes,
+)
 from cxr.intensity import to_uint8
 from cxr.split import make_split
 from cxr.stats import Figure
 from cxr.training.recipe import flatten
-from cxr.workdir import git_commit, library_versions, log, write_atomic, write_json
+from cxr.workdir import git_commit, library_versions, log, read_json, write_atomic, write_json
 from labelling.demo import draw_chest
-from reproducing.cells import Cell, ReproduceConfig, check_input, make_cells
-from reproducing.counts import count_films, split_of
-from reproducing.engine import run_cells
-from reproducing.experiment import BUDGETS, Experiment
+from reproducing.cells import (
+    Cell,
+    ReproduceConfig,
+    check_input,
+    make_cells,
+    run_cells,
+    short_reason,
+)
+from reproducing.experiment import BUDGETS, Experiment, Films
 from reproducing.layout import Picture, markdown, page_html, pictures_of
 from reproducing.probe import ask_probe
-from reproducing.runners import DRAWN, SPLIT, find_runner
+from reproducing.runners import DRAWN, SPLIT, SplitOf, find_runner
 from reproducing.table import (
+    CountRow,
     ProbeRow,
     Table,
     fill_rows,
@@ -92,7 +107,7 @@ def collect(
         "films": films,
     }
     if kept and not any(cell.finished for cell in cells):  # they were measured then, not now
-        then = json.loads(past.read_text(encoding="utf-8"))
+        then = read_json(past)
         made |= {k: then["made"][k] for k in ("made", "commit", "versions")}
         probe = tuple(
             ProbeRow(row["name"], {n: Figure(**f) for n, f in row["figures"].items()})
@@ -197,3 +212,79 @@ def find_crops(experiment: Experiment, config: ReproduceConfig) -> Path:
     if crop([*films, "--out", str(out), "--device", config.device]):
         raise ValueError(f"crops could not be made in {out}: see the messages above.")
     return out
+
+
+ALL, TOTAL = "all", "total"
+
+
+def split_of(cell: Cell) -> SplitOf | None:
+    """The films behind a cell and their parts, which need no training; None where the runner does
+    not tell, or the films are not there."""
+    known = find_runner(cell.runner).split
+    if known is None:
+        return None
+    try:
+        found: SplitOf = load_named(known)(cell.settings)
+    except (ValueError, OSError) as error:
+        log.warning("%s: no split: %s", cell.name, short_reason(error))
+        return None
+    return found
+
+
+def count_films(
+    experiment: Experiment, cell: Cell, split: SplitOf | None, config: ReproduceConfig
+) -> tuple[CountRow, ...]:
+    """A row for each class that the paper counts; ours is None where it is not known."""
+    rows = []
+    for asked in experiment.films:
+        ours = _ours(asked, cell, split, config)
+        named = dict.fromkeys(c for known in asked.figures.values() for c in known)
+        columns = sorted(named, key=lambda name: name == TOTAL)
+        for name, known in asked.figures.items():
+            counts = {c: (known.get(c), ours.get((name, c))) for c in columns}
+            rows.append(CountRow(asked.title, name, counts))
+    return tuple(rows)
+
+
+def _ours(
+    asked: Films, cell: Cell, split: SplitOf | None, config: ReproduceConfig
+) -> Counter[tuple[str, str]] | dict[tuple[str, str], int]:
+    """(row, column) → films."""
+    if asked.by == "label":
+        return _by_label(asked, cell, config)
+    if split is None:
+        return {}
+    found: Counter[tuple[str, str]] = Counter()
+    place = {image: part for part, images in split.images.items() for image in images}
+    for image, truth in split.truths.items():
+        # images/SOURCE/NAME, as films.csv has them
+        column = place.get(image) if asked.by == "part" else PurePosixPath(image).parts[-2]
+        if column:
+            for name in (truth, ALL):
+                found[name, column] += 1
+                found[name, TOTAL] += 1
+    return found
+
+
+def _by_label(asked: Films, cell: Cell, config: ReproduceConfig) -> dict[tuple[str, str], int]:
+    """Of each target the films of the table's sources with a finding box, and those without."""
+    settings = flatten(cell.settings)
+    boxed: set[tuple[str, str]] = set()
+    if settings["region.kind"] == "finding_boxes":
+        for path in as_list(settings["region.path"]):
+            boxed |= {(film_stem(i), label_word(f)) for i, f, _ in read_finding_boxes(path)}
+    sources = settings["sources"]
+    rows = [
+        r for r in DataFolders(config.data).rows() if not sources or is_among(r.source, sources)
+    ]
+    found = {}
+    for name in asked.figures:
+        if plain_word(name) == "normal":
+            found[name, TOTAL] = sum(row.label == "normal" for row in rows)
+            continue
+        own = [row for row in rows if has_disease(row, [name])]
+        stems = {film_stem(row.image) for row in own}
+        hard = {stem for stem, finding in boxed if finding in names_of(name) and stem in stems}
+        found |= {(name, "hard"): len(hard), (name, "weak"): len(own) - len(hard)}
+        found[name, TOTAL] = len(own)
+    return found

@@ -7,7 +7,6 @@ without lungs. A network is only worth as much as it adds to these.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +20,9 @@ from classify.films import Case, select_cases
 from cxr.data_folders import Data, DataFolders
 from cxr.ledger import Answer
 from cxr.stream import Unread, batched, default_jobs, read_ahead
-from cxr.workdir import log, replacing, sha256_file, write_json
+from cxr.workdir import log, read_json, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
-from exploring.entries import Box, coco_boxes
-from exploring.gather import FEATURES, OTHER_SHAPE, film_features
+from exploring import FEATURES, OTHER_SHAPE, Box, coco_boxes, film_features
 from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import Experiment
 from reproducing.runners import SplitOf
@@ -196,7 +194,7 @@ def found_boxes(
         return {}
     path = cache / f"boxes_{sha256_file(weights)[:16]}.json"
     try:
-        known: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        known: dict[str, Any] = dict(read_json(path))
     except (OSError, ValueError, TypeError):
         known = {}
     marks = {image: _mark(data / image) for image in images}

@@ -16,6 +16,7 @@ from filelock import FileLock
 from cxr.cli import from_plain, load_named, to_plain
 from cxr.data_folders import Data, DataFolders
 from cxr.manifest import read_manifest
+from cxr.rules import require
 from cxr.training.recipe import flatten
 from cxr.workdir import sha256_file
 
@@ -268,6 +269,5 @@ RUNNERS: dict[str, Runner] = {
 
 def find_runner(name: str) -> Runner:
     """The runner of a name; raises ValueError, with the names there are, for another."""
-    if name not in RUNNERS:
-        raise ValueError(f"runner must be one of {', '.join(RUNNERS)}. Got {name!r} instead.")
+    require(name in RUNNERS, f"runner must be one of {', '.join(RUNNERS)}", name)
     return RUNNERS[name]

@@ -9,12 +9,14 @@ differ only in what is asked of the members share one training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from classify.dataset import (
     NO_REGION,
@@ -27,7 +29,9 @@ from classify.dataset import (
 )
 from classify.ensemble import member_of
 from classify.films import Case
-from classify.members import FAR_BELOW, label_of
+from classify.members import FAR_BELOW, TARGET, label_of
+from classify.models.multitask import SCXNN
+from classify.preprocess import to_input
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener
 from classify.screening.guarantee import ScreeningFilms
 from classify.screening.reading import TIERS, RiskRow, risk_table
@@ -35,13 +39,20 @@ from classify.tasks.member import load_cases, member_logits, train_ensemble
 from classify.tasks.settings import TrainConfig
 from cxr.bundle import load_bundle
 from cxr.cli import from_plain
-from cxr.draw import new_figure, write_figure
+from cxr.draw import (
+    draw_contour,
+    fit,
+    new_figure,
+    overlay_saliency,
+    to_rgb,
+    write_figure,
+    write_sheet,
+)
 from cxr.films_table import has_disease, is_abnormal, is_among
 from cxr.ledger import Answer, write_answers
 from cxr.rules import require
 from cxr.stats import Figure, figure_of, ratio, share_figure, softmax, weighted_auc, with_draws
 from cxr.workdir import log, replacing, write_json
-from reproducing.members import draw_members
 from reproducing.runners import SplitOf, digest, shared_folder
 
 LEAST = 1e-12  # a sum of scores must not be 0
@@ -142,24 +153,17 @@ def _answered(
     films = {part: [cases[i] for i in parts[part]] for part in own}
     wanted = [i for part in own for i in parts[part]]
     asked = digest([cases[i].row.image for i in wanted])
-    found = _once(
-        Path(training.out) / f"logits-{asked}.npy",
-        lambda: member_logits(training, cases, parts, wanted) if wanted else np.empty(0),
-    )
+    kept = Path(training.out) / f"logits-{asked}.npy"  # cells of one training ask the same of it
+    if not kept.is_file():
+        with replacing(kept) as file:
+            known = member_logits(training, cases, parts, wanted) if wanted else np.empty(0)
+            np.save(file, known)
     ends = np.cumsum([len(films[part]) for part in own])[:-1]
-    logits = dict(zip(own, np.split(found, ends), strict=True)) if own else {}
+    logits = dict(zip(own, np.split(np.load(kept), ends), strict=True)) if own else {}
     if config.tested:
         films["test"] = cases_of(replace(training, sources=config.tested))[0]
         logits["test"] = _logits_of(training, films["test"])
     return films, logits
-
-
-def _once(path: Path, ask: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `ask` returns, which is kept: cells of one training ask the same of it."""
-    if not path.is_file():
-        with replacing(path) as file:
-            np.save(file, ask())
-    return np.asarray(np.load(path))
 
 
 def _logits_of(training: TrainConfig, cases: list[Case]) -> np.ndarray:
@@ -168,11 +172,17 @@ def _logits_of(training: TrainConfig, cases: list[Case]) -> np.ndarray:
     cache = build_cache(cases, training.preprocess, NO_REGION, cache_of(training), side)
     films = FilmDataset(cache, [0] * len(cases), range(len(cases)), side)
     found = []
-    for name, targets in training.networks.items():
-        net = member_of(load_bundle(Path(training.out) / f"{name}.safetensors", "member"))
+    for net, targets in _members(training):
         logits = predict(net, film_loader(films, training), training)
         found.append(logits.reshape(len(cases), len(targets), -1))
     return np.concatenate(found, axis=1)
+
+
+def _members(training: TrainConfig) -> Iterator[tuple[SCXNN, Sequence[str]]]:
+    """Each trained network with its targets."""
+    for name, targets in training.networks.items():
+        bundle = load_bundle(Path(training.out) / f"{name}.safetensors", "member")
+        yield member_of(bundle), targets
 
 
 def joint_scores(logits: np.ndarray) -> np.ndarray:
@@ -259,10 +269,9 @@ def screen_films(
 
     Args:
         config: targets, tiers, and what the calibration films are to prove.
-        cases: part → its N films.
+        cases: part → its N films. `folder` holds the members.
         logits: part → (N, M, K) of the members. One with two classes knows no others: that logit
             is put far below.
-        folder: the members.
 
     Returns the thesis' figures. Of all films: screen.accuracy (the mean of the next two, as in the
     thesis), screen.sensitivity (abnormal films kept for reading), screen.specificity (normal films
@@ -312,42 +321,38 @@ def screen_films(
         found = tested.logits[some], kept[some], diseases[some]
         return risk_table(*found, config.targets, tier_of)
 
-    def share(among: Sequence[int], hits: Sequence[bool]) -> Figure:
-        patients = [tested.patients[i] for i in among]
-        return share_figure(hits, patients, config.draws, config.seed)
-
     table = table_of(slice(None))
     write_json(Path(config.out) / "risk.json", [asdict(row) for row in table])
     # film by film the table says who counts where: an interval by patient needs to know
     films = [table_of(slice(i, i + 1)) for i in range(len(diseases))]
     for n, row in enumerate(table):
-        among = [i for i, rows in enumerate(films) if rows[n].films]
-        own = [(bool(films[i][n].kept), bool(films[i][n].found)) for i in among]
-        name = row.disease or row.tier
-        figures[f"kept.{name}"] = share(among, [k for k, _ in own])
-        figures[f"found.{name}"] = share(among, [f for _, f in own])
+        own = np.array([(rows[n].films, rows[n].kept, rows[n].found) for rows in films], bool)
+        here, read, said = own.reshape(-1, 3).T
+        shares = {"kept": read, "found": said}
         if not row.disease:
-            figures[f"normal.{name}"] = share(among, [not k for k, _ in own])
-            figures[f"target.{name}"] = share(among, [k and f for k, f in own])
-            figures[f"others.{name}"] = share(among, [k and not f for k, f in own])
+            shares |= {"normal": ~read, "target": read & said, "others": read & ~said}
+        for what, hits in shares.items():
+            figures[f"{what}.{row.disease or row.tier}"] = _share(config, tested, here, hits)
     return figures
+
+
+def _share(
+    config: ScxnnConfig, films: ScreeningFilms, chosen: np.ndarray, hits: np.ndarray
+) -> Figure:
+    own = [films.patients[i] for i in np.flatnonzero(chosen)]
+    return share_figure(hits[chosen], own, config.draws, config.seed)
 
 
 def _screened(
     config: ScxnnConfig, films: ScreeningFilms, kept: np.ndarray, scores: np.ndarray
 ) -> dict[str, Figure]:
     """What the screener did to N films, over all diseases."""
-    sick, n = films.abnormal, len(kept)
-
-    def share(chosen: np.ndarray, hits: np.ndarray) -> Figure:
-        own = [films.patients[i] for i in np.flatnonzero(chosen)]
-        return share_figure(hits[chosen], own, config.draws, config.seed)
-
+    sick, share = films.abnormal, partial(_share, config, films)
     weights = with_draws(films.patients, config.draws, config.seed)
     rates = ratio(kept, sick, weights), ratio(~kept, ~sick, weights)
     return {
-        "screen.accuracy": figure_of(np.mean(rates, axis=0), n),
-        "screen.auc": figure_of(weighted_auc(scores, sick, weights), n),
+        "screen.accuracy": figure_of(np.mean(rates, axis=0), len(kept)),
+        "screen.auc": figure_of(weighted_auc(scores, sick, weights), len(kept)),
         "screen.sensitivity": share(sick, kept),
         "screen.specificity": share(~sick, ~kept),
         "cleared.normal": share(~sick, ~kept),
@@ -415,3 +420,52 @@ def draw_goes(groups: Sequence[Group], path: Path) -> Path:
     where: dict[str, Any] = {"title": "answered", "frameon": False, "loc": "outside upper right"}
     picture.legend(*handles, ncols=len(groups[0].shares), **where)
     return write_figure(picture, path)
+
+
+TILE = 320  # px
+_TRIED = 24  # films of each target, the surest ones
+
+
+def draw_members(
+    training: TrainConfig, cases: Sequence[Case], logits: np.ndarray, path: Path
+) -> None:
+    """One PNG with a tile a target: of its tested films the one that its member is surest of, those
+    with a drawn region first, with the map over it and the region's outline in blue.
+
+    Args:
+        training: of the members, which lie in `training.out`.
+        cases, logits: N tested films, and (N, M, K) of the M members, in the order of the targets.
+        path: the file.
+    """
+    chances = softmax(logits)[..., TARGET]
+    nets = {  # target → its network, and the number of its target logit there
+        target: (net.eval(), m * net.classes + TARGET)
+        for net, targets in _members(training)
+        for m, target in enumerate(targets)
+    }
+    tiles, captions = [], []
+    for m, target in enumerate(training.targets):
+        having = [i for i, case in enumerate(cases) if has_disease(case.row, [target])]
+        having = sorted(having, key=lambda i: -chances[i, m])[:_TRIED]
+        if not having:
+            continue
+        side, about = training.preprocess.side, (training.preprocess, training.region)
+        own = [cases[i] for i in having]
+        cache = build_cache(own, *about, cache_of(training), side, targets=(target,))
+        drawn = cache.region_of[:, 0] >= 0
+        best = int(drawn.argmax())  # the surest with a region, the surest of all where none has one
+        picture = np.asarray(cache.images[best])
+        pixels = FilmDataset(cache, [0] * len(having), [best], side)[0]["image"][None]
+        net, place = nets[target]
+        with torch.inference_mode():
+            maps = net.maps(to_input(pixels, training.preprocess))[0]
+            found = torch.einsum("c,chw->hw", net.fc.weight[place], maps).clamp(min=0)
+        plane = fit(found.numpy().astype(np.float32), TILE)
+        tile = overlay_saliency(fit(to_rgb(picture), TILE), plane)
+        if drawn[best]:
+            region = np.asarray(cache.regions[cache.region_of[best, 0]])
+            tile = draw_contour(tile, fit(region, TILE) > 127)
+        tiles.append(tile)
+        captions.append(f"{target.replace('_', ' ')}: {chances[having[best], m]:.2f}")
+    title = "Grad-CAM of each member for its target (blue: the region that a reader drew)"
+    write_sheet(path, tiles, captions, TILE, title)

@@ -3,7 +3,6 @@ patient, and in words what differs from the paper (words.yaml)."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,20 +18,11 @@ import yaml
 from cxr.ledger import Answer, read_answers
 from cxr.stats import Figure, Report
 from cxr.training.recipe import flatten
+from cxr.workdir import read_json
 from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import OF_A_PART, OF_THE_TRAINING, Experiment, Measure
 from reproducing.runners import find_runner
 
-TITLES = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "mean_class_accuracy": "Mean of the classes' accuracies",
-    "macro_auc": "AUC (macro)",
-    "macro_f1": "F1 (macro)",
-    "lift": "Attention: lift in the lungs",
-    "lift.explanation": "Lift of its own map",
-    "lift.explanation_class": "Lift of that for the class",
-}
 LETTERS = [*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2))]  # a … z, aa, ab …
 ATTENTION_FILMS = {"smoke": 8, "small": 120, "paper": 0}  # the lift is measured on; 0 for all
 NOT_ITS = "does not apply"  # why a training has no figure that others of its table have
@@ -139,24 +129,13 @@ def stem_of(experiment: Experiment, config: ReproduceConfig) -> str:
 
 def measure_title(measure: Measure) -> str:
     """A measure's name for a person."""
-    group, rest = measure.group, measure.of
-    titles = {
-        "f1": f"F1 of {rest}",
-        "auc": f"AUC of {rest}",
-        "lift": f"Lift, {_named(rest)} alone",
-        "goes": f"Held-out films called {rest}",
-        "kept": f"{rest}: kept for reading".capitalize(),
-        "cleared": f"{rest} films cleared".capitalize(),
-        "normal": f"{rest}: cleared".capitalize(),
-        "target": f"{rest}: its member says target".capitalize(),
-        "others": f"{rest}: kept, not found".capitalize(),
-        "screen": f"{rest} of the screener".capitalize().replace("Auc", "AUC"),
-        "found": f"{rest}: found by its member".capitalize(),
-        "features": f"Features {rest}",
-        "gain": f"Gain in {rest.upper()} over all features",
-    }
-    usual = f"{group.capitalize()} of {rest}"
-    return TITLES.get(measure.name) or titles.get(group, usual)
+    words, rest = _words(), measure.of
+    if title := words["measures"].get(measure.name):
+        return title
+    phrase = words["measures_of"].get(measure.group, f"{measure.group.capitalize()} of {{}}")
+    rest = {"lift": _named, "gain": str.upper}.get(measure.group, str)(rest)
+    said = phrase.format(rest)
+    return said.capitalize().replace("Auc", "AUC") if phrase.startswith("{}") else said
 
 
 def fill_rows(
@@ -174,31 +153,32 @@ def fill_rows(
     letters: dict[str, str] = {}
     rows, of = [], {(cell.row, cell.column): cell for cell in cells}
     for row, column in experiment.lines():
-        cell = of.get((row.name, column.name))
+        place = row.name, column.name
+        cell = of.get(place)
         if cell is None:
-            place = row.name, column.name
             quoted = {
                 m.name: Entry(experiment.paper_figure(*place, m.name), None, "quoted")
                 for m in experiment.measures
             }
-            rows.append(Row(row.name, column.name, quoted, (), "", None))
+            rows.append(Row(*place, quoted, (), "", None))
             continue
         sentences = [data] if data else []
         sentences += differences(experiment, cell.settings, cell.paper)
         once = dict.fromkeys(sentences)  # two phases may differ alike
         found = [letters.setdefault(sentence, LETTERS[len(letters)]) for sentence in once]
-        known = kept.get((cell.row, cell.column)) if not cell.finished else None
-        entries = entries_of(cell, experiment, config, known.figures if known else None)
+        known = kept.get(place) if not cell.finished else None
+        entries = entries_of(cell, experiment, config, known)
         seconds = float(cell.result["seconds"]) if cell.finished else known and known.seconds
         ours = tuple(sorted(found, key=LETTERS.index))
-        rows.append(Row(cell.row, cell.column, entries, ours, cell.key, seconds))
+        rows.append(Row(*place, entries, ours, cell.key, seconds))
     return tuple(rows), tuple((letter, sentence) for sentence, letter in letters.items())
 
 
 class Kept(NamedTuple):
-    """What an earlier run left of one cell: measure → figure or why there is none, and its time."""
+    """What an earlier run left of one cell: its figures, why it has no others, and its time."""
 
-    figures: dict[str, Figure | str]
+    figures: Figures
+    reasons: dict[str, str]
     seconds: float
 
 
@@ -207,16 +187,14 @@ def read_kept(path: Path, cells: Sequence[Cell]) -> dict[tuple[str, str], Kept]:
     settings and films are still the same, which their keys tell; empty without such a file."""
     if not path.is_file():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    keys = {(cell.row, cell.column): cell.key for cell in cells}
-    return {
-        place: Kept(
-            {n: f if isinstance(f, str) else Figure(**f) for n, f in row["figures"].items()},
-            row["seconds"],
-        )
-        for row in rows
-        if keys.get(place := (row["row"], row["column"])) == row["key"]
-    }
+    keys, kept = {(cell.row, cell.column): cell.key for cell in cells}, {}
+    for row in read_json(path)["rows"]:
+        if keys.get(place := (row["row"], row["column"])) == row["key"]:
+            known = row["figures"].items()
+            reasons = {name: f for name, f in known if isinstance(f, str)}
+            figures: Figures = {name: Figure(**f) for name, f in known if name not in reasons}
+            kept[place] = Kept(figures, reasons, row["seconds"])
+    return kept
 
 
 def to_keep(table: Table) -> list[dict[str, Any]]:
@@ -235,12 +213,11 @@ def entries_of(
     cell: Cell,
     experiment: Experiment,
     config: ReproduceConfig,
-    kept: Mapping[str, Figure | str] | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, Entry]:
     """Measure → what is known of it, whatever became of the cell; `kept` counts where it is not
     finished here."""
-    figures: Figures = {n: f for n, f in (kept or {}).items() if isinstance(f, Figure)}
-    reasons = {n: why for n, why in (kept or {}).items() if isinstance(why, str)}
+    figures, reasons, _ = kept or Kept({}, {}, 0.0)
     failed = "" if kept else cell.failure
     if cell.finished:
         try:
@@ -272,7 +249,7 @@ def measure_cell(
     classes, answers = read_answers(folder / "answers.csv")
     figures = measure_answers(classes, answers, measures, config.draws, config.seed)
     path = folder / "figures.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    own = read_json(path) if path.is_file() else {}
     for name in (n for n, group in wanted.items() if group in OF_THE_TRAINING):
         figures[name] = Figure(**own[name]) if name in own else None
     reasons = {name: NOT_ITS for name, known in figures.items() if known is None}
