@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from classify.audit.metrics import coarse_noise, film_seed
 from classify.audit.rows import Row
@@ -96,7 +96,7 @@ class RoadFilms:
 
 def road_films(
     model: nn.Module,
-    batch: torch.Tensor,
+    batch: Tensor,
     maps: np.ndarray,
     classes: Sequence[int],
     percentiles: Sequence[float] = PERCENTILES,
@@ -169,7 +169,7 @@ def _gone(order: np.ndarray, percentile: float, size_hw: tuple[int, ...]) -> np.
     return gone
 
 
-def _probabilities(model: nn.Module, inputs: torch.Tensor, classes: Sequence[int]) -> np.ndarray:
+def _probabilities(model: nn.Module, inputs: Tensor, classes: Sequence[int]) -> np.ndarray:
     logits = model(on_device_of(model, inputs)).double()
     check_logits(classes, logits)
     chosen = torch.as_tensor(list(classes), device=logits.device)[:, None]
