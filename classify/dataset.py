@@ -20,10 +20,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from classify.augment import Augment, centre, dilate
+from classify.augment import Augment, GuideConfig, centre, dilate, swap_surroundings
 from classify.films import DRAWN, Case, Films, RegionConfig, part_in_path, select_cases
-from classify.guide import GuideConfig, swap_surroundings
-from classify.labels import TARGET
+from classify.members import TARGET
 from classify.preprocess import PreprocessConfig, preprocess, to_input
 from classify.tasks.settings import SingleConfig, TrainingConfig
 from cxr.boxes import Frame, expand_xyxy
@@ -53,11 +52,8 @@ NO_REGION = RegionConfig("none")
 @dataclass(frozen=True)
 class PixelCache:
     """Decoded films (N, S, S) uint8, and for each the number of its region of each target, or -1:
-    `region_of` (N, targets).
-
-    `regions` (M, S, S), and `lungs` (N, S, S) of a guided training, are 0 / 255; the arrays are
-    memory-mapped, so RAM does not grow with N.
-    """
+    `region_of` (N, targets). `regions` (M, S, S), and `lungs` (N, S, S) of a guided training, are 0
+    / 255; the arrays are memory-mapped, so RAM does not grow with N."""
 
     images: np.ndarray
     regions: np.ndarray
@@ -120,16 +116,20 @@ def build_cache(
     targets: Sequence[str] = ("",),
     guide: GuideConfig | None = None,
 ) -> PixelCache:
-    """Decode each film once into `folder`, or open what an earlier run decoded.
-
-    `side` is that of the cached pictures, `box_jitter` how far a crop is widened (by fraction of
-    its side, to both sides). `targets` matter for lesion_masks and finding_boxes only. With a
-    `guide` that is on, the films' lung fields are kept too.
-    """
-    require_films(cases)
+    """Decode each film once into `folder`, or open what an earlier run decoded. `side` is that of
+    the cached pictures, `box_jitter` how far a crop is widened (by fraction of its side, to both
+    sides). `targets` matter for lesion_masks and finding_boxes only. With a `guide` that is on, the
+    films' lung fields are kept too."""
+    paths = [case.crop or case.film for case in cases]
+    if lost := [path for path in paths if not path.is_file()]:
+        raise ValueError(
+            f"data and crops must hold the files of all films. {len(lost)} of {len(paths)} are "
+            f"missing, such as {lost[0]}: give the folder that holds them, or remove their rows."
+        )
     finders = [RegionFinder(region, target) for target in targets]
     field = LungFinder(guide.field) if guide and guide.on else None
-    name = _fingerprint(cases, config, finders, side, box_jitter, field)
+    decoder = _Decoder(cases, config, finders, side, box_jitter, field)
+    name = decoder.mark()
     done = folder / f"{name}.json"
     kinds = ("images", "regions", *(["lungs"] if field else []))
     files = [folder / f"{name}.{kind}.npy" for kind in kinds]
@@ -138,7 +138,7 @@ def build_cache(
         require_writable(folder, need, "--cache or --out")
         with FileLock(folder / f"{name}.lock"):  # trainings side by side share a cache
             if not done.exists():
-                numbers = _decode_all(cases, config, finders, files, side, box_jitter, field)
+                numbers = decoder.write(files)
                 write_atomic(done, json.dumps({"region_of": numbers}))  # marks it whole
     region_of = np.asarray(json.loads(done.read_text())["region_of"], np.int64)
     region_of = region_of.reshape(len(cases), -1)
@@ -146,73 +146,78 @@ def build_cache(
     return PixelCache(images, regions, region_of, *lungs)
 
 
-def require_films(cases: Sequence[Case]) -> None:
-    """Raise ValueError where a film's file is missing: which, and how many are."""
-    files = [case.crop or case.film for case in cases]
-    if lost := [path for path in files if not path.is_file()]:
-        raise ValueError(
-            f"data and crops must hold the files of all films. {len(lost)} of {len(files)} are "
-            f"missing, such as {lost[0]}: give the folder that holds them, or remove their rows."
-        )
+@dataclass(frozen=True)
+class _Decoder:
+    """Makes the cache of these films."""
 
+    cases: Sequence[Case]
+    config: PreprocessConfig
+    finders: Sequence[RegionFinder]
+    side: int
+    box_jitter: float
+    field: LungFinder | None
 
-def _decode_all(
-    cases: Sequence[Case],
-    config: PreprocessConfig,
-    finders: Sequence[RegionFinder],
-    files: Sequence[Path],
-    side: int,
-    box_jitter: float,
-    field: LungFinder | None,
-) -> list[list[int]]:
-    """Writes images, regions and lungs; the number of each film's regions or -1. Raises ValueError
-    for films that cannot be read, when all have been tried."""
-    shape = (len(cases), side, side)
-    kept = [
-        np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-        for file in (files[0], *files[2:])
-    ]
-    regions: list[np.ndarray] = []
-    region_of: list[list[int]] = []
-    unread: list[FilmError] = []
+    def mark(self) -> str:
+        """Changes with anything that changes the cached pixels, the files' sizes and dates too."""
+        content = replace(self.config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).to_dict()
+        region = str((self.finders[0].config.kind, self.finders[0].config.path))
+        targets = ",".join(finder.target for finder in self.finders)
+        parts = [json.dumps(content), region, str(self.side), str(self.box_jitter), targets]
+        parts += [self.field.sha256] if self.field else []
+        for case in self.cases:
+            stat = (case.crop or case.film).stat()
+            box = case.crop_row.crop_xyxy if case.crop_row else None
+            told = f"{case.row.image} {case.row.mask} {box} {stat.st_size} {stat.st_mtime_ns}"
+            parts.append(told)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def fit(mask: np.ndarray, cut: Frame | None) -> np.ndarray:
-        mask = mask if cut is None else cut.apply(mask, nearest=True)
-        return Frame.letterbox(mask.shape, side, centre=True).apply(mask, nearest=True)
+    def write(self, files: Sequence[Path]) -> list[list[int]]:
+        """Writes images, regions and lungs; the number of each film's regions or -1. Raises
+        ValueError for films that cannot be read, when all have been tried."""
+        side, cases = self.side, self.cases
+        shape = (len(cases), side, side)
+        kept = [
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+            for file in (files[0], *files[2:])
+        ]
+        regions: list[np.ndarray] = []
+        region_of: list[list[int]] = []
+        unread: list[FilmError] = []
 
-    for i, case in enumerate(track(cases, "decoding films", console=console, transient=True)):
-        try:
-            pixels, cut = _pixels_of(case, box_jitter)
-            masks = [field.mask_of(case)] if field else []
-        except FilmError as error:
-            unread.append(error)
-            continue
-        for plane, found in zip(
-            kept,
-            [to_uint8(preprocess(pixels, config, side)), *(fit(m, cut) for m in masks)],
-            strict=True,
-        ):
-            plane[i] = found
-        numbers: list[int] = []
-        for finder in finders:
-            if numbers and not finder.target:  # the same region for all
-                numbers.append(numbers[0])
+        def fit(mask: np.ndarray, cut: Frame | None) -> np.ndarray:
+            mask = mask if cut is None else cut.apply(mask, nearest=True)
+            return Frame.letterbox(mask.shape, side, centre=True).apply(mask, nearest=True)
+
+        for i, case in enumerate(track(cases, "decoding films", console=console, transient=True)):
+            try:
+                pixels, cut = _pixels_of(case, self.box_jitter)
+                masks = [self.field.mask_of(case)] if self.field else []
+            except FilmError as error:
+                unread.append(error)
                 continue
-            mask = finder.mask_of(case)
-            numbers.append(-1 if mask is None else len(regions))
-            if mask is not None:
-                regions.append(fit(mask, cut))
-        region_of.append(numbers)
-    if unread:
-        raise ValueError(
-            f"data and crops must hold films that can be read. {len(unread)} of {len(cases)} "
-            f"cannot, such as {unread[0]}. Replace the files, or remove their rows."
-        )
-    for plane in kept:
-        plane.flush()
-    np.save(files[1], np.stack(regions) if regions else np.zeros((0, side, side), np.uint8))
-    log.info("decoded %d films to %d px, %d regions", len(cases), side, len(regions))
-    return region_of
+            picture = to_uint8(preprocess(pixels, self.config, side))
+            for plane, found in zip(kept, [picture, *(fit(m, cut) for m in masks)], strict=True):
+                plane[i] = found
+            numbers: list[int] = []
+            for finder in self.finders:
+                if numbers and not finder.target:  # the same region for all
+                    numbers.append(numbers[0])
+                    continue
+                mask = finder.mask_of(case)
+                numbers.append(-1 if mask is None else len(regions))
+                if mask is not None:
+                    regions.append(fit(mask, cut))
+            region_of.append(numbers)
+        if unread:
+            raise ValueError(
+                f"data and crops must hold films that can be read. {len(unread)} of {len(cases)} "
+                f"cannot, such as {unread[0]}. Replace the files, or remove their rows."
+            )
+        for plane in kept:
+            plane.flush()
+        np.save(files[1], np.stack(regions) if regions else np.zeros((0, side, side), np.uint8))
+        log.info("decoded %d films to %d px, %d regions", len(cases), side, len(regions))
+        return region_of
 
 
 def _pixels_of(case: Case, box_jitter: float) -> tuple[np.ndarray, Frame | None]:
@@ -225,27 +230,6 @@ def _pixels_of(case: Case, box_jitter: float) -> tuple[np.ndarray, Frame | None]
     wider = Frame.cut(expand_xyxy(frame.source_xyxy, box_jitter))
     wide = replace(wider, turned=frame.turned, film_hw=frame.film_hw)
     return wide.apply(read_film(case.film).pixels), wide
-
-
-def _fingerprint(
-    cases: Sequence[Case],
-    config: PreprocessConfig,
-    finders: Sequence[RegionFinder],
-    side: int,
-    box_jitter: float,
-    field: LungFinder | None,
-) -> str:
-    """Changes with anything that changes the cached pixels, the files' sizes and dates too."""
-    content = replace(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).to_dict()
-    region = str((finders[0].config.kind, finders[0].config.path))
-    targets = ",".join(finder.target for finder in finders)
-    parts = [json.dumps(content), region, str(side), str(box_jitter), targets]
-    parts += [field.sha256] if field else []
-    for case in cases:
-        stat = (case.crop or case.film).stat()
-        box = case.crop_row.crop_xyxy if case.crop_row else None
-        parts.append(f"{case.row.image} {case.row.mask} {box} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 class LungFinder:
@@ -323,10 +307,9 @@ class FilmDataset(Dataset[dict[str, Tensor]]):
 
     With `goal`, also `goal` (M, side, side): the image inside the dilated region (for "mask" the
     region itself) where the target is present, else 0; and `known` (M,): 1.0 where that goal is
-    known (the target is absent, or its region was drawn), else 0.0. With a `guide` that is on,
-    also `lung` (1, side, side), 1 in the lung field; and training pictures may have the
-    surroundings of another film of `indices`.
-    """
+    known (the target is absent, or its region was drawn), else 0.0. With a `guide` that is on, also
+    `lung` (1, side, side), 1 in the lung field; and training pictures may have the surroundings of
+    another film of `indices`."""
 
     def __init__(
         self,
@@ -384,9 +367,8 @@ class FilmDataset(Dataset[dict[str, Tensor]]):
 
     def _surrounded(self, image: np.ndarray, index: int) -> np.ndarray:
         lungs = self.cache.lungs
-        if not (self.guide and lungs is not None and float(torch.rand(1)) < self.guide.swap):
-            return image
-        if not lungs[index].any():
+        drawn = self.guide and lungs is not None and float(torch.rand(1)) < self.guide.swap
+        if not drawn or lungs is None or not lungs[index].any():
             return image
         # torch's generator differs in each worker and epoch, and is seeded by the run
         other = self.indices[int(torch.randint(len(self.indices), (1,)))]
@@ -431,9 +413,8 @@ def balance_films(
     rounds of its films, then a draw), with undersample as few as the rarest; else `indices`."""
     if balance not in ("oversample", "undersample"):
         return list(indices)
-    films_of = [
-        [i for i in indices if labels[i] == k] for k in sorted({labels[i] for i in indices})
-    ]
+    kinds = sorted({labels[i] for i in indices})
+    films_of = [[i for i in indices if labels[i] == k] for k in kinds]
     goal = (max if balance == "oversample" else min)(map(len, films_of))
     rng = np.random.default_rng(seed)
     chosen: list[int] = []

@@ -1,15 +1,20 @@
-"""All members of an ensemble over the same films: decoded and preprocessed once, batched.
+"""Trained networks: their safetensors files, each with all that is needed to use it rightly; and
+all members of an ensemble over the same films, decoded and preprocessed once, batched.
 
 ensemble = Ensemble.load("weights/ensemble_crops")
 logits = ensemble.predict([film.pixels])  # (1, members, 3)
 
 A single network of K classes may stand in the members' place: each class but normal becomes a
-member that seeks it, so that classify.run and classify.audit take any network.
+member that seeks it, so that classify.run and classify.audit take any network. From a pretrained
+encoder and decoder `classify.models.backbones` starts:
+
+    backbone: {name: unet_cbam_small, weights: runs/pretrain/pretrained.safetensors}
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +22,45 @@ import numpy as np
 import torch
 from torch import nn
 
-from classify.bundles import load_single, member_of
-from classify.inputs import check_together, member_files, targets_of
-from classify.labels import FAR_BELOW, NORMAL, OTHERS, TARGET, normal_of
-from classify.models.multitask import SCXNN
+from classify.members import (
+    FAR_BELOW,
+    NORMAL,
+    OTHERS,
+    TARGET,
+    check_together,
+    classes_of,
+    member_files,
+    normal_of,
+    targets_of,
+)
+from classify.models.backbones import build_backbone, build_fusion
+from classify.models.multitask import SCXNN, build_member
+from classify.models.settings import (
+    BackboneConfig,
+    CXRNetConfig,
+    FusionConfig,
+    MemberConfig,
+    NetworkConfig,
+    UnetCbamConfig,
+)
+from classify.models.unets import UnetCbam, build_cxrnet
 from classify.preprocess import PreprocessConfig, from_input, preprocess_all, to_input
 from classify.saliency.hooks import bare_net, pooled_layers, rearranges, watching
 from classify.saliency.maps import look, look_pooled, maps_of_all, saliency_maps
+from classify.tasks.settings import SingleConfig
 from cxr.boxes import Frame
-from cxr.bundle import bundle_kind, load_bundle, rebuilding
+from cxr.bundle import Bundle, bundle_kind, load_bundle, rebuilding, save_bundle
+from cxr.cli import from_plain, to_plain
 from cxr.engines import inferring, pick_device
+
+Array = np.ndarray
+KIND = "pretrained"
 
 
 class Ensemble:
     """Trained members that share one preprocessing. Targets keep the order of their training.
-
     `members` maps each target to its network, `weights` to the SHA-256 of its file; `trained_on` is
-    `crops` or `films`: what the members must be given.
-    """
+    `crops` or `films`: what the members must be given."""
 
     def __init__(
         self,
@@ -52,7 +78,7 @@ class Ensemble:
         self.weights = dict(weights or {})
         self.trained_on = trained_on
         self.exported: Any = None  # see `classify.exported.answer_by`
-        self.foreign: dict[str, Any] = {}  # of a classifier trained elsewhere, see classify.foreign
+        self.foreign: dict[str, Any] = {}  # of a classifier trained elsewhere, see classify.members
         self.device = torch.device(device)
         self.members: dict[str, nn.Module] = {
             target: net.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,11 +88,9 @@ class Ensemble:
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto", precision: str = "fp32") -> Ensemble:
         """All member bundles `TARGET.safetensors` of a folder; or the one bundle of a single
-        network (classify.single), each class of which but normal becomes a member.
-
-        Raises ValueError when there is none, or when they do not belong together; the message
-        names the file.
-        """
+        network (classify.single), each class of which but normal becomes a member. Raises
+        ValueError when there is none, or when they do not belong together; the message names the
+        file."""
         files = member_files(folder)
         if len(files) == 1 and bundle_kind(files[0]) == "single":
             single = load_single(files[0])
@@ -107,12 +131,12 @@ class Ensemble:
             raise ValueError(f"target must be one of {', '.join(self.targets)}. Got {target!r}.")
         return self.members[target]
 
-    def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[Frame]]:
+    def prepare(self, pixels: Sequence[Array]) -> tuple[torch.Tensor, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 3, side, side) of every
         member, and the Frames that lead from it back to each film's or crop's pixels."""
         return prepare_films(pixels, self.settings, self.device)
 
-    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def predict(self, pixels: Sequence[Array]) -> Array:
         """N films or crops (H, W) float32 in [0, 1] to (N, members, 3) float32 logits in the order
         NORMAL, TARGET, OTHERS; one forward pass for each network."""
         if not len(pixels):
@@ -129,14 +153,14 @@ class Ensemble:
         """Whether each network names the layers whose maps it pools, as `predict_pooled` needs."""
         return all(map(pooled_layers, self.networks))
 
-    def predict_prepared(self, batch: torch.Tensor) -> np.ndarray:
+    def predict_prepared(self, batch: torch.Tensor) -> Array:
         """(N, members, 3) logits of what `prepare` gave."""
         if self.exported is not None:
             return self.exported.predict_prepared(self._pictures(batch))
         with inferring(self.device, self.precision):
             return self._arranged({net: net(batch) for net in self.networks})
 
-    def predict_pooled(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def predict_pooled(self, batch: torch.Tensor) -> tuple[Array, Array]:
         """`predict_prepared`, and from the same forward passes what a guard knows films by (N, F)
         float32: of each network what `watching` sees, side by side."""
         pooled: list[torch.Tensor] = []
@@ -150,35 +174,32 @@ class Ensemble:
 
     def look_pooled(
         self, batch: torch.Tensor
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
+    ) -> tuple[list[tuple[Array, Array | None]], Array | None]:
         """Of each member logits (N, 3) and, where its head allows that from the same pass, the
         Grad-CAM of its target (N, h, w) ≥ 0; and what `predict_pooled` gives, where it can."""
         nets = [self.members[target] for target in self.targets]
         with inferring(self.device, self.precision):
             return look_pooled(nets, batch, TARGET)
 
-    def look(
-        self, batch: torch.Tensor, method: str = "grad_cam"
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def look(self, batch: torch.Tensor, method: str = "grad_cam") -> list[tuple[Array, Array]]:
         """Of each member logits (N, 3) and the map of its target (N, h, w) by a method of
-        `classify.saliency.methods`: in one forward pass if the head allows, and for all members
+        `classify.saliency`: in one forward pass if the head allows, and for all members
         that are one network."""
         if self.exported is not None and self.exported.draws and method == "grad_cam":
             return self.exported.look_pooled(self._pictures(batch))[0]
         return member_maps([self.members[target] for target in self.targets], batch, method)
 
-    def _pictures(self, batch: torch.Tensor) -> np.ndarray:
+    def _pictures(self, batch: torch.Tensor) -> Array:
         """What exported networks take, (N, 1, side, side) in [0, 1]."""
         return from_input(batch, self.settings).cpu().numpy()
 
-    def slow_maps(self, target: str, batch: torch.Tensor) -> np.ndarray:
-        """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass; by occlusion, where its network
-        names no layer."""
+    def slow_maps(self, target: str, batch: torch.Tensor) -> Array:
+        """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass; without a layer by occlusion."""
         member, wanted = self.members[target], [TARGET] * len(batch)
         method = "grad_cam" if pooled_layers(member) else "occlusion"
         return saliency_maps(member, batch, wanted, method, closed_form=False)
 
-    def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> np.ndarray:
+    def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> Array:
         """(N, members, 3) from the logits (N, K) of each network."""
         logits = []
         for member in self.members.values():
@@ -208,7 +229,7 @@ def one_network(nets: Sequence[nn.Module]) -> SCXNN | None:
 
 def member_maps(
     members: Sequence[nn.Module], batch: torch.Tensor, method: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[tuple[Array, Array]]:
     """`Ensemble.look` for some members."""
     found = look(members, batch, TARGET, method)
     left = [net for net, (_, planes) in zip(members, found, strict=True) if planes is None]
@@ -263,12 +284,10 @@ class SharedMember(StandIn):
 
 
 class SingleMember(StandIn):
-    """A network (N, 3, h, w) → (N, K) as a member for its class `target`: (N, 3) logits.
-
-    The softmax of the three is the network's own P(normal), P(target) and P(any other class). With
-    two classes no other is left: its logit lies 30 below the lower one, a probability of at most
-    1e-13. Maps explain the network's own logit of the target.
-    """
+    """A network (N, 3, h, w) → (N, K) as a member for its class `target`: (N, 3) logits. The
+    softmax of the three is the network's own P(normal), P(target) and P(any other class). With two
+    classes no other is left: its logit lies 30 below the lower one, a probability of at most 1e-13.
+    Maps explain the network's own logit of the target."""
 
     def __init__(self, net: nn.Module, normal: int, target: int) -> None:
         super().__init__()
@@ -289,18 +308,133 @@ class SingleMember(StandIn):
 
 
 def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember]:
-    """A member for each of the network's `classes` but normal, in their order.
-
-    Raises ValueError where normal is not among them: a member weighs its target against it.
-    """
+    """A member for each of the network's `classes` but normal, in their order. Raises ValueError
+    where normal is not among them: a member weighs its target against it."""
     normal = normal_of(classes)
     return {name: SingleMember(net, normal, k) for k, name in enumerate(classes) if k != normal}
 
 
 def prepare_films(
-    pixels: Sequence[np.ndarray], settings: PreprocessConfig, device: torch.device
+    pixels: Sequence[Array], settings: PreprocessConfig, device: torch.device
 ) -> tuple[torch.Tensor, list[Frame]]:
     """N films or crops (H, W) float32 in [0, 1] to a network's input (N, 3, side, side), and the
     Frames that lead from it back to each film's or crop's pixels."""
     images, frames = preprocess_all(pixels, settings)
     return to_input(torch.from_numpy(images).to(device), settings), frames
+
+
+# --- bundles
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The network in evaluation mode on the CPU, what it expects, and all that was noted of it."""
+
+    net: UnetCbam
+    settings: PreprocessConfig
+    sha256: str
+    meta: dict[str, Any]
+
+
+def save_pretrained(
+    path: str | Path, net: UnetCbam, settings: PreprocessConfig, half: bool = True, **meta: Any
+) -> Path:
+    """Write the network with its configuration and preprocessing; `meta` goes along."""
+    return save_bundle(
+        path,
+        KIND,
+        dict(net.state_dict()),
+        half=half,
+        network=to_plain(net.config),
+        preprocessing=settings.to_dict(),
+        **meta,
+    )
+
+
+def load_pretrained(path: str | Path) -> Pretrained:
+    """Read what `save_pretrained` wrote; raises FileNotFoundError or ValueError."""
+    bundle = load_bundle(path, KIND)
+    with rebuilding(path):
+        net = UnetCbam(from_plain(UnetCbamConfig, bundle.meta["network"]))
+        net.load_state_dict(bundle.tensors)
+        settings = PreprocessConfig.from_dict(bundle.meta["preprocessing"])
+    return Pretrained(net.eval(), settings, bundle.sha256, bundle.meta)
+
+
+def member_of(bundle: Bundle) -> SCXNN:
+    """The network of a member's bundle with its weights; raises ValueError."""
+    known = {f.name for f in fields(MemberConfig)}
+    with rebuilding(bundle.path):
+        network = {k: v for k, v in bundle.meta["network"].items() if k in known}
+        # nothing is fetched, and nothing is frozen: the weights are all in the bundle
+        network |= {"weights": "none", "freeze_stages": 0, "frozen_batchnorm": False}
+        decoder = bool(bundle.meta["decoder"])
+        shape = (len(classes_of(bundle.meta)), len(targets_of(bundle.meta)))
+        net = build_member(from_plain(MemberConfig, network), decoder, *shape)
+        net.load_state_dict(bundle.tensors)
+    return net
+
+
+@dataclass(frozen=True)
+class Single:
+    """A trained network for films or crops: (N, 3, side, side) to (N, K) logits of `classes`."""
+
+    net: nn.Module
+    classes: tuple[str, ...]
+    settings: PreprocessConfig
+    trained_on: str
+    sha256: str
+    meta: dict[str, Any]
+
+
+def build_net(config: NetworkConfig) -> nn.Module:
+    """The network of a configuration with its initial weights."""
+    if isinstance(config, BackboneConfig):
+        return build_backbone(config)
+    if isinstance(config, CXRNetConfig):
+        return build_cxrnet(config)
+    return build_fusion(config).to(memory_format=torch.channels_last)
+
+
+def save_single(path: str | Path, net: nn.Module, config: SingleConfig, **meta: Any) -> Path:
+    """Write a trained network; as fp16, unless that cannot hold one of its numbers. `meta` is put
+    into the metadata: training, metrics, licence_note."""
+    tensors = dict(net.state_dict())
+    limit = torch.finfo(torch.float16).max
+    half = all(t.abs().max() <= limit for t in tensors.values() if t.is_floating_point())
+    return save_bundle(
+        path,
+        "single",
+        tensors,
+        half=half,
+        family=config.kind,
+        network=to_plain(config.network()),
+        classes=list(config.classes),
+        preprocessing=config.preprocess.to_dict(),
+        trained_on="crops" if config.crops else "films",
+        **meta,
+    )
+
+
+def load_single(path: str | Path) -> Single:
+    """A trained network on the CPU in evaluation mode; raises FileNotFoundError or ValueError."""
+    bundle = load_bundle(path, "single")
+    kinds: dict[str, Any] = {
+        "backbone": BackboneConfig,
+        "fusion": FusionConfig,
+        "cxrnet": CXRNetConfig,
+    }
+    # nothing is fetched, and nothing is frozen: the weights are all in the bundle
+    free = {"weights": "none", "freeze_to": ""}
+    with rebuilding(path):
+        plain = {k: free.get(k, v) for k, v in bundle.meta["network"].items()}
+        net = build_net(from_plain(kinds[bundle.meta["family"]], plain))
+        net.load_state_dict(bundle.tensors)
+        return Single(
+            net.eval(),
+            tuple(bundle.meta["classes"]),
+            PreprocessConfig.from_dict(bundle.meta["preprocessing"]),
+            bundle.meta["trained_on"],
+            bundle.sha256,
+            bundle.meta,
+        )

@@ -2,6 +2,10 @@
 
 RUN is a folder of classify.run (its predictions.csv). Every row is measured on the same films:
 those of the held-out part for sources that were trained on, all films of other sources.
+
+Shortcuts are linear models on almost nothing: how far labels can be told without looking at a lung.
+A network is only worth as much as it adds to these. Zech et al. 2018, DeGrave et al. 2021 and
+Maguolo & Nanni 2021 show how much of a published accuracy they explain.
 """
 
 from __future__ import annotations
@@ -12,14 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from rich.table import Table
 
 from classify.films import Case, select_cases
 from classify.predictions import read_predictions
-from classify.shortcuts import shortcut_features, shortcut_scores
+from cxr.boxes import Frame
 from cxr.cli import Several, as_command, parse_config, to_plain
 from cxr.data_folders import DataFolders
+from cxr.film import read_film
 from cxr.films_table import (
     FilmNames,
     FilmRow,
@@ -35,6 +41,13 @@ from cxr.split import Split
 from cxr.stats import figure_of, in_words, softmax, weighted_auc, with_draws
 from cxr.workdir import Workdir, console, log, write_atomic, write_json
 
+SIDE = 8
+SHORTCUTS = (
+    "thumbnail of the film",
+    "outside the thorax box",
+    "four numbers of the box",
+    "thumbnail of the crop",
+)
 HEAD = ("question", "what looks", "AUC [95 %]", "films", "patients")
 
 
@@ -81,9 +94,8 @@ _CHILDREN = ("bacterial", "viral")  # sought in films of children alone
 
 @dataclass(frozen=True)
 class Question:
-    """One question to the films of one source, or to those of one view (PA, AP): which are asked,
-    and which are positive. `negative` may be REST, all films that do not show it; `positive` may
-    be ANY."""
+    """One question to the films of one source, or of one view (PA, AP): which are asked, and which
+    are positive. `negative` may be REST, all films that do not show it; `positive` may be ANY."""
 
     name: str
     source: str
@@ -256,6 +268,69 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     names = ("question", "what", "auc", "films", "patients")
     return [[str(row[name]) for name in names] for row in rows]
+
+
+# --- the shortcuts
+
+
+def shortcut_features(cases: Sequence[Case]) -> dict[str, np.ndarray]:
+    """Read each film once and take the four SHORTCUTS, (N, F) float64 each; aspect ratio beside
+    each but the crop's. Cases need a thorax box. Raises FilmError, ValueError."""
+    rows: list[list[np.ndarray]] = []
+    for case in cases:
+        if case.crop_row is None or case.crop_row.thorax_xyxy is None:
+            raise ValueError(f"{case.row.image} has no thorax box: give crops of detect.crop.")
+        pixels = read_film(case.film, for_processing=True).pixels
+        box = case.crop_row.on_film(case.crop_row.thorax_xyxy, pixels.shape)
+        rows.append(film_shortcuts(pixels, box))
+    columns = zip(*rows, strict=True)
+    return {name: np.stack(column) for name, column in zip(SHORTCUTS, columns, strict=True)}
+
+
+def film_shortcuts(pixels: np.ndarray, box_xyxy: Any) -> list[np.ndarray]:
+    """The SHORTCUTS of one film (H, W) in [0, 1] with its thorax box (x0, y0, x1, y1)."""
+    height, width = pixels.shape
+    aspect = np.array([height / width])
+    frame = Frame.cut(box_xyxy)
+    x0, y0, x1, y1 = (max(0, v) for v in frame.source_xyxy)
+    outside = pixels.copy()
+    outside[y0:y1, x0:x1] = 0
+    box = np.asarray(box_xyxy, dtype=np.float64) / [width, height, width, height]
+    return [
+        np.concatenate([_thumbnail(pixels), aspect]),
+        np.concatenate([_thumbnail(outside), aspect]),
+        np.concatenate([box, aspect]),
+        _thumbnail(frame.apply(pixels)),
+    ]
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float64).ravel()
+
+
+def fit_shortcut(features: np.ndarray, labels: np.ndarray) -> Any:
+    """A logistic regression on (N, F) features, fitted to (N,) labels of two classes or more: weak
+    evidence must not be fitted by heart. Raises ValueError for one class only."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    return model.fit(features, labels)
+
+
+def shortcut_scores(
+    train: dict[str, np.ndarray], positive: np.ndarray, test: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """(N,) scores on the test films of a logistic regression for each shortcut. `positive` (M,)
+    bool is the truth of the training films. Raises ValueError for one class only."""
+    if positive.all() or not positive.any():
+        raise ValueError("positive must hold both classes to fit a shortcut. Got only one.")
+    return {
+        name: fit_shortcut(features, positive).decision_function(test[name])
+        for name, features in train.items()
+    }
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ members = ExportedEnsemble.load("weights/ensemble_crops")
 logits = members.predict([film.pixels])  # (1, members, 3), as `classify.ensemble.Ensemble` has it
 
 Maps come from the same pass: a graph gives the plane of each logit where its head has a closed form
-(see `classify.saliency.closed`).
+(see `classify.saliency.hooks`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from classify.inputs import check_together, member_files, targets_of
-from classify.labels import FAR_BELOW, OTHERS, TARGET, normal_of
+from classify.members import (
+    FAR_BELOW,
+    OTHERS,
+    TARGET,
+    check_together,
+    member_files,
+    normal_of,
+    targets_of,
+)
 from classify.preprocess import PreprocessConfig, preprocess_all
 from cxr.boxes import Frame
 from cxr.bundle import bundle_meta, rebuilding
 from cxr.engines import OnnxNet, pick_engine
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Seat:
     target: int
     others: int = -1
 
-    def rearrange(self, logits: np.ndarray) -> np.ndarray:
+    def rearrange(self, logits: Array) -> Array:
         """The network's logits (N, K) to the member's (N, 3)."""
         if self.others >= 0:
             return logits[:, [self.normal, self.target, self.others]]
@@ -59,9 +68,7 @@ class ExportedEnsemble:
         self.trained_on = trained_on
 
     @classmethod
-    def load(
-        cls, folder: str | Path, engine: str = "onnx", precision: str = "fp32"
-    ) -> ExportedEnsemble:
+    def load(cls, folder: str | Path, engine: str = "onnx", precision: str = "fp32") -> Self:
         """The exported files beside all bundles of a folder; raises as `Ensemble.load` does."""
         files = member_files(folder)
         metas = {f: bundle_meta(f) for f in files}
@@ -95,32 +102,30 @@ class ExportedEnsemble:
         """Whether each network gives the plane of each logit, and so a Grad-CAM."""
         return all("planes" in net.outputs for net in self.nets)
 
-    def prepare(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Frame]]:
+    def prepare(self, pixels: Sequence[Array]) -> tuple[Array, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 1, side, side) of the
         networks, and the Frames that lead from it back to each film's or crop's pixels."""
         return preprocess_all(pixels, self.settings)
 
-    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def predict(self, pixels: Sequence[Array]) -> Array:
         """N films or crops (H, W) float32 in [0, 1] to (N, members, 3) float32 logits in the order
         NORMAL, TARGET, OTHERS; one forward pass for each network."""
         return self.predict_prepared(self.prepare(pixels)[0])
 
-    def predict_prepared(self, batch: np.ndarray) -> np.ndarray:
+    def predict_prepared(self, batch: Array) -> Array:
         """(N, members, 3) logits of what `prepare` gave."""
         return self._arranged(self._run(batch))
 
-    def predict_pooled(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict_pooled(self, batch: Array) -> tuple[Array, Array]:
         """`predict_prepared`, and from the same passes what a guard knows films by (N, F)."""
         found = self._run(batch)
         return self._arranged(found), _side_by_side(found)
 
-    def look_pooled(
-        self, batch: np.ndarray
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], np.ndarray | None]:
+    def look_pooled(self, batch: Array) -> tuple[list[tuple[Array, Array | None]], Array | None]:
         """Of each member logits (N, 3) and the Grad-CAM of its target (N, h, w) ≥ 0; and what a
         guard knows films by (N, F), None where a network does not give it."""
         found = self._run(batch)
-        looks: list[tuple[np.ndarray, np.ndarray | None]] = []
+        looks: list[tuple[Array, Array | None]] = []
         for seat in self.seats.values():
             own, planes = found[seat.net], None
             if "planes" in own:
@@ -129,25 +134,25 @@ class ExportedEnsemble:
             looks.append((seat.rearrange(own["logits"]), planes))
         return looks, _side_by_side(found) if self.pools else None
 
-    def slow_maps(self, target: str, _batch: np.ndarray) -> np.ndarray:
+    def slow_maps(self, target: str, _batch: Array) -> Array:
         """What would need gradients: raises ValueError."""
         raise ValueError(
             f"maps of {target} must be made by --engine torch: what follows its network's last "
             "maps is more than a mean and linear layers. Or run without them: --saliency false."
         )
 
-    def _run(self, batch: np.ndarray) -> list[dict[str, np.ndarray]]:
+    def _run(self, batch: Array) -> list[dict[str, Array]]:
         if not len(batch):  # no engine takes a batch of none
             batch = np.zeros((1, *batch.shape[1:]), np.float32)
             return [{k: v[:0] for k, v in net.run(batch).items()} for net in self.nets]
         return [net.run(batch) for net in self.nets]
 
-    def _arranged(self, found: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    def _arranged(self, found: Sequence[dict[str, Array]]) -> Array:
         arranged = [s.rearrange(found[s.net]["logits"]) for s in self.seats.values()]
         return np.stack(arranged, axis=1).astype(np.float32, copy=False)
 
 
-def _side_by_side(found: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def _side_by_side(found: Sequence[dict[str, Array]]) -> Array:
     """(N, F) of what each network's guard knows films by."""
     return np.concatenate([own["seen"] for own in found], axis=1)
 

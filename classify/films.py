@@ -20,6 +20,7 @@ from cxr.workdir import log
 
 PARTS = ("train", "val", "test")
 PROTOCOLS = ("pooled", "official", "folds", "file")
+Parts = Mapping[str, Sequence[int]]  # the indices of the films of each part
 DRAWN = ("lesion_masks", "finding_boxes")  # kinds of region that are a target's own
 
 
@@ -129,15 +130,18 @@ def select_cases(
     unlabelled: bool = False,  # take films of unknown truth, too
     known: Sequence[str] = (),  # labels beside the usual ones
 ) -> tuple[list[Case], dict[str, int]]:
-    """The films that may be used, and how many were left out for which reason.
-
-    With `crops` (folders of detect.crop) each film is matched to its manifest row by the end of
-    its path (`cxr.films_table`); films without a crop are left out.
-    """
+    """The films that may be used, and how many were left out for which reason. With `crops`
+    (folders of detect.crop) each film is matched to its manifest row by the end of its path
+    (`cxr.films_table`); films without a crop are left out."""
     data = DataFolders(data)
     cases: list[Case] = []
     out: Counter[str] = Counter()
-    cropped = _crops_by_image(crops, rows) if crops else {}
+    cropped: dict[str, tuple[Path, CropRow]] = {}  # by image: the folder of its crop, its row there
+    if crops:
+        by_film = {r.film: (own, r) for own in DataFolders(crops) for r in read_manifest(own)[1]}
+        names = FilmNames(by_film, (row.image for row in rows))
+        matched = {row.image: names.find(row.image) for row in rows}
+        cropped = {image: by_film[film] for image, film in matched.items() if film is not None}
     for row in rows:
         place, found = cropped.get(row.image, (Path(), None))
         unknown = "" if unlabelled else why_unknown(row, known)
@@ -161,14 +165,6 @@ def select_cases(
     return cases, dict(out)
 
 
-def _crops_by_image(crops: Data, rows: Sequence[FilmRow]) -> dict[str, tuple[Path, CropRow]]:
-    """Image → the folder of its crop and its row there."""
-    by_film = {row.film: (own, row) for own in DataFolders(crops) for row in read_manifest(own)[1]}
-    names = FilmNames(by_film, (row.image for row in rows))
-    found = {row.image: names.find(row.image) for row in rows}
-    return {image: by_film[film] for image, film in found.items() if film is not None}
-
-
 def read_split(path: str, name: str = "split") -> Split:
     """A split of python -m cxr.split, which the setting `name` gives; raises ValueError."""
     if not Path(path).is_file():
@@ -176,9 +172,7 @@ def read_split(path: str, name: str = "split") -> Split:
     return Split.load(path)
 
 
-def tell_films(
-    parts: Mapping[str, Sequence[int]], left_out: Mapping[str, int], folds: int = 1
-) -> None:
+def tell_films(parts: Parts, left_out: Mapping[str, int], folds: int = 1) -> None:
     """How many films each part has, and why the others are left out, to the log."""
     log.info(
         "%d films (%s%s), left out: %s",
@@ -194,7 +188,7 @@ def licence_note(rows: Iterable[FilmRow]) -> str:
     return "trained on films under: " + "; ".join(sorted({row.licence for row in rows}))
 
 
-def require_part(parts: Mapping[str, Sequence[int]], *names: str) -> None:
+def require_part(parts: Parts, *names: str) -> None:
     """Raise ValueError where one of these parts has no film."""
     for name in names:
         if not parts.get(name):
@@ -223,32 +217,28 @@ def share_cases(
 def share_films(
     rows: Sequence[FilmRow], labels: Sequence[int], protocol: ProtocolConfig
 ) -> list[Shares]:
-    """The parts of each training: one, or as many as there are folds.
-
-    Raises ValueError when a part would be empty or the training part lack a class.
-    """
+    """The parts of each training: one, or as many as there are folds. Raises ValueError when a part
+    would be empty or the training part lack a class."""
     patients = [row.patient_id for row in rows]
     strata = [(row.source, label) for row, label in zip(rows, labels, strict=True)]
+    found, splits = list[Shares](), list[Split]()
     if protocol.kind == "official":
         found = [_official(rows, strata, protocol)]
+    elif protocol.kind == "file":
+        splits = [read_split(protocol.split, "protocol.split")]
+    elif protocol.kind == "folds":
+        splits = make_folds(patients, strata, protocol.folds, protocol.seed)
     else:
-        if protocol.kind == "file":
-            splits = [read_split(protocol.split, "protocol.split")]
-        elif protocol.kind == "folds":
-            splits = make_folds(patients, strata, protocol.folds, protocol.seed)
-        else:
-            splits = [make_split(patients, strata, protocol.parts, protocol.seed)]
-        found = [_of_split(split, patients) for split in splits]
+        splits = [make_split(patients, strata, protocol.parts, protocol.seed)]
+    for split in splits:
+        parts = {name: split.select(patients, name) for name in PARTS}
+        others = Counter(part for p in patients if (part := split.part_of[p]) not in PARTS)
+        rest = {f"part {name} of the split": n for name, n in sorted(others.items())}
+        found.append(Shares(parts, rest))
     found = [_learn(shares, patients, labels, protocol) for shares in found]
     for shares in found:
         _check(shares, patients, labels)
     return found
-
-
-def _of_split(split: Split, patients: Sequence[str]) -> Shares:
-    parts = {name: split.select(patients, name) for name in PARTS}
-    others = Counter(part for p in patients if (part := split.part_of[p]) not in PARTS)
-    return Shares(parts, {f"part {name} of the split": n for name, n in sorted(others.items())})
 
 
 def _learn(

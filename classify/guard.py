@@ -25,7 +25,8 @@ import numpy as np
 from rich.table import Table
 
 from classify.films import Case, read_split, select_cases
-from classify.inputs import GUARD, member_files, name_of
+from classify.members import GUARD, member_files
+from classify.predictions import name_of
 from classify.screening.reading import doubts_of
 from cxr.bundle import load_arrays, rebuilding, save_bundle
 from cxr.cli import Command, Several, as_command, parse_command, to_plain
@@ -44,38 +45,23 @@ PATIENTS = ("", "children", "adults")
 _BLUR = 0.02  # standard deviation, of the shorter side
 
 
-def _blurred(pixels: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(pixels, (0, 0), _BLUR * min(pixels.shape))
-
-
-def _half_covered(pixels: np.ndarray) -> np.ndarray:
-    shown = pixels.copy()
-    shown[:, : pixels.shape[1] // 2] = 0
-    return shown
-
-
+Spoil = Callable[[np.ndarray], np.ndarray]
 # ways to spoil a film, (H, W) float32 in [0, 1], by which a guard is tried
-SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "blurred": _blurred,
+SPOILT: dict[str, Spoil] = {
+    "blurred": lambda pixels: cv2.GaussianBlur(pixels, (0, 0), _BLUR * min(pixels.shape)),
     "inverted": lambda pixels: 1 - pixels,
-    "half covered": _half_covered,
+    "half covered": lambda pixels: pixels * (np.arange(pixels.shape[1]) >= pixels.shape[1] // 2),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """What an ensemble's networks pool on films of its training: N films, F features each.
-
-    Attributes:
-        mean: (F,) of the films.
-        axes: (k, F) orthonormal: the first principal components, k = min(64, N // 5).
-        spreads: (k,) standard deviation along each.
-        rest: standard deviation of what is left of a film outside the axes, as a length.
-        threshold: the distance above which a film counts as unlike those of the calibration.
-        share: of the calibration's patients that lies below it.
-        members: SHA-256 of each member's file by its stem.
-        meta: whom it was fitted and calibrated on.
-        sha256: of its own file; "" when it is not saved.
+    """What an ensemble's networks pool on films of its training: N films, F features each. `mean`
+    (F,) is theirs, `axes` (k, F) are the first k = min(64, N // 5) orthonormal principal axes,
+    and `spreads` (k,) the standard deviation along each; `rest` is that of what is left of a film
+    outside the axes, as a length. A film farther off than `threshold` counts as unlike those of the
+    calibration, of whose patients this `share` lies below it. `members` holds the SHA-256 of each
+    one's file by its stem, `meta` whom the guard was fitted and calibrated on.
     """
 
     mean: np.ndarray
@@ -90,8 +76,7 @@ class Guard:
 
     @classmethod
     def fit(cls, features: np.ndarray) -> Guard:
-        """From (N, F) features of the training's films, without a threshold; raises ValueError for
-        fewer than 10 films."""
+        """From (N, F) features, without a threshold; raises ValueError for fewer than 10 films."""
         given = np.asarray(features, np.float64)
         rule = f"features of Guard.fit must be of {2 * FILMS_AN_AXIS} films at least"
         require(given.ndim == 2 and len(given) >= 2 * FILMS_AN_AXIS, rule, given.shape)
@@ -113,27 +98,22 @@ class Guard:
     def distance(self, features: np.ndarray) -> np.ndarray:
         """(N, F) features to (N,): the Mahalanobis distance along the axes, and what is left
         outside them in units of its own spread, added up."""
-        if np.ndim(features) != 2 or np.shape(features)[1] != len(self.mean):
-            raise ValueError(
-                f"features of a guard must be (N, {len(self.mean)}), what its ensemble's networks "
-                f"pool. Got {np.shape(features)} instead."
-            )
+        shape, width = np.shape(features), len(self.mean)
+        rule = f"features of a guard must be (N, {width}), what its ensemble's networks pool"
+        require(len(shape) == 2 and shape[1] == width, rule, shape)
         along, left = self._split(features)
         return np.linalg.norm(along / self.spreads, axis=1) + left / self.rest
 
     def far(self, features: np.ndarray) -> np.ndarray:
-        """(N, F) features to (N,) distances in units of the threshold: above 1 a film is unlike
-        those of the calibration."""
+        """(N, F) features to (N,) distances in units of the threshold: above 1 a film is unlike."""
         return self.distance(features) / self.threshold
 
     def calibrated(
         self, features: np.ndarray, patients: Sequence[str], share: float = 0.95
     ) -> Guard:
         """The guard whose threshold this share of the patients lies below, of each of whom the
-        farthest film counts: (M, F) features and the M films' patients.
-
-        Raises ValueError for too few patients for one to lie above.
-        """
+        farthest film counts: (M, F) features and the M films' patients. Raises ValueError for too
+        few patients for one to lie above."""
         farthest: dict[str, float] = {}
         for patient, value in zip(patients, self.distance(features), strict=True):
             farthest[patient] = max(farthest.get(patient, 0.0), float(value))
@@ -279,7 +259,7 @@ def pooled_of(
     paths: Sequence[Path],
     batch: int,
     what: str,
-    ways: Sequence[Callable[[np.ndarray], np.ndarray] | None] = (None,),
+    ways: Sequence[Spoil | None] = (None,),
 ) -> Iterator[list[np.ndarray] | str]:
     """Of each film or crop what the networks pool (F,), as it is or spoilt, for each of the ways;
     or why it could not be read."""
@@ -393,11 +373,14 @@ def run_measure(config: MeasureConfig) -> list[dict[str, str]]:
     for folder, films in listed.items():
         names = [f"{folder}, {way}" if way else folder for way in ways]
         seen: dict[str, list[dict[str, str]]] = {name: [] for name in names}
-        for film, pooled in _looked_at(members, films, config, folder, list(ways.values())):
+        paths = [path for _, path in films if isinstance(path, Path)]
+        looked = pooled_of(members, paths, config.batch, folder, list(ways.values()))
+        for film, path in films:
+            pooled = next(looked) if isinstance(path, Path) else path
             each: Sequence[np.ndarray | str]
             each = [pooled] * len(ways) if isinstance(pooled, str) else pooled
             for name, found in zip(names, each, strict=True):
-                seen[name].append(_measured(guard, name, film, found))
+                seen[name].append(_measured(guard, name, name_of(film), found))
         for name, own in seen.items():
             far = np.array([float(row["far"]) for row in own if row["far"]])
             beyond = int((far > 1).sum())
@@ -428,20 +411,6 @@ def films_of(folder: str) -> list[tuple[str, Path | str]]:
     found = list_films([folder]).films
     require(bool(found), "FOLDERS must hold films, or crops of detect.crop", folder)
     return [(path.as_posix(), path) for path in found]
-
-
-def _looked_at(
-    members: Any,
-    films: Sequence[tuple[str, Path | str]],
-    config: MeasureConfig,
-    name: str,
-    ways: Sequence[Callable[[np.ndarray], np.ndarray] | None],
-) -> Iterator[tuple[str, list[np.ndarray] | str]]:
-    """Each film's name with what the networks pool on it in each way, or why there is nothing."""
-    paths = [path for _, path in films if isinstance(path, Path)]
-    pooled = pooled_of(members, paths, config.batch, name, ways)
-    for film, path in films:
-        yield name_of(film), next(pooled) if isinstance(path, Path) else path
 
 
 def _measured(guard: Guard, folder: str, film: str, pooled: np.ndarray | str) -> dict[str, str]:

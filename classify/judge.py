@@ -1,60 +1,56 @@
-"""From a batch of films to their rows in predictions.csv and their cards on the page."""
+"""From a batch of films to their rows in predictions.csv and their cards on the page; with several
+ensembles for one kind of input each film is judged by the one that it is like."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from classify.guard import Guard
-from classify.inputs import Item
-from classify.labels import TARGET
-from classify.saliency.methods import content_of
+from classify.members import GUARD, TARGET, member_files
+from classify.predictions import Item
+from classify.saliency import content_of
 from classify.screener import NOT_READ, READ, Screener
 from classify.screening.reading import FINE_APART, doubts_of, film_tiers, of_other_age, unlike
 from cxr.boxes import Frame
-from cxr.page.pictures import make_picture, make_saliency_picture
+from cxr.bundle import bundle_meta
+from cxr.page.build import make_picture, make_saliency_picture
+from cxr.workdir import read_json
 
+CHILDREN = "children"
 Prepared = tuple[Any, Sequence[Frame]]
 
-if TYPE_CHECKING:  # torch is imported where a network needs it
-    from classify.ensemble import Ensemble
-    from classify.exported import ExportedEnsemble
 
-
+@dataclass(frozen=True, eq=False)
 class Judge:
-    """Members, screener, guard, tiers and Grad-CAM, loaded once and used batch by batch.
+    """Members, screener, guard, tiers and Grad-CAM, loaded once and used batch by batch. Without a
+    screener every film is to be read. A film that `doubts_of` speaks against is never cleared (with
+    status `fallback`, the members saw more than a thorax), nor is one that the guard calls unlike
+    those of the calibration or whose patient is of another age: the guarantee does not hold for
+    them."""
 
-    Without a screener every film is to be read. A film that `doubts_of` speaks against is never
-    cleared (with status `fallback`, the members saw more than a thorax), nor is one that the guard
-    calls unlike those of the calibration or whose patient is of another age: the guarantee does
-    not hold for them.
-    """
+    members: Any  # an Ensemble or an ExportedEnsemble: torch is imported where a network needs it
+    screener: Screener | None
+    tiers: Mapping[str, str]
+    cropped: bool
+    saliency: bool = True
+    tier_threshold: float | None = None
+    guard: Guard | None = None
+    fine_apart: float = FINE_APART
+    name: str = ""
 
-    def __init__(
-        self,
-        members: Ensemble | ExportedEnsemble,
-        screener: Screener | None,
-        tiers: Mapping[str, str],
-        cropped: bool,
-        saliency: bool = True,
-        tier_threshold: float | None = None,
-        guard: Guard | None = None,
-        fine_apart: float = FINE_APART,
-        name: str = "",
-    ) -> None:
-        if screener is not None and tuple(screener.targets) != tuple(members.targets):
+    def __post_init__(self) -> None:
+        targets = tuple(self.members.targets)
+        if self.screener is not None and tuple(self.screener.targets) != targets:
             raise ValueError(
-                f"screener must be fitted for the members {', '.join(members.targets)}. "
-                f"Got one for {', '.join(screener.targets)} instead: fit it again."
+                f"screener must be fitted for the members {', '.join(targets)}. "
+                f"Got one for {', '.join(self.screener.targets)} instead: fit it again."
             )
-        self.members: Any = members
-        self.screener, self.tiers = screener, tiers
-        self.cropped, self.saliency, self.tier_threshold = cropped, saliency, tier_threshold
-        self.guard, self.fine_apart, self.name = guard, fine_apart, name
 
     def judge(self, items: Sequence[Item], prepared: Prepared | None = None) -> list[Item]:
         """The items, in order, with logits, decision and tier, and what a map is drawn of; refused
@@ -82,8 +78,11 @@ class Judge:
         logits = np.asarray(logits, dtype=np.float64)
         if not np.isfinite(logits).all():
             raise ValueError("members must give finite logits. Got NaN or infinity: train anew.")
-        far = self._far(pooled, len(items))
-        patients = str(self.guard.meta.get("patients", "")) if self.guard else ""
+        far, patients = [0.0] * len(items), ""  # in units of what the guard allows
+        if self.guard is not None:
+            assert pooled is not None, "a guard is fitted for networks that pool"
+            far = [float(value) for value in self.guard.far(pooled)]
+            patients = str(self.guard.meta.get("patients", ""))
         scores: Sequence[float | None] = [None] * len(items)
         decisions, threshold_id = [READ] * len(items), ""
         if self.screener is not None:
@@ -111,13 +110,6 @@ class Judge:
                 )
             )
         return out
-
-    def _far(self, pooled: np.ndarray | None, films: int) -> list[float]:
-        """How far off each film is in units of what the guard allows; 0 without a guard."""
-        if self.guard is None:
-            return [0.0] * films
-        assert pooled is not None, "a guard is fitted for networks that pool"
-        return [float(value) for value in self.guard.far(pooled)]
 
     def _look(self, batch: Any) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
         """Logits (N, M, 3), Grad-CAM (h, w) of each film's strongest member over the members'
@@ -154,3 +146,103 @@ def illustrated(item: Item, cropped: bool) -> Item:
 def strongest_member(logits: np.ndarray) -> int:
     """(M, 3) logits of a film to the member with the highest TARGET logit."""
     return int(logits[:, TARGET].argmax())
+
+
+# --- several ensembles
+
+
+class Panel:
+    """The judges of a run, each with its ensemble, screener and guard; `children` names those that
+    are for children. One judge judges every film. Of several, a film whose age is known goes to
+    those for children or to the others; where that leaves more than one, to the one whose guard
+    calls it nearest. All answer in one table: `targets` are those of all members. Raises ValueError
+    for targets that two ensembles have, and where one of several has no guard."""
+
+    def __init__(self, judges: Sequence[Judge], children: Collection[str] = ()) -> None:
+        self.judges = tuple(judges)
+        self.children = [j for j in self.judges if j.name in children]
+        self.targets = tuple(target for j in self.judges for target in j.members.targets)
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                "ensembles that judge together must have different targets. Got "
+                f"{', '.join(self.targets)}: name one of them with --ensemble."
+            )
+        if len(self.judges) > 1 and any(j.guard is None for j in self.judges):
+            raise ValueError("ensembles that judge together must each have a guard. One has none.")
+
+    def judge(self, items: Sequence[Item]) -> list[Item]:
+        """As `Judge.judge`, with the pictures of each film's card in its pixels' place; each item
+        says which ensemble judged it."""
+        judged = self._judged(items)
+        return [illustrated(item, self.judges[0].cropped) for item in judged]
+
+    def _judged(self, items: Sequence[Item]) -> list[Item]:
+        if len(self.judges) == 1:
+            return self.judges[0].judge(items)
+        asked: list[Sequence[Judge]] = []
+        for item in items:  # those whom the film's age leaves; all, where it says or leaves nothing
+            fit = [j for j in self.judges if item.child in (None, j in self.children)]
+            asked.append((fit or self.judges) if item.pixels is not None else ())
+        found: dict[int, list[Item]] = defaultdict(list)
+        ready: dict[Any, Any] = {}  # members that prepare films alike share what is prepared
+        for judge in self.judges:
+            own = [n for n in range(len(items)) if judge in asked[n]]
+            if not own:
+                continue
+            key = type(judge.members), judge.members.settings, tuple(own)
+            if key not in ready:
+                ready[key] = judge.members.prepare([items[n].pixels for n in own])
+            shown = judge.judge([items[n] for n in own], ready[key])
+            for n, judged in zip(own, shown, strict=True):
+                found[n].append(self._widened(judge, judged))
+        return [
+            self._nearest(found[n], len(asked[n]) < len(self.judges))
+            if found[n]
+            else replace(item, decision=NOT_READ)
+            for n, item in enumerate(items)
+        ]
+
+    def _widened(self, judge: Judge, item: Item) -> Item:
+        """With a row for each member of all ensembles, NaN for those that were not asked."""
+        logits = np.full((len(self.targets), 3), np.nan)
+        first = self.targets.index(judge.members.targets[0])
+        logits[first : first + len(judge.members)] = np.asarray(item.logits)
+        return replace(item, logits=logits)
+
+    @staticmethod
+    def _nearest(judged: Sequence[Item], by_age: bool) -> Item:
+        """What the ensemble says that the film is nearest to, and why that one was asked."""
+        best = min(judged, key=lambda item: item.far if item.far is not None else np.inf)
+        far = best.far if best.far is not None else np.inf
+        why = "by the patient's age" if by_age else "which it is nearest to"
+        best = replace(best, facts=(*best.facts, f"judged by {best.ensemble}, {why}"))
+        if far <= 1 or len(judged) == 1:
+            return best
+        told = ", ".join(f"{item.ensemble} {item.far:.3f}" for item in judged)
+        neither = f"the film is like those of no ensemble: distances {told}, 1 is allowed"
+        return replace(best, doubt=best.doubt.replace(unlike(far), neither))
+
+    def told(self, sentence: Callable[[Judge], str]) -> str:
+        """What is to be said of each judge, with its name where there are several."""
+        if len(self.judges) == 1:
+            return sentence(self.judges[0])
+        return " ".join(f"{j.name}: {sentence(j)}" for j in self.judges)
+
+
+def find_ensembles(root: Path, kind: str) -> list[Path]:
+    """Folders in `root` of ensembles with a guard that see `kind`: crops or films."""
+    guards = sorted(root.glob(f"*/{GUARD}"))
+    return [path.parent for path in guards if bundle_meta(path).get("trained_on") == kind]
+
+
+def is_for_children(folder: Path) -> bool:
+    """Whether an ensemble is for children, by about.json of its folder, its guard's metadata
+    (`python -m classify.guard fit --patients children`) or a member's."""
+    about = folder / "about.json"
+    said = [read_json(about)] if about.is_file() else []
+    said += [bundle_meta(path) for path in (folder / GUARD, *member_files(folder))]
+    return any(
+        known.get(CHILDREN) is True or CHILDREN in known.values()
+        for known in said
+        if isinstance(known, Mapping)
+    )

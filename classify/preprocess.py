@@ -12,18 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from cxr import intensity
 from cxr.boxes import Frame
-from cxr.intensity import (
-    check_pixels,
-    clahe,
-    equalize,
-    min_max,
-    pad_square,
-    percentile_clip,
-    resize,
-)
 from cxr.rules import require, require_one_of
 
+Array = np.ndarray
 FITS = ("pad", "stretch")
 CONTRASTS = ("clahe", "hist-equalization", "none")
 
@@ -114,34 +107,33 @@ def frame_of(size_hw: tuple[int, int], config: PreprocessConfig, side: int = 0) 
     return Frame.letterbox(size_hw, side, centre=True)
 
 
-def preprocess(pixels: np.ndarray, config: PreprocessConfig, side: int = 0) -> np.ndarray:
+def preprocess(pixels: Array, config: PreprocessConfig, side: int = 0) -> Array:
     """(H, W) float32 in [0, 1] to (side, side) float32 in [0, 1], aspect ratio kept, padded with 0.
-
     `side` overrides the configuration's (the training cache is a little larger than the input).
     Raises ValueError for pixels that are not a finite (H, W) array in [0, 1]: a wrong range would
-    give a wrong answer without a word.
-    """
-    check_pixels(pixels, "preprocess")
-    ready = _shrink(pixels, config.work_side)
+    give a wrong answer without a word."""
+    intensity.check_pixels(pixels, "preprocess")
+    ready, long_side = pixels, max(pixels.shape)
+    if config.work_side and long_side > config.work_side:
+        height, width = (max(1, round(n * config.work_side / long_side)) for n in pixels.shape)
+        ready = intensity.resize(pixels, (height, width))
     if config.clip:
-        ready = percentile_clip(ready, config.low_percentile, config.high_percentile)
-        ready = min_max(ready)
+        ready = intensity.percentile_clip(ready, config.low_percentile, config.high_percentile)
+        ready = intensity.min_max(ready)
     target = side or config.side
     if config.contrast == "none":
         letterbox = frame_of((ready.shape[0], ready.shape[1]), config, target)
         return np.clip(letterbox.apply(ready), 0.0, 1.0)
     # contrast is taken on the padded square, as in the thesis, so the air beside counts as black
-    square = ready if _stretches(config) else pad_square(ready)
+    square = ready if _stretches(config) else intensity.pad_square(ready)
     if config.contrast == "clahe":
-        square = clahe(square, config.clahe_clip, config.clahe_tiles)
+        square = intensity.clahe(square, config.clahe_clip, config.clahe_tiles)
     else:
-        square = equalize(square)
-    return resize(square, (target, target))
+        square = intensity.equalize(square)
+    return intensity.resize(square, (target, target))
 
 
-def preprocess_all(
-    pixels: Sequence[np.ndarray], config: PreprocessConfig
-) -> tuple[np.ndarray, list[Frame]]:
+def preprocess_all(pixels: Sequence[Array], config: PreprocessConfig) -> tuple[Array, list[Frame]]:
     """N films or crops (H, W) to (N, 1, side, side) float32 in [0, 1], and the Frames that lead
     from it back to each film's or crop's pixels."""
     images = np.zeros((len(pixels), 1, config.side, config.side), np.float32)
@@ -162,12 +154,3 @@ def to_input(images: Any, config: PreprocessConfig) -> Any:
 def from_input(batch: Any, config: PreprocessConfig) -> Any:
     """`to_input` undone: (N, 3, side, side) to (N, 1, side, side) in [0, 1]."""
     return (batch[:, :1] * config.std[0] + config.mean[0]).clamp(0, 1)
-
-
-def _shrink(pixels: np.ndarray, work_side: int) -> np.ndarray:
-    """At most `work_side` px along the longer side."""
-    long_side = max(pixels.shape)
-    if not work_side or long_side <= work_side:
-        return pixels
-    height, width = (max(1, round(n * work_side / long_side)) for n in pixels.shape)
-    return resize(pixels, (height, width))

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def restore(config: RestoreConfig) -> int:
     """Write the picture; how many films stand on it. A film that cannot be read is told and left
     out. Raises OSError or ValueError for weights or paths that do not fit."""
-    from classify.bundles import load_pretrained
-    from classify.genesis import GenesisConfig
+    from classify.augment import GenesisConfig
+    from classify.ensemble import load_pretrained
     from classify.preprocess import preprocess
     from classify.tasks.restore import restored_sheet
     from cxr.draw import encode_png

@@ -10,44 +10,53 @@ A run that was stopped goes on where it was: films that are done keep their rows
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from classify.foreign import sentence_of
-from classify.inputs import Item, name_of
-from classify.panel import Panel
-from classify.predictions import PredictionWriter
-from classify.report import PICTURES, ReportBook, write_report
+from classify.judge import Panel
+from classify.members import sentence_of
+from classify.predictions import ANSWERS, Item, PredictionWriter, name_of, split_note
 from classify.screener import NOT_READ
-from classify.work import (
-    RunConfig,
-    RunWork,
-    Source,
-    Unit,
-    load_panel,
-    note_panel,
-    open_source,
-)
+from classify.screening.reading import TIERS
+from classify.work import RunConfig, RunWork, Source, Unit, load_panel, note_panel, open_source
 from cxr.cli import as_command, parse_config, to_plain
+from cxr.draw import to_data_uri
 from cxr.engines import shared_by, without_compiler
+from cxr.ledger import FilmRecords
 from cxr.manifest import CropRow
 from cxr.notes import count_notes
-from cxr.page.words import printable
+from cxr.page import printable
+from cxr.page.build import write_page
 from cxr.rules import refusing, require_same_settings
+from cxr.stats import softmax
 from cxr.stream import LOCAL, spread, written
 from cxr.workdir import Workdir, console, log, read_json
+
+HERE = Path(__file__).resolve().parent
+PICTURES, PAGES = "pictures", "report"  # folders beside report.jsonl
+INLINE, ON_A_PAGE = 500, 200  # films whose pictures one page holds; cards a page of many films
+_KINDS = ("picture", "crop", "saliency")
+_DECISIONS = ("read", "not_read_by_model", "definitely_normal")
+_NO_SCREENER = "nothing is cleared: this ensemble has no screener, so every film is to be read."
+_NO_GUARD = "This ensemble has no guard: a film unlike those of its calibration is not held back."
 
 
 @as_command
@@ -105,10 +114,7 @@ def begin_run(
     table = stack.enter_context(PredictionWriter(workdir / "predictions.csv", panel.targets))
     book = stack.enter_context(ReportBook(workdir / "report.jsonl", panel.targets))
     workdir.start(
-        to_plain(config),
-        weights=source.weights,
-        settings=source.settings,
-        folders=source.folders,
+        to_plain(config), weights=source.weights, settings=source.settings, folders=source.folders
     )
     return workdir, table, book
 
@@ -120,12 +126,15 @@ def work_through(
     pending = [name for name in source.names if name not in table.done]
     if done := len(source.names) - len(pending):
         log.info("%d of %d films are done already", done, len(source.names))
-    first_of: dict[str, str] = {}
+    first_of: dict[str, str] = {}  # the bytes of a file, by their hash → the first that holds them
 
     def write(item: Item) -> None:
         if item.row and source.manifest is not None:
             source.manifest.add(item.row)
-        book.add(_mark_twin(item, first_of))  # first: a film whose row stands has its card
+        first = first_of.setdefault(item.sha256, item.film) if item.sha256 else item.film
+        twin = () if first == item.film else (f"the same file as {first}",)
+        # its card comes first: a film whose row stands has it
+        book.add(replace(item, facts=(*item.facts, *twin)))
         table.add(item)
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
@@ -158,9 +167,12 @@ def _lost(unit: Unit, why: str) -> Item:
     return Item(name, "unreadable", f"worker_crashed: {why}.", decision=NOT_READ)
 
 
-def summarise(config: RunConfig, source: Source, panel: Any, complete: bool) -> dict[str, Any]:
+def summarise(config: RunConfig, source: Source, panel: Panel, complete: bool) -> dict[str, Any]:
     """What the page's head says."""
-    cautions = [c for judge in panel.judges if (c := _scope_of(judge, len(panel.judges) > 1))]
+    cautions = []  # first on whom the members learnt, where the screener says so
+    for judge in panel.judges:
+        if judge.screener and (scope := judge.screener.meta.get("scope")):
+            cautions.append(f"{judge.name}: {scope}" if len(panel.judges) > 1 else str(scope))
     answered_by = [getattr(judge.members, "foreign", {}) for judge in panel.judges]
     cautions += [sentence_of(known) for known in answered_by if known]
     wanted = "crops" if config.cropped else "films"
@@ -171,12 +183,10 @@ def summarise(config: RunConfig, source: Source, panel: Any, complete: bool) -> 
     return {
         "title": config.out_path.as_posix(),
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        "guarantee": panel.told(_guarantee_of),
-        "guard": panel.told(_guard_of),
+        "guarantee": panel.told(lambda j: j.screener.guarantee if j.screener else _NO_SCREENER),
+        "guard": panel.told(lambda j: j.guard.sentence if j.guard else _NO_GUARD),
         "proven": all(judge.screener and judge.screener.point.proven for judge in panel.judges),
-        "threshold_id": panel.told(
-            lambda judge: judge.screener.threshold_id if judge.screener else "none"
-        ),
+        "threshold_id": panel.told(lambda j: j.screener.threshold_id if j.screener else "none"),
         "cropped": config.cropped,
         "maps": "Occlusion" if any(k and not k["layer"] for k in answered_by) else "Grad-CAM",
         "targets": panel.targets,
@@ -184,24 +194,6 @@ def summarise(config: RunConfig, source: Source, panel: Any, complete: bool) -> 
         "passed_over": list(source.passed_over.items()),
         "complete": complete,
     }
-
-
-def _guarantee_of(judge: Any) -> str:
-    if judge.screener:
-        return str(judge.screener.guarantee)
-    return "nothing is cleared: this ensemble has no screener, so every film is to be read."
-
-
-def _guard_of(judge: Any) -> str:
-    if judge.guard:
-        return str(judge.guard.sentence)
-    return "This ensemble has no guard: a film unlike those of its calibration is not held back."
-
-
-def _scope_of(judge: Any, named: bool) -> str:
-    """On whom the members learnt, where the screener says so."""
-    scope = str((judge.screener.meta if judge.screener else {}).get("scope") or "")
-    return f"{judge.name}: {scope}" if scope and named else scope
 
 
 def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
@@ -217,14 +209,6 @@ def _check_resumable(config: RunConfig, settings: dict[str, Any]) -> None:
         return
     old = read_json(record).get("settings", {}) if record.exists() else {}
     require_same_settings(folder, old, json.loads(json.dumps(settings)))
-
-
-def _mark_twin(item: Item, first_of: dict[str, str]) -> Item:
-    """Say on a card that another file of this run holds the same bytes."""
-    first = first_of.setdefault(item.sha256, item.film) if item.sha256 else item.film
-    if first == item.film:
-        return item
-    return replace(item, facts=(*item.facts, f"the same file as {first}"))
 
 
 def _short_table(book: ReportBook, rows: int = 20) -> Table:
@@ -253,6 +237,133 @@ def _tell_passed_over(source: Source, head: str) -> None:
     if source.passed_over or not source.names:
         why = ", ".join(f"{n} {reason}" for reason, n in source.passed_over.items())
         log.info("%s; files passed over: %s", head, why or "none")
+
+
+# --- report.html: one page for a run, with every film's box, crop, members, decision and saliency.
+#
+# Films are kept in report.jsonl, a line each, as they finish, and their pictures as files beside
+# it; the page is put together from these piece by piece, so memory holds one film at a time. Up to
+# INLINE films it needs no other file and no network. Of more films it lists all; their cards follow
+# on pages of their own in report/, and pictures stay where they are.
+
+
+class ReportBook(FilmRecords):
+    """report.jsonl: a line a film; memory holds how urgent each is. A picture's `uri` there is a
+    file, relative to the run's folder; in older runs the picture itself as a data URI."""
+
+    def __init__(self, path: str | Path, targets: Sequence[str]) -> None:
+        super().__init__(path, _urgency)
+        self.targets = tuple(targets)
+
+    def add(self, item: Item) -> None:  # type: ignore[override]
+        """Write one film's card; a film that stands there already is replaced by the new one."""
+        asked = np.zeros(0, bool) if item.logits is None else ~np.isnan(item.logits).all(axis=1)
+        bars = [] if item.logits is None else softmax(item.logits[asked]).tolist()
+        targets = [t for t, own in zip(self.targets, asked, strict=bool(asked.size)) if own]
+        names = [a.replace("target", "found") for a in ANSWERS]
+        told = ("film", "status", "reason", "decision", "tier", "abnormal_score", "doubt")
+        super().add(
+            {
+                **{name: getattr(item, name) for name in told},
+                "members": [
+                    {"target": target, **dict(zip(names, shares, strict=True))}
+                    for target, shares in zip(targets, bars, strict=True)
+                ],
+                "facts": item.facts,
+                **{kind: self._filed(item, kind) for kind in _KINDS},
+                "saliency_of": item.saliency_of,
+                "ensemble": item.ensemble,
+                "far": item.far,
+            }
+        )
+
+    def _filed(self, item: Item, kind: str) -> dict[str, Any] | None:
+        """A picture of a film with its place on disk; one that is only in memory is written."""
+        picture = item.pictures.get(kind)
+        if picture is None:
+            return None
+        path, folder = Path(picture.uri), self.path.parent
+        if picture.uri.startswith("data:"):
+            head, _, text = picture.uri.partition(",")
+            key = hashlib.sha256(item.film.encode(errors="surrogatepass")).hexdigest()[:16]
+            path = folder / PICTURES / f"{key}_{kind}.{'png' if 'png' in head else 'jpg'}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(base64.b64decode(text))
+        return {**asdict(picture), "uri": os.path.relpath(path, folder)}
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many films have each decision."""
+        return Counter(_DECISIONS[urgency[0]] for urgency in self.kept())
+
+    def cards(
+        self, pictures: bool = True, part: slice = slice(None), seen_from: Path | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The films as plain values, the most urgent first, each read when asked for; `pictures` as
+        data URIs, or as links from a page in the folder `seen_from`; None for one that is gone."""
+        for number, card in enumerate(self.records(ranked=True, part=part), 1 + (part.start or 0)):
+            for kind in _KINDS if pictures else ():
+                card[kind] = self._shown(card[kind], seen_from)
+            yield {"number": number, **card}
+
+    def _shown(self, picture: Any, seen_from: Path | None) -> Any:
+        if picture is None or picture["uri"].startswith("data:"):
+            return picture
+        path = self.path.parent / picture["uri"]
+        if not path.is_file():
+            return None
+        if seen_from is not None:
+            return {**picture, "uri": quote(os.path.relpath(path, seen_from))}
+        return {**picture, "uri": to_data_uri(split_note(path.read_bytes())[0])}
+
+
+def write_report(
+    path: str | Path,
+    summary: Mapping[str, Any],
+    book: ReportBook,
+    inline: int = INLINE,
+    on_a_page: int = ON_A_PAGE,
+) -> Path:
+    """Put the page together from the book, one film at a time, and move it into place whole; with
+    more than `inline` films the pages that it leads to first."""
+    path, films = Path(path), len(book)
+    shutil.rmtree(path.parent / PAGES, ignore_errors=True)
+    step = on_a_page if films > inline else max(1, films)
+    starts = range(0, max(1, films), step)
+    counts = {d: book.counts[d] for d in _DECISIONS}
+    for page in reversed(range(len(starts))):
+        place = path if page == 0 else path.parent / PAGES / f"{page + 1}.html"
+        root = "" if page == 0 else "../"
+        # each page with its first and last film
+        links = [
+            (
+                f"{root}{PAGES}/{k + 1}.html" if k else f"{root}{path.name}",
+                s + 1,
+                min(films, s + step),
+            )
+            for k, s in enumerate(starts)
+        ]
+        own = slice(starts[page], starts[page] + step)
+        cards = partial(book.cards, part=own, seen_from=place.parent if films > inline else None)
+        known = {"summary": summary, "films": films, "counts": counts, "step": step}
+        write_page(
+            place,
+            HERE / "report.html",
+            **known,
+            rows=partial(book.cards, False),
+            cards=cards,
+            page=page,
+            pages=links,
+            linked=films > inline,
+        )
+    return path
+
+
+def _urgency(card: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Films to be read come first, then refused ones; pressing tiers and high scores before."""
+    tier = TIERS.index(card["tier"]) if card["tier"] in TIERS else len(TIERS)
+    score = card["abnormal_score"]
+    return _DECISIONS.index(card["decision"]), tier, -(score if score is not None else 2.0)
 
 
 if __name__ == "__main__":

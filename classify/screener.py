@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from classify.inputs import bundles_in
+from classify.members import bundles_in
 from classify.screening.guarantee import (
     OperatingPoint,
     ScreeningFilms,
@@ -39,14 +39,7 @@ from cxr.cli import Command, Several, as_command, as_list, parse_command, to_pla
 from cxr.rules import require
 from cxr.split import Split
 from cxr.training.recipe import require_writable
-from cxr.workdir import (
-    console,
-    provenance,
-    read_json,
-    sha256_file,
-    write_atomic,
-    write_json,
-)
+from cxr.workdir import console, provenance, read_json, sha256_file, write_atomic, write_json
 
 SCHEMA, VERSION = "lungfirst.screener", 1
 CLEARED, READ, NOT_READ = "definitely_normal", "read", "not_read_by_model"
@@ -194,11 +187,9 @@ class Screener:
     def score(self, logits: np.ndarray) -> np.ndarray:
         """(N, M, 3) logits, members in the order of `targets`, to (N,) calibrated P(abnormal)."""
         logits = np.asarray(logits, dtype=np.float64)
-        if logits.ndim != 3 or logits.shape[1:] != (len(self.targets), 3):
-            raise ValueError(
-                f"logits of Screener.score must be (N, {len(self.targets)}, 3) for the members "
-                f"{', '.join(self.targets)}. Got {logits.shape} instead."
-            )
+        shape = f"(N, {len(self.targets)}, 3) for the members {', '.join(self.targets)}"
+        fits = logits.ndim == 3 and logits.shape[1:] == (len(self.targets), 3)
+        require(fits, f"logits of Screener.score must be {shape}", logits.shape)
         return _scores(self.model, logits)
 
     def decide(self, logits: np.ndarray) -> tuple[np.ndarray, list[str], str]:
@@ -234,7 +225,13 @@ class Screener:
         digest = hashlib.sha256(data).hexdigest()
         if digest != meta.pop("sha256"):
             raise ValueError(f"{path} is not the file that {side.name} was written for. Fit again.")
-        _check_members(folder, meta.get("members") or {})
+        for name, known in (meta.get("members") or {}).items():
+            member = folder / f"{name}.safetensors"
+            if member.is_file() and sha256_file(member) != known:
+                raise ValueError(
+                    f"{member} is not the member that the screener in {folder} was fitted for: its "
+                    "guarantee would not hold. Fit the screener again."
+                )
         targets, point = meta.pop("targets"), OperatingPoint(**meta.pop("operating_point"))
         model = CalibratedSvm.read(data, str(path))
         return cls(model, tuple(targets), point, meta, digest, data)
@@ -242,9 +239,7 @@ class Screener:
 
 def fit_screener(films: ScreeningFilms, config: FitConfig) -> Any:
     """A CalibratedClassifierCV: standardise → RBF SVM with class weights → sigmoid, all by patient.
-
-    Raises ValueError when a class has fewer patients than there are folds.
-    """
+    Raises ValueError when a class has fewer patients than there are folds."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
@@ -261,13 +256,12 @@ def fit_screener(films: ScreeningFilms, config: FitConfig) -> Any:
             )
     splitter = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     folds = list(splitter.split(logits, films.abnormal, films.patients))
-    choices = [
-        make_pipeline(
-            StandardScaler(), SVC(C=c, gamma=g / logits.shape[1], class_weight="balanced")
-        )
+    svms = (
+        SVC(C=c, gamma=g / logits.shape[1], class_weight="balanced")
         for c in config.c
         for g in config.gamma
-    ]
+    )
+    choices = [make_pipeline(StandardScaler(), svm) for svm in svms]
     svm = min(choices, key=lambda choice: _pooled_loss(choice, logits, films.abnormal, folds))
     # The sigmoid is fitted on out-of-fold decision values, then one SVM on all: no ensemble of SVMs
     model = CalibratedClassifierCV(svm, ensemble=False, cv=folds, method="sigmoid")
@@ -276,11 +270,9 @@ def fit_screener(films: ScreeningFilms, config: FitConfig) -> Any:
 
 
 def _pooled_loss(svm: Any, logits: np.ndarray, abnormal: np.ndarray, folds: list[Any]) -> float:
-    """Balanced log loss of the sigmoid on out-of-fold decision values of all folds together.
-
-    AUROC within each fold would not see decision values that shift from fold to fold, as they do
-    for a small C; one sigmoid and one threshold for all films need them not to.
-    """
+    """Balanced log loss of the sigmoid on out-of-fold decision values of all folds together. AUROC
+    within each fold would not see decision values that shift from fold to fold, as they do for a
+    small C; one sigmoid and one threshold for all films need them not to."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
     from sklearn.model_selection import cross_val_predict
@@ -310,7 +302,9 @@ def calibrate(
         scores, calibration.abnormal, calibration.patients, config.sensitivity, config.confidence
     )
     if config.networks:
-        own = _own_normals(svm, config)
+        films = replace(config, predictions=tuple(as_list(config.own))).films()
+        films = films.of_parts(config.own_split, config.own_parts)
+        own = _scores(svm, films.logits)[~films.abnormal]  # of films it was not trained on
         told = {"rank": point.threshold, "normal_films": len(own), "parts": list(config.own_parts)}
         point, meta = replace(point, threshold=lay_on(point.threshold, own)), {**meta, "own": told}
     members = {path.stem: sha256_file(path) for path in bundles_in(config.ensemble)}
@@ -320,8 +314,7 @@ def calibrate(
 
 
 def _members_of_runs(predictions: Sequence[str]) -> dict[str, str]:
-    """Target → SHA-256 of what answered in these runs, by their run.json; raises ValueError where
-    one was by other members."""
+    """Target → SHA-256 of what answered in these runs; raises ValueError for other members."""
     found: dict[str, str] = {}
     for path in predictions:
         record = Path(path).parent / "run.json"
@@ -336,13 +329,6 @@ def _members_of_runs(predictions: Sequence[str]) -> dict[str, str]:
 def _scores(svm: CalibratedSvm, logits: np.ndarray) -> np.ndarray:
     """(N, M, 3) logits to (N,) P(abnormal)."""
     return svm.predict_proba(logits.reshape(len(logits), 3 * logits.shape[1]))[:, 1]
-
-
-def _own_normals(svm: CalibratedSvm, config: FitConfig) -> np.ndarray:
-    """Scores of the normal films that the ensemble itself answered, and was not trained on."""
-    films = replace(config, predictions=tuple(as_list(config.own))).films()
-    films = films.of_parts(config.own_split, config.own_parts)
-    return _scores(svm, films.logits)[~films.abnormal]
 
 
 def run_fit(config: FitConfig) -> Screener:
@@ -395,17 +381,15 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     console.print(screener.guarantee, highlight=False)
     _tell_left_out(chosen)
     if config.out:
-        write_json(
-            config.out,
-            {
-                "part": config.part if config.split else "all",
-                "by_source": report,
-                "guarantee": screener.guarantee,
-                "left_out": chosen.left_out,
-                "config": to_plain(config),
-                "provenance": provenance(),
-            },
-        )
+        found = {
+            "part": config.part if config.split else "all",
+            "by_source": report,
+            "guarantee": screener.guarantee,
+            "left_out": chosen.left_out,
+            "config": to_plain(config),
+            "provenance": provenance(),
+        }
+        write_json(config.out, found)
     return report
 
 
@@ -413,16 +397,6 @@ def _tell_left_out(films: ScreeningFilms) -> None:
     if films.left_out:
         reasons = ", ".join(f"{why} {n}" for why, n in sorted(films.left_out.items()))
         console.print(f"left out: {reasons}", highlight=False, markup=False)
-
-
-def _check_members(folder: Path, members: dict[str, str]) -> None:
-    for name, digest in members.items():
-        path = folder / f"{name}.safetensors"
-        if path.is_file() and sha256_file(path) != digest:
-            raise ValueError(
-                f"{path} is not the member that the screener in {folder} was fitted for: its "
-                "guarantee would not hold. Fit the screener again."
-            )
 
 
 COMMANDS = {

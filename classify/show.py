@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from classify.saliency.methods import check_method
+from classify.saliency import check_method
 from cxr.cli import as_command, parse_config
 from cxr.draw import encode_png, fit, overlay_saliency, sheet, to_rgb
 from cxr.film import Film, list_films
-from cxr.rules import refusing
+from cxr.rules import refusing, require
 from cxr.stats import softmax
 from cxr.stream import Unread, batched, read_ahead
 from cxr.workdir import console, log, write_atomic
@@ -71,8 +71,7 @@ class ShowConfig:
 
 @as_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should
-    be."""
+    """The command. 0, 1 when no film could be drawn, 2 for files that are not what they should."""
     example = "python -m classify.show ../shared/data/images/kermany --folder runs/fusion --most 8"
     config = parse_config(ShowConfig, argv, example, ("films",))
     with refusing():
@@ -82,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(config: ShowConfig) -> list[Path]:
-    """The pictures' paths; a film that cannot be read is told and left out. Raises OSError or
-    ValueError."""
+    """The pictures' paths; an unreadable film is told and left out. Raises OSError, ValueError."""
     bundle = Path(config.folder) / "single.safetensors"
     if not bundle.is_file():  # said before torch is loaded
         raise FileNotFoundError(
@@ -91,15 +89,12 @@ def show(config: ShowConfig) -> list[Path]:
             "another file."
         )
     paths = list_films(config.films).films[: config.most or None]
-    from classify.bundles import load_single
+    from classify.ensemble import load_single
     from cxr.engines import pick_device
 
     single = load_single(bundle)
-    if config.explain and config.explain not in single.classes:
-        raise ValueError(
-            f"--explain must be one of {', '.join(single.classes)}, or empty. "
-            f"Got {config.explain!r} instead."
-        )
+    rule = f"--explain must be one of {', '.join(single.classes)}, or empty"
+    require(config.explain in ("", *single.classes), rule, config.explain)
     if single.trained_on == "crops":
         log.info("the network was trained on crops: give it crops of detect.crop")
     device = pick_device(config.device)
@@ -125,23 +120,21 @@ def _draw_batch(
     single: Any, good: Sequence[tuple[Path, Film]], config: ShowConfig, device: Any
 ) -> list[np.ndarray]:
     from classify.ensemble import prepare_films
+    from classify.saliency import to_pixels
     from classify.saliency.maps import explain
-    from classify.saliency.methods import to_pixels
 
     pixels = [film.pixels for _, film in good]
     batch, frames = prepare_films(pixels, single.settings, device)
     wanted = [single.classes.index(config.explain)] * len(good) if config.explain else None
     found = explain(single.net, batch, wanted, config.method)
     sizes = [(p.shape[0], p.shape[1]) for p in pixels]
-    planes: dict[str, Any] = {
-        "fused" if found.nets else "map": to_pixels(found.maps, frames, sizes)
-    }
-    planes |= {name: to_pixels(maps, frames, sizes) for name, maps in found.nets.items()}
+    maps = {"fused" if found.nets else "map": found.maps, **found.nets}
+    planes = {name: to_pixels(own, frames, sizes) for name, own in maps.items()}
     return [
         draw_film(
             path.name,
             pixels[n],
-            {name: maps[n] for name, maps in planes.items()},
+            {name: own[n] for name, own in planes.items()},
             energy_shares(found, n),
             answer_line(found, n, single.classes),
         )
@@ -153,9 +146,7 @@ def draw_film(
     name: str, pixels: np.ndarray, maps: dict[str, np.ndarray], shares: dict[str, str], line: str
 ) -> np.ndarray:
     """One film (H, W) and its maps (H, W) side by side as uint8 RGB, each with its name and share.
-
-    Each map is coloured up to its own maximum, so colours of two maps do not compare: shares do.
-    """
+    Each map is coloured up to its own maximum, so colours of two maps do not compare: shares do."""
     film = to_rgb(fit(pixels, TILE))
     size = film.shape[1], film.shape[0]
     pictures, captions = [film], ["film"]

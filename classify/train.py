@@ -55,8 +55,7 @@ TASKS = {
 
 
 def run_task(name: str, argv: Sequence[str] | None = None) -> int:
-    """Train what is not finished yet; 2 for settings or files that do not fit, and for a loss that
-    is no number."""
+    """Train what is not finished yet; 2 for settings, files or a loss that do not fit."""
     return as_command(partial(_run, name))(argv)
 
 

@@ -12,19 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from classify.foreign import ModelSpec, check_model, settings_for
 from classify.guard import Guard
-from classify.inputs import (
-    GUARD,
-    Item,
-    crops_on_disk,
-    fresh_crop,
-    member_files,
-    name_of,
-    whole_films,
-)
-from classify.judge import Judge
-from classify.panel import Panel, find_ensembles, is_for_children
+from classify.judge import Judge, Panel, find_ensembles, is_for_children
+from classify.members import GUARD, ModelSpec, check_model, member_files, settings_for
+from classify.predictions import Item, crops_on_disk, fresh_crop, name_of, whole_films
 from classify.screener import Screener
 from classify.screening.reading import FINE_APART, NOTED, read_tiers
 from cxr.bundle import bundle_meta
@@ -183,12 +174,13 @@ class Reader:
                 yield fresh_crop(row, film, crop.pixels if crop else None, config.crops_path)
 
 
+@dataclass(frozen=True)
 class RunWork:
-    """Units to judged Items with the pictures of their cards; with `overlap` films are cut while
-    others are judged."""
+    """Units to judged Items with their cards' pictures; `overlap`: films are cut meanwhile."""
 
-    def __init__(self, reader: Reader, panel: Panel, overlap: bool = True) -> None:
-        self.reader, self.panel, self.overlap = reader, panel, overlap
+    reader: Reader
+    panel: Panel
+    overlap: bool = True
 
     @classmethod
     def on_worker(cls, config: RunConfig, fine_apart: float) -> RunWork:
@@ -310,22 +302,27 @@ def fine_apart_of(detector: str, boxes_from: Mapping[str, str]) -> float:
 
 def load_panel(config: RunConfig, fine_apart: float) -> Panel:
     """Members, screeners and guards of a run; raises OSError or ValueError."""
-    folders = config.ensemble_paths
-    tiers = tiers_of(config)
+    # the usual file may be missing, as outside the project's root
+    missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()
+    tiers = {} if missing else read_tiers(config.tiers)
     if config.model:
         return _foreign_panel(config, tiers, fine_apart)
-    light = {folder: _light_models(folder) for folder in folders}
+    light: dict[Path, tuple[Screener | None, Guard | None]] = {}
+    for folder in config.ensemble_paths:
+        screener = Screener.load(folder) if (folder / "screener.json").exists() else None
+        if screener is None:
+            log.warning("%s holds no screener: every film is to be read", folder)
+        light[folder] = screener, Guard.load(folder) if (folder / GUARD).exists() else None
 
     from classify.exported import open_ensemble  # what is heavy is loaded when nothing is wrong
 
     judges = []
     for folder, (screener, guard) in light.items():
-        members = open_ensemble(
-            folder, config.engine, config.precision, config.device, maps=config.saliency
-        )
+        engine = (config.engine, config.precision, config.device)
+        members = open_ensemble(folder, *engine, maps=config.saliency)
         how = (config.cropped, config.saliency, config.tier_threshold, guard, fine_apart)
         judges.append(Judge(members, screener, tiers, *how, folder.name))
-    return Panel(judges, [folder.name for folder in folders if is_for_children(folder)])
+    return Panel(judges, [folder.name for folder in light if is_for_children(folder)])
 
 
 def _foreign_panel(config: RunConfig, tiers: Mapping[str, str], fine_apart: float) -> Panel:
@@ -342,21 +339,6 @@ def _foreign_panel(config: RunConfig, tiers: Mapping[str, str], fine_apart: floa
         screener.require_members(members.weights)
     how = (config.cropped, config.saliency, config.tier_threshold, None, fine_apart)
     return Panel([Judge(members, screener, tiers, *how, spec.title)])
-
-
-def tiers_of(config: RunConfig) -> dict[str, str]:
-    """Which target is in which tier; nothing where no file was named and the usual one is not
-    there, as outside the project's root."""
-    missing = config.tiers == DEFAULT_TIERS and not config.tiers.exists()
-    return {} if missing else read_tiers(config.tiers)
-
-
-def _light_models(folder: Path) -> tuple[Screener | None, Guard | None]:
-    """The screener and the guard of an ensemble, where it has them."""
-    screener = Screener.load(folder) if (folder / "screener.json").exists() else None
-    if screener is None:
-        log.warning("%s holds no screener: every film is to be read", folder)
-    return screener, Guard.load(folder) if (folder / GUARD).exists() else None
 
 
 def note_panel(source: Source, panel: Panel, config: RunConfig) -> None:

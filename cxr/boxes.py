@@ -99,12 +99,18 @@ def square_xyxy(box_xyxy: Any) -> FloatArray:
     return np.array([cx - half, cy - half, cx + half, cy + half])
 
 
+def keeps_aspect(size_hw: tuple[int, int], new_hw: tuple[int, int]) -> bool:
+    """Whether a copy of `new_hw` has the aspect ratio of `size_hw` within 1 %."""
+    (height, width), (new_height, new_width) = size_hw, new_hw
+    return abs(new_width / width / (new_height / height) - 1) <= 0.01
+
+
 def scale_xyxy(boxes_xyxy: Any, size_hw: tuple[int, int], new_hw: tuple[int, int]) -> FloatArray:
     """(N, 4) boxes of a film of `size_hw` on its copy of `new_hw`. Raises ValueError when the
     aspect ratios differ by more than 1 %: a copy that was cut or stretched has its thorax
     elsewhere."""
     (height, width), (new_height, new_width) = size_hw, new_hw
-    if abs(new_width / width / (new_height / height) - 1) > 0.01:
+    if not keeps_aspect(size_hw, new_hw):
         raise ValueError(
             f"new_hw of scale_xyxy must keep the aspect ratio within 1 %. Got {new_width} × "
             f"{new_height} px for {width} × {height} px instead."

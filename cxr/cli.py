@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -250,7 +251,8 @@ def from_plain(config_class: type[Config], data: dict[str, Any]) -> Config:
     back from a bundle's metadata: an unknown key or a wrong type is an error."""
     parser = _parser_of(config_class)  # type: ignore[arg-type]
     try:
-        return instantiate(parser, parser.parse_object(data), config_class)
+        own = deepcopy(data)  # the parser makes tuples of the lists within dicts where they stand
+        return instantiate(parser, parser.parse_object(own), config_class)
     except Exception as error:  # jsonargparse raises several kinds
         raise ValueError(f"{config_class.__name__}: {error}") from error
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from cxr.boxes import scale_xyxy, stretch_xyxy, xywh_to_xyxy, xyxy_to_xywh
+from cxr.boxes import keeps_aspect, stretch_xyxy, xywh_to_xyxy, xyxy_to_xywh
 from cxr.workdir import log, read_json, write_json
 
 # A box that stands in a file and is not to be counted: COCO's crowd regions, the `ignore` of COCO's
@@ -72,19 +72,13 @@ class CocoFilm:
         ValueError when the aspect ratios differ by more than 1 %."""
         if size_hw == self.size_hw:
             return self
-        try:
-            try:
-                boxes = scale_xyxy(self.boxes_xyxy, self.size_hw, size_hw)
-            except ValueError:
-                stored_hw = stored_hw or size_hw
-                boxes = scale_xyxy(self.boxes_xyxy, self.size_hw, stored_hw)
-                boxes = stretch_xyxy(boxes, stored_hw, size_hw)
-        except ValueError as error:
+        if not any(keeps_aspect(self.size_hw, hw) for hw in (size_hw, stored_hw or size_hw)):
             (h, w), (height, width) = size_hw, self.size_hw
             raise ValueError(
                 f"{self.file_name} must have the size of its annotation, {width} × {height} px, or "
                 f"be a scaled copy of it. Got {w} × {h} px instead."
-            ) from error
+            )
+        boxes = stretch_xyxy(self.boxes_xyxy, self.size_hw, size_hw)
         notes = tuple({k: v for k, v in note.items() if k in MARKS} for note in self.notes)
         return replace(self, size_hw=size_hw, boxes_xyxy=boxes, notes=notes)
 

@@ -326,30 +326,26 @@ def classification_report(
     aucs = [weighted_auc(probabilities[:, k], truth[k], weights) for k in kinds]
     sens = [ratio(said[k], truth[k], weights) for k in kinds]
     spec = [ratio(~said[k], ~truth[k], weights) for k in kinds]
-    alike = [ratio(said[k] == truth[k], np.ones(len(labels), bool), weights) for k in kinds]
+    alike = [weighted_mean(said[k] == truth[k], weights) for k in kinds]
     f1s = [f1(said[k], truth[k], weights) for k in kinds]
-    right = ratio(answer == labels, np.ones(len(labels), bool), weights)
+    n, own = len(labels), [int(t.sum()) for t in truth]
+    every, others = [n] * len(own), [n - count for count in own]
 
-    def by_class(values: list[Array], among: list[Array]) -> dict[str, Figure]:
-        return {
-            name: figure_of(v, int(a.sum()))
-            for name, v, a in zip(classes, values, among, strict=True)
-        }
+    def by_class(values: list[Array], films: list[int]) -> dict[str, Figure]:
+        return dict(zip(classes, map(figure_of, values, films), strict=True))
 
-    n = len(labels)
-    every = [np.ones(n, bool)] * len(classes)
     return Report(
         films=n,
         patients=len(set(patients)),
         classes=tuple(classes),
         macro_auc=figure_of(_mean_of_known(aucs), n),
-        accuracy=figure_of(right, n),
+        accuracy=figure_of(weighted_mean(answer == labels, weights), n),
         balanced_accuracy=figure_of(_mean_of_known(sens), n),
         auc=by_class(aucs, every),
-        sensitivity=by_class(sens, truth),
-        specificity=by_class(spec, [~t for t in truth]),
+        sensitivity=by_class(sens, own),
+        specificity=by_class(spec, others),
         class_accuracy=by_class(alike, every),
-        f1=by_class(f1s, truth),
+        f1=by_class(f1s, own),
         macro_f1=figure_of(_mean_of_known(f1s), n),
         confusion=[[int((truth[i] & said[j]).sum()) for j in kinds] for i in kinds],
         draws=draws,

@@ -20,7 +20,7 @@ from cxr.notes import note
 from cxr.workdir import log
 from detect.lungfield.field import LungField, large_parts
 from detect.predict import Detections, ThoraxBox, ThoraxDetector, prepare_film
-from detect.view.view import View, ViewNet
+from detect.view import View, ViewNet
 
 BOXES = ("both", "detector", "field")
 TURNED = ("mend", "refuse")

@@ -4,8 +4,7 @@
     python -m detect.pair --weights A.safetensors --field B.safetensors --data FOLDER --part all
 
 Writes the rule (see detect.finder.PairRule) into the detector's bundle, where detect.crop and
-classify.run find it. A detector without a rule of its own is used with the
-plain mean of both boxes.
+classify.run find it. A detector without one is used with the plain mean of both boxes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from cxr.boxes import Frame, Xyxy, area_xyxy, as_xyxy, clip_xyxy, flip_x_xyxy, iou_xyxy, union_xyxy
-from cxr.cli import from_plain
+from cxr.cli import from_plain, load_named
 from cxr.engines import OnnxNet, inferring, pick_device, pick_engine
 from cxr.intensity import to_uint8
 from detect.decode import BoxDecoder
@@ -145,24 +145,31 @@ def load_net(
     path: str | Path,
     kind: str,
     settings: type[Settings],
-    build: Callable[[Settings], nn.Module],
+    build: Callable[[Settings], nn.Module] | str,
     fold: bool = True,
-) -> tuple[nn.Module, Settings, dict[str, str], dict[str, Any]]:
-    """A bundle's network, its settings, its file's name → SHA-256, and its metadata. Without `fold`
-    each BatchNorm stays what it is. Raises FileNotFoundError or ValueError for what is no bundle of
-    this kind."""
-    from cxr.bundle import load_bundle, rebuilding
+    engine: str = "torch",
+    precision: str = "fp32",
+) -> tuple[Any, Settings, dict[str, str], dict[str, Any]]:
+    """A bundle's network, or for another engine than torch the exported one beside it, its
+    settings, its file's name → SHA-256, and its metadata. `build` may be named as "module:name";
+    without `fold` each BatchNorm stays what it is. Raises FileNotFoundError or ValueError for what
+    is no bundle of this kind."""
+    from cxr.bundle import load_bundle, load_meta, rebuilding
 
-    bundle = load_bundle(path, kind)
+    bundle = load_bundle(path, kind) if engine == "torch" else None
+    meta = bundle.meta if bundle else load_meta(path, kind)
+    make: Any = load_named(build) if bundle else None  # imported here, where weights are drawn yet
+    net: Any = None if bundle else OnnxNet(path, engine, precision)
     with rebuilding(path):
         # nothing is fetched, whatever the metadata say: the weights are all in the bundle
-        config = from_plain(settings, {**bundle.meta["model"], "weights": "none"})
-        model = build(config)
-        model.load_state_dict(bundle.tensors)
-        model.eval()
-        if fold:
-            fold_batchnorm(model)
-    return model, config, {Path(bundle.path).name: bundle.sha256}, bundle.meta
+        config = from_plain(settings, {**meta["model"], "weights": "none"})
+        if bundle:
+            net = make(config)
+            net.load_state_dict(bundle.tensors)
+            net.eval()
+            if fold:
+                fold_batchnorm(net)
+    return net, config, {Path(path).name: (bundle or net).sha256}, meta
 
 
 class ThoraxDetector(TrainedNet):
@@ -202,20 +209,12 @@ class ThoraxDetector(TrainedNet):
 
         path = Path(path or DEFAULT_WEIGHTS)
         engine = pick_engine(engine, [path], device, precision == "bf16")
-        decoder: BoxDecoder | None = None
-        model: Any
-        if engine == "torch":
-            from detect.model import build_detector
-
-            model, config, weights, meta = load_net(path, "thorax", DetectorConfig, build_detector)
-        else:
-            arrays, meta = load_arrays(path, "thorax")
-            model = OnnxNet(path, engine, precision)
-            weights = {path.name: model.sha256}
-            with rebuilding(path):
-                config = from_plain(DetectorConfig, {**meta["model"], "weights": "none"})
-                decoder = BoxDecoder(config, arrays)
+        net = ("thorax", DetectorConfig, "detect.model:build_detector")
+        model, config, weights, meta = load_net(path, *net, engine=engine, precision=precision)
         with rebuilding(path):
+            decoder = None
+            if engine != "torch":
+                decoder = BoxDecoder(config, load_arrays(path, "thorax")[0])
             point = meta["operating_point"]
             use_flips = bool(point.get("flips", False)) if flips is None else flips
         return cls(model, config, point, use_flips, device, weights, meta, precision, decoder)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from conftest import draw_phantom
 
-from cxr.page.pictures import map_uri, picture_uri, to_polygons
+from cxr.page.build import map_uri, picture_uri, to_polygons
 
 MEMBERS = ("bacterial", "viral")
 SOURCES = ("kermany", "nih", "ieee8023")

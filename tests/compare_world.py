@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from conftest import draw_phantom
 
-from comparing.maps import MapSet, explained, save_maps
+from comparing import MapSet, explained, save_maps
 
 HOSTILE = "in/</script><script>document.title='owned';alert(2)</script><img src=x onerror=alert(1)>"
 

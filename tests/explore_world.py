@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from cxr.coco import CocoFilm, CocoSet, write_coco
-from exploring.entries import Entry, read_entries
+from exploring import Entry, read_entries
 
 COLUMNS = (
     "image",

@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 1400, 1000
 
 def missing_programs() -> list[str]:
     """What is not installed of the programs that the tests need."""
-    from labelling.start import find_labelme
+    from labelling.labelme import find_labelme
 
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     return missing if find_labelme() else [*missing, "labelme"]

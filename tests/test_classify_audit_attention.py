@@ -13,11 +13,10 @@ from audit_world import TARGETS, tiny_ensemble, tiny_net
 from saliency_nets import HeadNet, films, pooled
 from torch import nn
 
-from classify.audit.attention import Prepared, measure_films, refused
-from classify.audit.films import AuditFilm, RunFilm, Truth
-from classify.audit.flags import EMPTY, OUTSIDE, Thresholds
+from classify.audit.auditor import measure_films, refused
+from classify.audit.films import AuditFilm, Prepared, RunFilm, Truth
 from classify.audit.metrics import baseline_lifts
-from classify.audit.rows import UNKNOWN, AuditRow
+from classify.audit.rows import EMPTY, OUTSIDE, UNKNOWN, AuditRow, Thresholds
 from classify.ensemble import member_maps
 from classify.predictions import PredictionRow
 from classify.saliency.maps import saliency_maps

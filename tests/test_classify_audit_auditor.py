@@ -24,8 +24,7 @@ from audit_world import (
 )
 
 from classify.audit import __main__ as audit
-from classify.audit.flags import Thresholds
-from classify.audit.rows import read_audit
+from classify.audit.rows import Thresholds, read_audit
 
 __all__ = ["audited_world", "two_runs"]  # fixtures
 

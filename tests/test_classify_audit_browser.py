@@ -15,8 +15,7 @@ from audit_browser import IMAGE, NEEDS_CHROMIUM, REFUSED, SCRIPT, Browser, opene
 from audit_films import MEMBERS, film, films, phantom, summary
 
 from classify.audit.page import film_anchor, write_audit_page
-from cxr.page.build import write_pdf
-from cxr.page.pictures import picture_uri
+from cxr.page.build import picture_uri, write_pdf
 
 pytestmark = NEEDS_CHROMIUM
 

@@ -15,9 +15,8 @@ from audit_world import LungNet, lungs_of, tiny_ensemble, tiny_net
 from torch import nn
 
 from classify.audit import controls
-from classify.audit.attention import Prepared
 from classify.audit.controls import Masked, Randomised, Road, Sample, draw_sample
-from classify.audit.films import AuditFilm, RunFilm, Truth
+from classify.audit.films import AuditFilm, Prepared, RunFilm, Truth
 from classify.predictions import PredictionRow
 from cxr.boxes import Frame
 from cxr.film import Film
@@ -250,9 +249,10 @@ def test_looking_at_a_sample_some_films_at_a_time_changes_nothing(
 ) -> None:
     members = tiny_ensemble()
     sample = sampled(Sample, members, lung_films(7))
-    whole = sample.maps(members.member("viral"))
+    (whole,) = sample.maps(members.member("viral"))
     monkeypatch.setattr(controls, "_AT_A_TIME", 3)
-    for one, other in zip(whole, sample.maps(members.member("viral")), strict=True):
+    (parts,) = sample.maps(members.member("viral"))
+    for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 

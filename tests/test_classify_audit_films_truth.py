@@ -11,7 +11,7 @@ from audit_world import write_table
 
 from classify.audit.films import Truth, Truths
 from classify.audit.rows import UNKNOWN
-from classify.labels import NORMAL, OTHERS, TARGET
+from classify.members import NORMAL, OTHERS, TARGET
 from cxr.films_table import FilmRow
 from cxr.split import Split
 from cxr.workdir import set_up_logging

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from classify.audit.flags import (
+from classify.audit.rows import (
     BORDER,
     DISAGREE,
     EMPTY,
     OUTSIDE,
     TEXT,
+    AuditRow,
     Thresholds,
     fit_thresholds,
     flag_row,
     read_thresholds,
 )
-from classify.audit.rows import AuditRow
 
 BOUNDS = {"bacterial": {"lift": 0.8, "border_share": 0.3, "text_share": 0.1}}
 

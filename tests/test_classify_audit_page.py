@@ -16,8 +16,7 @@ from audit_films import film, films, summary
 from markupsafe import escape
 
 from classify.audit.page import film_anchor, film_record, write_audit_page
-from cxr.page.build import csp_hash, write_pdf
-from cxr.page.pictures import picture_uri
+from cxr.page.build import csp_hash, picture_uri, write_pdf
 
 HOSTILE = '</script><script>document.title="owned"</script><!--<img src=x onerror=alert(1)>"\'&'
 

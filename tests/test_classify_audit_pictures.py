@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr.page.pictures import MAP_SIDE, SIDE, inferno, map_uri, picture_uri, to_polygons
+from cxr.page.build import MAP_SIDE, SIDE, inferno, map_uri, picture_uri, to_polygons
 
 
 def decode(uri: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -14,12 +14,13 @@ from classify.audit import randomise as randomising
 from classify.audit.randomise import (
     ANOTHER_FILM,
     Stage,
+    cascade_rows,
     likeness,
-    likeness_rows,
     randomise,
     rank_correlation,
     stages_of,
 )
+from classify.audit.rows import Row
 from classify.models.multitask import SCXNN
 from classify.models.settings import MemberConfig
 from classify.saliency.maps import saliency_maps
@@ -41,6 +42,19 @@ class TinyNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.dropout(self.neck(self.body(self.stem(x))).mean((2, 3))))
+
+
+def likeness_rows(
+    model: nn.Module,
+    batch: torch.Tensor,
+    classes: Sequence[int],
+    method: str,
+    maps_of: Callable[..., np.ndarray],
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+) -> list[Row]:
+    """`cascade_rows` of one map a film."""
+    (rows,) = cascade_rows(model, batch, lambda: [maps_of(model, batch, classes, method)], seeds)
+    return rows
 
 
 def maps_of(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from classify.audit.sections import answer_chart, flatten, sections
+from cxr.page import in_unit, interval, p_value
 from cxr.page.charts import Row, cascade, curves, forest, histogram, nice_ticks
-from cxr.page.words import in_unit, interval, p_value
 
 HOSTILE = '</text><script>alert(1)</script>&"'
 

@@ -7,9 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from classify.audit.flags import Thresholds
-from classify.audit.rows import AuditRow
-from classify.audit.summary import (
+from classify.audit.figures import (
     answer,
     cautions,
     control_rows,
@@ -20,6 +18,7 @@ from classify.audit.summary import (
     threshold_table,
     unknown_labels,
 )
+from classify.audit.rows import AuditRow, Thresholds
 
 BOUNDS = Thresholds(
     "grad_cam", {"m": {"lift": 0.81234, "border_share": None, "text_share": 0.2}}, 0.4, 0.05, 50, 40

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import draw_phantom
 
-from classify.audit.text import find_text
+from classify.audit.metrics import find_text
 from cxr.film import read_film
 from cxr.films_table import read_films_table
 

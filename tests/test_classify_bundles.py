@@ -1,4 +1,4 @@
-"""classify/bundles.py: a single network comes back from its file."""
+"""classify/ensemble.py: a single network comes back from its file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from classify.bundles import build_net, load_single, save_single
+from classify.ensemble import build_net, load_single, save_single
 from classify.models.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,

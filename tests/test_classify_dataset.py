@@ -11,7 +11,7 @@ import torch
 
 from classify.dataset import FilmDataset, PixelCache, RegionFinder, build_cache, class_weights
 from classify.films import Case, RegionConfig, select_cases, share_cases
-from classify.labels import label_of
+from classify.members import label_of
 from classify.preprocess import PreprocessConfig
 from cxr.boxes import Frame
 from cxr.data_folders import DataFolders

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from classify.bundles import member_of
-from classify.ensemble import Ensemble
+from classify.ensemble import Ensemble, member_of
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig

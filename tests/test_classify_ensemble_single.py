@@ -20,13 +20,12 @@ from classify.audit import __main__ as audit
 from classify.audit import auditor
 from classify.audit.randomise import randomise, stages_of
 from classify.audit.rows import read_audit
-from classify.bundles import build_net, save_single
-from classify.ensemble import Ensemble, member_maps, members_of
+from classify.ensemble import Ensemble, build_net, member_maps, members_of, save_single
 from classify.models.settings import BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig
+from classify.saliency import METHODS
 from classify.saliency.hooks import backbone_layers
 from classify.saliency.maps import Explained, explain, look, saliency_maps
-from classify.saliency.methods import METHODS
 from classify.tasks.settings import SingleConfig
 from cxr.stats import softmax
 from detect.finder import ThoraxFinder

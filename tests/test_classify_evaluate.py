@@ -15,13 +15,14 @@ from classify.evaluate import (
     Question,
     as_radiologists_say,
     ensemble_score,
+    film_shortcuts,
     main,
     markdown,
     may_answer,
     questions_of,
+    shortcut_scores,
 )
 from classify.films import Case
-from classify.shortcuts import film_shortcuts, shortcut_scores
 from cxr.boxes import Frame
 from cxr.films_table import FilmRow, has_disease
 

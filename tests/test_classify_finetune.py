@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from classify.bundles import load_pretrained, load_single
+from classify.augment import GenesisConfig
+from classify.ensemble import load_pretrained, load_single
 from classify.films import ProtocolConfig
 from classify.finetune import main
-from classify.genesis import GenesisConfig
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks.restore import PretrainModule

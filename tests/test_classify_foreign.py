@@ -13,8 +13,7 @@ from foreign_nets import SETTINGS, SIDE, SmallNet, resnet, small_onnx
 from torch import nn
 
 from classify.ensemble import Ensemble
-from classify.foreign import ForeignConfig, ModelSpec, settings_for
-from classify.labels import NORMAL, OTHERS, TARGET
+from classify.members import NORMAL, OTHERS, TARGET, ForeignConfig, ModelSpec, settings_for
 from classify.models.foreign import SigmoidMember, open_foreign
 
 FILMS = [np.random.default_rng(n).random((90, 70), dtype=np.float32) for n in range(3)]

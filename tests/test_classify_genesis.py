@@ -1,4 +1,4 @@
-"""classify/genesis.py: what each of the four distortions changes, and what it must leave."""
+"""classify/augment.py: what each of the four distortions changes, and what it must leave."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.genesis import TRANSFORMS, GenesisConfig, bezier_curve, distort, draw_kinds
+from classify.augment import TRANSFORMS, GenesisConfig, bezier_curve, distort, draw_kinds
 from classify.tasks.restore import genesis_sheet
 
 CONFIG = GenesisConfig()

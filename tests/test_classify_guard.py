@@ -17,7 +17,7 @@ from torch import nn
 
 from classify.ensemble import Ensemble, members_of
 from classify.guard import SPOILT, Guard, hash_members, main
-from classify.inputs import GUARD, member_files
+from classify.members import GUARD, member_files
 from classify.models.backbones import FusionNet
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig

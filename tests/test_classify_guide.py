@@ -1,4 +1,4 @@
-"""classify/guide.py and classify/tasks/guided.py: a training that is held to the lungs."""
+"""classify/augment.py and classify/tasks/guided.py: a training that is held to the lungs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from classify.augment import AugmentConfig
+from classify.augment import AugmentConfig, GuideConfig, swap_surroundings
 from classify.dataset import FilmDataset, PixelCache, build_cache
 from classify.films import RegionConfig, select_cases
-from classify.guide import GuideConfig, swap_surroundings
-from classify.labels import TARGET
+from classify.members import TARGET
 from classify.models.multitask import build_member
 from classify.models.settings import BackboneConfig, MemberConfig
 from classify.preprocess import PreprocessConfig

@@ -13,17 +13,17 @@ from torch import nn
 
 from classify.ensemble import Ensemble, members_of
 from classify.guard import Guard
-from classify.inputs import Item
 from classify.judge import Judge, strongest_member
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
+from classify.predictions import Item
 from classify.preprocess import PreprocessConfig
+from classify.saliency import to_pixels
 from classify.saliency.maps import saliency_maps
-from classify.saliency.methods import to_pixels
 from classify.screener import CLEARED, READ, Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.notes import note
-from cxr.page.pictures import Picture
+from cxr.page.build import Picture
 
 SIZES = [(120, 100), (80, 130), (96, 96), (100, 60)]
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from classify.models.backbones import Backbone, build_backbone, parts_to
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, KNOWN, BackboneConfig, known
+from classify.saliency import METHODS
 from classify.saliency.maps import saliency_maps
-from classify.saliency.methods import METHODS
 
 # Those that take seconds each run only when asked for: LUNGFIRST_SLOW=1 python -m pytest …
 _slow = pytest.mark.skipif(not os.environ.get("LUNGFIRST_SLOW"), reason="LUNGFIRST_SLOW is not set")

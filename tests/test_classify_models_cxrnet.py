@@ -13,8 +13,8 @@ from classify.audit.metrics import Regions, measure
 from classify.models.backbones import build_backbone
 from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.models.unets import CXRNet, build_cxrnet, total_variation
+from classify.saliency import to_pixels
 from classify.saliency.maps import explains_itself, explanations, saliency_maps
-from classify.saliency.methods import to_pixels
 from cxr.boxes import Frame
 
 SMALL = CXRNetConfig(classes=3, width=4, depth=3, side=32)

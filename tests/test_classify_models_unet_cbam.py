@@ -11,8 +11,8 @@ from torch import nn
 from classify.models.backbones import build_backbone
 from classify.models.settings import UNET_WIDTHS, BackboneConfig, UnetCbamConfig, known
 from classify.models.unets import CBAM, UnetCbam, build_encoder
+from classify.saliency import METHODS
 from classify.saliency.maps import saliency_maps
-from classify.saliency.methods import METHODS
 from cxr.bundle import save_bundle
 
 TINY = UnetCbamConfig(widths=(4, 6, 8))

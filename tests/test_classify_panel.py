@@ -20,10 +20,8 @@ from classify import run
 from classify.audit.films import read_run
 from classify.ensemble import Ensemble
 from classify.guard import Guard, hash_members
-from classify.inputs import Item
-from classify.judge import Judge
-from classify.panel import Panel, find_ensembles, is_for_children
-from classify.predictions import read_predictions
+from classify.judge import Judge, Panel, find_ensembles, is_for_children
+from classify.predictions import Item, read_predictions
 from classify.preprocess import PreprocessConfig
 from classify.screener import CLEARED, NOT_READ, READ
 from cxr.bundle import save_bundle
@@ -221,7 +219,7 @@ def test_an_ensemble_that_is_named_judges_alone(folders: Path) -> None:
 
 
 def test_a_crops_age_is_kept_beside_it(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from classify.inputs import crops_on_disk
+    from classify.predictions import crops_on_disk
     from cxr.manifest import read_manifest
     from detect.crop import main as crop
 

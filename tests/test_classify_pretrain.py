@@ -11,8 +11,8 @@ import cv2
 import pytest
 import torch
 
-from classify.bundles import load_pretrained
-from classify.genesis import GenesisConfig
+from classify.augment import GenesisConfig
+from classify.ensemble import load_pretrained
 from classify.models.settings import UnetCbamConfig
 from classify.preprocess import PreprocessConfig
 from classify.pretrain import main

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from classify.genesis import GenesisConfig
+from classify.augment import GenesisConfig
 from classify.models.settings import UnetCbamConfig
 from classify.models.unets import UnetCbam
 from classify.tasks.restore import (

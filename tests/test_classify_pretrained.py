@@ -1,4 +1,4 @@
-"""classify/bundles.py: a pretrained network written and read again."""
+"""classify/ensemble.py: a pretrained network written and read again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classify.bundles import load_pretrained, save_pretrained
+from classify.ensemble import load_pretrained, save_pretrained
 from classify.models.settings import UnetCbamConfig
 from classify.models.unets import UnetCbam
 from classify.preprocess import PreprocessConfig

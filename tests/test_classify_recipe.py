@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from classify.labels import NORMAL, OTHERS, TARGET, label_of
+from classify.members import NORMAL, OTHERS, TARGET, label_of
 from classify.tasks.settings import PhaseConfig, PretrainConfig, SingleConfig, TrainConfig
 from cxr.films_table import FilmRow, has_disease
 from cxr.training.recipe import recipe_of

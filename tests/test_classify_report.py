@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
-from classify.inputs import Item
-from classify.report import ReportBook, write_report
+from classify.predictions import Item
+from classify.run import ReportBook, write_report
 from cxr.draw import to_data_uri
-from cxr.page.build import csp_hash
-from cxr.page.pictures import make_picture, make_saliency_picture
-from cxr.page.words import printable
+from cxr.page import printable
+from cxr.page.build import csp_hash, make_picture, make_saliency_picture
 
 HOSTILE = '/in/<script>document.title="owned"</script>"><img src=x onerror=alert(1)>\u202egpj.mcd'
 TARGETS = ("bacterial", "viral")

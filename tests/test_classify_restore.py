@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from classify.bundles import save_pretrained
+from classify.ensemble import save_pretrained
 from classify.models.settings import UnetCbamConfig
 from classify.models.unets import UnetCbam
 from classify.preprocess import PreprocessConfig

@@ -18,13 +18,13 @@ from conftest import draw_phantom
 from dicom_films import RAW, a_dicom, ramp
 from torch import nn
 
-from classify import inputs, run
+from classify import predictions, run
 from classify.ensemble import Ensemble
 from classify.guard import Guard
 from classify.judge import Judge, strongest_member
 from classify.predictions import read_predictions
 from classify.preprocess import PreprocessConfig
-from classify.report import ReportBook
+from classify.run import ReportBook
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.bundle import save_bundle
@@ -249,13 +249,13 @@ def test_thumbnails_are_kept_beside_the_crops_and_films_not_decoded_again(
     add_film("calm.png", 0.1)
     add_film("leg.png", 0.5, (100, 200))
     read: list[str] = []
-    real = inputs.read_ahead
+    real = predictions.read_ahead
 
     def note(paths: Sequence[Path], jobs: int, **options: bool) -> object:
         read.extend(Path(p).name for p in paths)
         return real(paths, jobs, **options)
 
-    monkeypatch.setattr(inputs, "read_ahead", note)
+    monkeypatch.setattr(predictions, "read_ahead", note)
     assert run.main(["films", "--crops", "c", "--out", "first"]) == 0
     assert len(list(Path("c/thumbnails").glob("*.jpg"))) == 2 and not read
     assert run.main(["--crops", "c", "--out", "second"]) == 0

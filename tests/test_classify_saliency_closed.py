@@ -24,13 +24,13 @@ from saliency_nets import (
 )
 from torch import nn
 
-from classify.labels import NORMAL
+from classify.members import NORMAL
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig, preprocess, to_input
-from classify.saliency.closed import logits_and_maps, may_be_closed
+from classify.saliency import CLOSED_FORMS
+from classify.saliency.hooks import logits_and_maps, may_be_closed
 from classify.saliency.maps import look, saliency_maps
-from classify.saliency.methods import CLOSED_FORMS
 from cxr.bundle import load_bundle
 
 LIBRARY = {
@@ -73,8 +73,8 @@ def test_a_member_gets_the_library_s_map(method: str, neck: int) -> None:
 
 @pytest.fixture(scope="module")
 def shipped(root: Path) -> nn.Module:
-    from classify.bundles import member_of
-    from classify.inputs import member_files
+    from classify.ensemble import member_of
+    from classify.members import member_files
 
     folder = root / "weights/ensemble_crops"
     if not folder.is_dir():

@@ -22,9 +22,9 @@ from saliency_nets import (
 from torch import nn
 
 from classify.preprocess import PreprocessConfig, frame_of, preprocess, to_input
+from classify.saliency import METHODS, to_pixels
 from classify.saliency.hooks import left_as_found
 from classify.saliency.maps import backbone_maps, fuse, look, saliency_maps
-from classify.saliency.methods import METHODS, to_pixels
 from cxr.boxes import Frame
 
 EVERY = [(m, c) for m in METHODS for c in ("auto", False)]

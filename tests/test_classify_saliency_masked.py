@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from classify.ensemble import SingleMember
-from classify.saliency.maps import maps_of_all, saliency_maps
-from classify.saliency.masked import CELLS, masked_maps
+from classify.saliency.maps import CELLS, maps_of_all, masked_maps, saliency_maps
 
 SIDE = 8 * CELLS  # a cell is 8 px wide
 SPOT = (slice(16, 24), slice(40, 48))  # the cell of row 2, column 5

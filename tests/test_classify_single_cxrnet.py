@@ -16,8 +16,7 @@ from classify.audit import __main__ as audit
 from classify.audit import auditor
 from classify.audit.randomise import stages_of
 from classify.audit.rows import read_audit
-from classify.bundles import build_net, load_single, save_single
-from classify.ensemble import Ensemble, members_of
+from classify.ensemble import Ensemble, build_net, load_single, members_of, save_single
 from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.models.unets import build_cxrnet
 from classify.preprocess import PreprocessConfig

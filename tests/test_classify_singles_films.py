@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from classify.dataset import load_films
-from classify.labels import label_of
+from classify.members import label_of
 from classify.models.settings import BackboneConfig
 from classify.tasks.member import load_cases
 from classify.tasks.settings import SingleConfig, TrainConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classify.bundles import load_single
+from classify.ensemble import load_single
 from classify.films import ProtocolConfig
 from classify.models.settings import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, FusionConfig
 from classify.preprocess import PreprocessConfig

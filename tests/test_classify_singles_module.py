@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.bundles import build_net
+from classify.ensemble import build_net
 from classify.models.settings import BackboneConfig, CXRNetConfig
 from classify.models.unets import build_cxrnet
 from classify.preprocess import PreprocessConfig, to_input

@@ -1,4 +1,4 @@
-"""classify/ssim.py against scikit-image's SSIM, against figures by hand, and its gradient."""
+"""SSIM of classify/saliency/maps.py: against scikit-image's, figures by hand, and its gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from classify.ssim import ssim, ssim_loss, ssim_map, ssim_of
+from classify.saliency.maps import ssim, ssim_loss, ssim_map, ssim_of
 
 structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
 

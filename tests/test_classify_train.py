@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from classify.augment import AugmentConfig
+from classify.augment import AugmentConfig, GuideConfig
 from classify.dataset import PixelCache
-from classify.guide import GuideConfig
-from classify.labels import label_of
+from classify.members import label_of
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
 from classify.tasks import member

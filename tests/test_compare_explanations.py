@@ -15,17 +15,18 @@ import pytest
 from compare_world import HOSTILE, map_set, write_two
 from sklearn.metrics import cohen_kappa_score
 
-from comparing.likeness import compare, map_ssim, other_films
-from comparing.maps import MapsConfig, load_maps, save_maps
-from comparing.page import PageConfig, Trial, draw_trials
-from comparing.readers import (
+from comparing import MapsConfig, compare, load_maps, map_ssim, other_films, save_maps
+from comparing.page import (
     FIRST,
     NEITHER,
     SECOND,
     Key,
+    PageConfig,
     Reading,
+    Trial,
     agreement,
     count,
+    draw_trials,
     kappas,
     majority,
     preferences,

@@ -10,8 +10,7 @@ import pytest
 from audit_browser import NEEDS_CHROMIUM, Browser, opened, started
 from compare_world import HOSTILE, write_two
 
-from comparing.page import PageConfig, run
-from comparing.readers import read_choices, read_key
+from comparing.page import PageConfig, read_choices, read_key, run_page
 
 pytestmark = NEEDS_CHROMIUM
 LEFT, UP, RIGHT, DOWN, TAB, ENTER = "\ue012", "\ue013", "\ue014", "\ue015", "\ue004", "\ue007"
@@ -23,7 +22,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     maps = write_two(folder, [HOSTILE, "in/a.png", "in/b.png"])
     question = "Which one? <img src=x onerror=alert(1)>"
     config = PageConfig(tuple(maps), str(folder / "ask.html"), repeats=1, question=question)
-    assert run(config) == 0
+    assert run_page(config) == 0
     with started(folder, folder / "ask.html") as browser:
         yield browser
 

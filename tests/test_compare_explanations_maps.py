@@ -15,7 +15,7 @@ from classify.ensemble import Ensemble
 from classify.models.settings import CXRNetConfig
 from classify.models.unets import build_cxrnet
 from classify.preprocess import PreprocessConfig
-from comparing.maps import load_maps
+from comparing import load_maps
 from cxr.boxes import Frame
 from cxr.manifest import CropRow, ManifestWriter
 

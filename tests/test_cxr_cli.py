@@ -195,6 +195,16 @@ def test_from_plain_refuses_what_does_not_fit(data: dict) -> None:
         from_plain(Net, data)
 
 
+def test_from_plain_leaves_what_it_is_given_as_it_is() -> None:
+    @dataclass(frozen=True)
+    class Tiers:
+        tiers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    given = {"tiers": {"urgent": ["nodule"]}}
+    assert from_plain(Tiers, given) == Tiers({"urgent": ("nodule",)})
+    assert given == {"tiers": {"urgent": ["nodule"]}}
+
+
 def test_from_plain_gives_the_dataclass_own_error_as_value_error() -> None:
     with pytest.raises(ValueError, match="--margin must be 0 or more"):
         from_plain(Config, {"margin": -1})

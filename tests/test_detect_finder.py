@@ -16,7 +16,7 @@ from cxr.notes import code_of, note
 from detect.finder import FieldBox, Look, PairRule, ThoraxFinder, read_box, refit
 from detect.predict import Detections, ThoraxBox, ThoraxDetector, prepare_film
 from detect.settings import DetectorConfig
-from detect.view.view import View
+from detect.view import View
 
 POINT = {"reject_score": 0.3, "ok_score": 0.6, "aspect_range": [0.5, 2.0], "min_area_share": 0.1}
 RULE: dict[str, Any] = {

@@ -19,11 +19,11 @@ from cxr.split import Split
 from cxr.workdir import read_json
 from detect.lungfield.field import LungField
 from detect.predict import ThoraxBox, prepare_film
+from detect.view import CLASSES, DEFAULT_WEIGHTS, View, ViewNet
 from detect.view.__main__ import main
-from detect.view.data import ViewMaker, class_of_negative, read_films
 from detect.view.evaluate import outcome, outcome_of
+from detect.view.pictures import ViewMaker, class_of_negative, read_films
 from detect.view.train import SURE, choose_point
-from detect.view.view import CLASSES, DEFAULT_WEIGHTS, View, ViewNet
 
 SHARED = {"frontal": 0.7, "mirrored": 0.9}
 

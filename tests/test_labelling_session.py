@@ -11,8 +11,8 @@ import pytest
 from labelling_sessions import make_session
 
 import labelling.session
+from labelling.labelme import Shape, read_label_file
 from labelling.session import PRELABELLED, Session, to_shape
-from labelling.shapes import Shape, read_label_file
 
 FILM = np.zeros((200, 100), np.float32)  # a view of 128 × 64: scale 0.64
 BOX = (10.0, 20.0, 90.0, 180.0)

@@ -13,7 +13,8 @@ from dicom_films import film, written
 
 from detect.finder import ThoraxFinder
 from detect.predict import ThoraxBox
-from labelling.prepare import (
+from labelling.session import Session, SessionFilm
+from labelling.start import (
     find_candidates,
     find_prelabels,
     make_view,
@@ -22,7 +23,6 @@ from labelling.prepare import (
     renew_prelabels,
     sample_films,
 )
-from labelling.session import Session, SessionFilm
 
 
 class FixedFinder:

@@ -1,4 +1,4 @@
-"""labelling.status and labelling.pace: counts, pace and changes by hand-worked numbers."""
+"""labelling.overview: counts, pace and changes by hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from labelling_sessions import make_session
 from rich.console import Console
 
-from labelling.session import Session
-from labelling.status import (
+from labelling.overview import (
     StatusConfig,
     compare_boxes,
     measure_pace,
@@ -24,6 +23,7 @@ from labelling.status import (
     show,
     summarise,
 )
+from labelling.session import Session
 
 FILM = np.zeros((200, 100), np.float32)
 BOX = (10.0, 20.0, 90.0, 180.0)  # 80 × 160

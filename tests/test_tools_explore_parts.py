@@ -10,25 +10,23 @@ import numpy as np
 import pytest
 from explore_world import entries_of
 
-from classify.shortcuts import NAMES
+from classify.evaluate import SHORTCUTS
 from cxr.manifest import CropRow, ManifestWriter
-from exploring.entries import (
-    Box,
-    FilmClass,
-    age_band,
-    age_table,
-    count_groups,
-    crop_boxes,
-    ordered_classes,
-)
-from exploring.gather import (
+from exploring import (
     ASPECT,
     SIDE,
+    Box,
+    FilmClass,
     Moments,
+    age_band,
+    age_table,
     choose_for_grid,
+    count_groups,
+    crop_boxes,
     film_features,
     gather,
     letterboxed,
+    ordered_classes,
 )
 from exploring.page import (
     MOST_DOTS,
@@ -185,7 +183,7 @@ def test_features_are_those_of_the_shortcuts() -> None:
     film[2:6, 4:12] = 0.5
     film[0] = 1
     found = film_features(film, np.array([4.0, 2, 12, 6]))
-    assert set(found) == {*NAMES, ASPECT}
+    assert set(found) == {*SHORTCUTS, ASPECT}
     assert found[ASPECT].tolist() == [0.5]
     assert found["four numbers of the box"].tolist() == [0.25, 0.25, 0.75, 0.75, 0.5]
     assert found["thumbnail of the crop"] == pytest.approx(0.5)

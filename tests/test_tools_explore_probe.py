@@ -11,9 +11,7 @@ from explore_world import entries_of
 
 from cxr.stats import Figure
 from cxr.workdir import set_up_logging
-from exploring import probe
-from exploring.entries import read_entries
-from exploring.gather import ASPECT, CROP, FEATURES, FILM, NUMBERS, OUTSIDE
+from exploring import ASPECT, CROP, FEATURES, FILM, NUMBERS, OUTSIDE, probe, read_entries
 from exploring.probe import (
     Answer,
     auc_text,
@@ -106,7 +104,7 @@ def test_questions_are_inside_a_source_and_between_sources(tmp_path: Path) -> No
 
 
 def test_a_side_of_few_patients_is_not_asked(tmp_path: Path) -> None:
-    from exploring.gather import Gathered
+    from exploring import Gathered
 
     rows = [
         {"label": "normal" if i % 2 else "covid", "patient_id": f"p{i % 2}{i % 6}"}

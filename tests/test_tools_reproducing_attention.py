@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.bundles import Single
+from classify.ensemble import Single
 from classify.models.backbones import FusionNet
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig

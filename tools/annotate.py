@@ -19,43 +19,35 @@ ABOUT = (
 )
 
 
-def _command(run: str, example: str = "", *positionals: str, word: str = "") -> Command:
-    """`run` is module:function of labelling; the word is the module's name unless given."""
-    module = run.partition(":")[0]
-    word = word or module
-    config_class = f"labelling.{module}:{word.capitalize()}Config"
-    return Command(
-        config_class, f"{PROG} {word} {example}".strip(), positionals, f"labelling.{run}"
-    )
-
-
-COMMANDS = {
-    "start": _command(
+# Word: what runs it, an example, and what is given without a flag.
+_WORDS: dict[str, tuple[str, ...]] = {
+    "start": (
         "start:run",
         "films/ --session sessions/first --annotator mk "
         "--prelabel weights/thorax_lite0.safetensors",
         "films",
     ),
-    "review": _command(
-        "review:run", "sessions/first --accept 1-24 --but 3,7 --doubtful 3", "session"
-    ),
-    "status": _command("status:run", "sessions/first", "session"),
-    "check": _command("check:run", "sessions/first", "session"),
-    "agree": _command("agree:run", "sessions/first sessions/second", "readers"),
-    "merge": _command("merge:run", "sessions/first --into annotations/thorax.json", "session"),
-    "export": _command(
-        "exchange:run_export",
-        "annotations/thorax.json --format voc --out voc",
-        "source",
-        word="export",
-    ),
-    "import": _command(
+    "review": ("review:run", "sessions/first --accept 1-24 --but 3,7 --doubtful 3", "session"),
+    "status": ("overview:run", "sessions/first", "session"),
+    "check": ("check:run", "sessions/first", "session"),
+    "agree": ("agree:run", "sessions/first sessions/second", "readers"),
+    "merge": ("merge:run", "sessions/first --into annotations/thorax.json", "session"),
+    "export": ("exchange:run_export", "annotations/thorax.json --format voc --out voc", "source"),
+    "import": (
         "exchange:run_import",
         "labels/ --format yolo --films films --into thorax.json",
         "path",
-        word="import",
     ),
-    "demo": _command("demo:run"),
+    "demo": ("demo:run", ""),
+}
+COMMANDS = {
+    word: Command(
+        f"labelling.{run.partition(':')[0]}:{word.capitalize()}Config",
+        f"{PROG} {word} {example}".strip(),
+        positionals,
+        f"labelling.{run}",
+    )
+    for word, (run, example, *positionals) in _WORDS.items()
 }
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an install too
 
 from cxr.cli import Command, run_command
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.workdir import log
 
 PROG = "python tools/compare_explanations.py"
@@ -27,23 +27,26 @@ ABOUT = (
 _TWO = "runs/maps/grad_cam.safetensors runs/maps/layercam.safetensors"
 
 
-def _command(settings: str, example: str, positional: str) -> Command:
-    return Command(settings, f"{PROG} {example}", (positional,), f"{settings.split(':')[0]}:run")
-
-
 COMMANDS = {
-    "maps": _command(
-        "comparing.maps:MapsConfig",
-        "maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
+    "maps": Command(
+        "comparing:MapsConfig",
+        f"{PROG} maps --crops runs/crops --method grad_cam --data ../shared/data --showing "
         "--out runs/maps/grad_cam.safetensors",
-        "films",
+        ("films",),
+        "comparing:run_maps",
     ),
-    "ssim": _command("comparing.likeness:SsimConfig", f"ssim {_TWO}", "maps"),
-    "page": _command("comparing.page:PageConfig", f"page {_TWO} --out runs/ask.html", "maps"),
-    "read": _command(
-        "comparing.readers:ReadConfig",
-        "read choices_mk.json choices_ab.csv --key runs/ask.key.json",
-        "choices",
+    "ssim": Command("comparing:SsimConfig", f"{PROG} ssim {_TWO}", ("maps",), "comparing:run_ssim"),
+    "page": Command(
+        "comparing.page:PageConfig",
+        f"{PROG} page {_TWO} --out runs/ask.html",
+        ("maps",),
+        "comparing.page:run_page",
+    ),
+    "read": Command(
+        "comparing.page:ReadConfig",
+        f"{PROG} read choices_mk.json choices_ab.csv --key runs/ask.key.json",
+        ("choices",),
+        "comparing.page:run_read",
     ),
 }
 

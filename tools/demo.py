@@ -52,7 +52,7 @@ def draw_way(film_path: Path) -> Any:
 
     from classify.exported import open_ensemble
     from classify.judge import strongest_member
-    from classify.saliency.methods import to_pixels
+    from classify.saliency import to_pixels
     from cxr import draw
     from cxr.film import read_film
     from detect.crop import crop_film

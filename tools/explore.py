@@ -9,10 +9,10 @@ it. With --source first OUT/films.csv: OUT is then a folder for the --data of ev
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,26 +26,29 @@ from rich.table import Table
 from cxr.cli import parse_config, to_plain
 from cxr.data_folders import DataFolders
 from cxr.notes import count_notes
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.public_sets.records import COLUMNS, Uncertain, write_rows
 from cxr.public_sets.registry import SETS, load_set
 from cxr.rules import require, require_at_least, require_one_of
-from cxr.workdir import Workdir, console, log, provenance, write_atomic, write_json
-from exploring.entries import (
+from cxr.workdir import Workdir, console, log, provenance, read_json, write_atomic, write_json
+from exploring import (
+    FEATURES,
     Box,
     Entry,
+    Gathered,
     coco_boxes,
     count_groups,
     crop_boxes,
+    gather,
     read_entries,
     unknown_labels,
 )
-from exploring.gather import FEATURES, Gathered, gather
 from exploring.page import class_sizes, fit_slope, page_html
 from exploring.probe import Answer, Verdict, answer, auc_text, questions, verdicts
 
 PROG = "python tools/explore.py"
 UNCERTAIN_SETS = ("chexpert", "mimic")
+SCHEMA, RECORD = "lungfirst.public_set", "set.json"
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,8 @@ def explore(config: ExploreConfig) -> int:
     record = workdir.start(to_plain(config))
     gathered = gather(entries, data, boxes, config.seed, config.jobs)
     if not gathered.seen.any():
-        raise ValueError(
-            f"none of the {len(entries)} films of {data.named('films.csv')} can be read; "
-            f"the first: {gathered.unread[0][2]}"
-        )
+        whose = f"none of the {len(entries)} films of {data.named('films.csv')}"
+        raise ValueError(f"{whose} can be read; the first: {gathered.unread[0][2]}")
     asked = questions(entries, gathered.seen, config.smallest)
     how = config.draws, config.seed, config.smallest
     answers = [
@@ -130,11 +131,9 @@ def explore(config: ExploreConfig) -> int:
     ]
     found = verdicts(answers)
     told = {name: getattr(config, name) for name in ("seed", "draws", "smallest")}
-    told |= {
-        "title": config.source or ", ".join(folder.resolve().name for folder in data),
-        "boxes": origin,
-    }
-    told |= {"made": record["made"], "command": record["command"]}
+    told |= {name: record[name] for name in ("made", "command")}
+    told["boxes"] = origin
+    told["title"] = config.source or ", ".join(folder.resolve().name for folder in data)
     write_json(workdir / "explore.json", to_json(gathered, answers, found, record))
     page = write_atomic(workdir / "report.html", page_html(gathered, answers, found, **told))
     tell(answers, found, gathered)
@@ -200,10 +199,6 @@ def tell(answers: Sequence[Answer], found: Sequence[Verdict], gathered: Gathered
             log.warning("%s: %s", printable(verdict.question), verdict.text)
 
 
-SCHEMA = "lungfirst.public_set"
-RECORD = "set.json"
-
-
 def convert(
     source: str, path: str | Path, out: str | Path, uncertain: Uncertain = "ignore"
 ) -> Path:
@@ -211,23 +206,16 @@ def convert(
 
     `out` gets films.csv, finding_boxes.csv, problems.csv and set.json, and is a folder for the
     `--data` of every command. No film is copied: `image` is the absolute path of a film that lies
-    outside of `out`, and relative to `out` inside it.
-
-    Returns:
-        the folder `out`.
-
-    Raises:
-        ValueError: when the folder is not the set's, or no film of it can be read.
+    outside of `out`, and relative to `out` inside it. Returns `out`; raises ValueError when the
+    folder is not the set's, or no film of it can be read.
     """
     path, out = Path(path), Path(out)
     check_out(out)
     loaded = load_set(source, path, uncertain)
     if not loaded.rows:
         first = f" The first: {loaded.problems[0].text}" if loaded.problems else ""
-        raise ValueError(
-            f"'{path}' holds no film of {source} that can be read; "
-            f"{len(loaded.problems)} problems.{first}"
-        )
+        said = f"'{path}' holds no film of {source} that can be read"
+        raise ValueError(f"{said}; {len(loaded.problems)} problems.{first}")
     loader, top = SETS[source], path.resolve()
 
     def place(image: str) -> str:
@@ -265,21 +253,17 @@ def convert(
 
 def check_out(out: Path) -> None:
     """Raise ValueError where `out` holds a films.csv that no conversion wrote: it may be dear."""
-    try:
-        data = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        data = None
-    ours = isinstance(data, dict) and data.get("schema") == SCHEMA
-    if (out / "films.csv").exists() and not ours:
-        raise ValueError(
-            f"--out must be a new folder, or one of an earlier --source. {out} holds "
-            "a films.csv of other origin, which would be lost."
-        )
+    with suppress(OSError, ValueError, AttributeError):
+        if read_json(out / RECORD).get("schema") == SCHEMA:
+            return
+    if (out / "films.csv").exists():
+        lost = f"{out} holds a films.csv of other origin, which would be lost"
+        raise ValueError(f"--out must be a new folder, or one of an earlier --source. {lost}.")
 
 
 def describe_set(folder: str | Path) -> list[str]:
     """What `convert` found, in lines for people."""
-    data = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+    data = read_json(Path(folder) / RECORD)
     films, free = data["films"], data["publishable"]
     published = (
         f"Publishable: by their licence {free} of {films} films may train a published model"

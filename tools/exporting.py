@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.inliner import inline_local_functions
 from torch import Tensor, nn
 
-from classify.bundles import load_single, member_of
+from classify.ensemble import load_single, member_of
 from classify.preprocess import PreprocessConfig, to_input
-from classify.saliency.closed import logits_and_maps
 from classify.saliency.hooks import (
     backbone_layers,
+    logits_and_maps,
     pooled_layers,
     run_recorded,
     saliency_layer,

@@ -217,7 +217,7 @@ def read_bundle(data: bytes, folder: Path) -> None:
 
         Ensemble.load(folder, "cpu")
     elif kind == "pretrained":
-        from classify.bundles import load_pretrained
+        from classify.ensemble import load_pretrained
 
         load_pretrained(path)
     else:

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from classify.guide import GuideConfig
+from classify.augment import GuideConfig
 from classify.tasks.settings import TrainConfig
 from cxr.cli import Several, as_command, from_plain, parse_config, to_plain
 from cxr.rules import refusing, require
@@ -153,8 +153,8 @@ def answer(
     are each map's film, its lift, None for an empty map, and a blob's."""
     from classify.audit.controls import draw_donors, hide
     from classify.audit.metrics import Regions, measure
-    from classify.guide import swap_surroundings
-    from classify.labels import TARGET
+    from classify.augment import swap_surroundings
+    from classify.members import TARGET
     from classify.saliency.maps import look
 
     rng = np.random.default_rng(seed)
@@ -199,7 +199,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """The figures of `run`, with intervals by patient; `labels` (N, M) as members have them."""
     from classify.evaluate import ANY, Question, ensemble_score
-    from classify.labels import NORMAL, TARGET
+    from classify.members import NORMAL, TARGET
     from cxr.stats import figure_of, weighted_auc, weighted_mean, with_draws
 
     ill = (labels != NORMAL).any(1)

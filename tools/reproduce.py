@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 from rich.logging import RichHandler
 
 from cxr.cli import Several, as_list, parse_config
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.workdir import console, log
 from reproducing.cells import PROG, ReproduceConfig, import_ray, list_tables
 from reproducing.experiment import Experiment, find_experiments, read_experiment

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from classify.audit.config import AuditConfig
+from classify.audit import AuditConfig
 from cxr.cli import Command, as_command, parse_config, run_command
 from cxr.rules import refusing
 

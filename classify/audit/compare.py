@@ -3,21 +3,11 @@ maps beside another on one run, whose maps alone are compared, as the answers ar
 
     python -m classify.audit RUN --method explanation --out RUN/drawn --against RUN/audit
 
-How to read the metrics:
-
-lift, lift_z, lift_over_gaussian
-    The honest comparison. Lift asks: more attention on lung than by chance, in what the network
-    was given? Chance is taken over what each arm saw: a map without any preference stays at 1.
-    lift_z = (lift - random_lift) / random_sd is in units of what luck gives a map as coarse as
-    this one; lift_over_gaussian = lift - gaussian_lift is the gain over a map that looks at the
-    middle of everything. A crop leaves lift less room: it cannot be above 1 / area share.
-inside_share, pointing_hit
-    Shares of what it looked at that was lung. They rise by cropping alone, as lungs cover about
-    0.37 of a film and 0.59 of a crop: less attention can fall, and does fall, beside the lungs;
-    the network need not prefer them. finding_lift has that chance taken out as lift has.
-outside_box_share, border_share
-    A crop is the thorax box and a margin: what it can put outside the box is small by
-    construction. The border is that of what each arm saw; a crop's runs through the chest wall.
+lift, lift_z and lift_over_gaussian are the honest comparison: chance is taken over what each arm
+saw, so a map without any preference stays at 1. A crop leaves lift less room: it cannot be above
+1 / area share. inside_share and pointing_hit rise by cropping alone, as lungs cover about 0.37 of a
+film and 0.59 of a crop; outside_box_share falls by it, as a crop is little more than the box; and
+the border is that of what each arm saw: a crop's runs through the chest wall.
 
 Intervals draw patients, the same ones for both arms. Means are tested by swapping the arms patient
 by patient; AUCs by the paired bootstrap, as scores of two networks are on no common scale to be
@@ -34,22 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from classify.audit.config import NAMES, AuditConfig
+from classify.audit import NAMES, AuditConfig
 from classify.audit.rows import UNKNOWN, AuditRow, Row, read_audit
-from classify.labels import TARGET
-from cxr.stats import (
-    BOOTSTRAP_TEST,
-    SWAP_TEST,
-    Figure,
-    bootstrap_p,
-    figure,
-    holm,
-    in_words,
-    swap_p,
-    weighted_auc,
-    weighted_mean,
-    with_draws,
-)
+from classify.members import TARGET
+from cxr import stats
 from cxr.workdir import log, write_atomic
 
 ALL_SOURCES, NO_SOURCE = "all", "unknown"
@@ -120,17 +98,13 @@ def compare(
     no row; a source of one truth has its AUC's row, without a value. With `methods` the arms are
     two methods on the same answers, so that their maps alone are compared.
 
-    A row holds:
-        source: "all" for all of them together, "unknown" where the films name none.
-        member, metric: accuracy, auc (TARGET against the rest), or one of `MAP_METRICS`.
-        film, crop: mean over the films (the AUC) in either arm; None where not defined.
-        difference: crop minus film, with its 95 % interval `low` to `high`.
-        p, p_holm: of `test`; the latter corrected for all tests inside the source.
-        test: cxr.stats.SWAP_TEST or BOOTSTRAP_TEST, "" without a test.
-        n, patients: films that have the metric in both arms, and their patients.
-        left_out: films of this source and member without the metric in one arm or both, by reason.
-
-    Raises ValueError for a film that is not the same in both arms.
+    A row has its `source`, "all" for all of them together, "unknown" where the films name none;
+    `member` and `metric`: accuracy, auc (TARGET against the rest), or one of `MAP_METRICS`; of both
+    arms, `film` and `crop`, the mean over the films (the AUC), None where not defined; their
+    `difference`, crop minus film, with its 95 % interval `low` to `high`; `p` of the `test` of
+    cxr.stats, "" without one, and `p_holm`, corrected for all tests inside the source; how many
+    films, `n`, have the metric in both arms, and their `patients`; and the films `left_out` by
+    reason. Raises ValueError for a film that is not the same in both arms.
     """
     pairs, left_out = pair_rows(film_rows, crop_rows, methods)
     metrics = MAP_METRICS if methods else ("accuracy", AUC, *MAP_METRICS)
@@ -149,7 +123,7 @@ def compare(
             if own:
                 found = _rows(own, without, metrics, seed, draws)
                 family += [{"source": source, "member": member, **row} for row in found]
-        corrected = holm([row["p"] for row in family])
+        corrected = stats.holm([row["p"] for row in family])
         rows += [row | {"p_holm": p} for row, p in zip(family, corrected, strict=True)]
     return rows
 
@@ -157,11 +131,9 @@ def compare(
 def pair_rows(
     film_rows: Sequence[AuditRow], crop_rows: Sequence[AuditRow], methods: bool = False
 ) -> tuple[list[Pair], LeftOut]:
-    """Rows of both arms matched by film and member, and how many are left out.
-
-    A film that no member saw in one arm (a row without a member) is left out for each member of
-    the other arm. Raises ValueError as `compare` does.
-    """
+    """Rows of both arms matched by film and member, and how many are left out. A film that no
+    member saw in one arm (a row without a member) is left out for each member of the other arm.
+    Raises ValueError as `compare` does."""
     films, crops = ({(r.film, r.member): r for r in rows} for rows in (film_rows, crop_rows))
     pairs, left_out = [], LeftOut()
     for film, member in dict.fromkeys([*films, *crops]):
@@ -191,7 +163,8 @@ def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop"
     head = [name.format(one=one, other=other) for name in _HEAD.split(", ")]
     lines: list[Sequence[Any]] = [head]
     for r in rows:
-        gap = in_words(Figure(r["difference"], r["low"], r["high"], r["n"]), signed=True)
+        figure = stats.Figure(r["difference"], r["low"], r["high"], r["n"])
+        gap = stats.in_words(figure, signed=True)
         why = "; ".join(f"{count} {reason}" for reason, count in r["left_out"].items()) or "–"
         arms = (number(r["film"]), number(r["crop"]), gap, chance(r["p"]), chance(r["p_holm"]))
         lines.append((r["source"], r["member"], r["metric"], *arms, r["n"], r["patients"], why))
@@ -204,29 +177,26 @@ def compare_markdown(rows: Sequence[Row], one: str = "film", other: str = "crop"
 
 
 def _rows(
-    pairs: Sequence[Pair],
-    without: Counter[str],
-    metrics: Sequence[str],
-    seed: int,
-    draws: int,
+    pairs: Sequence[Pair], without: Counter[str], metrics: Sequence[str], seed: int, draws: int
 ) -> Iterator[Row]:
     """A row a metric of one member's films of one source; `without` counts those in one arm."""
-    weights = with_draws([f.patient for f, _ in pairs], draws, seed)
+    weights = stats.with_draws([f.patient for f, _ in pairs], draws, seed)
     for metric in metrics:
-        arms = [np.array([r.value(metric) for r in arm], float) for arm in zip(*pairs, strict=True)]
+        film, crop = (
+            np.array([r.value(metric) for r in arm], float) for arm in zip(*pairs, strict=True)
+        )
         if metric == AUC:
-            arms[0][[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
-        known = ~np.isnan(arms[0]) & ~np.isnan(arms[1])
+            film[[f.truth == UNKNOWN for f, _ in pairs]] = np.nan
+        known = ~np.isnan(film) & ~np.isnan(crop)
         if not known.any():
             continue
         gone = without + Counter(
             _reason(pair, metric) for pair, has in zip(pairs, known, strict=True) if not has
         )
         kept = [f for (f, _), has in zip(pairs, known, strict=True) if has]
-        film, crop = (values[known] for values in arms)
         yield {
             "metric": metric,
-            **_test(metric, film, crop, kept, weights[:, known], seed, draws),
+            **_test(metric, film[known], crop[known], kept, weights[:, known], seed, draws),
             "n": len(kept),
             "patients": len({f.patient for f in kept}),
             "left_out": dict(sorted(gone.items())),
@@ -246,15 +216,16 @@ def _test(
     patients = [row.patient for row in rows]
     if metric == AUC:
         positive = np.array([row.truth == TARGET for row in rows])
-        arms = [weighted_auc(scores, positive, weights) for scores in (film, crop)]
+        arms = [stats.weighted_auc(scores, positive, weights) for scores in (film, crop)]
     else:
-        arms = [weighted_mean(values, weights) for values in (film, crop)]
-    gap = arms[1] - arms[0]
+        arms = [stats.weighted_mean(values, weights) for values in (film, crop)]
+    gap, p, test = arms[1] - arms[0], float("nan"), ""
     several = len(set(patients)) > 1  # one patient drawn again and again shows no spread
-    shown = figure(float(gap[0]), gap[1:] if several else gap[:0], len(rows))
-    p = float("nan")
-    if shown.value is not None and several:
-        p = bootstrap_p(gap[1:]) if metric == AUC else swap_p(crop - film, patients, draws, seed)
+    shown = stats.figure(float(gap[0]), gap[1:] if several else gap[:0], len(rows))
+    if shown.value is not None and several and metric == AUC:
+        p, test = stats.bootstrap_p(gap[1:]), stats.BOOTSTRAP_TEST
+    elif shown.value is not None and several:
+        p, test = stats.swap_p(crop - film, patients, draws, seed), stats.SWAP_TEST
     before, after, chance = (None if np.isnan(v) else float(v) for v in (arms[0][0], arms[1][0], p))
     return {
         "film": before,
@@ -264,7 +235,7 @@ def _test(
         "high": shown.high,
         "p": chance,
         "p_holm": None,
-        "test": "" if chance is None else BOOTSTRAP_TEST if metric == AUC else SWAP_TEST,
+        "test": "" if chance is None else test,
     }
 
 

@@ -13,30 +13,29 @@ lungs are also shown in the surroundings of another patient's film, whose lungs 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from rich.progress import track
 
-from classify.audit.attention import Prepared
-from classify.audit.config import AuditConfig
-from classify.audit.films import AuditFilm, RunFilm, Truth, Truths
+from classify.audit import AuditConfig
+from classify.audit.films import AuditFilm, Prepared, RunFilm, Truth, Truths
+from classify.audit.metrics import film_seed
 from classify.audit.randomise import cascade_rows
 from classify.audit.road import road_films
 from classify.audit.rows import UNKNOWN, Row, figure_cells
+from classify.augment import swap_surroundings
 from classify.ensemble import Ensemble, member_maps
-from classify.evaluate import QUESTIONS, Question, ensemble_score, may_answer
+from classify.evaluate import QUESTIONS, ensemble_score, may_answer
 from classify.films import Case
-from classify.guide import swap_surroundings
-from classify.labels import NORMAL, TARGET
+from classify.members import NORMAL, TARGET
 from classify.preprocess import from_input, to_input
 from classify.saliency.hooks import bare_net
 from classify.screener import Screener
@@ -69,12 +68,10 @@ def hide(
 ) -> np.ndarray:
     """A copy of a film, or of a crop that `frame` cut out of one, (h, w) float32 in [0, 1], with a
     part of it black, as air is. `lung` (H, W) bool and `margin` of the longer side are of the film.
-
     outside_only hides the lungs and `margin` round them. lungs_only hides all but the lungs,
     without a margin, so that the rim belongs to neither: what outside_only shows is certainly not
     lung, and what lungs_only shows is. shape_only hides the lungs as outside_only does and paints
-    the rest an even grey: what is left is the outline, which outside_only cannot help but show.
-    """
+    the rest an even grey: what is left is the outline, which outside_only cannot help but show."""
     # The region is grown on the film and cut afterwards: lung just outside a crop hides its edge.
     region = lung if control == "lungs_only" else grow(lung, margin)
     if frame is not None:
@@ -97,11 +94,9 @@ def grow(mask: np.ndarray, margin: float = MARGIN) -> np.ndarray:
 
 class Asked(NamedTuple):
     """A member, a question to all of them, or the screener, which stands in a member's place.
-
     `name` stands in the table; `positive` (N,) is 1, 0, or NaN for films that are not asked;
     `answer` takes logits (N, M, 3) to (N,) scores, higher meaning rather positive, and (N,)
-    decisions, None for a question, which decides nothing.
-    """
+    decisions, None for a question, which decides nothing."""
 
     name: str
     positive: np.ndarray
@@ -119,7 +114,9 @@ def ask_all(
     asked = []
     for m, target in enumerate(targets):
         positive = np.where(labels[:, m] == UNKNOWN, np.nan, labels[:, m] == TARGET)
-        asked.append(Asked(target, positive, partial(_answer_of, m)))
+        # the probability, and the decision
+        said = partial(lambda m, z: (softmax(z[:, m])[:, TARGET], z[:, m].argmax(1)), m)
+        asked.append(Asked(target, positive, said))
     asked += questions
     if screener is not None:
         # members differ in what they call TARGET, but agree on what is normal
@@ -127,10 +124,6 @@ def ask_all(
         positive = np.where(known, (labels != NORMAL).any(1), np.nan)
         asked.append(Asked("screener", positive, lambda logits: screener.decide(logits)[:2]))
     return asked
-
-
-def _answer_of(member: int, logits: np.ndarray) -> tuple[np.ndarray, Any]:
-    return softmax(logits[:, member])[:, TARGET], logits[:, member].argmax(1)
 
 
 def control_table(
@@ -142,14 +135,11 @@ def control_table(
     sources: Sequence[str] | None = None,
 ) -> list[Row]:
     """A row for each source, one of `asked`, and control of `logits_by_control`: name → (N, M, 3),
-    with `as is` among them.
-
-    `auc` is that of the positive films against the others, its interval `low` to `high` over `n`
-    films. `difference` is that AUC minus the one of the films as they are, on the same drawn
-    patients. `changed` is the share of films with another decision than as they are. Of several
-    sources each stands alone and `all` comes last: pooled, which a model that only tells sources
-    apart does well on.
-    """
+    with `as is` among them. `auc` is that of the positive films against the others, its interval
+    `low` to `high` over `n` films. `difference` is that AUC minus the one of the films as they are,
+    on the same drawn patients. `changed` is the share of films with another decision than as they
+    are. Of several sources each stands alone and `all` comes last: pooled, which a model that only
+    tells sources apart does well on."""
     answers = [
         (one.name, one.positive, {c: one.answer(z) for c, z in logits_by_control.items()})
         for one in asked
@@ -188,7 +178,7 @@ def control_table(
 
 @dataclass(frozen=True)
 class Known:
-    """What is kept of a film that a control was shown."""
+    """What is kept of a film that a control was shown, without its pixels."""
 
     name: str
     patient: str
@@ -197,22 +187,13 @@ class Known:
 
     @classmethod
     def of(cls, film: AuditFilm) -> Known:
-        """The film without its pixels."""
+        """Of a film that is shown."""
         return cls(film.listed.name, film.patient, film.truth, film.listed.path)
 
 
-class Control(Protocol):
-    """A control in the audit's pass over the films."""
-
-    films: Collection[str]  # the names of those that it is to be shown
-
-    def take(self, shown: Prepared) -> None:
-        """Keep what is needed of a batch, which may hold other films too."""
-        ...
-
-    def results(self) -> dict[str, Any]:
-        """Rows by their names in controls.json, once all films were shown."""
-        ...
+# --- the controls in the audit's pass over the films: `films` are the names of those that one is to
+# be shown, `take` keeps what it needs of a batch, which may hold other films too, and `results` are
+# its rows by their names in controls.json, once all films were shown
 
 
 @dataclass(eq=False)
@@ -242,10 +223,8 @@ class Masked:
         if not lit:
             return
         films = [shown.films[n] for n in lit]
-        pictures = from_input(shown.batch[lit], self.members.settings).mul(255).round()
-        for n, film, picture in zip(
-            lit, films, pictures.to(torch.uint8).cpu().numpy(), strict=True
-        ):
+        pictures = from_input(shown.batch[lit], self.members.settings).mul(255).round().byte()
+        for n, film, picture in zip(lit, films, pictures.cpu().numpy(), strict=True):
             self._kept[len(self._known)] = picture[0], 255 * _lung_seen(film, shown.frames[n])
             self._known.append(Known.of(film))
         self._ask(AS_IS, shown.batch[lit])
@@ -264,10 +243,8 @@ class Masked:
         for some in batched(range(len(donors)), _AT_A_TIME):
             pairs = [(*self._kept[n], *self._kept[donors[n]]) for n in some]
             shown = [swap_surroundings(a, lung, b, hidden, rng) for a, lung, b, hidden in pairs]
-            pixels = (
-                torch.from_numpy(np.stack(shown)[:, None]).to(self.members.device).float() / 255
-            )
-            self._ask(SWAPPED, to_input(pixels, self.members.settings))
+            pixels = torch.from_numpy(np.stack(shown)[:, None]).to(self.members.device)
+            self._ask(SWAPPED, to_input(pixels.float() / 255, self.members.settings))
 
     def _ask(self, control: str, batch: torch.Tensor) -> None:
         logits = np.asarray(self.members.predict_prepared(batch), np.float64)
@@ -312,14 +289,8 @@ def _questions(films: Sequence[Known], targets: Sequence[str]) -> Iterator[Asked
         cases = [film.truth.row and Case(film.truth.row, film.path) for film in films]
         said = [question.truth(case) if case else None for case in cases]
         if {True, False} <= {*said}:
-            answer = partial(_answer, question, targets)
+            answer = partial(lambda asked, z: (ensemble_score(z, targets, asked), None), question)
             yield Asked(question.name, np.array(said, float), answer)
-
-
-def _answer(
-    question: Question, targets: Sequence[str], logits: np.ndarray
-) -> tuple[np.ndarray, Any]:
-    return ensemble_score(logits, targets, question), None
 
 
 @dataclass(eq=False)
@@ -353,13 +324,15 @@ class Sample:
             raise ValueError("the controls need at least one film that the members saw. Got none.")
         return torch.cat(self._parts)
 
-    def maps(self, member: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, 3) and maps (N, h, w) of TARGET, some films at a time: the activations of all
-        of them, kept for a backward pass, would fill the memory."""
+    def maps(self, *members: torch.nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each member logits (N, 3) and maps (N, h, w) of TARGET, some films at a time: the
+        activations of all of them, kept for a backward pass, would fill the memory."""
         parts = self.batch.split(_AT_A_TIME)
-        found = [member_maps([member], part, self.method)[0] for part in parts]
-        logits, planes = zip(*found, strict=True)
-        return np.concatenate(logits), np.concatenate(planes)
+        found = [member_maps(members, part, self.method) for part in parts]
+        return [
+            (np.concatenate([z for z, _ in own]), np.concatenate([p for _, p in own]))
+            for own in zip(*found, strict=True)
+        ]
 
 
 class Randomised(Sample):
@@ -374,28 +347,17 @@ class Randomised(Sample):
         found: dict[str, list[Row]] = {}
         for targets in _follow([*of_net.values()], "weights made random"):
             own = [members[target] for target in targets]
-            maps = partial(_maps_of_each, own, batch, self.method)
+            maps = partial(lambda own: [planes for _, planes in self.maps(*own)], own)
             found |= zip(targets, cascade_rows(own[0], batch, maps, SEEDS), strict=True)
-        return {
-            "randomised": [{"member": target, **row} for target in members for row in found[target]]
-        }
-
-
-def _maps_of_each(
-    members: Sequence[torch.nn.Module], batch: torch.Tensor, method: str
-) -> list[np.ndarray]:
-    """(N, h, w) of each member, some films at a time."""
-    parts = [member_maps(members, part, method) for part in batch.split(_AT_A_TIME)]
-    return [np.concatenate([p for _, p in own]) for own in zip(*parts, strict=True)]
+        rows = [{"member": target, **row} for target in members for row in found[target]]
+        return {"randomised": rows}
 
 
 class Road(Sample):
-    """The curves of `road_films`, and each member's faithfulness, the area between them.
-
-    A probability near 0 cannot fall, so a member is asked of the films that show its target; where
-    no film's truth is known, of those that it says do. The lung field in the map's place tells
-    whether the answer hangs on lungs, whatever a map shows.
-    """
+    """The curves of `road_films`, and each member's faithfulness, the area between them. A
+    probability near 0 cannot fall, so a member is asked of the films that show its target; where no
+    film's truth is known, of those that it says do. The lung field in the map's place tells whether
+    the answer hangs on lungs, whatever a map shows."""
 
     def results(self) -> dict[str, Any]:
         """`road`: a row a member and percentile of pixels taken away; `areas`: with intervals."""
@@ -403,7 +365,7 @@ class Road(Sample):
         for target in _follow(self.members.targets, "pixels taken away"):
             member = self.members.member(target)
             truth = np.array([film.truth.label_for(target) for film in self.known])
-            logits, planes = self.maps(member)
+            ((logits, planes),) = self.maps(member)
             known = (truth != UNKNOWN).any()
             chosen = np.flatnonzero((truth if known else logits.argmax(1)) == TARGET).tolist()
             if not chosen:
@@ -429,6 +391,9 @@ class Road(Sample):
                 area = curves.area(patients, *ends, draws=self.draws, seed=self.seed)
                 areas.append({"member": target, "source": "", "name": name, **figure_cells(area)})
         return {"road": points, "areas": areas}
+
+
+Control = Masked | Randomised | Road
 
 
 def _lung_seen(film: AuditFilm, frame: Frame) -> np.ndarray:
@@ -476,10 +441,7 @@ def draw_sample(names: Sequence[str], count: int, seed: int) -> list[str]:
     """`count` of the films, drawn by a hash of the name: the same films in every order and however
     many others stand beside them; 0 takes all."""
 
-    def rank(name: str) -> str:
-        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
-
     if not count or count >= len(names):
         return list(names)
-    chosen = set(sorted(names, key=rank)[:count])
+    chosen = set(sorted(names, key=lambda name: film_seed(name, seed))[:count])
     return [name for name in names if name in chosen]

@@ -10,25 +10,18 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from classify.audit.rows import UNKNOWN
-from classify.inputs import name_of
-from classify.labels import label_of
-from classify.predictions import PredictionRow, read_predictions
+from classify.members import label_of
+from classify.predictions import PredictionRow, name_of, read_predictions
 from cxr.boxes import Frame, as_boxes, clip_xyxy, turn_xyxy
 from cxr.data_folders import Data, DataFolders
 from cxr.film import Film, list_films
-from cxr.films_table import (
-    FilmNames,
-    FilmRow,
-    is_among,
-    read_finding_boxes,
-    tell_unknown,
-)
+from cxr.films_table import FilmNames, FilmRow, is_among, read_finding_boxes, tell_unknown
 from cxr.manifest import CropRow, read_manifest
 from cxr.rules import require
 from cxr.split import Split
@@ -36,6 +29,11 @@ from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, read_json
 from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField, cut_edges, disagreement
+
+if TYPE_CHECKING:  # of films alone others ask, who have no need of torch
+    import torch
+
+    from classify.ensemble import Ensemble
 
 FINDINGS = "finding_boxes.csv"
 Box = tuple[float, float, float, float]
@@ -75,9 +73,7 @@ class Truth:
 
     def findings_on(self, size_hw: tuple[int, int]) -> np.ndarray:
         """(N, 4) radiologists' boxes in the film's pixels; those that miss the film are left out.
-
-        The boxes are in the pixels of the table's picture, which the film must have.
-        """
+        The boxes are in the pixels of the table's picture, which the film must have."""
         lay_hw = self._lay(size_hw)
         boxes = turn_xyxy(clip_xyxy(as_boxes(self.findings_xyxy), lay_hw), lay_hw, self.turned)
         whole = np.rint(boxes)  # as the metrics round them: a box must hold a pixel
@@ -110,9 +106,8 @@ class Truths:
         tell_unknown(rows, folders.named("films.csv"), known)
         for row in rows:
             mask = folders / row.mask if row.mask and human_masks else None
-            by_name[name_of(row.image)] = Truth(
-                row, mask, findings.get(row.image, ()), tuple(known)
-            )
+            boxes = findings.get(row.image, ())
+            by_name[name_of(row.image)] = Truth(row, mask, boxes, tuple(known))
         return cls(by_name)
 
     def of(self, film: str) -> Truth:
@@ -127,12 +122,10 @@ class Truths:
     def select(
         self, films: Iterable[str], split: Split, part: str, trained_on: Sequence[str]
     ) -> list[str]:
-        """The names of the films of one part of the split, in their order.
-
-        `part` cuts the sources that the members were trained on. Every film of other sources is
-        held out, so all are taken, but for `train`, which is what the members have seen. Raises
-        ValueError for a part that the split does not have.
-        """
+        """The names of the films of one part of the split, in their order. `part` cuts the sources
+        that the members were trained on. Every film of other sources is held out, so all are taken,
+        but for `train`, which is what the members have seen. Raises ValueError for a part that the
+        split does not have."""
         parts = sorted(set(split.part_of.values()))
         require(part in parts, f"--part must be a part of the split: {', '.join(parts)}", part)
 
@@ -160,24 +153,14 @@ class RunFilm:
         """The film's name in every table."""
         return self.prediction.film
 
-    def refusal(self, film: Film | Unread) -> str:
-        """Why the film cannot be judged again; "" for one that can."""
-        if isinstance(film, Unread):
-            return str(film)
-        changed = self.boxed and self.boxed.sha256 and self.boxed.sha256 != film.sha256
-        return "the film has changed since the run was made" if changed else ""
-
 
 @dataclass(eq=False)
 class AuditFilm:
     """One film as it is judged. All of it in the film's pixels, but for `pixels`; a film that lay
-    turned when it was cropped is upright here, for no network knows lungs that lie.
-
-    `pixels` (h, w) are what the members saw: the film, or its crop; `listed.crop` leads back.
-    `lung` (H, W) bool may be empty, and is None where nobody asked for it. `box_xyxy` is None where
-    the detector is not sure of it. `reason` says why there is nothing to judge, and then `film` is
-    None.
-    """
+    turned when it was cropped is upright here, for no network knows lungs that lie. `pixels` (h, w)
+    are what the members saw: the film, or its crop; `listed.crop` leads back. `lung` (H, W) bool
+    may be empty, and is None where nobody asked for it. `box_xyxy` is None where the detector is
+    not sure of it. `reason` says why there is nothing to judge, and then `film` is None."""
 
     listed: RunFilm
     truth: Truth
@@ -221,6 +204,31 @@ class AuditFilm:
         return () if self.lung is None else cut_edges(self.lung)
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Films that the members saw, and their input (N, 3, side, side) with the Frames back."""
+
+    films: list[AuditFilm]
+    batch: torch.Tensor
+    frames: list[Frame]
+
+    @classmethod
+    def of(cls, films: Sequence[AuditFilm], members: Ensemble) -> Prepared | None:
+        """Those of the films that the members saw; None where there is none."""
+        seen = [(film, film.pixels) for film in films if film.pixels is not None]
+        if not seen:
+            return None
+        return cls([f for f, _ in seen], *members.prepare([pixels for _, pixels in seen]))
+
+    def only(self, films: Sequence[AuditFilm]) -> Prepared | None:
+        """Those of these films; None where there is none."""
+        own = [n for n, film in enumerate(self.films) if film in films]
+        if not own:
+            return None
+        frames = [self.frames[n] for n in own]
+        return Prepared([self.films[n] for n in own], self.batch[own], frames)
+
+
 @dataclass(frozen=True)
 class Run:
     """A folder of classify.run: its films, whether the members saw crops, the folder of the members
@@ -237,9 +245,7 @@ class Run:
 
 def read_run(folder: str | Path, crops: str | Path | None = None) -> Run:
     """Films of a run with their boxes; `crops` is a folder of detect.crop over the same films.
-
-    Raises ValueError for a folder that is none of classify.run, or whose crops are gone.
-    """
+    Raises ValueError for a folder that is none of classify.run, or whose crops are gone."""
     folder = Path(folder)
     made = _read_record(folder)
     if several := made.get("settings", {}).get("ensembles"):
@@ -311,12 +317,10 @@ def read_films(
     jobs: int = -1,
     batch: int = 8,
 ) -> Iterator[list[AuditFilm]]:
-    """Films in batches, each read, boxed and segmented once; at most a batch is held.
-
-    `lungs` and `boxes` name the films whose lung field and thorax box are wanted (None: all). A
-    human lung mask takes the network's place, and `finder` boxes the films that have no box yet.
-    `jobs` processes read; -1 takes up to four, and none for a few films.
-    """
+    """Films in batches, each read, boxed and segmented once; at most a batch is held. `lungs` and
+    `boxes` name the films whose lung field and thorax box are wanted (None: all). A human lung mask
+    takes the network's place, and `finder` boxes the films that have no box yet. `jobs` processes
+    read; -1 takes up to four, and none for a few films."""
     jobs = default_jobs(len(films), jobs)
     stream = read_ahead([f.path for f in films], jobs, for_processing=True)  # as the run let in
     read = zip(films, stream, strict=True)
@@ -337,9 +341,11 @@ def read_films(
 
 
 def _audit_film(listed: RunFilm, truth: Truth, film: Film | Unread) -> AuditFilm:
-    why, boxed = listed.refusal(film), listed.boxed
-    if why or isinstance(film, Unread):
-        return AuditFilm(listed, truth, reason=why)
+    boxed = listed.boxed
+    if isinstance(film, Unread):
+        return AuditFilm(listed, truth, reason=str(film))
+    if boxed and boxed.sha256 and boxed.sha256 != film.sha256:
+        return AuditFilm(listed, truth, reason="the film has changed since the run was made")
     crop, size_hw = listed.crop, (film.pixels.shape[0], film.pixels.shape[1])
     shown = film.pixels if crop is None else crop.apply(film.pixels)
     at = None if boxed is None else boxed.on_film(boxed.thorax_xyxy, size_hw)

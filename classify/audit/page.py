@@ -18,11 +18,11 @@ from typing import IO, Any
 from markupsafe import Markup
 
 from classify.audit.figures import LIFT
-from classify.audit.flags import FLAGS
+from classify.audit.rows import FLAGS
 from classify.audit.sections import answer_chart, flatten, sections
-from cxr.page.build import page_template, to_json, write_page
-from cxr.page.pictures import inferno
-from cxr.page.words import DECISIONS, in_unit, name_of, printable
+from cxr.page import DECISIONS, in_unit, name_of, printable
+from cxr.page.build import inferno, page_template, to_json, write_page
+from cxr.rules import require
 
 HERE = Path(__file__).resolve().parent
 WORST = 24  # films shown without a script and in print
@@ -31,16 +31,19 @@ Record = dict[str, Any]
 
 _VIEW = 1000  # longer side of a film in the coordinates of its outlines
 _TEXTS = ("source", "label", "patient", "decision", "status", "reason")
-_FIGURES = {  # of a member, and what a large film's table calls them
-    "probability": "Probability",
-    "lift": "Lift",
-    "inside": "On lung",
-    "area": "Lung area",
-    "border": "On border",
-    "outside_box": "Outside box",
-    "text": "On writing",
+FIGURES = {  # of a member in a film's record: which measure it is, and its head in a table
+    "probability": ("p_target", "Probability"),
+    "lift": ("lift", "Lift"),
+    "inside": ("inside_share", "On lung"),
+    "area": ("area_share", "Lung area"),
+    "border": ("border_share", "On border"),
+    "outside_box": ("outside_box_share", "Outside box"),
+    "text": ("text_share", "On writing"),
 }
-_HITS = {"pointing": "Brightest on lung", "finding_hit": "Brightest on finding"}
+HITS = {
+    "pointing": ("pointing_hit", "Brightest on lung"),
+    "finding_hit": ("finding_hit", "Brightest on finding"),
+}
 _URI = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -48,12 +51,11 @@ def write_audit_page(
     path: str | Path, summary: Mapping[str, Any], films: Iterable[Mapping[str, Any]]
 ) -> Path:
     """Write the page whole or leave the old one; `films` may be a generator and is read once.
-
     `summary` may lack any part: its section is left out then. A film needs only `film`; pictures
     and maps are data URIs as `picture_uri` and `map_uri` make them, `box`, `seen` and `field` are
     fractions of the film. Every text is escaped, and control characters are spelt out. A picture
-    that is no data URI, or a box that is not four numbers, raises ValueError with the film's name.
-    """
+    that is no data URI, or a box that is not four numbers, raises ValueError with the film's
+    name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent) as scratch:
@@ -148,8 +150,9 @@ def film_record(film: Mapping[str, Any]) -> Record:
     members = [
         {
             "name": member.get("name", ""),
-            **{k: _number(member.get(k)) for k in _FIGURES},
-            **{k: None if member.get(k) in (None, "") else bool(member[k]) for k in _HITS},
+            **dict.fromkeys(FIGURES | HITS),  # None for what is undefined
+            **{k: round(float(v), 4) for k, v in _known(member, FIGURES)},
+            **{k: bool(v) for k, v in _known(member, HITS)},
             "flags": list(member.get("flags") or ()),
             "map": _uri(member.get("map"), name),
         }
@@ -190,10 +193,14 @@ def film_record(film: Mapping[str, Any]) -> Record:
     }
 
 
+def _known(member: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, Any]]:
+    return [(k, member[k]) for k in names if member.get(k) not in (None, "")]
+
+
 def _cells(members: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
     """Columns of a large film's table: the first two, and those in which a member has a figure."""
-    for key, head in (_FIGURES | _HITS).items():
-        if key in _HITS:
+    for key, (_, head) in (FIGURES | HITS).items():
+        if key in HITS:
             cells = [{None: "–", True: "yes", False: "no"}[m[key]] for m in members]
         else:
             unit = "ratio" if key == "lift" else "share"
@@ -204,7 +211,7 @@ def _cells(members: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
 
 def _entry(record: Record) -> Record:
     """What the gallery sorts, filters and searches by, for every film at hand."""
-    own = {k: [m[k] for m in record["members"] if m[k] is not None] for k in _FIGURES}
+    own = {k: [m[k] for m in record["members"] if m[k] is not None] for k in FIGURES}
     return {
         **{k: record[k] for k in ("id", "film", "name", *_TEXTS, "flags", "reasons")},
         "lift": min(own["lift"], default=None),
@@ -224,11 +231,8 @@ def _rectangle(xyxy: Any, view: Sequence[float], film: str) -> list[float] | Non
     """Fractions x0, y0, x1, y1 to x, y, width, height in the view's units."""
     if xyxy is None:
         return None
-    if len(xyxy) != 4 or None in xyxy:
-        raise ValueError(
-            f"A box of film {film!r} must be x0, y0, x1, y1 as fractions of the film. "
-            f"Got {xyxy!r} instead."
-        )
+    rule = f"A box of film {film!r} must be x0, y0, x1, y1 as fractions of the film"
+    require(len(xyxy) == 4 and None not in xyxy, rule, xyxy)
     x0, y0, x1, y1 = xyxy
     corner = (x0 * view[0], y0 * view[1])
     size = (max(x1 - x0, 0) * view[0], max(y1 - y0, 0) * view[1])
@@ -242,8 +246,3 @@ def _uri(uri: Any, film: str) -> str:
             f"{str(uri)[:40]!r} instead: use picture_uri or map_uri."
         )
     return Markup(uri or "")  # noqa: S704 - of the letters above
-
-
-def _number(value: Any) -> float | None:
-    """A figure with four digits; None for what is undefined."""
-    return None if value in (None, "") else round(float(value), 4)

@@ -22,14 +22,13 @@ from torch import nn
 from classify.audit.rows import Row
 from classify.models.multitask import STAGES
 from classify.saliency.hooks import left_as_found, rearranges
-from classify.ssim import ssim_of
+from classify.saliency.maps import ssim_of
 
 ANOTHER_FILM = "another film"  # the stage of the floor that the maps fall to
 _AT_A_TIME = 32  # films
 _NO_WAY_TO_LOGITS = ("decoder", "restorer")  # SCXNN's second task: its weights move no map
 # (another network names such parts itself, as `no_way_to_logits`)
 SIDE = 224  # maps are compared at this size by SSIM, whose window must be small against them
-MapsOf = Callable[[nn.Module, torch.Tensor, Sequence[int], str], np.ndarray]
 
 
 class Stage(NamedTuple):
@@ -41,14 +40,11 @@ class Stage(NamedTuple):
 
 
 def stages_of(model: nn.Module) -> list[Stage]:
-    """The network's stages from the head to the stem.
-
-    What stands beside the encoder comes one by one, the last first (fc, neck); then the encoder
-    from deep to shallow: by the stages of its family where SCXNN knows it, else by its children. A
-    network without an `encoder` goes by its own children. Parts that lie side by side, such as
-    the backbones of a fusion net, come one after the other. A wrapper round one network is looked
-    through.
-    """
+    """The network's stages from the head to the stem. What stands beside the encoder comes one by
+    one, the last first (fc, neck); then the encoder from deep to shallow: by the stages of its
+    family where SCXNN knows it, else by its children. A network without an `encoder` goes by its
+    own children. Parts that lie side by side, such as the backbones of a fusion net, come one after
+    the other. A wrapper round one network is looked through."""
     inner = dict(model.named_children())
     if len(inner) == 1 and (rearranges(model) or hasattr(model, "looked_through")):
         ((outer, net),) = inner.items()
@@ -93,8 +89,7 @@ def randomise(
     From `batch` (N, 3, h, w), prepared films, BatchNorm statistics of the random stages are taken,
     as training would have. Without it they stay at 0 and 1, which do not fit the random weights:
     over the depth of EfficientNet-Lite0 activations then fade to 0 and every map is empty, so that
-    a failure would pass for a success.
-    """
+    a failure would pass for a success."""
     by_name = dict(model.named_modules())
     names = [name for stage in stages for name in stage.modules]
     modules = [by_name[name] for name in names]
@@ -115,15 +110,15 @@ def randomise(
                 tensor.copy_(before)
 
 
-def likeness_rows(
+def cascade_rows(
     model: nn.Module,
     batch: torch.Tensor,
-    classes: Sequence[int],
-    method: str,
-    maps_of: MapsOf,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-) -> list[Row]:
-    """How like the trained net's maps those of the net made random down to each stage are.
+    maps_of_each: Callable[[], Sequence[np.ndarray]],
+    seeds: Sequence[int],
+) -> list[list[Row]]:
+    """How like the trained net's maps those of the net made random down to each stage are: rows of
+    each of several maps (N, h, w) of the N films that `maps_of_each` draws, say one of each
+    finding, from one cascade of the model that they all are of.
 
     A row a stage, the head first: `stage`; `rank_correlation` (Spearman's) and `ssim` of the
     absolute maps, means over films and seeds, None where no pair of maps has a value; `pairs` that
@@ -132,28 +127,9 @@ def likeness_rows(
     maps share without showing the same thing. A curve that falls to it has lost all that was the
     film's own.
 
-    `batch` (N, 3, h, w) holds at least one film prepared for the model, `classes` N indices of
-    logits; `maps_of(model, batch, classes, method)` gives maps (N, h', w'), as `saliency_maps`
-    does. The whole cascade is done once for each of the `seeds`: one random head may by chance
-    weigh the channels like the trained one.
-    """
-
-    def maps() -> list[np.ndarray]:
-        starts = range(0, len(batch), _AT_A_TIME)
-        parts = [slice(start, start + _AT_A_TIME) for start in starts]
-        return [np.concatenate([maps_of(model, batch[p], classes[p], method) for p in parts])]
-
-    return cascade_rows(model, batch, maps, seeds)[0]
-
-
-def cascade_rows(
-    model: nn.Module,
-    batch: torch.Tensor,
-    maps_of_each: Callable[[], Sequence[np.ndarray]],
-    seeds: Sequence[int],
-) -> list[list[Row]]:
-    """`likeness_rows` of each of several maps (N, h, w) of a film that `maps_of_each` draws, say
-    one of each finding, from one cascade of the model that they all are of."""
+    `batch` (N, 3, h, w) holds at least one film prepared for the model. The whole cascade is done
+    once for each of the `seeds`: one random head may by chance weigh the channels like the trained
+    one."""
     trained, stages = maps_of_each(), stages_of(model)
     rows: list[list[Row]] = [[] for _ in trained]
     for k, stage in enumerate(stages, start=1):
@@ -240,8 +216,7 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
 
 
 def _holds_most(child: nn.Module, model: nn.Module) -> bool:
-    """Whether one part is a chain of most of the network, as `features` often is: made random at
-    once, it would be no cascade."""
+    """Whether one part is a chain of most of the network: made random at once, it is no cascade."""
     chain = isinstance(child, nn.Sequential)
     return chain and 2 * sum(map(_owns, child.modules())) > sum(map(_owns, model.modules()))
 
@@ -261,11 +236,9 @@ class Likeness(NamedTuple):
 
 
 def likeness(maps_a: np.ndarray, maps_b: np.ndarray) -> list[Likeness]:
-    """Likeness of the absolute maps (N, h, w) and (N, h, w), pair by pair.
-
-    Ranks are taken of the maps as they are. For SSIM each is divided by its maximum, since its unit
-    says nothing of where it looks, and brought to SIDE × SIDE px.
-    """
+    """Likeness of the absolute maps (N, h, w) and (N, h, w), pair by pair. Ranks are taken of the
+    maps as they are. For SSIM each is divided by its maximum, since its unit says nothing of where
+    it looks, and brought to SIDE × SIDE px."""
     return [
         Likeness(rank_correlation(a, b), ssim_of(_scaled(a), _scaled(b)))
         if min(np.ptp(a), np.ptp(b)) > 0
@@ -275,8 +248,7 @@ def likeness(maps_a: np.ndarray, maps_b: np.ndarray) -> list[Likeness]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's correlation of two arrays of one shape; equal values share their mean rank. NaN
-    where one is the same everywhere."""
+    """Spearman's; equal values share their mean rank. NaN where one is the same everywhere."""
     flat = min(np.ptp(a), np.ptp(b)) == 0
     return float("nan") if flat else float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 

@@ -47,8 +47,7 @@ _STEPS = 500  # far more than the forty or so it takes
 
 @dataclass(frozen=True, eq=False)
 class RoadFilms:
-    """Probabilities film by film: `before` (N,) as they are, `left` by order (P, N) float64, NaN
-    for films with a flat map."""
+    """Probabilities `before` (N,), and `left` by order (P, N) float64, NaN for flat maps."""
 
     percentiles: tuple[float, ...]
     before: np.ndarray
@@ -60,12 +59,9 @@ class RoadFilms:
         return np.isnan(self.left["morf"][0])
 
     def points(self) -> list[Row]:
-        """The curves, one row a percentile.
-
-        `morf`, `lerf` and `random` are the mean probabilities that are left over n films, each
-        `…_fall` that from `before`, the mean probability of the same films as they are; None
-        without films. `flat` films are left out.
-        """
+        """The curves, one row a percentile. `morf`, `lerf` and `random` are the mean probabilities
+        that are left over n films, each `…_fall` that from `before`, the mean probability of the
+        same films as they are; None without films. `flat` films are left out."""
         used = ~self.flat
         counts = {"n": int(used.sum()), "flat": int(self.flat.sum())}
         if not used.any():
@@ -87,13 +83,11 @@ class RoadFilms:
         draws: int = 2000,
         seed: int = 0,
     ) -> Figure:
-        """Mean area between two curves of ORDERS with its 95 % interval by patient.
-
-        In units of probability: the mean difference over the share of pixels taken away, by the
-        trapezoid rule from 0 to 100 %, where both curves meet. Above 0 the map is faithful. With
-        one of the two "random", that half of it which one end of the map is worth. Flat films are
-        left out of its n.
-        """
+        """Mean area between two curves of ORDERS with its 95 % interval by patient. In units of
+        probability: the mean difference over the share of pixels taken away, by the trapezoid rule
+        from 0 to 100 %, where both curves meet. Above 0 the map is faithful. With one of the two
+        "random", that half of it which one end of the map is worth. Flat films are left out of its
+        n."""
         share = np.array([0, *self.percentiles, 100]) / 100
         gap = np.pad(self.left[upper] - self.left[lower], ((1, 1), (0, 0)))
         gap[:, self.flat] = np.nan
@@ -114,19 +108,13 @@ def road_films(
 ) -> RoadFilms:
     """Probabilities of each film's class, of N indices of logits, as its pixels are taken away.
 
-    Args:
-        model: gives logits (N, K); left as it was found, also after an error.
-        batch: (N, 3, h, w), prepared for the model. Not changed.
-        maps: (N, h, w) at that size, finite; only the order of their values counts.
-        percentiles: shares of the pixels to take away, in per cent.
-        seed: with a film's name (its place without one) it seeds its random map and its noise.
-            Global random numbers are neither used nor touched.
-        within: (N, h, w) bool, the pixels that belong to the film: only these are taken away, and
-            shares are of them. None for all: LeRF may then begin with padding, which costs nothing.
-        cam_hw: resolution at which the maps were made, and the random ones are.
-        noise: standard deviation of what is added to imputed pixels.
-
-    Raises ValueError unless there is a class a film, IndexError for a class without a logit.
+    `model` gives logits (N, K) for `batch` (N, 3, h, w) and is left as it was found; of the `maps`
+    (N, h, w), finite, only the order of the values counts. `percentiles` are the shares of the
+    pixels to take away, in per cent, of those `within` (N, h, w) bool that belong to the film
+    (None for all: LeRF may then begin with padding, which costs nothing). `seed` with a film's name
+    (its place without one) seeds its random map, as coarse as `cam_hw`, and its `noise`, of that
+    standard deviation; global random numbers are not touched. Raises ValueError unless there is a
+    class a film, IndexError for a class without a logit.
     """
     names = [str(n) for n in range(len(batch))] if films is None else list(films)
     within = np.ones(np.shape(maps), bool) if within is None else within
@@ -142,6 +130,7 @@ def road_films(
             if not used:
                 continue
             images = batch[used].detach().cpu().numpy().astype(np.float32)
+            asked = [int(classes[i]) for i in used]
             drawn = [_orders(maps[i], within[i], film_seed(names[i], seed), cam_hw) for i in used]
             noises = [noise * rng.standard_normal(images.shape[1:], np.float32) for _, rng in drawn]
             for name in ORDERS:
@@ -151,9 +140,7 @@ def road_films(
                         for image, (orders, _), added in zip(images, drawn, noises, strict=True)
                     ]
                     inputs = torch.from_numpy(np.stack(changed))
-                    left[name][k, used] = _probabilities(
-                        model, inputs, [int(classes[i]) for i in used]
-                    )
+                    left[name][k, used] = _probabilities(model, inputs, asked)
     return RoadFilms(tuple(float(p) for p in percentiles), before, left)
 
 
@@ -161,10 +148,8 @@ def _orders(
     plane: np.ndarray, within: np.ndarray, seed: int, cam_hw: tuple[int, int]
 ) -> tuple[dict[str, np.ndarray], np.random.Generator]:
     """The orders in which a film's pixels go, and the numbers for its noise: the same for every
-    order and share, so that curves differ by what is taken away alone.
-
-    The random map is that of the audit, scaled up but not cut at 0: it has to order every pixel.
-    """
+    order and share, so that curves differ by what is taken away alone. The random map is that of
+    the audit, scaled up but not cut at 0: it has to order every pixel."""
     rng = np.random.default_rng(seed)
     cells = coarse_noise(rng, 1, cam_hw)[0]
     coarse = cv2.resize(cells, plane.shape[::-1], interpolation=cv2.INTER_LINEAR)
@@ -208,8 +193,7 @@ def impute(image: np.ndarray, gone: np.ndarray, noise: np.ndarray | None = None)
     library's pixels, a tenth of the noise.
 
     `noise` (C, h, w) is added to what is imputed. Channels that are equal, as those of a film are,
-    are solved once. A pixel must be left to impute from.
-    """
+    are solved once. A pixel must be left to impute from."""
     out = np.array(image, np.float32)
     for channel, plane in enumerate(image):
         if channel and np.array_equal(plane, image[0]):

@@ -3,6 +3,10 @@
 A film without a map (refused, unreadable) has its row and its reason too. Rows are flushed as they
 are added, so a killed audit goes on from there, given the same settings; controls, given the same
 films. Numbers are written in full: what is read back is what was written.
+
+Flags say with reasons on which films a member looked elsewhere than it does on training films. A
+threshold is a quantile of the training patients' own values, so a flag says «unusual for this
+member», not «wrong». How good or bad the usual is, the audit's averages and controls say.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from classify.audit.metrics import METRICS
-from classify.labels import TARGET
+from classify.members import TARGET
 from cxr.ledger import ODD, Ledger, csv_line, read_csv
 from cxr.rules import require, require_same_settings
 from cxr.stats import Figure
@@ -25,6 +31,7 @@ from cxr.workdir import Workdir, log, read_json, write_json
 Row = dict[str, Any]  # plain values of one row of audit.json: a figure, a control, a comparison
 UNKNOWN = -1  # the truth where the film's label says nothing about the member's target
 HITS = ("pointing_hit", "finding_hit")
+_BY_LUCK = ("lift", "random_lift", "random_sd")
 _BETWEEN = " | "  # parts of a cell; no flag, edge or reason may hold it
 
 
@@ -36,25 +43,17 @@ def figure_cells(found: Figure, value: str = "value", prefix: str = "") -> Row:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One film under one member; `member` is "" in the only row of a film that no member saw.
+    """One film under one member; `member`, whose TARGET the map explains, is "" in the only row of
+    a film that no member saw.
 
-    Attributes:
-        film: name as in predictions.csv.
-        status: ok, or fallback (the box is uncertain), or why no member saw the film.
-        reason: sentence for a status that is not ok, or for metrics that are missing.
-        source, label, sublabel: from films.csv; "" where unknown.
-        patient: id that is safe to group by; the film's own name where nothing is known.
-        member: target of the network; the logit explained is its TARGET.
-        method: one of classify.saliency.ALL_METHODS.
-        lung_by: who drew the lung field, "human" or "lungfield".
-        truth: 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown.
-        probabilities: of NORMAL, TARGET, OTHERS.
-        field_disagreement: 1 − IoU of the lung field's box and the thorax box.
-        metrics: of classify.audit.metrics.METRICS; None where not defined.
-        empty: the map is 0 everywhere.
-        cut_edges: film edges into which the lung field runs.
-        flags, flag_reasons: of classify.audit.flags, one reason a flag.
-    """
+    `status` is ok, or fallback (the box is uncertain), or why no member saw the film; `reason` a
+    sentence for a status that is not ok, or for metrics that are missing. `source`, `label` and
+    `sublabel` are those of films.csv, "" where unknown; `patient` is safe to group by, the film's
+    own name where nothing is known. `lung_by` says who drew the lung field, "human" or "lungfield".
+    `truth` is 0, 1, 2 (NORMAL, TARGET, OTHERS) for this member, -1 where unknown; `probabilities`
+    are in that order. `field_disagreement` is 1 − IoU of the lung field's box and the thorax box,
+    `metrics` those of METRICS, None where not defined; `empty`: the map is 0 everywhere. The lung
+    field runs into the film's `cut_edges`. There is one of the `flag_reasons` a flag."""
 
     film: str
     status: str = "ok"
@@ -76,8 +75,7 @@ class AuditRow:
     flag_reasons: tuple[str, ...] = ()
 
     def value(self, name: str) -> float | None:
-        """A number of the table (hits are 0 or 1), or a figure made of it, see `_MADE`; None where
-        it is not defined."""
+        """A number of the table (hits are 0 or 1), or one of `_MADE`; None where not defined."""
         if name in _MADE:
             found = _MADE[name](self)
         elif name in _SHARES:
@@ -100,29 +98,24 @@ class AuditRow:
         return None if unknown else self.answer == self.truth
 
 
-def _lift_z(row: AuditRow) -> float | None:
-    """The lift's distance from that of random maps as coarse, in their standard deviations."""
-    lift, mean, spread = (row.value(k) for k in ("lift", "random_lift", "random_sd"))
-    return None if lift is None or mean is None or not spread else (lift - mean) / spread
+def _of(make: Callable[..., float | None], *names: str) -> Callable[[AuditRow], float | None]:
+    """What is made of figures, all of which must be known."""
 
+    def made(row: AuditRow) -> float | None:
+        values = [row.value(name) for name in names]
+        return None if None in values else make(*values)
 
-def _over_gaussian(row: AuditRow) -> float | None:
-    lift, blob = row.value("lift"), row.value("gaussian_lift")
-    return None if lift is None or blob is None else lift - blob
-
-
-def _below_chance(row: AuditRow) -> bool | None:
-    lift = row.value("lift")
-    return None if lift is None else lift < 1
+    return made
 
 
 _MADE: dict[str, Callable[[AuditRow], float | None]] = {  # figures that no column holds
     "accuracy": lambda row: row.right,
     "auc": lambda row: row.value("p_target"),  # its scores
-    "lift_z": _lift_z,
-    "lift_over_gaussian": _over_gaussian,
+    # the lift's distance from that of random maps as coarse, in their standard deviations
+    "lift_z": _of(lambda z, mean, sd: (z - mean) / sd if sd else None, *_BY_LUCK),
+    "lift_over_gaussian": _of(lambda lift, blob: lift - blob, "lift", "gaussian_lift"),
     "lift_answered": lambda row: row.value("lift") if row.answer == TARGET else None,
-    "below_chance": _below_chance,
+    "below_chance": _of(lambda lift: lift < 1, "lift"),
     "flagged": lambda row: bool(row.flags),
 }
 _SHARES = ("p_normal", "p_target", "p_others")
@@ -133,16 +126,18 @@ AUDIT_COLUMNS = (*_TEXTS, "truth", *_NUMBERS, "empty", *_LISTS)
 
 
 class AuditWriter(Ledger[list[AuditRow]]):
-    """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film.
-
-    A film is added with all its rows at once, so a film with fewer rows than `members` was cut off
-    by a kill: it is dropped, and may be added again. Raises ValueError for a file that is no
-    audit.csv, or has a film with more members.
-    """
+    """Appends rows to an audit.csv; `done` holds the rows of an earlier run by film. A film is
+    added with all its rows at once, so a film with fewer rows than `members` was cut off by a kill:
+    it is dropped, and may be added again. Raises ValueError for a file that is no audit.csv, or has
+    a film with more members."""
 
     def __init__(self, path: str | Path, members: int) -> None:
         self.members = members
-        super().__init__(path, csv_line(AUDIT_COLUMNS), self._earlier, _lines)
+
+        def lines(rows: Sequence[AuditRow]) -> str:
+            return "".join(csv_line(_cells(row)) for row in rows)
+
+        super().__init__(path, csv_line(AUDIT_COLUMNS), self._earlier, lines)
         self.drop([f for f, rows in self.done.items() if rows[0].member and len(rows) < members])
 
     def _earlier(self, path: Path) -> dict[str, list[AuditRow]]:
@@ -193,10 +188,6 @@ def read_audit(path: str | Path) -> list[AuditRow]:
     return read_csv(path, reader_of, ODD)
 
 
-def _lines(rows: Sequence[AuditRow]) -> str:
-    return "".join(csv_line(_cells(row)) for row in rows)
-
-
 def _cells(row: AuditRow) -> list[str]:
     numbers = _finite({name: row.value(name) for name in _NUMBERS})
     lists = [getattr(row, name) for name in _LISTS]
@@ -215,8 +206,8 @@ def _cells(row: AuditRow) -> list[str]:
 
 
 def _row(texts: Sequence[str]) -> AuditRow:
-    if len(texts) != len(AUDIT_COLUMNS):
-        raise ValueError(f"a row must have {len(AUDIT_COLUMNS)} cells. Got {len(texts)} instead.")
+    width = len(AUDIT_COLUMNS)
+    require(len(texts) == width, f"a row must have {width} cells", len(texts))
     cells: dict[str, Any] = dict(zip(AUDIT_COLUMNS, texts, strict=True))
     numbers = _finite({name: float(cells[name]) if cells[name] else None for name in _NUMBERS})
     numbers |= {name: bool(numbers[name]) for name in HITS if numbers[name] is not None}
@@ -235,8 +226,8 @@ def _row(texts: Sequence[str]) -> AuditRow:
 
 def _finite(numbers: Row) -> Row:
     for name, value in numbers.items():
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, or missing. Got {value} instead.")
+        holds = value is None or math.isfinite(value)
+        require(holds, f"{name} must be finite, or missing", value)
     return numbers
 
 
@@ -263,11 +254,9 @@ def check_resumable(workdir: Workdir, settings: Mapping[str, Any], restart: bool
 
 
 class ControlResults:
-    """controls.json: the results of the controls, each with what it was made with.
-
-    A control is done once for the same films and options. Those of other films are dropped, as
-    they say nothing of these; other options count only where the control is wanted again.
-    """
+    """controls.json: the results of the controls, each with what it was made with. A control is
+    done once for the same films and options. Those of other films are dropped, as they say nothing
+    of these; other options count only where the control is wanted again."""
 
     def __init__(self, path: Path, films: Iterable[str], options: Mapping[str, Any]) -> None:
         self.path, self.options = path, dict(options)
@@ -294,3 +283,163 @@ class ControlResults:
         self._stamps[name] = {"films": self.films, "options": self.options, "keys": [*results]}
         self.found |= results
         write_json(self.path, {**self.found, _STAMPS: self._stamps})
+
+
+# --- flags
+
+SCHEMA, VERSION = "lungfirst.audit_thresholds", 1
+OUTSIDE, BORDER, TEXT, EMPTY = "looks outside", "border", "text", "map empty"
+DISAGREE = "field and box disagree"
+FLAGS = {  # and what each says
+    OUTSIDE: "Far less attention on lung than on the films the network was trained on.",
+    BORDER: "Unusually much attention on the outermost band of the picture.",
+    TEXT: "Unusually much attention on letters or marks burnt into the film.",
+    EMPTY: "The map is zero everywhere: nothing on the film speaks for the target.",
+    DISAGREE: "Lung field and thorax box do not lie over each other: one of the two is wrong, so "
+    "the figures of this film mean little.",
+}
+
+
+class Bound(NamedTuple):
+    """Where a metric is flagged: on which `side` of its threshold, and a threshold of at `least`
+    so much: where training films hardly look, a trace is no reason to flag."""
+
+    flag: str
+    side: str
+    words: str
+    least: float = 0.0
+
+
+BOUNDS = {
+    "lift": Bound(OUTSIDE, "below", "lift"),
+    "border_share": Bound(BORDER, "above", "share of energy in the border band"),
+    "text_share": Bound(TEXT, "above", "share of energy on burnt-in text", 0.01),
+}
+_FEWEST = 20  # films with a value; a quantile of fewer says nothing of the tail
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where flags begin, `by_member` and by metric of BOUNDS; None for too few training films. They
+    are of one saliency method: another one's maps are spread otherwise. `tail` is the share of the
+    training films on the worse side, `members` holds the SHA-256 of each one's file."""
+
+    method: str
+    by_member: Mapping[str, Mapping[str, float | None]]
+    field_disagreement: float | None
+    tail: float
+    films: int
+    patients: int
+    members: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """As JSON, atomically."""
+        return write_json(path, {"schema": SCHEMA, "version": VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Thresholds:
+        """Raises ValueError for what are no thresholds, OSError for a file that is not there."""
+        how = "store them with python -m classify.audit RUN --fit"
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path} must hold thresholds of an audit. There is no such file: {how}"
+            )
+        try:
+            data = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{path} must be JSON: {error}") from error
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise ValueError(f"{path} must hold thresholds of an audit (schema {SCHEMA}): {how}")
+        if (version := data.pop("version", None)) != VERSION:
+            raise ValueError(f"{path} must be of version {VERSION}. Got {version!r}.")
+        try:
+            found = cls(**data)
+            bounds = [v for own in found.by_member.values() for v in own.values() if v is not None]
+            bounds += [found.tail, found.field_disagreement or 0.0]
+            if all(isinstance(v, int | float) for v in bounds):
+                return found
+        except (TypeError, AttributeError):  # parts are missing, or of another kind
+            pass
+        raise ValueError(f"{path} must hold all parts of the thresholds, bounds as numbers: {how}")
+
+
+def fit_thresholds(
+    rows: Sequence[AuditRow], tail: float = 0.05, members: Mapping[str, str] | None = None
+) -> Thresholds:
+    """Quantiles of the rows of training films; empty maps and missing values are left out. Raises
+    ValueError for rows of several methods, or too few films for any threshold."""
+    rows = [row for row in rows if row.member]
+    methods = sorted({row.method for row in rows})
+    films = {row.film: row for row in rows}
+    if len(methods) != 1 or len(films) < _FEWEST:
+        raise ValueError(
+            f"thresholds need at least {_FEWEST} films with maps of one method. Got "
+            f"{len(films)} films, method {', '.join(methods) or 'none'}."
+        )
+
+    def threshold(member: str, metric: str, bound: Bound) -> float | None:
+        values = [row.value(metric) for row in rows if row.member == member]
+        found = _quantile(values, tail if bound.side == "below" else 1 - tail)
+        return found if found is None else max(found, bound.least)
+
+    return Thresholds(
+        methods[0],
+        {
+            name: {metric: threshold(name, metric, bound) for metric, bound in BOUNDS.items()}
+            for name in dict.fromkeys(row.member for row in rows)
+        },
+        _quantile([row.field_disagreement for row in films.values()], 1 - tail),
+        tail,
+        len(films),
+        len({row.patient for row in films.values()}),
+        dict(members or {}),
+    )
+
+
+def _quantile(values: Sequence[float | None], share: float) -> float | None:
+    known: list[Any] = [v for v in values if v is not None]
+    return float(np.quantile(known, share)) if len(known) >= _FEWEST else None
+
+
+def read_thresholds(
+    path: Path, asked_for: bool, method: str, members: Mapping[str, str] | None = None
+) -> Thresholds | None:
+    """Thresholds that fit the method and the members (name → SHA-256); None, with a warning, for
+    those of others, and None where there is no file and none was asked for. Raises OSError or
+    ValueError."""
+    if not path.exists() and not asked_for:
+        return None
+    found = Thresholds.load(path)
+    others = [k for k, v in (members or {}).items() if found.members.get(k, v) != v]
+    why = ""
+    if found.method != method:
+        why = f"maps of {found.method} and says nothing of {method}: only empty maps are flagged"
+    elif others:
+        why = f"another training of {', '.join(others)}: only empty maps are flagged. "
+        why += "Store it anew with --fit"
+    if why:
+        log.warning("%s was taken from %s", path, why)
+    return None if why else found
+
+
+def flag_row(row: AuditRow, thresholds: Thresholds | None) -> tuple[tuple[str, ...], ...]:
+    """Flags, and a sentence for each, of a film under a member. An empty map is flagged without
+    thresholds too. A missing lung field disagrees with any box: field_disagreement is 1 then."""
+    found: list[tuple[str, str]] = []
+    if row.empty:
+        found.append((EMPTY, f"{row.member}: the map is 0 everywhere, so it shows nothing"))
+    own = thresholds.by_member.get(row.member, {}) if thresholds else {}
+    for metric, (flag, side, words, _) in BOUNDS.items():
+        value, bound = row.value(metric), own.get(metric)
+        if value is None or bound is None or thresholds is None:
+            continue
+        if value < bound if side == "below" else value > bound:
+            why = f"{words} {value:.3g} is {side} {bound:.3g}, as on"
+            why += f" {100 * thresholds.tail:g} % of training films"
+            found.append((flag, f"{row.member}: {why}"))
+    value = row.field_disagreement
+    bound = None if thresholds is None else thresholds.field_disagreement
+    if value is not None and bound is not None and value > bound:
+        why = f"overlap by {1 - value:.2f} (IoU), less than {1 - bound:.2f}"
+        found.append((DISAGREE, f"lung field and thorax box {why}"))
+    return tuple(flag for flag, _ in found), tuple(reason for _, reason in found)

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from classify.audit.figures import BLIND, BLIND_MAPS, METRICS, SHOWN, TRAPS
+from cxr.page import in_unit, interval, listed, p_value, whole
 from cxr.page.build import (
     Cells,
     Chart,
@@ -22,19 +23,15 @@ from cxr.page.build import (
     figure_of,
     source_of,
 )
-from cxr.page.charts import Row, both, cascade, curves, forest, histogram, say
-from cxr.page.words import in_unit, interval, listed, p_value, whole
+from cxr.page.charts import Row, both, cascade, curves, forest, forest_of, histogram
 
 _MAIN = {"lift", "lift_answered", "inside_share", "pointing_hit", "border_share"}
 _MAIN |= {"finding_lift", "finding_hit"}
 _MAIN_COMPARED = ("accuracy", "auc", "lift", "border_share")
 _AS_IS, _ANOTHER_FILM = "as is", "another film"
 _LIKE = {"rank correlation": "rank_correlation", "SSIM": "ssim"}
-_ORDERS = {
-    "most attended first": "morf",
-    "least attended first": "lerf",
-    "as a random map says": "random",
-}
+_ORDERS = {"most attended first": "morf", "least attended first": "lerf"}
+_ORDERS |= {"as a random map says": "random"}
 Column = tuple[str, Callable[[Values], str | None]]  # its head, and a row's cell
 
 
@@ -79,10 +76,6 @@ def _table(columns: Sequence[Column], rows: Sequence[Values], words: int, **more
     return Table(tuple(head for head, _ in used), lines, words, **more)
 
 
-def _count(key: str) -> Callable[[Values], str | None]:
-    return lambda row: None if row.get(key) is None else whole(row[key])
-
-
 def _attention(metrics: Sequence[Values]) -> Section:
     rows = [m for m in metrics if m.get("value") is not None]
     keys = [key for key in METRICS if key in {r["name"] for r in rows}]
@@ -125,7 +118,7 @@ def _metric_chart(key: str, every: Sequence[Values]) -> Chart:
         (blind, lambda r: in_unit(chance(r), known.unit) if blind else None),
         ("Films", lambda r: whole(r.get("n"))),
     ]
-    svg = both(partial(forest, drawn, say(known.name, drawn), known.unit, line))
+    svg = forest_of(drawn, known.name, known.unit, line)
     return Chart(known.name, means, svg, _table(columns, rows, 2))
 
 
@@ -142,9 +135,9 @@ def _distributions(given: Sequence[Values]) -> Section:
         about = f"{known.name} of {member}, {films} films; " + ", ".join(
             f"{label} {in_unit(v, known.unit)}" for v, label in lines
         )
-        bins = [f"{in_unit(a, known.unit)} to {in_unit(b, known.unit)}" for a, b in pairwise(edges)]
         rows: list[Cells] = [
-            (name, *(whole(c[n]) for c in counts.values())) for n, name in enumerate(bins)
+            (f"{in_unit(a, known.unit)} to {in_unit(b, known.unit)}", *map(whole, counted))
+            for (a, b), *counted in zip(pairwise(edges), *counts.values(), strict=True)
         ]
         head = (known.name, *(name.capitalize() for name in counts))
         svg = both(partial(histogram, edges, counts, lines, about, known.unit))
@@ -203,18 +196,18 @@ def _masked(member: str, rows: Sequence[Values]) -> Iterator[Chart]:
         for r in rows
         if r.get("auc") is not None
     ]
-    about, line = say(f"AUC of {member}", drawn), (0.5, "guessing: 0.5")
+    about, line = f"AUC of {member}", (0.5, "guessing: 0.5")
     yield Chart(
         f"Parts of the film hidden · {member}",
         METRICS["auc"].means + " What still tells films apart with the lungs blacked out does "
         "not need the lungs.",
-        both(partial(forest, drawn, about, "score", line, labels=185)) if drawn else Markup(""),
+        forest_of(drawn, about, "score", line, labels=185) if drawn else Markup(""),
         _table(columns, rows, 2, grouped=True),
     )
 
 
 def _randomised(member: str, every: Sequence[Values]) -> Iterator[Chart]:
-    """Rows of classify.audit.randomise.likeness_rows, the head first."""
+    """Rows of classify.audit.randomise.cascade_rows, the head first."""
     rows = [r for r in every if r["stage"] != _ANOTHER_FILM]
     last = next((r for r in every if r["stage"] == _ANOTHER_FILM), None)
     floor = ("two other films", [last.get(k) for k in _LIKE.values()]) if last else None
@@ -233,8 +226,10 @@ def _randomised(member: str, every: Sequence[Values]) -> Iterator[Chart]:
     columns: list[Column] = [
         ("Random down to", lambda r: "two other films" if r is last else str(r["stage"])),
         *((name, lambda r, key=key: in_unit(r.get(key), "score")) for name, key in _LIKE.items()),
-        ("Pairs", _count("pairs")),
-        ("Left out", _count("empty")),
+        *(
+            (head, lambda r, key=key: None if r.get(key) is None else whole(r[key]))
+            for head, key in (("Pairs", "pairs"), ("Left out", "empty"))
+        ),
     ]
     series = {name: [1.0, *(r.get(key) for r in rows)] for name, key in _LIKE.items()}
     stages = ["as trained", *(str(r["stage"]) for r in rows)]
@@ -316,19 +311,16 @@ def _difference_chart(key: str, every: Sequence[Values], arms: Sequence[str]) ->
         Row(_member(r), *figure_of(r, "difference"), _difference(r), None, source_of(r))
         for r in rows
     ]
-    about, line = say(f"{known.name}, {other} minus {one}", drawn), (0.0, "no difference")
+    about, line = f"{known.name}, {other} minus {one}", (0.0, "no difference")
     side = {"higher": "right", "lower": "left"}.get(known.better)
     better = f"To the {side} of 0 {other} is better." if side else ""
     means = f"{known.means} {better if arms else TRAPS.get(key) or better}".strip()
-    svg = both(partial(forest, drawn, about, known.unit, line, signed=True, texts=190))
+    svg = forest_of(drawn, about, known.unit, line, signed=True, texts=190)
     return Chart(f"{known.name}: {other} − {one}", means, svg)
 
 
 def _difference_table(keys: Sequence[str], every: Sequence[Values], arms: Sequence[str]) -> Table:
     """Figures of these metrics, each a group."""
-
-    def arm(key: str) -> Callable[[Values], str]:
-        return lambda r: in_unit(r.get(key), METRICS[r["metric"]].unit)
 
     films, crops = [_capital(arm) for arm in arms] or ("Whole film", "Crop")
     missed = any(r.get("left_out") for r in every)
@@ -337,8 +329,8 @@ def _difference_table(keys: Sequence[str], every: Sequence[Values], arms: Sequen
         ("Figure", lambda r: METRICS[r["metric"]].name),
         ("Films of", source_of),
         ("Member", _member),
-        (films, arm("film")),
-        (crops, arm("crop")),
+        (films, lambda r: in_unit(r.get("film"), METRICS[r["metric"]].unit)),
+        (crops, lambda r: in_unit(r.get("crop"), METRICS[r["metric"]].unit)),
         (f"{'Difference' if arms else 'Crop − film'} [95 % interval]", _difference),
         ("p", lambda r: p_value(r.get("p"))),
         ("p, corrected", lambda r: p_value(r.get("p_holm")) if corrected else None),

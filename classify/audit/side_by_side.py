@@ -11,23 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table as RichTable
 
-from classify.audit.figures import SHOWN
+from classify.audit.figures import SHOWN, mean_of
 from classify.audit.rows import UNKNOWN, AuditRow, Row, figure_cells, read_audit
-from classify.labels import TARGET
+from classify.members import TARGET
+from cxr import stats
 from cxr.cli import to_plain
+from cxr.page import in_unit, interval, whole
 from cxr.page.build import Chart, Table, write_page
 from cxr.page.charts import Row as Line
-from cxr.page.charts import both, forest, say
-from cxr.page.words import in_unit, interval, whole
+from cxr.page.charts import forest_of
 from cxr.rules import require
-from cxr.stats import Figure, figure_of, mean_figure, weighted_auc, with_draws
 from cxr.workdir import console, provenance, read_json, write_atomic, write_json
 
 HERE = Path(__file__).resolve().parent
@@ -99,8 +97,12 @@ class Audited:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What the audit says of itself."""
-        found: Mapping[str, Any] = self.summary.get("settings") or {}
-        return found
+        return self.summary.get("settings") or {}
+
+    @property
+    def controls(self) -> Mapping[str, Any]:
+        """The rows of its controls by their names."""
+        return self.summary.get("controls") or {}
 
     @property
     def model(self) -> str:
@@ -115,115 +117,92 @@ def compare_audits(audits: Sequence[Audited], draws: int = 2000, seed: int = 0) 
     `model`, `member`, `shown`, `films`, and figures with `_low`, `_high` and `_n`: accuracy, auc
     (TARGET against the rest), lift, blob (a blind one's), on_lung, empty, flagged, over the films
     that all audits judged, by patient; the AUC of each masking control, `road_lungs`, and `random`,
-    the rank correlation of the maps with those of a network of random weights. None where an
-    audit has it not. Means over members are means over films of a film's mean; AUCs and controls
-    of all members are means over members, without an interval. A question to all members, such as
-    normal / pneumonia, has a row of the controls alone.
-    """
+    the rank correlation of the maps with those of a network of random weights. None where an audit
+    has it not. Means over members are means over films of a film's mean; AUCs and controls of all
+    members are means over members, without an interval. A question to all members, such as normal /
+    pneumonia, has a row of the controls alone."""
     shared = set.intersection(*(audit.films for audit in audits))
     require(bool(shared), "audits must share films. Films that all of them judged", 0)
-    rows = []
+    rows: list[Row] = []
     for audit in audits:
-        members = list(dict.fromkeys(member for _, member in audit.rows))
-        own = []
-        for member in members:
-            kept = [r for (film, m), r in audit.rows.items() if m == member and film in shared]
-            figures = {**_measured(kept, draws, seed), **_controls_of(audit, member)}
-            own.append({"model": audit.name, "member": member, **figures})
+        own: list[Row] = []
+        by_member: dict[str, list[AuditRow]] = {}
+        by_film: dict[str, list[AuditRow]] = {}
+        for (film, member), row in audit.rows.items():
+            if film in shared:
+                by_member.setdefault(member, []).append(row)
+                by_film.setdefault(film, []).append(row)
+        for member, kept in by_member.items():
+            found = _means([[row] for row in kept], draws, seed) | _auc(kept, draws, seed)
+            own.append({"member": member, **found, **_controls_of(audit, member)})
         if len(own) > 1:
-            own = [_together(audit, own, shared, draws, seed), *own]
+            alike = ("auc", "road_lungs", "random", *(f"masked {c}" for c in SHOWN))
+            means = {name: mean_of(row.get(name) for row in own) for name in alike}
+            own.insert(0, {"member": ALL, **_means([*by_film.values()], draws, seed), **means})
         # what is asked of all members together, as the masking control has it
-        asked = [q for q in _asked_of(audit) if q not in members]
-        own += [
-            {"model": audit.name, "member": q, **_controls_of(audit, q), "question": True}
-            for q in asked
-        ]
+        for name in dict.fromkeys(r["member"] for r in audit.controls.get("masked") or []):
+            if name != "screener" and name not in by_member:
+                own.append({"member": name, **_controls_of(audit, name), "question": True})
         about = {"shown": audit.settings.get("shown", ""), "films": len(shared)}
-        rows += [row | about for row in own]
+        rows += [{"model": audit.name, **row, **about} for row in own]
     return rows
 
 
-def _asked_of(audit: Audited) -> list[str]:
-    """Members and questions of the masking control, but the screener."""
-    masked = (audit.summary.get("controls") or {}).get("masked") or []
-    return [name for name in dict.fromkeys(r["member"] for r in masked) if name != "screener"]
-
-
-def _measured(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
-    """Figures of one member's rows."""
-    patients = [row.patient for row in rows]
+def _means(films: Sequence[Sequence[AuditRow]], draws: int, seed: int) -> Row:
+    """Figures over films, each of which counts by the mean of its rows."""
+    patients = [rows[0].patient for rows in films]
     found: Row = {}
     for name, metric in _MEANS.items():
-        values = np.array([row.value(metric) for row in rows], float)
-        found |= _cells(name, mean_figure(values, patients, draws, seed))
+        values = [mean_of(row.value(metric) for row in rows) for rows in films]
+        found |= _cells(name, stats.mean_figure(values, patients, draws, seed))
+    return found
+
+
+def _auc(rows: Sequence[AuditRow], draws: int, seed: int) -> Row:
     known = [row for row in rows if row.truth != UNKNOWN]
-    weights = with_draws([row.patient for row in known], draws, seed) if known else None
-    auc = Figure(None, None, None, 0)
-    if weights is not None:
-        scores = np.array([row.value("p_target") for row in known], float)
-        ill = np.array([row.truth == TARGET for row in known])
-        auc = figure_of(weighted_auc(scores, ill, weights), len(known))
-    return found | _cells("auc", auc)
+    if not known:
+        return _cells("auc", stats.Figure(None, None, None, 0))
+    scores, ill = [row.value("p_target") for row in known], [row.truth == TARGET for row in known]
+    weights = stats.with_draws([row.patient for row in known], draws, seed)
+    return _cells("auc", stats.figure_of(stats.weighted_auc(scores, ill, weights), len(known)))
 
 
 def _controls_of(audit: Audited, member: str) -> Row:
     """The member's figures in the audit's controls: over all its films, whichever source."""
-    controls = audit.summary.get("controls") or {}
-    masked = [r for r in controls.get("masked") or [] if r["member"] == member]
+    masked = [r for r in audit.controls.get("masked") or [] if r["member"] == member]
     sources = {r["source"] for r in masked}
-    whole_ = "" if "" in sources else next(iter(sources), "") if len(sources) == 1 else None
+    source = "" if "" in sources else sources.pop() if len(sources) == 1 else None
+    by_control = {r["control"]: r for r in masked if r["source"] == source}
     found: Row = {}
     for control in SHOWN:
-        row: Row = next((r for r in masked if (r["control"], r["source"]) == (control, whole_)), {})
-        found |= {f"masked {control}{end}": row.get(key) for end, key in _ends("auc")}
-    hangs = [
-        m
-        for m in audit.summary.get("metrics") or []
-        if (m["member"], m["name"], m["source"]) == (member, "road_lungs", "")
-    ]
-    found |= {f"road_lungs{end}": (hangs or [{}])[0].get(key) for end, key in _ends("value")}
-    stages = [r for r in controls.get("randomisation") or [] if r["member"] == member]
-    random = [r for r in stages if r["stage"] != "another film"]
-    return {**found, "random": random[-1]["rank_correlation"] if random else None}
+        found |= _taken(f"masked {control}", by_control.get(control, {}), "auc")
+    metrics = audit.summary.get("metrics") or []
+    hangs = {(m["member"], m["name"], m["source"]): m for m in metrics}
+    found |= _taken("road_lungs", hangs.get((member, "road_lungs", ""), {}), "value")
+    stages = [r for r in audit.controls.get("randomisation") or [] if r["member"] == member]
+    random = [r["rank_correlation"] for r in stages if r["stage"] != "another film"]
+    return {**found, "random": random[-1] if random else None}
 
 
-def _ends(value: str) -> tuple[tuple[str, str], ...]:
-    return ("", value), ("_low", "low"), ("_high", "high"), ("_n", "n")
+def _taken(name: str, row: Row, value: str) -> Row:
+    """A figure out of another table's row, under a name of its own."""
+    ends = {f"{name}_{end}": row.get(end) for end in ("low", "high", "n")}
+    return {name: row.get(value), **ends}
 
 
-def _together(audit: Audited, own: Sequence[Row], shared: set[str], draws: int, seed: int) -> Row:
-    films: dict[str, list[AuditRow]] = {}
-    for (film, _), row in audit.rows.items():
-        if film in shared:
-            films.setdefault(film, []).append(row)
-    patients = [rows[0].patient for rows in films.values()]
-    found: Row = {"model": audit.name, "member": ALL}
-    for name, metric in _MEANS.items():
-        values = [_mean(row.value(metric) for row in rows) for rows in films.values()]
-        found |= _cells(name, mean_figure(np.array(values, float), patients, draws, seed))
-    for name in ("auc", "road_lungs", "random", *(f"masked {c}" for c in SHOWN)):
-        found[name] = _mean(row.get(name) for row in own)
-    return found
-
-
-def _mean(values: Any) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _cells(name: str, found: Figure) -> Row:
+def _cells(name: str, found: stats.Figure) -> Row:
     return figure_cells(found, name, f"{name}_")
 
 
 # --- the table and the picture
 
 
-def _cell(name: str, unit: str) -> Callable[[Row], str]:
-    def shown(row: Row) -> str:
-        ends = (row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"))
-        return "–" if ends[0] is None else interval(*ends, unit)
+def _ends(row: Row, name: str) -> tuple[float | None, float | None, float | None]:
+    return row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")
 
-    return shown
+
+def _cell(name: str, unit: str) -> Callable[[Row], str]:
+    return lambda row: "–" if row.get(name) is None else interval(*_ends(row, name), unit)
 
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -260,9 +239,7 @@ def _picture(rows: Sequence[Row]) -> list[Chart]:
     lifts = [
         Line(
             str(r["member"]).replace("_", " "),
-            r["lift"],
-            r.get("lift_low"),
-            r.get("lift_high"),
+            *_ends(r, "lift"),
             _cell("lift", "ratio")(r),
             r.get("blob"),
             str(r["model"]),
@@ -270,25 +247,29 @@ def _picture(rows: Sequence[Row]) -> list[Chart]:
         for r in rows
         if r.get("lift") is not None
     ]
+    drawn = {r["model"]: _drawn(rows, r["model"]) for r in rows}
     lines = []
     for r in rows:
         for control, words in SHOWN.items():
-            name = f"masked {control}"
-            if r.get(name) is not None and r["member"] == _drawn(rows, r["model"]):
-                ends = (r[name], r.get(f"{name}_low"), r.get(f"{name}_high"))
+            ends = _ends(r, f"masked {control}")
+            if ends[0] is not None and r["member"] == drawn[r["model"]]:
                 lines.append(Line(words, *ends, interval(*ends, "score"), None, str(r["model"])))
     charts = []
     if lifts:
-        svg = both(partial(forest, lifts, say("Lift", lifts), "ratio", (1.0, "chance: 1")))
-        means = "How many times more attention falls on lung than its area would get by chance. "
-        charts.append(Chart("Lift", means + "Diamond: a blob in the middle, blind to films.", svg))
+        svg = forest_of(lifts, "Lift", "ratio", (1.0, "chance: 1"))
+        means = (
+            "How many times more attention falls on lung than its area would get by chance. "
+            "Diamond: a blob in the middle, blind to films."
+        )
+        charts.append(Chart("Lift", means, svg))
     if lines:
-        about, line = say("AUC", lines), (0.5, "guessing: 0.5")
-        svg = both(partial(forest, lines, about, "score", line, labels=185))
-        drawn = {_drawn(rows, str(r["model"])).replace("_", " ") for r in rows}
-        means = f"AUC of {' and '.join(sorted(drawn))} with parts of the film hidden. What is left "
-        means += "with the lungs blacked out does "
-        charts.append(Chart("Without the lungs", means + "not need lungs.", svg))
+        svg = forest_of(lines, "AUC", "score", (0.5, "guessing: 0.5"), labels=185)
+        asked = sorted({name.replace("_", " ") for name in drawn.values()})
+        means = (
+            f"AUC of {' and '.join(asked)} with parts of the film hidden. What is left with the "
+            "lungs blacked out does not need lungs."
+        )
+        charts.append(Chart("Without the lungs", means, svg))
     return charts
 
 
@@ -337,25 +318,17 @@ def run_compare(config: CompareConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     about = {"config": to_plain(config), "remarks": remarks, "provenance": provenance()}
     write_json(out / "compare.json", {"rows": rows, **about})
-    write_atomic(out / "compare.md", _markdown(table, remarks))
+    lines = [table.head, ("---",) * len(table.head), *table.rows]
+    text = "".join(f"| {' | '.join(c.replace('|', '/') for c in cells)} |\n" for cells in lines)
+    write_atomic(out / "compare.md", text + "".join(f"\n{remark}\n" for remark in remarks))
     template = HERE / "side_by_side.html"
     shown = {"title": out.as_posix(), "remarks": remarks, "charts": _picture(rows)}
     page = write_page(out / "compare.html", template, table=table, **shown)
-    console.print(_to_rich(rows))
+    heads = ("Model", "Member", "Accuracy", "AUC", "Lift", "AUC, lungs blacked out", "Flagged")
+    short = RichTable(*heads, highlight=False)
+    for row in rows:
+        short.add_row(*(_COLUMNS[head](row) for head in heads))
+    console.print(short)
     for text in (*remarks, f"page: {page}"):
         console.print(text, highlight=False, markup=False)
     return 0
-
-
-def _markdown(table: Table, remarks: Sequence[str]) -> str:
-    lines = [table.head, ("---",) * len(table.head), *table.rows]
-    text = "".join(f"| {' | '.join(c.replace('|', '/') for c in cells)} |\n" for cells in lines)
-    return text + "".join(f"\n{remark}\n" for remark in remarks)
-
-
-def _to_rich(rows: Sequence[Row]) -> RichTable:
-    heads = ("Model", "Member", "Accuracy", "AUC", "Lift", "AUC, lungs blacked out", "Flagged")
-    table = RichTable(*heads, highlight=False)
-    for row in rows:
-        table.add_row(*(_COLUMNS[head](row) for head in heads))
-    return table

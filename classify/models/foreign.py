@@ -1,4 +1,4 @@
-"""Networks that were trained elsewhere, as members: built from what `classify.foreign` names, which
+"""Networks that were trained elsewhere, as members: built from what `classify.members` names, which
 is one of torchxrayvision, of timm or torchvision with a file of weights, an ONNX file, or code of
 the user's own.
 
@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classify.ensemble import Ensemble, SingleMember, StandIn
-from classify.foreign import IMAGENET, ForeignConfig, ModelSpec
-from classify.labels import FAR_BELOW, TARGET
-from classify.models.start_weights import load_body, read_trusted, tensors_of
+from classify.members import FAR_BELOW, IMAGENET, TARGET, ForeignConfig, ModelSpec
+from classify.models.backbones import load_body, read_trusted, tensors_of
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.hooks import left_as_found
 from cxr.cli import to_plain

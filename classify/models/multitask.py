@@ -14,8 +14,8 @@ import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
+from classify.models.backbones import PartlyFrozen, load_body, load_start_weights
 from classify.models.settings import MemberConfig
-from classify.models.start_weights import load_body, load_start_weights
 from cxr.bundle import imagenet_lite_state_dict, is_lite
 from cxr.rules import require
 
@@ -34,7 +34,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 
 
-class SCXNN(nn.Module):
+class SCXNN(PartlyFrozen):
     """Encoder, global average pooling, linear head (closed-form CAM holds), U-Net decoder.
     `decode=False` leaves the decoder out, as in shipped bundles. Inputs are normalised films (N, 3,
     side, side), side a multiple of 32. One network may answer for several `targets`: its logits are
@@ -62,7 +62,7 @@ class SCXNN(nn.Module):
             )
             self.restorer = nn.Conv2d(config.decoder_channels[-1], targets, 3, padding=1)
             nn.init.constant_(self.restorer.bias, -3.0)  # type: ignore[arg-type] # most is empty
-        self._frozen: list[nn.Module] = []
+        self._frozen = []
         self.freeze_first()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,13 +117,6 @@ class SCXNN(nn.Module):
         self.fc.requires_grad_(True)
         self._frozen = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> SCXNN:
-        """As usual, but what is frozen stays in evaluation mode."""
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
 
     def shipped_tensors(self, decoder: bool) -> dict[str, Tensor]:
         """Weights for a bundle: encoder, neck and head, the decoder only when asked for. Of each

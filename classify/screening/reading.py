@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from classify.labels import TARGET
+from classify.members import TARGET
 from cxr.notes import code_of
 from cxr.rules import require
 from cxr.stats import softmax

@@ -1,4 +1,4 @@
-"""What guidance adds to the loss of a training (`classify.guide` says why)."""
+"""What guidance adds to the loss of a training (`classify.augment` says why)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classify.guide import GuideConfig, rim_of
+from classify.augment import GuideConfig, rim_of
 from classify.preprocess import PreprocessConfig, to_input
 from classify.saliency.hooks import pooled_layers, saliency_layer
 from cxr.training.learner import Batch

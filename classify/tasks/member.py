@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from classify.augment import build_augment, cache_side
-from classify.bundles import member_of
+from classify.augment import GuideConfig, build_augment, cache_side
 from classify.dataset import (
     FilmDataset,
     PixelCache,
@@ -32,6 +31,7 @@ from classify.dataset import (
     predict,
     train_loader,
 )
+from classify.ensemble import member_of
 from classify.films import (
     Case,
     licence_note,
@@ -42,8 +42,7 @@ from classify.films import (
     share_cases,
     tell_films,
 )
-from classify.guide import GuideConfig
-from classify.labels import NORMAL, OTHERS, TARGET, label_of
+from classify.members import NORMAL, OTHERS, TARGET, label_of
 from classify.models.multitask import SCXNN, build_member
 from classify.predictions import PredictionRow, PredictionWriter
 from classify.preprocess import PreprocessConfig, to_input

@@ -17,12 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from classify.bundles import load_pretrained, save_pretrained
+from classify.augment import TRANSFORM_NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
 from classify.dataset import NO_REGION, build_cache, cache_of, cases_of, drop_cache
-from classify.films import Case, licence_note, read_split, require_part, share_cases, tell_films
-from classify.genesis import NAMES, TRANSFORMS, GenesisConfig, distort, draw_kinds
+from classify.ensemble import load_pretrained, save_pretrained
+from classify.films import (
+    Case,
+    licence_note,
+    read_split,
+    require_part,
+    share_cases,
+    tell_films,
+)
 from classify.models.unets import UnetCbam
-from classify.ssim import ssim, ssim_loss
+from classify.saliency.maps import ssim, ssim_loss
 from classify.tasks.settings import PretrainConfig
 from cxr import draw
 from cxr.cli import to_plain
@@ -42,7 +49,7 @@ from cxr.workdir import (
 BUNDLE, SHOWN = "pretrained.safetensors", 4
 # What the panels show: each distortion alone, then all four at once (more than training ever does).
 PANELS: dict[str, tuple[str, ...]] = {
-    **{name: (kind,) for kind, name in NAMES.items()},
+    **{name: (kind,) for kind, name in TRANSFORM_NAMES.items()},
     "all four": tuple(TRANSFORMS),
 }
 Key = tuple[int, int]  # epoch, and the film's number among the cached ones
@@ -259,7 +266,7 @@ def genesis_sheet(
         for kind in TRANSFORMS:
             rng = np.random.default_rng([seed, number])
             tiles.append(draw.to_rgb(distort(film, (kind,), config, rng)))
-    captions = ["original", *(NAMES[kind] for kind in TRANSFORMS)]
+    captions = ["original", *(TRANSFORM_NAMES[kind] for kind in TRANSFORMS)]
     return draw.sheet(tiles, captions * len(films), columns=len(captions), tile=tile)
 
 

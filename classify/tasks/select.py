@@ -26,8 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from classify.bundles import Single, load_single
 from classify.dataset import FilmDataset, cache_of, drop_cache, film_loader
+from classify.ensemble import Single, load_single
 from classify.films import PARTS, Films, Shares
 from classify.models.backbones import Backbone
 from classify.preprocess import to_input

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from classify.augment import AUGMENTS, AugmentConfig
+from classify.augment import AUGMENTS, AugmentConfig, GenesisConfig, GuideConfig
 from classify.films import ProtocolConfig, RegionConfig
-from classify.genesis import GenesisConfig
-from classify.guide import GuideConfig
 from classify.models.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classify.augment import build_change
-from classify.bundles import build_net, save_single
+from classify.augment import GuideConfig, build_change
 from classify.dataset import (
     NO_REGION,
     FilmDataset,
@@ -30,6 +29,7 @@ from classify.dataset import (
     predict,
     train_loader,
 )
+from classify.ensemble import build_net, save_single
 from classify.films import (
     PARTS,
     Films,
@@ -40,7 +40,6 @@ from classify.films import (
     share_films,
     tell_films,
 )
-from classify.guide import GuideConfig
 from classify.models.unets import CXRNet
 from classify.preprocess import PreprocessConfig, to_input
 from classify.tasks.guided import Guide

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from markupsafe import Markup, escape
 
-from cxr.page.words import in_unit
+from cxr.page import in_unit
 
 WIDTH, NARROW = 540, 330  # px: in two columns on a desk; on a telephone and in print
 TICKS = 5
@@ -92,15 +93,9 @@ def mark(x: float, y: float, style: str) -> str:
     if style == "a":
         return f'<circle class="dot s-a" cx="{x}" cy="{y}" r="4"/>'
     if style == "b":
-        return (
-            f'<rect class="dot s-b" x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>'
-        )
+        corner = f'x="{x - 3.6:.1f}" y="{y - 3.6:.1f}"'
+        return f'<rect class="dot s-b" {corner} width="7.2" height="7.2"/>'
     return f'<path class="dot s-c" d="M{x} {y - 5:.1f}l4.8 8.4h-9.6z"/>'
-
-
-def diamond(x: float, y: float) -> str:
-    """The sign of a chance level."""
-    return f'<path class="chance" d="M{x} {y - 6}l6 6l-6 6l-6-6z"/>'
 
 
 def _sign(number: int, x: float, y: float) -> str:
@@ -199,11 +194,8 @@ def forest(
     top = 24 if line else 8
     groups = sum(r.group != b for r, b in zip(rows, ["", *(r.group for r in rows)], strict=False))
     bottom = top + len(rows) * each + groups * _ROW
-    scale = (
-        Axis(low, high, 14, width - 14)
-        if stacked
-        else Axis(low, high, labels + 8, width - texts - 12)
-    )
+    ends = (14, width - 14) if stacked else (labels + 8, width - texts - 12)
+    scale = Axis(low, high, *ends)
     out = [*scale.ticks(ticks, bottom if stacked else top, bottom, unit, signed)]
     if line:
         x, half = scale(line[0]), LETTER * len(line[1]) / 2
@@ -223,10 +215,11 @@ def forest(
             out += [f'<path class="grid" d="M{scale(tick)} {band}"/>' for tick in ticks]
             out += [f'<path class="ref" d="M{scale(line[0])} {band}"/>'] if line else []
         if row.chance is not None:
-            out.append(diamond(scale(row.chance), y + middle))
+            diamond = f"M{scale(row.chance)} {y + middle - 6}l6 6l-6 6l-6-6z"
+            out.append(f'<path class="chance" d="{diamond}"/>')
         if row.low is not None and row.high is not None:
-            ends = f"M{scale(row.low)} {y + middle}H{scale(row.high)}"
-            out.append(f'<path class="bar s-a" d="{ends}"/>')
+            bar = f"M{scale(row.low)} {y + middle}H{scale(row.high)}"
+            out.append(f'<path class="bar s-a" d="{bar}"/>')
         if row.value is not None:
             dot = f'cx="{scale(row.value)}" cy="{y + middle}" r="4.5"'
             out.append(f'<circle class="dot s-a" {dot}/>')
@@ -308,12 +301,8 @@ def cascade(
     top = y + 14
     end = top + len(stages) * _ROW
     bottom = end + (_ROW + 6 if floor else 0)
-    known = [
-        v
-        for values in (*series.values(), floor[1] if floor else ())
-        for v in values
-        if v is not None
-    ]
+    every = (*series.values(), floor[1] if floor else ())
+    known = [v for values in every for v in values if v is not None]
     scale = Axis(min([0.0, *known]), max([1.0, *known]), labels + 10, width - 16)
     ticks = nice_ticks(scale.low, scale.high, TICKS if width > NARROW else 3)
     out += scale.ticks(ticks, top, bottom, "score")
@@ -327,9 +316,8 @@ def cascade(
                 out.append(f'<path class="floor s-{style}" d="M{x} {top}V{end + 18.5}"/>')
                 out.append(mark(x, end + 18.5, style))
     for number, values in enumerate(series.values()):
-        points = [
-            (scale(v), top + row * _ROW + 12.5) for row, v in enumerate(values) if v is not None
-        ]
+        ys = (top + row * _ROW + 12.5 for row in range(len(values)))
+        points = [(scale(v), y) for v, y in zip(values, ys, strict=True) if v is not None]
         out += curve(points, style_of(number))
     return svg(out, width, bottom + 24, about)
 
@@ -368,6 +356,13 @@ def curves(
             out.append(text_at(before, bottom + 16, f"{x:g}", "mid soft"))
     out.append(text_at(width - 16, bottom + 34, x_name, "end soft"))
     return svg(out, width, bottom + 40, about)
+
+
+def forest_of(
+    rows: Sequence[Row], name: str, unit: str, line: tuple[float, str] | None = None, **how: Any
+) -> Markup:
+    """`forest` in both widths, with its rows in words for a screen reader."""
+    return both(partial(forest, rows, say(name, rows), unit, line, **how))
 
 
 def say(name: str, rows: Iterable[Row]) -> str:

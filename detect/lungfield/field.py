@@ -1,9 +1,5 @@
 """The lung field of a film: segment it, and compare it with the thorax box.
 
-    python -m detect.lungfield train --config configs/detect/lungfield.yaml
-    python -m detect.lungfield evaluate --part test --out runs/lungfield_test
-    python -m detect.lungfield predict FILMS --out runs/fields
-
 The lung field is both lungs as the masks of the training films have it: drawn through the heart's
 shadow and, where seen, behind the diaphragm.
 """
@@ -20,7 +16,6 @@ import cv2
 import numpy as np
 
 from cxr.boxes import iou_xyxy
-from cxr.cli import from_plain
 from cxr.engines import OnnxNet, pick_engine
 from cxr.intensity import check_pixels
 from detect.predict import TrainedNet, load_net, prepare_film, to_input
@@ -67,18 +62,8 @@ class LungField(TrainedNet):
         network."""
         path = Path(path or DEFAULT_WEIGHTS)
         engine = pick_engine(engine, [path], device, precision == "bf16")
-        if engine != "torch":
-            from cxr.bundle import load_meta, rebuilding
-
-            meta = load_meta(path, "lungfield")
-            net = OnnxNet(path, engine, precision)
-            with rebuilding(path):
-                side = from_plain(FieldNetConfig, {**meta["model"], "weights": "none"}).side
-            return cls(net, side, device, {path.name: net.sha256}, meta, precision)
-        from detect.lungfield.net import build_field_net
-
-        found = load_net(path, "lungfield", FieldNetConfig, build_field_net)
-        model, config, weights, meta = found
+        net = ("lungfield", FieldNetConfig, "detect.lungfield.net:build_field_net")
+        model, config, weights, meta = load_net(path, *net, engine=engine, precision=precision)
         return cls(model, config.side, device, weights, meta, precision)
 
     def segment(self, films: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -30,8 +30,8 @@ from detect.finder import ThoraxFinder
 from detect.lungfield.field import LungField
 from detect.metrics import print_table, to_csv, to_markdown
 from detect.predict import ThoraxBox, ThoraxDetector
-from detect.view.data import read_films, read_negatives
-from detect.view.view import View, ViewNet
+from detect.view import View, ViewNet
+from detect.view.pictures import read_films, read_negatives
 
 OUTCOMES = ("refused", "turned", "fallback", "ok")
 _TILE = 200

@@ -1,53 +1,233 @@
-"""Pictures that teach what a frontal film is: films moved, lit and marked anew; collages,
-screenshots and trunks made of films; CT slices and pages of text, drawn.
+"""Which pictures teach and measure the view, and the training views made of them: films moved, lit
+and marked anew; collages, screenshots and trunks made of films; CT slices and pages of text, drawn.
 
-All pictures are uint8 (H, W); everything random comes from the generator that is given.
+Pictures are uint8 (H, W); everything random comes from the generator that is given.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-import albumentations as A
 import cv2
 import numpy as np
 
+from cxr.boxes import mask_box_xyxy
+from cxr.cli import Several
+from cxr.data_folders import DataFolders
+from cxr.draw import fit
+from cxr.film import FilmError, read_film
+from cxr.films_table import FilmRow, table_rows
+from cxr.intensity import to_uint8
+from cxr.split import Split, make_split
+from cxr.workdir import log
+from detect.data import require_both
+from detect.view import CLASSES
+
 Rng = np.random.Generator
+Array = np.ndarray
+_SIDE = 384  # px a film is kept at: half as much again as the network sees
+_SHARES = {"frontal": 0.46, "turned": 0.15, "lateral": 0.15, "other": 0.12, "many": 0.12}
 _WORDS = "L R LT RT PA AP PORTABLE SUPINE ERECT 1 (a) Fig.1"
-_MOVE = A.Compose(
-    [
-        A.Affine(rotate=(-12, 12), translate_percent=(-0.08, 0.08), scale=(0.75, 1.3), p=0.7),
-        A.Affine(scale={"x": (0.85, 1.15), "y": (0.85, 1.15)}, keep_ratio=False, p=0.3),
-    ]
-)
-_LIGHT = A.Compose(
-    [
-        A.RandomGamma((50, 180), p=0.6),
-        A.RandomBrightnessContrast(0.25, 0.35, p=0.5),
-        A.CLAHE(clip_limit=3.0, p=0.12),
-        A.OneOf([A.GaussianBlur((3, 9)), A.GaussNoise((0.02, 0.08)), A.Sharpen()], p=0.35),
-        A.Downscale((0.12, 0.5), p=0.15),  # small must not mean no
-        A.CoarseDropout((1, 4), (0.03, 0.15), (0.03, 0.15), fill="random_uniform", p=0.15),
-    ]
-)
 
 
-def vary(picture: np.ndarray, rng: Rng, invert: float = 0.03) -> np.ndarray:
+def read_films(folders: Several) -> list[FilmRow]:
+    """Frontal films of all folders, `image` and `mask` as paths."""
+    data = DataFolders(folders)
+    return [
+        replace(r, image=str(data / r.image), mask=str(data / r.mask) if r.mask else "")
+        for r in data.rows()
+    ]
+
+
+def read_negatives(path: str | Path) -> list[FilmRow]:
+    """Pictures that are no upright frontal film: the kind as label, the note as sublabel, `image`
+    as a path; raises ValueError for a table without these columns."""
+    rows = []
+    for _, c in table_rows(path, ("image", "kind", "source", "patient_id", "licence", "note")):
+        patient = c["patient_id"] or c["image"]  # where nobody knows it, each picture is its own
+        image = (Path(path).parent / c["image"]).as_posix()
+        rows.append(FilmRow(image, "", c["source"], patient, c["kind"], c["note"], c["licence"]))
+    return rows
+
+
+def class_of_negative(row: FilmRow) -> str:
+    """One of CLASSES for a row of `read_negatives`."""
+    if row.label == "rotated90":
+        return "turned 270"
+    whole = "whole-spine" in row.sublabel or "babygram" in row.sublabel
+    if whole or row.label in ("collage", "screenshot"):
+        return "many"
+    lateral = row.label == "lateral" or row.sublabel.startswith("paediatric lateral")
+    return "lateral" if lateral else "other"
+
+
+def choose_rows(
+    data: Several, negatives: str, split: str, also: Sequence[str]
+) -> tuple[dict[str, list[FilmRow]], list[FilmRow]]:
+    """Part → frontal films that may train what is published (by their licence, or of a source in
+    `also`), and the other pictures that may, none of a patient of another part than train. Raises
+    ValueError where there is nothing to train or to validate on."""
+    part_of = Split.load(split).part_of
+    parts: dict[str, list[FilmRow]] = {"train": [], "val": []}
+    for row in read_films(data):
+        if row.publishable or row.source in also:
+            parts.setdefault(part_of.get(row.patient_id, ""), []).append(row)
+    require_both(parts)
+    others = [r for r in read_negatives(negatives) if r.publishable or r.source in also]
+    return parts, [r for r in others if part_of.get(r.patient_id, "train") == "train"]
+
+
+def read_grey(row: FilmRow) -> Array:
+    """uint8 (H, W), at most 384 px; raises FilmError."""
+    pixels = to_uint8(read_film(row.image).pixels)
+    return fit(pixels, _SIDE) if max(pixels.shape) > _SIDE else pixels
+
+
+class ViewMaker:
+    """Training views: the i-th is the same for the same seed and rows. `others` are the pictures
+    that can be read; `fold_of` is each one's fold by patient."""
+
+    def __init__(
+        self, films: Sequence[FilmRow], others: Sequence[FilmRow], folds: int, seed: int
+    ) -> None:
+        self.films, self.masked, self.seed = films, [r for r in films if r.mask], seed
+        self._kept: dict[str, Array] = {}
+        self.others = [row for row in others if self._readable(row)]
+        kinds = [class_of_negative(row) for row in self.others]
+        shares = {str(i): 1 / max(1, folds) for i in range(max(1, folds))}
+        split = make_split([r.patient_id for r in self.others], kinds, shares, seed)
+        self.fold_of = {r.image: int(split.part_of[r.patient_id]) for r in self.others}
+        self._of = defaultdict[str, list[FilmRow]](list)
+        for row, kind in zip(self.others, kinds, strict=True):
+            self._of[kind].append(row)
+            if row.label in ("abdomen", "pelvis"):
+                self._of["below"].append(row)
+
+    def _readable(self, row: FilmRow) -> bool:
+        try:
+            return self.read(row).size > 0
+        except FilmError as error:
+            log.warning("%s left out: %s", row.image, error.sentence)
+            return False
+
+    def read(self, row: FilmRow) -> Array:
+        """`read_grey`, once."""
+        if row.image not in self._kept:
+            self._kept[row.image] = read_grey(row)
+        return self._kept[row.image]
+
+    def make(self, i: int) -> tuple[Array, tuple[int, int, int]]:
+        """A view uint8 (H, W), and what is to be learnt of it: number of its class; mirrored 0 or
+        1, -1 where it is not asked; fold of the real picture in it, -1 without."""
+        rng = np.random.default_rng([self.seed, i])
+        kind = str(rng.choice(list(_SHARES), p=list(_SHARES.values())))
+        if kind in ("lateral", "other", "many"):
+            picture, fold = self._other(kind, rng)
+            turns = int(rng.integers(4)) if kind != "many" and rng.random() < 0.4 else 0
+            view = mark(np.rot90(vary(picture, rng, 0.08), turns), rng)
+            return view, (CLASSES.index(kind), -1, fold)
+        turns, flipped = int(rng.integers(1, 4)) if kind == "turned" else 0, rng.random() < 0.5
+        film = vary(self._film(rng)[:, :: -1 if flipped else 1], rng)
+        if rng.random() < 0.5:  # marked before it is turned, or after
+            view = np.ascontiguousarray(np.rot90(mark(film, rng), -turns))
+        else:
+            view = mark(np.rot90(film, -turns), rng)
+        return view, (turns, -1 if turns else int(flipped), -1)
+
+    def _film(self, rng: Rng) -> Array:
+        return self.read(self.films[int(rng.integers(len(self.films)))])
+
+    def _real(self, kind: str, rng: Rng, fold: int | None = None) -> tuple[Array, int]:
+        """A real picture, mirrored or not, of one fold where that is asked; else a drawn one."""
+        rows = [r for r in self._of[kind] if fold in (None, self.fold_of[r.image])]
+        if not rows:
+            return self._drawn(rng), -1
+        row = rows[int(rng.integers(len(rows)))]
+        return self.read(row)[:, :: 1 - 2 * int(rng.integers(2))], self.fold_of[row.image]
+
+    def _other(self, kind: str, rng: Rng) -> tuple[Array, int]:
+        if rng.random() < {"lateral": 1.0, "other": 0.7, "many": 0.15}[kind]:
+            return self._real(kind, rng)
+        if kind == "other":
+            return self._drawn(rng), -1
+        beside, fold = self._real("other", rng)
+        draw = rng.random()
+        if draw < 0.2:
+            below, fold = self._real("below", rng)
+            return trunk(self._film(rng), below, rng), fold
+        if draw < 0.4:
+            return screenshot(self._film(rng), rng), -1
+        if draw < 0.5:
+            return screenshot(beside, rng), fold
+        lateral, _ = self._real("lateral", rng, fold)
+        n, chests = int(rng.choice([2, 2, 2, 3, 4, 6, 9, 12])), rng.random() < 0.5
+        tiles = [
+            self._film(rng) if chests or p < 0.6 else lateral if p < 0.8 else beside
+            for p in rng.random(n)
+        ]
+        return collage([vary(t, rng) for t in tiles], rng), -1 if chests else fold
+
+    def _drawn(self, rng: Rng) -> Array:
+        from detect.dataset import make_negative
+
+        draw = rng.random()
+        if draw < 0.4 or not self.masked:
+            return ct_axial(rng) if draw < 0.3 else text_page(rng)
+        row = self.masked[int(rng.integers(len(self.masked)))]
+        film, mask = self.read(row), cv2.imread(row.mask, cv2.IMREAD_GRAYSCALE)
+        mask = np.zeros_like(film) if mask is None else cv2.resize(mask, film.shape[::-1])
+        box = mask_box_xyxy(mask > 127)
+        if box is None:
+            return text_page(rng)
+        return ct_coronal(mask, rng) if draw < 0.6 else make_negative(film, box, rng)
+
+
+@cache
+def _changes() -> tuple[Any, Any]:
+    """What moves a film, and what lights it anew."""
+    import albumentations as A  # late: it takes seconds
+
+    move = A.Compose(
+        [
+            A.Affine(rotate=(-12, 12), translate_percent=(-0.08, 0.08), scale=(0.75, 1.3), p=0.7),
+            A.Affine(scale={"x": (0.85, 1.15), "y": (0.85, 1.15)}, keep_ratio=False, p=0.3),
+        ]
+    )
+    light = A.Compose(
+        [
+            A.RandomGamma((50, 180), p=0.6),
+            A.RandomBrightnessContrast(0.25, 0.35, p=0.5),
+            A.CLAHE(clip_limit=3.0, p=0.12),
+            A.OneOf([A.GaussianBlur((3, 9)), A.GaussNoise((0.02, 0.08)), A.Sharpen()], p=0.35),
+            A.Downscale((0.12, 0.5), p=0.15),  # small must not mean no
+            A.CoarseDropout((1, 4), (0.03, 0.15), (0.03, 0.15), fill="random_uniform", p=0.15),
+        ]
+    )
+    return move, light
+
+
+def vary(picture: Array, rng: Rng, invert: float = 0.03) -> Array:
     """The same subject on another film: moved, cut off at the edges, lit otherwise."""
-    _MOVE.set_random_seed(int(rng.integers(2**31)))
-    _LIGHT.set_random_seed(int(rng.integers(2**31)))
+    move, light = _changes()
+    move.set_random_seed(int(rng.integers(2**31)))
+    light.set_random_seed(int(rng.integers(2**31)))
     out = np.ascontiguousarray(picture)
-    out = _MOVE(image=out)["image"] if rng.random() < 0.85 else out
+    out = move(image=out)["image"] if rng.random() < 0.85 else out
     if rng.random() < 0.35:
         (h, w), (a, b, c, d) = out.shape, rng.uniform(0, 0.12, 4)
         out = np.ascontiguousarray(out[int(a * h) : h - int(b * h), int(c * w) : w - int(d * w)])
-    out = _LIGHT(image=out)["image"]
+    out = light(image=out)["image"]
     return 255 - out if rng.random() < invert else out
 
 
-def mark(picture: np.ndarray, rng: Rng) -> np.ndarray:
+def mark(picture: Array, rng: Rng) -> Array:
     """Borders, letters and an archive's mark, as they lie on films of all kinds."""
-    out: np.ndarray = np.array(picture, order="C")
+    out: Array = np.array(picture, order="C")
     if rng.random() < 0.35:
         wide = rng.random() < 0.4
         edges = rng.uniform(-0.5, 1, (2, 2)).clip(0) * (0.3 if wide else 0.05) * max(out.shape)
@@ -70,7 +250,7 @@ def mark(picture: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def write(
-    page: np.ndarray, text: str, xy: tuple[int, int], size: float, rng: Rng, ink: int = 255
+    page: Array, text: str, xy: tuple[int, int], size: float, rng: Rng, ink: int = 255
 ) -> None:
     """A word into the page, its lower left corner at `xy`."""
     font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX]))
@@ -79,7 +259,7 @@ def write(
 
 
 def write_lines(
-    page: np.ndarray, at: tuple[float, float], lines: int, rng: Rng, ink: int, wide: float = 0.9
+    page: Array, at: tuple[float, float], lines: int, rng: Rng, ink: int, wide: float = 0.9
 ) -> None:
     """Lines of letters from `at` (x, y as shares of the page) downwards."""
     (h, w), size = page.shape, max(0.3, rng.uniform(0.6, 1.2) * page.shape[0] / 700)
@@ -90,7 +270,7 @@ def write_lines(
         write(page, text[:letters], spot, size, rng, ink)
 
 
-def place(page: np.ndarray, picture: np.ndarray, x: int, y: int, w: int, h: int) -> None:
+def place(page: Array, picture: Array, x: int, y: int, w: int, h: int) -> None:
     """The picture into the middle of a rectangle of the page, its aspect kept."""
     scale = min(w / picture.shape[1], h / picture.shape[0])
     size = max(1, int(picture.shape[1] * scale)), max(1, int(picture.shape[0] * scale))
@@ -98,7 +278,7 @@ def place(page: np.ndarray, picture: np.ndarray, x: int, y: int, w: int, h: int)
     page[y : y + size[1], x : x + size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def collage(pictures: Sequence[np.ndarray], rng: Rng) -> np.ndarray:
+def collage(pictures: Sequence[Array], rng: Rng) -> Array:
     """The pictures side by side or in rows, with gaps and letters; the last row may lack some."""
     n = len(pictures)
     columns = n if n < 4 and rng.random() < 0.7 else int(rng.integers(1, n + 1))
@@ -121,7 +301,7 @@ def collage(pictures: Sequence[np.ndarray], rng: Rng) -> np.ndarray:
     return page
 
 
-def screenshot(picture: np.ndarray, rng: Rng) -> np.ndarray:
+def screenshot(picture: Array, rng: Rng) -> Array:
     """The picture in a window with bars, text and buttons, or in a figure under its title."""
     if rng.random() < 0.15:
         top, side = (int(v * rng.uniform(0.08, 0.18)) for v in picture.shape)
@@ -150,14 +330,14 @@ def screenshot(picture: np.ndarray, rng: Rng) -> np.ndarray:
     return page
 
 
-def text_page(rng: Rng) -> np.ndarray:
+def text_page(rng: Rng) -> Array:
     """A page of text, dark or light."""
     page = np.full(rng.integers(250, 520, 2), rng.choice([20, 250]), np.uint8)
     write_lines(page, (0.05, 0.1), int(rng.integers(3, 22)), rng, 250 - int(page[0, 0]))
     return page
 
 
-def trunk(chest: np.ndarray, below: np.ndarray, rng: Rng) -> np.ndarray:
+def trunk(chest: Array, below: Array, rng: Rng) -> Array:
     """A whole spine or a babygram: a chest above what lies below it, the join blurred."""
     top = cv2.resize(chest, (320, int(rng.integers(190, 320)))).astype(np.float32)
     low = cv2.resize(below, (320, int(rng.integers(190, 400)))).astype(np.float32)
@@ -167,7 +347,7 @@ def trunk(chest: np.ndarray, below: np.ndarray, rng: Rng) -> np.ndarray:
     return np.concatenate([top[:-48], join, low[48:]]).astype(np.uint8)
 
 
-def ct_axial(rng: Rng) -> np.ndarray:
+def ct_axial(rng: Rng) -> Array:
     """A drawn axial slice in a lung or soft-tissue window: body, lungs, heart, spine, table."""
     side, lung, tissue = 320, rng.uniform(5, 90), rng.uniform(100, 245)
     plate = np.full((side, side), rng.uniform(0, 20), np.float32)
@@ -196,7 +376,7 @@ def ct_axial(rng: Rng) -> np.ndarray:
     return _grain(plate, rng)
 
 
-def ct_coronal(mask: np.ndarray, rng: Rng) -> np.ndarray:
+def ct_coronal(mask: Array, rng: Rng) -> Array:
     """A coronal slice in the lung window, drawn round a film's lung mask: lungs with vessels and
     without ribs, everything else nearly white, cut close."""
     lung, tissue = rng.uniform(20, 90), rng.uniform(170, 250)
@@ -210,10 +390,10 @@ def ct_coronal(mask: np.ndarray, rng: Rng) -> np.ndarray:
     return _grain(near, rng)
 
 
-def _specks(shape: tuple[int, ...], rng: Rng) -> np.ndarray:
+def _specks(shape: tuple[int, ...], rng: Rng) -> Array:
     return cv2.dilate((rng.random(shape) < 0.01).astype(np.uint8), np.ones((2, 2), np.uint8))
 
 
-def _grain(plate: np.ndarray, rng: Rng) -> np.ndarray:
+def _grain(plate: Array, rng: Rng) -> Array:
     soft = cv2.GaussianBlur(plate, (0, 0), rng.uniform(0.6, 2)) + rng.normal(0, 6, plate.shape)
     return soft.clip(0, 255).astype(np.uint8)

@@ -23,10 +23,11 @@ from cxr.workdir import Workdir, console, counting, log, provenance, write_atomi
 from detect.lungfield.field import LungField
 from detect.predict import prepare_film
 from detect.train import LICENCE
-from detect.view.data import ViewMaker, choose_rows, class_of_negative, read_grey
-from detect.view.view import CLASSES, shares_of
+from detect.view import CLASSES, shares_of
+from detect.view.pictures import ViewMaker, choose_rows, class_of_negative, read_grey
 
 _CHUNK, _BATCH = 256, 8  # views a file; pictures in one forward pass
+Views = tuple[np.ndarray, np.ndarray]  # (N, C, G, G) features, (N, 3) what is to be learnt of them
 SURE = 0.75  # no more is asked of a frontal film: above, validation films hardly differ
 
 
@@ -86,11 +87,8 @@ def see(field: LungField, pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(seen).astype(np.float16)
 
 
-def see_views(
-    maker: ViewMaker, field: LungField, views: int, folder: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C, G, G) features of the training views and (N, 3) what is to be learnt of them; those of
-    a stopped run are in `folder`."""
+def see_views(maker: ViewMaker, field: LungField, views: int, folder: Path) -> Views:
+    """The training views; those of a stopped run are in `folder`."""
     features, truth = [], []
     for start in counting(range(0, views, _CHUNK), "looking at views", -(-views // _CHUNK)):
         path = folder / f"{start:06d}.npz"
@@ -138,10 +136,7 @@ def fit_head(features: np.ndarray, told: np.ndarray, config: ViewTrainConfig, se
 
 
 def answer_folds(
-    maker: ViewMaker,
-    field: LungField,
-    views: tuple[np.ndarray, np.ndarray],
-    config: ViewTrainConfig,
+    maker: ViewMaker, field: LungField, views: Views, config: ViewTrainConfig
 ) -> dict[str, list[float]]:
     """Real picture → (8,) probabilities of CLASSES and of mirrored, from a head that learnt of no
     view with a picture of its fold."""

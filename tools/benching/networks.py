@@ -29,9 +29,9 @@ from classify.exported import ExportedEnsemble, open_ensemble
 from classify.models.multitask import build_member
 from classify.models.settings import MemberConfig
 from classify.preprocess import PreprocessConfig
+from classify.saliency import SCORE_BATCH, TOP_K
 from classify.saliency.hooks import saliency_layer
 from classify.saliency.maps import saliency_maps
-from classify.saliency.methods import SCORE_BATCH, TOP_K
 from cxr.bundle import save_bundle
 from cxr.cli import to_plain
 from cxr.engines import inferring

@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from classify.exported import open_ensemble
-from classify.panel import find_ensembles
+from classify.judge import find_ensembles
 from classify.predictions import read_predictions
 from cxr.boxes import Frame
 from cxr.draw import new_figure, write_figure

@@ -21,24 +21,21 @@ from markupsafe import Markup
 
 from cxr.draw import encode_jpeg, to_data_uri
 from cxr.notes import code_of, count_notes, sentence_of
-from cxr.page.build import Chart, Table, page_text
+from cxr.page.build import Chart, Table, inferno, page_text
 from cxr.page.charts import NARROW, WIDTH, Axis, Row, both, forest, legend, nice_ticks, svg, text_at
-from cxr.page.pictures import inferno
-from exploring.entries import (
-    FilmClass,
-    age_table,
-    ordered_classes,
-    terms_table,
-    unknown_labels,
-)
-from exploring.gather import (
+from exploring import (
     FEATURES,
     GRID,
     OTHER_SHAPE,
     OUTSIDE,
     SMALLEST_SHOWN,
+    FilmClass,
     Gathered,
     Moments,
+    age_table,
+    ordered_classes,
+    terms_table,
+    unknown_labels,
 )
 from exploring.probe import FOLDS, LEVELS, LIMIT, WHAT, Answer, Verdict, auc_text, headline
 
@@ -174,20 +171,16 @@ def slope_table(gathered: Gathered) -> Table:
 def cautions(gathered: Gathered) -> list[str]:
     """What a reader must know of these films before believing a picture."""
     out = []
-    wrong = gathered.box_faults[OTHER_SHAPE]
-    if wrong:
+    if wrong := gathered.box_faults[OTHER_SHAPE]:
         out.append(f"{wrong:,} films have another shape than their box says; the box was not used.")
     twice = len(gathered.entries) - len({e.row.image for e in gathered.entries})
     if twice:
         out.append(f"{twice:,} rows name a film that stands in the table already; each row counts.")
-    sides: dict[str, set[str]] = {}
-    for entry in gathered.entries:
-        sides.setdefault(entry.row.patient_id, set()).add(entry.row.source)
     if unknown := unknown_labels(gathered.entries):
         words = ", ".join(f"{label} {n:,}" for label, n in unknown.items())
         out.append(f"Films whose label is not known, of which the probe is not asked: {words}.")
-    shared = sum(len(sources) > 1 for sources in sides.values())
-    if shared:
+    owners = {(entry.row.patient_id, entry.row.source) for entry in gathered.entries}
+    if shared := sum(n > 1 for n in Counter(patient for patient, _ in owners).values()):
         out.append(f"{shared:,} patient ids stand in more than one source.")
     return out
 
@@ -220,11 +213,7 @@ def _grids(gathered: Gathered) -> list[dict[str, Any]]:
     counts = dict(ordered_classes(gathered.entries))
     name_of = {i: Path(e.row.image).name for i, e in enumerate(gathered.entries)}
     return [
-        {
-            "name": c.name,
-            "n": counts[c],
-            "films": [{"uri": u, "name": name_of[i]} for i, u in films],
-        }
+        {"name": c.name, "n": counts[c], "films": [(uri, name_of[i]) for i, uri in films]}
         for c, films in gathered.grids.items()
         if films
     ]
@@ -253,23 +242,18 @@ def class_pictures(moments: Mapping[FilmClass, Moments]) -> tuple[list[dict[str,
     be compared."""
     some = {c: m for c, m in moments.items() if m.n}
     top = max((float(m.variance.max()) for m in some.values()), default=0.0)
-    shown = [
-        {
-            **{"film_class": c, "n": m.n, "mean": grey_uri(m.mean)},
-            **{"variance": heat_uri(m.variance, top), "most": _most(m.variance)},
-        }
-        for c, m in some.items()
-    ]
+    shown = []
+    for c, m in some.items():
+        pictures = {"mean": _uri(_to_bytes(m.mean)), "variance": heat_uri(m.variance, top)}
+        shown.append({"film_class": c, "n": m.n, "most": _most(m.variance), **pictures})
     return shown, top
 
 
 def _most(plane: np.ndarray) -> str:
     """The largest value of a plane (H, W) and its place, in words."""
-    down, across = np.unravel_index(int(plane.argmax()), plane.shape)
-    places = (
-        100 * (n + 0.5) / side for n, side in zip((across, down), plane.shape[::-1], strict=True)
-    )
-    return "{:.3f} at {:.0f} % across, {:.0f} % down".format(plane.max(), *places)
+    place = np.unravel_index(int(plane.argmax()), plane.shape)
+    down, across = (100 * (n + 0.5) / side for n, side in zip(place, plane.shape, strict=True))
+    return f"{plane.max():.3f} at {across:.0f} % across, {down:.0f} % down"
 
 
 def differences(moments: Mapping[FilmClass, Moments]) -> tuple[list[Difference], float]:
@@ -294,11 +278,6 @@ def differences(moments: Mapping[FilmClass, Moments]) -> tuple[list[Difference],
     return out, top
 
 
-def grey_uri(plane: np.ndarray) -> str:
-    """(H, W) in [0, 1] as a grey picture."""
-    return _uri(_to_bytes(plane))
-
-
 def heat_uri(plane: np.ndarray, top: float) -> str:
     """(H, W) ≥ 0 in inferno colours, `top` the brightest."""
     share = _to_bytes(plane / top if top > 0 else np.zeros_like(plane))
@@ -306,6 +285,7 @@ def heat_uri(plane: np.ndarray, top: float) -> str:
 
 
 def _to_bytes(share: np.ndarray) -> np.ndarray:
+    """(H, W) in [0, 1] as a grey picture."""
     return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
 
 

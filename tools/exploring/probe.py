@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classify.shortcuts import fit_shortcut
+from classify.evaluate import fit_shortcut
 from cxr.stats import Figure, bootstrap_weights, figure, in_words, weighted_auc
-from exploring.entries import Entry
-from exploring.gather import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Gathered
+from exploring import ASPECT, CROP, FILM, NUMBERS, OUTSIDE, Entry, Gathered
 
+Array = np.ndarray
 FOLDS = 5
 WITHOUT_LUNGS = (OUTSIDE, NUMBERS, ASPECT)
 _WEIGHTS = 4_000_000  # numbers held at once for the bootstrap
@@ -27,8 +27,8 @@ class Question(NamedTuple):
 
     name: str
     about: str  # "labels" inside one source, or "sources"
-    films: np.ndarray
-    positive: np.ndarray
+    films: Array
+    positive: Array
 
 
 class Answer(NamedTuple):
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
         return {**plain, "films": sum(self.sides), "negative": negative, "positive": positive}
 
 
-def questions(entries: Sequence[Entry], seen: np.ndarray, smallest: int = 30) -> list[Question]:
+def questions(entries: Sequence[Entry], seen: Array, smallest: int = 30) -> list[Question]:
     """Label against label inside a source, part against part of one label, and source against
     source: whatever has `smallest` films a side."""
     out = []
@@ -88,8 +88,8 @@ def answer(
 
 
 def cross_validated_auc(
-    features: np.ndarray,
-    positive: np.ndarray,
+    features: Array,
+    positive: Array,
     patients: Sequence[str],
     draws: int = 1000,
     seed: int = 0,
@@ -112,16 +112,14 @@ def cross_validated_auc(
             features[test]
         )
 
-    def auc(weights: np.ndarray) -> np.ndarray:
+    def auc(weights: Array) -> Array:
         return auc_within(scores, positive, fold, weights)
 
     value = float(auc(np.ones((1, len(positive))))[0])
     return figure(value, _bootstrap(auc, patients, draws, seed), int((fold >= 0).sum()))
 
 
-def auc_within(
-    scores: np.ndarray, positive: np.ndarray, fold: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+def auc_within(scores: Array, positive: Array, fold: Array, weights: Array) -> Array:
     """(B,) the share of pairs of one fold in which the positive film scores higher, for each row of
     weights (B, N); equal scores count half, films of fold -1 do not count. NaN without a pair."""
     wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
@@ -135,8 +133,8 @@ def auc_within(
 
 
 def _bootstrap(
-    auc: Callable[[np.ndarray], np.ndarray], patients: Sequence[str], draws: int, seed: int
-) -> np.ndarray:
+    auc: Callable[[Array], Array], patients: Sequence[str], draws: int, seed: int
+) -> Array:
     """(draws,) values over draws of patients, a block of draws at a time: all weights at once
     would need a gigabyte for 100,000 films."""
     block = max(1, _WEIGHTS // max(1, len(patients)))
@@ -147,14 +145,14 @@ def _bootstrap(
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _sides(names: Sequence[str], seen: np.ndarray, smallest: int) -> dict[str, np.ndarray]:
+def _sides(names: Sequence[str], seen: Array, smallest: int) -> dict[str, Array]:
     """Name → (N,) bool of its readable films, for names that are known and have enough films."""
     every = np.asarray(names, dtype=object)
     found = {n: (every == n) & seen for n in dict.fromkeys(names) if n}
     return {name: own for name, own in found.items() if own.sum() >= smallest}
 
 
-def _pairs(about: str, sides: Mapping[str, np.ndarray], where: str = "") -> list[Question]:
+def _pairs(about: str, sides: Mapping[str, Array], where: str = "") -> list[Question]:
     """Every side against every later one."""
     found = []
     for negative, positive in combinations(sides, 2):

@@ -25,8 +25,7 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
 from classify.audit.rows import AuditRow, read_audit
-from classify.inputs import name_of
-from classify.predictions import PredictionRow, read_predictions
+from classify.predictions import PredictionRow, name_of, read_predictions
 from classify.screener import Screener
 from classify.screening.guarantee import OperatingPoint
 from cxr.film import looks_like_dicom
@@ -165,7 +164,7 @@ class Ran:
         }
 
     def _ensemble(self, folder: Path) -> tuple[Algorithm, OperatingPoint | None]:
-        from classify.inputs import GUARD, member_files, targets_of
+        from classify.members import GUARD, member_files, targets_of
         from cxr.bundle import bundle_meta
 
         name, members = folder.name, self.made["settings"].get("members", {})

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import RefusedError
 from cxr.workdir import write_json
 from hospital import worklist

@@ -133,7 +133,7 @@ class Worker:
             log.info("batch %s: %d films judged", name, len(keys))
 
     def _judged(self, keys: list[str], run: Path, begun: float) -> list[Judgement]:
-        from classify.inputs import name_of
+        from classify.predictions import name_of
 
         folders = self.site.folders
         films = {name_of(folders.film(key)): folders.film(key) for key in keys}

@@ -35,17 +35,16 @@ from cxr.draw import (
 from cxr.film import FilmError, list_films, read_film
 from cxr.films_table import FilmStems
 from cxr.ledger import csv_line
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_between, require_not_negative, require_one_of
 from cxr.stats import in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json
-from detect.metrics import SIDES
+from detect.metrics import NAN4, SIDES
 from labelling.readers import (
     A_ONLY,
     B_ONLY,
     BOTH,
     CORNERS,
-    NAN4,
     NEITHER,
     UNLIKE,
     Agreement,
@@ -144,21 +143,18 @@ def _draw_pictures(comparison: Comparison, blocks: Blocks, config: AgreeConfig) 
     return f"{plot.name}\n{worst.name}: {so_many(drawn, 'film')} with the lowest IoU{more}."
 
 
-def _iou_rows(blocks: Blocks) -> list[list[str]]:
+def _tables(blocks: Blocks) -> list[tuple[str, Names, list[list[str]]]]:
+    """Title, head and rows of both tables; no edges for a block without two boxes."""
+    iou_rows, edge_rows, whole = [], [], blocks["all"]
+    for name, a in blocks.items():
+        ious = (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)
+        iou_rows.append([to_line(name), str(a.pairs), str(a.patients), *map(in_words, ious)])
+        edges = zip(SIDES, a.edges_px, a.edges_pct, strict=True)
+        if a.pairs:
+            edge_rows += [[to_line(name), s, *_limits(px), *_limits(pct)] for s, px, pct in edges]
     return [
-        [to_line(name), str(a.pairs), str(a.patients)]
-        + [in_words(v) for v in (a.mean_iou, a.median_iou, a.p5_iou, a.share_90, a.share_95)]
-        for name, a in blocks.items()
-    ]
-
-
-def _edge_rows(blocks: Blocks) -> list[list[str]]:
-    """No row for a block without two boxes."""
-    return [
-        [to_line(name), side, *_limits(px), *_limits(pct)]
-        for name, a in blocks.items()
-        for side, px, pct in zip(SIDES, a.edges_px, a.edges_pct, strict=True)
-        if a.pairs
+        (f"IoU of {whole.pairs} pairs of boxes on {whole.films} films", _IOU_HEAD, iou_rows),
+        ("edges, B − A, with 95 % limits of agreement", _EDGE_HEAD, edge_rows),
     ]
 
 
@@ -217,7 +213,7 @@ def to_markdown(comparison: Comparison, blocks: Blocks) -> str:
     """Both tables, how to read them, and the remarks."""
     places = [f"`{to_line(str(s.path)).replace('`', '?')}`" for s in (comparison.a, comparison.b)]
     lines = ["# Agreement of two readers", "", f"A: {places[0]}  ", f"B: {places[1]}"]
-    for head, rows in ((_IOU_HEAD, _iou_rows(blocks)), (_EDGE_HEAD, _edge_rows(blocks))):
+    for _, head, rows in _tables(blocks):
         table = [head, ["---"] * len(head), *rows]
         lines += ["", *("| " + " | ".join(map(_cell, row)) + " |" for row in table)]
     lines += ["", _legend(comparison)]
@@ -268,11 +264,8 @@ def print_tables(comparison: Comparison, blocks: Blocks, console: Console) -> No
     for letter, side in (("A", comparison.a), ("B", comparison.b)):
         readers = ", ".join(f"{r} ({len(marks)} films)" for r, marks in side.readers.items())
         _say(console, f"{letter}: {side.path}: {readers}")
-    whole = blocks["all"]
-    title = f"IoU of {whole.pairs} pairs of boxes on {whole.films} films"
-    _print_table(console, title, _IOU_HEAD, _iou_rows(blocks))
-    title = "edges, B − A, with 95 % limits of agreement"
-    _print_table(console, title, _EDGE_HEAD, _edge_rows(blocks))
+    for table in _tables(blocks):
+        _print_table(console, *table)
     console.print()
     _say(console, _legend(comparison), soft_wrap=False)
     for line in _remarks(comparison):

@@ -21,11 +21,12 @@ from cxr.boxes import area_xyxy, clip_xyxy, xywh_to_xyxy
 from cxr.coco import OUTSIDE, CocoFault, CocoFilm, image_fault, is_box, iter_faults, marks_in
 from cxr.film import Film, list_films
 from cxr.films_table import FilmStems, film_stem
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
 from cxr.workdir import read_json, sha256_file
 from detect.data import find_films
+from labelling.labelme import Shape
 from labelling.session import (
     DONE_STATES,
     Answer,
@@ -36,7 +37,6 @@ from labelling.session import (
     so_many,
     split_names,
 )
-from labelling.shapes import Shape
 
 OUTSIDE_PX = 0.5  # film pixels; less is rounding on the way from the view to the film
 MIN_SHARE, MAX_SHARE = 0.20, 0.99  # of the film's area
@@ -55,8 +55,10 @@ _FIXES = {
     "missing": "Add what is missing",
 }
 
-Say = tuple[str, str]  # what is wrong, and what to do, without the film
+Says = Iterator[tuple[str, str]]  # what is wrong, and what to do, without the film
 Entry = dict[str, Any]  # of a COCO file
+Names = Sequence[str]
+SizeHw = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,7 @@ def _name_film(number: int, name: str) -> str:
     return f"{number:04d} {name}"
 
 
-def _box_faults(
-    boxes: Sequence[Shape], size_hw: tuple[int, int], classes: Sequence[str], word: str
-) -> Iterator[Say]:
+def _box_faults(boxes: Sequence[Shape], size_hw: SizeHw, classes: Names, word: str) -> Says:
     """The faults of a film's boxes, in film pixels; `word` is what gives a box its class."""
     for number, box in enumerate(boxes, start=1):
         name = "the box" if len(boxes) == 1 else f"box {number} of {len(boxes)}"
@@ -161,9 +161,7 @@ def _box_faults(
                 yield f"{name} {what}", fix
 
 
-def _rules(
-    box: Shape, size_hw: tuple[int, int], classes: Sequence[str], word: str
-) -> Iterator[Say]:
+def _rules(box: Shape, size_hw: SizeHw, classes: Names, word: str) -> Says:
     """What a thorax box must be like, whichever file it stands in."""
     (height, width), (x0, y0, x1, y1) = size_hw, box.xyxy
     if classes and box.label not in classes:
@@ -208,14 +206,14 @@ def check_session(
         fix = "Put it back, or check the boxes alone: --hashes=false"
         faults.append(Fault(str(session.root), "the folder of the films is missing", fix))
         hashes = False
-    last = {str(entry["number"]): entry.get("state") for entry in session.history()}
+    last = {entry["number"]: entry["state"] for entry in session.history()}
     answers = session.answers()
     for film, answer in _follow(answers, len(answers)):
         if answer.state == "unreadable":
             continue  # it never had a view to draw on
         if hashes:
             faults += _find_changed(session, film)
-        own = list(_answer_faults(session, film, answer, last.get(str(film.number)) in DONE_STATES))
+        own = list(_answer_faults(session, film, answer, last.get(film.number) in DONE_STATES))
         if complete and answer.state == "todo" and not own:
             what = "still ticked as doubtful" if "doubtful" in answer.flags else "no answer yet"
             own = [_in_labelme(session, film, what, "Draw or accept its box")]
@@ -292,7 +290,7 @@ def _answer_faults(
 def check_file(
     path: str | Path,
     films: str | Path | None = None,
-    classes: Sequence[str] = (),
+    classes: Names = (),
     complete: bool = False,
     hashes: bool = True,
 ) -> tuple[list[Fault], str]:
@@ -303,7 +301,7 @@ def check_file(
     except ValueError as error:
         fix = "Take the last good copy, or write it again with annotate.py merge"
         return [Fault(str(path), f"it is not JSON: {error}", fix)], _summarise(0, 0, {})
-    images: dict[Any, dict[str, Any]] = {}  # the sound ones by id
+    images: dict[Any, Entry] = {}  # the sound ones by id
     names: dict[str, str] = {}  # file name → as every line begins
     for number, image in enumerate(_entries(data, "images"), start=1):
         if not image_fault(image):
@@ -314,7 +312,7 @@ def check_file(
         for c in _entries(data, "categories")
         if isinstance(c, dict) and {"id", "name"} <= set(c) and isinstance(c["id"], int | str)
     }
-    notes: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
+    notes: dict[Any, list[Entry]] = {key: [] for key in images}
     for note in _entries(data, "annotations"):
         owner = note.get("image_id") if isinstance(note, dict) else None
         if isinstance(owner, int | str) and owner in notes and not marks_in(note):
@@ -356,9 +354,7 @@ def _to_fault(fault: CocoFault, names: dict[str, str], path: str | Path) -> Faul
     return Fault(where, what, f"{fix} in {path}")
 
 
-def _image_faults(
-    image: Entry, notes: Sequence[Entry], labels: dict[Any, str], classes: Sequence[str]
-) -> Iterator[Say]:
+def _image_faults(image: Entry, notes: list[Entry], labels: dict[Any, str], classes: Names) -> Says:
     if len(notes) > 1:
         yield _count_boxes(notes), _DELETE_OTHERS
     boxes = []
@@ -398,12 +394,10 @@ def _film_faults(
             yield Fault(name, what, f"{fix} {path}{copies * ('changed' in what)}")
 
 
-def _find_places(names: Sequence[str], folder: Path) -> list[Path]:
+def _find_places(names: Names, folder: Path) -> list[Path]:
     """Where each film lies: by its path, by its base name as for training, else by its stem, as
-    `merge --names base --suffix .jpeg` lists what lies as x/film.dcm.
-
-    Raises ValueError for a base name of several films.
-    """
+    `merge --names base --suffix .jpeg` lists what lies as x/film.dcm. Raises ValueError for a base
+    name of several films."""
     listed = find_films([CocoFilm(n, (1, 1), np.zeros((0, 4)), ()) for n in names], folder)
     places = [folder / film.file_name for film in listed]
     lost = {place for place in places if not place.exists()}
@@ -415,12 +409,10 @@ def _find_places(names: Sequence[str], folder: Path) -> list[Path]:
     return [(others.find(p.name) if p in alone else None) or p for p in places]
 
 
-def _difference(image: dict[str, Any], film: Film, hashes: bool) -> str:
-    """In what a film differs from the one that was boxed; "" when it does not.
-
-    A file may list a film at its size in a public set though a smaller copy was boxed: that copy
-    is known by its hash, and any size of the same shape is right for it.
-    """
+def _difference(image: Entry, film: Film, hashes: bool) -> str:
+    """In what a film differs from the one that was boxed; "" when it does not. A file may list a
+    film at its size in a public set though a smaller copy was boxed: that copy is known by its
+    hash, and any size of the same shape is right for it."""
     height, width = film.pixels.shape
     listed_h, listed_w = _size_hw(image)
     known = image.get("sha256")
@@ -432,5 +424,5 @@ def _difference(image: dict[str, Any], film: Film, hashes: bool) -> str:
     return f"the film is {width} × {height} px, the file says {listed_w} × {listed_h}"
 
 
-def _size_hw(image: Entry) -> tuple[int, int]:
+def _size_hw(image: Entry) -> SizeHw:
     return int(image["height"]), int(image["width"])

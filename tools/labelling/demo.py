@@ -17,6 +17,7 @@ from cxr import draw
 from cxr.intensity import to_uint16
 from cxr.workdir import write_atomic
 
+Array = np.ndarray
 SIZES_HW = ((1000, 900), (900, 1100), (1200, 1000), (800, 800), (1000, 760), (900, 1000))
 SAMPLE = "RG1_UNCI.dcm"  # of pydicom-data: a real chest, 15 bits, MONOCHROME1
 _SEED = 5  # a chest with a little of everything: even lungs, arms in sight, no tilt
@@ -99,13 +100,13 @@ def write_rule_pictures(folder: Path) -> list[Path]:
     return paths
 
 
-def _chest(opaque: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _chest(opaque: bool = False) -> tuple[Array, Array]:
     """The film of all pictures as RGB, and its box in px. Smooth, so that a PNG stays small."""
     pixels, box = draw_chest(_SIDE, _SIDE, _SEED, opaque=opaque, letter=True, grain=0.0)
     return draw.to_rgb(pixels), box
 
 
-def _draw_right_box() -> np.ndarray:
+def _draw_right_box() -> Array:
     film, (x0, y0, x1, y1) = _chest()
     side, head = 268, 84
     canvas = np.full((_SIDE + head + 16, _SIDE + 2 * side, 3), _GROUND, np.uint8)
@@ -130,7 +131,7 @@ def _draw_right_box() -> np.ndarray:
     return canvas
 
 
-def _draw_cases() -> np.ndarray:
+def _draw_cases() -> Array:
     (film, box), (white, _) = _chest(), _chest(opaque=True)
     x0, y0, x1, y1 = box
     wide, tall = x1 - x0, y1 - y0
@@ -139,7 +140,7 @@ def _draw_cases() -> np.ndarray:
     loose = (x0 - 0.27 * wide, y0 - 0.24 * tall, x1 + 0.27 * wide, y1 + 0.16 * tall)
     tight = (x0 + 0.07 * wide, y0, x1, y1 - 0.13 * tall)
     aired = (x0, y0, x0 + 0.8 * wide, y1)
-    cases: dict[str, tuple[np.ndarray, Any, Any]] = {  # words: film, right box, wrong box
+    cases: dict[str, tuple[Array, Any, Any]] = {  # words: film, right box, wrong box
         "RIGHT: the apices are cut off,\nthe box ends at the film's edge": (film[cut:], high, None),
         "RIGHT: a white lung counts as\nif it were aired": (white, box, None),
         "RIGHT: no chest, no box": (_draw_leg(), None, None),
@@ -156,9 +157,7 @@ def _draw_cases() -> np.ndarray:
     return draw.sheet(tiles, list(cases), columns=3, tile=400, title=title)
 
 
-def _outline(
-    image: np.ndarray, xyxy: Any, thick: int, colour: draw.Colour = draw.GREEN
-) -> np.ndarray:
+def _outline(image: Array, xyxy: Any, thick: int, colour: draw.Colour = draw.GREEN) -> Array:
     """The box' line, drawn inwards so that it is seen at the film's edge too."""
     out, half = image.copy(), thick // 2
     height, width = image.shape[:2]
@@ -167,7 +166,7 @@ def _outline(
     return out
 
 
-def _draw_leg() -> np.ndarray:
+def _draw_leg() -> Array:
     """A knee: what a folder of chest films may hold as well."""
     planes = []
     for thick, *ends in _LEG:
@@ -207,32 +206,32 @@ class _Place:
     tall: float  # px of one unit of y
     size_hw: tuple[int, int]
 
-    def _to_px(self, x: Any, y: Any) -> np.ndarray:
+    def _to_px(self, x: Any, y: Any) -> Array:
         at = np.multiply(x, self.half) + self.centre_x, np.multiply(y, self.tall) + self.top
         return np.rint(np.stack(at, axis=-1) * 16).astype(np.int32)  # OpenCV's fixed point
 
-    def fill(self, points: Any, wide: float = 1.0, tall: float = 1.0) -> np.ndarray:
+    def fill(self, points: Any, wide: float = 1.0, tall: float = 1.0) -> Array:
         """A closed outline in hundredths, stretched by these factors, as a float32 mask."""
         x, y = np.transpose(points) / 100
         mask = np.zeros(self.size_hw, np.float32)
         cv2.fillPoly(mask, [self._to_px(x * wide, y * tall)], 1.0, cv2.LINE_8, 4)
         return (self.blur(mask, 0.018) > 0.5).astype(np.float32)
 
-    def line(self, x: Any, y: Any, thick: float) -> np.ndarray:
+    def line(self, x: Any, y: Any, thick: float) -> Array:
         """An open curve as a mask; `thick` in units of y, at least 1 px."""
         plane, px = np.zeros(self.size_hw, np.float32), max(1, round(thick * self.tall))
         cv2.polylines(plane, [self._to_px(x, y)], False, 1.0, px, cv2.LINE_8, 4)
         return plane
 
-    def bone(self, x: Any, y: Any, thick: float) -> np.ndarray:
+    def bone(self, x: Any, y: Any, thick: float) -> Array:
         """A long bone: the rim of a tube absorbs more than its middle."""
         return self.line(x, y, thick) - 0.4 * self.line(x, y, thick / 2)
 
-    def blur(self, plane: np.ndarray, sigma: float) -> np.ndarray:
+    def blur(self, plane: Array, sigma: float) -> Array:
         """Gaussian blur, `sigma` in units of y."""
         return cv2.GaussianBlur(plane, (0, 0), max(0.4, sigma * self.tall))
 
-    def depth(self, mask: np.ndarray, scale: float) -> np.ndarray:
+    def depth(self, mask: Array, scale: float) -> Array:
         """0 at the mask's edge, near 1 deep inside; `scale` in units of y. A body does not end at
         the film's edge, so the film is continued there first."""
         pad = round(0.3 * self.tall)
@@ -249,7 +248,7 @@ def draw_chest(
     opaque: bool = False,
     letter: bool | None = None,
     grain: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Array, Array]:
     """A schematic frontal chest film, drawn from nothing but a seed.
 
     Args:
@@ -296,9 +295,7 @@ def draw_chest(
     return np.clip(film, 0, 1).astype(np.float32), box
 
 
-def _draw_soft_tissue(
-    place: _Place, lungs: np.ndarray, opaque: np.ndarray, heart: np.ndarray
-) -> np.ndarray:
+def _draw_soft_tissue(place: _Place, lungs: Array, opaque: Array, heart: Array) -> Array:
     """Body, arms, heart and abdomen, thinner towards the skin, with the air of the lungs out;
     `opaque` is the lung that is white below, fading out towards the apex."""
     solid = np.maximum(place.fill(_TORSO), place.fill(_TORSO, -1))
@@ -318,7 +315,7 @@ def _draw_soft_tissue(
     return film + 0.1 * place.blur(place.line([0, 0], [-0.3, 2.4], 0.3), 0.03)
 
 
-def _draw_vessels(place: _Place, rng: np.random.Generator) -> np.ndarray:
+def _draw_vessels(place: _Place, rng: np.random.Generator) -> Array:
     """They branch from the hila, and thin out."""
     plane = np.zeros(place.size_hw, np.float32)
     for side in (-1, 1):
@@ -333,7 +330,7 @@ def _draw_vessels(place: _Place, rng: np.random.Generator) -> np.ndarray:
     return place.blur(plane, 0.005)
 
 
-def _draw_bones(place: _Place) -> np.ndarray:
+def _draw_bones(place: _Place) -> Array:
     """Ribs, clavicles and upper arms, each with a denser rim, and the vertebrae."""
     plane, t = np.zeros(place.size_hw, np.float32), np.linspace(0, 1, 24)
     for side in (-1, 1):

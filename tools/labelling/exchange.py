@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from cxr.boxes import clip_xyxy
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_one_of
 from labelling.formats import FORMATS
 from labelling.label_files import FilmLabels, ReadRules, Unusable, name_below, ticked, to_shapes
+from labelling.labelme import PRELABELLED
 from labelling.session import SKIP_FLAGS, Session, SessionFilm, is_session, so_many, split_names
-from labelling.shapes import PRELABELLED
 
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
 CARRIED_FLAGS = ("apices cut off",)  # those that say something of the box and ask for nothing
@@ -57,9 +57,8 @@ class ExportConfig:
         count = len(self.source)
         require(count == 1, "source must be one session's folder or COCO file", count)
         require_one_of(self, format=FORMATS)
-        require(
-            bool(self.out), "out must be the folder for the label files, such as --out labels/", ""
-        )
+        rule = "out must be the folder for the label files, such as --out labels/"
+        require(bool(self.out), rule, "")
 
 
 @dataclass(frozen=True)
@@ -120,24 +119,18 @@ def run_export(config: ExportConfig) -> int:
         if left:
             count = outgoing.left.total()
             _say(f"{count} films without a box that counts stay behind: {left}")
-        films = outgoing.coco.films
-        if not films:
+        if not (films := outgoing.coco.films):
             rule = "source must have a film that can go out"
             raise ValueError(f"{rule}. '{config.source[0]}' has none.")
         paths = FORMATS[kind].write(outgoing.coco, out, outgoing.films, config.overwrite)
     except (OSError, ValueError) as error:
         return _fail(error)
     if kind == "yolo":
-        for what, count in {
-            "pre-labels that no human touched are among them, and YOLO cannot say so": sum(
-                PRELABELLED in film.extra for film in films
-            ),
-            "boxes marked not to count stay behind, for YOLO cannot mark them": sum(
-                int(film.ignored.sum()) for film in films
-            ),
-        }.items():
-            if count:
-                _say(f"{what}: {count}")
+        if count := sum(PRELABELLED in film.extra for film in films):
+            what = "pre-labels that no human touched are among them, and YOLO cannot say so"
+            _say(f"{what}: {count}")
+        if count := sum(int(film.ignored.sum()) for film in films):
+            _say(f"boxes marked not to count stay behind, for YOLO cannot mark them: {count}")
     files = so_many(len(paths), f"{kind} file")
     _say(f"{_count(outgoing.coco)} → {files} in {config.out}")
     return int(bool(outgoing.faults))
@@ -225,10 +218,9 @@ def _say_foreign(label: str, classes: Sequence[str]) -> str:
 def run_import(config: ImportConfig) -> int:
     """Read the label files, write what can be used and name the rest; 1 when there is any."""
     try:
-        unusable = _fill(config) if config.session else _write(config)
+        return int(bool(_fill(config) if config.session else _write(config)))
     except (OSError, ValueError) as error:
         return _fail(error)
-    return int(bool(unusable))
 
 
 def _write(config: ImportConfig) -> list[Unusable]:
@@ -291,12 +283,9 @@ def _fill(config: ImportConfig) -> list[Unusable]:
 def fill_session(
     session: Session, coco: CocoSet, named: Mapping[str, SessionFilm]
 ) -> tuple[Mapping[str, list[str]], list[Unusable]]:
-    """Set the answers of a locked session, only where no human has answered yet.
-
-    Returns:
-        Films by what became of their labels: filled (a box was set), skipped (flags say why there
-        is none) or a word of _OUTCOMES; and those whose box the session could not take.
-    """
+    """Set the answers of a locked session, only where no human has answered yet. Returns films by
+    what became of their labels: filled (a box was set), skipped (flags say why there is none) or a
+    word of _OUTCOMES; and those whose box the session could not take."""
     outcomes, faults = defaultdict[str, list[str]](list), []
     for film in coco.films:
         name = film.file_name

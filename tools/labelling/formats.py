@@ -58,7 +58,7 @@ from labelling.label_files import (
     to_rectangle,
     to_shapes,
 )
-from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
+from labelling.labelme import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 LABELS, CLASSES, DATA = "labels", "classes.txt", "data.yaml"
 HULL_SHAPES = ("polygon", "oriented_rectangle", "circle")
@@ -81,16 +81,17 @@ class Coco(LabelFormat):
         write_coco(path, coco)
         return [path]
 
-    def entries(
-        self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
-    ) -> Iterator[Entry]:
+    def entries(self, base: Path, files: Sequence[Path], collector: Collector) -> Iterator[Entry]:
         """All files of a folder are one set; one with faults is unusable whole."""
         for where, file in collector.follow(base, files):
             if coco := collector.attempt(where, partial(read_coco, file)):
                 collector.classes |= dict.fromkeys(map(str, coco.classes))
                 collector.infos.append(coco.info)
                 for film in coco.films:
-                    yield f"{where}: image {film.file_name}", partial(_take, film, coco, finder)
+                    yield (
+                        f"{where}: image {film.file_name}",
+                        partial(_take, film, coco, collector.finder),
+                    )
 
 
 def _take(film: CocoFilm, coco: CocoSet, finder: FilmFinder) -> FilmLabels:
@@ -335,10 +336,9 @@ class Yolo(LabelFormat):
             lines.append(" ".join([str(label), *(f"{v:.8f}" for v in (*centre, *size))]) + "\n")
         write_atomic(path, "".join(lines))
 
-    def entries(
-        self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
-    ) -> Iterator[Entry]:
+    def entries(self, base: Path, files: Sequence[Path], collector: Collector) -> Iterator[Entry]:
         """Films are found by relative path, else by stem; raises ValueError without classes."""
+        finder = collector.finder
         if finder.folder is None and finder.known is None:
             rule = "films must be the films' folder: YOLO's fractions need their sizes"
             raise ValueError(f"{rule}. Got none instead.")

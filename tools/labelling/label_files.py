@@ -10,7 +10,7 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -23,8 +23,8 @@ from cxr.film import FILM_SUFFIXES, FilmError, list_films, read_film
 from cxr.films_table import label_word
 from cxr.picture import is_picture
 from cxr.workdir import console
+from labelling.labelme import PRELABELLED, Shape
 from labelling.session import is_session
-from labelling.shapes import PRELABELLED, Shape
 
 MAX_LABEL_BYTES = 256 << 20  # labelme may keep the whole picture in its file
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -54,19 +54,13 @@ class Unusable(NamedTuple):
 Read = tuple[CocoSet, list[Unusable]]  # the films that can be used, and what cannot
 
 
-@dataclass(frozen=True)
-class ReadRules:
-    """How label files are judged.
+class ReadRules(NamedTuple):
+    """How label files are judged."""
 
-    Attributes:
-        classes: the labels allowed; empty allows all that the files use.
-        hull: take the smallest box round a shape that is no rectangle.
-        known: film name → (height, width) where the films are known beforehand, as a session's
-            are; a label of another film is then no fault.
-    """
-
-    classes: Names = ()
-    hull: bool = False
+    classes: Names = ()  # the labels allowed; empty allows all that the files use
+    hull: bool = False  # take the smallest box round a shape that is no rectangle
+    # Film name → (height, width) where the films are known beforehand, as a session's are; a label
+    # of another film is then no fault.
     known: Mapping[str, SizeHw] | None = None
 
 
@@ -135,22 +129,17 @@ class LabelFormat:
     def write(
         self, coco: CocoSet, out: Path, films: Path | None = None, overwrite: bool = False
     ) -> list[Path]:
-        """Write the label files, at the films' relative paths below `out`.
-        Raises ValueError for a film that leads out of `out`, for two that share a label file, for
-        names that the format cannot hold; FileExistsError: when a file is there and may not be
-        replaced.
-        """
-        stems = Counter(stem_of(film.file_name) for film in coco.films)
-        owners: dict[str, str] = {}
-        for film in coco.films:
-            check_name(film.file_name)
-            place = self.place(film.file_name, stems[stem_of(film.file_name)] > 1)
-            other = owners.setdefault(place, film.file_name)
-            if other != film.file_name:
-                both = f"'{other}' and '{film.file_name}'"
-                raise ValueError(
-                    f"{both} would share the label file {place}; rename one of the films."
-                )
+        """Write the label files, at the films' relative paths below `out`. Raises ValueError for a
+        film that leads out of `out`, for two that share a label file, for names that the format
+        cannot hold; FileExistsError for a file that is there and may not be replaced."""
+        names = [film.file_name for film in coco.films]
+        stems, owners = Counter(map(stem_of, names)), dict[str, str]()
+        for name in names:
+            check_name(name)
+            place = self.place(name, stems[stem_of(name)] > 1)
+            if (other := owners.setdefault(place, name)) != name:
+                both = f"'{other}' and '{name}' would share the label file {place}"
+                raise ValueError(f"{both}; rename one of the films.")
         paths = [out / place for place in owners]
         check_free(paths, overwrite)
         for path, film in zip(paths, coco.films, strict=True):
@@ -169,18 +158,16 @@ class LabelFormat:
     def read(self, path: Path, films: Path | None = None, rules: ReadRules = ANY_LABELS) -> Read:
         """Read one label file or a folder of them; `films` is where the films lie, if they are to
         be found. Returns the films that can be used, and what cannot."""
-        finder, collector = FilmFinder(films, rules.known), Collector(rules)
+        collector = Collector(FilmFinder(films, rules.known), rules)
         base, files = list_label_files(path, self.suffix, self.marker)
-        for where, load in self.entries(base, files, finder, collector):
+        for where, load in self.entries(base, files, collector):
             collector.take(where, load)
         return collector.finish()
 
-    def entries(
-        self, base: Path, files: Sequence[Path], finder: FilmFinder, collector: Collector
-    ) -> Iterator[Entry]:
+    def entries(self, base: Path, files: Sequence[Path], collector: Collector) -> Iterator[Entry]:
         """The films of the label files below `base`."""
         for where, file in collector.follow(base, files):
-            yield where, partial(self.load, file, base, finder, collector.rules)
+            yield where, partial(self.load, file, base, collector.finder, collector.rules)
 
     def load(self, file: Path, base: Path, finder: FilmFinder, rules: ReadRules) -> FilmLabels:
         """Read one label file below `base`; raises LabelError for one that cannot be used."""
@@ -191,8 +178,8 @@ class Collector:
     """Gathers films into one set and refuses those with a fault, each whole: a film that lost one
     of its boxes would teach that there is nothing. `classes` are those that the source declares."""
 
-    def __init__(self, rules: ReadRules) -> None:
-        self.rules = rules
+    def __init__(self, finder: FilmFinder, rules: ReadRules) -> None:
+        self.finder, self.rules = finder, rules
         self.classes: dict[str, None] = {}
         self.infos: list[dict[str, Any]] = []
         self.unusable: list[Unusable] = []
@@ -260,12 +247,9 @@ class Collector:
 
 
 def list_label_files(path: Path, suffix: str, marker: str = "") -> tuple[Path, list[Path]]:
-    """The folder that label files are relative to, and the files.
-
-    `path` is one file or a folder searched through; `marker` is the name of the folder that labels
-    conventionally lie in, found above or below `path`.
-    Raises FileNotFoundError, ValueError for a path without such files.
-    """
+    """The folder that label files are relative to, and the files. `path` is one file or a folder
+    searched through; `marker` is the name of the folder that labels conventionally lie in, found
+    above or below `path`. Raises FileNotFoundError, ValueError for a path without such files."""
     if path.is_file():
         above = [p for p in path.resolve().parents if p.name == marker]
         return (above[0] if above else path.resolve().parent), [path.resolve()]
@@ -322,12 +306,9 @@ def check_free(paths: Iterable[Path], overwrite: bool) -> None:
 class FilmFinder:
     """The films that labels may mean, without ever leaving the films' folder.
 
-    Args:
-        folder: names are relative to it. Without `known`, labels must mean a film in it.
-        known: film name → (height, width) of films known beforehand; labels may mean others too,
-            whose names are kept as they stand.
-
-    With neither, any name below no particular folder is taken as it stands.
+    Names are relative to `folder`; without `known`, labels must mean a film in it. `known` are film
+    name → (height, width) of films known beforehand; labels may mean others too, whose names are
+    kept as they stand. With neither, any name below no particular folder is taken as it stands.
     """
 
     def __init__(self, folder: Path | None, known: Mapping[str, SizeHw] | None = None) -> None:
@@ -367,8 +348,7 @@ class FilmFinder:
     def find(self, *candidates: str) -> str:
         """The film that the first fitting candidate names, exactly; else the one film with that
         bare name in any folder; else, for a name without a suffix, the one film of that stem.
-        Raises LabelError when none does, when several do, or when a name leads out of the folder.
-        """
+        Raises LabelError when none does, several do, or a name leads out of the folder."""
         tried = [self._to_relative(c) for c in candidates]
         if found := next(filter(None, map(self.look_up, tried)), None):
             return found
@@ -397,8 +377,7 @@ class FilmFinder:
 
     def check_size(self, film: str, said_hw: SizeHw | None) -> SizeHw:
         """(height, width) of the film, which must be what its labels say where both are known.
-        Raises LabelError for another size, an unknown one or a film that cannot be read.
-        """
+        Raises LabelError for another size, an unknown one or a film that cannot be read."""
         size_hw = None
         if self.known is not None:
             size_hw = self.known.get(film)
@@ -431,9 +410,8 @@ class FilmFinder:
 
 def read_size_hw(path: Path, said_hw: SizeHw | None = None) -> SizeHw:
     """(height, width) of a film as read_film gives it, or as it is stored where labels say that
-    and its pixels are no squares; of a picture only the header is read.
-    Raises LabelError for what is no film.
-    """
+    and its pixels are no squares; of a picture only the header is read. Raises LabelError for what
+    is no film."""
     from PIL import Image
 
     try:

@@ -21,12 +21,11 @@ from cxr.coco import write_coco_json
 from cxr.rules import in_words, require, require_one_of
 from cxr.workdir import write_atomic
 from labelling.label_files import stem_of
+from labelling.labelme import Shape
 from labelling.merged_file import POLICIES, Contributor, Target, Xywh
 from labelling.session import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
-from labelling.shapes import Shape
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
-SIZES, NAMES = ("film", "original"), ("path", "base")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class MergeConfig:
     def __post_init__(self) -> None:
         if not self.session:
             raise ValueError("session must name at least one session's folder. Got none.")
-        require_one_of(self, policy=POLICIES, size=SIZES, names=NAMES)
+        require_one_of(self, policy=POLICIES, size=("film", "original"), names=("path", "base"))
         is_file = bool(self.into) and not Path(self.into).is_dir()
         require(is_file, "--into must be a file", self.into)
         dotted = re.fullmatch(r"(\.\w+)?", self.suffix) is not None
@@ -156,10 +155,8 @@ def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Ta
 
 
 def find_box(answer: Answer, classes: Sequence[str]) -> Shape | None:
-    """The one box of a film that is done; None for a film that is not, or is skipped.
-
-    Raises ValueError for an answer that must be put right first.
-    """
+    """The one box of a film that is done; None for a film that is not, or is skipped. Raises
+    ValueError for an answer that must be put right first."""
     fix = "; see `annotate.py check`"
     if answer.state == "unreadable":
         return None
@@ -221,10 +218,8 @@ def alone_with(path: Path) -> Iterator[None]:
 
 
 def write(target: Target) -> Path | None:
-    """Write the file, its old content first as a backup; returns where that lies.
-
-    A kill at any moment leaves the old file or the new one whole. Call it under `alone_with`.
-    """
+    """Write the file, its old content first as a backup; returns where that lies. A kill at any
+    moment leaves the old file or the new one whole. Call it under `alone_with`."""
     path = target.path
     leftover = re.compile(rf"\.{re.escape(path.name)}(\.bak)?\.[a-z0-9_]{{8}}")
     for other in path.parent.glob(f".{path.name}.*"):  # a killed merge's files of cxr.workdir

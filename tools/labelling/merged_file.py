@@ -27,28 +27,20 @@ _INFO = {
 }
 
 Xywh = tuple[float, float, float, float]
-Marked = tuple[str, Xywh, Collection[str]]
+Marked = tuple[str, Xywh, Collection[str]]  # class, box, marks
 
 
 @dataclass(frozen=True)
 class Contributor:
-    """One box of a film and where it came from; an entry of an annotation's `provenance`.
-
-    Attributes:
-        date: ISO time of the last human change, "" where unknown.
-        prelabelled: whether the detector's box was shown to the annotator.
-        action: accepted, corrected or drawn; "before" for a box of unknown origin.
-        session: the session's id; "before" for a box of unknown origin.
-        category: name of the box's class.
-    """
+    """One box of a film and where it came from; an entry of an annotation's `provenance`."""
 
     annotator: str
-    date: str
-    prelabelled: bool
-    action: str
-    session: str
+    date: str  # ISO time of the last human change, "" where unknown
+    prelabelled: bool  # whether the detector's box was shown to the annotator
+    action: str  # accepted, corrected or drawn; BEFORE for a box of unknown origin
+    session: str  # the session's id; BEFORE for a box of unknown origin
     bbox: Xywh
-    category: str
+    category: str  # name of the box's class
 
     @property
     def key(self) -> tuple[str, str]:
@@ -110,23 +102,6 @@ def _mean_box(contributors: Sequence[Contributor]) -> Xywh:
     return x, y, w, h
 
 
-def find_conflicts(
-    stored: Sequence[Contributor], new: Sequence[Contributor]
-) -> list[tuple[Contributor, Contributor]]:
-    """(standing, new) for each new box that is not the first of its film.
-
-    None is found for a contributor's own box as it stands already, nor for one that agrees with
-    the only box there, where nobody knows whose that is.
-    """
-    standing, conflicts = list(stored or new[:1]), []
-    for one in new:
-        unknown = len(standing) == 1 and standing[0].session == BEFORE
-        own = next((s for s in standing if s.key == one.key), None)
-        if not ((own or standing[0]).is_same(one) and (own or unknown)):
-            conflicts.append((own or standing[0], one))
-    return conflicts
-
-
 def combine(
     stored: Sequence[Contributor], new: Sequence[Contributor], policy: str
 ) -> list[Contributor]:
@@ -147,9 +122,7 @@ def combine(
 
 def choose(contributors: Sequence[Contributor], policy: str) -> Contributor:
     """The box that counts, or their mean; its annotator is "" where nobody knows whose it is.
-
-    Raises ValueError where classes differ and cannot be averaged.
-    """
+    Raises ValueError where classes differ and cannot be averaged."""
     if policy == "mean" and len(contributors) > 1:
         classes = sorted({c.category for c in contributors})
         if len(classes) > 1:
@@ -165,28 +138,16 @@ def choose(contributors: Sequence[Contributor], policy: str) -> Contributor:
 
 @dataclass
 class Place:
-    """One film of the merged file: its entry (without an id where it is not listed yet) and
-    annotation, and the boxes that belong to it.
+    """One film of the merged file, and the boxes that belong to it."""
 
-    Attributes:
-        sha256: of the film's file; "" where nobody says.
-        film: as the first session that brought a box for it knows it.
-        names: that the film came under, in order.
-        marked: boxes not to be counted that came for it: class, box, marks.
-    """
-
-    image: dict[str, Any]
-    sha256: str
-    note: dict[str, Any] | None = None
-    film: SessionFilm | None = None
+    image: dict[str, Any]  # its entry, without an id where it is not listed yet
+    sha256: str  # of the film's file; "" where nobody says
+    note: dict[str, Any] | None = None  # its annotation
+    film: SessionFilm | None = None  # as the first session that brought a box for it knows it
     stored: list[Contributor] = field(default_factory=list)
     new: list[Contributor] = field(default_factory=list)
-    names: dict[str, None] = field(default_factory=dict)
-    marked: list[Marked] = field(default_factory=list)
-
-    @property
-    def is_listed(self) -> bool:
-        return "id" in self.image
+    names: dict[str, None] = field(default_factory=dict)  # that the film came under, in order
+    marked: list[Marked] = field(default_factory=list)  # boxes not to be counted that came for it
 
     @property
     def file_name(self) -> str:
@@ -198,10 +159,8 @@ class Place:
 
 
 class Target:
-    """The file's object, its films by name and by content, and what is to be put into it.
-
-    Raises ValueError for a file with faults, or whose categories lack one of `classes`.
-    """
+    """The file's object, its films by name and by content, and what is to be put into it. Raises
+    ValueError for a file with faults, or whose categories lack one of `classes`."""
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self.path = path
@@ -236,7 +195,8 @@ class Target:
         """The films that boxes came for, those listed already in the file's order, new ones by
         name: the order of asking says nothing to a reader of the file."""
         places = [p for p in self._by_name.values() if p.new]
-        return sorted(places, key=lambda p: (not p.is_listed, "" if p.is_listed else p.file_name))
+        new = sorted((p for p in places if "id" not in p.image), key=lambda p: p.file_name)
+        return [*(p for p in places if "id" in p.image), *new]
 
     def add(
         self,
@@ -255,7 +215,7 @@ class Target:
             place = self._register(Place(image, film.sha256))
         elif film.sha256:
             self._by_sha.setdefault(film.sha256, place)
-        if place.film is None and place.is_listed:
+        if place.film is None and "id" in place.image:
             self._read_boxes(place)
         if place.size_hw != size_hw:
             listed, comes = (f"{w} × {h} px" for h, w in (place.size_hw, size_hw))
@@ -311,18 +271,24 @@ class Target:
         return [n for n in self._notes[place.image.get("id")] if not marks_in(n)]
 
     def find_conflicts(self) -> list[str]:
-        """A line for each box that --policy refuse does not take."""
-        return [
-            f"{' = '.join(place.names)}: {old} stands, {new} is new: --policy newest|mean|first"
-            for place in self.touched
-            for old, new in find_conflicts(place.stored, place.new)
-        ]
+        """A line for each new box that is not the first of its film, and that --policy refuse does
+        not take. A contributor's own box as it stands already is none, nor is one that agrees with
+        the only box there, where nobody knows whose that is."""
+        lines = []
+        for place in self.touched:
+            standing = place.stored or place.new[:1]
+            unknown = len(standing) == 1 and standing[0].session == BEFORE
+            for new in place.new:
+                own = next((s for s in standing if s.key == new.key), None)
+                old = own or standing[0]
+                if not (old.is_same(new) and (own or unknown)):
+                    both = f"{' = '.join(place.names)}: {old} stands, {new} is new"
+                    lines.append(f"{both}: --policy newest|mean|first")
+        return lines
 
     def put(self, place: Place, policy: str) -> bool:
-        """Write the film's box and its provenance; whether that changes anything.
-
-        Raises ValueError where the policy has no answer.
-        """
+        """Write the film's box and its provenance; whether that changes anything. Raises ValueError
+        where the policy has no answer."""
         assert place.film is not None
         if policy == "refuse" and place.stored:
             return self._put_marked(place)

@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from cxr.boxes import Xyxy, iou_xyxy
+from cxr.boxes import Xyxy, as_xyxy, iou_xyxy
 from cxr.coco import marks_in, read_counted
 from cxr.films_table import film_stem
 from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
 from cxr.workdir import read_text
+from detect.metrics import NAN4
 from labelling.session import Session
 
 FILM_COLUMNS = ("image", "film", "file_name")
 CORNERS = ("x0", "y0", "x1", "y1")
 XYWH = ("x", "y", "w", "h")
-NAN4: Xyxy = (math.nan,) * 4
 Z95 = 1.96  # as Bland and Altman have it
 BOTH, A_ONLY, B_ONLY = "box / box", "box / no box", "no box / box"
 NEITHER, UNLIKE = "no box / no box", "other shape"
@@ -41,20 +41,14 @@ _COLUMNS = "image, x, y, w, h (or x0, y0, x1, y1) and, where there are several, 
 
 @dataclass(frozen=True)
 class Mark:
-    """What one reader says of one film, by the name that the set has for it.
-
-    Attributes:
-        xyxy: in pixels of a picture of `size_hw`; None says that the film has no box.
-        size_hw: None where the set does not say it.
-        path: the film's file where the set knows it (sessions do).
-    """
+    """What one reader says of one film, by the name that the set has for it."""
 
     film: str
-    xyxy: Xyxy | None
-    size_hw: tuple[int, int] | None = None
+    xyxy: Xyxy | None  # in pixels of a picture of `size_hw`; None says that the film has no box
+    size_hw: tuple[int, int] | None = None  # where the set says it
     patient_id: str = ""
     source: str = ""
-    path: Path | None = None
+    path: Path | None = None  # the film's file where the set knows it (sessions do)
 
 
 @dataclass(frozen=True)
@@ -73,31 +67,20 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """One film, marked by a reader of A and by one of B.
-
-    Attributes:
-        reader: of B, or of both where A has several.
-        hands: the readers of A and of B.
-        verdict: BOTH, A_ONLY, B_ONLY, NEITHER or UNLIKE (pictures of different shapes).
-        a_xyxy, b_xyxy: both in pixels of A's picture; None where there is no box.
-        size_hw: of A's picture, or None where nobody knows it.
-        film: its name in A.
-        iou: NaN unless both have a box.
-        edges_px, edges_pct: B − A for left, top, right, bottom; in % of the width (left, right)
-            or height (top, bottom) of A's box.
-    """
+    """One film, marked by a reader of A and by one of B."""
 
     a: Mark
     b: Mark
-    reader: str
-    hands: tuple[str, str]
-    verdict: str
-    a_xyxy: Xyxy | None = None
+    reader: str  # of B, or of both where A has several
+    hands: tuple[str, str]  # the readers of A and of B
+    verdict: str  # BOTH, A_ONLY, B_ONLY, NEITHER or UNLIKE (pictures of different shapes)
+    a_xyxy: Xyxy | None = None  # both boxes in pixels of A's picture
     b_xyxy: Xyxy | None = None
-    size_hw: tuple[int, int] | None = None
+    size_hw: tuple[int, int] | None = None  # of A's picture, where anybody knows it
 
     @property
     def film(self) -> str:
+        """Its name in A."""
         return self.a.film
 
     @property
@@ -110,18 +93,21 @@ class Pair:
 
     @cached_property
     def iou(self) -> float:
+        """NaN unless both have a box."""
         if self.verdict != BOTH:
             return math.nan
         return float(iou_xyxy(self.a_xyxy, self.b_xyxy)[0, 0])
 
     @property
     def edges_px(self) -> Xyxy:
-        return _four(np.subtract(self.b_xyxy or NAN4, self.a_xyxy or NAN4))
+        """B − A for left, top, right, bottom."""
+        return as_xyxy(np.subtract(self.b_xyxy or NAN4, self.a_xyxy or NAN4))
 
     @property
     def edges_pct(self) -> Xyxy:
+        """The same in % of the width (left, right) or height (top, bottom) of A's box."""
         x0, y0, x1, y1 = self.a_xyxy or NAN4
-        return _four(100 * np.array(self.edges_px) / ([x1 - x0, y1 - y0] * 2))
+        return as_xyxy(100 * np.array(self.edges_px) / ([x1 - x0, y1 - y0] * 2))
 
 
 @dataclass(frozen=True)
@@ -142,8 +128,7 @@ class Comparison:
 
 def read_sides(paths: Sequence[str], reader: str = "") -> tuple[Side, Side]:
     """A and B; `reader` keeps that hand only wherever a CSV has it.
-    Raises FileNotFoundError, ValueError with a sentence that names file, film and fix.
-    """
+    Raises FileNotFoundError, ValueError with a sentence that names file, film and fix."""
     sides = [read_side(path) for path in paths]
     if not reader:
         return sides[0], sides[1]
@@ -200,7 +185,7 @@ def _only_box(path: Path, film: str, boxes: Sequence[Iterable[float]], fix: str)
     if len(boxes) > 1:
         what = f"'{path}' has {len(boxes)} boxes on film {film}"
         raise ValueError(f"{what}; agree compares one box a film. {fix}")
-    return _four(boxes[0]) if len(boxes) else None
+    return as_xyxy(boxes[0]) if len(boxes) else None
 
 
 def _read_coco(path: Path) -> Side:
@@ -211,11 +196,6 @@ def _read_coco(path: Path) -> Side:
         patient, source = (str(film.extra.get(k) or "") for k in ("patient_id", "source"))
         marks.append(Mark(name, box, film.size_hw, patient, source))
     return Side(path, {path.stem: marks})
-
-
-def _four(values: Iterable[float]) -> Xyxy:
-    x0, y0, x1, y1 = map(float, values)
-    return x0, y0, x1, y1
 
 
 def _read_csv(path: Path) -> Side:
@@ -298,11 +278,9 @@ def film_key(name: str, names: str) -> str:
 
 
 def compare(a: Side, b: Side, names: str = "path") -> Comparison:
-    """Pair every reader of A with every one of B; one CSV given twice: its readers in twos.
-
-    Without a match by path, films are matched by stem, and a note says so.
-    Raises ValueError where there is nothing to compare, or a name that could be two films.
-    """
+    """Pair every reader of A with every one of B; one CSV given twice: its readers in twos. Without
+    a match by path, films are matched by stem, and a note says so.
+    Raises ValueError where there is nothing to compare, or a name that could be two films."""
     same = a.path.resolve() == b.path.resolve()
     twos = list(combinations(a.readers, 2) if same else product(a.readers, b.readers))
     if not twos:
@@ -362,7 +340,7 @@ def _pair(a: Mark, b: Mark, reader: str, hands: tuple[str, str]) -> Pair:
     other = b.xyxy
     if other is not None and size_a and size_b:
         scale = [size_a[1] / size_b[1], size_a[0] / size_b[0]] * 2
-        other = _four(np.multiply(other, scale))
+        other = as_xyxy(np.multiply(other, scale))
     verdicts = ((NEITHER, B_ONLY), (A_ONLY, BOTH))
     verdict = verdicts[a.xyxy is not None][other is not None]
     return Pair(a, b, reader, hands, verdict, a.xyxy, other, size_a)
@@ -396,30 +374,22 @@ class Limits:
 
 @dataclass(frozen=True)
 class Agreement:
-    """All pairs of a block. IoU and edges are over pairs with two boxes.
+    """All pairs of a block. IoU and edges are over pairs with two boxes."""
 
-    Attributes:
-        pairs: pairs with two boxes; films and patients are counted among these.
-        share_90, share_95: of pairs with an IoU of at least 0.9 and 0.95.
-        edges_px, edges_pct: left, top, right, bottom.
-        a_only, b_only: pairs where the other says "no box"; neither: where both do.
-        unlike: pairs whose two pictures differ in shape and were not compared.
-    """
-
-    pairs: int
+    pairs: int  # with two boxes; films and patients are counted among these
     films: int
     patients: int
     mean_iou: Interval
     median_iou: Interval
     p5_iou: Interval
-    share_90: Interval
+    share_90: Interval  # of pairs with an IoU of at least 0.9
     share_95: Interval
-    edges_px: tuple[Limits, ...]
+    edges_px: tuple[Limits, ...]  # left, top, right, bottom
     edges_pct: tuple[Limits, ...]
-    a_only: int
+    a_only: int  # pairs where the other says "no box"
     b_only: int
-    neither: int
-    unlike: int
+    neither: int  # pairs where both say so
+    unlike: int  # pairs whose two pictures differ in shape and were not compared
 
 
 Blocks = dict[str, Agreement]

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cxr.rules import in_words, require
+from detect.metrics import SIDES
+from labelling.overview import Film, draw_sheets, join_numbers, read_drawn
 from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states, so_many
-from labelling.sheet import Film, draw_sheets, join_numbers, read_drawn
 
 _PROG = "python tools/annotate.py"
-EDGES = ("left", "top", "right", "bottom")
 _ACCEPTED, _DOUBTFUL = "accepted", "doubtful"
 _SAME_PX = 0.01  # film px: boxes are written with more digits than this
 _LISTED_SHEETS, _LISTED_REFUSALS = 20, 30  # at most
 
 Spans = tuple[tuple[int, int], ...]  # first and last number of each run, both included
+Seen = Mapping[str, Any] | None  # what a sheet shows of a film
 Orders = dict[str, list[tuple[Spans, Any]]]  # action: its numbers, and what it says of them
 
 
@@ -71,10 +72,8 @@ class ReviewConfig:
 
     def __post_init__(self) -> None:
         if len(self.session) != 1:
-            raise ValueError(
-                "session must name one session folder. Got "
-                f"{', '.join(self.session) or 'none'} instead."
-            )
+            got = ", ".join(self.session) or "none"
+            raise ValueError(f"session must name one session folder. Got {got} instead.")
         for name, low, high in (("per_sheet", 1, 200), ("columns", 1, 20), ("tile", 120, 2000)):
             got = getattr(self, name)
             require(low <= got <= high, f"{name} must lie in {low} to {high}", got)
@@ -84,9 +83,8 @@ class ReviewConfig:
     def orders(self) -> Orders:
         """The actions of this call; raises ValueError with the word that is wrong."""
         if self.but.strip() and not self.accept.strip():
-            raise ValueError(
-                f"but takes films out of accept. Got but {self.but!r} without an accept."
-            )
+            got = f"Got but {self.but!r} without an accept"
+            raise ValueError(f"but takes films out of accept. {got}.")
         return {name: _parse_action(name, getattr(self, name)) for name in _ACTIONS}
 
 
@@ -94,7 +92,7 @@ def _parse_edges(words: str) -> dict[str, float | str]:
     edges: dict[str, float | str] = {}
     for word in words.split(","):
         name, _, value = (w.strip() for w in word.partition("="))
-        known = name in (*EDGES, "label")
+        known = name in (*SIDES, "label")
         require(known, "set must name left, top, right, bottom or label", word.strip())
         if name in edges:
             raise ValueError(f"set must name each edge once. Got {name} twice in {words!r}.")
@@ -107,24 +105,21 @@ def _parse_edges(words: str) -> dict[str, float | str]:
     return edges
 
 
-# Action: the sign between its numbers and its words, an example, and the words allowed; None for an
-# action of numbers alone. The other flags are what skip, doubtful and accept set.
-_ACTIONS: dict[str, tuple[str, str, tuple[str, ...]] | None] = {
+# Actions with words: the sign between numbers and words, an example, and the words allowed, none
+# where they are edges. The other flags are what skip, doubtful and accept set.
+_WORDED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "set": (":", '"7:left=0.10,bottom=0.93; 9:top=0.05"', ()),
     "skip": ("=", '"12=not frontal; 15=unreadable"', SKIP_FLAGS),
     "flag": ("=", '"4=apices cut off"', ("apices cut off",)),
-    "doubtful": None,
-    "accept": None,
-    "but": None,
 }
+_ACTIONS = (*_WORDED, "doubtful", "accept", "but")
 _APART = (("set", "skip"), ("skip", "doubtful"), ("skip", "accept"), ("doubtful", "accept"))
 
 
 def _parse_action(name: str, text: str) -> list[tuple[Spans, Any]]:
-    rule = _ACTIONS[name]
-    if rule is None:
+    if name not in _WORDED:
         return [(parse_numbers(name, text), None)] if text.strip() else []
-    sign, example, allowed = rule
+    sign, example, allowed = _WORDED[name]
     orders: list[tuple[Spans, Any]] = []
     for part in filter(None, (p.strip() for p in text.split(";"))):
         numbers, _, words = (p.strip() for p in part.partition(sign))
@@ -144,8 +139,8 @@ def parse_numbers(name: str, text: str) -> Spans:
         require(span is not None, f"{name} must be films' numbers such as 1-24,30", text)
         first, last = int(span[1]), int(span[2] or span[1])  # type: ignore[index]
         if first > last:
-            lower = "must give the lower number first"
-            raise ValueError(f"{name} {lower}. Got {part.strip()} instead.")
+            rule = f"{name} must give the lower number first"
+            raise ValueError(f"{rule}. Got {part.strip()} instead.")
         spans.append((first, last))
     return tuple(spans)
 
@@ -185,16 +180,15 @@ def plan_changes(
             faults.append(f"film {number} stands in {one} and in {other}{hint}")
     changes = []
     for number in sorted(set().union(*asked.values())):
-        film = films[number]
         own = {name: words[number] for name, words in asked.items() if number in words}
         try:
-            changes.append(_plan_film(session, film, own, drawn.get(number)))
+            changes.append(_plan_film(session, films[number], own, drawn.get(number)))
         except ValueError as error:
-            faults.append(f"film {number} ({film.film}) {error}")
+            faults.append(f"film {number} ({films[number].film}) {error}")
     if faults:
-        more = len(faults) - _LISTED_REFUSALS
-        rest = [f"… and {more} more"] if more > 0 else []
-        raise ValueError("\n".join([*faults[:_LISTED_REFUSALS], *rest, "Nothing was written."]))
+        if (more := len(faults) - _LISTED_REFUSALS) > 0:
+            faults[_LISTED_REFUSALS:] = [f"… and {more} more"]
+        raise ValueError("\n".join([*faults, "Nothing was written."]))
     return changes
 
 
@@ -212,15 +206,12 @@ def _by_number(
                 shown = f"{first}" if first == end else f"{first}-{end}"
                 faults.append(f"{name} {shown}: the session's films are numbered 1 to {last}")
             numbers += known
-        twice = sorted(found.keys() & set(numbers))
-        faults += [f"{name} names film {number} twice" for number in twice]
+        faults += [f"{name} names film {n} twice" for n in sorted(found.keys() & set(numbers))]
         found.update(dict.fromkeys(numbers, words))
     return found
 
 
-def _plan_film(
-    session: Session, film: SessionFilm, own: dict[str, Any], seen: Mapping[str, Any] | None
-) -> Change:
+def _plan_film(session: Session, film: SessionFilm, own: dict[str, Any], seen: Seen) -> Change:
     """The film's change; raises ValueError with the reason why it cannot be done."""
     if not film.view:
         raise ValueError(f"cannot be read and takes no answer: {film.reason}")
@@ -247,12 +238,12 @@ def _set_edges(
     answer: Answer,
     edges: dict[str, Any],
     classes: Collection[str],
-    seen: Mapping[str, Any] | None,
+    seen: Seen,
 ) -> Change:
     film, label = change.film, edges.get("label")
     if label is not None and label not in classes:
         raise ValueError(f"must get a label of {', '.join(classes)}. Got {label!r} instead.")
-    kept = [edge for edge in EDGES if edge not in edges]
+    kept = [edge for edge in SIDES if edge not in edges]
     old: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     if kept:
         old = _only_box(answer, f": give all four edges ({', '.join(kept)} missing)")
@@ -266,19 +257,19 @@ def _set_edges(
     sides = (width, height, width, height)
     xyxy = tuple(
         edges[edge] * side if edge in edges else min(max(was, 0.0), side)
-        for edge, side, was in zip(EDGES, sides, old, strict=True)
+        for edge, side, was in zip(SIDES, sides, old, strict=True)
     )
     for low, high in ((0, 2), (1, 3)):
         if xyxy[low] >= xyxy[high]:
             raise ValueError(
-                f"would have its {EDGES[low]} edge at {xyxy[low] / sides[low]:.2f}, not before "
-                f"its {EDGES[high]} one at {xyxy[high] / sides[high]:.2f}"
+                f"would have its {SIDES[low]} edge at {xyxy[low] / sides[low]:.2f}, not before "
+                f"its {SIDES[high]} one at {xyxy[high] / sides[high]:.2f}"
             )
     flags = change.flags - {_ACCEPTED, _DOUBTFUL, *SKIP_FLAGS}
     return change._replace(did=("set",), xyxy=xyxy, label=label, flags=flags)
 
 
-def _accept(change: Change, answer: Answer, seen: Mapping[str, Any] | None) -> Change:
+def _accept(change: Change, answer: Answer, seen: Seen) -> Change:
     if answer.box is not None:
         return change._replace(left="with a human's box already")
     if answer.state == "skipped":
@@ -286,14 +277,12 @@ def _accept(change: Change, answer: Answer, seen: Mapping[str, Any] | None) -> C
     _only_box(answer, ": set its edges, skip it, or leave it out with but")
     seen = _check_seen(answer, seen)
     if _DOUBTFUL in answer.flags and not seen["doubtful"]:
-        raise ValueError(
-            "was marked doubtful since the sheet was drawn; leave it out with "
-            "but, or run review again with --show doubtful"
-        )
+        fix = "leave it out with but, or run review again with --show doubtful"
+        raise ValueError(f"was marked doubtful since the sheet was drawn; {fix}")
     return change.ticked("accepted", _ACCEPTED, (_DOUBTFUL,))
 
 
-def _check_seen(answer: Answer, seen: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _check_seen(answer: Answer, seen: Seen) -> Mapping[str, Any]:
     """Nothing counts unseen: the box must be the one on the drawn sheet."""
     if seen is None:
         raise ValueError("stands on no drawn sheet; run review again")

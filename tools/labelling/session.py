@@ -28,7 +28,7 @@ from cxr.boxes import Frame, Xyxy, clip_xyxy
 from cxr.ledger import append_line, drop_torn_line
 from cxr.rules import require
 from cxr.workdir import read_json, read_text, write_atomic
-from labelling.shapes import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
+from labelling.labelme import PRELABELLED, LabelFile, Shape, read_label_file, write_label_file
 
 SCHEMA, VERSION = "lungfirst.labelling", 1
 FLAGS = ("accepted", "doubtful", "unreadable", "not frontal", "apices cut off")
@@ -43,38 +43,24 @@ _UNTOUCHED: dict[str, Any] = {"state": "todo", "label": "", "xyxy": None, "flags
 
 @dataclass(frozen=True)
 class SessionFilm:
-    """One film of the session; boxes in its own pixels.
+    """One film of the session; boxes in its own pixels."""
 
-    Attributes:
-        number: from 1, the order of asking; 0 for a film that is not in the session yet.
-        film: posix path relative to the session's root, or absolute where it lies elsewhere.
-        sha256: of the film's file; "" when it cannot be read.
-        size_hw: of the film; (0, 0) when it cannot be read.
-        view: the 8-bit view, relative to the session's folder; "" when the film cannot be read.
-        frame: film → view.
-        original_hw: the film's size in the public set, where films.csv knows it.
-        prelabel_xyxy: the box of the detector and the lung field, None where there is none.
-        disagreement: 1 − IoU of the two networks' boxes.
-        uncertainty: how doubtful the pre-label is; the order of asking.
-        reason: why the film cannot be read.
-    """
-
-    number: int
-    film: str
-    sha256: str = ""
-    size_hw: tuple[int, int] = (0, 0)
-    view: str = ""
-    frame: Frame | None = None
+    number: int  # from 1, the order of asking; 0 for a film that is not in the session yet
+    film: str  # posix path relative to the session's root, or absolute where it lies elsewhere
+    sha256: str = ""  # of the film's file; "" when it cannot be read
+    size_hw: tuple[int, int] = (0, 0)  # of the film; (0, 0) when it cannot be read
+    view: str = ""  # 8 bits, relative to the session's folder; "" when the film cannot be read
+    frame: Frame | None = None  # film → view
     patient_id: str = ""
     label: str = ""
     sublabel: str = ""
     source: str = ""
-    original_hw: tuple[int, int] | None = None
-    prelabel_xyxy: Xyxy | None = None
+    original_hw: tuple[int, int] | None = None  # in the public set, where films.csv knows it
+    prelabel_xyxy: Xyxy | None = None  # of the detector and the lung field
     prelabel_score: float = 0.0
-    disagreement: float = 0.0
-    uncertainty: float = 0.0
-    reason: str = ""
+    disagreement: float = 0.0  # 1 − IoU of the two networks' boxes
+    uncertainty: float = 0.0  # how doubtful the pre-label is; the order of asking
+    reason: str = ""  # why the film cannot be read
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SessionFilm:
@@ -88,19 +74,15 @@ class SessionFilm:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one film now: the shapes of its label file, in film pixels.
-
-    `ignored` are those marked not to count, and `boxes` all others. `via` and `changed` say who
-    changed it last, and when (UTC, or "").
-    """
+    """What is known of one film now: the shapes of its label file, in film pixels."""
 
     state: str  # todo, accepted, corrected, drawn, skipped or unreadable
-    boxes: tuple[Shape, ...] = ()
+    boxes: tuple[Shape, ...] = ()  # all but those marked not to count
     flags: frozenset[str] = frozenset()
     fault: str = ""
-    via: str = ""
-    changed: str = ""
-    ignored: tuple[Shape, ...] = ()
+    via: str = ""  # who changed it last
+    changed: str = ""  # when (UTC, or "")
+    ignored: tuple[Shape, ...] = ()  # those marked not to count
 
     @property
     def done(self) -> bool:
@@ -251,9 +233,8 @@ class Session:
         if not film.view:
             raise ValueError(f"{where} cannot be read and takes no box: {film.reason}")
         if set(flags) - set(FLAGS):
-            raise ValueError(
-                f"flags must be of {', '.join(FLAGS)}. Got {', '.join(flags)} instead."
-            )
+            rule = f"flags must be of {', '.join(FLAGS)}"
+            raise ValueError(f"{rule}. Got {', '.join(flags)} instead.")
         known = label is None or label in self.classes
         require(known, f"label must be of {', '.join(self.classes)}", label)
         if xyxy is not None:
@@ -277,11 +258,9 @@ class Session:
 
     def write_shapes(
         self, film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str] = ()
-    ) -> LabelFile:
+    ) -> None:
         """Write the film's label file, shapes in view pixels; `flags` are the ticked ones."""
-        file = self._to_file(film, shapes, flags)
-        write_label_file(self.label_path(film), file, FLAGS)
-        return file
+        write_label_file(self.label_path(film), self._to_file(film, shapes, flags), FLAGS)
 
     @staticmethod
     def _to_file(film: SessionFilm, shapes: Iterable[Shape], flags: Collection[str]) -> LabelFile:
@@ -290,10 +269,8 @@ class Session:
         return LabelFile(name, tuple(shapes), frozenset(flags), size_hw, film.film, film.sha256)
 
     def note(self, film: SessionFilm, answer: Answer, via: str) -> bool:
-        """Add a line to the history if the answer differs from the film's last one noted.
-
-        A fault is no answer: the last good one stands. An untouched film is nothing to note.
-        """
+        """Add a line to the history if the answer differs from the film's last one noted. A fault
+        is no answer: the last good one stands. An untouched film is nothing to note."""
         box = answer.box
         said: dict[str, Any] = {
             "state": answer.state,
@@ -310,7 +287,7 @@ class Session:
         if answer.fault or all(last.get(key) == said.get(key) for key in (*_UNTOUCHED, "ignored")):
             return False
         moved = self._changed(film) if via == "labelme" else ""  # not when it was seen
-        now = moved or _say_time(datetime.now(UTC))
+        now = moved or datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"time": now, "number": film.number, "film": film.film, **said, "via": via}
         path = self.path / "history.jsonl"
         drop_torn_line(path)
@@ -374,12 +351,9 @@ class Session:
 
     def _changed(self, film: SessionFilm) -> str:
         """The same as UTC time, or ""."""
-        seconds = self._written(film)
-        return _say_time(datetime.fromtimestamp(seconds, UTC)) if seconds else ""
-
-
-def _say_time(time: datetime) -> str:
-    return time.isoformat(timespec="seconds")
+        if seconds := self._written(film):
+            return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+        return ""
 
 
 def _check_on_film(where: str, xyxy: Sequence[float], size_hw: tuple[int, int]) -> None:

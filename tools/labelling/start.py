@@ -1,36 +1,41 @@
-"""annotate.py start: make a session or go on with it, and open labelme at the next film."""
+"""annotate.py start: make a session or go on with it, and open labelme at the next film.
+
+Which films the session asks for, their 8-bit views, pre-labels and the order. Each film is written
+down as it is prepared (prepared.jsonl), so that a killed start goes on where it stopped; numbers
+are given when all films are known, because doubt decides the order.
+"""
 
 from __future__ import annotations
 
 import os
+import random
+import re
 import shutil
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
-from itertools import cycle
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import yaml
+import numpy as np
 from rich.console import Console
-from rich.markup import escape
+from rich.progress import track
 
+from cxr.boxes import Frame
+from cxr.draw import encode_jpeg
+from cxr.film import Film, list_films
+from cxr.films_table import is_among, label_word, table_rows
+from cxr.intensity import clahe, min_max, percentile_clip, resize
+from cxr.ledger import FilmRecords
 from cxr.rules import in_words, require
-from cxr.workdir import log, provenance, sha256_file, write_atomic, write_json
-from labelling.prepare import (
-    absolute,
-    add_films,
-    draw_prelabels,
-    find_candidates,
-    parse_sample,
-    prepare_films,
-    renew_prelabels,
-    sample_films,
-)
+from cxr.stream import Unread, batched, default_jobs, read_ahead
+from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
+from labelling.labelme import HINTS, run_labelme, why_not_opened, write_settings
 from labelling.session import (
     FLAGS,
-    PRELABELLED,
     SCHEMA,
     VERSION,
     Session,
@@ -38,16 +43,17 @@ from labelling.session import (
     count_states,
     is_session,
     split_names,
+    to_shape,
     write_films,
 )
 
-HINTS = """\
-In labelme:  D next film, A the one before; every change is saved by itself.
-  the box is right      tick «accepted» among the flags
-  the box is wrong      drag its corners (Ctrl+J edits), or Delete it and draw one with Ctrl+R
-  no box can be drawn   tick «unreadable» or «not frontal»
-  a box does not count  tick its own flag «ignore» (Ctrl+E edits the label)
-Close the window at any time; the same command goes on at the next film without an answer."""
+if TYPE_CHECKING:
+    from detect.finder import ThoraxFinder
+
+VIEW_SIDE = 1600  # px: a full chest on a large screen
+Films = Sequence[SessionFilm]
+Looked = tuple[Path, Film | Unread, dict[str, Any]]  # a film, and its pre-label
+BATCH = 4  # films in memory at once; one of 4,000 × 4,000 px takes 64 MB
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,8 @@ class StartConfig:
             raise ValueError(f"{rule}. Got none.")
         parse_sample(self.sample)
         if self.order == "uncertain" and not self.prelabel and not is_session(self.session):
-            raise ValueError(
-                "order uncertain needs a detector to be uncertain: add --prelabel "
-                "weights/thorax_lite0.safetensors."
-            )
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return split_names(self.classes)
+            fix = "add --prelabel weights/thorax_lite0.safetensors"
+            raise ValueError(f"order uncertain needs a detector to be uncertain: {fix}.")
 
 
 def run(config: StartConfig) -> int:
@@ -136,9 +136,8 @@ def create_session(config: StartConfig) -> None:
     if not config.films:
         raise ValueError(f"films must be given to make the session '{config.session}'. Got none.")
     if not config.annotator.strip():
-        raise ValueError(
-            "annotator must be the name of who draws, such as --annotator mk. Got none."
-        )
+        rule = "annotator must be the name of who draws, such as --annotator mk"
+        raise ValueError(f"{rule}. Got none.")
     path = Path(config.session)
     if path.exists() and any(path.iterdir()):
         rule = "session must be a new folder or a session"
@@ -150,7 +149,7 @@ def create_session(config: StartConfig) -> None:
         "version": VERSION,
         "session_id": os.urandom(8).hex(),
         "annotator": config.annotator.strip(),
-        "classes": list(config.class_names or ("thorax",)),
+        "classes": list(split_names(config.classes) or ("thorax",)),
         "root": os.path.relpath(root, path),
         "order": config.order or ("uncertain" if config.prelabel else "path"),
         "seed": config.seed,
@@ -199,14 +198,12 @@ def _open_labelme(session: Session, config: StartConfig) -> int:
     if film is None:
         print("Every film has its answer. `annotate.py check` and `annotate.py merge` come next.")
         return 0
-    screen = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-    screen = screen or not sys.platform.startswith("linux")  # there, a display must be named
-    if not find_labelme() or not screen:
-        why = "there is no screen to open labelme on" if find_labelme() else HOW_TO_INSTALL
+    if why := why_not_opened():
         print(f"The session is prepared, but {why}.", file=sys.stderr)
         return 1
     print(HINTS)
-    code = run_labelme(session, film)
+    settings = write_settings(session.path, session.classes, FLAGS)
+    code = run_labelme(session.view_path(film), settings, session.note_changes)
     _report(Session.open(session.path), [])
     return code
 
@@ -215,7 +212,7 @@ def _check_same(session: Session, config: StartConfig) -> None:
     """A session keeps its annotator and its classes: the boxes in it were drawn under them."""
     for name, given, own in (
         ("annotator", config.annotator.strip(), session.annotator),
-        ("classes", ", ".join(config.class_names), ", ".join(session.classes)),
+        ("classes", ", ".join(split_names(config.classes)), ", ".join(session.classes)),
     ):
         if given and given != own:
             fix = "make another session for other ones"
@@ -224,74 +221,263 @@ def _check_same(session: Session, config: StartConfig) -> None:
 
 def _report(session: Session, restored: list[SessionFilm]) -> None:
     counts = count_states(answer for _, answer in session.answers())
-    console = Console(highlight=False)
-    console.print(
-        f"{counts['done']} of {counts['films'] - counts['unreadable']} films done, "
-        f"{counts['todo']} to do · "
-        f"{session.annotator} · {escape(str(session.path))}"
-    )
-    for film in restored:
-        console.print(f"restored from the history: {escape(film.film)}")
+    readable = counts["films"] - counts["unreadable"]
+    lines = [
+        f"{counts['done']} of {readable} films done, {counts['todo']} to do · "
+        f"{session.annotator} · {session.path}"
+    ]
+    lines += [f"restored from the history: {film.film}" for film in restored]
     unreadable = [f for f in session.films if not f.view]
-    for film in unreadable[:10]:
-        console.print(f"left out: {escape(film.film)}: {escape(film.reason)}")
+    lines += [f"left out: {film.film}: {film.reason}" for film in unreadable[:10]]
     if len(unreadable) > 10:
-        console.print(f"left out: {len(unreadable) - 10} more; see `annotate.py status`")
+        lines.append(f"left out: {len(unreadable) - 10} more; see `annotate.py status`")
+    Console(highlight=False, markup=False).print(*lines, sep="\n")
 
 
-POLL_SECONDS = 1.0
-SLACK_SECONDS = 3.0  # file systems keep coarse times, and a file may have been half written
-COLOURS = ([0, 220, 255], [255, 170, 0], [120, 255, 120])
-HOW_TO_INSTALL = "labelme is missing: pip install -e .[annotate]"
+class Candidates(NamedTuple):
+    """The films that may be asked for (number 0, `film` the path of its file), the folder their
+    names will be relative to, and how many files were passed over for which reason."""
+
+    films: list[SessionFilm]
+    root: Path
+    passed_over: dict[str, int]
 
 
-def find_labelme() -> str:
-    """The program beside this Python, or on the PATH; "" when there is none."""
-    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    return shutil.which("labelme", path=os.pathsep.join(places)) or ""
+def find_candidates(films: Sequence[str], table: str = "", source: str = "") -> Candidates:
+    """Films of folders, files and tables (`.csv`); `table` tells the labels of films in folders,
+    and only films of `source` are kept, if it is named. Raises ValueError for a table without its
+    columns, or when no film is left; FileNotFoundError for a path that does not exist."""
+    tables = [Path(f) for f in films if f.lower().endswith(".csv")]
+    listed = [film for path in tables for film in read_table(path)]
+    found = list_films([f for f in films if not f.lower().endswith(".csv")])
+    known = {absolute(f.film): f for f in read_table(Path(table))} if table else {}
+    listed += [known.get(absolute(path), SessionFilm(0, str(path))) for path in found.films]
+    if source:
+        listed = [film for film in listed if is_among(film.source, [source])]
+    if not listed:
+        rest = f" of the source {source!r}; see the column source of the table" if source else ""
+        rule = f"films must hold at least one film{rest}"
+        raise ValueError(f"{rule}. Got none in {', '.join(films)}.")
+    folders = {absolute(film.film).parent for film in listed}
+    root = Path(os.path.commonpath(folders))
+    if tables or table:  # names as the table has them
+        base = absolute(table or tables[0]).parent
+        root = base if all(f.is_relative_to(base) for f in folders) else root
+    return Candidates(listed, root, found.passed_over)
 
 
-def write_settings(session: Session) -> Path:
-    """labelme's settings for this session: labels, flags, saving at each change."""
-    settings = {
-        "auto_save": True,
-        "with_image_data": False,  # the view lies beside the label file
-        "keep_prev": False,
-        "display_label_popup": len(session.classes) > 1,
-        "labels": list(session.classes),
-        "validate_label": "exact",
-        "sort_labels": False,
-        "flags": list(FLAGS),
-        "label_flags": {".*": [PRELABELLED, "ignore"]},
-        "shape_color": "manual",  # labelme's own first colour is a dark red, lost on a dark film
-        "label_colors": dict(zip(session.classes, cycle(COLOURS), strict=False)),
-    }
-    text = "# written by annotate.py start\n" + yaml.safe_dump(settings, sort_keys=False)
-    return write_atomic(session.path / "labelme.yaml", text)
+def read_table(path: Path) -> list[SessionFilm]:
+    """The films of a CSV. Columns: image (relative to the table), and where known patient_id,
+    label, sublabel, source, orig_width, orig_height; raises ValueError without `image`."""
+    films = []
+    for _, row in table_rows(path, ["image"]):
+        if not row["image"]:
+            continue
+        place = path.parent / row["image"]
+        if not place.exists():  # written by Windows
+            place = path.parent / row["image"].replace("\\", "/")
+        texts = {k: row.get(k, "") for k in ("patient_id", "label", "sublabel", "source")}
+        width, height = row.get("orig_width", ""), row.get("orig_height", "")
+        size_hw = (int(height), int(width)) if width.isdigit() and height.isdigit() else None
+        films.append(SessionFilm(0, str(place), **texts, original_hw=size_hw))  # type: ignore[arg-type]
+    return films
 
 
-def run_labelme(session: Session, film: SessionFilm) -> int:
-    """Open labelme at a film and wait till it is closed; returns its exit code.
+def parse_sample(text: str) -> dict[str, int]:
+    """`normal=200,pneumonia=200` as a dict; raises ValueError for anything else."""
+    sample: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        label, _, number = (p.strip() for p in part.partition("="))
+        right = bool(label) and number.isdigit() and int(number) > 0
+        rule = "sample must be label=number, with commas between, such as normal=200,pneumonia=200"
+        require(right, rule, text)
+        sample[label] = int(number)
+    return sample
 
-    Each answer is noted in the history within a second of its being saved, so that a crash, of
-    labelme or of the machine, costs at most the box that is being drawn.
+
+def sample_films(films: Films, sample: dict[str, int], seed: int) -> list[SessionFilm]:
+    """So many films of each label (or sublabel), from as many patients as there are: a patient
+    gives a second film only after every patient of the label has given one. Raises ValueError when
+    a label has too few films."""
+    if not sample:
+        return list(films)
+    chosen: list[SessionFilm] = []
+    for label, number in sample.items():
+        word = label_word(label)
+        same = [f for f in films if word in (label_word(f.label), label_word(f.sublabel))]
+        pool = [f for f in same if f not in chosen]
+        if len(pool) < number:
+            labels = sorted({f.label for f in films} | {f.sublabel for f in films} - {""})
+            raise ValueError(
+                f"sample asks for {number} films of {label!r}, there are {len(pool)}. "
+                f"Labels of these films: {', '.join(labels)[:300]}."
+            )
+        rng, films_of = random.Random(seed), defaultdict[str, list[SessionFilm]](list)
+        for film in sorted(pool, key=lambda f: f.film):
+            films_of[film.patient_id or film.film].append(film)
+        patients = sorted(films_of)
+        rng.shuffle(patients)
+        for patient in patients:
+            rng.shuffle(films_of[patient])
+        rounds = zip_longest(*(films_of[p] for p in patients))  # one film of each patient
+        chosen += [film for films in rounds for film in films if film][:number]
+    return sorted(chosen, key=lambda f: f.film)
+
+
+def make_view(pixels: np.ndarray, side: int = VIEW_SIDE) -> tuple[np.ndarray, Frame]:
+    """An 8-bit view (h, w) of a film (H, W) in [0, 1]: long side at most `side` px, 0.5 / 99.5
+    percentiles, CLAHE; and the Frame that leads its boxes back to the film."""
+    height, width = pixels.shape
+    scale = min(1.0, side / max(height, width))
+    view_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
+    grey = clahe(min_max(percentile_clip(resize(pixels, view_hw))))
+    return (grey * 255 + 0.5).astype(np.uint8), Frame((0, 0, width, height), view_hw, view_hw)
+
+
+def find_prelabels(finder: ThoraxFinder, films: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """The pre-label of each film (H, W), as fields of a SessionFilm: the box of both opinions, and
+    how doubtful it is.
+
+    The doubt is 1 − the box's quality (its score where none is known), plus 1 − IoU of the two
+    boxes, plus 1 where the box would not be used, plus 1 where no thorax is seen.
     """
-    settings, messages = write_settings(session), session.path / "labelme.log"
-    ask = [find_labelme(), str(session.view_path(film)), "--config", str(settings)]
-    seen = time.time()
-    with messages.open("ab") as output:
-        process = subprocess.Popen(ask, stdout=output, stderr=output)  # noqa: S603 - our own list
-        try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                before, seen = seen, time.time()
-                session.note_changes(before - SLACK_SECONDS)
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-    session.note_changes()
-    if process.returncode != 0:
-        last = "\n".join(messages.read_text(errors="replace").strip().splitlines()[-3:])
-        said = "labelme ended with code %d. The last of %s:\n%s"
-        log.warning(said, process.returncode, messages, last)
-    return process.returncode
+    found = []
+    for box in finder.predict(films):
+        good = box.score if box.quality is None else box.quality
+        doubt = {"ok": 0.0, "fallback": 1.0}.get(box.status, 2.0) + 1 - good
+        apart = 1.0 if box.apart is None else box.apart
+        seen = None if box.status == "no_thorax" else box.seen_xyxy
+        found.append(
+            {
+                "prelabel_xyxy": tuple(round(v, 3) for v in seen) if seen else None,
+                "prelabel_score": box.score,
+                "disagreement": round(apart, 4),
+                "uncertainty": round(doubt + apart, 4),
+            }
+        )
+    return found
+
+
+def _look_at(paths: Sequence[Path], finder: ThoraxFinder | None, said: str) -> Iterator[Looked]:
+    """Each film in its turn, with its pre-label; looked at a few together."""
+    read = read_ahead(paths, jobs=default_jobs(len(paths)))
+    for batch in batched(track(read, said, len(paths), console=console), BATCH):
+        films = [film.pixels for _, film in batch if isinstance(film, Film)]
+        found = iter(find_prelabels(finder, films) if finder else [{}] * len(films))
+        for path, film in batch:
+            yield path, film, next(found) if isinstance(film, Film) else {}
+
+
+def prepare_films(
+    path: Path, candidates: Films, root: Path, finder: ThoraxFinder | None
+) -> list[SessionFilm]:
+    """Views and pre-labels of films that the session does not know yet; not numbered (0). Those in
+    prepared.jsonl are not read again. A film that cannot be read, or that is the same file as an
+    earlier one, has its reason instead of a view."""
+    (path / "prepared").mkdir(parents=True, exist_ok=True)
+    places = [absolute(c.film) for c in candidates]
+    named = [
+        replace(c, film=(p.relative_to(root) if p.is_relative_to(root) else p).as_posix())
+        for c, p in zip(candidates, places, strict=True)
+    ]
+    by_path = dict(zip((Path(c.film) for c in candidates), named, strict=True))
+    with FilmRecords(path / "prepared.jsonl", SessionFilm.from_dict) as log:
+        pending = [file for file, film in by_path.items() if film.film not in log]
+        for file, film, prelabel in _look_at(pending, finder, "Preparing films"):
+            log.add(asdict(_prepare(by_path[file], film, prelabel, path)))
+        done = {film.film: film for film in log.kept()}
+    first: dict[str, str] = {}
+    rows = []
+    for row in (done[film.film] for film in named):
+        twin = first.setdefault(row.sha256, row.film) if row.view else row.film
+        same = {"view": "", "frame": None, "reason": f"the same film as {twin}"}
+        rows.append(row if twin == row.film else replace(row, **same))
+    return rows
+
+
+def _prepare(
+    row: SessionFilm, film: Film | Unread, prelabel: dict[str, Any], path: Path
+) -> SessionFilm:
+    if isinstance(film, Unread):
+        return replace(row, sha256=film.sha256, reason=str(film))
+    pixels, frame = make_view(film.pixels)
+    view = f"prepared/{film.sha256}.jpg"
+    write_atomic(path / view, encode_jpeg(pixels, quality=93))
+    return replace(
+        row,
+        sha256=film.sha256,
+        size_hw=(film.pixels.shape[0], film.pixels.shape[1]),
+        view=view,
+        frame=frame,
+        patient_id=row.patient_id or film.patient,
+        **prelabel,
+    )
+
+
+def add_films(path: Path, old: Films, new: Films, order: str, seed: int) -> list[SessionFilm]:
+    """Number the new films after the old ones, move their views into place, write films.jsonl.
+
+    `order`: uncertain (most doubtful first), random or path; films that cannot be read come last.
+    Done twice, it does the same: a start killed in between is made good by the next.
+    """
+    (path / "views").mkdir(exist_ok=True)
+    films = list(old)
+    first = max((f.number for f in old), default=0) + 1
+    rows = sorted(new, key=lambda r: r.film)
+    if order == "random":
+        random.Random(seed).shuffle(rows)
+    doubt = {"uncertain": 1.0}.get(order, 0.0)
+    rows.sort(key=lambda r: (not r.view, -doubt * r.uncertainty))
+    for number, row in enumerate(rows, first):
+        view = ""
+        if row.view:
+            stem = re.sub(r"[^\w.-]+", "_", Path(row.film).stem)[:60]
+            view = f"views/{number:04d}_{stem}.jpg"
+            with suppress(FileNotFoundError):  # moved already
+                os.replace(path / row.view, path / view)  # noqa: PTH105
+        films.append(replace(row, number=number, view=view))
+    write_films(path, films)
+    return films
+
+
+def draw_prelabels(session: Session) -> None:
+    """Write the pre-labels of films that have no label file yet."""
+    for film in session.films:
+        label = prelabel_class(session.classes, film)
+        if film.view and film.prelabel_xyxy and label and not session.label_path(film).exists():
+            session.write_shapes(film, [to_shape(film, film.prelabel_xyxy, label, True)])
+
+
+def prelabel_class(classes: Sequence[str], film: SessionFilm) -> str:
+    """The label of a film's pre-label: the only class, or the film's own label; "" is none."""
+    if len(classes) == 1:
+        return classes[0]
+    words = label_word(film.label), label_word(film.sublabel)
+    return next((name for word in words for name in classes if label_word(name) == word), "")
+
+
+def renew_prelabels(session: Session, finder: ThoraxFinder) -> int:
+    """Pre-label again, with other weights, each film that no human has touched; returns how
+    many. Human boxes, and films with a history, stay as they are."""
+    noted = {entry["number"] for entry in session.history()}
+    by_path = {}
+    for film in (f for f in session.films if f.view and f.number not in noted):
+        answer = session.answer(film)
+        # a label file without a box was emptied by hand
+        if answer.untouched and (answer.boxes or not session.label_path(film).exists()):
+            by_path[session.film_path(film)] = film
+    renewed = {}
+    for path, read, prelabel in _look_at(list(by_path), finder, "Pre-labelling again"):
+        film = by_path[path]
+        if isinstance(read, Film) and read.sha256 == film.sha256:
+            session.label_path(film).unlink(missing_ok=True)
+            renewed[film.number] = replace(film, **prelabel)
+    session.films = [renewed.get(f.number, f) for f in session.films]
+    write_films(session.path, session.films)
+    draw_prelabels(session)
+    return len(renewed)
+
+
+def absolute(path: str | Path) -> Path:
+    """The path from the root, links left as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links

@@ -24,13 +24,12 @@ import numpy as np
 
 from classify.audit.films import Truths, draw_lungs
 from classify.audit.metrics import Regions, measure
-from classify.bundles import Single, load_single, member_of
-from classify.ensemble import prepare_films
+from classify.ensemble import Single, load_single, member_of, prepare_films
 from classify.films import Case, select_cases
-from classify.inputs import classes_of
+from classify.members import classes_of
 from classify.preprocess import PreprocessConfig
+from classify.saliency import OWN_MAPS, to_pixels
 from classify.saliency.maps import explain, explains_itself, saliency_maps
-from classify.saliency.methods import OWN_MAPS, to_pixels
 from cxr.bundle import load_bundle
 from cxr.data_folders import Data, DataFolders
 from cxr.engines import pick_device

@@ -20,7 +20,7 @@ from rich.table import Table as Shown
 from cxr.cli import Several, from_plain, load_named, to_plain
 from cxr.data_folders import DataFolders
 from cxr.ledger import read_answers
-from cxr.page.words import printable
+from cxr.page import printable
 from cxr.rules import require, require_at_least, require_not_negative, require_one_of
 from cxr.training.recipe import flatten
 from cxr.workdir import log, provenance, read_json, write_json

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cxr.draw import LINES, new_figure, to_data_uri, to_png
+from cxr.page import printable
 from cxr.page.build import page_text
-from cxr.page.words import printable
 from cxr.stats import Figure, in_words
 from reproducing.cells import Cell
 from reproducing.experiment import OF_A_CLASS, OF_A_TIER, Measure

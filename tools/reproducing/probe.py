@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from classify.evaluate import fit_shortcut
 from classify.films import Case, select_cases
-from classify.shortcuts import fit_shortcut
 from cxr.data_folders import Data, DataFolders
 from cxr.ledger import Answer
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import log, read_json, replacing, sha256_file, write_json
 from detect.predict import DEFAULT_WEIGHTS, ThoraxDetector
-from exploring.entries import Box, coco_boxes
-from exploring.gather import FEATURES, OTHER_SHAPE, film_features
+from exploring import FEATURES, OTHER_SHAPE, Box, coco_boxes, film_features
 from reproducing.cells import Cell, ReproduceConfig, short_reason
 from reproducing.experiment import Experiment
 from reproducing.runners import SplitOf

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from classify.bundles import member_of
 from classify.dataset import (
     NO_REGION,
     FilmDataset,
@@ -28,8 +27,9 @@ from classify.dataset import (
     film_loader,
     predict,
 )
+from classify.ensemble import member_of
 from classify.films import Case
-from classify.labels import FAR_BELOW, TARGET, label_of
+from classify.members import FAR_BELOW, TARGET, label_of
 from classify.models.multitask import SCXNN
 from classify.preprocess import to_input
 from classify.screener import CLEARED, FitConfig, calibrate, fit_screener

@@ -1,4 +1,5 @@
-"""labelme's label file: one JSON beside each view, read without trust and written whole.
+"""labelme: its label file, one JSON beside each view, read without trust and written whole; its
+settings and its window.
 
 The format as labelme 6 writes it; labelme itself is GPL and is never imported.
 """
@@ -7,17 +8,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import yaml
+
 from cxr.coco import MARKS
-from cxr.workdir import read_json, write_atomic
+from cxr.workdir import log, read_json, write_atomic
 
 FORMAT_VERSION = "6.3.1"  # of the format that is written here
 PRELABELLED = "prelabelled"
+POLL_SECONDS = 1.0
+SLACK_SECONDS = 3.0  # file systems keep coarse times, and a file may have been half written
+COLOURS = ([0, 220, 255], [255, 170, 0], [120, 255, 120])
+HINTS = """\
+In labelme:  D next film, A the one before; every change is saved by itself.
+  the box is right      tick «accepted» among the flags
+  the box is wrong      drag its corners (Ctrl+J edits), or Delete it and draw one with Ctrl+R
+  no box can be drawn   tick «unreadable» or «not frontal»
+  a box does not count  tick its own flag «ignore» (Ctrl+E edits the label)
+Close the window at any time; the same command goes on at the next film without an answer."""
 
 Point = tuple[float, float]
 
@@ -185,3 +203,65 @@ def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
         return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
 
     return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+
+
+def find_labelme() -> str:
+    """The program beside this Python, or on the PATH; "" when there is none."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return shutil.which("labelme", path=os.pathsep.join(places)) or ""
+
+
+def why_not_opened() -> str:
+    """Why labelme cannot be opened; "" where it can."""
+    if not find_labelme():
+        return "labelme is missing: pip install -e .[annotate]"
+    screen = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    screen = screen or not sys.platform.startswith("linux")  # there, a display must be named
+    return "" if screen else "there is no screen to open labelme on"
+
+
+def write_settings(folder: Path, classes: Sequence[str], flags: Sequence[str]) -> Path:
+    """labelme's settings for a session in its folder: labels, flags, saving at each change."""
+    settings = {
+        "auto_save": True,
+        "with_image_data": False,  # the view lies beside the label file
+        "keep_prev": False,
+        "display_label_popup": len(classes) > 1,
+        "labels": list(classes),
+        "validate_label": "exact",
+        "sort_labels": False,
+        "flags": list(flags),
+        "label_flags": {".*": [PRELABELLED, "ignore"]},
+        "shape_color": "manual",  # labelme's own first colour is a dark red, lost on a dark film
+        "label_colors": dict(zip(classes, cycle(COLOURS), strict=False)),
+    }
+    text = "# written by annotate.py start\n" + yaml.safe_dump(settings, sort_keys=False)
+    return write_atomic(folder / "labelme.yaml", text)
+
+
+def run_labelme(view: Path, settings: Path, note_changes: Callable[[float], object]) -> int:
+    """Open labelme at a view and wait till it is closed; returns its exit code.
+
+    `note_changes` is asked each second to note what was saved since a time (s), so that a crash, of
+    labelme or of the machine, costs at most the box that is being drawn.
+    """
+    messages, ask = settings.with_suffix(".log"), [find_labelme(), str(view), "--config"]
+    seen = time.time()
+    with messages.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own list
+            [*ask, str(settings)], stdout=output, stderr=output
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                before, seen = seen, time.time()
+                note_changes(before - SLACK_SECONDS)
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+    note_changes(0.0)
+    if process.returncode != 0:
+        last = "\n".join(messages.read_text(errors="replace").strip().splitlines()[-3:])
+        said = "labelme ended with code %d. The last of %s:\n%s"
+        log.warning(said, process.returncode, messages, last)
+    return process.returncode
