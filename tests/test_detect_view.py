@@ -21,9 +21,8 @@ from detect.lungfield.field import LungField
 from detect.predict import ThoraxBox, prepare_film
 from detect.view import CLASSES, DEFAULT_WEIGHTS, View, ViewNet
 from detect.view.__main__ import main
-from detect.view.evaluate import outcome, outcome_of
+from detect.view.head import SURE, choose_point, outcome, outcome_of
 from detect.view.pictures import ViewMaker, class_of_negative, read_films
-from detect.view.train import SURE, choose_point
 
 SHARED = {"frontal": 0.7, "mirrored": 0.9}
 

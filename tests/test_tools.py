@@ -106,7 +106,7 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     from detect.film_class import FilmClassConfig
     from detect.settings import FieldTrainConfig
     from detect.settings import TrainConfig as DetectConfig
-    from detect.view.train import ViewTrainConfig
+    from detect.view.head import ViewTrainConfig
 
     path = root / "configs" / stage / name
     if name == "tiers.yaml":

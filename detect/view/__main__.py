@@ -10,14 +10,14 @@ from cxr.cli import Command, as_command, run_command
 PROG = "python -m detect.view"
 COMMANDS = {
     "train": Command(
-        "detect.view.train:ViewTrainConfig",
+        "detect.view.head:ViewTrainConfig",
         f"{PROG} train --config configs/detect/view.yaml",
-        run="detect.view.train:train",
+        run="detect.view.head:train",
     ),
     "evaluate": Command(
-        "detect.view.evaluate:ViewEvaluateConfig",
+        "detect.view.head:ViewEvaluateConfig",
         f"{PROG} evaluate --folds runs/view/folds.json --out runs/view_evaluate",
-        run="detect.view.evaluate:evaluate",
+        run="detect.view.head:evaluate",
     ),
 }
 

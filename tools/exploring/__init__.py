@@ -256,15 +256,9 @@ class Box:
 
 def coco_boxes(paths: Iterable[Path], images: Sequence[str]) -> dict[str, Box]:
     """Image of the table → the union of its boxes; raises ValueError for a file with faults."""
-    return _matched(
-        {
-            f.file_name: Box(as_xyxy(union_xyxy(f.boxes_xyxy)), f.size_hw)
-            for path in paths
-            for f in read_counted(path)
-            if len(f.boxes_xyxy)
-        },
-        images,
-    )
+    films = (f for path in paths for f in read_counted(path) if len(f.boxes_xyxy))
+    boxes = {f.file_name: Box(as_xyxy(union_xyxy(f.boxes_xyxy)), f.size_hw) for f in films}
+    return _matched(boxes, images)
 
 
 def crop_boxes(folder: str | Path, images: Sequence[str]) -> dict[str, Box]:

@@ -88,11 +88,7 @@ def answer(
 
 
 def cross_validated_auc(
-    features: Array,
-    positive: Array,
-    patients: Sequence[str],
-    draws: int = 1000,
-    seed: int = 0,
+    features: Array, positive: Array, patients: Sequence[str], draws: int = 1000, seed: int = 0
 ) -> Figure:
     """AUC of a logistic regression over five folds of patients, with its interval by patient.
 

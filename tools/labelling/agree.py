@@ -17,21 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cxr import draw
 from cxr.cli import to_plain
-from cxr.draw import (
-    BLUE,
-    COLOURS,
-    ORANGE,
-    draw_box,
-    draw_text,
-    encode_png,
-    fit,
-    new_figure,
-    sheet,
-    shorten,
-    to_rgb,
-    write_figure,
-)
 from cxr.film import FilmError, list_films, read_film
 from cxr.films_table import FilmStems
 from cxr.ledger import csv_line
@@ -59,8 +46,8 @@ from labelling.readers import (
 from labelling.session import so_many
 
 FILES = ("agreement.md", "agreement.json", "films.csv")
-SHAPES = ("o", "^", "s", "D", "v", "P")  # beside the colours: told apart without them as well
-COLOUR_A, COLOUR_B = BLUE, ORANGE
+SHAPES = ("o", "^", "s", "D", "v", "P")  # beside the six colours: told apart without them as well
+COLOUR_A, COLOUR_B = draw.BLUE, draw.ORANGE
 TILE, COLUMNS = 400, 4  # of the sheet
 _GROUND = (24, 24, 24)
 FIRST = 3  # films that a line names
@@ -296,7 +283,7 @@ def draw_agreement(comparison: Comparison, whole: Agreement, path: Path) -> None
     """1200 × 800: the histogram of IoU, and one Bland–Altman panel for each edge."""
     both = [p for p in comparison.pairs if p.verdict == BOTH]
     readers = list(dict.fromkeys(p.reader for p in both))
-    figure = new_figure(12, 8)
+    figure = draw.new_figure(12, 8)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr,call-arg]
     panes: Any = figure.subfigures(1, 2, width_ratios=(2, 3))
     _draw_histogram(panes[0].subplots(), both, readers, whole)
@@ -304,7 +291,7 @@ def draw_agreement(comparison: Comparison, whole: Agreement, path: Path) -> None
     places = [_plain("/".join(side.path.parts[-2:])) for side in (comparison.a, comparison.b)]
     count = f"{whole.pairs} pairs of boxes, {whole.patients} patients"
     figure.suptitle(f"A: {places[0]}    B: {places[1]}    {count}", fontsize=12)
-    write_figure(figure, path, dpi=100)
+    draw.write_figure(figure, path, dpi=100)
 
 
 def _plain(text: str, most: int = 40) -> str:
@@ -325,7 +312,7 @@ def _draw_histogram(axis: Any, both: Sequence[Pair], readers: Names, whole: Agre
         f"{_plain(r, 26)}: median {np.median(v):.3f} of {len(v)}"
         for r, v in zip(readers, values, strict=True)
     ]
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(readers))]
+    colours = [draw.COLOURS[i % len(draw.COLOURS)] for i in range(len(readers))]
     axis.hist(values, bins=list(bins), stacked=True, label=labels, color=colours, ec="white")
     marks = (("median", whole.median_iou, "-"), ("5th percentile", whole.p5_iou, ":"))
     for name, found, style in marks:
@@ -352,8 +339,8 @@ def _draw_edges(figure: Any, both: Sequence[Pair], readers: Names, whole: Agreem
     for i, axis in enumerate(figure.subplots(2, 2, sharey=True).flat):
         for number in range(len(readers)):
             own = owner == number
-            look: Any = {"color": COLOURS[number % len(COLOURS)], "s": 20, "linewidths": 0}
-            look |= {"marker": SHAPES[number % len(SHAPES)], "alpha": 0.5}
+            look: Any = {"s": 20, "linewidths": 0, "alpha": 0.5}
+            look |= {"color": draw.COLOURS[number % 6], "marker": SHAPES[number % 6]}
             axis.scatter(places[own, i], differences[own, i], **look)
         _draw_limits(axis, whole.edges_pct[i])
         axis.set_title(f"{SIDES[i]} edge", fontsize=11, loc="left", fontweight="bold")
@@ -392,10 +379,10 @@ def draw_worst(comparison: Comparison, folder: str, path: Path, number: int) -> 
             for pair, place in found
             if place
         ]
-        body = sheet(tiles, captions, columns=COLUMNS, tile=TILE)
+        body = draw.sheet(tiles, captions, columns=COLUMNS, tile=TILE)
         title = f"the lowest IoU of {len({p.film for p in both})} films"
         head = _draw_head(body.shape[1], title, _side_names(comparison, both))
-        write_atomic(path, encode_png(np.vstack([head, body])))
+        write_atomic(path, draw.encode_png(np.vstack([head, body])))
     return len(tiles), lost
 
 
@@ -416,12 +403,12 @@ def draw_pair(pair: Pair, film_path: Path) -> np.ndarray:
         fault = f"unreadable: {error.reason}"
     height, width = pair.size_hw or pixels.shape
     # Drawn on the small picture: lines of one width on every film, thin enough for two near ones.
-    picture = fit(to_rgb(pixels), TILE)
+    picture = draw.fit(draw.to_rgb(pixels), TILE)
     scale = [picture.shape[1] / width, picture.shape[0] / height] * 2
     for box, colour in ((pair.a_xyxy, COLOUR_A), (pair.b_xyxy, COLOUR_B)):
         assert box is not None
-        picture = draw_box(picture, np.multiply(box, scale), colour)
-    return draw_text(picture, fault, (8, 8)) if fault else picture
+        picture = draw.draw_box(picture, np.multiply(box, scale), colour)
+    return draw.draw_text(picture, fault, (8, 8)) if fault else picture
 
 
 def _side_names(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
@@ -439,13 +426,13 @@ def _draw_head(width: int, title: str, names: Sequence[str]) -> np.ndarray:
     """The sheet's first lines: the title, and whose box has which colour."""
     size = 20
     head = np.full((size * (2 + 3 * len(names) // 2), width, 3), _GROUND, np.uint8)
-    head = draw_text(head, shorten(title, width - 16, size), (8, 8), size=size)
+    head = draw.draw_text(head, draw.shorten(title, width - 16, size), (8, 8), size=size)
     sides = zip("AB", names, (COLOUR_A, COLOUR_B), strict=True)
     for row, (letter, name, colour) in enumerate(sides, start=1):
         y = 8 + round(1.4 * size * row)
         head[y + size // 2 : y + size // 2 + 4, 8:48] = colour
-        words = shorten(f"{letter}: {name}", width - 72, size)
-        head = draw_text(head, words, (56, y), colour, size)
+        words = draw.shorten(f"{letter}: {name}", width - 72, size)
+        head = draw.draw_text(head, words, (56, y), colour, size)
     return head
 
 

@@ -234,11 +234,7 @@ def _plan_film(session: Session, film: SessionFilm, own: dict[str, Any], seen: S
 
 
 def _set_edges(
-    change: Change,
-    answer: Answer,
-    edges: dict[str, Any],
-    classes: Collection[str],
-    seen: Seen,
+    change: Change, answer: Answer, edges: dict[str, Any], classes: Collection[str], seen: Seen
 ) -> Change:
     film, label = change.film, edges.get("label")
     if label is not None and label not in classes:
