@@ -3,11 +3,7 @@
 python -m classify.crossfit --config configs/classify/kermany_crops.yaml --crops runs/crops_data
 """
 
-from functools import partial
-
-from classify.train import run_task
-
-main = partial(run_task, "crossfit")
+from classify.train import crossfit as main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from classify.members import (
     FAR_BELOW,
@@ -131,7 +131,7 @@ class Ensemble:
             raise ValueError(f"target must be one of {', '.join(self.targets)}. Got {target!r}.")
         return self.members[target]
 
-    def prepare(self, pixels: Sequence[Array]) -> tuple[torch.Tensor, list[Frame]]:
+    def prepare(self, pixels: Sequence[Array]) -> tuple[Tensor, list[Frame]]:
         """N films or crops (H, W) float32 in [0, 1] to the input (N, 3, side, side) of every
         member, and the Frames that lead from it back to each film's or crop's pixels."""
         return prepare_films(pixels, self.settings, self.device)
@@ -153,17 +153,17 @@ class Ensemble:
         """Whether each network names the layers whose maps it pools, as `predict_pooled` needs."""
         return all(map(pooled_layers, self.networks))
 
-    def predict_prepared(self, batch: torch.Tensor) -> Array:
+    def predict_prepared(self, batch: Tensor) -> Array:
         """(N, members, 3) logits of what `prepare` gave."""
         if self.exported is not None:
             return self.exported.predict_prepared(self._pictures(batch))
         with inferring(self.device, self.precision):
             return self._arranged({net: net(batch) for net in self.networks})
 
-    def predict_pooled(self, batch: torch.Tensor) -> tuple[Array, Array]:
+    def predict_pooled(self, batch: Tensor) -> tuple[Array, Array]:
         """`predict_prepared`, and from the same forward passes what a guard knows films by (N, F)
         float32: of each network what `watching` sees, side by side."""
-        pooled: list[torch.Tensor] = []
+        pooled: list[Tensor] = []
         logits = {}
         with inferring(self.device, self.precision):
             for net in self.networks:
@@ -172,16 +172,14 @@ class Ensemble:
                 pooled += seen
             return self._arranged(logits), torch.cat(pooled, dim=1).numpy()
 
-    def look_pooled(
-        self, batch: torch.Tensor
-    ) -> tuple[list[tuple[Array, Array | None]], Array | None]:
+    def look_pooled(self, batch: Tensor) -> tuple[list[tuple[Array, Array | None]], Array | None]:
         """Of each member logits (N, 3) and, where its head allows that from the same pass, the
         Grad-CAM of its target (N, h, w) ≥ 0; and what `predict_pooled` gives, where it can."""
         nets = [self.members[target] for target in self.targets]
         with inferring(self.device, self.precision):
             return look_pooled(nets, batch, TARGET)
 
-    def look(self, batch: torch.Tensor, method: str = "grad_cam") -> list[tuple[Array, Array]]:
+    def look(self, batch: Tensor, method: str = "grad_cam") -> list[tuple[Array, Array]]:
         """Of each member logits (N, 3) and the map of its target (N, h, w) by a method of
         `classify.saliency`: in one forward pass if the head allows, and for all members
         that are one network."""
@@ -189,17 +187,17 @@ class Ensemble:
             return self.exported.look_pooled(self._pictures(batch))[0]
         return member_maps([self.members[target] for target in self.targets], batch, method)
 
-    def _pictures(self, batch: torch.Tensor) -> Array:
+    def _pictures(self, batch: Tensor) -> Array:
         """What exported networks take, (N, 1, side, side) in [0, 1]."""
         return from_input(batch, self.settings).cpu().numpy()
 
-    def slow_maps(self, target: str, batch: torch.Tensor) -> Array:
+    def slow_maps(self, target: str, batch: Tensor) -> Array:
         """Grad-CAM of one member (N, h, w) ≥ 0 by a backward pass; without a layer by occlusion."""
         member, wanted = self.members[target], [TARGET] * len(batch)
         method = "grad_cam" if pooled_layers(member) else "occlusion"
         return saliency_maps(member, batch, wanted, method, closed_form=False)
 
-    def _arranged(self, ran: Mapping[nn.Module, torch.Tensor]) -> Array:
+    def _arranged(self, ran: Mapping[nn.Module, Tensor]) -> Array:
         """(N, members, 3) from the logits (N, K) of each network."""
         logits = []
         for member in self.members.values():
@@ -228,7 +226,7 @@ def one_network(nets: Sequence[nn.Module]) -> SCXNN | None:
 
 
 def member_maps(
-    members: Sequence[nn.Module], batch: torch.Tensor, method: str
+    members: Sequence[nn.Module], batch: Tensor, method: str
 ) -> list[tuple[Array, Array]]:
     """`Ensemble.look` for some members."""
     found = look(members, batch, TARGET, method)
@@ -246,11 +244,11 @@ class StandIn(nn.Module):
 
     net: nn.Module
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, 3, h, w) to logits (N, 3): NORMAL, TARGET, OTHERS."""
         return self.rearrange(self.net(x))
 
-    def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
+    def rearrange(self, logits: Tensor) -> Tensor:
         """The network's logits (N, K) to the member's (N, 3)."""
         raise NotImplementedError
 
@@ -273,7 +271,7 @@ class SharedMember(StandIn):
         super().__init__()
         self.net, self.first = net, 3 * place
 
-    def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
+    def rearrange(self, logits: Tensor) -> Tensor:
         """The network's logits (N, 3 × targets) to the member's (N, 3)."""
         return logits[:, self.first : self.first + 3]
 
@@ -294,7 +292,7 @@ class SingleMember(StandIn):
         self.net = net
         self.normal, self.target = normal, target
 
-    def rearrange(self, logits: torch.Tensor) -> torch.Tensor:
+    def rearrange(self, logits: Tensor) -> Tensor:
         """The network's logits (N, K) to the member's (N, 3)."""
         rest = [k for k in range(logits.shape[1]) if k not in (self.normal, self.target)]
         lowest = logits.amin(1) - FAR_BELOW
@@ -316,7 +314,7 @@ def members_of(net: nn.Module, classes: Sequence[str]) -> dict[str, SingleMember
 
 def prepare_films(
     pixels: Sequence[Array], settings: PreprocessConfig, device: torch.device
-) -> tuple[torch.Tensor, list[Frame]]:
+) -> tuple[Tensor, list[Frame]]:
     """N films or crops (H, W) float32 in [0, 1] to a network's input (N, 3, side, side), and the
     Frames that lead from it back to each film's or crop's pixels."""
     images, frames = preprocess_all(pixels, settings)

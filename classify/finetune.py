@@ -4,11 +4,7 @@ then trains it for K classes (classify.single). `--start own` trains it from scr
 python -m classify.finetune --config configs/classify/unet_cbam.yaml
 """
 
-from functools import partial
-
-from classify.train import run_task
-
-main = partial(run_task, "finetune")
+from classify.train import finetune as main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -57,12 +57,11 @@ SPOILT: dict[str, Spoil] = {
 @dataclass(frozen=True, eq=False)
 class Guard:
     """What an ensemble's networks pool on films of its training: N films, F features each. `mean`
-    (F,) is theirs, `axes` (k, F) are the first k = min(64, N // 5) orthonormal principal axes,
-    and `spreads` (k,) the standard deviation along each; `rest` is that of what is left of a film
+    (F,) is theirs, `axes` (k, F) are the first k = min(64, N // 5) orthonormal principal axes, and
+    `spreads` (k,) the standard deviation along each; `rest` is that of what is left of a film
     outside the axes, as a length. A film farther off than `threshold` counts as unlike those of the
     calibration, of whose patients this `share` lies below it. `members` holds the SHA-256 of each
-    one's file by its stem, `meta` whom the guard was fitted and calibrated on.
-    """
+    one's file by its stem, `meta` whom the guard was fitted and calibrated on."""
 
     mean: np.ndarray
     axes: np.ndarray

@@ -3,11 +3,7 @@
 python -m classify.iscore_train --config configs/classify/iscore.yaml --keep all --out runs/all
 """
 
-from functools import partial
-
-from classify.train import run_task
-
-main = partial(run_task, "iscore_train")
+from classify.train import iscore_train as main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,11 +3,7 @@
 python -m classify.pretrain --config configs/classify/pretrain_unet_cbam.yaml
 """
 
-from functools import partial
-
-from classify.train import run_task
-
-main = partial(run_task, "pretrain")
+from classify.train import pretrain as main
 
 if __name__ == "__main__":
     raise SystemExit(main())

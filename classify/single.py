@@ -3,11 +3,7 @@
 python -m classify.single --config configs/classify/fusion.yaml
 """
 
-from functools import partial
-
-from classify.train import run_task
-
-main = partial(run_task, "single")
+from classify.train import single as main
 
 if __name__ == "__main__":
     raise SystemExit(main())

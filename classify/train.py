@@ -72,9 +72,8 @@ def _run(name: str, argv: Sequence[str] | None) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train every target's member that is not finished yet."""
-    return run_task("train", argv)
+# what each command runs, in the order of TASKS
+main, crossfit, single, finetune, pretrain, iscore_train = (partial(run_task, n) for n in TASKS)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pydicom.uid import UID
 
 from cxr.greyscale import grey_from_words
 from cxr.intensity import resize
-from cxr.notes import FilmError, decoding, note, shown
+from cxr.notes import FilmError, bad_pixels, decoding, note, shown
 from cxr.picture import MAX_PIXELS, Film, to_grey
 from cxr.pixel_data import Header, Layout, Words, decode_words
 
@@ -150,7 +150,7 @@ class _Counted(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads += 1
         if self.reads > _MOST_READS:
-            raise FilmError("bad_pixels", "The DICOM header has more elements than a film's.")
+            raise bad_pixels("The DICOM header has more elements than a film's.")
         return super().read(size)
 
 
@@ -177,12 +177,10 @@ def _check_deflated(deflated: bytes) -> None:
         while piece:
             size += len(piece)
             if size > 2 * MAX_PIXELS + (1 << 24):
-                raise FilmError("bad_pixels", "The deflated DICOM file is too large for a film.")
+                raise bad_pixels("The deflated DICOM file is too large for a film.")
             piece = inflater.decompress(inflater.unconsumed_tail, 1 << 24)
     except zlib.error as error:
-        raise FilmError(
-            "bad_pixels", "The header says deflated, the data are not, or are damaged."
-        ) from error
+        raise bad_pixels("The header says deflated, the data are not, or are damaged.") from error
     if not inflater.eof:
         raise FilmError("truncated", "The deflated DICOM data break off.")
 

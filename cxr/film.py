@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cxr.notes import FilmError, note
+from cxr.notes import FilmError, bad_pixels, note
 from cxr.picture import Film, is_picture, read_picture
 
 __all__ = ["Film", "FilmError", "FilmList", "list_films", "read_film"]
@@ -112,7 +112,7 @@ def _read_bytes(path: Path) -> bytes:
         raise FilmError("not_an_image", "This is a folder or a device, not a file.")
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise FilmError("bad_pixels", "The file is larger than 1 GiB, too large for a film.")
+            raise bad_pixels("The file is larger than 1 GiB, too large for a film.")
         return path.read_bytes()
     except OSError as error:
         raise FilmError("not_found", "The file cannot be opened; check its permissions.") from error

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydicom.dataset import Dataset
 
-from cxr.notes import FilmError, note
+from cxr.notes import bad_pixels, note
 from cxr.picture import by_rows, check_shows
 from cxr.pixel_data import Header, Layout, Words
 
@@ -113,12 +113,12 @@ def apply_modality(
     slope = (header.numbers("RescaleSlope") or (1.0,))[0]
     intercept = header.numbers("RescaleIntercept", f"0 assumed, {_OWN_RANGE}")
     if slope == 0:
-        raise FilmError("bad_pixels", "The header's RescaleSlope is 0, which erases the film.")
+        raise bad_pixels("The header's RescaleSlope is 0, which erases the film.")
     added = intercept[0] if intercept else 0.0
     signed = min(end * slope + added for end in layout.range) < 0
     values = stored.astype(np.float64) * slope + added
     if not np.isfinite(values).all():
-        raise FilmError("bad_pixels", "The header's RescaleSlope or RescaleIntercept is too large.")
+        raise bad_pixels("The header's RescaleSlope or RescaleIntercept is too large.")
     return values, signed, intercept is not None
 
 

@@ -129,6 +129,11 @@ class FilmError(Exception):
         return f"{place}{self.sentence} [{self.reason}]"
 
 
+def bad_pixels(sentence: str) -> FilmError:
+    """The error of a header or pixel data that contradict themselves, or are damaged."""
+    return FilmError("bad_pixels", sentence)
+
+
 @contextmanager
 def decoding(damage: str) -> Iterator[None]:
     """Any failure of a decoder in here, and they raise all kinds, is a FilmError of bad pixels with
@@ -138,4 +143,4 @@ def decoding(damage: str) -> Iterator[None]:
     except (FilmError, MemoryError):
         raise
     except Exception as error:
-        raise FilmError("bad_pixels", damage) from error
+        raise bad_pixels(damage) from error

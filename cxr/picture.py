@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cxr.boxes import stretch_xyxy
-from cxr.notes import FilmError, note
+from cxr.notes import FilmError, bad_pixels, note
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -86,13 +86,13 @@ def read_picture(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
         except (FilmError, MemoryError):
             raise
         except Image.DecompressionBombError as error:
-            raise FilmError("bad_pixels", "The picture claims more pixels than a film.") from error
+            raise bad_pixels("The picture claims more pixels than a film.") from error
         except UnidentifiedImageError as error:
             raise FilmError("truncated", "The picture's header is cut or damaged.") from error
         except Exception as error:  # decoders raise all kinds
             if isinstance(error, EOFError) or _CUT.search(str(error)):
                 raise FilmError("truncated", "The picture's data break off.") from error
-            raise FilmError("bad_pixels", "The picture is damaged: it does not decode.") from error
+            raise bad_pixels("The picture is damaged: it does not decode.") from error
 
 
 def _read(data: bytes) -> tuple[np.ndarray, int, tuple[str, ...]]:
@@ -176,7 +176,7 @@ def _decode_tiff(data: bytes, notes: list[str]) -> _Samples:
     four_bytes = -(-samples * bits // 32)
     check_size((page.get(_LENGTH, 0), page.get(_WIDTH, 0)), four_bytes)
     if page.get(_TILE_WIDTH, 0) * page.get(_TILE_LENGTH, 0) > MAX_PIXELS or samples > 5:
-        raise FilmError("bad_pixels", "The TIFF has tiles or samples that no film has.")
+        raise bad_pixels("The TIFF has tiles or samples that no film has.")
     for offsets, counts in _EXTENT_TAGS:
         ends = zip(pages[number].get(offsets, ()), pages[number].get(counts, ()), strict=False)
         if any(offset + count > len(data) for offset, count in ends):
@@ -190,13 +190,13 @@ def _decode_tiff(data: bytes, notes: list[str]) -> _Samples:
             notes.append(note("turned", value=orientation))
         return found._replace(orientation=1)  # Pillow has turned a TIFF, and its white
     if not plain:
-        raise FilmError("bad_pixels", "A TIFF of more than 8 bits is read as grey or RGB only.")
+        raise bad_pixels("A TIFF of more than 8 bits is read as grey or RGB only.")
     _note_shape([pages[number].get(tag, (0,))[0] for tag in (_X_RESOLUTION, _Y_RESOLUTION)], notes)
     values = imagecodecs.tiff_decode(data, index=number)
     if values.dtype.kind == "f":
-        raise FilmError("bad_pixels", "The picture holds floating-point values, not 8 or 16 bits.")
+        raise bad_pixels("The picture holds floating-point values, not 8 or 16 bits.")
     if values.min() < 0 or values.max() > 65535:
-        raise FilmError("bad_pixels", "The picture has values outside 16 bits.")
+        raise bad_pixels("The picture has values outside 16 bits.")
     if samples > 1 and page.get(_PLANAR) == 2:
         values = np.moveaxis(values, 0, 2)
     return _Samples(
@@ -298,13 +298,12 @@ def check_size(size_hw: tuple[int, int], samples: int = 1) -> None:
     """Raise FilmError unless (height, width) in pixels is that of a film."""
     height, width = size_hw
     if height * width * samples > MAX_PIXELS:
-        raise FilmError(
-            "bad_pixels",
+        raise bad_pixels(
             f"The image claims {height} × {width} pixels, more than the {MAX_PIXELS:,} a film "
-            "may have.",
+            "may have."
         )
     if min(height, width) < 1:
-        raise FilmError("bad_pixels", "The image's height or width is missing or 0.")
+        raise bad_pixels("The image's height or width is missing or 0.")
     if min(height, width) < MIN_SIDE_PX:
         raise FilmError(
             "too_small",
@@ -334,12 +333,12 @@ def check_jpeg(stream: bytes) -> StreamHeader:
             header = header._replace(lossy=stream[near : near + 1] != b"\0")
         scans += marker == 0xDA
         if header and scans > max(_FEW_SCANS, _SCANNED_PIXELS // (math.prod(header.size_hw) or 1)):
-            raise FilmError("bad_pixels", "The JPEG has more scans than a film.")
+            raise bad_pixels("The JPEG has more scans than a film.")
         at += int.from_bytes(stream[at : at + 2], "big")
     else:
         raise FilmError("truncated", "The JPEG data break off before their end marker.")
     if header is None:
-        raise FilmError("bad_pixels", "The JPEG data hold no image.")
+        raise bad_pixels("The JPEG data hold no image.")
     return header
 
 
@@ -348,16 +347,14 @@ def check_jpeg2000(stream: bytes) -> StreamHeader:
     marker is padding. OpenJPEG itself accepts a cut stream, and allocates what tiny tiles,
     precincts and code-blocks ask for."""
     if stream[:4] != b"\xff\x4f\xff\x51" or len(stream) < 45:
-        raise FilmError("bad_pixels", "The JPEG 2000 data hold no codestream.")
+        raise bad_pixels("The JPEG 2000 data hold no codestream.")
     right, bottom, left, top, tile_w, tile_h, tile_x, tile_y = struct.unpack_from(">8I", stream, 8)
     (samples,) = struct.unpack_from(">H", stream, 40)
     size_hw = (bottom - top, right - left)
     check_size(size_hw, samples)
     tiles = -(-(right - tile_x) // max(tile_w, 1)) * -(-(bottom - tile_y) // max(tile_h, 1))
     if not 0 < tiles <= _MOST_TILES:
-        raise FilmError(
-            "bad_pixels", f"The JPEG 2000 data have {tiles} tiles, too many for a film."
-        )
+        raise bad_pixels(f"The JPEG 2000 data have {tiles} tiles, too many for a film.")
     at, start, tile_part, lossy = 2, 0, 0, False
     while (marker := stream[at : at + 2]) != b"\xff\xd9":
         if marker[:1] != b"\xff" or at + 12 > len(stream):
@@ -393,7 +390,7 @@ def _check_blocks(body: bytes, marker: int, size_hw: tuple[int, int], samples: i
         # each level further down has a quarter of the pixels
         areas += [(p & 15) + (p >> 4) + 2 * (levels - n) for n, p in enumerate(sizes)]
     if samples * size_hw[0] * size_hw[1] >> min(areas) > _MOST_BLOCKS:
-        raise FilmError("bad_pixels", "The JPEG 2000 data are in more blocks than a film.")
+        raise bad_pixels("The JPEG 2000 data are in more blocks than a film.")
 
 
 def check_png(stream: bytes) -> StreamHeader:

@@ -22,7 +22,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
-from cxr.notes import FilmError, decoding, note, shown
+from cxr.notes import FilmError, bad_pixels, decoding, note, shown
 from cxr.picture import StreamHeader, check_jpeg, check_jpeg2000, check_size
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
@@ -96,7 +96,7 @@ class Header:
                 self.notes.append(note("decimal_comma", element=keyword, value=told))
             return values
         if not instead:
-            raise FilmError("bad_pixels", f"{keyword} of the header is unreadable ({told}).")
+            raise bad_pixels(f"{keyword} of the header is unreadable ({told}).")
         self.notes.append(note("value_unreadable", element=keyword, value=told, instead=instead))
         return None
 
@@ -107,7 +107,7 @@ class Header:
         if values and values[0].is_integer():
             return int(values[0])
         if values or default is None:
-            raise FilmError("bad_pixels", f"The header's {keyword} is missing or no whole number.")
+            raise bad_pixels(f"The header's {keyword} is missing or no whole number.")
         if assumed:
             self.notes.append(note("assumed", element=keyword, value=default))
         return default
@@ -119,14 +119,12 @@ class Header:
         samples = self.integer("SamplesPerPixel", 1, assumed=True)
         signed = self.integer("PixelRepresentation", 0, assumed=True)
         if allocated not in (8, 16) or not 1 <= stored <= allocated:
-            raise FilmError(
-                "bad_pixels",
-                f"BitsStored {stored} of BitsAllocated {allocated}: films have 1 to 16 of 8 or 16.",
+            raise bad_pixels(
+                f"BitsStored {stored} of BitsAllocated {allocated}: films have 1 to 16 of 8 or 16."
             )
         if samples not in (1, 3) or signed not in (0, 1):
-            raise FilmError(
-                "bad_pixels",
-                f"SamplesPerPixel {samples} or PixelRepresentation {signed} is not allowed.",
+            raise bad_pixels(
+                f"SamplesPerPixel {samples} or PixelRepresentation {signed} is not allowed."
             )
         size_hw = (self.integer("Rows"), self.integer("Columns"))
         check_size(size_hw, samples)
@@ -157,10 +155,9 @@ class Header:
             self.notes.append(note("assumed", element="PhotometricInterpretation", value=said))
         if said not in (_GREY if samples == 1 else _COLOUR):
             what = said if said in _GREY + _COLOUR else "unknown"
-            raise FilmError(
-                "bad_pixels",
+            raise bad_pixels(
                 f"PhotometricInterpretation is {what}, which does not go with {samples} "
-                f"sample{'s' * (samples > 1)} a pixel.",
+                f"sample{'s' * (samples > 1)} a pixel."
             )
         return said
 
@@ -218,7 +215,7 @@ def decode_words(ds: Dataset, layout: Layout, notes: list[str]) -> Words:
     found, about = _look_at(stream, said, layout) if packed else (_PLAIN, None)
     if found != said:
         if not found or (found == _PLAIN and len(data) not in _padded(needed)):
-            raise FilmError("bad_pixels", f"The header says {said}, the pixel data are not.")
+            raise bad_pixels(f"The header says {said}, the pixel data are not.")
         notes.append(note("syntax_contradicted", said=said, found=found))
     is_ybr = layout.photometric.startswith("YBR")
     if found == _PLAIN:
@@ -232,11 +229,10 @@ def decode_words(ds: Dataset, layout: Layout, notes: list[str]) -> Words:
 
 def _decode_stream(stream: bytes, found: str, about: StreamHeader, layout: Layout) -> Words:
     if about.size_hw != layout.size_hw or about.samples != layout.samples:
-        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
+        raise bad_pixels("The pixel data have another size than the header says.")
     if about.bits > layout.allocated:
-        raise FilmError(
-            "bad_pixels",
-            f"The pixel data have {about.bits} bits, BitsAllocated is {layout.allocated}.",
+        raise bad_pixels(
+            f"The pixel data have {about.bits} bits, BitsAllocated is {layout.allocated}."
         )
     if about.kind == "other":
         raise FilmError("unsupported_syntax", "The pixel data are a kind of JPEG that is not read.")
@@ -244,7 +240,7 @@ def _decode_stream(stream: bytes, found: str, about: StreamHeader, layout: Layou
     if words.ndim == 3 and words.shape[0] == layout.samples != words.shape[2]:
         words = np.moveaxis(words, 0, 2)
     if words.shape != layout.size_hw + (layout.samples,) * (layout.samples > 1):
-        raise FilmError("bad_pixels", "The pixel data have another size than the header says.")
+        raise bad_pixels("The pixel data have another size than the header says.")
     # libjpeg turns YBR into RGB where it is lossy, OpenJPEG what JPEG 2000 itself transformed
     is_ybr = layout.photometric.startswith("YBR") and (
         about.kind in ("JPEG-LS", "lossless JPEG")
@@ -303,11 +299,9 @@ def _look_at(stream: bytes, said: str, layout: Layout) -> tuple[str, StreamHeade
 def _native(ds: Dataset, layout: Layout, needed: int, big: bool) -> np.ndarray:
     data = ds.PixelData
     if len(data) < needed:
-        raise FilmError(
-            "bad_pixels", f"The pixel data have {len(data):,} bytes, the header says {needed:,}."
-        )
+        raise bad_pixels(f"The pixel data have {len(data):,} bytes, the header says {needed:,}.")
     if len(data) >= 2 * needed:
-        raise FilmError("bad_pixels", "The pixel data hold more images than the header says.")
+        raise bad_pixels("The pixel data hold more images than the header says.")
     kind = np.dtype("u1" if layout.allocated == 8 else ">u2" if big else "<u2")
     if big and layout.allocated == 8 and ds["PixelData"].VR == "OW":
         swapped = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
@@ -332,7 +326,7 @@ def _rle(stream: bytes, layout: Layout) -> np.ndarray:
     height, width = layout.size_hw
     size, deep = height * width, layout.allocated // 8
     if count != layout.samples * deep:
-        raise FilmError("bad_pixels", f"The RLE data have {count} planes, the header other ones.")
+        raise bad_pixels(f"The RLE data have {count} planes, the header other ones.")
     ends = [*starts[1:count], len(stream)]
     words = np.zeros((size, layout.samples), np.uint16 if deep == 2 else np.uint8)
     for plane, (start, end) in enumerate(zip(starts, ends, strict=False)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cxr.rules import require
 from cxr.training.recipe import OptimConfig, free
-from detect.data import DataConfig
+from detect.data import DataConfig, FieldDataConfig
 
 
 @dataclass(frozen=True)
@@ -229,3 +229,34 @@ class TrainConfig(LoopConfig):
     model: DetectorConfig = field(default_factory=DetectorConfig)
     augment: str = "affine"
     picture_every: int = free(5)
+
+
+@dataclass(frozen=True)
+class FieldTrainConfig(LoopConfig):
+    """Train the lung-field network and write it as one bundle.
+
+    The run's folder holds run.json, run.log, checkpoints/, TensorBoard events, history.json,
+    curves.png, val_fields.png and, at the end, lungfield.safetensors with the best epoch's
+    weights. A killed run goes on where its last checkpoint stands.
+
+    Args:
+        data: films, masks and their split.
+        model: the network.
+        crops: share of the training pictures that are random crops about the lungs.
+        negatives: share of the training pictures replaced by ones without lungs.
+        fields_every: epochs between two pictures of validation fields; 0 for none.
+    """
+
+    out: str = free("runs/lungfield")
+    data: FieldDataConfig = field(default_factory=FieldDataConfig)
+    model: FieldNetConfig = field(default_factory=FieldNetConfig)
+    crops: float = 0.4
+    negatives: float = 0.06
+    batch: int = 8
+    ema: float = 0.99
+    fields_every: int = free(5)
+
+    def __post_init__(self) -> None:
+        for name in ("crops", "negatives"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"--{name} must lie in [0, 1]", value)

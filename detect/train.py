@@ -1,4 +1,5 @@
-"""python -m detect.train --config configs/detect/thorax_lite0.yaml
+"""python -m detect.train --config configs/detect/thorax_lite0.yaml; and what the lung field's
+`python -m detect.lungfield train` does.
 
 A quick look on any machine:  python -m detect.train --config configs/detect/mobilenet_v3.yaml
 --epochs 1 --data.max_films 40 --model.side 128
@@ -16,14 +17,15 @@ import numpy as np
 from cxr.boxes import Frame
 from cxr.cli import as_command, parse_config, to_plain
 from cxr.rules import refusing
+from cxr.split import Split
 from cxr.training.recipe import disk_need, keep_to_recipe, require_writable
 from cxr.workdir import Workdir, console, log, provenance, seed_everything, write_json
-from detect.data import require_boxes, select_films
+from detect.data import require_boxes, select_films, select_rows
 from detect.predict import to_input
-from detect.settings import LoopConfig, TrainConfig
+from detect.settings import FieldTrainConfig, LoopConfig, TrainConfig
 
 if TYPE_CHECKING:  # what trains is imported where training begins
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from detect.dataset import DetectorModule, ReadFilms, ThoraxDataset
 
@@ -65,11 +67,7 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
         seed_everything(config.seed)  # the first weights hang on it, too
         model, augment = build_detector(config.model), build_augmentation(config.augment)
         optim = config.to_optim()
-        require_writable(workdir.path, disk_need(model))
-        keep_to_recipe(workdir.path, config, config.restart)
-        if parts.made:
-            parts.made.save(workdir / "split.json")
-        workdir.start(to_plain(config), config.seed)
+        _begin(config, workdir, model, parts.made)
         films, masks = parts.films, parts.masks
         learnt = ThoraxDataset(films["train"], root, side, augment, config.negatives, masks)
         val = ThoraxDataset(films["val"], root, side)
@@ -97,6 +95,54 @@ def train(config: TrainConfig, film_classes: bool = False) -> dict[str, float]:
         },
     )
     return best
+
+
+def train_field(config: FieldTrainConfig) -> int:
+    """Read films and masks, fit, write the lung field's bundle; RefusedError when data, weights or
+    an earlier run do not fit."""
+    workdir, root, side = Workdir(config.out), config.data.data, config.model.side
+    with refusing():
+        rows, val_rows, made = select_rows(config.data, config.seed)
+        from detect.lungfield.dataset import FieldAugment, FieldDataset, FieldModule, field_tile
+        from detect.lungfield.net import build_field_net
+
+        seed_everything(config.seed)  # the first weights hang on it, too
+        model, optim = build_field_net(config.model), config.to_optim()
+        _begin(config, workdir, model, made)
+        films = FieldDataset(rows, root, side, FieldAugment(config.crops), config.negatives)
+        val = FieldDataset(val_rows, root, side)
+    counts = len(films.items), len(val.items)
+    log.info("%d films to train, %d to validate, each whole and as a crop", *counts)
+    module = FieldModule(model, optim, config.patience)
+    picture = (workdir / "val_fields.png", config.fields_every, field_tile)
+    best = fit(config, workdir, module, films, val, picture)
+    bundle = workdir / "lungfield.safetensors"
+    write_bundle(
+        config,
+        bundle,
+        module,
+        films,
+        val,
+        # rebuilt without any download, and not to be trained on
+        model={**to_plain(config.model), "weights": "none", "freeze_stages": 0},
+        preprocessing="letterbox padded right and below, 0.5 / 99.5 percentile stretch to 8 bits",
+        operating_point={"threshold": 0.5},
+        metrics={
+            **{k: v for k, v in best.items() if k.startswith("val")},
+            "where": "validation films, whole and as crops, best epoch",
+        },
+    )
+    console.print(f"best validation IoU {best['val_iou']:.4f}; wrote {bundle}")
+    return 0
+
+
+def _begin(config: LoopConfig, workdir: Workdir, model: nn.Module, made: Split | None) -> None:
+    """Note with which settings and split the training was begun, where it will find its place."""
+    require_writable(workdir.path, disk_need(model))
+    keep_to_recipe(workdir.path, config, config.restart)
+    if made:
+        made.save(workdir / "split.json")
+    workdir.start(to_plain(config), config.seed)
 
 
 def fit(

@@ -1,4 +1,4 @@
-"""classify/films.py, classify/regions.py and classify/dataset.py: truth, regions, cache."""
+"""classify/films.py and classify/dataset.py: truth, regions, cache."""
 
 from __future__ import annotations
 

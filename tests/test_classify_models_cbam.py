@@ -1,4 +1,4 @@
-"""classify/models/cbam.py: the weights of channels and places, by hand."""
+"""classify/models/unets.py: the weights of channels and places, by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""classify/module.py and cxr/training/learner.py: loss, phases, schedules and stop rule."""
+"""classify/tasks/member.py and cxr/training/learner.py: loss, phases, schedules and stop rule."""
 
 from __future__ import annotations
 

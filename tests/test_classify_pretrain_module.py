@@ -1,4 +1,4 @@
-"""classify/pretrain_module.py: which film is distorted how, in which order, in which epoch."""
+"""classify/tasks/restore.py: which film is distorted how, in which order, in which epoch."""
 
 from __future__ import annotations
 

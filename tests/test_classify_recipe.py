@@ -1,4 +1,4 @@
-"""classify/recipe.py and the classes of classify/films.py: what a member is made by."""
+"""classify/tasks/settings.py and classify/members.py: what a member is made by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""classify/singles/config.py: what a single network's configuration allows."""
+"""classify/tasks/settings.py: what a single network's configuration allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""classify/singles/figures.py and cxr/draw.py: figures from a table of answers."""
+"""classify/tasks/single.py and cxr/draw.py: figures from a table of answers."""
 
 from __future__ import annotations
 

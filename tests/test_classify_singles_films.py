@@ -1,4 +1,4 @@
-"""classify/singles/films.py: a film's class, and which films are taken."""
+"""cxr/films_table.py and classify/dataset.py: a film's class, and which films are taken."""
 
 from __future__ import annotations
 

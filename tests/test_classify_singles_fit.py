@@ -1,4 +1,4 @@
-"""classify/singles/fit.py: whole trainings of a tiny network on phantoms."""
+"""classify/tasks/single.py: whole trainings of a tiny network on phantoms."""
 
 from __future__ import annotations
 

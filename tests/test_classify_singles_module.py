@@ -1,4 +1,4 @@
-"""classify/singles/module.py and cxr/training/learner.py: loss, frozen parts, rates, kept epoch."""
+"""classify/tasks/single.py and cxr/training/learner.py: loss, frozen parts, rates, kept epoch."""
 
 from __future__ import annotations
 

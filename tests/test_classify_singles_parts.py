@@ -1,4 +1,4 @@
-"""classify/singles/parts.py: which films train, choose and test."""
+"""classify/films.py: which films train, choose and test."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_every_configuration_is_read(root: Path, stage: str, name: str) -> None:
     from classify.tasks.settings import TrainConfig as EnsembleConfig
     from cxr.cli import parse_config
     from detect.film_class import FilmClassConfig
-    from detect.lungfield.train import FieldTrainConfig
+    from detect.settings import FieldTrainConfig
     from detect.settings import TrainConfig as DetectConfig
     from detect.view.head import ViewTrainConfig
 

@@ -1,4 +1,4 @@
-"""tools/reproducing/counts.py: how many films a table has, as its paper counts them."""
+"""tools/reproducing/making.py: how many films a table has, as its paper counts them."""
 
 from __future__ import annotations
 

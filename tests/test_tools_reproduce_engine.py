@@ -1,4 +1,4 @@
-"""tools/reproducing/engine.py: Ray, where it is installed, gives what the local engine gives."""
+"""tools/reproducing/cells.py: Ray, where it is installed, gives what the local engine gives."""
 
 from __future__ import annotations
 

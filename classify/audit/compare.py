@@ -104,8 +104,7 @@ def compare(
     `difference`, crop minus film, with its 95 % interval `low` to `high`; `p` of the `test` of
     cxr.stats, "" without one, and `p_holm`, corrected for all tests inside the source; how many
     films, `n`, have the metric in both arms, and their `patients`; and the films `left_out` by
-    reason. Raises ValueError for a film that is not the same in both arms.
-    """
+    reason. Raises ValueError for a film that is not the same in both arms."""
     pairs, left_out = pair_rows(film_rows, crop_rows, methods)
     metrics = MAP_METRICS if methods else ("accuracy", AUC, *MAP_METRICS)
     sources = sorted({_source(f) for f, _ in pairs})

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor, nn
 
 from classify.audit import AuditConfig
 from classify.audit.films import AuditFilm, Prepared, RunFilm, Truth, Truths
@@ -246,7 +247,7 @@ class Masked:
             pixels = torch.from_numpy(np.stack(shown)[:, None]).to(self.members.device)
             self._ask(SWAPPED, to_input(pixels.float() / 255, self.members.settings))
 
-    def _ask(self, control: str, batch: torch.Tensor) -> None:
+    def _ask(self, control: str, batch: Tensor) -> None:
         logits = np.asarray(self.members.predict_prepared(batch), np.float64)
         self._logits.setdefault(control, []).append(logits)
 
@@ -306,7 +307,7 @@ class Sample:
     known: list[Known] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     lungs: list[np.ndarray] = field(default_factory=list)
-    _parts: list[torch.Tensor] = field(default_factory=list)
+    _parts: list[Tensor] = field(default_factory=list)
 
     def take(self, shown: Prepared) -> None:
         """Keep the input made of the films of the sample."""
@@ -318,13 +319,13 @@ class Sample:
             self.known += [Known.of(shown.films[n]) for n in own]
 
     @property
-    def batch(self) -> torch.Tensor:
+    def batch(self) -> Tensor:
         """The members' input; raises ValueError where there is no film."""
         if not self._parts:
             raise ValueError("the controls need at least one film that the members saw. Got none.")
         return torch.cat(self._parts)
 
-    def maps(self, *members: torch.nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
+    def maps(self, *members: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each member logits (N, 3) and maps (N, h, w) of TARGET, some films at a time: the
         activations of all of them, kept for a backward pass, would fill the memory."""
         parts = self.batch.split(_AT_A_TIME)
@@ -341,7 +342,7 @@ class Randomised(Sample):
     def results(self) -> dict[str, Any]:
         """`randomised`: a row a member and stage, the head first."""
         batch, members = self.batch, self.members.members
-        of_net: dict[torch.nn.Module, list[str]] = {}
+        of_net: dict[nn.Module, list[str]] = {}
         for target, member in members.items():
             of_net.setdefault(bare_net(member, [TARGET])[0], []).append(target)
         found: dict[str, list[Row]] = {}

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch import nn
+from torch import Tensor, nn
 
 from classify.audit.rows import Row
 from classify.models.multitask import STAGES
@@ -75,7 +75,7 @@ def stages_of(model: nn.Module) -> list[Stage]:
 
 @contextmanager
 def randomise(
-    model: nn.Module, stages: Sequence[Stage], seed: int = 0, batch: torch.Tensor | None = None
+    model: nn.Module, stages: Sequence[Stage], seed: int = 0, batch: Tensor | None = None
 ) -> Iterator[nn.Module]:
     """The model with these stages made random; afterwards bit for bit as it was, also after an
     error: parameters, buffers, training flags. The global random numbers are not touched.
@@ -112,7 +112,7 @@ def randomise(
 
 def cascade_rows(
     model: nn.Module,
-    batch: torch.Tensor,
+    batch: Tensor,
     maps_of_each: Callable[[], Sequence[np.ndarray]],
     seeds: Sequence[int],
 ) -> list[list[Row]]:
@@ -162,7 +162,7 @@ def _make_random(module: nn.Module) -> None:
         parameter.copy_(drawn + parameter.mean())
 
 
-def _fit_statistics(model: nn.Module, modules: Sequence[nn.Module], batch: torch.Tensor) -> None:
+def _fit_statistics(model: nn.Module, modules: Sequence[nn.Module], batch: Tensor) -> None:
     """BatchNorm statistics of these modules from one forward pass; all else as it is in use."""
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in modules if isinstance(m, kind) and m.track_running_stats]
@@ -210,7 +210,7 @@ def _stage(part: nn.Module, name: str) -> Stage:
     return Stage(name, tuple(n for n, m in part.named_modules(prefix=name) if _owns(m)))
 
 
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
+def _tensors(module: nn.Module) -> list[Tensor]:
     """A module's own parameters and buffers."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from classify.audit.metrics import coarse_noise, film_seed
 from classify.audit.rows import Row
@@ -96,7 +96,7 @@ class RoadFilms:
 
 def road_films(
     model: nn.Module,
-    batch: torch.Tensor,
+    batch: Tensor,
     maps: np.ndarray,
     classes: Sequence[int],
     percentiles: Sequence[float] = PERCENTILES,
@@ -110,12 +110,11 @@ def road_films(
 
     `model` gives logits (N, K) for `batch` (N, 3, h, w) and is left as it was found; of the `maps`
     (N, h, w), finite, only the order of the values counts. `percentiles` are the shares of the
-    pixels to take away, in per cent, of those `within` (N, h, w) bool that belong to the film
-    (None for all: LeRF may then begin with padding, which costs nothing). `seed` with a film's name
-    (its place without one) seeds its random map, as coarse as `cam_hw`, and its `noise`, of that
+    pixels to take away, in per cent, of those `within` (N, h, w) bool that belong to the film (None
+    for all: LeRF may then begin with padding, which costs nothing). `seed` with a film's name (its
+    place without one) seeds its random map, as coarse as `cam_hw`, and its `noise`, of that
     standard deviation; global random numbers are not touched. Raises ValueError unless there is a
-    class a film, IndexError for a class without a logit.
-    """
+    class a film, IndexError for a class without a logit."""
     names = [str(n) for n in range(len(batch))] if films is None else list(films)
     within = np.ones(np.shape(maps), bool) if within is None else within
     check_classes(classes, len(batch))
@@ -170,7 +169,7 @@ def _gone(order: np.ndarray, percentile: float, size_hw: tuple[int, ...]) -> np.
     return gone
 
 
-def _probabilities(model: nn.Module, inputs: torch.Tensor, classes: Sequence[int]) -> np.ndarray:
+def _probabilities(model: nn.Module, inputs: Tensor, classes: Sequence[int]) -> np.ndarray:
     logits = model(on_device_of(model, inputs)).double()
     check_logits(classes, logits)
     chosen = torch.as_tensor(list(classes), device=logits.device)[:, None]

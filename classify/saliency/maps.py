@@ -71,8 +71,7 @@ def saliency_maps(
     False on a backward pass; several backbones, eigen_cam and score_cam have one form. For `top_k`
     and `score_batch` see `score_maps`.
 
-    Raises ValueError for arguments that do not fit, IndexError for a class without a logit.
-    """
+    Raises ValueError for arguments that do not fit, IndexError for a class without a logit."""
     check_method(method)
     check_classes(classes, len(batch))
     if method in OWN_MAPS:

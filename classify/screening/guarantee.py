@@ -166,16 +166,10 @@ class ScreeningFilms:
         left_out = dict(self.left_out)
         if strangers:
             left_out["patient not in the split"] = strangers
-        return replace(
-            self,
-            logits=self.logits[chosen],
-            abnormal=self.abnormal[chosen],
-            patients=[self.patients[i] for i in chosen],
-            sources=[self.sources[i] for i in chosen],
-            films=[self.films[i] for i in chosen],
-            views=[self.views[i] for i in chosen] if self.views else [],
-            left_out=left_out,
-        )
+        lists = ["patients", "sources", "films", *(["views"] if self.views else [])]
+        kept: Any = {name: [getattr(self, name)[i] for i in chosen] for name in lists}
+        kept |= {"logits": self.logits[chosen], "abnormal": self.abnormal[chosen]}
+        return replace(self, **kept, left_out=left_out)
 
     def count_by_source(self) -> dict[str, int]:
         """Films of each source."""

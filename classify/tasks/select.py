@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +129,8 @@ def _answer(
         data = FilmDataset(cache, films.labels, indices, config.preprocess.side)
         batches = (to_input(b["image"], config.preprocess) for b in film_loader(data, config))
         patients = [films.cases[i].patient for i in indices]
-        return Part.of(net, batches, [films.labels[i] for i in indices], patients)
+        labels = np.array([films.labels[i] for i in indices], dtype=int)
+        return Part(pooled_features(net, batches), labels, tuple(patients))
 
     train, validation, test = (pool(shares.parts[name]) for name in PARTS)
     if config.keep == "all":
@@ -186,13 +187,6 @@ class Part:
     features: Array
     labels: Array
     patients: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, net: Backbone, batches: Iterable[torch.Tensor], labels: Any, patients: Sequence[str]
-    ) -> Self:
-        """The pooled maps of films in the network's own normalisation."""
-        return cls(pooled_features(net, batches), np.asarray(labels, dtype=int), tuple(patients))
 
 
 def pooled_features(net: Backbone, batches: Iterable[torch.Tensor]) -> Array:

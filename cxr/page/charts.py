@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -159,16 +159,8 @@ class Row:
     group: str = ""
 
 
-class Draws(Protocol):
-    """A chart whose width is still open."""
-
-    def __call__(self, *, width: int) -> Markup:
-        """The chart, `width` px wide."""
-        ...
-
-
-def both(draw: Draws, width: int = WIDTH) -> Markup:
-    """The chart in both widths, of which the style sheet shows one."""
+def both(draw: Callable[..., Markup], width: int = WIDTH) -> Markup:
+    """The chart that `draw(width=…)` gives in both widths, of which the style sheet shows one."""
     return draw(width=width) + draw(width=NARROW)
 
 

@@ -11,9 +11,9 @@ PROG = "python -m detect.lungfield"
 ROOM = "detect.lungfield"
 COMMANDS = {
     "train": Command(
-        f"{ROOM}.train:FieldTrainConfig",
+        "detect.settings:FieldTrainConfig",
         f"{PROG} train --config configs/detect/lungfield.yaml",
-        run=f"{ROOM}.train:train",
+        run="detect.train:train_field",
     ),
     "evaluate": Command(
         f"{ROOM}.evaluate:FieldEvaluateConfig",

@@ -26,10 +26,15 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from classify.exported import open_ensemble
+from classify.judge import find_ensembles
+from classify.predictions import read_predictions
 from cxr.boxes import Frame
 from cxr.draw import new_figure, write_figure
 from cxr.engines import OnnxNet, is_there
 from cxr.film import read_film
+from detect.finder import ThoraxFinder, refit
+from detect.predict import prepare_film
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _PROGRAM = (
@@ -146,10 +151,6 @@ def _write_dicom(words: np.ndarray, path: Path, syntax: Any) -> None:
 def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) -> float:
     """Milliseconds a film of all networks' forward passes alone, on what they are given: detector,
     lung field with the view's head, and the members of each ensemble."""
-    from classify.exported import open_ensemble
-    from detect.finder import ThoraxFinder, refit
-    from detect.predict import prepare_film
-
     finder = ThoraxFinder.load(device="cpu", engine=engine)
     assert finder.field is not None and finder.views is not None
     pixels = [read_film(path).pixels for path in films]
@@ -177,9 +178,6 @@ def forward_ms(films: Sequence[Path], ensembles: Sequence[Path], engine: str) ->
 def whole_rows(films: Sequence[Path], number: int, dicom: int) -> Iterator[dict[str, Any]]:
     """The run with all that it does, cold start included, over so many JPEG and large DICOM films,
     beside the networks' own time."""
-    from classify.judge import find_ensembles
-    from cxr.engines import is_there
-
     ensembles = find_ensembles(ROOT / "weights", "crops")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -273,8 +271,6 @@ def decision_rows(
 ) -> Iterator[dict[str, Any]]:
     """What each engine decides of films, against torch: films whose decision or tier differs, by
     name, and the largest difference of a logit."""
-    from classify.predictions import read_predictions
-
     with tempfile.TemporaryDirectory() as folder:
         first: dict[str, Any] = {}
         for k, (name, (engine, precision)) in enumerate(ways.items()):

@@ -37,7 +37,7 @@ _SPACE = UUID("e5735b43-45bc-46fd-9ff8-6dbc6a8fb8ad")  # of all UIDs that are ma
 
 def uid_of(*parts: str) -> str:
     """A UID of these parts alone. Of a film's result: its SOP Instance UID (not its bytes' hash: a
-    PACS transcodes), `Judged.weights`, `Judged.threshold`, and the object's kind with what it holds
+    PACS transcodes), `Ran.weights`, `Ran.threshold`, and the object's kind with what it holds
     beyond the usual; so it is the same for the same film and models, whenever it is made."""
     return f"2.25.{uuid5(_SPACE, chr(0).join(parts)).int}"
 
@@ -67,32 +67,30 @@ class Judged:
     """One film of a run.
 
     Attributes:
-        film, path: its name in the run's tables, and its file.
+        ran: the run. `film`, `path`: its name in the run's tables, and its file.
         boxed: its row among the crops. `row`: its row of predictions.csv.
+        judge: what judged it; None where no member saw the film.
+        point: the operating point of the screener that judged it; None without one.
         audits: its rows of audit.csv that have a lift.
         far: its distance from the calibration films in units of what is allowed; None unguarded.
         saliency: the run's picture of the strongest member's map, `saliency_of`.
-        point: the operating point of the screener that judged it; None without one.
-        boxer, judge: the algorithms; `judge` is None where no member saw the film.
-        weights, threshold: of the run, for `uid_of`. `field`: SHA-256 of the lung field's network;
-            `software`: version of the code that judged.
     """
 
+    ran: Ran
     film: str
     path: Path
     boxed: CropRow
     row: PredictionRow
-    weights: str
-    threshold: str
-    boxer: Algorithm
     judge: Algorithm | None = None
     point: OperatingPoint | None = None
     audits: tuple[AuditRow, ...] = ()
     far: float | None = None
     saliency: Path | None = None
     saliency_of: str = ""
-    field: str = ""
-    software: str = "lungfirst"
+
+    def uid(self, header: Dataset, kind: str) -> str:
+        """Of a result of this film."""
+        return uid_of(header.SOPInstanceUID, self.ran.weights, self.ran.threshold, kind)
 
     @property
     def thorax_xyxy(self) -> tuple[float, float, float, float] | None:
@@ -138,9 +136,21 @@ class Ran:
     @cached_property
     def boxer(self) -> Algorithm:
         """What found the thorax."""
+        crops = dict(self.made["settings"].get("crops") or {})
+        files = crops.pop("boxes_from", {})
+        told = tuple(f"{k} {v}" for k, v in sorted(crops.items()))
+        return Algorithm("lungfirst thorax box", _files(files), told)
+
+    @property
+    def field_sha256(self) -> str:
+        """Of the lung field's network."""
         crops = self.made["settings"].get("crops") or {}
-        told = [f"{k} {v}" for k, v in sorted(crops.items()) if k != "boxes_from"]
-        return Algorithm("lungfirst thorax box", _files(crops.get("boxes_from", {})), tuple(told))
+        return str(crops.get("boxes_from", {}).get("lungfield.safetensors", ""))
+
+    @property
+    def software(self) -> str:
+        """Version of the code that judged."""
+        return f"lungfirst {self.made.get('git_commit', '')}".strip()[:64]
 
     @cached_property
     def ensembles(self) -> dict[str, tuple[Algorithm, OperatingPoint | None]]:
@@ -184,7 +194,6 @@ class Ran:
         """Each film of predictions.csv, in order. `source` says where a film's file is now, by its
         name; the others are where the run read them."""
         cards = _Cards(self.folder / "report.jsonl")
-        boxes_from = (self.made["settings"].get("crops") or {}).get("boxes_from", {})
         only = next(iter(self.ensembles)) if len(self.ensembles) == 1 else ""
         for row in self.rows:
             boxed, card = self.boxed[row.film], cards.of(row.film)
@@ -192,21 +201,17 @@ class Ran:
             shown = card.get("saliency") or {}
             uri = shown.get("uri", "")
             yield Judged(
+                self,
                 row.film,
                 Path((source or {}).get(row.film, boxed.film)),
                 boxed,
                 row,
-                self.weights,
-                self.threshold,
-                self.boxer,
                 judge if row.logits is not None else None,
                 point if row.abnormal_score is not None else None,
                 tuple(a for a in self.audits.get(row.film, ()) if a.value("lift") is not None),
                 card.get("far"),
                 self.folder / uri if uri and not uri.startswith("data:") else None,
                 card.get("saliency_of", ""),
-                boxes_from.get("lungfield.safetensors", ""),
-                f"lungfirst {self.made.get('git_commit', '')}".strip()[:64],
             )
 
 

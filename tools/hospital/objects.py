@@ -27,7 +27,7 @@ from cxr.notes import FilmError
 from cxr.rules import RefusedError
 from detect.lungfield.field import LungField
 from hospital import KINDS, MANUFACTURER, MODEL
-from hospital.judgement import Algorithm, Judged, local_time, uid_of
+from hospital.judgement import Algorithm, Judged, local_time
 from hospital.sr import AI, FORMS, LUNG, PROCESSING, STRUCTURE, content_of, corners_of, scheme_item
 
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # it tells values of the header
@@ -95,15 +95,12 @@ class _Maker:
         self.header.SpecificCharacterSet = "ISO_IR 192"  # the library knows not all of them
         self.when = local_time(header, when)
 
-        def uid(what: str) -> str:
-            return uid_of(header.SOPInstanceUID, judged.weights, judged.threshold, what)
-
-        self._uid_for = lambda what: uid(f"{full}.{what}")
-        algorithms = [a for a in (judged.boxer, judged.judge) if a is not None]
+        self._uid_for = lambda what: judged.uid(header, f"{full}.{what}")
+        algorithms = [a for a in (judged.ran.boxer, judged.judge) if a is not None]
         self.usual: dict[str, Any] = {
             "series_instance_uid": self._uid_for("series"),
             "series_number": _SERIES + KINDS.index(kind),
-            "sop_instance_uid": uid(full),
+            "sop_instance_uid": judged.uid(header, full),
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "contributing_equipment": [self._equipment(a) for a in algorithms],
@@ -112,8 +109,8 @@ class _Maker:
             "content_label": _LABEL,
             "content_description": DESCRIPTION,
             "manufacturer_model_name": MODEL,
-            "software_versions": judged.software,
-            "device_serial_number": judged.weights[:16],
+            "software_versions": judged.ran.software,
+            "device_serial_number": judged.ran.weights[:16],
         }
 
     def _equipment(self, algorithm: Algorithm) -> hd.ContributingEquipment:
@@ -187,7 +184,7 @@ class _Maker:
 
     def _field(self, planes: Planes) -> Dataset:
         """Both lungs as one segment."""
-        boxer = self.judged.boxer
+        boxer = self.judged.ran.boxer
         segment = hd.seg.SegmentDescription(
             1,
             "Lung field",
@@ -251,8 +248,8 @@ class _Maker:
             del found.SpecificCharacterSet
         found.SeriesDescription = DESCRIPTION
         found.ManufacturerModelName = MODEL
-        found.SoftwareVersions = self.judged.software
-        found.DeviceSerialNumber = self.judged.weights[:16]
+        found.SoftwareVersions = self.judged.ran.software
+        found.DeviceSerialNumber = self.judged.ran.weights[:16]
         for keyword in ("StudyDescription", "IssuerOfPatientID", "TimezoneOffsetFromUTC"):
             if keyword in header:
                 setattr(found, keyword, header.get(keyword))

@@ -53,7 +53,6 @@ class Receiver:
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
         self.site, self._local = site, threading.local()
-        self._server: Any
         site.folders.make()
         tempfile.tempdir = str(site.folders.arriving)  # pynetdicom writes there as data come
         ae = _entity_class()(ae_title=site.ae_title)
@@ -66,7 +65,7 @@ class Receiver:
         for other in (VERIFICATION, UPS_PULL):
             ae.add_supported_context(other)
         ae.add_supported_context(COMMITMENT, scu_role=False, scp_role=True)
-        self._ae, self._server = ae, None
+        self._ae = ae
         self._handlers = [
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_C_FIND, self._find),
@@ -89,7 +88,7 @@ class Receiver:
             told = "%d half-written files deleted, %d films adopted, "
             told += "%d files that were none deleted"
             log.info(told, gone, adopted, dropped)
-        self._server = _server_class()(
+        self._server: Any = _server_class()(
             self._ae,
             (self.site.host, self.site.port),
             self.site.ae_title,

@@ -124,7 +124,7 @@ def _objects_of(
     """A film's objects, and why there are none or not all."""
     from hospital.objects import Planes, field_net, make_objects
 
-    planes = Planes(judged, lambda: field_net(judged.field))
+    planes = Planes(judged, lambda: field_net(judged.ran.field_sha256))
     try:
         made, lost = make_objects(header, judged, kinds, form, when, planes)
     except FilmError as error:

@@ -20,7 +20,7 @@ from pydicom.sr.coding import Code
 from cxr.draw import to_ascii
 from cxr.notes import REASONS, code_of, sentence_of
 from hospital import MANUFACTURER, MODEL
-from hospital.judgement import Algorithm, Judged, uid_of
+from hospital.judgement import Algorithm, Judged
 
 SCHEME = "99LUNGFIRST"
 SCHEME_UID = "2.25.304989524667463565548432651420469579821"  # drawn once, by chance
@@ -107,11 +107,11 @@ def content_of(header: Dataset, judged: Judged) -> sr.MeasurementReport:
     if judged.thorax_xyxy is not None:
         groups.insert(0, _thorax_group(header, judged, judged.thorax_xyxy))
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=(judged.judge or judged.boxer).uid,
+        uid=(judged.judge or judged.ran.boxer).uid,
         name="lungfirst: research only",
         manufacturer_name=MANUFACTURER,
         model_name=MODEL,
-        serial_number=judged.weights[:16],
+        serial_number=judged.ran.weights[:16],
     )
     kind = items.CodedConcept("121007", "DCM", "Device")
     return sr.MeasurementReport(
@@ -134,8 +134,7 @@ def corners_of(box_xyxy: Sequence[float]) -> np.ndarray:
 
 
 def _tracking(header: Dataset, judged: Judged, name: str) -> sr.TrackingIdentifier:
-    uid = uid_of(header.SOPInstanceUID, judged.weights, judged.threshold, name)
-    return sr.TrackingIdentifier(uid=uid, identifier=name)
+    return sr.TrackingIdentifier(uid=judged.uid(header, name), identifier=name)
 
 
 def _identified(algorithm: Algorithm) -> sr.AlgorithmIdentification:
@@ -158,7 +157,7 @@ def _thorax_group(
         referenced_region=sr.ImageRegion("POLYLINE", corners_of(box), source),
         finding_type=CHEST,
         finding_category=STRUCTURE,
-        algorithm_id=_identified(judged.boxer),
+        algorithm_id=_identified(judged.ran.boxer),
         geometric_purpose=BOUNDED_BY,
     )
 
@@ -168,7 +167,7 @@ def _film_group(header: Dataset, judged: Judged) -> sr.MeasurementsAndQualitativ
         tracking_identifier=_tracking(header, judged, "film-1"),
         finding_type=CHEST if judged.seen else None,
         finding_category=STRUCTURE if judged.seen else None,
-        algorithm_id=_identified(judged.judge or judged.boxer),
+        algorithm_id=_identified(judged.judge or judged.ran.boxer),
         measurements=list(_measurements(judged)) or None,
         qualitative_evaluations=list(_evaluations(judged)),
         source_images=[
@@ -202,7 +201,7 @@ def _measurements(judged: Judged) -> Iterator[sr.Measurement]:
     if judged.far is not None:
         yield sr.Measurement(DISTANCE, judged.far, NO_UNIT)
     for audit in judged.audits:
-        lift, ensemble = audit.value("lift"), judged.judge or judged.boxer
+        lift, ensemble = audit.value("lift"), judged.judge or judged.ran.boxer
         assert lift is not None
         yield sr.Measurement(  # how much of a member's attention lies in the lungs; 1 is chance
             LIFT,

@@ -125,8 +125,7 @@ def attention_of(
     found, _ = select_cases(rows, data, (), False, crops)
     cases = {case.row.image: case for case in found}
     tested = [[answer.film for answer in read_answers(path)[1]] for _, path in parts]
-    order = sorted(chain(*tested), key=lambda film: hashlib.sha256(film.encode()).digest())
-    wanted = set(order[: max_films or None])  # always the same
+    wanted = _choose([*chain(*tested)], max_films)
     names, truths = FilmNames(cases), Truths.load(data)
     field = cache(lambda: LungField.load(DEFAULT_WEIGHTS, device))
     left_out = Counter[str]()
@@ -186,6 +185,12 @@ def _load(path: Path, cropped: bool) -> Single:
             f"{path} was trained on {single.trained_on}. Got {'crops' if cropped else 'none'}."
         )
     return single
+
+
+def _choose(films: Sequence[str], most: int) -> set[str]:
+    """So many films, always the same; all of them for 0."""
+    order = sorted(films, key=lambda film: hashlib.sha256(film.encode()).digest())
+    return set(order[: most or None])
 
 
 def _hash(path: Path) -> str:
