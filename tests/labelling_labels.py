@@ -10,9 +10,9 @@ import pytest
 from labelling_sessions import make_session
 
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
+from labelling import Session
 from labelling.exchange import FORMATS, ExportConfig, ImportConfig, run_export, run_import
 from labelling.label_files import ReadRules
-from labelling.session import Session
 
 
 def write_film(path: Path, size_hw: tuple[int, int]) -> None:

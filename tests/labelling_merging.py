@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from labelling_sessions import make_session
 
+from labelling import Session
 from labelling.merge import MergeConfig, run
-from labelling.session import Session
 
 BOX_A, BOX_B = (20.0, 30.0, 80.0, 110.0), (24.0, 34.0, 90.0, 100.0)
 MEAN = [22.0, 32.0, 63.0, 73.0]  # edges 22, 32, 85, 105

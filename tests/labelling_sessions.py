@@ -12,7 +12,7 @@ import numpy as np
 
 from cxr.boxes import Frame
 from cxr.workdir import sha256_file
-from labelling.session import SCHEMA, VERSION, Session, SessionFilm, to_shape, write_films
+from labelling import SCHEMA, VERSION, Session, SessionFilm, to_shape, write_films
 
 
 def make_session(

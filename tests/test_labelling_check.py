@@ -13,8 +13,8 @@ import pytest
 from labelling_sessions import make_session
 
 from cxr.workdir import sha256_file
+from labelling import Session
 from labelling.check import CheckConfig, Fault, check_file, check_session, run
-from labelling.session import Session
 
 FILM = np.zeros((200, 100), np.float32)  # a view of 128 × 64 px: scale 0.64
 SIZE_HW = (200, 100)

@@ -12,12 +12,12 @@ from labelling_merging import BOX_A, do_merge, into, locks, session_of
 from labelling_sessions import make_session
 
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
+from labelling import Session
 from labelling.check import check_file, check_session
 from labelling.exchange import ExportConfig, ImportConfig, run_export, run_import
 from labelling.labelme import Shape
 from labelling.readers import read_side
 from labelling.review import parse_numbers, plan_changes
-from labelling.session import Session
 
 __all__ = ["into", "locks", "session_of"]
 

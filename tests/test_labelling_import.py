@@ -10,10 +10,10 @@ import pytest
 from labelling_labels import make_set, read_voc, save, session, voc_text
 from labelling_sessions import make_session
 
-import labelling.session
+import labelling
 from cxr.coco import CocoFilm, CocoSet, read_coco
+from labelling import Session
 from labelling.exchange import FORMATS, ExportConfig, ImportConfig, run_export, run_import
-from labelling.session import Session
 
 __all__ = ["session"]
 
@@ -205,14 +205,14 @@ def test_an_import_killed_between_its_two_files_is_made_good(session, tmp_path, 
     out = tmp_path / "out"
     run_export(ExportConfig((str(session.path),), "voc", str(out)))
     target = empty_session(tmp_path)
-    real = labelling.session.write_label_file
+    real = labelling.write_label_file
 
     def killed(path, *rest):
         if "0002" in path.name:
             raise KeyboardInterrupt
         return real(path, *rest)
 
-    monkeypatch.setattr(labelling.session, "write_label_file", killed)
+    monkeypatch.setattr(labelling, "write_label_file", killed)
     with pytest.raises(KeyboardInterrupt):
         fill(target, out, "voc")
     monkeypatch.undo()

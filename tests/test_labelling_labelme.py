@@ -15,7 +15,7 @@ from dicom_films import film, written
 from labelme_screen import Screen, annotate_start, missing_programs, open_screen, wait_until
 
 from cxr.coco import read_coco
-from labelling.session import Session, write_films
+from labelling import Session, write_films
 
 PLATE = (200, 400, 950, 1500)  # x0, y0, x1, y1 of a bright plate on a film of 1100 × 1800 px
 

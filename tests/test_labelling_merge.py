@@ -24,9 +24,9 @@ from labelling_merging import (  # noqa: F401 - fixtures too
 
 from cxr.cli import build_parser
 from cxr.coco import find_faults, read_coco
+from labelling import Session
 from labelling.merge import MergeConfig, listed_name, run
 from labelling.merged_file import Contributor, choose, combine
-from labelling.session import Session
 
 
 def test_a_merged_box_says_whose_it_is(into: Path, session_of: Callable[..., Session]) -> None:

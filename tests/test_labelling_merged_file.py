@@ -26,8 +26,7 @@ from labelling_merging import (  # noqa: F401 - fixtures too
 )
 
 from cxr.coco import read_coco
-from labelling import merge
-from labelling.session import Session
+from labelling import Session, merge
 
 
 def test_refused_conflicts_are_named_and_leave_every_byte(

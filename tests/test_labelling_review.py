@@ -12,9 +12,9 @@ import pytest
 from labelling_sessions import make_session
 
 from cxr import draw
+from labelling import Answer, Session, to_shape
 from labelling.overview import draw_tile, join_numbers, write_caption
 from labelling.review import ReviewConfig, choose_films, parse_numbers, run
-from labelling.session import Answer, Session, to_shape
 
 FILM = np.full((200, 100), 0.3, np.float32)  # 100 wide, 200 high; views are 64 × 128
 BOX = (10.0, 40.0, 90.0, 180.0)

@@ -1,4 +1,4 @@
-"""labelling.session: states of a film, history, restoring, locking."""
+"""labelling: states of a film, history, restoring, locking."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from labelling_sessions import make_session
 
-import labelling.session
+import labelling
+from labelling import PRELABELLED, Session, to_shape
 from labelling.labelme import Shape, read_label_file
-from labelling.session import PRELABELLED, Session, to_shape
 
 FILM = np.zeros((200, 100), np.float32)  # a view of 128 × 64: scale 0.64
 BOX = (10.0, 20.0, 90.0, 180.0)
@@ -121,9 +121,7 @@ def test_set_answer_reads_the_label_file_once_and_says_what_is_there(
 ) -> None:
     read: list[Path] = []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            labelling.session, "read_label_file", lambda path: read.append(path) or known(path)
-        )
+        patch.setattr(labelling, "read_label_file", lambda path: read.append(path) or known(path))
         known = read_label_file
         answer = session.set_answer(session.films[0], **options)
     assert read == [session.label_path(session.films[0])]
@@ -219,7 +217,7 @@ def test_a_session_keeps_its_format(tmp_path: Path) -> None:
     assert answer.box.xyxy == pytest.approx(BOX)
     assert session.note_changes() == 0
     text = (tmp_path / "films.jsonl").read_text()
-    labelling.session.write_films(tmp_path, session.films)
+    labelling.write_films(tmp_path, session.films)
     again = json.loads((tmp_path / "films.jsonl").read_text())
     own = {"stored_xy": [1, 1], "turned": 0, "film_hw": None}  # of films that are not as they lie
     assert {key: again["frame"].pop(key) for key in own} == own

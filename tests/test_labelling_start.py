@@ -13,7 +13,7 @@ from dicom_films import film, written
 
 from detect.finder import ThoraxFinder
 from detect.predict import ThoraxBox
-from labelling.session import Session, SessionFilm
+from labelling import Session, SessionFilm
 from labelling.start import (
     find_candidates,
     find_prelabels,

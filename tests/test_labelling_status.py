@@ -12,6 +12,7 @@ import pytest
 from labelling_sessions import make_session
 from rich.console import Console
 
+from labelling import Session
 from labelling.overview import (
     StatusConfig,
     compare_boxes,
@@ -23,7 +24,6 @@ from labelling.overview import (
     show,
     summarise,
 )
-from labelling.session import Session
 
 FILM = np.zeros((200, 100), np.float32)
 BOX = (10.0, 20.0, 90.0, 180.0)  # 80 × 160

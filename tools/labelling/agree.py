@@ -27,6 +27,7 @@ from cxr.rules import require, require_between, require_not_negative, require_on
 from cxr.stats import in_words
 from cxr.workdir import console, provenance, to_json, write_atomic, write_json
 from detect.metrics import NAN4, SIDES
+from labelling import so_many
 from labelling.readers import (
     A_ONLY,
     B_ONLY,
@@ -43,7 +44,6 @@ from labelling.readers import (
     measure_blocks,
     read_sides,
 )
-from labelling.session import so_many
 
 FILES = ("agreement.md", "agreement.json", "films.csv")
 SHAPES = ("o", "^", "s", "D", "v", "P")  # beside the six colours: told apart without them as well

@@ -26,8 +26,7 @@ from cxr.stream import Unread, default_jobs, read_ahead
 from cxr.workdir import console as progress_console
 from cxr.workdir import read_json, sha256_file
 from detect.data import find_films
-from labelling.labelme import Shape
-from labelling.session import (
+from labelling import (
     DONE_STATES,
     Answer,
     Session,
@@ -37,6 +36,7 @@ from labelling.session import (
     so_many,
     split_names,
 )
+from labelling.labelme import Shape
 
 OUTSIDE_PX = 0.5  # film pixels; less is rounding on the way from the view to the film
 MIN_SHARE, MAX_SHARE = 0.20, 0.99  # of the film's area

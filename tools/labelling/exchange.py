@@ -13,10 +13,10 @@ from cxr.boxes import clip_xyxy
 from cxr.coco import CocoFilm, CocoSet, read_coco, write_coco
 from cxr.page import printable
 from cxr.rules import require, require_one_of
+from labelling import SKIP_FLAGS, Session, SessionFilm, is_session, so_many, split_names
 from labelling.formats import FORMATS
 from labelling.label_files import FilmLabels, ReadRules, Unusable, name_below, ticked, to_shapes
 from labelling.labelme import PRELABELLED
-from labelling.session import SKIP_FLAGS, Session, SessionFilm, is_session, so_many, split_names
 
 FormatName = Literal["coco", "voc", "labelme", "yolo"]
 CARRIED_FLAGS = ("apices cut off",)  # those that say something of the box and ask for nothing

@@ -23,8 +23,8 @@ from cxr.film import FILM_SUFFIXES, FilmError, list_films, read_film
 from cxr.films_table import label_word
 from cxr.picture import is_picture
 from cxr.workdir import console
+from labelling import is_session
 from labelling.labelme import PRELABELLED, Shape
-from labelling.session import is_session
 
 MAX_LABEL_BYTES = 256 << 20  # labelme may keep the whole picture in its file
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")

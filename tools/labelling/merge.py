@@ -20,10 +20,10 @@ from cxr.boxes import as_boxes, clip_xyxy, scale_xyxy, xyxy_to_xywh
 from cxr.coco import write_coco_json
 from cxr.rules import in_words, require, require_one_of
 from cxr.workdir import write_atomic
+from labelling import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
 from labelling.label_files import stem_of
 from labelling.labelme import Shape
 from labelling.merged_file import POLICIES, Contributor, Target, Xywh
-from labelling.session import BOX_STATES, SKIP_FLAGS, Answer, Session, SessionFilm
 
 LOCK_WAIT_S = 30.0  # a merge takes a second or two
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from cxr.coco import marks_in, read_coco_json
 from cxr.rules import require
-from labelling.session import SessionFilm
+from labelling import SessionFilm
 
 POLICIES = ("refuse", "newest", "mean", "first")
 BEFORE = "before"  # session, annotator and action of a box of which nothing is known

@@ -31,7 +31,7 @@ from cxr import draw
 from cxr.boxes import as_boxes, iou_xyxy
 from cxr.workdir import console, read_json, write_atomic, write_json
 from detect.metrics import SIDES
-from labelling.session import DONE_STATES, Answer, Session, SessionFilm, count_states, so_many
+from labelling import DONE_STATES, Answer, Session, SessionFilm, count_states, so_many
 
 PAUSE_S = 300.0  # a longer gap between two answers is a break, not work
 BURST_S = 1.0  # answers this close were given at one stroke, as on a sheet of `review`

@@ -28,7 +28,7 @@ from cxr.rules import require
 from cxr.stats import Interval, bootstrap_mean, bootstrap_quantiles
 from cxr.workdir import read_text
 from detect.metrics import NAN4
-from labelling.session import Session
+from labelling import Session
 
 FILM_COLUMNS = ("image", "film", "file_name")
 CORNERS = ("x0", "y0", "x1", "y1")

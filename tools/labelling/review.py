@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from cxr.rules import in_words, require
 from detect.metrics import SIDES
+from labelling import SKIP_FLAGS, Answer, Session, SessionFilm, count_states, so_many
 from labelling.overview import Film, draw_sheets, join_numbers, read_drawn
-from labelling.session import SKIP_FLAGS, Answer, Session, SessionFilm, count_states, so_many
 
 _PROG = "python tools/annotate.py"
 _ACCEPTED, _DOUBTFUL = "accepted", "doubtful"

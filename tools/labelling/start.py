@@ -33,8 +33,7 @@ from cxr.ledger import FilmRecords
 from cxr.rules import in_words, require
 from cxr.stream import Unread, batched, default_jobs, read_ahead
 from cxr.workdir import console, provenance, sha256_file, write_atomic, write_json
-from labelling.labelme import HINTS, run_labelme, why_not_opened, write_settings
-from labelling.session import (
+from labelling import (
     FLAGS,
     SCHEMA,
     VERSION,
@@ -46,6 +45,7 @@ from labelling.session import (
     to_shape,
     write_films,
 )
+from labelling.labelme import HINTS, run_labelme, why_not_opened, write_settings
 
 if TYPE_CHECKING:
     from detect.finder import ThoraxFinder
