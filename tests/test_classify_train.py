@@ -1,4 +1,4 @@
-"""classify/train.py and classify/tasks/member.py: whole trainings of a tiny ensemble on phantoms."""
+"""classify/train.py, classify/tasks/member.py: whole trainings of a tiny ensemble on phantoms."""
 
 from __future__ import annotations
 
