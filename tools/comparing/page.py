@@ -350,13 +350,10 @@ def read_key(path: str | Path) -> Key:
             f"{path} must have a page, two methods with a name, and trials with trial, film, left "
             "and repeats. One of them is missing, or no number: take the file beside the page."
         ) from error
-    if len(numbers) < len(trials) or any(
-        t.left not in (FIRST, SECOND) or (t.repeats and t.repeats not in numbers) for t in trials
-    ):
-        raise ValueError(
-            f"{path} must number each trial once, with left 0 or 1, and repeats the "
-            "number of another trial, or 0."
-        )
+    sound = all(t.left in (FIRST, SECOND) and t.repeats in {0, *numbers} for t in trials)
+    if len(numbers) < len(trials) or not sound:
+        rule = f"{path} must number each trial once, with left 0 or 1"
+        raise ValueError(f"{rule}, and repeats the number of another trial, or 0.")
     return Key(page, (first, second), {t.number: t for t in trials})
 
 

@@ -100,8 +100,7 @@ def run(config: MergeConfig) -> int:
         print(in_words(error), file=sys.stderr)
         return 1
     if tally.reasons:
-        count = len(tally.reasons)
-        last = f"nothing was written to {path}: {count} reasons above"
+        last = f"nothing was written to {path}: {len(tally.reasons)} reasons above"
         print(*tally.reasons, last, sep="\n", file=sys.stderr)
         return 1
     tell(target, tally, backup)
@@ -118,8 +117,7 @@ def fill(target: Target, sessions: Sequence[Session], config: MergeConfig) -> Ta
                 box = find_box(answer, session.classes)
                 if box is not None:
                     if abs(clip_xyxy(box.xyxy, film.size_hw) - as_boxes(box.xyxy)).max() > 1:
-                        rule = "its box reaches out of the film; see `annotate.py check`"
-                        raise ValueError(rule)
+                        raise ValueError("its box reaches out of the film; see `annotate.py check`")
                     size_hw, bbox = _place_box(film, box, config.size)
                     shown, by = film.prelabel_xyxy is not None, session.session_id
                     who = (session.annotator, answer.changed, shown, answer.state, by)

@@ -256,10 +256,9 @@ class Target:
             raise ValueError(f"{named}, which is none of the file's categories")
         boxes = [c.bbox for c in place.stored]
         if not any(_is_near(note["bbox"], box) for box in (*boxes, _mean_box(place.stored))):
-            raise ValueError(
-                f"its box in {self.path} is none of its provenance, so it was changed by hand "
-                "since; take its provenance out to keep the box as one of unknown origin"
-            )
+            fix = "take its provenance out to keep the box as one of unknown origin"
+            what = f"its box in {self.path} is none of its provenance"
+            raise ValueError(f"{what}, so it was changed by hand since; {fix}")
 
     def stored_for(self, name: str, sha256: str) -> list[Contributor]:
         """Whose boxes of a film the file holds; empty for a film it does not list."""

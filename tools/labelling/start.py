@@ -426,8 +426,7 @@ def add_films(path: Path, old: Films, new: Films, order: str, seed: int) -> list
     rows = sorted(new, key=lambda r: r.film)
     if order == "random":
         random.Random(seed).shuffle(rows)
-    doubt = {"uncertain": 1.0}.get(order, 0.0)
-    rows.sort(key=lambda r: (not r.view, -doubt * r.uncertainty))
+    rows.sort(key=lambda r: (not r.view, -r.uncertainty * (order == "uncertain")))
     for number, row in enumerate(rows, first):
         view = ""
         if row.view:
