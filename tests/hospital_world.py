@@ -26,7 +26,16 @@ JAPANESE = "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"
 LATIN = "Buc^Jérôme"
 REFUSED = ("cut", "frames", "leg")
 # identity that no file but a DICOM object may hold
-SECRETS = ("CompressedSamples", "Gildong", "吉洞", "太郎", "Jérôme", "A-4711", "9RG1", "exam Number")
+SECRETS = (
+    "CompressedSamples",
+    "Gildong",
+    "吉洞",
+    "太郎",
+    "Jérôme",
+    "A-4711",
+    "9RG1",
+    "exam Number",
+)
 
 _MADE: list[World] = []
 
