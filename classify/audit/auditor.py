@@ -86,14 +86,14 @@ class Auditor:
         how = (self.config.method, self.thresholds, self.config.seed)
         return measure_films(films, shown, self.members, *how)
 
-    def refuse(self, name: str, reason: str = "") -> Found:
+    def refuse(self, listed: RunFilm, reason: str = "") -> Found:
         """What there is of a film that is not looked at."""
-        listed = next(film for film in self.films if film.name == name)
-        return refused(AuditFilm(listed, self.truths.of(name), reason=reason))
+        return refused(AuditFilm(listed, self.truths.of(listed.name), reason=reason))
 
     def lost(self, name: str, why: str) -> Found:
         """That of one that ended its workers."""
-        return self.refuse(name, f"worker_crashed: {why}.")
+        listed = next(film for film in self.films if film.name == name)
+        return self.refuse(listed, f"worker_crashed: {why}.")
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -254,8 +254,10 @@ def look_at_films(
             writer.add(rows)
 
     judged = {film.name for film in shown}
-    for name in (film.name for film in auditor.films if film.name in pending - judged):
-        keep(auditor.refuse(name))
+    unseen = pending - judged
+    for film in auditor.films:
+        if film.name in unseen:
+            keep(auditor.refuse(film))
     if config.workers != LOCAL:
         names = [film.name for film in shown if film.name in pending]
         work = partial(_work_of, config)
