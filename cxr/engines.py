@@ -198,14 +198,16 @@ def _open_openvino(path: Path, outputs: list[str], precision: str) -> Any:
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What tools/export.py wrote into an ONNX file, read without a library; raises
-    FileNotFoundError or ValueError."""
+    """What tools/export.py wrote into an ONNX file, read without its graph and without a library;
+    raises FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such network. python tools/export.py makes it.")
     meta: Any = {}
+    # mapped: of the graph, nearly all of the file, only the length is looked at
+    held: Any = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     try:
-        for number, content in _fields(memoryview(path.read_bytes())):
+        for number, content in _fields(memoryview(held)):
             entry = dict(_fields(content)) if number == _METADATA else {}
             if entry.get(1) == b"lungfirst":
                 meta = json.loads(bytes(entry.get(2, b"")))
